@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import alnico
 from alnico.analysis.measure import analyze_sources
-from alnico.analysis.suggest import suggest
+from alnico.analysis.suggest_rules import suggest_recipe
 from alnico.checkpoint.open_model import open_model
 
 CONFIG = LlamaConfig(
@@ -126,7 +126,7 @@ def main() -> None:
         for chosen in SETS:
             found = analyze_sources(opened["base"], [opened[n] for n in chosen])
             cosines = [p.cosine for p in found.whole.pairs if p.cosine is not None]
-            advice = suggest(found)
+            advice = suggest_recipe(found)
             assert advice.recipe is not None
             written = yaml.safe_load(advice.recipe)
             Path(folder, "recipe.yml").write_text(advice.recipe)

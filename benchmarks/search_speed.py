@@ -28,6 +28,7 @@ from alnico.evaluation.loading import load_module
 from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.tasks import Task
 from alnico.recipe.load import load_recipe
+from alnico.run_options import RunOptions
 from merge_speed import LAYOUTS, make
 
 Recipe = dict[str, Any]
@@ -115,7 +116,7 @@ def measure(
         alnico.merge(recipe(trial), out, overwrite=True, threads=threads)
         load_module(out, "causal", "merged")
 
-    with Candidates([str(root / n) for n in ("base", *NAMES)], threads=threads) as candidates:
+    with Candidates([str(root / n) for n in ("base", *NAMES)], run=RunOptions.of(threads=threads)) as candidates:
 
         def in_memory(trial: int) -> None:
             candidates.make(load_recipe(recipe(trial))).module("causal")

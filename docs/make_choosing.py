@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from alnico.analysis.suggest import RULES
+from alnico.analysis.suggest_rules import RULES
 
 PAGE = Path(__file__).with_name("choosing.md")
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "alnico"
 
 ROOMS = [
-    "_package", "_version", "errors", "folders", "libraries", "numerics", "threads", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan", "events", "run_options",
+    "_package", "_version", "errors", "folders", "libraries", "numerics", "events", "run_options", "threads", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan",
     "output", "engine", "verification", "lora", "analysis", "evaluation", "tune", "values", "store", "api", "cli", "app", "testing",
 ]  # fmt: skip
 """As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import yaml
 
 from alnico.evaluation.loaded_model import open_subject
-from alnico.tune.adamerge import Per, learn
-from alnico.tune.search.samplers.request import Trial
+from alnico.events import Event, Learned, TrialDone
+from alnico.run_options import RunOptions
+from alnico.tune.adamerge import LearningOptions, Per, learn
 from quality.bench import Bench, Chosen, say
 
 
@@ -22,7 +24,8 @@ def souped(order: str) -> Callable[[Bench], Chosen]:
 
         began = time.perf_counter()
         references = [bench.specialist(name) for name in bench.tasks]
-        found = soup(references, bench.read_tasks("validation"), order=order, base="base", folder=bench.work)
+        with contextlib.chdir(bench.work):
+            found = soup(references, bench.read_tasks("validation"), order=order, base="base")
         tried = {tuple(sorted(step.counts.items())) for step in found.steps} | {
             ((name, 1),) for name in found.alone
         }
@@ -67,10 +70,17 @@ def searched(
     return lambda bench: bench.kept(f"search-{name}-{sampler}-{trials}", choose)
 
 
-def told(trial: Trial) -> None:
+def told(event: Event) -> None:
     """Tell a trial that was scored on all examples."""
-    if trial.state == "complete":
+    if isinstance(event, TrialDone) and event.trial.state == "complete":
+        trial = event.trial
         say(f"  trial {trial.number}: {trial.values[0]:.4f} on validation")
+
+
+def step_told(event: Event) -> None:
+    """Tell every 25th step."""
+    if isinstance(event, Learned) and event.step.number % 25 == 0:
+        say(f"  step {event.step.number}: {event.step.loss:.3f} nats")
 
 
 def learned(
@@ -93,16 +103,11 @@ def learned(
             base,
             bench.read_tasks("unlabelled"),
             open_subject(base),
-            per=per,
-            plus=plus,
-            steps=steps,
-            learning_rate=learning_rate,
-            init=begun,
-            clamp=(0.0, greatest),
-            written_from=names,
-            watch=lambda step: (
-                say(f"  step {step.number}: {step.loss:.3f} nats") if step.number % 25 == 0 else None
+            LearningOptions(
+                per, plus, 0.2, "model", steps, 16, learning_rate, begun, (0.0, greatest), 0, "error"
             ),
+            run=RunOptions(watch=step_told),
+            written_from=names,
         )
         return Chosen(
             yaml.safe_load(found.recipe), f"{steps} steps from {begun}", 0, time.perf_counter() - began

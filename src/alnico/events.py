@@ -1,12 +1,10 @@
-"""What a running merge tells whoever watches it. Events come from any thread, one at a time for a tensor."""
+"""Defines the events that a running command reports to its caller's ``watch``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Union
-
-from alnico.plan.job import Plan
+from typing import Any, Union
 
 
 @dataclass(frozen=True)
@@ -20,16 +18,19 @@ class Fetching:
 
 @dataclass(frozen=True)
 class Fetched:
-    """``bytes_done`` more bytes have come; negative if a broken download begins again."""
+    """``bytes_done`` more bytes are downloaded; the number is negative if a broken download starts again."""
 
     bytes_done: int
 
 
 @dataclass(frozen=True)
 class Started:
-    """The plan begins; ``resumed`` tensors of it, with ``resumed_bytes`` of output, were finished before and are kept."""
+    """A plan (:class:`alnico.plan.job.Plan`) begins.
 
-    plan: Plan
+    An earlier run finished ``resumed`` of its tensors, with ``resumed_bytes`` of output; they are kept.
+    """
+
+    plan: Any
     resumed: int
     resumed_bytes: int
 
@@ -43,14 +44,14 @@ class Compiling:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What a method must know of the whole model is measured over ``tensors``, before the first is merged."""
+    """Facts about the whole model are measured over ``tensors`` before the first tensor is merged."""
 
     tensors: int
 
 
 @dataclass(frozen=True)
 class Reading:
-    """``tensors``, with ``total_bytes`` in all models, are read, for their statistics or to be checked; nothing is written."""
+    """``tensors``, with ``total_bytes`` in all models, are read to be measured or checked; nothing is written."""
 
     tensors: int
     total_bytes: int
@@ -58,7 +59,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Advanced:
-    """``bytes_done`` more bytes of output stand at their place, or have been read; ``tensor`` is being worked on."""
+    """``bytes_done`` more bytes of output are written, or of input are read; ``tensor`` is the current one."""
 
     tensor: str
     bytes_done: int
@@ -74,13 +75,64 @@ class TensorDone:
 
 @dataclass(frozen=True)
 class Finished:
-    """The output stands under its name."""
+    """The output is at ``path``, its final name."""
 
     path: str
     seconds: float
 
 
-Event = Union[Fetching, Fetched, Started, Compiling, Measuring, Reading, Advanced, TensorDone, Finished]
+@dataclass(frozen=True)
+class Counted:
+    """``done`` of ``total`` parts are done; ``what`` names them: updates, examples, tasks or layers."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model has a score on a task (:class:`alnico.evaluation.tasks.Score`)."""
+
+    model: str
+    task: str
+    score: Any
+
+
+@dataclass(frozen=True)
+class SoupTried:
+    """A soup tried one more average (:class:`alnico.tune.soup.SoupStep`)."""
+
+    step: Any
+
+
+@dataclass(frozen=True)
+class TrialDone:
+    """A trial of a search ended (:class:`alnico.tune.search.samplers.request.Trial`)."""
+
+    trial: Any
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One of ``total`` steps of learning coefficients is done (:class:`alnico.tune.adamerge.LearningStep`)."""
+
+    step: Any
+    total: int
+
+
+@dataclass(frozen=True)
+class ScaleTried:
+    """One of ``total`` trials of a search for scales is done (:class:`alnico.values.search_scales.ScaleTrial`)."""
+
+    trial: Any
+    total: int
+
+
+Event = Union[
+    Fetching, Fetched, Started, Compiling, Measuring, Reading, Advanced, TensorDone, Finished,
+    Counted, Scored, SoupTried, TrialDone, Learned, ScaleTried,
+]  # fmt: skip
 
 Watcher = Callable[[Event], None]
-"""What a caller passes as ``watch``: it gets every event."""
+"""What a caller passes as ``watch``. It receives every event, from any thread, one at a time for a tensor."""

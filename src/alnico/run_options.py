@@ -1,12 +1,76 @@
-"""Holds the options that many functions share, with their help texts."""
+"""Holds the options that many functions share: their defaults, checks and help texts."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, SupportsIndex
+
+from alnico.errors import AlnicoError
+from alnico.events import Event, Watcher
+from alnico.numerics.sizes import bytes_of
+
+DEFAULT_BUDGET_BYTES = 2 << 30
+
+MOST_THREADS = 1024
+
+Size = int | str
+"""A number of bytes, or text such as ``2GiB``."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every run needs, checked: its memory budget, its threads, whether it may use the network, and who watches it."""
+
+    memory_bytes: int = DEFAULT_BUDGET_BYTES
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    offline: bool = False
+    watch: Watcher | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        memory: Size = DEFAULT_BUDGET_BYTES,
+        threads: int | None = None,
+        offline: bool = False,
+        watch: Watcher | None = None,
+        processes: int = 1,
+    ) -> RunOptions:
+        """Check the options that a caller gave. The default threads are those of the processors, shared by ``processes``.
+
+        Errors: AlnicoError for a size or a number of threads that is not one.
+        """
+        if threads is None:
+            threads = max((os.cpu_count() or 1) // processes, 1)
+        return cls(bytes_of(memory), checked_count(threads, "threads"), offline, watch)
+
+    def report(self, event: Event) -> None:
+        """Pass an event to the caller."""
+        if self.watch is not None:
+            self.watch(event)
+
+
+DEFAULT_RUN = RunOptions()
+
+
+def checked_count(number: Any, name: str) -> int:
+    """Return a number of threads or processes; more than 1,024 become 1,024. Errors: AlnicoError if it is not 1 or more."""
+    if isinstance(number, bool) or not isinstance(number, SupportsIndex):
+        raise AlnicoError(
+            f"{name} is {number!r}; expected a whole number of 1 or more. Leave it out for the default."
+        )
+    count = int(number)
+    if count < 1:
+        raise AlnicoError(
+            f"{name} is {max(count, -(10**9))}; expected a whole number of 1 or more. Leave it out for the default."
+        )
+    return min(count, MOST_THREADS)
+
 
 SHARED_OPTIONS: Mapping[str, str] = MappingProxyType(
     {

@@ -15,6 +15,7 @@ from alnico.checkpoint.open_model import open_model
 from alnico.cli.commands.demo import BASE, TUNED
 from alnico.errors import ResourceError
 from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
+from alnico.run_options import RunOptions
 from hub.stub import serving
 from made import decoded, encoded, family, read_model, save_file, save_model
 from test_real_models import installed
@@ -93,7 +94,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
     found = []
     for threads in (1, 3):
         with open_model(base) as a, open_model(tuned) as b:
-            found.append(timeless(diff_sources(a, b, threads=threads)))
+            found.append(timeless(diff_sources(a, b, RunOptions(threads=threads))))
     assert found[0] == found[1]
 
 

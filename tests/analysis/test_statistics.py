@@ -18,6 +18,7 @@ from alnico.analysis.measure import analyze_sources
 from alnico.analysis.results import LEVELS, Analysis, Subspace
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.errors import MismatchError, NonFiniteError, ResourceError
+from alnico.run_options import RunOptions
 from analysis.agreement import agree
 from analysis.reference import reference_analysis
 from made import family, llama_shapes, read_model
@@ -34,7 +35,8 @@ def of(values: Any) -> np.ndarray:
 
 def analysed(base: Mapping[str, Any], *models: Mapping[str, Any], **options: Any) -> Analysis:
     sources = [MemoryModel(f"m{i}", model) for i, model in enumerate(models)]
-    return analyze_sources(MemoryModel("base", base), sources, **options)
+    run = RunOptions(**{name: options.pop(name) for name in ("threads", "memory_bytes") if name in options})
+    return analyze_sources(MemoryModel("base", base), sources, run=run, **options)
 
 
 def checked(base: Mapping[str, Any], *models: Mapping[str, Any], **options: Any) -> Analysis:

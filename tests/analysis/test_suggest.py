@@ -14,9 +14,9 @@ import yaml
 from reference import reference_analysis
 
 import alnico
-import alnico.analysis.suggest as rules
+import alnico.analysis.suggest_rules as rules
 from alnico.analysis.results import AnalysedModel, Analysis
-from alnico.analysis.suggest import RULES, Fit, Suggestion, suggest
+from alnico.analysis.suggest_rules import RULES, Fit, Suggestion, suggest_recipe
 from alnico.engine import relatedness
 from alnico.plan.compatibility import FEW
 
@@ -50,7 +50,7 @@ def analysis(deltas: Mapping[str, Tensors]) -> Analysis:
 
 
 def suggested(deltas: Mapping[str, Tensors]) -> Suggestion:
-    return suggest(analysis(deltas))
+    return suggest_recipe(analysis(deltas))
 
 
 def recipe(suggestion: Suggestion) -> alnico.Recipe:
@@ -167,9 +167,9 @@ def test_models_that_changed_different_parameters_stay_as_they_are() -> None:
 def test_adapters_are_summed_even_where_they_conflict() -> None:
     first = drawn(1)
     both = analysis({"one": first, "other": plus(drawn(2), first, -0.5)})
-    found = suggest(both, [Fit(is_adapter=True), Fit(is_adapter=True)])
+    found = suggest_recipe(both, [Fit(is_adapter=True), Fit(is_adapter=True)])
     assert (found.rule, found.method) == ("adapters", "task_arithmetic")
-    assert suggest(both, [Fit(is_adapter=True), Fit()]).rule == "conflict, no entry stands out"
+    assert suggest_recipe(both, [Fit(is_adapter=True), Fit()]).rule == "conflict, no entry stands out"
 
 
 def test_runs_of_one_task_among_others_share_a_weight() -> None:
@@ -227,7 +227,7 @@ def test_a_model_far_from_the_base_is_named_and_kept() -> None:
 
 def test_a_model_of_another_size_is_named_and_left_out() -> None:
     other = {n: np.zeros([2 * d for d in s], np.float32) for n, s in SHAPES.items()}
-    found = suggest(
+    found = suggest_recipe(
         reference_analysis(BASE, {"one": plus(BASE, drawn(1)), "two": plus(BASE, drawn(2)), "large": other})
     )
     assert references(found) == ["one", "two"]
@@ -238,7 +238,7 @@ def test_a_model_of_another_size_is_named_and_left_out() -> None:
 
 def test_what_could_not_be_compared_is_named() -> None:
     extra = plus(BASE, drawn(1)) | {"score.weight": np.zeros((2, 64), np.float32)}
-    found = suggest(reference_analysis(BASE, {"one": extra, "other": plus(BASE, drawn(2))}))
+    found = suggest_recipe(reference_analysis(BASE, {"one": extra, "other": plus(BASE, drawn(2))}))
     assert "one: 1 tensor could not be compared with the base's: score.weight." in found.findings
 
 
@@ -256,7 +256,7 @@ def test_without_a_model_there_is_no_recipe() -> None:
 
 
 def test_a_model_that_the_plan_refuses_is_left_out_with_its_reason() -> None:
-    found = suggest(
+    found = suggest_recipe(
         analysis({"one": drawn(1), "other": drawn(2), "third": drawn(3)}),
         [Fit(), Fit(refused="it is too wide."), Fit()],
     )
@@ -270,7 +270,7 @@ def test_the_keys_that_models_need_stand_in_one_recipe() -> None:
         Fit(keys={"tokenizer": {"source": "base"}, "methods": [rule]}),
         Fit(keys={"tokenizer_source": "union", "methods": [rule]}),
     ]
-    text = suggest(analysis({"one": drawn(1), "other": drawn(2)}), fits).recipe
+    text = suggest_recipe(analysis({"one": drawn(1), "other": drawn(2)}), fits).recipe
     assert text is not None
     assert "\ntokenizer_source: union\n" in text
     assert text.count("=score") == 1
@@ -280,7 +280,7 @@ def test_the_keys_that_models_need_stand_in_one_recipe() -> None:
 def test_the_recipe_names_commits_and_quotes_what_yaml_would_misread() -> None:
     found = analysis({"one": drawn(1), "other": drawn(2)})
     models = (AnalysedModel("one", "owner/one", "0123abc"), AnalysedModel("other", "my models/#2: other's"))
-    loaded = recipe(suggest(dataclasses.replace(found, models=models)))
+    loaded = recipe(suggest_recipe(dataclasses.replace(found, models=models)))
     assert [e.reference for e in loaded.entries] == ["owner/one@0123abc", "my models/#2: other's"]
 
 

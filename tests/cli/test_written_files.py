@@ -173,7 +173,7 @@ def test_statistics_of_a_model_given_by_its_path_stay_in_their_folder(
         if len(folders) == 2:
             raise Reached
 
-    monkeypatch.setattr("alnico.checkpoint.statistics.check_statistics_folder", check)
+    monkeypatch.setattr("alnico.tune.statistics.gram.check_statistics_folder", check)
     Path("here/a").mkdir(parents=True)
     os.chdir("here/a")
     with pytest.raises(Reached):

@@ -15,6 +15,7 @@ from alnico.engine import measure
 from alnico.engine.merge_session import Resident
 from alnico.errors import MismatchError, NonFiniteError
 from alnico.recipe.load import load_recipe
+from alnico.run_options import RunOptions
 from made import family, llama_config, llama_shapes, read_file, save_model
 
 SHAPE = {"hidden": 16, "layers": 2}
@@ -101,7 +102,7 @@ def test_every_recipe_has_the_bits_of_files_whatever_came_before(
     base, tuned = models
     asked = recipes(base, tuned)
     expected = [on_disk(recipe, tmp_path / str(i)) for i, recipe in enumerate(asked)]
-    with Resident(open_model, threads=2) as resident:
+    with Resident(open_model, run=RunOptions(threads=2)) as resident:
         for i in [*range(len(asked)), *reversed(range(len(asked)))]:
             assert in_memory(resident, asked[i]) == expected[i], asked[i]
 
@@ -109,7 +110,7 @@ def test_every_recipe_has_the_bits_of_files_whatever_came_before(
 def test_the_arrays_stay_the_same_while_the_layout_does(models: tuple[Path, list[Path]]) -> None:
     base, tuned = models
     linear, ties = recipes(base, tuned)[0], recipes(base, tuned)[3]
-    with Resident(open_model, threads=1) as resident:
+    with Resident(open_model, run=RunOptions(threads=1)) as resident:
         first = dict(resident.merge(resident.plan(load_recipe(linear))))
         again = resident.merge(resident.plan(load_recipe(ties)))
         assert all(again[name] is array for name, array in first.items())
@@ -142,19 +143,19 @@ def test_facts_are_measured_once_a_model(
         return sum(counted)
 
     tensors = len(llama_shapes(**SHAPE))
-    with Resident(open_model, threads=1) as resident:
+    with Resident(open_model, run=RunOptions(threads=1)) as resident:
         assert searched(resident, (0.2, 0.5, 0.8)) == 3 * tensors
         assert searched(resident, (0.2, 0.5, 0.8), parameters={"lambda": 0.5}) == 0
         assert searched(resident, (0.2, 0.5), tuned[:2]) == 0
         assert searched(resident, (0.2, 0.8), [tuned[0], tuned[2]]) == 0
         assert searched(resident, (0.2, 0.5, 0.8), dtype="float64") == 3 * tensors
-    with Resident(open_model, threads=1) as resident:
+    with Resident(open_model, run=RunOptions(threads=1)) as resident:
         assert searched(resident, (0.2, 0.5), tuned[:2]) == 2 * tensors
         assert searched(resident, (0.2, 0.5), tuned[::2]) == tensors
         for density in (0.6, 0.4, 0.9):
             assert searched(resident, (0.2, density), tuned[:2]) == 0
     monkeypatch.setattr(SharedBudget, "take", lambda *_: False)
-    with Resident(open_model, threads=1) as resident:
+    with Resident(open_model, run=RunOptions(threads=1)) as resident:
         asked = [searched(resident, (0.2, density), tuned[:2]) for density in (0.5, 0.6, 0.7, 0.8)]
         assert asked == [2 * tensors, 0, tensors, tensors]
 
@@ -167,7 +168,7 @@ def test_thresholds_of_large_tensors_are_those_of_files(dtype: str, tmp_path: Pa
     origin, *models = (
         save_model(tmp_path / f"m{i}", {"w": (dtype, v)}) for i, v in enumerate([base, *values])
     )
-    with Resident(open_model, threads=2) as resident:
+    with Resident(open_model, run=RunOptions(threads=2)) as resident:
         for i, (a, b, chosen) in enumerate(
             [(0.2, 0.5, (0, 1)), (0.2, 0.5, (0, 2)), (0.3, 0.9, (0, 1)), (0.7, 1e-9, (2, 1))]
         ):
@@ -189,7 +190,7 @@ def test_models_of_two_origins_are_refused_when_they_first_meet(tmp_path: Path) 
     big = {"hidden": 64, "layers": 2}
     base, tuned = family(tmp_path / "a", 1, **big)
     strange, _ = family(tmp_path / "b", 0, seed=5, **big)
-    with Resident(open_model, threads=1) as resident:
+    with Resident(open_model, run=RunOptions(threads=1)) as resident:
         alone = {"merge_method": "linear", "models": [str(base), str(tuned[0])]}
         resident.merge(resident.plan(load_recipe(alone)))
         pair = {"merge_method": "linear", "models": [str(base), str(strange)]}
@@ -210,7 +211,7 @@ def test_a_merge_that_failed_leaves_no_trace_in_the_next(tmp_path: Path) -> None
     spoilt["model.norm.weight"][3] = np.nan
     bad = save_model(tmp_path / "bad", {n: ("F32", v) for n, v in spoilt.items()}, llama_config(**SHAPE))
     copy = {"merge_method": "passthrough", "models": [str(good)]}
-    with Resident(open_model, threads=1) as resident:
+    with Resident(open_model, run=RunOptions(threads=1)) as resident:
         expected = in_memory(resident, copy)
         mixed = {"merge_method": "linear", "models": [str(good), str(bad)], "unrelated": "allow"}
         with pytest.raises(NonFiniteError, match=r"model\.norm\.weight\[3\]: .*bad has NaN"):

@@ -12,7 +12,7 @@ import pytest
 import alnico
 from alnico.errors import EvaluationError
 from alnico.evaluation.loaded_model import open_subject
-from alnico.evaluation.scorecard import evaluate, interval, mean_score, paired, scorecard
+from alnico.evaluation.scorecard import interval, mean_score, paired, score_models, scorecard
 from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.tasks import Score, pool
 
@@ -146,13 +146,15 @@ def test_models_are_scored_one_after_the_other(made):
     tasks = read_tasks(made.valid)
     seen = []
     references = [made.base, *made.tuned.values()]
-    card = evaluate(
+    card = score_models(
         (open_subject(path) for path in references),
         tasks,
         base=str(made.base),
-        watch=lambda *told: seen.append(told),
+        watch=seen.append,
     )
-    assert [told[:2] for told in seen] == [(str(path), task.name) for path in references for task in tasks]
+    assert [(event.model, event.task) for event in seen] == [
+        (str(path), task.name) for path in references for task in tasks
+    ]
     assert card.models[1].scores["pets"].value == tasks[0].evaluate(open_subject(made.tuned["pets"])).value
     assert card.differences[0].mean.low > 0  # a specialist is better than the base on the mean of all tasks
 
@@ -193,7 +195,7 @@ def test_scores_that_cannot_be_compared_are_told():
 
 def test_a_model_given_twice_is_told(made):
     with pytest.raises(EvaluationError) as caught:
-        evaluate([open_subject(made.base)] * 2, read_tasks(made.valid)[:1])
+        score_models([open_subject(made.base)] * 2, read_tasks(made.valid)[:1])
     assert str(caught.value) == f"{made.base}: is given twice; expected models that differ. Leave one out."
 
 
@@ -203,7 +205,7 @@ def test_a_base_that_stands_among_the_models_is_scored_once(made):
         [made.base, made.tuned["pets"]],
         made.valid,
         base=made.base,
-        watch=lambda *scored: told.append(scored[:2]),
+        watch=lambda event: told.append((event.model, event.task)),
     )
     assert len(told) == len(set(told)) == 2 * len(found.tasks)
 
@@ -211,5 +213,5 @@ def test_a_base_that_stands_among_the_models_is_scored_once(made):
 def test_a_model_given_twice_is_told_before_any_is_scored(made):
     told = []
     with pytest.raises(EvaluationError, match="is given twice"):
-        alnico.evaluate([made.base, made.base], made.valid, watch=lambda *scored: told.append(scored))
+        alnico.evaluate([made.base, made.base], made.valid, watch=told.append)
     assert not told

@@ -12,7 +12,10 @@ import pytest
 from alnico.errors import MismatchError
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
+from alnico.run_options import RunOptions
 from made import family, llama_config, save_model
+
+ONE_THREAD = RunOptions(threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +35,14 @@ def model(name: str, config: Mapping[str, Any] | None = None, **shape: Any) -> s
 
 def told(*models: str, **keys: Any) -> str:
     with pytest.raises(MismatchError) as caught:
-        build_plan(load_recipe({"merge_method": "linear", "models": list(models), **keys}), threads=1)
+        build_plan(load_recipe({"merge_method": "linear", "models": list(models), **keys}), run=ONE_THREAD)
     return str(caught.value)
 
 
 def notes(*models: str) -> list[str]:
-    return list(build_plan(load_recipe({"merge_method": "linear", "models": list(models)}), threads=1).notes)
+    return list(
+        build_plan(load_recipe({"merge_method": "linear", "models": list(models)}), run=ONE_THREAD).notes
+    )
 
 
 def test_a_small_model_with_a_large_one_gets_one_error_with_the_widths_in_words() -> None:
@@ -123,7 +128,7 @@ def test_another_kind_with_equal_shapes_is_a_note() -> None:
 def test_layers_of_a_model_that_computes_otherwise_are_noted_in_a_stack() -> None:
     model("a", {**llama_config(), "sliding_window": 8}), model("b", {**llama_config(), "sliding_window": 16})
     slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in ("a", "b")]
-    plan = build_plan(load_recipe({"merge_method": "passthrough", "slices": slices}), threads=1)
+    plan = build_plan(load_recipe({"merge_method": "passthrough", "slices": slices}), run=ONE_THREAD)
     assert [note for note in plan.notes if "configs" in note] == [
         "the configs of a and b differ in sliding_window (8 and 16); "
         "the output has those of a, and weights trained with another config may not work with it."

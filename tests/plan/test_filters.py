@@ -10,11 +10,14 @@ import pytest
 from alnico.errors import RecipeError
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
+from alnico.run_options import RunOptions
 from made import family
+
+ONE_THREAD = RunOptions(threads=1)
 
 
 def notes(recipe: dict[str, Any]) -> list[str]:
-    plan = build_plan(load_recipe(recipe), threads=1)
+    plan = build_plan(load_recipe(recipe), run=ONE_THREAD)
     for source in plan.sources:
         source.close()
     return list(plan.notes)

@@ -20,6 +20,7 @@ from alnico.plan.build import build_plan
 from alnico.plan.job import Job, Plan
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import resolve_reference
+from alnico.run_options import RunOptions
 from made import Tensors, save_model
 
 MATRIX = np.arange(8, dtype=np.float32).reshape(4, 2)
@@ -30,6 +31,8 @@ NOTHING_LEFT = (
     "a prefix that the others lack."
 )
 OTHERS = "Use models of one architecture, or set missing: copy or missing: drop in the recipe."
+
+ONE_THREAD = RunOptions(threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,7 @@ def model(
 
 
 def planned(method: str = "linear", models: tuple[Any, ...] = ("a", "b"), **keys: Any) -> Plan:
-    plan = build_plan(load_recipe({"merge_method": method, "models": list(models), **keys}), threads=1)
+    plan = build_plan(load_recipe({"merge_method": method, "models": list(models), **keys}), run=ONE_THREAD)
     for source in plan.sources:
         source.close()
     return plan
@@ -369,7 +372,7 @@ def test_the_module_default_is_all_of_a_model() -> None:
     model("a", UNTIED, {}), model("b", TIED, {"tie_word_embeddings": True})
     whole = planned(parameters={"weight": 0.5})
     module = {"default": {"models": ["a", "b"], "parameters": {"weight": 0.5}}}
-    plan = build_plan(load_recipe({"merge_method": "linear", "modules": module}), threads=1)
+    plan = build_plan(load_recipe({"merge_method": "linear", "modules": module}), run=ONE_THREAD)
     assert [(j.name, j.kind, [i.name for i in j.read]) for j in plan.jobs] == [
         ("lm_head.weight", "mix", ["lm_head.weight", "model.embed_tokens.weight"]),
         ("model.embed_tokens.weight", "mix", ["model.embed_tokens.weight"] * 2),
@@ -388,7 +391,7 @@ def test_beside_the_module_default_there_is_no_other() -> None:
     with pytest.raises(MismatchError) as caught:
         build_plan(
             load_recipe({"merge_method": "linear", "modules": {"default": models, "text_decoder": models}}),
-            threads=1,
+            run=ONE_THREAD,
         )
     assert str(caught.value) == (
         "module text_decoder: a has no tensors in it (its names begin with lm_head, model). Known modules are multi_modal_projector, "

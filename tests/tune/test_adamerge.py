@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import alnico
 import made
 from alnico.errors import EvaluationError, MethodError, MismatchError
 from alnico.evaluation.tasks import ModelKind, Score
-from alnico.tune.adamerge import AdaMergingResult, LearningStep, entropy, learn
+from alnico.run_options import RunOptions
+from alnico.tune.adamerge import AdaMergingResult, LearningOptions, adamerge, entropy, learn
 
 SHAPES = {
     "embed.weight": (6, 5),
@@ -26,6 +29,14 @@ SHAPES = {
     "layers.1.down.weight": (5, 8),
     "frozen.weight": (5, 5),
 }
+
+
+def learning_options(**changed: Any) -> LearningOptions:
+    """The defaults of alnico.adamerge, some of them changed."""
+    defaults = {name: one.default for name, one in inspect.signature(adamerge).parameters.items()}
+    return LearningOptions(
+        **{field.name: defaults[field.name] for field in dataclasses.fields(LearningOptions)} | changed
+    )
 
 
 class Net(torch.nn.Module):
@@ -134,12 +145,15 @@ class Models:
     def learn(
         self, tasks: Sequence[Any], subject: InMemory | None = None, **options: Any
     ) -> AdaMergingResult:
+        run = RunOptions(**{n: options.pop(n) for n in ("memory_bytes", "watch") if n in options})
+        options = {"steps": 3, "batch_size": 4, **options}
         return learn(
             self.models,
             self.base,
             tasks,
             subject or InMemory(self.values[0]),
-            **{"steps": 3, "batch_size": 4, **options},
+            learning_options(**options),
+            run=run,
         )
 
 
@@ -349,7 +363,7 @@ def _recipe_of_stacks(folder: Path) -> alnico.Recipe:
     columns = np.array([[0.25, 0.5], [0.75, 1.0], [0.125, 0.0]]).T
     references = [str(folder / m) for m in ("base", "one", "two")]
     return alnico.load_recipe(
-        _mapping(references, False, 0.2, "model", [_setting(groups, c, 0.3, names) for c in columns])
+        _mapping(references, learning_options(), [_setting(groups, c, 0.3, names) for c in columns])
     )
 
 
@@ -360,10 +374,10 @@ def test_the_entropy_is_that_of_the_softmax() -> None:
 
 
 def test_every_step_is_told(wide: Models) -> None:
-    told: list[LearningStep] = []
+    told: list[Any] = []
     found = wide.learn(two_tasks(), watch=told.append)
-    assert told == list(found.steps)
-    assert [s.number for s in told] == [1, 2, 3]
+    assert [event.step for event in told] == list(found.steps)
+    assert [(event.step.number, event.total) for event in told] == [(1, 3), (2, 3), (3, 3)]
 
 
 def no_number(subject: Any, examples: Sequence[int]) -> torch.Tensor:
@@ -442,7 +456,7 @@ def test_a_classifier_must_mean_the_same_in_all_models(tmp_path: Path) -> None:
     task.kind = "classifier"
     one, two, base = (str(tmp_path / m) for m in ("one", "two", "base"))
     with pytest.raises(MismatchError) as caught:
-        learn([one, two], base, [task], InMemory({}))
+        learn([one, two], base, [task], InMemory({}), learning_options())
     assert str(caught.value).startswith(
         f"a: asks for the classifier of the merge, and {one} has other classes (id2label) than {two}; "
     )

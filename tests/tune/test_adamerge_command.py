@@ -19,6 +19,7 @@ from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.task_file import read_tasks
 from alnico.tune.adamerge import learn
 from made_tasks import Made, save_tasks
+from tune.test_adamerge import learning_options
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -113,8 +114,7 @@ def test_the_encoder_of_checkpoints_with_a_head_is_learned_and_the_head_is_not(
         str(tmp_path / "base"),
         read_tasks({"tasks": entries(made)}),
         subject,
-        steps=2,
-        learning_rate=0.05,
+        learning_options(steps=2, learning_rate=0.05),
     )
     assert {"classifier.weight", "classifier.bias"} <= set(found.fixed)
     assert "bert.encoder.layer.0.output.dense.weight" not in found.fixed

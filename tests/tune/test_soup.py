@@ -174,9 +174,9 @@ def test_the_recipe_makes_the_model_that_was_scored(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"references": ["a"]}, "a soup of 1 models; expected two at least. Give more models."),
+        ({"models": ["a"]}, "a soup of 1 models; expected two at least. Give more models."),
         (
-            {"references": ["a", "b", "a"]},
+            {"models": ["a", "b", "a"]},
             "a: is given twice; expected models that differ. Leave one out, or let order all replace.",
         ),
         ({"order": "best"}, "order is 'best'; expected sorted, all or uniform."),
@@ -193,7 +193,7 @@ def test_the_recipe_makes_the_model_that_was_scored(
 )
 def test_options_that_do_not_go_together_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        soup(**{"references": ["a", "b"], "tasks": [Near((0.0, 0.0))], **wrong})
+        soup(**{"models": ["a", "b"], "tasks": [Near((0.0, 0.0))], **wrong})
     assert str(caught.value) == message
 
 

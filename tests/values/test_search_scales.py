@@ -32,7 +32,7 @@ def test_the_best_of_all_trials_is_returned() -> None:
 
     told: list[Any] = []
     found = alnico.search_scales(base, models, near, trials=30, watch=told.append)
-    assert tuple(told) == found.trials
+    assert tuple(event.trial for event in told) == found.trials
     assert len(found.trials) == 30
     assert found.trials[0].scales == (0.5, 0.5)
     assert all(0 <= s <= 1 for trial in found.trials for s in trial.scales)

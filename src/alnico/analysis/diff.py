@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +19,17 @@ from typing import Any, Literal
 import numpy as np
 
 from alnico.checkpoint.files import read_small
+from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.renamed_model import RenamedModel, with_names_of
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source, Tensor
 from alnico.errors import ResourceError
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.numerics.sizes import format_size
 from alnico.output.hashes import READ_BYTES, hash_file, hash_tensors
-from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES, threads_of
+from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.threads import Crew
 
 TensorVerdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
@@ -134,18 +139,43 @@ class ModelDiff:
         return {"is_equal": self.is_equal, **asdict(self)}
 
 
-def diff_sources(
-    a: Source, b: Source, *, threads: int | None = None, memory_bytes: int = DEFAULT_BUDGET_BYTES
+@ieee_arithmetic()
+def diff(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
 ) -> ModelDiff:
-    """Compare two models, tensor by tensor and file by file. Of models on the hub the files are fetched.
+    """Compare two models: tensors by content hash and by value, configs by key, side files by content.
 
-    The result is the same for any number of threads. Errors: ResourceError for a budget in which one thread cannot work; those
-    of reading, and HubError.
+    Both are read in full, in blocks; files of models on the hub are downloaded. ``difference.is_equal`` is
+    the short answer.
+
+    Options:
+        a: A model: a directory, a file, or owner/name@revision on the hub.
+        b: The model to compare with it.
+    Errors: ModelError, ResourceError, HubError.
+    """
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline)
+    with ExitStack() as opened:
+        one, other = (
+            opened.enter_context(closing(open_model(r, offline=run.offline, may_be_adapter=True)))
+            for r in (a, b)
+        )
+        return diff_sources(one, other, run)
+
+
+def diff_sources(a: Source, b: Source, run: RunOptions) -> ModelDiff:
+    """Compare two open models, tensor by tensor and file by file. The number of threads changes nothing in the result.
+
+    Errors: ResourceError for a budget in which one thread cannot work; those of reading, and HubError.
     """
     begin = time.perf_counter()
     b = with_names_of(b, a)
     layout = b.layout.title if isinstance(b, RenamedModel) else ""
-    workers = _workers((a, b), threads_of(threads), memory_bytes)
+    workers = _workers((a, b), run)
     for source in (a, b):
         source.fetch(source.absent(list(source.tensors), True))
     with Crew(workers, name="alnico-diff") as crew:
@@ -167,16 +197,16 @@ def diff_sources(
     return ModelDiff(a.label, b.label, tuple(tensors), only_in_a, only_in_b, files, seconds, layout)
 
 
-def _workers(sources: Sequence[Source], threads: int, memory_bytes: int) -> int:
+def _workers(sources: Sequence[Source], run: RunOptions) -> int:
     """The threads that fit the budget. Errors: ResourceError if not one does."""
     fixed = BASELINE_BYTES + sum(s.held_bytes + BYTES_A_TENSOR * len(s.tensors) for s in sources)
     worker = WORKER_BYTES + max(s.reading_bytes for s in sources)
-    if fixed + worker > memory_bytes:
+    if fixed + worker > run.memory_bytes:
         raise ResourceError(
-            f"diff: needs at least {format_size(fixed + worker)} of memory, the budget is {format_size(memory_bytes)}. "
+            f"diff: needs at least {format_size(fixed + worker)} of memory, the budget is {format_size(run.memory_bytes)}. "
             f"Raise --memory to {-(-(fixed + worker) // (1 << 20))}MiB."
         )
-    return min(threads, (memory_bytes - fixed) // worker)
+    return min(run.threads, (run.memory_bytes - fixed) // worker)
 
 
 def _verdict(one: Tensor, other: Tensor, digest: str, other_digest: str) -> TensorVerdict | None:

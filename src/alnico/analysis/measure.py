@@ -42,7 +42,8 @@ from alnico.numerics.dtypes import decode
 from alnico.numerics.numbers import real, said, whole
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job
-from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
+from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR
+from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.threads import Crew
 
 SORTED = 65_536
@@ -85,9 +86,7 @@ def analyze_sources(
     *,
     top_share: float = 0.2,
     subspace_side: int = SUBSPACE_SIDE,
-    memory_bytes: int = DEFAULT_BUDGET_BYTES,
-    threads: int = 1,
-    watch: Watcher | None = None,
+    run: RunOptions = DEFAULT_RUN,
     block_elements: int | None = None,
     unfinished: AnalysisJournal | None = None,
 ) -> Analysis:
@@ -121,14 +120,16 @@ def analyze_sources(
         for position in range(len(sources))
     ]
     fetch_files(
-        sources, [source.absent(names, False) for source, names in zip(sources, read, strict=True)], watch
+        sources, [source.absent(names, False) for source, names in zip(sources, read, strict=True)], run.watch
     )
-    room = _room(subjects, sources, memory_bytes, threads, subspace_side, block_elements)
+    room = _room(subjects, sources, run, subspace_side, block_elements)
     before = file_states(path for source in sources for path in source.paths())
     known: dict[str, Mapping[str, Any]] = {}
     if unfinished is not None:
         known = unfinished.begin(base, models, subjects, top_share=top_share, subspace_side=subspace_side)
-    found = _AnalysisRun(subjects, sources, room, top_share, subspace_side, watch, known, unfinished).all()
+    found = _AnalysisRun(
+        subjects, sources, room, top_share, subspace_side, run.watch, known, unfinished
+    ).all()
     if changed := describe_change(before):
         raise ModelError(
             f"{changed}: was changed while it was measured; expected the file as it was. "
@@ -174,8 +175,7 @@ def _analysis(
 def _room(
     subjects: Sequence[CommonTensor],
     sources: Sequence[Source],
-    budget_bytes: int,
-    threads: int,
+    run: RunOptions,
     side: int,
     block: int | None,
 ) -> AnalysisMemory:
@@ -204,13 +204,13 @@ def _room(
     worker += 24 * max(matrices, default=0) + 16 * models * min(SORTED, largest)
     least = fixed + worker + widths * LEAF
     sizes = [(BLOCK_ELEMENTS, HELD_BYTES), (BLOCK_ELEMENTS, 0), (LEAF, 0)] if block is None else [(block, 0)]
-    for count in range(max(threads, 1), 0, -1):
+    for count in range(run.threads, 0, -1):
         for size, held in sizes:
             held = max(held, widths * size)
-            if fixed + count * (worker + held) <= budget_bytes:
+            if fixed + count * (worker + held) <= run.memory_bytes:
                 return AnalysisMemory(count, size, held)
     raise ResourceError(
-        f"the analysis needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
+        f"the analysis needs at least {format_size(least)} of memory, the budget is {format_size(run.memory_bytes)}. "
         f"Raise --memory to {-(-least // (1 << 20))}MiB."
     )
 

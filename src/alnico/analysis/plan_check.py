@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.results import AnalysedModel, Analysis
-from alnico.analysis.suggest import Fit, reference
+from alnico.analysis.suggest_rules import Fit, reference
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.reference import is_path, split_adapter
 from alnico.checkpoint.source import Source
@@ -17,6 +17,7 @@ from alnico.plan.build import build_plan
 from alnico.plan.compatibility import FEW
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
+from alnico.run_options import RunOptions
 from alnico.vocabulary.compare import difference, read_vocabulary
 from alnico.vocabulary.tables import find_tables
 
@@ -47,7 +48,7 @@ def _refusal(names: tuple[str, str], keys: RecipeKeys, offline: bool) -> str:
     """Why the plan of a base and a model fails; empty if it does not."""
     recipe = {"merge_method": "task_arithmetic", "base_model": names[0], "models": [names[1]], **keys}
     try:
-        plan = build_plan(load_recipe(recipe), offline=offline)
+        plan = build_plan(load_recipe(recipe), run=RunOptions(offline=offline))
     except MismatchError as error:
         return str(error)
     for source in plan.sources:

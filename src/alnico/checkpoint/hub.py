@@ -262,7 +262,7 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
     return model
 
 
-def push(folder: Path, name: str, *, private: bool, branch: str | None, message: str, quiet: bool) -> str:
+def upload(folder: Path, name: str, *, private: bool, branch: str | None, message: str, quiet: bool) -> str:
     """Upload a folder as one commit, so that nobody sees half a model; returns the model's address.
 
     The same commit removes weights and an index that the repository has but the folder does not: with them it

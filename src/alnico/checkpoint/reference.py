@@ -77,4 +77,9 @@ def is_hub_reference(reference: str) -> bool:
 
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""Adapters: paths or hub ids; one may stand by itself."""
+"""Models, adapters or files: paths or hub ids; one may stand alone."""
+
+
+def path_list(paths: Paths) -> list[str]:
+    """Return paths or hub ids as text, also of one that stands alone."""
+    return [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alnico.checkpoint.lora_model import repositories
 from alnico.checkpoint.output_path import Replace, existing_folder
 from alnico.checkpoint.source import Source
-from alnico.events import Event, Fetched, Fetching
+from alnico.events import Fetched, Fetching, Watcher
 from alnico.output.disk_space import DISK_MARGIN_BYTES, bytes_on_disk, check_disk, check_free, check_target
 from alnico.plan.job import Plan
 
@@ -23,7 +23,7 @@ def absent_files(plan: Plan, *, side_files: bool) -> list[Mapping[str, int]]:
     return [source.absent(read[i], side_files and i == plan.donor) for i, source in enumerate(plan.sources)]
 
 
-def fetch_inputs(plan: Plan, out: Path, *, overwrite: Replace, watch: Callable[[Event], None] | None) -> None:
+def fetch_inputs(plan: Plan, out: Path, *, overwrite: Replace, watch: Watcher | None) -> None:
     """Download the files that the plan reads and the hub's cache lacks: weights, and the donor's side files.
 
     A target or a disk that would refuse the output is refused first. Errors: OutputError, ResourceError, HubError.
@@ -40,7 +40,7 @@ def fetch_inputs(plan: Plan, out: Path, *, overwrite: Replace, watch: Callable[[
 
 
 def fetch_files(
-    sources: Sequence[Source], absent: Sequence[Mapping[str, int]], watch: Callable[[Event], None] | None
+    sources: Sequence[Source], absent: Sequence[Mapping[str, int]], watch: Watcher | None
 ) -> None:
     """Download files of models, with their bytes, as :meth:`Source.absent` lists them. Errors: HubError."""
     if not any(absent):

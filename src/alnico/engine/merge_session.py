@@ -26,8 +26,8 @@ from alnico.numerics.dtypes import MERGEABLE
 from alnico.output.journal import JournalState
 from alnico.plan.build import build_plan
 from alnico.plan.job import Job, Plan
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.schema import Recipe
+from alnico.run_options import DEFAULT_RUN, RunOptions
 
 TensorLayout = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, dtype and shape of every output tensor."""
@@ -36,7 +36,7 @@ TensorLayout = tuple[tuple[str, str, tuple[int, ...]], ...]
 class Resident:
     """Models that are merged many times. Close it, or use it in ``with``. It runs one merge at a time.
 
-    ``open_source`` opens the model of a reference when a recipe first names it. ``memory_bytes`` is the budget for the work of a merge
+    ``open_source`` opens the model of a reference when a recipe first names it. ``run.memory_bytes`` is the budget for the work of a merge
     and for everything that is computed from models and kept; mapped files and the result do not count. ``caller`` has the words in which
     unrelated models are refused.
     """
@@ -45,15 +45,13 @@ class Resident:
         self,
         open_source: Callable[[str], Source],
         *,
-        threads: int | None = None,
-        memory_bytes: int = DEFAULT_BUDGET_BYTES,
+        run: RunOptions = DEFAULT_RUN,
         caller: Caller = IN_A_RECIPE,
     ) -> None:
         self._open_source = open_source
         self._caller = caller
-        self._threads = threads
-        self._memory_bytes = memory_bytes
-        self._room = SharedBudget(memory_bytes)
+        self._run = run
+        self._room = SharedBudget(run.memory_bytes)
         self._models: dict[str, ResidentModel] = {}
         self._checked: set[frozenset[Source]] = set()
         self._store = FactStore(self._room)
@@ -71,9 +69,7 @@ class Resident:
 
     def plan(self, recipe: Recipe) -> Plan:
         """Plan a recipe over the open models. Errors: as for :func:`alnico.plan.build.build_plan`."""
-        return build_plan(
-            recipe, open_source=self.model, threads=self._threads, memory_bytes=self._memory_bytes
-        )
+        return build_plan(recipe, open_source=self.model, run=self._run)
 
     def merge(self, plan: Plan) -> Mapping[str, np.ndarray]:
         """Carry out a plan of :meth:`plan` and return its tensors' bytes by name.
@@ -168,7 +164,7 @@ class Resident:
             model.release()
         self._models.clear()
         self._checked.clear()
-        self._room = SharedBudget(self._memory_bytes)
+        self._room = SharedBudget(self._run.memory_bytes)
         self._store = FactStore(self._room)
 
     def __enter__(self) -> Resident:

@@ -11,7 +11,7 @@ from alnico.engine.fetch import fetch_weights
 from alnico.engine.measure_plan import measure_tensors
 from alnico.engine.relatedness import check_relatedness
 from alnico.errors import MethodError
-from alnico.events import Event, Measuring
+from alnico.events import Measuring, Watcher
 from alnico.kernels.facts import Sum
 from alnico.plan.job import Norms, Plan
 from alnico.plan.norm_weights import with_norms
@@ -30,7 +30,7 @@ TOO_LARGE = "the L2 norm of a task vector is beyond float64; expected a finite n
 def measure_norm_weights(
     plan: Plan,
     known: Mapping[int, Norms],
-    watch: Callable[[Event], None] | None = None,
+    watch: Watcher | None = None,
     note: Callable[[Mapping[int, Norms]], None] | None = None,
 ) -> Plan:
     """Return the settled plan: with the weights that are derived from norms. ``known`` are norms that an interrupted run has measured, by

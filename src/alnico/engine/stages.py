@@ -38,13 +38,13 @@ from alnico.recipe.stages import Stage
 WORK = ".alnico-stages"
 """The suffix of the folder of stages, next to the output."""
 
-Planner = Callable[[Recipe, Mapping[str, Any], str | None], Plan]
+PlanStage = Callable[[Recipe, Mapping[str, Any], str | None], Plan]
 """Makes the plan of a recipe, given what stands for the names of stages (a path, or a model that is planned), and the name of the
 one output file."""
 
 
 def plan_stages(
-    stages: Sequence[Stage], planner: Planner, single_file: str | None = None
+    stages: Sequence[Stage], planner: PlanStage, single_file: str | None = None
 ) -> tuple[Plan, ...]:
     """Plan all merges of a file from headers alone; a stage that takes another's output sees what that will be.
 
@@ -70,7 +70,7 @@ def close(plans: Sequence[Plan]) -> None:
 
 def run_stages(
     stages: Sequence[Stage],
-    planner: Planner,
+    planner: PlanStage,
     out: Path,
     *,
     overwrite: Replace = False,

@@ -22,13 +22,12 @@ from alnico.errors import EvaluationError, ModelError
 from alnico.evaluation.loading import load_tokenizer
 from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
-from alnico.numerics.sizes import bytes_of
 from alnico.output.hashes import READ_BYTES
 from alnico.plan.job import Plan
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.plan.planned_model import PlannedModel
 from alnico.recipe.reference import resolve_reference
 from alnico.recipe.schema import Recipe
+from alnico.run_options import DEFAULT_RUN, RunOptions
 
 if TYPE_CHECKING:
     from alnico.evaluation.live_module import LiveModule
@@ -42,7 +41,7 @@ class Candidates:
     ``references`` are the models that recipes may name, as they stand there; ``folder`` is where a path is looked for that is not found
     from the working directory. They are opened once and stay in memory, what is measured of them is kept
     (:class:`alnico.engine.merge_session.Resident`), and nothing is written. Every merge has the bits that ``alnico merge`` of its recipe
-    writes. ``donor`` is the model whose config and tokenizer are taken where that of a recipe is a file without any. ``memory`` is the
+    writes. ``donor`` is the model whose config and tokenizer are taken where that of a recipe is a file without any. ``run.memory_bytes`` is the
     budget of what a merge works with; beside it are the result, its modules, and the models in the system's page cache.
     ``caller`` says in whose words unrelated models are refused.
     Errors: ModelError, HubError, and those of :meth:`make`.
@@ -54,16 +53,13 @@ class Candidates:
         *,
         donor: str | os.PathLike[str] | None = None,
         folder: str | os.PathLike[str] = ".",
-        offline: bool = False,
-        threads: int | None = None,
-        memory: int | str = DEFAULT_BUDGET_BYTES,
+        run: RunOptions = DEFAULT_RUN,
         caller: Caller = IN_A_RECIPE,
     ) -> None:
         place = os.fspath(folder)
         self._resident = Resident(
-            lambda reference: open_model(resolve_reference(reference, place), offline=offline),
-            threads=threads,
-            memory_bytes=bytes_of(memory),
+            lambda reference: open_model(resolve_reference(reference, place), offline=run.offline),
+            run=run,
             caller=caller,
         )
         self._donor = os.fspath(donor) if donor is not None else None

@@ -34,6 +34,7 @@ from alnico.evaluation.tasks import EvaluatedModel, ModelKind
 from alnico.folders import temporary_files
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
+from alnico.run_options import RunOptions
 
 
 def open_subject(
@@ -73,7 +74,9 @@ def _folded(label: str, offline: bool) -> Path:
     with temporary_files():
         folder = Path(tempfile.mkdtemp(prefix="alnico-"))
     try:
-        plan = build_plan(load_recipe({"merge_method": "passthrough", "models": [label]}), offline=offline)
+        plan = build_plan(
+            load_recipe({"merge_method": "passthrough", "models": [label]}), run=RunOptions(offline=offline)
+        )
         try:
             fetch_weights(plan)
             run_plan(plan, folder / "model")
@@ -156,7 +159,7 @@ class _Plain:
             from alnico.evaluation.candidates import Candidates
             from alnico.recipe.load import load_recipe
 
-            candidates = Candidates([self.label], offline=self._offline)
+            candidates = Candidates([self.label], run=RunOptions(offline=self._offline))
             weakref.finalize(self, candidates.close)
             self._made = candidates.make(
                 load_recipe({"merge_method": "passthrough", "models": [self.label]}), label=self.label

@@ -189,7 +189,7 @@ def class_that_fits(
     return type(module)
 
 
-class _Counted:
+class _ReadCounter:
     """What a module registers while it is built, and how much of it there may be."""
 
     def __init__(self, files: Mapping[str, Shape], held: int, where: str) -> None:
@@ -224,11 +224,11 @@ class _Counted:
 
 
 @contextmanager
-def _counted(files: Mapping[str, Shape], held: int, where: str) -> Iterator[_Counted]:
+def _counted(files: Mapping[str, Shape], held: int, where: str) -> Iterator[_ReadCounter]:
     """Watch what is registered in modules: a config may ask for a billion of them."""
     import torch.nn.modules.module as of
 
-    counted = _Counted(files, held, where)
+    counted = _ReadCounter(files, held, where)
     handles = (
         of.register_module_module_registration_hook(counted.module),
         of.register_module_parameter_registration_hook(counted.parameter),

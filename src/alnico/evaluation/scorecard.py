@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from alnico.analysis.results import AnalysedModel
 from alnico.analysis.scores import Accuracy, Estimate, accuracies
 from alnico.errors import EvaluationError
 from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, Task
+from alnico.events import Scored, Watcher
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -93,7 +94,7 @@ class Scorecard:
         }
 
 
-def evaluate(
+def score_models(
     subjects: Iterable[EvaluatedModel],
     tasks: Sequence[Task],
     *,
@@ -101,11 +102,11 @@ def evaluate(
     merged: Collection[str] = (),
     draws: int = DRAWS,
     seed: int = 0,
-    watch: Callable[[str, str, Score], None] | None = None,
+    watch: Watcher | None = None,
 ) -> Scorecard:
     """Score models on all examples of tasks. ``base`` and ``merged`` are labels of subjects; all others are parents.
 
-    Each subject is let go before the next is taken. ``watch`` is told label, task and score as they come.
+    Each subject is let go before the next is taken. ``watch`` receives each score.
     Errors: EvaluationError, ModelError.
     """
     found: dict[str, dict[str, Score]] = {}
@@ -115,7 +116,7 @@ def evaluate(
         for task in tasks:
             scores[task.name] = task.evaluate(subject)
             if watch is not None:
-                watch(subject.label, task.name, scores[task.name])
+                watch(Scored(subject.label, task.name, scores[task.name]))
     return scorecard(found, tasks, base=base, merged=merged, draws=draws, seed=seed)
 
 
@@ -135,7 +136,7 @@ def scorecard(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Scorecard:
-    """Make the scorecard of scores that are there: label to task to score. Arguments as for :func:`evaluate`."""
+    """Make the scorecard of scores that are there: label to task to score. Arguments as for :func:`score_models`."""
     if not tasks or not scores:
         raise EvaluationError(
             f"there are no {'models' if tasks else 'tasks'} to score; expected one at least. Give some."

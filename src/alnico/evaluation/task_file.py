@@ -33,7 +33,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ from alnico.recipe.yaml_nodes import Node, ParseContext, compose, to_plain_data
 
 MAX_BYTES = 1_000_000
 EXPECTED = "a list under tasks, of things such as {name: news, type: classification, data: news.jsonl}"
+
+
+TasksLike = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task]
+"""Tasks: a tasks file, a mapping with the same content, or tasks."""
+
+
+def as_tasks(tasks: TasksLike, *, allow_code: bool = False) -> Sequence[Task]:
+    """Return tasks, read from their file or mapping where they are not tasks already. Errors: as for :func:`read_tasks`."""
+    if isinstance(tasks, (str, os.PathLike, Mapping)):
+        return read_tasks(tasks, allow_code=allow_code)
+    return tasks
 
 
 def read_tasks(

@@ -26,6 +26,7 @@ from alnico.errors import (
     ResourceError,
     RunError,
 )
+from alnico.events import Counted, Watcher
 from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, check_options
@@ -36,10 +37,11 @@ from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.numerics.numbers import real, whole
-from alnico.numerics.sizes import bytes_of, format_size
+from alnico.numerics.sizes import format_size
 from alnico.output.disk_space import check_output_place, check_space, needed_files
 from alnico.output.staging import PartDirectory
-from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, DEFAULT_BUDGET_BYTES, threads_of
+from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
 SAVED = ("error", "average", "drop")
 UNRELATED = ("error", "allow")
@@ -93,12 +95,12 @@ def combine(
     unrelated: str = "error",
     dtype: Any = None,
     seed: int = 0,
-    memory: int | str = DEFAULT_BUDGET_BYTES,
+    memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     overwrite: bool = False,
     overwrite_anything: bool = False,
     offline: bool = False,
-    watch: Callable[[int, int], None] | None = None,
+    watch: Watcher | None = None,
     **options: Any,
 ) -> Combined:
     """Combine LoRA adapters of one base into one adapter that PEFT loads, from their files alone.
@@ -127,6 +129,7 @@ def combine(
     Errors: all of ``alnico.errors``.
     """
     begin = time.perf_counter()
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     references = [os.fspath(a) for a in adapters]
     if isinstance(adapters, (str, os.PathLike)) or not references:
         raise RecipeError("adapters: expected a list of adapters, one at least.")
@@ -144,7 +147,7 @@ def combine(
     check_publishable(target)
     may_replace = replace_mode(overwrite, overwrite_anything)
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_adapter(r, offline=offline)) for r in references]
+        opened = [stack.enter_context(open_adapter(r, offline=run.offline)) for r in references]
         check_output_place(target, needed_files([a.files for a in opened]), may_replace)
         if target.suffix == ".safetensors":
             raise OutputError(
@@ -165,9 +168,8 @@ def combine(
         wide = code or (
             "F64" if any(t.dtype == "F64" for a in opened for t in a.files.tensors.values()) else "F32"
         )
-        budget, threads = bytes_of(memory), threads_of(threads)
         limits = Limits(rank, energy)
-        _check_memory(modules, combination, limits, budget)
+        _check_memory(modules, combination, limits, run.memory_bytes)
         merged = (
             8 * max(m.experts * m.rows * m.columns for m in modules) if combination.space == "dense" else 0
         )
@@ -177,8 +179,8 @@ def combine(
         )
         with PartDirectory(target) as part:
             with _removed_on_error(part), one_blas_thread():
-                make = _maker(opened, modules, combination, limits, part, seed, budget, threads)
-                made = _at_one_rank(modules, _all(modules, make, part, watch))
+                make = _maker(opened, modules, combination, limits, part, seed, run)
+                made = _at_one_rank(modules, _all(modules, make, part, run))
                 output = OutputAdapter(
                     [_module(m, one, opened) for m, one in zip(modules, made, strict=True)],
                     {s.written: s.shape for s, _ in kept},
@@ -221,7 +223,7 @@ def _all(
     modules: Sequence[SharedModule],
     make: Combine,
     part: PartDirectory,
-    watch: Callable[[int, int], None] | None,
+    run: RunOptions,
 ) -> list[_WrittenUpdate]:
     folder = part.path / "factors"
     done = []
@@ -243,8 +245,7 @@ def _all(
                     str(path), piece.rank, piece.scale, piece.bias.size > 0, piece.total, piece.left_out
                 )
             )
-            if watch:
-                watch(i + 1, len(modules))
+            run.report(Counted("updates", i + 1, len(modules)))
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror}). Make room or check the disk."
@@ -300,8 +301,7 @@ def _maker(
     limits: Limits,
     part: PartDirectory,
     seed: int,
-    memory_bytes: int,
-    threads: int | None,
+    run: RunOptions,
 ) -> Combine:
     if combination.kind == "cat":
         return of_cat(adapters, combination)
@@ -317,10 +317,9 @@ def _maker(
             limits,
             part,
             seed=seed,
-            memory_bytes=memory_bytes,
-            threads=threads,
+            run=run,
         )
-    return of_small(adapters, modules, combination, limits, seed=seed, memory_bytes=memory_bytes)
+    return of_small(adapters, modules, combination, limits, seed=seed, run=run)
 
 
 def _module(module: SharedModule, done: _WrittenUpdate, adapters: Sequence[Adapter]) -> OutputModule:

@@ -58,7 +58,7 @@ from alnico.output.card import public_names
 from alnico.output.disk_space import check_output_place, check_space, needed_files
 from alnico.output.lock import format_json
 from alnico.output.staging import PartDirectory
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.threads import Abandoned, Crew
 
 REPORT = "extraction.json"
@@ -138,7 +138,7 @@ def extract(
     dtype: str = "float32",
     seed: int = 0,
     verify: bool = True,
-    memory: int | str = DEFAULT_BUDGET_BYTES,
+    memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     overwrite: bool = False,
     overwrite_anything: bool = False,
@@ -190,13 +190,14 @@ def extract(
         al. 2021, https://arxiv.org/abs/2106.09685; the format is PEFT's.
     """
     begin = time.perf_counter()
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     options = _checked(rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed)
     target = Path(out)
     check_publishable(target)
     may_replace = replace_mode(overwrite, overwrite_anything)
     with ExitStack() as stack:
         opened: list[Source] = [
-            stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)
+            stack.enter_context(open_model(reference, offline=run.offline)) for reference in (tuned, base)
         ]
         models = untie(opened, opened)
         models[0] = with_names_of(models[0], models[1])
@@ -209,7 +210,7 @@ def extract(
             embeddings=options.embeddings,
         )
         caps = [options.cap(s) if s.treatment == "factors" else 0 for s in subjects.compared]
-        room = fit(models[0], models[1], subjects.compared, caps, bytes_of(memory), threads_of(threads))
+        room = fit(models[0], models[1], subjects.compared, caps, run.memory_bytes, run.threads)
         check_output_place(target, needed_files(models), may_replace)
         saved = sum(
             s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.treatment == "saved"
@@ -218,10 +219,10 @@ def extract(
             target,
             2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved,
         )
-        fetch_files(models, [m.absent(list(m.tensors), True) for m in models], watch)
+        fetch_files(models, [m.absent(list(m.tensors), True) for m in models], run.watch)
         _judge(models[0], models[1], subjects)
         with PartDirectory(target) as part:
-            work = _ExtractRun(models[0], models[1], options, subjects, room, watch)
+            work = _ExtractRun(models[0], models[1], options, subjects, room, run.watch)
             spool = Spool(part, work.fingerprint(), restart)
             try:
                 found = work.all(part, spool, verify, os.fspath(base))

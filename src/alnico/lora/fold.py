@@ -8,20 +8,18 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.output_path import check_publishable, replace_mode
-from alnico.checkpoint.reference import Paths
+from alnico.checkpoint.output_path import replace_mode
+from alnico.checkpoint.reference import Paths, path_list
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
-from alnico.engine.fetch import fetch_inputs
-from alnico.engine.run import MergeResult, run_plan
-from alnico.engine.stages import close
+from alnico.engine.planner import Planner
+from alnico.engine.run import MergeResult
 from alnico.errors import AlnicoError
 from alnico.events import Watcher
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import real, said
 from alnico.numerics.sizes import bytes_of
-from alnico.plan.build import build_plan
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
 
 @ieee_arithmetic()
@@ -33,9 +31,9 @@ def fold(
     weights: float | Sequence[float] = 1.0,
     at_once: bool = False,
     dtype: str | None = None,
-    memory: int | str = DEFAULT_BUDGET_BYTES,
+    memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
-    max_shard_size: int | str = DEFAULT_MAX_SHARD_BYTES,
+    max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
     overwrite: bool = False,
     overwrite_anything: bool = False,
     restart: bool = False,
@@ -66,21 +64,11 @@ def fold(
         once.
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; PEFT's format.
     """
-    check_publishable(Path(out))
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    recipe = load_recipe(fold_recipe(base, adapters, weights=weights, at_once=at_once, dtype=dtype))
     may_replace = replace_mode(overwrite, overwrite_anything)
-    plan = build_plan(
-        load_recipe(fold_recipe(base, adapters, weights=weights, at_once=at_once, dtype=dtype)),
-        memory_bytes=bytes_of(memory),
-        threads=threads,
-        max_shard_bytes=bytes_of(max_shard_size),
-        single_file=Path(out).name if Path(out).suffix == ".safetensors" else None,
-        offline=offline,
-    )
-    try:
-        fetch_inputs(plan, Path(out), overwrite=may_replace, watch=watch)
-        return run_plan(plan, Path(out), overwrite=may_replace, restart=restart, watch=watch)
-    finally:
-        close([plan])
+    planner = Planner(run, bytes_of(max_shard_size))
+    return planner.merge(recipe, Path(out), overwrite=may_replace, restart=restart)
 
 
 def fold_recipe(
@@ -99,7 +87,7 @@ def fold_recipe(
     {'model': 'base+b', 'parameters': {'weight': 1.0}}
     """
     start = os.fspath(base)
-    named = [os.fspath(a) for a in ([adapters] if isinstance(adapters, (str, os.PathLike)) else adapters)]
+    named = path_list(adapters)
     if isinstance(weights, str) or not (isinstance(weights, Real) or hasattr(weights, "__len__")):
         raise AlnicoError(
             f"weights is {said(weights)}; expected a number, or a list of one for each adapter."

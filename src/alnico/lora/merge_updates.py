@@ -20,6 +20,7 @@ from alnico.output.journal import JournalState, Record
 from alnico.output.staging import PartDirectory
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
+from alnico.run_options import RunOptions
 
 BASE = "a base of zeros"
 
@@ -36,14 +37,12 @@ class Merging:
         *,
         dtype: str,
         seed: int,
-        memory_bytes: int,
-        threads: int | None,
+        run: RunOptions,
     ) -> None:
         opened = {BASE: base, **{f"adapter {i + 1}": source for i, source in enumerate(sources)}}
         self.plan = build_plan(
             load_recipe(_recipe(list(opened)[1:], method, options, dtype, seed)),
-            memory_bytes=memory_bytes,
-            threads=threads,
+            run=run,
             open_source=opened.__getitem__,
         )
         self._jobs = {job.name: job for job in self.plan.jobs}

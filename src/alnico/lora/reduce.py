@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from alnico.lora.updates import BIAS, SmallMatrices, Zeros, whole_tensors, whole
 from alnico.numerics.low_rank import Decomposed, of_matrix, of_product, rank_of, stacked
 from alnico.numerics.randomized import exact_svd, randomized_svd, row_blocks
 from alnico.output.staging import PartDirectory
+from alnico.run_options import RunOptions
 
 EXACT_ELEMENTS = 1 << 18
 """Up to this size, all singular vectors of a merged matrix are computed (0.1 s); above it, only the leading ones."""
@@ -141,7 +142,7 @@ def of_small(
     limits: Limits,
     *,
     seed: int,
-    memory_bytes: int,
+    run: RunOptions,
 ) -> Combine:
     """Apply a method of the registry to small matrices in a shared basis."""
     frames = Frames(adapters, modules, core_space if options.space == "core" else knots)
@@ -154,8 +155,7 @@ def of_small(
         options.options,
         dtype="F64",
         seed=seed,
-        memory_bytes=memory_bytes,
-        threads=1,
+        run=replace(run, threads=1),
     )
 
     def combine(module: SharedModule) -> ReducedUpdate:
@@ -177,8 +177,7 @@ def of_whole(
     part: PartDirectory,
     *,
     seed: int,
-    memory_bytes: int,
-    threads: int | None,
+    run: RunOptions,
 ) -> Combine:
     """Apply a method of the registry to the whole matrices, by rows, and approximate the result."""
     dtype = "F64" if any(t.dtype == "F64" for a in adapters for t in a.files.tensors.values()) else "F32"
@@ -190,8 +189,7 @@ def of_whole(
         options.options,
         dtype=dtype,
         seed=seed,
-        memory_bytes=memory_bytes,
-        threads=threads,
+        run=run,
     )
 
     def combine(module: SharedModule) -> ReducedUpdate:

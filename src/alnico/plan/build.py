@@ -30,7 +30,7 @@ from alnico.plan.filters import unmatched_filters
 from alnico.plan.job import Dropped, Input, Job, JobKind, NormWeightGroup, PendingJob, Plan
 from alnico.plan.layers import Layers, count_layers, depth_of, layer_position
 from alnico.plan.licences import check_licences, licence_conflicts, model_licences
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit_memory, threads_of
+from alnico.plan.memory import fit_memory
 from alnico.plan.norm_weights import group_place, pending_job, read_norms, with_norms
 from alnico.plan.sections import REST, ModelPart, Section, Sections, TensorMethod, build_sections
 from alnico.plan.statistics_inputs import StatisticsInputs
@@ -38,6 +38,7 @@ from alnico.plan.tensor_matching import TensorAction, TensorMatcher, check_facto
 from alnico.recipe.norm_weight import find_norm_weight, with_equal_weights, with_weights
 from alnico.recipe.reference import replace_references, resolve_reference
 from alnico.recipe.schema import NormWeight, Recipe
+from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.vocabulary.chat_template import chat_template, check_setting
 from alnico.vocabulary.output_vocabulary import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.remapped_model import remap_rows
@@ -47,11 +48,9 @@ from alnico.vocabulary.tables import find_tables
 def build_plan(
     recipe: Recipe,
     *,
-    memory_bytes: int = DEFAULT_BUDGET_BYTES,
-    threads: int | None = None,
+    run: RunOptions = DEFAULT_RUN,
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
     single_file: str | None = None,
-    offline: bool = False,
     open_source: Callable[[str], Source] | None = None,
     strict_license: bool = False,
 ) -> Plan:
@@ -66,7 +65,7 @@ def build_plan(
         check_setting(recipe.chat_template)
     references = list(recipe.references)
     opener = open_source or (
-        lambda reference: open_model(resolve_reference(reference, recipe.folder), offline=offline)
+        lambda reference: open_model(resolve_reference(reference, recipe.folder), offline=run.offline)
     )
     sources: list[Source] = []
     try:
@@ -80,7 +79,7 @@ def build_plan(
         models = model_licences(lineage_of(source) for source in sources)
         if strict_license:
             check_licences(models)
-        plan = _plan(recipe, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
+        plan = _plan(recipe, references, sources, run, max_shard_bytes, single_file)
         license_notes = licence_conflicts(models)
         return dataclasses.replace(plan, notes=(*plan.notes, *license_notes)) if license_notes else plan
     except BaseException:
@@ -105,8 +104,7 @@ def _plan(
     recipe: Recipe,
     references: list[str],
     sources: list[Source],
-    memory_bytes: int,
-    threads: int | None,
+    run: RunOptions,
     max_shard_bytes: int,
     single_file: str | None,
 ) -> Plan:
@@ -155,8 +153,8 @@ def _plan(
         dtype=_only_dtype(jobs),
         memory=fit_memory(
             [*jobs, *measured],
-            memory_bytes,
-            threads_of(threads),
+            run.memory_bytes,
+            run.threads,
             sum(len(s.tensors) for s in sources),
             sources,
         ),

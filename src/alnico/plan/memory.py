@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import SupportsIndex
 
 from alnico.checkpoint.source import Source
-from alnico.errors import AlnicoError, ResourceError
+from alnico.errors import ResourceError
 from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Gram, Largest, Sum
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job, MemoryPlan
-
-DEFAULT_BUDGET_BYTES = 2 << 30
 
 BASELINE_BYTES = 330 << 20
 """Resident size of the interpreter, numpy, numba and LLVM after compiling; measured: 240 to 300 MiB."""
@@ -33,29 +29,6 @@ BLAS_BYTES = 32 << 20
 SELECTION_BYTES = 32 << 20
 """The most bytes of candidate values while the kth largest magnitudes of a tensor are searched, over all
 models."""
-
-
-MOST_THREADS = 1024
-
-
-def threads_of(threads: int | None, what: str = "threads", otherwise: int | None = None) -> int:
-    """Return the number of threads: by default ``otherwise`` or the number of processors; at most 1,024.
-
-    Errors: AlnicoError unless it is a whole number of 1 or more.
-    """
-    if threads is None:
-        return otherwise or os.cpu_count() or 1
-    if isinstance(threads, bool) or not isinstance(threads, SupportsIndex):
-        raise AlnicoError(
-            f"{what} is {threads!r}; expected a whole number of 1 or more. Leave it out for the default."
-        )
-    number = int(threads)
-    if number < 1:
-        raise AlnicoError(
-            f"{what} is {max(number, -(10**9))}; expected a whole number of 1 or more. Leave it out for the "
-            "default."
-        )
-    return min(number, MOST_THREADS)
 
 
 def fit_memory(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,19 +15,25 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import yaml
 
-from alnico.checkpoint.output_path import write_new_file
+from alnico.checkpoint.output_path import check_new_file, write_new_file
+from alnico.checkpoint.reference import Paths, path_list
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.relatedness import PYTHON_OR_COMMAND, check_relatedness
 from alnico.engine.stages import close
 from alnico.errors import EvaluationError, MethodError, MismatchError, visible
 from alnico.evaluation.extras import import_extra
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, Task
+from alnico.events import Learned, Watcher
 from alnico.methods.shared.sparsify import Scope
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.layers import layer_position
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
+from alnico.recipe.reference import relative_reference
+from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_RUN, RunOptions, Size
 from alnico.tune.task_vectors import TaskVectors, Written
 
 if TYPE_CHECKING:
@@ -100,16 +106,34 @@ class AdaMergingResult:
         }
 
 
-def learn(
-    models: Sequence[str],
-    base: str,
-    tasks: Sequence[Task],
-    subject: EvaluatedModel,
+@dataclass(frozen=True)
+class LearningOptions:
+    """How coefficients are learned; see :func:`adamerge`, which has the defaults."""
+
+    per: Per
+    plus: bool
+    density: float
+    scope: Scope
+    steps: int
+    batch_size: int
+    learning_rate: float
+    init: float
+    clamp: tuple[float, float] | None
+    seed: int
+    unrelated: str
+
+
+@ieee_arithmetic()
+def adamerge(
+    models: Paths,
     *,
-    per: Per = "tensor",
+    base: str | os.PathLike[str],
+    tasks: TasksLike,
+    out: str | os.PathLike[str] | None = None,
+    per: str = "tensor",
     plus: bool = False,
     density: float = 0.2,
-    scope: Scope = "model",
+    scope: str = "model",
     steps: int = 500,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
@@ -117,10 +141,79 @@ def learn(
     clamp: tuple[float, float] | None = (0.0, 1.0),
     seed: int = 0,
     unrelated: str = "error",
-    written_from: Sequence[str] | None = None,
-    memory_bytes: int = DEFAULT_BUDGET_BYTES,
+    memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
-    watch: Callable[[LearningStep], None] | None = None,
+    allow_code: bool = False,
+    watch: Watcher | None = None,
+) -> AdaMergingResult:
+    """Learn the coefficients of task vectors from inputs without labels (AdaMerging), and return the recipe.
+
+    Coefficients are moved so that the merge becomes certain of its answers on the inputs of ``tasks``; labels
+    are never read. Needs ``alnico[eval]``. ``watch`` receives each step (:class:`alnico.events.Learned`). The
+    method, its edge cases and its differences from the paper are described in
+    :func:`alnico.tune.adamerge.learn`.
+
+    Options:
+        models: Models: directories, files, or owner/name@revision on the hub.
+        base: The model that the others were tuned from.
+        tasks: Tasks file whose inputs are learned from; its labels are never read (label: null where there
+            are none).
+        out: File of the recipe; its course is written next to it as NAME.course.json.
+        per: What has a coefficient of its own for each model: task, layer or tensor.
+        plus: AdaMerging++: trim the task vectors and elect signs first, as TIES does.
+        density: With plus: share of each task vector that the trim keeps, in (0, 1].
+        scope: With plus: what density is a share of: model or tensor.
+        steps: Number of steps; each uses one batch of every task.
+        batch_size: Number of inputs of each task in a step.
+        learning_rate: Learning rate of Adam: about how far one step moves a coefficient.
+        init: Value of every coefficient at the start.
+        clamp: Keep coefficients in [0, 1]; in Python any range, or None.
+        seed: Seed of the batches.
+        memory: Memory for the task vectors, such as 2GiB; what does not fit is read again at each step.
+    Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError.
+    """
+    run = RunOptions.of(memory=memory, offline=offline, watch=watch)
+    names = [os.fspath(base), *path_list(models)]
+    for path in () if out is None else (Path(out), course_beside(out)):
+        check_new_file(path)
+    options = LearningOptions(
+        per,  # type: ignore[arg-type]
+        plus,
+        density,
+        scope,  # type: ignore[arg-type]
+        steps,
+        batch_size,
+        learning_rate,
+        init,
+        clamp,
+        seed,
+        unrelated,
+    )
+    learned = learn(
+        names[1:],
+        names[0],
+        as_tasks(tasks, allow_code=allow_code),
+        open_subject(base, offline=offline),
+        options,
+        run=run,
+        written_from=[relative_reference(name, Path(out).parent) for name in names]
+        if out is not None
+        else None,
+    )
+    if out is not None:
+        write_learned(learned, out)
+    return learned
+
+
+def learn(
+    models: Sequence[str],
+    base: str,
+    tasks: Sequence[Task],
+    subject: EvaluatedModel,
+    options: LearningOptions,
+    *,
+    run: RunOptions = DEFAULT_RUN,
+    written_from: Sequence[str] | None = None,
 ) -> AdaMergingResult:
     """Learn the coefficients of task vectors by making a merge sure of its answers; labels are never read.
 
@@ -135,16 +228,9 @@ def learn(
         a coefficient a tensor, small ones with a coefficient a model. Entropy says nothing of regression or generation, and a batch of one class
         teaches a model to say always that: give inputs as they come.
 
-    Options:
-        per: what has a coefficient: ``task`` (a model), ``layer`` (a model's layer, and each tensor in none), ``tensor`` (the paper's layer-wise).
-        plus: learn over task vectors after the trim and election of TIES (AdaMerging++); the recipe is then one of ``ties``.
-        density, scope: of that trim.
-        steps, batch_size, learning_rate, init: the paper's 500, 16, 1e-3 and 0.3.
-        clamp: the range of coefficients, or None; without one they may run away.
-        seed: decides the batches: of each task its inputs in a shuffled order, shuffled anew when too few are left for a batch.
-        unrelated: ``allow`` takes models that were not tuned from the base; they are refused without it.
-        written_from: how the recipe names the base and the models, where that is not as here.
-        memory_bytes: how much the task vectors may take; what has no room is read anew at every step.
+    ``written_from`` says how the recipe names the base and the models, where that differs from here. ``run.memory_bytes`` limits the
+    task vectors; what does not fit is read again at every step. Without ``clamp`` coefficients may run away.
+
     Edge cases: tensors that are equal in base and models take no part; coefficients that no input has a gradient for, of a head that no task
         uses say, stay at ``init`` (``fixed``). Names are those of the files: experts that the module packs into one parameter have a
         coefficient for each of the files' matrices, and a tied tensor that the files hold twice has one.
@@ -153,19 +239,22 @@ def learn(
     Differs from the source: the authors clamp in the forward pass, where a coefficient outside has no gradient any more, and learn on test inputs.
     Source: Yang et al. 2024, AdaMerging, https://arxiv.org/abs/2310.02575, section 3.
     """
-    _check_options(per, scope, density, steps, batch_size, learning_rate, init, clamp, models, base)
+    _check_options(options, models, base)
+    per, plus, scope = options.per, options.plus, options.scope
     import_extra("torch", "adamerge", "eval")
     asked = _logit_tasks(tasks)
     kinds = " and ".join(dict.fromkeys(task.kind for task in asked))
     names = tuple(written_from) if written_from is not None else (base, *models)
     plan = build_plan(
-        load_recipe(_mapping((base, *models), plus, density, scope, 0.5, unrelated)), offline=offline
+        load_recipe(_mapping((base, *models), options, 0.5)), run=RunOptions(offline=run.offline)
     )
     try:
         _check_heads(plan, asked)
         fetch_weights(plan)
         check_relatedness(plan, PYTHON_OR_COMMAND)
-        vectors = TaskVectors(plan, density=density if plus else None, scope=scope, memory_bytes=memory_bytes)
+        vectors = TaskVectors(
+            plan, density=options.density if plus else None, scope=scope, memory_bytes=run.memory_bytes
+        )
         written = Written(
             vectors, {kind: subject.module(kind) for kind in dict.fromkeys(task.kind for task in asked)}, plan
         )
@@ -177,29 +266,26 @@ def learn(
                 written,
                 groups,
                 len(models),
-                steps,
-                batch_size,
-                learning_rate,
-                init,
-                clamp,
-                seed,
-                watch,
+                options,
+                run,
             )
             final = course.coefficients.round(PLACES)
             if plus and scope == "model":
                 final[~final.any(axis=1), 0] = LEAST
-            written.write(_weights(written, groups, final, init))
+            written.write(_weights(written, groups, final, options.init))
         finally:
             written.close()
-        weights = [_setting(groups, column, init, [job.name for job in vectors.jobs]) for column in final.T]
+        weights = [
+            _setting(groups, column, options.init, [job.name for job in vectors.jobs]) for column in final.T
+        ]
     finally:
         close([plan])
     said = (
-        f"# AdaMerging{'++' if plus else ''}, coefficients per {per}, {steps} steps of {batch_size} unlabelled inputs a task, seed {seed}.\n"
+        f"# AdaMerging{'++' if plus else ''}, coefficients per {per}, {options.steps} steps of {options.batch_size} unlabelled inputs a task, seed {options.seed}.\n"
         f"# Learned on {', '.join(f'{visible(task)} ({count} inputs)' for task, count in course.used.items())}.\n"
     )
     text = said + yaml.safe_dump(
-        _mapping(names, plus, density, scope, weights, unrelated),
+        _mapping(names, options, weights),
         sort_keys=False,
         default_flow_style=None,
         width=1000,
@@ -267,18 +353,14 @@ def _descend(
     written: Written,
     groups: Groups,
     models: int,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    init: float,
-    clamp: tuple[float, float] | None,
-    seed: int,
-    watch: Callable[[LearningStep], None] | None,
+    options: LearningOptions,
+    run: RunOptions,
 ) -> _Course:
     """Take the steps."""
+    steps, init, clamp = options.steps, options.init, options.clamp
     coefficients = np.full((len(groups.names), models), float(init))
-    adam = _Adam(coefficients.shape, learning_rate)
-    batches = [_batches(task.size, batch_size, seed, i) for i, task in enumerate(tasks)]
+    adam = _Adam(coefficients.shape, options.learning_rate)
+    batches = [_batches(task.size, options.batch_size, options.seed, i) for i, task in enumerate(tasks)]
     seen: list[set[int]] = [set() for _ in tasks]
     moved = np.zeros(len(groups.names), bool)
     course = []
@@ -309,8 +391,7 @@ def _descend(
         coefficients = adam.moved(coefficients, slopes)
         if clamp is not None:
             coefficients = coefficients.clip(*clamp)
-        if watch is not None:
-            watch(step)
+        run.report(Learned(step, steps))
     return _Course(
         tuple(course), coefficients, moved, {t.name: len(k) for t, k in zip(tasks, seen, strict=True)}
     )
@@ -383,26 +464,31 @@ def _filters(group: str, groups: Groups, names: Sequence[str]) -> list[str]:
     return [*strangers, layer]
 
 
-def _mapping(
-    names: Sequence[str], plus: bool, density: float, scope: Scope, weights: Any, unrelated: str = "error"
-) -> dict[str, Any]:
+def _mapping(names: Sequence[str], options: LearningOptions, weights: Any) -> dict[str, Any]:
     """The recipe of a base and models with these weights: one for all, or one each."""
     base, *models = names
     each = weights if isinstance(weights, list) else [weights] * len(models)
     trim = (
-        {"parameters": {"density": density, "elect": "mass", "divide": "none", "scope": scope}}
-        if plus
+        {
+            "parameters": {
+                "density": options.density,
+                "elect": "mass",
+                "divide": "none",
+                "scope": options.scope,
+            }
+        }
+        if options.plus
         else {}
     )
     return {
-        "merge_method": "ties" if plus else "task_arithmetic",
+        "merge_method": "ties" if options.plus else "task_arithmetic",
         "base_model": base,
         "models": [
             {"model": model, "parameters": {"weight": weight}}
             for model, weight in zip(models, each, strict=True)
         ],
         **trim,
-        **({"unrelated": unrelated} if unrelated != "error" else {}),
+        **({"unrelated": options.unrelated} if options.unrelated != "error" else {}),
     }
 
 
@@ -445,19 +531,16 @@ def _check_heads(plan: Plan, tasks: Sequence[Differentiable]) -> None:
         )
 
 
-def _check_options(
-    per: str,
-    scope: str,
-    density: float,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    init: float,
-    clamp: tuple[float, float] | None,
-    models: Sequence[str],
-    base: str,
-) -> None:
+def _check_options(options: LearningOptions, models: Sequence[str], base: str) -> None:
     """Errors: MethodError for what is out of its range."""
+    per, scope, density, clamp, init = (
+        options.per,
+        options.scope,
+        options.density,
+        options.clamp,
+        options.init,
+    )
+    steps, batch_size, learning_rate = options.steps, options.batch_size, options.learning_rate
     low, high = clamp if clamp is not None else (-math.inf, math.inf)
     checks = [
         (per in get_args(Per), f"per is {per!r}", "task, layer or tensor", "Choose one."),

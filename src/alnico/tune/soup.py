@@ -13,14 +13,18 @@ from typing import Any, Literal
 
 import yaml
 
+from alnico.checkpoint.reference import Paths, path_list
 from alnico.engine.relatedness import PYTHON_OR_COMMAND
 from alnico.errors import EvaluationError, RecipeError, visible
 from alnico.evaluation.candidates import Candidates
-from alnico.evaluation.scorecard import Scorecard, evaluate
-from alnico.evaluation.tasks import Goal, Score, Task, shared_examples
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.evaluation.scorecard import Scorecard, score_models
+from alnico.evaluation.task_file import TasksLike, as_tasks
+from alnico.evaluation.tasks import Goal, Task, shared_examples
+from alnico.events import SoupTried, Watcher
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.tune.search.objective import MEAN, Objective
 
 SoupOrder = Literal["sorted", "all", "uniform"]
@@ -113,60 +117,71 @@ class Soup:
         }
 
 
+@ieee_arithmetic()
 def soup(
-    references: Sequence[str],
-    tasks: Sequence[Task],
+    models: Paths,
+    tasks: TasksLike,
     *,
-    order: SoupOrder = "sorted",
+    order: str = "sorted",
     replace: bool = False,
     strict: bool = False,
     least_gain: float = 0.0,
     objective: str = MEAN,
-    base: str | None = None,
+    base: str | os.PathLike[str] | None = None,
     unrelated: str = "error",
-    folder: str | os.PathLike[str] = ".",
-    offline: bool = False,
+    memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
-    memory: int | str = DEFAULT_BUDGET_BYTES,
-    watch: Callable[[SoupStep], None] | None = None,
+    offline: bool = False,
+    allow_code: bool = False,
+    report: TasksLike | None = None,
+    shared: bool = False,
+    watch: Watcher | None = None,
 ) -> Soup:
-    """Choose which models to average, by the scores of the averages, which are merged in memory.
+    """Find which models to average by scoring the averages, which are merged in memory.
 
-    ``sorted`` is the paper's greedy soup: the models in the order of their own scores, best first, each kept if the average with it is
-    not worse. ``all`` tries every model in each round and keeps the best of these averages; with ``replace`` a model may come in again,
-    which weighs it. ``uniform`` takes all of them. An average is kept if it gains ``least_gain`` at least (below 0 is a tolerance);
-    ``strict``, and ``replace``, want more than that. ``objective`` is one task, or the mean over all by their weights. ``base`` gives
-    the soup its config and tokenizer; it is not averaged in. Models that were not tuned from one base are refused, unless ``unrelated`` is
-    ``allow``.
+    ``soup.recipe(folder)`` is the recipe of the result. An average is the mean of its models in float32,
+    rounded once, so the model is the recipe's, bit for bit. ``watch`` receives each step
+    (:class:`alnico.events.SoupTried`) and, with ``report``, each score. Needs ``alnico[eval]`` for tasks that
+    do.
 
-    Each average is made from the models as they are, by ``linear`` with the counts as weights: ``sum_i count_i / n * model_i`` in
-    float32, rounded once to the output's dtype. So nothing is averaged twice, as with averages of averages; and the model is the
-    recipe's, bit for bit, in whatever order the models came in. A running sum that is divided at the end is as exact (a rounding
-    a model), but its bits depend on the order of the steps, which no recipe would tell.
-
-    Each step is told to ``watch``. Errors: RecipeError for fewer than two models, one that is given twice, and options that do not go
-    together; EvaluationError, also for an objective that is no task; those of merging.
-    Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, algorithm 1. Differs from the source: nothing with ``sorted``;
-    ``all``, ``replace`` and ``least_gain`` are not of the paper.
+    Options:
+        models: Models: directories, files, or owner/name@revision on the hub.
+        tasks: YAML file of the tasks to choose by.
+        order: sorted (the paper's greedy soup) tries each model once, the best first; all tries every model
+            in each round and keeps the best average; uniform takes all models.
+        replace: With order all: a model may be added more than once, which gives it more weight.
+        strict: Keep a model only if the average gets better; without it, equal is enough.
+        least_gain: Smallest gain for which a model is kept; a negative number allows a loss.
+        objective: What to improve: mean (of all tasks, by their weights), or the name of one task.
+        base: Model whose config and tokenizer the soup gets; it is not averaged in.
+        report: YAML file of other tasks, on which the soup, the uniform soup and each model are scored.
+        shared: Accept a report on examples that also chose the soup; its score is then too high.
+    Errors: RecipeError for fewer than two models, a repeated model, and options that exclude each other;
+        EvaluationError, also for an unknown objective; those of merging.
+    Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, algorithm 1. Differs from the source:
+        nothing with ``sorted``; ``all``, ``replace`` and ``least_gain`` are not in the paper.
     """
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    references = path_list(models)
+    donor = None if base is None else os.fspath(base)
+    chosen_by, others = (as_tasks(each, allow_code=allow_code) for each in (tasks, report or ()))
+    if others and not shared:
+        _refuse_shared(others, chosen_by)
     _check(references, order, replace, least_gain)
-    seeks = _objective(tasks, objective)
+    seeks = _objective(chosen_by, objective)
     sought = {name for name, _ in seeks.tasks}
     with Candidates(
-        [*references, *([base] if base else [])],
-        folder=folder,
-        offline=offline,
-        threads=threads,
-        memory=memory,
+        [*references, *([donor] if donor else [])],
+        run=run,
         caller=PYTHON_OR_COMMAND,
     ) as made:
 
         @functools.cache
         def value(portions: tuple[int, ...]) -> float:
             counts = {r: n for r, n in zip(references, portions, strict=True) if n}
-            subject = made.make(load_recipe(_recipe(counts, base, unrelated)), label=" + ".join(counts))
+            subject = made.make(load_recipe(_recipe(counts, donor, unrelated)), label=" + ".join(counts))
             return seeks.value(
-                {task.name: task.evaluate(subject).value for task in tasks if task.name in sought}
+                {task.name: task.evaluate(subject).value for task in chosen_by if task.name in sought}
             )
 
         def score(portions: Sequence[int]) -> float:
@@ -177,61 +192,45 @@ def soup(
         portions, steps = [1] * len(references), list[SoupStep]()
         if order != "uniform":
             cooking = _GreedySoup(
-                references, alone, score, 1.0 if seeks.goal == "max" else -1.0, strict, least_gain, watch
+                references, alone, score, 1.0 if seeks.goal == "max" else -1.0, strict, least_gain, run
             )
             portions, steps = cooking.in_order() if order == "sorted" else cooking.trying_all(replace)
         counts = {r: n for r, n in zip(references, _reduced(portions), strict=True) if n}
         scores = dict(zip(references, alone, strict=True))
         uniform = score([1] * len(references))
-        return Soup(
+        found = Soup(
             counts,
             score(portions),
             scores,
             uniform,
-            order,
+            order,  # type: ignore[arg-type]
             objective,
             seeks.goal,
             tuple(steps),
-            base,
+            donor,
             unrelated,
         )
+    return _with_report(found, others, run) if others else found
 
 
-def report(
-    found: Soup,
-    tasks: Sequence[Task],
-    chosen_by: Sequence[Task],
-    *,
-    shared: bool = False,
-    folder: str | os.PathLike[str] = ".",
-    offline: bool = False,
-    threads: int | None = None,
-    memory: int | str = DEFAULT_BUDGET_BYTES,
-    watch: Callable[[str, str, Score], None] | None = None,
-) -> Soup:
-    """Score a soup, the uniform soup, every model and the base on ``tasks``; return the soup with that as its ``report``.
-
-    Errors: EvaluationError for examples that are also in the tasks that the soup was ``chosen_by``, unless ``shared`` says that this
-    is meant; and those of scoring.
-    """
-    if not shared:
-        refuse_shared(tasks, chosen_by)
+def _with_report(found: Soup, tasks: Sequence[Task], run: RunOptions) -> Soup:
+    """Score a soup, the uniform soup, every model and the base on other tasks. Errors: those of scoring."""
     references = list(found.alone)
     merges = {SOUP: found.counts, UNIFORM: dict.fromkeys(references, 1)}
     every = [*([found.base] if found.base is not None and found.base not in references else []), *references]
-    with Candidates(every, folder=folder, offline=offline, threads=threads, memory=memory) as made:
+    with Candidates(every, run=run) as made:
         each = (made.make(load_recipe(_recipe({r: 1}, None, found.unrelated)), label=r) for r in every)
         merged = (
             made.make(load_recipe(_recipe(counts, found.base, found.unrelated)), label=label)
             for label, counts in merges.items()
         )
-        card = evaluate(
-            itertools.chain(each, merged), tasks, base=found.base, merged=list(merges), watch=watch
+        card = score_models(
+            itertools.chain(each, merged), tasks, base=found.base, merged=list(merges), watch=run.watch
         )
     return dataclasses.replace(found, report=card)
 
 
-def refuse_shared(tasks: Sequence[Task], chosen_by: Sequence[Task]) -> None:
+def _refuse_shared(tasks: Sequence[Task], chosen_by: Sequence[Task]) -> None:
     """Refuse to report on what was chosen by. Errors: EvaluationError naming the tasks that share examples."""
     for task, other, count in shared_examples(tasks, chosen_by):
         raise EvaluationError(
@@ -251,14 +250,14 @@ class _GreedySoup:
         sign: float,
         strict: bool,
         least_gain: float,
-        watch: Callable[[SoupStep], None] | None,
+        run: RunOptions,
     ) -> None:
         self._references = references
         self._score = score
         self._sign = sign
         self._strict = strict
         self._least_gain = least_gain
-        self._watch = watch
+        self._run = run
         self._ranked = sorted(range(len(references)), key=lambda i: -sign * alone[i])
         first = self._ranked[0]
         self._portions = _with([0] * len(references), first)
@@ -303,8 +302,7 @@ class _GreedySoup:
         counts = {r: n for r, n in zip(self._references, portions, strict=True) if n}
         step = SoupStep(self._references[tried], counts, score, before, is_kept)
         self._steps.append(step)
-        if self._watch is not None:
-            self._watch(step)
+        self._run.report(SoupTried(step))
 
 
 def _objective(tasks: Sequence[Task], asked: str) -> Objective:
@@ -327,7 +325,7 @@ def _objective(tasks: Sequence[Task], asked: str) -> Objective:
     return Objective(MEAN, tasks[0].goal, tuple((task.name, task.weight) for task in tasks))
 
 
-def _check(references: Sequence[str], order: SoupOrder, replace: bool, least_gain: float) -> None:
+def _check(references: Sequence[str], order: str, replace: bool, least_gain: float) -> None:
     if len(references) < 2:
         raise RecipeError(f"a soup of {len(references)} models; expected two at least. Give more models.")
     twice = [r for i, r in enumerate(references) if r in references[:i]]

@@ -13,11 +13,106 @@ import numpy as np
 from alnico.checkpoint.memory_model import import_torch, is_torch_module
 from alnico.errors import RecipeError
 from alnico.methods import find
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe import dialect
+from alnico.run_options import RunOptions
 from alnico.values.models import fill, merged, open_models, plain_copy
 
 
-def merge_values(
+@ieee_arithmetic()
+def merge_state_dicts(
+    state_dicts: Sequence[Any],
+    method: str = "linear",
+    *,
+    base: Any = None,
+    weights: Sequence[float] | float | Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    missing: str = "error",
+    unrelated: str = "error",
+    threads: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Merge dicts of tensors in memory; the bits are those of the same merge on disk.
+
+    Torch tensors give torch tensors on the CPU; numpy arrays give numpy arrays. A list may also contain
+    modules, paths and hub ids; a module with PEFT adapters counts as its merged weights. ``options`` are
+    those of the method: one value for all models, or a list with one per model. Inputs are never changed.
+    Tensors that share memory in all dicts share it in the result.
+
+    Options:
+        state_dicts: The models.
+        method: Name of a merge method.
+        base: The model that the others were tuned from, for methods that need one.
+        weights: Weight of each model, one for all, or a rule as in a recipe: ``{"from": "l2_norm"}``.
+        dtype: Dtype of the output; default: the promotion of the inputs' dtypes.
+        layers: Other methods for some tensors: ``{"fc1": {"method": "ties", "density": 0.7}}``. A key matches
+            whole dotted components of names; the first match wins.
+        seed: Seed of random methods.
+        missing: What to do with tensors that some model lacks, as in recipes.
+    Errors: all of ``alnico.errors``, worded as for a recipe.
+
+    >>> import numpy as np
+    >>> merge_state_dicts([{"w": np.float32([1, 2])}, {"w": np.float32([3, 6])}], weights=[1, 3])
+    {'w': array([2.5, 5. ], dtype=float32)}
+    """
+    asked = {
+        "weights": weights,
+        "dtype": dtype,
+        "seed": seed,
+        "missing": missing,
+        "unrelated": unrelated,
+        "options": options,
+    }
+    return _merge(state_dicts, base, "state_dicts", method, layers, threads, **asked)
+
+
+@ieee_arithmetic()
+def merge_models(
+    models: Sequence[Any],
+    method: str = "ties",
+    *,
+    base: Any = None,
+    weights: Sequence[float] | float | Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    missing: str = "error",
+    unrelated: str = "error",
+    threads: int | None = None,
+    **options: Any,
+) -> Any:
+    """Merge modules (``nn.Module``) into a copy of the base, or of the first model if there is no base.
+
+    The copy has the merged parameters and buffers on the devices of the original, and everything else as in
+    the original, including the training mode. A module in ``torch.compile`` or ``DataParallel`` is unwrapped.
+    With ``missing="drop"`` a tensor that some model lacks stays in the copy as it is. Paths and hub ids may
+    be among the models. Inputs are never changed. Other arguments are those of :func:`merge_state_dicts`.
+
+    Errors: all of ``alnico.errors``, worded as for a recipe.
+    """
+    asked = {
+        "weights": weights,
+        "dtype": dtype,
+        "seed": seed,
+        "missing": missing,
+        "unrelated": unrelated,
+        "options": options,
+    }
+    import_torch("a merge of modules")
+    template = next((m for m in (base, *models) if is_torch_module(m)), None)
+    if template is None:
+        raise RecipeError(
+            "models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors."
+        )
+    state = _merge(models, base, "models", method, layers, threads, **asked)
+    result = plain_copy(template)
+    fill(result, state, partly=missing == "drop")
+    return result
+
+
+def _merge(
     models: Sequence[Any],
     base: Any,
     called: str,
@@ -37,6 +132,7 @@ def merge_values(
         named[base_reference] = base
     else:
         base_reference = None
+    run = RunOptions.of(threads=threads)
     recipe = recipe_of(references, base_reference, called, method, **asked)
     opened = open_models(named)
     try:
@@ -46,7 +142,7 @@ def merge_values(
     except BaseException:
         opened.close()
         raise
-    return merged(opened, recipe, threads)
+    return merged(opened, recipe, run)
 
 
 def recipe_of(
@@ -182,25 +278,3 @@ def plain_number(value: Any) -> Any:
     if isinstance(value, np.longdouble):
         return float(value)
     return value.item() if getattr(value, "shape", None) == () else value
-
-
-def merge_modules(
-    models: Sequence[Any],
-    base: Any,
-    method: str,
-    layers: Mapping[str, Mapping[str, Any]] | None,
-    threads: int | None,
-    partly: bool,
-    **asked: Any,
-) -> Any:
-    """Merge modules into a copy of the base, or of the first model if the base is none."""
-    import_torch("a merge of modules")
-    template = next((m for m in (base, *models) if is_torch_module(m)), None)
-    if template is None:
-        raise RecipeError(
-            "models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors."
-        )
-    state = merge_values(models, base, "models", method, layers, threads, **asked)
-    made = plain_copy(template)
-    fill(made, state, partly=partly)
-    return made

@@ -32,9 +32,9 @@ from alnico.engine.in_memory import run_in_memory
 from alnico.errors import AlnicoError, MismatchError, ModelError, visible
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import resolve_reference
+from alnico.run_options import RunOptions
 from alnico.values.peft_modules import has_adapters, state_without_adapters, without_adapters
 
 
@@ -164,14 +164,12 @@ def plain_copy(module: Any) -> Any:
         ) from None
 
 
-def merged(
-    opened: Opened, recipe: Mapping[str, Any], threads: int | None, memory_bytes: int = DEFAULT_BUDGET_BYTES
-) -> dict[str, Any]:
+def merged(opened: Opened, recipe: Mapping[str, Any], run: RunOptions) -> dict[str, Any]:
     """Merge a recipe over opened models into a dict of torch tensors on the CPU, or of numpy arrays. Closes the models."""
     try:
         if opened.gives_torch:
             import_torch("a dict of torch tensors")
-        plan = opened.plan(recipe, threads=threads, memory_bytes=memory_bytes)
+        plan = opened.plan(recipe, run=run)
         for job in plan.jobs:
             if not opened.gives_torch:
                 to_numpy(

@@ -15,8 +15,10 @@ from alnico.engine.merge_session import Resident
 from alnico.engine.relatedness import IN_PYTHON
 from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.tasks import checked_value, evaluation_failed
+from alnico.events import ScaleTried, Watcher
 from alnico.numerics.arithmetic import callers_arithmetic, ieee_arithmetic
 from alnico.recipe.load import load_recipe
+from alnico.run_options import RunOptions
 from alnico.values.merge import recipe_of
 from alnico.values.models import fill, named, open_models, plain_copy
 
@@ -55,7 +57,7 @@ def search_scales(
     seed: int = 0,
     unrelated: str = "error",
     threads: int | None = None,
-    watch: Callable[[ScaleTrial], None] | None = None,
+    watch: Watcher | None = None,
 ) -> ScaleSearch:
     """Try random scales of task vectors and return the best: ``base + sum_i scale_i * (model_i - base)``.
 
@@ -87,7 +89,9 @@ def search_scales(
     sign = -1.0 if minimize else 1.0
     done: list[ScaleTrial] = []
     try:
-        with Resident(opened.sources.__getitem__, threads=threads, caller=IN_PYTHON) as resident:
+        with Resident(
+            opened.sources.__getitem__, run=RunOptions.of(threads=threads), caller=IN_PYTHON
+        ) as resident:
             for number in range(trials):
                 drawn = random.uniform(low, high, len(models))
                 scales = tuple((np.full(len(models), 1 / len(models)) if number == 0 else drawn).tolist())
@@ -109,7 +113,7 @@ def search_scales(
                     fill(module, state)
                 done.append(_tried(evaluate, state if module is None else module, scales, number))
                 if watch is not None:
-                    watch(done[-1])
+                    watch(ScaleTried(done[-1], trials))
                 _check_failures(done)
     finally:
         opened.close()

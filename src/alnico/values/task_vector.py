@@ -25,7 +25,7 @@ from alnico.errors import AlnicoError, ModelError, visible
 from alnico.events import Watcher
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.sizes import bytes_of
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.values.merge import dtype_name
 from alnico.values.models import check_module, fill, merged, open_models, path_of
 
@@ -229,9 +229,9 @@ class LazyModel:
         *,
         dtype: Any = None,
         unrelated: str = "error",
-        memory: int | str = DEFAULT_BUDGET_BYTES,
+        memory: Size = DEFAULT_BUDGET_BYTES,
         threads: int | None = None,
-        max_shard_size: int | str = DEFAULT_MAX_SHARD_BYTES,
+        max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
         overwrite: bool = False,
         overwrite_anything: bool = False,
         restart: bool = False,
@@ -242,6 +242,7 @@ class LazyModel:
         Arguments as for :func:`alnico.merge`; ``dtype`` is the output's, by default the promotion of the models'. With models
         in memory an interrupted merge begins anew. Errors: all of ``alnico.errors``.
         """
+        run = RunOptions.of(memory=memory, threads=threads, watch=watch)
         recipe, models = self._made(dtype, unrelated)
         target = Path(out)
         check_publishable(target)
@@ -250,8 +251,7 @@ class LazyModel:
         try:
             plan = opened.plan(
                 recipe,
-                memory_bytes=bytes_of(memory),
-                threads=threads,
+                run=run,
                 max_shard_bytes=bytes_of(max_shard_size),
                 single_file=target.name if target.suffix == ".safetensors" else None,
             )
@@ -267,7 +267,7 @@ class LazyModel:
     ) -> dict[str, Any]:
         """Return the tensors: numpy arrays if all models are dicts of them, else torch tensors on the CPU."""
         recipe, models = self._made(dtype, unrelated)
-        return merged(open_models(models), recipe, threads)
+        return merged(open_models(models), recipe, RunOptions.of(threads=threads))
 
     @ieee_arithmetic()
     def apply(self, module: Any, *, unrelated: str = "error", threads: int | None = None) -> Any:

@@ -19,10 +19,10 @@ from alnico.output.lock import Lock, LockedInput
 from alnico.output.recipe_file import RECIPE
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe, load_recipes
 from alnico.recipe.reference import resolve_reference
 from alnico.recipe.schema import Recipe
+from alnico.run_options import DEFAULT_RUN, RunOptions
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,12 @@ class ReplanOptions:
     from the working directory, then beside the output, and those of the hub at their commits."""
 
     places: Mapping[str, str] = field(default_factory=dict)
-    memory_bytes: int = DEFAULT_BUDGET_BYTES
-    threads: int = 1
-    offline: bool = False
+    run: RunOptions = DEFAULT_RUN
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, str | os.PathLike[str]] | None, run: RunOptions) -> ReplanOptions:
+        """Return the options of a call, whose ``inputs`` may be paths."""
+        return cls({name: os.fspath(place) for name, place in (inputs or {}).items()}, run)
 
 
 def stage_locks(lock: Lock) -> dict[str, Lock]:
@@ -179,13 +182,13 @@ def replan(lock: Lock, again: ReplanOptions, stages: Mapping[str, Source]) -> Pl
         place = (
             _first_existing(_places(given, reference, again, recipe.folder), bool(given.commits)) or reference
         )
-        model = open_model(place, offline=again.offline)
+        model = open_model(place, offline=again.run.offline)
         if isinstance(model, FileModel):
             model.label = inputs[reference].label
         return model
 
     try:
-        plan = build_plan(recipe, memory_bytes=again.memory_bytes, threads=again.threads, open_source=opened)
+        plan = build_plan(recipe, run=again.run, open_source=opened)
     except (ModelError, MismatchError, HubError) as error:
         first, *rest = error.args
         raise UncheckedError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -27,11 +28,13 @@ from alnico.engine.stages import run_stages
 from alnico.errors import OutputError, UncheckedError, VerificationError
 from alnico.events import Watcher
 from alnico.folders import owner_fault_at, remove
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.output.lock import Lock, listed_files, read_lock
 from alnico.output.recipe_file import RECIPE
 from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import order_stages
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.verification.replan import (
     ReplanOptions,
     check_places,
@@ -65,14 +68,29 @@ class Reproduction:
         return asdict(self)
 
 
+@ieee_arithmetic()
 def reproduce(
-    out: Path, new: Path | None, again: ReplanOptions, *, restart: bool = False, watch: Watcher | None = None
+    out: str | os.PathLike[str],
+    new: str | os.PathLike[str] | None = None,
+    *,
+    inputs: Mapping[str, str | os.PathLike[str]] | None = None,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    restart: bool = False,
+    offline: bool = False,
+    watch: Watcher | None = None,
 ) -> Reproduction:
-    """Merge what the lock of ``out`` says into ``new``, or beside ``out`` for the comparison alone, and compare.
+    """Repeat a finished merge from the recipe in its lock, and compare every byte.
 
-    Seed, dtype and layout of the files are those of ``out``. Errors: VerificationError naming the first file, or tensor, that is not the same;
-    UncheckedError for inputs that are not there or not those of the merge, and for another arithmetic; those of a merge.
+    Options:
+        out: The directory of a finished merge.
+        new: Directory that keeps the second merge; default: it is removed after the comparison.
+    Errors: VerificationError for a difference; UncheckedError for inputs that are missing or are not those of
+        the merge, and for a lock of another arithmetic; those of :func:`alnico.merge`.
     """
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    again = ReplanOptions.of(inputs, run)
+    out, new = Path(out), None if new is None else Path(new)
     begin = time.perf_counter()
     lock = open_lock(out)
     if not lock.recipe:
@@ -89,7 +107,7 @@ def reproduce(
         _remove_earlier(target)
     with open_output(out) as model:
         check_headers(out, lock, model)
-        _merge(lock, again, target, model, restart, watch)
+        _merge(lock, again, target, model, restart)
     made = read_lock(target)
     _check_inputs(out, lock, made)
     files, size = _compare(out, target, lock, made)
@@ -124,9 +142,7 @@ def _remove_earlier(target: Path) -> None:
     )
 
 
-def _merge(
-    lock: Lock, again: ReplanOptions, target: Path, like: FileModel, restart: bool, watch: Watcher | None
-) -> None:
+def _merge(lock: Lock, again: ReplanOptions, target: Path, like: FileModel, restart: bool) -> None:
     """Run the merge of a lock, with the stages that lead to it."""
     locks = [(recipe_in(one, again), one) for one in stage_locks(lock).values()]
     of_recipe = {id(recipe): one for recipe, one in locks}
@@ -141,7 +157,9 @@ def _merge(
         plan = replan(one, again, taken)
         return _cut_like(like, plan) if one is lock else plan
 
-    run_stages(order_stages([recipe for recipe, _ in locks]), planner, target, restart=restart, watch=watch)
+    run_stages(
+        order_stages([recipe for recipe, _ in locks]), planner, target, restart=restart, watch=again.run.watch
+    )
 
 
 def open_stage(label: str, made: Any) -> Source:

@@ -221,7 +221,6 @@ def recompute(
     share: float = 1.0,
     seed: int = 0,
     first: Iterable[str] = (),
-    watch: Watcher | None = None,
 ) -> Recomputed:
     """Make a share of a finished merge again from its inputs, and compare with ``model``, the open output.
 
@@ -229,6 +228,7 @@ def recompute(
     merge are made beside the output, as far as they are needed. Errors: VerificationError naming tensor and element; UncheckedError for
     inputs that are not there, or not those of the merge; ResourceError, and those of reading.
     """
+    watch = again.run.watch
     check_places(lock, again)
     with (
         _plan_steps(lock, again, share, seed, first) as steps,

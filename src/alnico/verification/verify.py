@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,15 @@ from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
 from alnico.checkpoint.open_model import open_model
-from alnico.errors import ModelError, UncheckedError, VerificationError
+from alnico.checkpoint.signatures import check_signature
+from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
 from alnico.events import Watcher
+from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.numbers import real, whole
 from alnico.output.hashes import hash_file, hash_tensors
 from alnico.output.lock import UNLOCKED, Lock, describe_tensor, differing_tensors, listed_files, read_lock
 from alnico.output.validate import check_folder
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.threads import Crew
 from alnico.verification.replan import ReplanOptions
 from alnico.verification.sample import Recomputed, recompute
@@ -46,14 +50,58 @@ class Verification:
         return {"is_verified": not self.unchecked, **asdict(self), "unchecked": list(self.unchecked)}
 
 
+@ieee_arithmetic()
 def verify(
+    out: str | os.PathLike[str],
+    *,
+    against_inputs: bool = False,
+    sample: float = 1.0,
+    seed: int = 0,
+    inputs: Mapping[str, str | os.PathLike[str]] | None = None,
+    key: str | os.PathLike[str] | None = None,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> Verification:
+    """Check every tensor and file of a finished merge against the hashes in its lock; return what passed.
+
+    With ``against_inputs`` blocks are merged again from the inputs and compared bit for bit. A check that
+    could not be made is an error, never a pass.
+
+    Options:
+        out: The directory of a finished merge.
+        against_inputs: Merge blocks again from the inputs, and compare them bit for bit.
+        sample: With against_inputs: share of the blocks that are merged again, in (0, 1].
+        seed: Seed that chooses the blocks of a sample.
+        key: Public key (a PEM file) that must verify the signature of the merge.
+    Errors: VerificationError for a difference; UncheckedError, whose ``found`` is what was checked, for a
+        check that could not be made; OutputError, ModelError, ResourceError, HubError.
+    """
+    sample = real(sample, "sample", "the share of blocks that are made again, in (0, 1]")
+    seed = whole(seed, "seed", None)
+    if not 0 < sample <= 1:
+        raise AlnicoError(
+            f"sample is {sample!r}; it is the share of blocks that are made again, in (0, 1]. Give 0.01 for a hundredth."
+        )
+    folder = Path(out)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    verification = check_output(
+        folder, ReplanOptions.of(inputs, run), against_inputs=against_inputs, share=sample, seed=seed
+    )
+    if key is not None:
+        verification = add_signature(verification, lambda: check_signature(folder, [Path(key)]))
+    refuse_unchecked(verification)
+    return verification
+
+
+def check_output(
     out: Path,
     again: ReplanOptions,
     *,
     against_inputs: bool = False,
     share: float = 1.0,
     seed: int = 0,
-    watch: Watcher | None = None,
 ) -> Verification:
     """Check a finished merge; what could not be checked is in the result, as long as there was something to check at all.
 
@@ -64,7 +112,7 @@ def verify(
     lock = open_lock(out)
     with open_output(out) as model:
         check_headers(out, lock, model)
-        with Crew(again.threads, watch, "alnico-verify") as crew:
+        with Crew(again.run.threads, again.run.watch, "alnico-verify") as crew:
             digests = hash_tensors(model, model.tensors, crew)
         damaged = [name for name, digest in digests.items() if digest != lock.tensors[name].digest]
         if damaged and not against_inputs:
@@ -75,7 +123,7 @@ def verify(
             unchecked.append(no_recipe_message(out))
         elif against_inputs:
             try:
-                recomputed = recompute(lock, model, again, share=share, seed=seed, first=damaged, watch=watch)
+                recomputed = recompute(lock, model, again, share=share, seed=seed, first=damaged)
             except UncheckedError as error:
                 if damaged:
                     raise _damaged(out, lock, digests, damaged) from None

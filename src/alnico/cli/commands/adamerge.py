@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import PurePath
 
 import numpy as np
@@ -10,7 +9,8 @@ import numpy as np
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
 from alnico.cli.printing import Page, page, recipe_page, say
-from alnico.tune.adamerge import AdaMergingResult, LearningStep, group_of
+from alnico.events import Event, Learned, Watcher
+from alnico.tune.adamerge import AdaMergingResult, group_of
 
 TOLD = 20
 """Steps of a course that are told, about."""
@@ -42,11 +42,14 @@ def run(call: CommandCall) -> None:
         say(f"written: {out} and its course", is_silent)
 
 
-def step_watch(steps: int) -> Callable[[LearningStep], None]:
+def step_watch(steps: int) -> Watcher:
     """Print some of the steps to stderr, evenly spread, and the last."""
     every = max(1, steps // TOLD)
 
-    def watch(step: LearningStep) -> None:
+    def watch(event: Event) -> None:
+        if not isinstance(event, Learned):
+            return
+        step = event.step
         if step.number % every == 0 or step.number in (1, steps):
             losses = "  ".join(f"{task} {loss:.3f}" for task, loss in step.losses.items())
             say(f"step {step.number}/{steps}  entropy {step.loss:.4f}  {losses}")

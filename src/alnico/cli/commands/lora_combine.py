@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -12,6 +11,7 @@ from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.lora_fold import check_weights
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
 from alnico.cli.printing import Page, page, say
+from alnico.events import Counted, Event, Watcher
 from alnico.lora.combine import Combined
 from alnico.numerics.sizes import format_size
 
@@ -57,11 +57,14 @@ def combined_text(combined: Combined, verbose: int) -> Page:
     return page(lines)
 
 
-def _watch(is_silent: bool) -> Callable[[int, int], None] | None:
+def _watch(is_silent: bool) -> Watcher | None:
     """Print some of the steps to stderr, if they take longer than 2 seconds."""
     begin = time.monotonic()
 
-    def watch(done: int, total: int) -> None:
+    def watch(event: Event) -> None:
+        if not isinstance(event, Counted):
+            return
+        done, total = event.done, event.total
         if time.monotonic() - begin > 2 and (done % max(1, total // TOLD) == 0 or done == total):
             say(f"combined {done}/{total}")
 

@@ -8,6 +8,7 @@ from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.evaluate import scorecard_text
 from alnico.cli.options import JSON, QUIET, Flag
 from alnico.cli.printing import Page, page, say
+from alnico.events import Event, TrialDone
 from alnico.tune.search.result import SearchResult
 from alnico.tune.search.samplers.request import Trial
 
@@ -25,8 +26,14 @@ from alnico.tune.search.samplers.request import Trial
 def run(call: CommandCall) -> None:
     folder = call["out"] or f"{Path(call['recipe']).stem}-search"
     is_silent = call.is_quiet or call.is_json
-    result = call.run(out=folder, watch=None if is_silent else lambda trial: say(trial_text(trial)))
+    result = call.run(out=folder, watch=None if is_silent else _watch)
     call.show(result.data, lambda: search_text(result, Path(folder)), besides=folder, even_quiet=True)
+
+
+def _watch(event: Event) -> None:
+    """Print a line to stderr for each trial that ends."""
+    if isinstance(event, TrialDone):
+        say(trial_text(event.trial))
 
 
 def trial_text(trial: Trial) -> str:

@@ -9,6 +9,7 @@ from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.evaluate import scorecard_text
 from alnico.cli.options import JSON, NEW_FILE, QUIET, Flag
 from alnico.cli.printing import Page, page, recipe_page, say, say_page
+from alnico.events import Event, SoupTried
 from alnico.tune.soup import Soup, SoupStep
 
 
@@ -24,7 +25,7 @@ def run(call: CommandCall) -> None:
     out = call["out"]
     if out is not None:
         check_new_file(Path(out))
-    soup = call.run(watch=None if call.is_json else lambda step: say(step_text(step), call.is_quiet))
+    soup = call.run(watch=None if call.is_json or call.is_quiet else _watch)
     recipe = soup.recipe(Path(out).parent if out else ".")
     if out is not None:
         write_new_file(Path(out), recipe)
@@ -39,6 +40,12 @@ def run(call: CommandCall) -> None:
         besides=out,
         even_quiet=True,
     )
+
+
+def _watch(event: Event) -> None:
+    """Print a line to stderr for each average that was tried."""
+    if isinstance(event, SoupTried):
+        say(step_text(event.step))
 
 
 def step_text(step: SoupStep) -> str:

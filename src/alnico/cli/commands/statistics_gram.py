@@ -9,6 +9,7 @@ from typing import Any
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, QUIET, Flag
 from alnico.cli.printing import recipe_page, say
+from alnico.events import Counted, Event
 from alnico.methods.shared.documentation import recipe_text
 
 TOLD = 10
@@ -56,7 +57,10 @@ def show_statistics(
     )
 
 
-def watch(done: int, total: int) -> None:
+def watch(event: Event) -> None:
     """Print some of the steps to stderr, evenly spread, and the last."""
+    if not isinstance(event, Counted):
+        return
+    done, total = event.done, event.total
     if done % max(1, total // TOLD) == 0 or done == total:
         say(f"measured {done}/{total}")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.candidates import Candidates
-from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.task_file import as_tasks
 from alnico.evaluation.tasks import Task, shared_examples
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
+from alnico.events import Watcher
+from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size, checked_count
 from alnico.tune.search.files import STUDY, search_folder, write_search
 from alnico.tune.search.fingerprint import Identity, models_data, tasks_data
 from alnico.tune.search.objective import Objective, best_of, objectives_of
@@ -21,7 +23,6 @@ from alnico.tune.search.report import HeldOut, held_out
 from alnico.tune.search.report import report as report_on
 from alnico.tune.search.result import SearchResult
 from alnico.tune.search.samplers.registry import check_sampler
-from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SAME, SearchSettings, read_search
 from alnico.tune.search.space import SearchSpace
 from alnico.tune.search.study import Study
@@ -40,8 +41,9 @@ Tasks = str | os.PathLike[str] | Sequence[Task]
 SearchLike = str | os.PathLike[str] | Mapping[str, Any]
 
 
+@ieee_arithmetic()
 def search(
-    source: SearchLike,
+    recipe: SearchLike,
     *,
     tasks: Tasks | None = None,
     report: Tasks | None = None,
@@ -50,30 +52,35 @@ def search(
     workers: int = 1,
     engine: Engine = "local",
     threads: int | None = None,
-    memory: int | str = DEFAULT_BUDGET_BYTES,
+    memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
     allow_code: bool = False,
-    watch: Callable[[Trial], None] | None = None,
+    watch: Watcher | None = None,
 ) -> SearchResult:
-    """Search the values that a recipe leaves open, for the best scores on tasks.
+    """Search the values that a recipe leaves open for the best scores on tasks.
 
-    ``source`` is a recipe with ``{search: [least, greatest]}`` and ``{choice: [...]}`` in place of values, and a ``search`` key with
-    the settings: a YAML file, YAML text, or a mapping. ``tasks`` (to search on), ``report`` (to report on) and ``trials`` win over
-    those of the settings. ``out`` is the folder of what is found; the same call on it goes on with the search. Without ``out`` and
-    ``storage`` nothing is kept. ``workers`` are processes with ``threads`` each (all processors shared out, if not given), of this
-    machine or, with ``engine="ray"``, of a cluster. ``allow_code`` lets ``source`` say where trials are stored, and files of tasks run
-    functions. ``watch`` is told of every trial that ends.
+    Candidates are merged in memory, with the bits of ``alnico merge``, and scored. Trial 0 uses the default
+    values. The same call on ``out`` resumes the search. With one worker the result depends only on the
+    settings, however often the search was interrupted. ``watch`` receives each trial that ends
+    (:class:`alnico.events.TrialDone`).
 
-    Trial 0 is the default settings. Candidates are merged in memory, with the bits of ``alnico merge``. The course with one worker
-    depends on the settings alone, however often the search was interrupted.
-
-    Errors: RecipeError, with a line for every mistake; EvaluationError for tasks that do not fit the search, for tasks reported on
-    that share examples with those searched on, and after too many failed trials; OutputError for a folder or a study of something
-    else; ModelError, HubError, RunError.
+    Options:
+        recipe: Recipe with {search: [least, greatest]} or {choice: [...]} in place of values, and settings
+            under search.
+        tasks: Tasks to search on; default: those of the recipe.
+        report: Tasks to report on, which the search never scores; same reports on the tasks searched on.
+        out: Folder of the search, with its study, the best recipe, all trials and the page.
+        trials: Number of trials in all, including those of earlier runs; default: the recipe's.
+        workers: Number of processes that score trials.
+        engine: Where the workers run: local (this machine) or ray (a Ray cluster).
+        threads: Threads of each worker; default: the processors divided by the workers.
+    Errors: RecipeError, with a line for every mistake; EvaluationError for tasks that do not fit the search,
+        for reported tasks that share examples with those searched on, and after too many failed trials;
+        OutputError for a folder or a study of another search; ModelError, HubError, RunError.
     """
-    workers = threads_of(workers, "workers")
-    threads = threads_of(threads, otherwise=max((os.cpu_count() or 1) // workers, 1))
-    space, settings = read_search(source, allow_code=allow_code)
+    workers = checked_count(workers, "workers")
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, processes=workers)
+    space, settings = read_search(recipe, allow_code=allow_code)
     if trials is not None:
         settings = replace(settings, trials=trials)
     if report == SAME:
@@ -87,15 +94,13 @@ def search(
         space.references,
         donor=_donor(space),
         folder=space.folder,
-        offline=offline,
-        threads=threads,
-        memory=memory,
+        run=replace(run, watch=None),
     )
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
     order = WorkerSpec(space, given, shares, settings.held_out, making, allow_code)
     asked = report if report is not None else settings.report
-    models = models_data(space.references, space.folder, offline=offline)
-    return _found(order, settings, models, asked, folder, workers, engine, threads, watch)
+    models = models_data(space.references, space.folder, offline=run.offline)
+    return _found(order, settings, models, asked, folder, workers, engine, run)
 
 
 def _found(
@@ -106,8 +111,7 @@ def _found(
     folder: Path | None,
     workers: int,
     engine: Engine,
-    threads: int,
-    watch: Callable[[Trial], None] | None,
+    run: RunOptions,
 ) -> SearchResult:
     opened = order.open_tasks()
     objectives = objectives_of(settings.objective, opened)
@@ -118,8 +122,8 @@ def _found(
     identity = Identity(space.data(), settings.data(), tasks_data(opened), models)
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
         own = order if workers > 1 or engine == "ray" else replace(order, tasks=opened)
-        with start_workers(own, workers, engine, threads) as staff:
-            run_trials(space, settings, objectives, study, staff, watch)
+        with start_workers(own, workers, engine, run.threads) as staff:
+            run_trials(space, settings, objectives, study, staff, run.watch)
         found = _result(space, settings, objectives, study)
     found = _with_report(found, order, kept, is_same=report == SAME)
     if folder is not None:
@@ -182,7 +186,7 @@ def _kept(
     if report == SAME:
         return tuple(map(HeldOut, searched))
     source = _source(report, space, "report")
-    tasks = read_tasks(source, allow_code=allow_code) if isinstance(source, str) else source
+    tasks = as_tasks(source, allow_code=allow_code)
     _check_apart(searched, tasks)
     return tuple(map(HeldOut, tasks))
 

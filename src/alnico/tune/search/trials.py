@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from alnico.errors import AlnicoError, EvaluationError, HubError, ModelError, RunError
+from alnico.events import TrialDone, Watcher
 from alnico.tune.search.objective import Objective, is_behind
 from alnico.tune.search.samplers.grid import grid_size
 from alnico.tune.search.samplers.registry import suggest
-from alnico.tune.search.samplers.request import PointRequest, Trial
+from alnico.tune.search.samplers.request import PointRequest
 from alnico.tune.search.settings import SearchSettings
 from alnico.tune.search.space import PointValues, SearchSpace
 from alnico.tune.search.study import Study
 from alnico.tune.search.workers import TrialScores, Worker, result_of
-
-"""Is told of every trial that ends."""
 
 
 @dataclass
@@ -36,7 +35,7 @@ def run_trials(
     objectives: Sequence[Objective],
     study: Study,
     workers: Sequence[Worker],
-    watch: Callable[[Trial], None] | None = None,
+    watch: Watcher | None = None,
 ) -> None:
     """Try recipes until the study has ``settings.trials``, or the time is over.
 
@@ -54,7 +53,7 @@ class _SearchRun:
         settings: SearchSettings,
         objectives: tuple[Objective, ...],
         study: Study,
-        watch: Callable[[Trial], None] | None,
+        watch: Watcher | None,
     ) -> None:
         self._space = space
         self._settings = settings
@@ -147,7 +146,7 @@ class _SearchRun:
 
     def _tell(self, number: int) -> None:
         if self._watch is not None:
-            self._watch(next(t for t in self._study.trials() if t.number == number))
+            self._watch(TrialDone(next(t for t in self._study.trials() if t.number == number)))
 
     def _stop_if_failing(self) -> None:
         if self._failed >= self._settings.failures:

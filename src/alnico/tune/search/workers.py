@@ -44,11 +44,9 @@ class WorkerSpec:
         return TrialEvaluator(self.space, self.open_tasks(), self.shares, self.held_out, self.open_factory)
 
     def open_tasks(self) -> tuple[Task, ...]:
-        if not isinstance(self.tasks, str):
-            return self.tasks
-        from alnico.evaluation.task_file import read_tasks
+        from alnico.evaluation.task_file import as_tasks
 
-        return read_tasks(self.tasks, allow_code=self.allow_code)
+        return tuple(as_tasks(self.tasks, allow_code=self.allow_code))
 
 
 class Worker(Protocol):

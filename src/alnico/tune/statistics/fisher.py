@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from alnico.checkpoint.output_path import replace_mode
+from alnico.checkpoint.statistics import check_statistics_folder
 from alnico.errors import EvaluationError
 from alnico.evaluation.extras import import_extra
+from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.module_names import sum_of
+from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import EvaluatedModel, Task
+from alnico.events import Counted, Watcher
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.tune.statistics.measure import (
     MeasuredStatistics,
     differentiable,
+    existing_paths,
     kind_of,
     places,
     stored_in,
@@ -22,6 +31,47 @@ from alnico.tune.statistics.measure import (
 Expectation = Literal["exact", "sampled"]
 
 
+@ieee_arithmetic()
+def fisher_statistics(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    tasks: TasksLike,
+    examples: int = 256,
+    expectation: Expectation = "exact",
+    seed: int = 0,
+    offline: bool = False,
+    allow_code: bool = False,
+    overwrite: bool = False,
+    overwrite_anything: bool = False,
+    watch: Watcher | None = None,
+) -> Path:
+    """Measure the Fisher information of a model on tasks, as files for ``merge_method: fisher``.
+
+    Labels are never read. Needs ``alnico[eval]``. ``watch`` receives the number of examples done
+    (:class:`alnico.events.Counted`).
+
+    Options:
+        model: Model: a transformers checkpoint, or owner/name@revision on the hub.
+        out: Directory to create.
+        tasks: Tasks file whose inputs are measured on.
+        examples: Largest number of inputs per task.
+        expectation: exact weighs all classes of an input by their probability; sampled draws one class per
+            input.
+        seed: Seed of the classes that expectation sampled draws.
+    Errors: EvaluationError, ModelError, OutputError, HubError.
+    """
+    may_replace = replace_mode(overwrite, overwrite_anything)
+    check_statistics_folder(Path(out), may_replace, existing_paths((model, tasks)))
+    subject = open_subject(model, offline=offline)
+    read = as_tasks(tasks, allow_code=allow_code)
+    statistics = measure_fisher(
+        subject, read, examples=examples, expectation=expectation, seed=seed, watch=watch
+    )
+    statistics.write(Path(out), subject, overwrite=may_replace)
+    return Path(out)
+
+
 def measure_fisher(
     subject: EvaluatedModel,
     tasks: Sequence[Task],
@@ -29,7 +79,7 @@ def measure_fisher(
     examples: int = 256,
     expectation: Expectation = "exact",
     seed: int = 0,
-    watch: Callable[[int, int], None] | None = None,
+    watch: Watcher | None = None,
 ) -> MeasuredStatistics:
     """Measure the diagonal of a model's Fisher information on ``examples`` of each task; labels are never read.
 
@@ -73,7 +123,7 @@ def measure_fisher(
                             sums[name] = torch.zeros_like(wide)
                         sums[name].addcmul_(wide, wide, value=weight / len(chosen))
             if watch:
-                watch(done + 1, len(chosen))
+                watch(Counted("examples", done + 1, len(chosen)))
     if not sums:
         raise EvaluationError(
             f"{subject.label}: no prediction depends on its parameters; expected some that do. Look at the tasks: {given[0].name} first."

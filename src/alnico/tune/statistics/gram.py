@@ -2,23 +2,133 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alnico.errors import EvaluationError, MismatchError
+from alnico.checkpoint.output_path import replace_mode
+from alnico.checkpoint.reference import Paths, path_list
+from alnico.checkpoint.statistics import check_statistics_folder
+from alnico.errors import EvaluationError, MismatchError, OutputError
 from alnico.evaluation.extras import import_extra
+from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.module_names import PlacedElements
+from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
+from alnico.events import Counted, Watcher
 from alnico.methods.base import total_weight
 from alnico.methods.regmean import solve
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.families import comes_first
 from alnico.plan.layers import layer_position
-from alnico.tune.statistics.measure import MeasuredStatistics, Stored, kind_of, places, stored_in
+from alnico.tune.statistics.measure import (
+    MeasuredStatistics,
+    Stored,
+    existing_paths,
+    kind_of,
+    places,
+    stored_in,
+)
+
+
+@ieee_arithmetic()
+def gram_statistics(
+    models: Paths,
+    out: str | os.PathLike[str],
+    *,
+    tasks: TasksLike | Sequence[TasksLike],
+    examples: int = 256,
+    plus: bool = False,
+    weights: Sequence[float] | None = None,
+    alpha: float = 0.9,
+    ridge: float = 1e-6,
+    normalize: bool = False,
+    offline: bool = False,
+    allow_code: bool = False,
+    overwrite: bool = False,
+    overwrite_anything: bool = False,
+    watch: Watcher | None = None,
+) -> tuple[Path, ...]:
+    """Measure Gram matrices of models' linear layers on tasks, as files for ``merge_method: regmean``.
+
+    The files of one model go to ``out``; those of several models go to one directory per model in ``out``,
+    named as the model. Labels are never read. Needs ``alnico[eval]``. ``watch`` receives the number of tasks
+    done, with ``plus`` of layers (:class:`alnico.events.Counted`).
+
+    Options:
+        models: Models: transformers checkpoints, or owner/name@revision on the hub.
+        out: Directory to create; for several models it gets one directory per model.
+        tasks: Tasks file whose inputs are measured on; for several models one for all, or one per model.
+        examples: Largest number of inputs per task.
+        plus: Measure for RegMean++: all models together, each layer on the outputs of the merged layers
+            before it.
+        weights: With plus: weight of each model; give the recipe the same.
+        alpha: With plus: regmean's alpha, in [0, 1]; give the recipe the same.
+        ridge: With plus: regmean's ridge, in [0, 1]; give the recipe the same.
+        normalize: With plus: regmean's normalize; give the recipe the same.
+    Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
+    """
+    names = path_list(models)
+    folders = [Path(out)] if len(names) == 1 else [Path(out) / _folder_name(name) for name in names]
+    if len({str(folder).casefold() for folder in folders}) < len(folders):
+        raise OutputError(
+            f"{out}: two models have one name ({', '.join(f.name for f in folders)}); expected names of their own. Measure them one by one."
+        )
+    may_replace = replace_mode(overwrite, overwrite_anything)
+    for folder in folders:
+        check_statistics_folder(
+            folder,
+            may_replace,
+            existing_paths((*names, *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))),
+        )
+    given = _tasks_of_each(tasks, len(names), allow_code)
+    subjects = [open_subject(name, offline=offline) for name in names]
+    if plus:
+        measured = measure_gram_plus(
+            subjects,
+            given,
+            examples=examples,
+            weight=weights,
+            alpha=alpha,
+            ridge=ridge,
+            normalize=normalize,
+            watch=watch,
+        )
+        for statistics, folder, subject in zip(measured, folders, subjects, strict=True):
+            statistics.write(folder, subject, overwrite=may_replace)
+    else:
+        for subject, own, folder in zip(subjects, given, folders, strict=True):
+            measure_gram(subject, own, examples=examples, watch=watch).write(
+                folder, subject, overwrite=may_replace
+            )
+    return tuple(folders)
+
+
+def _folder_name(model: str) -> str:
+    """Name the directory of one model's statistics among several: the last part of its path or id."""
+    name = Path(model).name
+    return name if name not in ("", ".", "..") else Path(model).resolve().name
+
+
+def _tasks_of_each(
+    tasks: TasksLike | Sequence[TasksLike], models: int, allow_code: bool
+) -> list[Sequence[Task]]:
+    """Return the tasks of each model, from one list for all or one per model. Errors: EvaluationError."""
+    is_one = isinstance(tasks, (str, os.PathLike, Mapping)) or not isinstance(
+        tasks[0], (str, os.PathLike, Mapping, Sequence)
+    )
+    listed: Sequence[Any] = [tasks] if is_one else tasks  # type: ignore[assignment]
+    if len(listed) not in (1, models):
+        raise EvaluationError(
+            f"tasks: there are {len(listed)} for {models} models; expected one for all, or one for each."
+        )
+    return [as_tasks(one, allow_code=allow_code) for one in listed] * (1 if len(listed) == models else models)
 
 
 def measure_gram(
@@ -26,7 +136,7 @@ def measure_gram(
     tasks: Sequence[Task],
     *,
     examples: int = 256,
-    watch: Callable[[int, int], None] | None = None,
+    watch: Watcher | None = None,
 ) -> MeasuredStatistics:
     """Measure ``X^T X`` of the inputs X of every linear layer of a model, on ``examples`` of each task; labels are never read where
     the task gives scores of classes.
@@ -55,7 +165,7 @@ def measure_gram_plus(
     alpha: float = 0.9,
     ridge: float = 1e-6,
     normalize: bool = False,
-    watch: Callable[[int, int], None] | None = None,
+    watch: Watcher | None = None,
 ) -> list[MeasuredStatistics]:
     """Measure Gram matrices of models that are to be merged with one another, each on its own tasks, for RegMean++.
 
@@ -121,7 +231,7 @@ def measure_gram_plus(
                     for own in parameters:
                         own[name].copy_(torch.from_numpy(np.ascontiguousarray(merged)))
             if watch:
-                watch(done + 1, len(steps))
+                watch(Counted("layers", done + 1, len(steps)))
     for one in zip(found, layers, subjects, strict=True):
         _refuse_none(*one)
     return [
@@ -345,7 +455,7 @@ def _collected(
     tasks: Sequence[Task],
     examples: int,
     layers: Mapping[str, Any],
-    watch: Callable[[int, int], None] | None,
+    watch: Watcher | None,
 ) -> dict[str, LayerGram]:
     """Run a model on its tasks and return what went into ``layers``, by path; those that were never called are not there."""
     torch = import_extra("torch", "Gram matrices", "eval")
@@ -361,7 +471,7 @@ def _collected(
             else:
                 task.evaluate(subject, places(task, examples))
             if watch:
-                watch(done + 1, len(tasks))
+                watch(Counted("tasks", done + 1, len(tasks)))
     found: dict[str, LayerGram] = {}
     for paths, (total, rows) in collector.groups.items():
         if not np.isfinite(total).all():

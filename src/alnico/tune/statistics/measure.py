@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,3 +122,8 @@ def with_gradients(parameters: Sequence[Any]) -> Iterator[None]:
     finally:
         for p, wanted in zip(parameters, before, strict=True):
             p.requires_grad_(wanted)
+
+
+def existing_paths(values: Iterable[Any]) -> list[Path]:
+    """Return the paths among some arguments that exist."""
+    return [Path(one) for one in values if isinstance(one, (str, os.PathLike)) and os.path.lexists(one)]

@@ -1,0 +1,87 @@
+"""Compares a merged model with its parents and its base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+
+from alnico.analysis.files import report_folder, write_analysis
+from alnico.analysis.measure import SUBSPACE_SIDE
+from alnico.analysis.report import write_pages
+from alnico.analysis.retention import Retention, base_of, keep_sources, write_kept
+from alnico.analysis.retention_section import kept_section
+from alnico.analysis.score_section import score_section
+from alnico.analysis.scores import Estimate, Estimates, ScoreTable, read_estimates, values_of
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.reference import Paths, path_list
+from alnico.checkpoint.source import Source
+from alnico.errors import AlnicoError
+from alnico.events import Watcher
+from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+
+
+@ieee_arithmetic()
+def compare(
+    parents: Paths,
+    merged: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    scores: ScoreTable | Sequence[str | os.PathLike[str]] = (),
+    out: str | os.PathLike[str] | None = None,
+    top_share: float = 0.2,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> Retention:
+    """Measure what a merged model kept of its parents.
+
+    Measured are distances, task vectors, signs, largest parameters and scores, by group of tensors. The base
+    is the one that the merged model's recipe names, unless ``base`` is given. Without a base only distances
+    are measured, and ``retention.notes`` says so. With ``out`` the folder gets ``kept.json``, ``kept.csv``
+    and everything that :func:`analyze` writes about the parents and the merged model.
+
+    Options:
+        parents: The models that were merged: directories, files, or owner/name@revision on the hub.
+        merged: The merged model.
+        base: The model that the parents were tuned from; default: the base recorded in the merged model.
+        scores: Scores to show next to the distances: a .json or .csv file, or TASK:MODEL=SCORE; may be
+            repeated. In Python also a mapping of tasks to models to scores.
+        out: Folder for the numbers, the tables and the page.
+    Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError.
+    """
+    if not parents:
+        raise AlnicoError("compare needs at least one parent beside the merged model.")
+    if isinstance(scores, Mapping):
+        estimates: Estimates = {
+            task: {model: Estimate(value) for model, value in of.items()} for task, of in scores.items()
+        }
+    else:
+        estimates = read_estimates(scores)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    folder = None if out is None else report_folder(out)
+    with ExitStack() as opened:
+
+        def open_source(reference: str | os.PathLike[str]) -> Source:
+            return opened.enter_context(closing(open_model(reference, offline=run.offline)))
+
+        of_merged = open_source(merged)
+        of_base, notes = (open_source(base), ()) if base is not None else base_of(of_merged, open_source)
+        retention, analysis = keep_sources(
+            [open_source(parent) for parent in path_list(parents)],
+            of_merged,
+            of_base,
+            scores=values_of(estimates),
+            notes=notes,
+            top_share=top_share,
+            subspace_side=0 if folder is None else SUBSPACE_SIDE,
+            run=run,
+        )
+    if folder is not None:
+        write_analysis(analysis, folder)
+        write_kept(retention, folder)
+        of_scores = [score_section(estimates)] if any(estimates.values()) else []
+        write_pages(analysis, folder, sections=[kept_section(retention), *of_scores])
+    return retention

@@ -1,0 +1,63 @@
+"""Computes weights of models from the norms of their task vectors."""
+
+from __future__ import annotations
+
+import os
+
+from alnico.checkpoint.reference import Paths, path_list
+from alnico.engine.norm_weights import NormWeights, compute_norm_weights
+from alnico.engine.stages import close
+from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.plan.build import build_plan
+from alnico.recipe.load import load_recipe
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+
+
+@ieee_arithmetic()
+def norm_weights(
+    models: Paths,
+    *,
+    base: str | os.PathLike[str],
+    mode: str = "exp",
+    beta: float = 1.0,
+    alpha: float = 1.5,
+    scale: float = 1.0,
+    per: str = "model",
+    analysis: str | os.PathLike[str] | None = None,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+) -> NormWeights:
+    """Compute weights of models from the L2 norms of their task vectors.
+
+    A recipe does the same with ``weight: {from: l2_norm}``. The norms are measured over all tensors that base
+    and models share; nothing is merged. The formulas are in docs/recipes.md.
+
+    Options:
+        models: Models: directories, files, or owner/name@revision on the hub.
+        base: The model that the others were tuned from.
+        mode: How a norm L becomes a weight: linear, power or exp.
+        beta: With mode exp: the weight is exp(-beta L / mean L).
+        alpha: With mode power: the weight is 1 / L^alpha.
+        scale: Sum of the weights.
+        per: What a norm is measured over: model, layer or tensor.
+        analysis: Folder of an analysis whose norms are used instead of measuring them.
+    Errors: RecipeError, ModelError, MismatchError for a model at distance 0 in ``linear`` and ``power``,
+        HubError.
+    """
+    key = {"exp": {"beta": beta}, "power": {"alpha": alpha}}.get(mode, {}) if isinstance(mode, str) else {}
+    origin = {"from": "l2_norm"} if analysis is None else {"from": "analysis", "path": os.fspath(analysis)}
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": os.fspath(base),
+        "models": path_list(models),
+        "parameters": {"weight": {**origin, "mode": mode, **key, "scale": scale, "per": per}},
+        "missing": "drop",
+        "unrelated": "allow",
+    }
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline)
+    plan = build_plan(load_recipe(recipe), run=run)
+    try:
+        return compute_norm_weights(plan)
+    finally:
+        close([plan])

@@ -1,0 +1,120 @@
+"""Plans recipes under the options of one call, and merges them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from alnico.checkpoint.file_model import FileModel
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.output_path import Replace, check_publishable
+from alnico.checkpoint.reference import Paths, path_list
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
+from alnico.checkpoint.signatures import SignedInputs, check_key
+from alnico.checkpoint.source import Source
+from alnico.checkpoint.statistics import StatisticsSource
+from alnico.engine.fetch import fetch_inputs
+from alnico.engine.run import MergeResult, run_plan
+from alnico.engine.stages import close
+from alnico.errors import AlnicoError
+from alnico.plan.build import build_plan
+from alnico.plan.job import Plan
+from alnico.plan.norm_weights import analysis_files
+from alnico.recipe.reference import resolve_reference
+from alnico.recipe.schema import Recipe
+from alnico.run_options import DEFAULT_RUN, RunOptions
+
+NO_STAGES: Mapping[str, str | Source] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans recipes: opens their models, checks signatures where ``signed`` asks for it, and lays out the output."""
+
+    run: RunOptions = DEFAULT_RUN
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
+    strict_license: bool = False
+    signed: SignedInputs | None = None
+    _checked: set[str] = field(default_factory=set)
+    """Inputs whose signatures were checked."""
+
+    def plan(
+        self, recipe: Recipe, stages: Mapping[str, str | Source] = NO_STAGES, single_file: str | None = None
+    ) -> Plan:
+        """Plan a recipe. ``stages`` maps names of stages to their paths, or to what they will be.
+
+        Errors: as for :func:`alnico.plan.build.build_plan`; VerificationError and UncheckedError for signatures.
+        """
+
+        def open_source(reference: str) -> Source:
+            stage = stages.get(reference)
+            if stage is not None and not isinstance(stage, str):
+                return stage
+            model = open_model(stage or resolve_reference(reference, recipe.folder), offline=self.run.offline)
+            if isinstance(model, FileModel) and stage is not None:
+                model.label = reference  # not the temporary folder of the stage
+            elif self.signed is not None and reference not in self._checked:
+                self.signed.check(model, reference)
+                self._checked.add(reference)
+            return model
+
+        plan = build_plan(
+            recipe,
+            run=self.run,
+            max_shard_bytes=self.max_shard_bytes,
+            single_file=single_file,
+            open_source=open_source,
+            strict_license=self.strict_license,
+        )
+        if self.signed is not None:
+            self._check_other_inputs(self.signed, plan)
+        return plan
+
+    def _check_other_inputs(self, signed: SignedInputs, plan: Plan) -> None:
+        """Check the signatures of inputs that are not models: statistics, and analyses that weights come from."""
+        for source in plan.sources:
+            if isinstance(source, StatisticsSource) and source.label not in self._checked:
+                signed.check(source)
+                self._checked.add(source.label)
+        for path, place in analysis_files(plan, (".", plan.recipe.folder)).items():
+            if path not in self._checked:
+                signed.check_path(place, path)
+                self._checked.add(path)
+
+    def merge(self, recipe: Recipe, out: Path, *, overwrite: Replace, restart: bool) -> MergeResult:
+        """Plan a recipe, download its inputs and merge it into ``out``. Errors: all of ``alnico.errors``."""
+        check_publishable(out)
+        plan = self.plan(recipe, single_file=single_file_of(out))
+        try:
+            fetch_inputs(plan, out, overwrite=overwrite, watch=self.run.watch)
+            return run_plan(plan, out, overwrite=overwrite, restart=restart, watch=self.run.watch)
+        finally:
+            close([plan])
+
+
+def single_file_of(out: Path) -> str | None:
+    """Return the name of the one output file, if ``out`` is a file."""
+    return out.name if out.suffix == ".safetensors" else None
+
+
+def signed_inputs(keys: Paths, unsigned: Paths, is_required: bool) -> SignedInputs | None:
+    """Return what a call requires of its inputs' signatures; None if nothing.
+
+    Errors: AlnicoError for options that contradict each other; UncheckedError for a key that cannot be read.
+    """
+    key_paths, exempt = [Path(key) for key in path_list(keys)], tuple(path_list(unsigned))
+    if (is_required or exempt) and not key_paths:
+        raise AlnicoError(
+            "signatures are required, and no public key is given to verify them with. Give one (--verify-inputs)."
+        )
+    if is_required and exempt:
+        raise AlnicoError(
+            f"every input must be signed, and {exempt[0]} need not be. Leave out --require-signed or --allow-unsigned."
+        )
+    if not key_paths:
+        return None
+    for key in key_paths:  # also where no input turns out to be signed
+        check_key(key)
+    return SignedInputs(tuple(key_paths), exempt)
