@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import alnico
-from alnico.analysis.common_tensors import named, short_names
+from alnico.analysis.common_tensors import names_of, short_names
 from alnico.analysis.results import DeltaStatistics, Pair, ScopeStatistics, Skipped, Subspace, TensorScope
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, OutputError, ResourceError
@@ -133,7 +133,7 @@ def test_an_analysis_replaces_an_older_one_and_nothing_else(tmp_path: Path) -> N
     alnico.analyze(tuned[:1], base=base, out=tmp_path / "report", threads=1)
     alnico.analyze(tuned[1:], base=base, out=tmp_path / "report", threads=1)
     assert [m.name for m in alnico.read_analysis(tmp_path / "report").models] == ["tuned-1"]
-    with pytest.raises(OutputError, match="holds other things than an analysis"):
+    with pytest.raises(OutputError, match="contains files that are not from an analysis"):
         alnico.analyze(tuned, base=base, out=base, threads=1)
     assert (base / "model.safetensors").exists()
 
@@ -148,7 +148,7 @@ def test_a_folder_with_other_things_is_refused_before_models_are_read(tmp_path: 
 def test_a_summary_of_something_else_makes_no_folder_of_reports(tmp_path: Path) -> None:
     base, tuned = models(tmp_path)
     (tmp_path / "summary.json").write_text('{"loss": 1}')
-    with pytest.raises(OutputError, match="holds other things than an analysis"):
+    with pytest.raises(OutputError, match="contains files that are not from an analysis"):
         alnico.analyze(tuned, base=base, out=tmp_path, threads=1)
     assert all((model / "model.safetensors").is_file() for model in tuned)
 
@@ -161,7 +161,7 @@ def test_a_model_in_the_folder_of_reports_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         alnico.analyze([report / "tuned-1"], base=base, out=report, threads=1)
     assert str(caught.value) == (
-        f"{report / 'tuned-1'}: holds other things than an analysis; the tables of tuned-1 go there. Choose a new folder."
+        f"{report / 'tuned-1'}: contains files that are not from an analysis; the tables of tuned-1 go there. Choose a new folder."
     )
     assert [p.name for p in (report / "tuned-1").iterdir()] == ["model.safetensors"]
     assert alnico.read_analysis(report).models[0].name == "tuned-0"
@@ -197,7 +197,7 @@ def test_models_have_short_names_of_their_own() -> None:
         "c/CODER-main",
         "/",
     ]
-    found = named([MemoryModel(label, {}) for label in labels])
+    found = names_of([MemoryModel(label, {}) for label in labels])
     assert found == ["coder-main", "a", "b", "my-adapter", "CODER-main-2", "model"]
 
 
@@ -242,7 +242,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 def test_an_analysis_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"schema": 7}')
-    with pytest.raises(ModelError, match="no analysis of schema 1"):
+    with pytest.raises(ModelError, match="not an analysis of schema 1"):
         alnico.read_analysis(tmp_path)
     (tmp_path / "summary.json").write_text('{"schema": 1}')
     with pytest.raises(ModelError, match="is damaged"):

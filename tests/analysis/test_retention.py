@@ -252,40 +252,40 @@ def test_scores_that_cannot_be_read_are_refused_with_what_is_wrong(
     Path("a.csv").write_text("task,score\nx,1\n")
     Path("b.csv").write_text("task,model,score\nx,code\n")
     Path("c.json").write_text('{"x": 0.5}')
-    form = "expected the header task,model,score and three values in each row. Bring it into that form."
+    form = "expected the header task,model,score and three values in each row. Convert it to this form."
     assert told(["a.csv"]) == f"a.csv: begins with 'task,score'; {form}"
     assert told(["b.csv"]) == f"b.csv: has 2 values in row 2; {form}"
     assert (
         told(["c.json"])
-        == 'c.json: is no file of scores; expected {"task": {"model": 0.5}}. Bring it into that form.'
+        == 'c.json: is not a file of scores; expected {"task": {"model": 0.5}}. Convert it to this form.'
     )
     assert (
         told(["d.csv"])
         == "d.csv: cannot be read (No such file or directory). Check the path and its permissions."
     )
     assert told(["x=0.5"]) == (
-        "'x=0.5': is no score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write `gsm8k:merged=0.52`, for instance."
+        "'x=0.5': is not a score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write for example `gsm8k:merged=0.52`."
     )
     assert (
         told(["x:code=nan"])
-        == "x:code=nan: x: code: the score is 'nan'; expected a number. Mend it, or leave it out."
+        == "x:code=nan: x: code: the score is 'nan'; expected a number. Correct it, or remove it."
     )
     assert (
         told(["x:code=1", "x:code=2"])
-        == "x:code=2: the score of code on x is given twice; expected one. Leave one out."
+        == "x:code=2: the score of code on x is given twice; expected one. Remove one."
     )
     assert (
         told(["x:cod=1"])
-        == "scores: x: cod is none of the models; expected out, llama, code, math. Did you mean code?"
+        == "scores: x: cod is not one of the models; expected out, llama, code, math. Did you mean code?"
     )
-    lacking = "expected one of each. Add it, or leave the task out."
+    lacking = "expected one of each. Add it, or remove the task."
     assert told(["x:code=1"]) == f"scores: x: has no score of the merged model; {lacking}"
     assert told(["x:merged=1", "x:base=1"]) == f"scores: x: has no score of any parent; {lacking}"
 
 
 def test_a_model_is_not_scored_twice_under_two_names() -> None:
     assert told(["x:code=1", "x:path/to/code=2", "x:merged=1"]) == (
-        "scores: x: code has two scores, the second as path/to/code; expected one. Leave one out."
+        "scores: x: code has two scores, the second as path/to/code; expected one. Remove one."
     )
 
 
@@ -362,7 +362,7 @@ def test_a_score_of_an_unknown_model_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("alnico.analysis.retention.analyze_sources", None)
-    with pytest.raises(ModelError, match=r"^scores: x: tuned-2 is none of the models; "):
+    with pytest.raises(ModelError, match=r"^scores: x: tuned-2 is not one of the models; "):
         alnico.compare(["tuned-0"], "out", scores={"x": {"tuned-2": 1.0, "merged": 1.0}})
 
 

@@ -100,5 +100,5 @@ def test_an_evaluations_file_gives_scores_with_their_intervals(tmp_path: Path) -
     with pytest.raises(ModelError) as caught:
         read_scores([path])
     assert str(caught.value) == (
-        f"{path}: is no file of scores; expected what `alnico evaluate --json` writes. Write it again, or bring it into that form."
+        f"{path}: is not a file of scores; expected the output of `alnico evaluate --json`. Write it again."
     )

@@ -142,8 +142,8 @@ def test_a_head_of_its_own_is_taken_from_the_base_and_one_more_tensor_copied(
             tensors["extra.weight"] = ("F32", np.ones(3))
         save_model(tmp_path / name, tensors, llama_config(dtype="float32"))
     found = alnico.suggest([tmp_path / "tuned-0", tmp_path / "tuned-1"], base=tmp_path / "base")
-    assert "tuned-0: score.weight of another shape, taken from the base." in found.findings
-    assert "tuned-1: extra.weight in one of both alone, copied." in found.findings
+    assert "tuned-0: score.weight: another shape, taken from the base." in found.findings
+    assert "tuned-1: extra.weight: in only one of the two, copied." in found.findings
     out = merged(found, tmp_path / "out")
     assert out["score.weight"].shape == (2, 16)
     assert out["extra.weight"].tolist() == [1, 1, 1]
@@ -191,7 +191,7 @@ def test_the_command_takes_an_analysis_for_base_and_models(
     summary = tmp_path / "report" / "summary.json"
     summary.write_text(summary.read_text().replace("tuned-1", "gone"))
     again = alnico.suggest(analysis=tmp_path / "report")
-    assert again.findings[0].startswith("gone: whether its vocabulary fits is not known. ")
+    assert again.findings[0].startswith("gone: it is not known whether its vocabulary fits. ")
 
 
 def test_without_a_model_left_the_command_says_why(

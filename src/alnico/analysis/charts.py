@@ -1,4 +1,4 @@
-"""Pictures of an analysis as PNG files, with matplotlib."""
+"""Draws the charts of an analysis as PNG files, with matplotlib."""
 
 from __future__ import annotations
 

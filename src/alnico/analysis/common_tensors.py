@@ -1,4 +1,4 @@
-"""What is compared with what: the tensors that base and models have in common, and those that they have not."""
+"""Pairs the tensors of a base with those of the models, and names those that cannot be compared."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from alnico.plan.job import Input, Job
 from alnico.plan.layers import count_layers
 
 RESERVED = (*OWN, f"{SUMMARY}.tmp")
-"""Names in the folder of a report that no model's folder can have."""
+"""Names in the folder of a report that are reserved for its files."""
 
 MOST_SUBSPACE_ELEMENTS = 1 << 22
-"""Most elements of a matrix whose singular vectors are compared: it is held in float64."""
+"""The largest matrix whose singular vectors are compared; it is kept in memory as float64."""
 
 
 @dataclass(frozen=True)
 class CommonTensor:
-    """A tensor of the base with those of the models that fit it: ``models`` are their positions, ``job`` reads them, the base last.
+    """A tensor of the base with the matching tensors of the models.
+
+    ``models`` are the positions of the models; ``job`` reads their tensors, the base last.
 
     ``group``, ``layer`` and ``module`` as in :class:`alnico.analysis.results.TensorScope`.
     """
@@ -37,7 +39,7 @@ class CommonTensor:
     module: str
 
     def has_subspace(self, side: int) -> bool:
-        """Is it a matrix whose smaller side is at most ``side``?"""
+        """Check whether it is a matrix whose smaller side is at most ``side``."""
         shape = self.job.shape
         return (
             len(shape) == 2
@@ -47,9 +49,9 @@ class CommonTensor:
         )
 
 
-def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[CommonTensor], list[Skipped]]:
-    """Pair the tensors of a base with those of models, by name and shape; what cannot be compared is named with its reason."""
-    subjects, skipped = [], []
+def pair_tensors(base: Source, models: Sequence[Source]) -> tuple[list[CommonTensor], list[Skipped]]:
+    """Pair the tensors of a base with those of models, by name and shape; list the others with the reason."""
+    pairs, skipped = [], []
     layers = count_layers(base.tensors)
     for name, tensor in base.tensors.items():
         if tensor.dtype not in MERGEABLE:
@@ -76,14 +78,14 @@ def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[CommonTens
             )
             place = layers.place(name)
             layer, module = (place.layer, place.rest) if place is not None else (None, name)
-            subjects.append(CommonTensor(job, tuple(fitting), group_of(name), layer, module))
+            pairs.append(CommonTensor(job, tuple(fitting), group_of(name), layer, module))
     for model in models:
         skipped += [
             Skipped(name, model.label, tensor.elements, "the base has no such tensor")
             for name, tensor in model.tensors.items()
             if name not in base.tensors
         ]
-    return subjects, skipped
+    return pairs, skipped
 
 
 def _reason(tensor: Tensor, other: Tensor | None) -> str:
@@ -107,25 +109,25 @@ def model_of(source: Source, name: str) -> AnalysedModel:
     )
 
 
-def named(sources: Sequence[Source]) -> list[str]:
-    """A short name for each model, none that of a file of a report; see :func:`short_names`."""
+def names_of(sources: Sequence[Source]) -> list[str]:
+    """Return a short name for each model; see :func:`short_names`."""
     return short_names([source.label for source in sources])
 
 
 def _folded(name: str) -> str:
-    """A name as file systems compare it that know no case, and one spelling of accents."""
+    """Normalise a name as file systems do that ignore case and accents' encoding."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def short_names(references: Sequence[str]) -> list[str]:
-    """A short name for each model, fit for a folder: the last part of its path or id, with a number where two would have one.
+    """Return a short name for each model, valid for a folder: the last part of its path or id, numbered if not unique.
 
-    Of a model with an adapter, the adapter's; of a file, its folder's where the file has the usual name.
+    A model with an adapter is named after the adapter; a file with a usual name after its folder.
 
     >>> short_names(["runs/a/model.safetensors", "hub/a", "b"])
     ['a', 'a-2', 'b']
     """
-    found: list[str] = []
+    names: list[str] = []
     taken = set(RESERVED)
     for reference in references:
         parts = [part for part in re.split(r"[/\\]", reference.split("+")[-1]) if part not in ("", ".", "..")]
@@ -139,5 +141,5 @@ def short_names(references: Sequence[str]) -> list[str]:
         while _folded(name) in taken:
             name, number = f"{stem}-{number}", number + 1
         taken.add(_folded(name))
-        found.append(name)
-    return found
+        names.append(name)
+    return names

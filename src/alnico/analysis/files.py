@@ -1,4 +1,4 @@
-"""What an analysis leaves on disk: summary.json, and for each model tables and a summary of its own."""
+"""Writes the files of an analysis: summary.json, and tables and a summary for each model."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PAGE = "report.html"
 PICTURE = "group_l2_bar.png"
 
 OWN = (COSINES, PAGE, "kept.json", "kept.csv", SUMMARY)
-"""All that may be written into the folder of an analysis, the summary last."""
+"""All files of the folder of an analysis; the summary is written last."""
 
 OF_MODEL = (STATISTICS, *MOVERS, PICTURE, SUMMARY)
-"""All that may be written into the folder of a model in it."""
+"""All files of a model's folder in it."""
 
 _PLACE = ("tensor", "group", "layer", "module", "dtype", "shape")
 _NUMBERS = (
@@ -52,10 +52,9 @@ _OF_PAIRS = (
 
 
 def report_folder(out: str | os.PathLike[str], is_half_written: bool = False) -> Path:
-    """Make the folder of a report. An older analysis in it is replaced, and what a killed one wrote (``is_half_written``); what is
-    no analysis is left alone.
+    """Create the folder of a report. An older analysis in it is replaced, also an incomplete one (``is_half_written``).
 
-    Errors: OutputError for a file of that name, for a folder with other things in it, and where nothing can be written.
+    Errors: OutputError for a file of that name, a folder with other files, and a folder that is not writable.
     """
     folder = Path(out)
     try:
@@ -65,17 +64,17 @@ def report_folder(out: str | os.PathLike[str], is_half_written: bool = False) ->
             )
         if not is_half_written and folder.is_dir() and any(folder.iterdir()) and _older(folder) is None:
             raise OutputError(
-                f"{folder}: holds other things than an analysis. Choose a new folder, or empty it."
+                f"{folder}: contains files that are not from an analysis. Choose a new folder, or empty it."
             )
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder, folder)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
+        raise OutputError(f"{folder}: cannot be created ({error.strerror}). Choose another folder.") from None
     return folder
 
 
 def _older(folder: Path) -> list[str] | None:
-    """The names of the models of the analysis that a folder holds; None if it holds none."""
+    """Return the names of the models of an analysis in a folder; None if there is no analysis."""
     try:
         data = read_json(folder / SUMMARY)
         names = [str(model["name"]) for model in data["models"]] if "quantile_error" in data else None
@@ -85,9 +84,9 @@ def _older(folder: Path) -> list[str] | None:
 
 
 def write_analysis(analysis: Analysis, folder: Path) -> None:
-    """Write the numbers of an analysis into its folder; ``summary.json`` comes last, so that it stands for all.
+    """Write the numbers of an analysis; ``summary.json`` is written last, so it marks a complete analysis.
 
-    The files of an older analysis are removed, and nothing else. Errors: OutputError, also where the folder of a model holds other things.
+    Only the files of an older analysis are removed. Errors: OutputError, also if the folder of a model has other files.
     """
     try:
         for model in analysis.models:
@@ -98,21 +97,21 @@ def write_analysis(analysis: Analysis, folder: Path) -> None:
                 )
             if own.exists() and not (own.is_dir() and all(path.name in OF_MODEL for path in own.iterdir())):
                 raise OutputError(
-                    f"{own}: holds other things than an analysis; the tables of {model.name} go there. Choose a new folder."
+                    f"{own}: contains files that are not from an analysis; the tables of {model.name} go there. Choose a new folder."
                 )
         _remove(folder)
         for index, model in enumerate(analysis.models):
             own = folder / model.name
             own.mkdir(exist_ok=True)
-            moved = [(t, c) for t in analysis.tensors if (c := t.changes[index]) is not None]
-            _table(own / STATISTICS, moved)
+            changed = [(t, c) for t in analysis.tensors if (c := t.changes[index]) is not None]
+            _table(own / STATISTICS, changed)
             for name, key in MOVERS.items():
-                _table(own / name, sorted(moved, key=lambda item: -getattr(item[1], key))[:TOP])
+                _table(own / name, sorted(changed, key=lambda item: -getattr(item[1], key))[:TOP])
             write_new(own / SUMMARY, json.dumps(_of_model(analysis, index), indent=1) + "\n")
         _pairs(folder / COSINES, analysis)
         whole = folder / (SUMMARY + ".tmp")
         write_new(whole, json.dumps(analysis.data()) + "\n")
-        os.replace(whole, folder / SUMMARY)  # a reader finds all of it, or an older one, or none
+        os.replace(whole, folder / SUMMARY)  # readers see the whole file, an older one, or none
     except OSError as error:
         raise OutputError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
@@ -120,10 +119,10 @@ def write_analysis(analysis: Analysis, folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove the files of an older analysis, and the folders of its models that are empty then."""
+    """Remove the files of an older analysis, and the folders of its models if they are then empty."""
     for name in _older(folder) or []:
         own = folder / name
-        # A summary may have been written by anyone.
+        # Anyone may have written the summary.
         if name and Path(name).name == name != ".." and own.is_dir() and not own.is_symlink():
             for file in OF_MODEL:
                 (own / file).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Counts of float32 numbers by the upper half of their bits, and the order statistics that follow."""
+"""Histograms of float32 numbers by the upper half of their bits, and order statistics from them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 
 PAGE = 256
-"""Bins that are kept together: a task vector has entries in few of the 256 pages, since a page is two powers of two of one sign."""
+"""Bins per page. A page covers two powers of two of one sign, so a task vector uses few of the 256 pages."""
 
 
 class Histogram:
-    """Counts of keys (see kernels.describing) by their upper 16 bits; pages of it that are all 0 take no memory."""
+    """Counts of keys (see kernels.analysis_kernels) by their upper 16 bits; empty pages take no memory."""
 
     def __init__(self) -> None:
         self.pages: dict[int, np.ndarray] = {}
@@ -29,7 +29,7 @@ class Histogram:
             self.pages[page] = self.pages[page] + counts if page in self.pages else counts.copy()
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """The bins of all pages in order, and their counts."""
+        """Return the bins of all pages in order, and their counts."""
         pages = sorted(self.pages)
         if not pages:
             return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -37,23 +37,23 @@ class Histogram:
         return bins, np.concatenate([self.pages[page] for page in pages])
 
     def places(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For the entries with these ranks, from 0 for the least: their bin, their rank in it, and how many it has."""
+        """Return bin, rank in the bin and count of the bin for entries of these ranks; rank 0 is the smallest."""
         bins, counts = self.flat()
         until = np.cumsum(counts)
         at = np.searchsorted(until, ranks, side="right")
         return bins[at], ranks - (until[at] - counts[at]), counts[at]
 
     def estimated(self, ranks: np.ndarray) -> np.ndarray:
-        """The entries with these ranks, as if those of a bin were evenly spread over it: wrong by less than 2^-7 of themselves."""
+        """Estimate the entries of these ranks, with even spacing inside a bin; the relative error is below 2^-7."""
         bins, inside, counts = self.places(ranks)
         upward = bins >= 0x8000
         least, most = value_of(bins << 16), value_of((bins << 16) | 0xFFFF)
         share = (inside + 0.5) / counts
-        zeros = (bins == 0x8000) | (bins == 0x7FFF)  # nothing but 0 and numbers that are as good as 0
+        zeros = (bins == 0x8000) | (bins == 0x7FFF)  # only 0 and negligible numbers
         return np.where(zeros, np.where(upward, least, most), least + (most - least) * share)
 
     def kth_largest_magnitude(self, k: int) -> int:
-        """The bits of the kth largest magnitude, its lower 16 set to 0."""
+        """Return the bits of the kth largest magnitude, with the lower 16 set to 0."""
         bins, counts = self.flat()
         magnitudes = np.where(bins >= 0x8000, bins - 0x8000, 0x7FFF - bins)
         order = np.argsort(-magnitudes, kind="stable")
@@ -62,7 +62,7 @@ class Histogram:
 
 
 def value_of(keys: np.ndarray) -> np.ndarray:
-    """The float32 numbers, as float64, that have these keys."""
+    """Return the float32 numbers of these keys, as float64."""
     keys = np.asarray(keys).astype(np.uint32)
     bits = np.where(keys >> 31 == 1, keys ^ np.uint32(0x80000000), ~keys)
     values: np.ndarray = bits.astype(np.uint32).view(np.float32).astype(np.float64)
@@ -70,7 +70,7 @@ def value_of(keys: np.ndarray) -> np.ndarray:
 
 
 def place_in(counts: np.ndarray, rank: int) -> int:
-    """The bin of 65,536 that holds the entry of this rank.
+    """Return the bin, of 65,536, of the entry of this rank.
 
     >>> place_in(np.eye(1, 65_536, 7, dtype=np.uint32)[0] * 3, 2)
     7
@@ -83,7 +83,7 @@ def place_in(counts: np.ndarray, rank: int) -> int:
 
 
 def neighbours(elements: int, levels: Iterable[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each level, the ranks below and above the quantile among ``elements``, and how far it is from the one below.
+    """Return, for each level, the ranks below and above the quantile, and its distance from the one below.
 
     >>> [x.tolist() for x in neighbours(5, (0.0, 0.3, 1.0))]
     [[0, 1, 4], [0, 2, 4], [0.0, 0.19999999999999996, 0.0]]

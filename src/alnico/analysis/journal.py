@@ -1,4 +1,4 @@
-"""What an unfinished analysis has measured, beside the folder of its report: a line a tensor. The same command takes it up."""
+"""Keeps the measurements of an unfinished analysis, one line per tensor, so that it can resume."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ WRITING = "writing"
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredTensor:
-    """What is kept of one tensor: its tally, and a histogram of each of its models."""
+    """The measurements of one tensor: its tally, and a histogram for each model."""
 
     tally: Tally
     histograms: list[Histogram]
 
 
 class AnalysisJournal(Hold):
-    """``.NAME.alnico-analysis`` beside the folder of a report, held by one process; use it in ``with``.
+    """``.NAME.alnico-analysis`` next to the folder of a report, locked by one process; use it in ``with``.
 
-    It is there until the report is: ``with`` removes it when its block ends, or when an input is wrong; a kill, an interrupt, a full
-    disk and a failing one keep it. ``restart`` forgets what is in it. Errors: OutputError if another process holds it.
+    It exists until the report is complete: ``with`` removes it at the end, or when an input is wrong. A kill, an
+    interrupt, and a full or failing disk keep it. ``restart`` discards its contents. Errors: OutputError if another
+    process has locked it.
     """
 
     def __init__(self, folder: Path, restart: bool = False) -> None:
@@ -69,61 +70,62 @@ class AnalysisJournal(Hold):
     def begin(
         self, base: Source, models: Sequence[Source], subjects: Sequence[CommonTensor], **options: Any
     ) -> dict[str, Mapping[str, Any]]:
-        """Open the journal; returns what an interrupted analysis has measured of these subjects, by the name of the tensor: lines
-        for :func:`measured`, which take less memory than what they say.
+        """Open the journal; returns the lines of an interrupted analysis by tensor name.
+
+        :func:`measured` decodes a line; encoded lines need less memory.
 
         Errors: OutputError, naming what changed, if the journal belongs to another analysis; RunError.
         """
-        told = [[s.job.name, s.job.dtype, list(s.job.shape), list(s.models)] for s in subjects]
+        tensors = [[s.job.name, s.job.dtype, list(s.job.shape), list(s.models)] for s in subjects]
         fingerprint = {
             "alnico": __version__,
             "arithmetic": ARITHMETIC,
             "inputs": [{"model": s.label, "files": s.identity()} for s in (*models, base)],
-            "tensors": hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+            "tensors": hashlib.sha256(json.dumps(tensors).encode()).hexdigest(),
             **options,
         }
         lines = [] if self._restart else read_lines(self.path / NAME, fingerprint, "analysis")
         self._lines = JournalLines(self.path / NAME, fingerprint, lines, inside=self.folder)
         return {line["tensor"]: line for line in lines}
 
-    def keep(self, name: str, found: MeasuredTensor) -> None:
-        """Note a tensor that is measured. Safe for threads. Errors: RunError if an earlier one could not be noted."""
+    def add(self, name: str, measurements: MeasuredTensor) -> None:
+        """Record a measured tensor. Thread-safe. Errors: RunError if an earlier one could not be written."""
         assert self._lines is not None
         if self._lines.failure is not None:
             raise self._lines.failure
-        self._lines.add(_line(name, found))
+        self._lines.add(_line(name, measurements))
 
     def close(self, is_interrupted: bool = False, is_over: bool = False) -> None:
-        """Write what is pending. Errors: RunError, but where another error ``is_over`` it."""
+        """Write pending lines. Errors: RunError, unless another error is already raised (``is_over``)."""
         if self._lines is not None:
             with suppress(*((RunError,) if is_over else ())):
                 self._lines.close(is_interrupted)
 
     def begin_writing(self) -> None:
-        """Note that the folder of the report holds half of it from now on. Errors: RunError."""
+        """Record that the folder of the report is incomplete from now on. Errors: RunError."""
         replace_file(self.path / WRITING, "", self.folder)
 
 
 def is_half_written(folder: Path) -> bool:
-    """Was an analysis killed while it wrote its report into this folder? Errors: OutputError for unfinished work of another user."""
+    """Check whether an analysis was killed while it wrote this folder. Errors: OutputError for work of another user."""
     unfinished = AnalysisJournal(folder)
     unfinished.check()
     return os.path.lexists(unfinished.path / WRITING)
 
 
-def _line(name: str, found: MeasuredTensor) -> dict[str, Any]:
+def _line(name: str, measurements: MeasuredTensor) -> dict[str, Any]:
     return {
         "tensor": name,
-        "tally": dataclasses.asdict(found.tally),
-        "histograms": [*map(_packed, found.histograms)],
+        "tally": dataclasses.asdict(measurements.tally),
+        "histograms": [*map(_packed, measurements.histograms)],
     }
 
 
 def measured(line: Mapping[str, Any]) -> MeasuredTensor:
-    """What a line says of a tensor."""
-    given = {key: _tupled(value) for key, value in line["tally"].items() if key != "subspaces"}
+    """Decode the line of a tensor."""
+    fields = {key: _tupled(value) for key, value in line["tally"].items() if key != "subspaces"}
     subspaces = tuple(None if s is None else Subspace(**s) for s in line["tally"]["subspaces"])
-    return MeasuredTensor(Tally(**given, subspaces=subspaces), [*map(_unpacked, line["histograms"])])
+    return MeasuredTensor(Tally(**fields, subspaces=subspaces), [*map(_unpacked, line["histograms"])])
 
 
 def _tupled(value: Any) -> Any:
@@ -133,7 +135,7 @@ def _tupled(value: Any) -> Any:
 def _packed(histogram: Histogram) -> dict[str, Any]:
     pages = sorted(histogram.pages)
     counts = b"".join(histogram.pages[page].astype("<i8").tobytes() for page in pages)
-    # The counts of a page are small or 0: packed, a histogram takes a twentieth, in a third of a millisecond.
+    # Counts are small or 0: compressed, a histogram takes 1/20 of the space, in 0.3 ms.
     return {"pages": pages, "counts": base64.b85encode(zlib.compress(counts, 1)).decode("ascii")}
 
 
@@ -141,6 +143,8 @@ def _unpacked(packed: Mapping[str, Any]) -> Histogram:
     counts = np.frombuffer(zlib.decompress(base64.b85decode(packed["counts"])), "<i8").reshape(
         len(packed["pages"]), PAGE
     )
-    found = Histogram()
-    found.pages = {int(page): row.astype(np.int64) for page, row in zip(packed["pages"], counts, strict=True)}
-    return found
+    histogram = Histogram()
+    histogram.pages = {
+        int(page): row.astype(np.int64) for page, row in zip(packed["pages"], counts, strict=True)
+    }
+    return histogram

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from alnico._version import __version__
-from alnico.analysis.common_tensors import CommonTensor, model_of, named, subjects_of
+from alnico.analysis.common_tensors import CommonTensor, model_of, names_of, pair_tensors
 from alnico.analysis.histogram import Histogram, neighbours, place_in, value_of
 from alnico.analysis.journal import AnalysisJournal, MeasuredTensor, measured
 from alnico.analysis.results import GROUPS, LEVELS, Analysis, Skipped, Subspace
@@ -107,7 +107,7 @@ def analyze_sources(
             f"the share of top parameters is {said(top_share)}; expected a number in (0, 1]. The default is 0.2."
         )
     models = [with_names_of(model, base) for model in models]
-    subjects, skipped = subjects_of(base, models)
+    subjects, skipped = pair_tensors(base, models)
     for position, model in enumerate(models):
         if not any(position in subject.models for subject in subjects):
             raise MismatchError(
@@ -156,8 +156,8 @@ def _analysis(
 
     return Analysis(
         version=__version__,
-        base=model_of(base, named([base])[0]),
-        models=tuple(model_of(m, name) for m, name in zip(models, named(models), strict=True)),
+        base=model_of(base, names_of([base])[0]),
+        models=tuple(model_of(m, name) for m, name in zip(models, names_of(models), strict=True)),
         top_share=top_share,
         whole=over("whole", range(len(subjects)), "whole").scope(),
         groups={g: over(g, [i for i, s in enumerate(subjects) if s.group == g], g).scope() for g in groups},
@@ -380,7 +380,7 @@ class _AnalysisRun:
         done = MeasuredTensor(state.result(subject.models, found), state.histograms)
         self._take(number, done)
         if self._unfinished is not None:
-            self._unfinished.keep(subject.job.name, done)
+            self._unfinished.add(subject.job.name, done)
 
     def _take(self, number: int, done: MeasuredTensor) -> None:
         subject = self.subjects[number]

@@ -1,4 +1,4 @@
-"""What a recipe must say so that a model can be merged with its base: asked of the plan, which reads headers alone."""
+"""Finds the recipe keys that a model needs to merge with its base, by planning from headers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from alnico.vocabulary.tables import find_tables
 RecipeKeys = dict[str, Any]
 
 
-def fit(base: AnalysedModel, model: AnalysedModel, *, offline: bool = False) -> Fit:
-    """Plan the model alone with its base, with more and more keys, until the plan goes through.
+def check_plan(base: AnalysedModel, model: AnalysedModel, *, offline: bool = False) -> Fit:
+    """Plan the model with its base, adding keys until the plan succeeds.
 
-    They are, where they can help: the vocabulary of all tokens, or the base's without padding; the base's own tensor where few have
-    another shape; ``missing: copy`` where few are not in both. Errors: ModelError, HubError, for what cannot be opened.
+    The keys tried are: a union of vocabularies, or the base's without padding; the base's tensor where only a few have
+    another shape; ``missing: copy`` where only a few are missing. Errors: ModelError, HubError for models that cannot
+    be opened.
     """
     is_adapter = split_adapter(model.reference, is_path) is not None
     names = reference(base), reference(model)
@@ -45,7 +46,7 @@ def fit(base: AnalysedModel, model: AnalysedModel, *, offline: bool = False) -> 
 
 
 def _refusal(names: tuple[str, str], keys: RecipeKeys, offline: bool) -> str:
-    """Why the plan of a base and a model fails; empty if it does not."""
+    """Return why the plan of a base and a model fails; empty if it succeeds."""
     recipe = {"merge_method": "task_arithmetic", "base_model": names[0], "models": [names[1]], **keys}
     try:
         plan = build_plan(load_recipe(recipe), run=RunOptions(offline=offline))
@@ -57,7 +58,7 @@ def _refusal(names: tuple[str, str], keys: RecipeKeys, offline: bool) -> str:
 
 
 def _ways(names: tuple[str, str], offline: bool) -> list[tuple[RecipeKeys, str]]:
-    """Keys that may make two models fit, with why."""
+    """Return keys that may make two models fit, each with the reason."""
     base, model = (open_model(name, offline=offline) for name in names)
     try:
         ways = [_vocabulary(base, model)]
@@ -69,10 +70,10 @@ def _ways(names: tuple[str, str], offline: bool) -> list[tuple[RecipeKeys, str]]
         others = [n for n in others if n not in tables]
         if 0 < len(others) <= most:
             rules = [{"filter": f"={n}", "merge_method": "passthrough", "model": "base"} for n in others]
-            ways.append(({"methods": rules}, f"{_some(others)} of another shape, taken from the base"))
+            ways.append(({"methods": rules}, f"{_some(others)}: another shape, taken from the base"))
         absent = [*(base.tensors.keys() ^ model.tensors.keys())]
         if 0 < len(absent) <= most:
-            ways.append(({"missing": "copy"}, f"{_some(sorted(absent))} in one of both alone, copied"))
+            ways.append(({"missing": "copy"}, f"{_some(sorted(absent))}: in only one of the two, copied"))
         return ways
     finally:
         base.close()
@@ -80,35 +81,35 @@ def _ways(names: tuple[str, str], offline: bool) -> list[tuple[RecipeKeys, str]]
 
 
 def _vocabulary(base: Source, model: Source) -> tuple[RecipeKeys, str]:
-    one, other = (read_vocabulary(s.directory) for s in (base, model))
-    found = difference(one, other) if one is not None and other is not None else None
-    if one is not None and other is not None and found is None and one.size == other.size:
+    ours, theirs = (read_vocabulary(s.directory) for s in (base, model))
+    mismatch = difference(ours, theirs) if ours is not None and theirs is not None else None
+    if ours is not None and theirs is not None and mismatch is None and ours.size == theirs.size:
         return {
             "tokenizer": {"source": "base"}
-        }, "its vocabulary is the base's, with another number of rows: those of the tokens are merged"
+        }, "its vocabulary is the base's with another number of rows: the rows of tokens are merged"
     return {
         "tokenizer_source": "union"
-    }, f"its vocabulary is not the base's ({found or 'other tokens'}): the output has the tokens of all"
+    }, f"its vocabulary is not the base's ({mismatch or 'other tokens'}): the output has the tokens of all"
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def fits_again(analysis: Analysis, *, offline: bool = False) -> tuple[Fit, ...]:
-    """The fits of models that were analysed before; of those that cannot be opened any more, that it was not looked at."""
+def recheck(analysis: Analysis, *, offline: bool = False) -> tuple[Fit, ...]:
+    """Check the models of an earlier analysis again; a model that cannot be opened is reported as unknown."""
 
-    def again(model: AnalysedModel) -> Fit:
+    def check(model: AnalysedModel) -> Fit:
         try:
-            return fit(analysis.base, model, offline=offline)
+            return check_plan(analysis.base, model, offline=offline)
         except (ModelError, HubError) as error:
-            return Fit(found=f"whether its vocabulary fits is not known. {error}")
+            return Fit(found=f"it is not known whether its vocabulary fits. {error}")
 
-    return tuple(again(model) for model in analysis.models)
+    return tuple(check(model) for model in analysis.models)
 
 
-def seen_from(analysis: Analysis, folder: Path) -> Analysis:
-    """The analysis with relative paths of models as they read from ``folder``, where a recipe will lie."""
+def relocate(analysis: Analysis, folder: Path) -> Analysis:
+    """Return the analysis with relative model paths rewritten for ``folder``."""
     base, *models = (
         dataclasses.replace(m, reference=relative_reference(m.reference, folder))
         for m in (analysis.base, *analysis.models)

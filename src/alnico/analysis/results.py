@@ -1,4 +1,4 @@
-"""What an analysis found, as values: of each tensor, each group of tensors, each layer and the whole model."""
+"""The results of an analysis: for each tensor, group of tensors, layer and the whole model."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ from alnico.errors import ModelError
 from alnico.numerics.arithmetic import ieee_arithmetic
 
 SCHEMA = 1
-"""Of ``summary.json``; raised when a key changes its meaning or goes."""
+"""The schema of ``summary.json``; raised when a key changes its meaning or is removed."""
 
 SUMMARY = "summary.json"
 
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-"""The quantiles of a task vector's entries that are measured, as shares."""
+"""The quantiles of a task vector's entries, as shares."""
 
 QUANTILE_ERROR = 2.0**-7
-"""How far the entries that the quantiles of groups, layers and the whole model are interpolated from may be off, relative to
-themselves (entries below 2^-133 count as 0). The least and the largest are exact, as all quantiles of tensors are; entries of a
-float64 tensor are seen as float32."""
+"""The largest relative error of the entries from which quantiles of groups, layers and the whole model are interpolated
+(entries below 2^-133 count as 0). Minimum and maximum are exact, and so are all quantiles of tensors. Entries of a float64
+tensor are rounded to float32."""
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head", "other")
 
 
 @dataclass(frozen=True)
 class DeltaStatistics:
-    """How one model's task vector d = model - base looks over some elements. Sums in float64.
+    """Statistics of one model's task vector d = model - base over some elements. Sums are in float64.
 
-    ``l1`` is sum |d|, ``l2`` sqrt(sum d^2); the relative ones are divided by the same norm of the base, None where that is 0.
+    ``l1`` is sum |d|, ``l2`` sqrt(sum d^2); the relative norms are divided by the
+    same norm of the base, None where that is 0.
     ``skewness`` and ``excess_kurtosis`` are m3 / m2^1.5 and m4 / m2^2 - 3 of the entries, with m the central moments, and None
-    where all entries are equal; ``std`` is sqrt(m2). ``quantiles`` are those of the signed entries at :data:`LEVELS`, with linear interpolation.
-    ``unchanged`` is the share of entries that are 0. ``effective_sparsity`` is 1 - l1^2 / (elements x l2^2): 0 where all entries
-    are of one size, near 1 where few hold it all, 0.36 for a normal distribution; None for a task vector of zeros.
+    where all entries are equal; ``std`` is sqrt(m2). ``quantiles`` are of the signed entries at :data:`LEVELS`, with
+    linear interpolation.
+    ``unchanged`` is the share of entries that are 0. ``effective_sparsity`` is 1 - l1^2 / (elements x l2^2): 0 if all
+    magnitudes are equal, near 1 if a few entries dominate, 0.36 for a normal distribution; None for a task vector of zeros.
     """
 
     elements: int
@@ -58,9 +60,12 @@ class DeltaStatistics:
 
 @dataclass(frozen=True)
 class Subspace:
-    """How far the leading singular vectors of two task vectors span the same space: ``||U1^T U2||_F^2 / rank``, 1 the same, 0
-    orthogonal; ``left`` for the outputs of a matrix (its rows), ``right`` for its inputs. ``rank`` is 8, or less where the smaller
-    side is or where one of them has fewer singular values above 1e-6 of its largest. Of several matrices, the mean, and the largest rank."""
+    """The overlap of the leading singular vectors of two task vectors: ``||U1^T U2||_F^2 / rank``, 1 same, 0 orthogonal.
+
+    ``left`` is for the outputs of a matrix (its rows), ``right`` for its inputs. ``rank`` is 8, or less if the smaller
+    side is less or a matrix has fewer singular values above 1e-6 of its largest. For several matrices: the mean, and
+    the largest rank.
+    """
 
     left: float
     right: float
@@ -70,13 +75,13 @@ class Subspace:
 
 @dataclass(frozen=True)
 class Pair:
-    """How the task vectors d1, d2 of two models (positions in ``Analysis.models``) lie to one another over some elements.
+    """Comparison of the task vectors d1, d2 of two models (positions in ``Analysis.models``) over some elements.
 
     ``cosine`` is d1 d2 / (|d1| |d2|), ``distance`` |d1 - d2|. ``sign_conflict`` is the share of opposite signs among the
-    entries that both changed; ``weighted_sign_conflict`` the same with each entry counted |d1 d2| times. The top parameters of
-    a model are, tensor by tensor, the ``top_share`` of its entries with the largest |d| (and those equal to the least of them, to 8
-    significant bits; never entries of 0): ``top_overlap`` is the number that both have over that of the model with fewer,
-    ``top_sign_conflict`` the share of opposite signs among these. None where there is nothing to divide by.
+    entries that both changed; ``weighted_sign_conflict`` weighs each entry by |d1 d2|. The top parameters of a model
+    are, per tensor, the ``top_share`` of its entries with the largest |d| (including entries equal to the smallest of
+    them in 8 significant bits, never entries of 0). ``top_overlap`` is the number of shared top parameters over that of
+    the model with fewer, ``top_sign_conflict`` the share of opposite signs among them. None where the divisor is 0.
     """
 
     models: tuple[int, int]
@@ -91,12 +96,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class ScopeStatistics:
-    """What was found over the elements of one tensor, group, layer or the whole model.
+    """Results over the elements of one tensor, group, layer or the whole model.
 
-    ``changes`` has one for each model, None for a model that none of these tensors could be compared in. ``sign_conflict`` is the
-    share of entries with both signs among those that two models or more changed, ``cancelled`` the share of all magnitude that is lost
-    when the task vectors are added up: 1 - sum |d1 + d2 + ...| / sum (|d1| + |d2| + ...). Both are over the tensors that two models or
-    more have, and None where there is nothing to divide by.
+    ``changes`` has one entry per model, None for a model without a comparable tensor here. ``sign_conflict`` is the share
+    of entries with both signs among those that at least two models changed. ``cancelled`` is the share of magnitude lost
+    when the task vectors are added: 1 - sum |d1 + d2 + ...| / sum (|d1| + |d2| + ...). Both cover the tensors that at
+    least two models have, and are None where the divisor is 0.
     """
 
     name: str
@@ -105,15 +110,15 @@ class ScopeStatistics:
     sign_conflict: float | None
     cancelled: float | None
 
-    def pair(self, one: int, other: int) -> Pair | None:
-        """What was found between two models, in either order."""
-        return next((p for p in self.pairs if set(p.models) == {one, other}), None)
+    def pair(self, first: int, second: int) -> Pair | None:
+        """Return the comparison of two models, in either order."""
+        return next((p for p in self.pairs if set(p.models) == {first, second}), None)
 
 
 @dataclass(frozen=True)
 class TensorScope(ScopeStatistics):
-    """A tensor: with its dtype and shape in the base, its group, and its place: the layer's number and its name in the layer
-    (``self_attn.q_proj.weight``), or None and its whole name."""
+    """A tensor, with its dtype and shape in the base, its group, the number of its layer (or None), and its name in the layer
+    (``self_attn.q_proj.weight``; the whole name outside of layers)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -124,9 +129,9 @@ class TensorScope(ScopeStatistics):
 
 @dataclass(frozen=True)
 class AnalysedModel:
-    """A model: ``name`` is short and unique, good for a folder; ``reference`` is the path or hub id; ``commit`` that on the hub.
+    """A model: ``name`` is short, unique and valid for a folder; ``reference`` is the path or hub id.
 
-    ``layout`` says how its names differ from the base's, under which it was read; '' where they do not.
+    ``commit`` is the commit on the hub. ``layout`` says how its tensor names differ from the base's; '' if they do not.
     """
 
     name: str
@@ -137,8 +142,8 @@ class AnalysedModel:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor of a model, by its reference, that could not be compared with the base's, and why. ``model`` is None for
-    a tensor of the base that none is compared with: integers, say."""
+    """A tensor that could not be compared with the base's, and why. ``model`` is a reference, or None for a tensor of the
+    base that is never compared, such as integers."""
 
     tensor: str
     model: str | None
@@ -148,8 +153,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that was found. ``whole`` is over all tensors; ``groups`` has those of :data:`GROUPS` that the model has, ``layers`` one
-    for each number of a layer, over all stacks of layers."""
+    """All results. ``whole`` covers all tensors, ``groups`` those of :data:`GROUPS` that the model has, ``layers`` each layer
+    number, over all stacks of layers."""
 
     version: str
     base: AnalysedModel
@@ -163,26 +168,26 @@ class Analysis:
     seconds: float
 
     def data(self) -> dict[str, Any]:
-        """All of it as plain data: what ``summary.json`` holds (its keys are documented in docs/analysis.md)."""
-        found = dataclasses.asdict(self)
-        found["layers"] = {str(number): scope for number, scope in found["layers"].items()}
+        """Return plain data: the contents of ``summary.json``, documented in docs/analysis.md."""
+        fields = dataclasses.asdict(self)
+        fields["layers"] = {str(number): scope for number, scope in fields["layers"].items()}
         return {
             "schema": SCHEMA,
             "levels": list(LEVELS),
             "quantile_error": {"tensors": 0.0, "others": QUANTILE_ERROR},
-            **found,
+            **fields,
         }
 
 
 @ieee_arithmetic()
 def read_analysis(path: str | os.PathLike[str]) -> Analysis:
-    """Read an analysis that was written: the folder of a report, or its ``summary.json``. Errors: ModelError."""
+    """Read an analysis from the folder of a report, or from its ``summary.json``. Errors: ModelError."""
     place = Path(path)
     file = place / SUMMARY if place.is_dir() else place
     data = read_json(file)
     if data.get("schema") != SCHEMA:
         raise ModelError(
-            f"{file}: is no analysis of schema {SCHEMA} (schema {json.dumps(data.get('schema'))}). Make it with `alnico analyze`."
+            f"{file}: is not an analysis of schema {SCHEMA} (schema {json.dumps(data.get('schema'))}). Create it with `alnico analyze`."
         )
     try:
         return Analysis(
@@ -198,7 +203,7 @@ def read_analysis(path: str | os.PathLike[str]) -> Analysis:
             seconds=data["seconds"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{file}: is damaged ({error}). Make it anew with `alnico analyze`.") from None
+        raise ModelError(f"{file}: is damaged ({error}). Create it again with `alnico analyze`.") from None
 
 
 def _parts(data: Mapping[str, Any]) -> dict[str, Any]:

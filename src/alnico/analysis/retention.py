@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.analysis.common_tensors import model_of, named
+from alnico.analysis.common_tensors import model_of, names_of
 from alnico.analysis.measure import analyze_sources
 from alnico.analysis.results import AnalysedModel, Analysis, ScopeStatistics, TensorScope
 from alnico.analysis.scores import Accuracy, ScoreTable, accuracies
@@ -205,9 +205,9 @@ def keep_sources(
     """
     models = [*parents, merged]
     *of_parents, of_merged = (
-        model_of(source, name) for source, name in zip(models, named(models), strict=True)
+        model_of(source, name) for source, name in zip(models, names_of(models), strict=True)
     )
-    of_base = model_of(base, named([base])[0]) if base is not None else None
+    of_base = model_of(base, names_of([base])[0]) if base is not None else None
     kept_scores = accuracies(scores or {}, of_parents, of_merged, of_base)
     if base is None:
         analysis = analyze_sources(merged, parents, **measuring)

@@ -1,4 +1,4 @@
-"""What a merged model kept, as a part of the page of an analysis."""
+"""The section of an analysis page about what a merged model kept of its parents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from alnico.analysis.page import (
 from alnico.analysis.retention import KeptScope, ParentRetention, Retention
 
 RetentionColumn = tuple[str, Callable[[ParentRetention], float | None], str]
-"""What is drawn by layer: its name, its value, and the format of the axis."""
+"""A quantity drawn by layer: its name, its value, and the format of the axis."""
 
 BY_LAYER: tuple[RetentionColumn, ...] = (
     ("Projection", lambda share: share.projection, ".1f"),
@@ -36,35 +36,36 @@ BY_LAYER: tuple[RetentionColumn, ...] = (
 )
 
 
-def kept_section(found: Retention) -> PageSection:
-    """Make the section: a table of the whole model and its groups, drawings by layer, and the scores."""
-    figures = [_by_layer(found)] if len(found.layers) > 1 else []
-    scores = f'<h3 style="margin-top:24px">Scores</h3>\n{_scores(found)}' if found.scores else ""
+def kept_section(retention: Retention) -> PageSection:
+    """Build the section: a table of the whole model and its groups, figures by layer, and the scores."""
+    figures = [_by_layer(retention)] if len(retention.layers) > 1 else []
+    scores = f'<h3 style="margin-top:24px">Scores</h3>\n{_scores(retention)}' if retention.scores else ""
     drawings = f'<div style="margin-top:16px">{"".join(map(drawn, figures))}</div>\n' if figures else ""
-    body = f"{_table(found)}{drawings}{scores}"
-    return PageSection("kept", "What the merge kept", [*_words(found), *found.notes], body, figures)
+    body = f"{_table(retention)}{drawings}{scores}"
+    return PageSection("kept", "What the merge kept", [*_words(retention), *retention.notes], body, figures)
 
 
-def _words(found: Retention) -> list[str]:
-    if found.base is None:
+def _words(retention: Retention) -> list[str]:
+    if retention.base is None:
         return [
-            f"How far {found.merged.name} is from each parent; relative: over its own norm. More needs the base of the parents."
+            f"How far {retention.merged.name} is from each parent; relative: over its own norm. More needs the base of the parents."
         ]
-    whole = found.whole
+    whole = retention.whole
     outside = (
         ""
         if whole.outside is None
         else f"; {percent(whole.outside)} of the length of its change is in no parent's direction"
     )
     return [
-        f"{found.merged.name} is {percent(whole.relative_distance)} away from the base{outside}.",
-        "Projection: of its task vector on a parent's; 1 where all of that is in it. Weight: the same without what the other parents "
-        "explain. Signs agree: of the entries that both changed. Top kept: of the parent's largest changes, the share that is among its own.",
+        f"{retention.merged.name} is {percent(whole.relative_distance)} away from the base{outside}.",
+        "Projection: its task vector projected on a parent's; 1 if it contains all of it. Weight: the same, without what the other "
+        "parents explain. Signs agree: among the entries that both changed. Top kept: the share of the parent's largest changes "
+        "that are also among the largest changes of the merge.",
     ]
 
 
-def _table(found: Retention) -> str:
-    with_base = found.base is not None
+def _table(retention: Retention) -> str:
+    with_base = retention.base is not None
     columns = [("over", "text"), ("parent", "text"), ("distance", "number"), ("relative", "number")]
     if with_base:
         columns += [
@@ -74,9 +75,9 @@ def _table(found: Retention) -> str:
             ("top kept", "number"),
         ]
     rows = [
-        f"<tr><td>{escaped('whole model' if kind == 'whole' else scope.name)}</td><td>{badge(i)} {name(found.parents[i].name)}</td>"
+        f"<tr><td>{escaped('whole model' if kind == 'whole' else scope.name)}</td><td>{badge(i)} {name(retention.parents[i].name)}</td>"
         f"{_cells(share, with_base)}</tr>\n"
-        for kind, scope in found.scopes()
+        for kind, scope in retention.scopes()
         if kind != "layer"
         for i, share in _shares(scope)
     ]
@@ -100,23 +101,27 @@ def _cells(share: ParentRetention, with_base: bool) -> str:
     )
 
 
-def _by_layer(found: Retention) -> Figure:
+def _by_layer(retention: Retention) -> Figure:
     shown = [
         s
         for s in BY_LAYER
-        if any(s[1](share) is not None for scope in found.layers.values() for _, share in _shares(scope))
+        if any(s[1](share) is not None for scope in retention.layers.values() for _, share in _shares(scope))
     ]
-    views = {str(place): _lines(found, measure) for place, measure in enumerate(shown)}
+    views = {str(place): _lines(retention, measure) for place, measure in enumerate(shown)}
     label = "Lines: what the merged model kept of each parent, by layer"
     return Figure("kept-layers", label, views, [("Show", [title for title, _, _ in shown])], "By layer")
 
 
-def _lines(found: Retention, measure: RetentionColumn) -> dict[str, Any]:
+def _lines(retention: Retention, measure: RetentionColumn) -> dict[str, Any]:
     title, value, form = measure
-    numbers = list(found.layers)
+    numbers = list(retention.layers)
     traces = [
-        _trace(found, i, [None if (p := s.parents[i]) is None else value(p) for s in found.layers.values()])
-        for i in range(len(found.parents))
+        _trace(
+            retention,
+            i,
+            [None if (p := s.parents[i]) is None else value(p) for s in retention.layers.values()],
+        )
+        for i in range(len(retention.parents))
     ]
     values = [v for trace in traces for v in trace["y"] if v is not None]
     least, most = min(0.0, *values, 0.0), max(*values, 0.0, 1e-12)
@@ -145,14 +150,14 @@ def _lines(found: Retention, measure: RetentionColumn) -> dict[str, Any]:
     }
 
 
-def _trace(found: Retention, parent: int, values: Sequence[float | None]) -> dict[str, Any]:
+def _trace(retention: Retention, parent: int, values: Sequence[float | None]) -> dict[str, Any]:
     ground, mark = series(parent)
     every = math.ceil(len(values) / 20)
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": f"{parent + 1} {escaped(shortened(found.parents[parent].name, 30))}",
-        "x": list(found.layers),
+        "name": f"{parent + 1} {escaped(shortened(retention.parents[parent].name, 30))}",
+        "x": list(retention.layers),
         "y": list(values),
         "line": {"color": ground, "width": 2},
         "marker": {
@@ -165,7 +170,7 @@ def _trace(found: Retention, parent: int, values: Sequence[float | None]) -> dic
     }
 
 
-def _scores(found: Retention) -> str:
+def _scores(retention: Retention) -> str:
     columns = [
         ("task", "text"), ("merged", "number"), ("best parent", "text"), ("its score", "number"), ("base", "number"), ("kept", "number"),
         ("of its gain", "number"),
@@ -173,6 +178,6 @@ def _scores(found: Retention) -> str:
     rows = [
         f"<tr><td>{escaped(s.task)}</td>{cell(number(s.merged), s.merged)}<td>{name(s.best)}</td>{cell(number(s.of_best), s.of_best)}"
         f"{cell(number(s.of_base), s.of_base)}{cell(percent(s.kept), s.kept)}{cell(percent(s.gain_kept), s.gain_kept)}</tr>\n"
-        for s in found.scores
+        for s in retention.scores
     ]
     return table(columns, rows, anchor="kept-scores", sortable=True)

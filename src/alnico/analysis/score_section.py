@@ -1,4 +1,4 @@
-"""Scores of models on tasks, as a part of a page: bars with their intervals, and a radar."""
+"""The section of a page with scores of models on tasks: bars with intervals, and a radar chart."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from alnico.analysis.page import Figure, PageSection, drawn, escaped, number, se
 from alnico.analysis.scores import Estimate, Estimates
 
 LEAST_ON_A_RADAR = 3
-"""Tasks: two axes make no area."""
+"""The smallest number of tasks for a radar: two axes have no area."""
 
 QUIET = "rgba(127,127,127,0.4)"
-"""Of a radar's grid, on any ground."""
+"""The colour of a radar's grid, on any background."""
 
 
 def score_section(scores: Estimates) -> PageSection:
-    """Make the section: a bar for each model and task, with its interval where it is known, and from three tasks on a radar.
+    """Build the section: a bar per model and task, with its interval if known, and a radar for three or more tasks.
 
     Errors: none; scores must not be empty.
     """
@@ -27,7 +27,7 @@ def score_section(scores: Estimates) -> PageSection:
     if len(scores) >= LEAST_ON_A_RADAR:
         figures.append(_radar(scores, models))
     words = [
-        "More is better. Lines at the ends of bars are 95 % intervals, where the scores came with them: what other examples of the same task would give."
+        "Higher is better. Lines at the ends of bars are 95 % intervals, if the scores have them: the range to expect on other examples of the same task."
     ]
     least = 420 if len(figures) > 1 else 0
     body = f'<div class="maps" style="--least:{least}px">\n{"".join(map(drawn, figures))}</div>\n'
@@ -37,19 +37,19 @@ def score_section(scores: Estimates) -> PageSection:
 def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
     data = []
     for index, (reference, name) in enumerate(models.items()):
-        found = [of_task.get(reference) for of_task in scores.values()]
+        estimates = [of_task.get(reference) for of_task in scores.values()]
         data.append(
             {
                 "type": "bar",
                 "orientation": "h",
                 "name": f"{index + 1} {escaped(shortened(name, 30))}",
                 "y": list(range(len(scores))),
-                "x": [None if e is None else e.value for e in found],
-                "error_x": _whiskers(found),
+                "x": [None if e is None else e.value for e in estimates],
+                "error_x": _whiskers(estimates),
                 "marker": {"color": series(index)[0]},
                 "hovertext": [
-                    f"{escaped(name)}, {escaped(task)}<br>{_said(e)}"
-                    for task, e in zip(scores, found, strict=True)
+                    f"{escaped(name)}, {escaped(task)}<br>{_text(e)}"
+                    for task, e in zip(scores, estimates, strict=True)
                 ],
                 "hoverinfo": "text",
             }
@@ -68,16 +68,16 @@ def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
     narrow = {"yaxis": {"ticktext": [escaped(shortened(task, 12)) for task in scores]}}
     behind = {
         "columns": ["task", *(f"{i + 1} {name}" for i, name in enumerate(models.values()))],
-        "rows": [[task, *(_said(of_task.get(r)) for r in models)] for task, of_task in scores.items()],
+        "rows": [[task, *(_text(of_task.get(r)) for r in models)] for task, of_task in scores.items()],
     }
     view = {"data": data, "layout": layout, "narrow": narrow, "table": behind}
     return Figure("score-bars", "Bars: score of every model on every task", {"": view}, heading="By task")
 
 
-def _whiskers(found: Sequence[Estimate | None]) -> dict[str, Any]:
-    """Both arms of every bar's interval, of length 0 where it is not known."""
-    high = [e.high - e.value if e is not None and e.high is not None else 0.0 for e in found]
-    low = [e.value - e.low if e is not None and e.low is not None else 0.0 for e in found]
+def _whiskers(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
+    """Return both arms of every bar's interval, with length 0 where it is unknown."""
+    high = [e.high - e.value if e is not None and e.high is not None else 0.0 for e in estimates]
+    low = [e.value - e.low if e is not None and e.low is not None else 0.0 for e in estimates]
     is_known = any(high) or any(low)
     return {
         "type": "data", "symmetric": False, "array": high, "arrayminus": low, "visible": is_known, "thickness": 1, "width": 2, "color": "#7f7f7f"
@@ -86,7 +86,7 @@ def _whiskers(found: Sequence[Estimate | None]) -> dict[str, Any]:
 
 def _radar(scores: Estimates, models: Mapping[str, str]) -> Figure:
     views = {"0": _shape(scores, models, relative=False), "1": _shape(scores, models, relative=True)}
-    label = "Radar: the scores of every model, an axis a task"
+    label = "Radar: the scores of every model, one axis per task"
     return Figure(
         "score-radar", label, views, [("Show", ["score", "share of the best"])], "All tasks at once"
     )
@@ -100,8 +100,8 @@ def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> d
     ]
     data, rows = [], []
     for index, (reference, name) in enumerate(models.items()):
-        found = [of_task.get(reference) for of_task in scores.values()]
-        lengths = [None if e is None else e.value / u for e, u in zip(found, unit, strict=True)]
+        estimates = [of_task.get(reference) for of_task in scores.values()]
+        lengths = [None if e is None else e.value / u for e, u in zip(estimates, unit, strict=True)]
         ground, mark = series(index)
         data.append(
             {
@@ -136,8 +136,8 @@ def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> d
     return {"data": data, "layout": layout, "table": {"columns": ["model", *scores], "rows": rows}}
 
 
-def _said(estimate: Estimate | None) -> str:
-    """A score with its interval, as text."""
+def _text(estimate: Estimate | None) -> str:
+    """Return a score with its interval as text."""
     if estimate is None:
         return "–"
     if estimate.low is None or estimate.high is None:

@@ -1,4 +1,4 @@
-"""Scores of models on tasks, as they come from an evaluation, and what a merged model kept of them."""
+"""Reads scores of models on tasks, and computes how much of them a merged model kept."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from alnico.checkpoint.json_files import read_json
 from alnico.errors import ModelError
 
 ScoreTable = Mapping[str, Mapping[str, float]]
-"""Task to model to score; more is better."""
+"""Scores by task, then by model; higher is better."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score, or a difference of two, with its interval where that is known."""
+    """A score or a difference of scores, with its interval if known."""
 
     value: float
     low: float | None = None
@@ -34,21 +34,22 @@ class Estimate:
 
 
 Estimates = Mapping[str, Mapping[str, Estimate]]
-"""Task to model to score; more is better."""
+"""Scores by task, then by model; higher is better."""
 
 COLUMNS = ["task", "model", "score"]
 """The header of a CSV file of scores."""
 
 MERGED = "merged"
 BASE = "base"
-"""Names that stand for the merged model and for the base, whatever they are called."""
+"""Names that always mean the merged model and the base."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What the merged model kept on a task of its ``best`` parent (a name) there.
+    """How much the merged model kept on a task, compared with the ``best`` parent (a name) on it.
 
-    ``kept`` is merged / best, ``gain_kept`` (merged - base) / (best - base); None where there is nothing to divide by or no score of the base.
+    ``kept`` is merged / best, ``gain_kept`` is (merged - base) / (best - base); None if the divisor is 0 or the base has
+    no score.
     """
 
     task: str
@@ -60,83 +61,86 @@ class Accuracy:
     gain_kept: float | None
 
 
-def read_scores(given: Iterable[str | os.PathLike[str]]) -> ScoreTable:
+def read_scores(sources: Iterable[str | os.PathLike[str]]) -> ScoreTable:
     """Read scores, without their intervals; see :func:`read_estimates`."""
-    return values_of(read_estimates(given))
+    return values_of(read_estimates(sources))
 
 
 def values_of(estimates: Estimates) -> ScoreTable:
-    """The scores without their intervals."""
+    """Return the scores without their intervals."""
     return {
         task: {model: estimate.value for model, estimate in models.items()}
         for task, models in estimates.items()
     }
 
 
-def read_estimates(given: Iterable[str | os.PathLike[str]]) -> Estimates:
-    """Read scores from files and from values written ``TASK:MODEL=SCORE``, with their intervals where a file has them.
+def read_estimates(sources: Iterable[str | os.PathLike[str]]) -> Estimates:
+    """Read scores, with intervals where given, from files and from text written ``TASK:MODEL=SCORE``.
 
-    A ``.json`` file holds ``{"task": {"model": 0.5}}``, or is what ``alnico evaluate`` writes: then tasks where less is better are
-    left out. A ``.csv`` file has lines under the header ``task,model,score``. Errors: ModelError.
+    A ``.json`` file contains ``{"task": {"model": 0.5}}``, or is written by ``alnico evaluate``: then tasks where lower is
+    better are skipped. A ``.csv`` file has the header ``task,model,score``. Errors: ModelError.
     """
-    found: dict[str, dict[str, Estimate]] = {}
-    for item in given:
+    estimates: dict[str, dict[str, Estimate]] = {}
+    for item in sources:
         text = os.fspath(item)
         for task, model, score in _rows(text):
-            if model in found.setdefault(task, {}):
+            if model in estimates.setdefault(task, {}):
                 raise ModelError(
-                    f"{text}: the score of {model} on {task} is given twice; expected one. Leave one out."
+                    f"{text}: the score of {model} on {task} is given twice; expected one. Remove one."
                 )
-            found[task][model] = _estimate(score, f"{text}: {task}: {model}")
-    return found
+            estimates[task][model] = _estimate(score, f"{text}: {task}: {model}")
+    return estimates
 
 
 def accuracies(
     scores: ScoreTable, parents: Sequence[AnalysedModel], merged: AnalysedModel, base: AnalysedModel | None
 ) -> tuple[Accuracy, ...]:
-    """Say what a merged model kept on each task. Models are named as they are in an analysis, by path or hub id, or ``merged`` and ``base``.
+    """Compute how much a merged model kept on each task.
 
-    Errors: ModelError for a model that is none of these, and for a task without a score of the merged model or of any parent.
+    Models are named as in an analysis, by path or hub id, or ``merged`` and ``base``. Errors: ModelError for any other
+    model, and for a task without a score of the merged model or of any parent.
     """
-    known: dict[str, AnalysedModel] = {}
+    model_of: dict[str, AnalysedModel] = {}
     for model, word in (
         (merged, MERGED),
         *([(base, BASE)] if base is not None else []),
         *((p, "") for p in parents),
     ):
-        known |= {name: model for name in (word, model.name, model.reference) if name and name not in known}
-    found = []
+        model_of |= {
+            name: model for name in (word, model.name, model.reference) if name and name not in model_of
+        }
+    results: list[Accuracy] = []
     for task, by_model in scores.items():
         own: dict[AnalysedModel, float] = {}
         for name, score in by_model.items():
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
+            if name not in model_of:
+                near = difflib.get_close_matches(name, model_of, 1)
                 raise ModelError(
-                    f"scores: {task}: {name} is none of the models; expected {', '.join(dict.fromkeys(m.name for m in known.values()))}."
+                    f"scores: {task}: {name} is not one of the models; expected {', '.join(dict.fromkeys(m.name for m in model_of.values()))}."
                     + (f" Did you mean {near[0]}?" if near else " Give one of these names, or its path.")
                 )
-            if known[name] in own:
+            if model_of[name] in own:
                 raise ModelError(
-                    f"scores: {task}: {known[name].name} has two scores, the second as {name}; expected one. Leave one out."
+                    f"scores: {task}: {model_of[name].name} has two scores, the second as {name}; expected one. Remove one."
                 )
-            own[known[name]] = _number(score, f"scores: {task}: {name}")
+            own[model_of[name]] = _number(score, f"scores: {task}: {name}")
         of_parents = [(own[p], p.name) for p in parents if p in own]
         if merged not in own or not of_parents:
             lacking = "the merged model" if merged not in own else "any parent"
             raise ModelError(
-                f"scores: {task}: has no score of {lacking}; expected one of each. Add it, or leave the task out."
+                f"scores: {task}: has no score of {lacking}; expected one of each. Add it, or remove the task."
             )
         best = max(of_parents, key=lambda entry: entry[0])
         of_base = own.get(base) if base is not None else None
         gain = (
             None if of_base is None or best[0] == of_base else (own[merged] - of_base) / (best[0] - of_base)
         )
-        found.append(
+        results.append(
             Accuracy(
                 task, own[merged], best[1], best[0], of_base, own[merged] / best[0] if best[0] else None, gain
             )
         )
-    return tuple(found)
+    return tuple(results)
 
 
 def _rows(text: str) -> list[tuple[str, str, Any]]:
@@ -147,7 +151,7 @@ def _rows(text: str) -> list[tuple[str, str, Any]]:
             return _evaluation(text, data)
         if not all(isinstance(models, dict) for models in data.values()):
             raise ModelError(
-                f'{text}: is no file of scores; expected {{"task": {{"model": 0.5}}}}. Bring it into that form.'
+                f'{text}: is not a file of scores; expected {{"task": {{"model": 0.5}}}}. Convert it to this form.'
             )
         return [(task, model, score) for task, models in data.items() for model, score in models.items()]
     if path.suffix == ".csv":
@@ -156,24 +160,24 @@ def _rows(text: str) -> list[tuple[str, str, Any]]:
     task, colon, model = name.partition(":")
     if not (equals and colon and task and model):
         raise ModelError(
-            f"{text!r}: is no score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write `gsm8k:merged=0.52`, for instance."
+            f"{text!r}: is not a score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write for example `gsm8k:merged=0.52`."
         )
     return [(task, model, score)]
 
 
 def _evaluation(text: str, data: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """The rows of what ``alnico evaluate`` writes."""
+    """Return the rows of a file that ``alnico evaluate`` wrote."""
     try:
-        more = {task["name"] for task in data["tasks"] if task["goal"] == "max"}
+        higher_is_better = {task["name"] for task in data["tasks"] if task["goal"] == "max"}
         return [
             (task, model["reference"], score)
             for model in data["models"]
             for task, score in model["scores"].items()
-            if task in more
+            if task in higher_is_better
         ]
     except (KeyError, TypeError, AttributeError):
         raise ModelError(
-            f"{text}: is no file of scores; expected what `alnico evaluate --json` writes. Write it again, or bring it into that form."
+            f"{text}: is not a file of scores; expected the output of `alnico evaluate --json`. Write it again."
         ) from None
 
 
@@ -196,7 +200,7 @@ def _table(path: Path) -> list[tuple[str, str, Any]]:
         ) from None
     except (ValueError, csv.Error) as error:
         raise ModelError(
-            f"{path}: is no CSV file ({error}); expected lines of task,model,score. Check the file."
+            f"{path}: is not a CSV file ({error}); expected lines of task,model,score. Check the file."
         ) from None
     header, lines = [word.strip() for word in rows[0]] if rows else [], rows[1:]
     wrong = next((i for i, row in enumerate(lines) if len(row) != len(COLUMNS)), None)
@@ -207,7 +211,7 @@ def _table(path: Path) -> list[tuple[str, str, Any]]:
             else f"has {len(lines[wrong or 0])} values in row {(wrong or 0) + 2}"
         )
         raise ModelError(
-            f"{path}: {what}; expected the header task,model,score and three values in each row. Bring it into that form."
+            f"{path}: {what}; expected the header task,model,score and three values in each row. Convert it to this form."
         )
     return [(task.strip(), model.strip(), score) for task, model, score in lines]
 
@@ -218,5 +222,5 @@ def _number(score: Any, where: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise ModelError(f"{where}: the score is {score!r}; expected a number. Mend it, or leave it out.")
+        raise ModelError(f"{where}: the score is {score!r}; expected a number. Correct it, or remove it.")
     return value

@@ -1,4 +1,4 @@
-"""Leading singular vectors of task vectors, and how far they span the same space."""
+"""Compares the leading singular vectors of task vectors."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from alnico.numerics.dtypes import decode
 from alnico.plan.job import Input, Job
 
 RANK = 8
-"""Leading singular vectors that are compared."""
+"""The number of leading singular vectors to compare."""
 
 NEGLIGIBLE = 1e-6
-"""Singular values below this share of the largest count as 0: what is left of the rounding of the models."""
+"""Singular values below this share of the largest count as 0: they come from the rounding of the models."""
 
 Spans = tuple[np.ndarray, np.ndarray]
 """The leading left and right singular vectors, as columns."""
 
 
 def subspaces(sources: Sequence[Source], job: Job) -> list[Subspace | None]:
-    """Compare the task vectors of a matrix, pair by pair; None for a pair of which one is 0. The matrices are held, one at a time."""
+    """Compare the task vectors of a matrix, pair by pair; None for a pair with a zero task vector.
+
+    Matrices are kept in memory one at a time.
+    """
     assert job.base is not None
     base = _matrix(sources, job, job.base)
     spans = [_leading((_matrix(sources, job, tensor) - base).astype(np.float64)) for tensor in job.inputs]
-    return [_aligned(one, other) for one, other in combinations(spans, 2)]
+    return [_overlap(first, second) for first, second in combinations(spans, 2)]
 
 
 def _matrix(sources: Sequence[Source], job: Job, tensor: Input) -> np.ndarray:
@@ -37,23 +40,23 @@ def _matrix(sources: Sequence[Source], job: Job, tensor: Input) -> np.ndarray:
 
 
 def _leading(delta: np.ndarray) -> Spans:
-    """At most :data:`RANK` singular vectors, from the eigenvectors of the product of the smaller side."""
+    """Return at most :data:`RANK` singular vectors, from the eigenvectors of the smaller Gram matrix."""
     rows, columns = delta.shape
     wide = delta if rows <= columns else delta.T
     values, vectors = np.linalg.eigh(wide @ wide.T)
     order = np.argsort(-values)[:RANK]
     values, vectors = np.maximum(values[order], 0.0) ** 0.5, vectors[:, order]
-    kept = values > NEGLIGIBLE * values[0] if values[0] > 0 else np.zeros(len(values), bool)
-    near = vectors[:, kept]
-    far = wide.T @ near / values[kept]
+    is_large = values > NEGLIGIBLE * values[0] if values[0] > 0 else np.zeros(len(values), bool)
+    near = vectors[:, is_large]
+    far = wide.T @ near / values[is_large]
     return (near, far) if rows <= columns else (far, near)
 
 
-def _aligned(one: Spans, other: Spans) -> Subspace | None:
-    rank = min(one[0].shape[1], other[0].shape[1])
+def _overlap(first: Spans, second: Spans) -> Subspace | None:
+    rank = min(first[0].shape[1], second[0].shape[1])
     if not rank:
         return None
     left, right = (
-        float(np.sum((a[:, :rank].T @ b[:, :rank]) ** 2)) / rank for a, b in zip(one, other, strict=True)
+        float(np.sum((a[:, :rank].T @ b[:, :rank]) ** 2)) / rank for a, b in zip(first, second, strict=True)
     )
     return Subspace(min(left, 1.0), min(right, 1.0), rank, 1)

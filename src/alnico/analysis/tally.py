@@ -1,4 +1,4 @@
-"""Sums and counts of one tensor, and what follows from those of several: all in float64, in any order the same."""
+"""Sums and counts of tensors in float64, and statistics from them; the order of tensors does not matter."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from alnico.kernels.analysis_kernels import MOMENTS
 from alnico.kernels.constants import LEAF
 
 Moments = tuple[float, float, float, float, float]
-"""Of some numbers: how many, their mean, and the sums of the 2nd, 3rd and 4th powers of what they are from it."""
+"""Count, mean, and sums of the 2nd, 3rd and 4th powers of the deviations from the mean."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What is kept of a tensor: for each of its ``models`` (positions), each pair of them in order, and all together.
+    """Sums and counts of a tensor: for each of its ``models`` (positions), each pair of them in order, and all together.
 
-    ``l1``, ``squares``: sum |d|, sum d^2; ``products``, ``sizes``: sum d1 d2, sum |d1 d2|; ``both``: entries that both models changed, and
-    with opposite signs; ``shared``: top parameters of both, and with opposite signs; ``together``: entries that two models or more
-    changed, and with both signs; ``of_sum``: sum |d1 + d2 + ...|.
+    ``l1``, ``squares``: sum |d|, sum d^2. ``products``, ``sizes``: sum d1 d2, sum |d1 d2|. ``both``: the number of
+    entries that both models changed, and of those with opposite signs. ``shared``: the same for top parameters of both.
+    ``together``: the number of entries that at least two models changed, and of those with both signs. ``of_sum``:
+    sum |d1 + d2 + ...|.
     """
 
     models: tuple[int, ...]
@@ -65,7 +66,7 @@ class Tally:
         quantiles: Sequence[tuple[float, ...]],
         subspaces: Sequence[Subspace | None],
     ) -> Tally:
-        """Add up what kernels found in each leaf (see :class:`alnico.kernels.analysis_kernels.DescribingKernel`)."""
+        """Add up the kernels' results for each leaf (see :class:`alnico.kernels.analysis_kernels.DescribingKernel`)."""
         counts = np.minimum(LEAF, elements - np.arange(len(moments)) * LEAF).astype(np.float64)
         of_models = moments.reshape(len(moments), len(models), MOMENTS + 1).transpose(1, 2, 0)
         return cls(
@@ -91,7 +92,7 @@ class Tally:
 
 
 def _centred(counts: np.ndarray, sums: np.ndarray) -> list[Moments]:
-    """The moments of leaves, from the sums of powers of what their entries are from ``sums[MOMENTS]``."""
+    """Compute the moments of leaves from the sums of powers of deviations from ``sums[MOMENTS]``."""
     y1, y2, y3, y4, shift = sums[0], sums[1], sums[2], sums[3], sums[MOMENTS]
     m = y1 / counts
     second = np.maximum(y2 - m * y1, 0.0)
@@ -110,7 +111,7 @@ def _centred(counts: np.ndarray, sums: np.ndarray) -> list[Moments]:
 
 
 def joined(parts: Sequence[Moments]) -> Moments:
-    """The moments of all numbers, from those of parts of them.
+    """Combine the moments of parts into those of all numbers.
 
     >>> joined([(2.0, 0.0, 2.0, 0.0, 2.0), (2.0, 2.0, 0.0, 0.0, 0.0)])  # -1, 1 and 2, 2
     (4.0, 1.0, 6.0, -6.0, 18.0)
@@ -130,8 +131,10 @@ def joined(parts: Sequence[Moments]) -> Moments:
 
 @dataclass(frozen=True)
 class PooledTallies:
-    """Tallies of the tensors of a scope, as it says itself of ``models`` models; without ``histograms`` it is one tensor, whose
-    quantiles are known."""
+    """The tallies of all tensors in a scope, over ``models`` models.
+
+    Without ``histograms`` it is a single tensor, whose quantiles are known.
+    """
 
     name: str
     parts: Sequence[Tally]
@@ -143,8 +146,8 @@ class PooledTallies:
 
     def of_tensor(self, subject: CommonTensor) -> TensorScope:
         job = subject.job
-        found = (self.name, self._changes(), self._pairs(), *self._together())
-        return TensorScope(*found, job.dtype, job.shape, subject.group, subject.layer, subject.module)
+        results = (self.name, self._changes(), self._pairs(), *self._together())
+        return TensorScope(*results, job.dtype, job.shape, subject.group, subject.layer, subject.module)
 
     def _changes(self) -> tuple[DeltaStatistics | None, ...]:
         return tuple(self._change(model) for model in range(self.models))
@@ -239,15 +242,17 @@ def _pair(one: int, other: int, parts: Sequence[Tally]) -> Pair:
 
 
 def _number(i: int, j: int, models: int) -> int:
-    """Which pair (i, j) is among (0, 1), (0, 2), ... (1, 2), ..."""
+    """Return the position of the pair (i, j) in (0, 1), (0, 2), ... (1, 2), ..."""
     return i * models - i * (i + 1) // 2 + j - i - 1
 
 
-def _mean_subspace(found: Sequence[Subspace]) -> Subspace | None:
-    if not found:
+def _mean_subspace(matrices: Sequence[Subspace]) -> Subspace | None:
+    if not matrices:
         return None
-    left, right = (math.fsum(getattr(s, side) for s in found) / len(found) for side in ("left", "right"))
-    return Subspace(left, right, max(s.rank for s in found), sum(s.matrices for s in found))
+    left, right = (
+        math.fsum(getattr(s, side) for s in matrices) / len(matrices) for side in ("left", "right")
+    )
+    return Subspace(left, right, max(s.rank for s in matrices), sum(s.matrices for s in matrices))
 
 
 def _share(part: float, whole: float) -> float | None:
