@@ -412,7 +412,7 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(
     monkeypatch.setattr("alnico.analysis.retention.analyze_sources", None)
     Path("file").write_text("")
     with pytest.raises(
-        OutputError, match=r"^file/x: cannot be made \(Not a directory\)\. Choose another folder\.$"
+        OutputError, match=r"^file/x: cannot be created \(Not a directory\)\. Choose another folder\.$"
     ):
         alnico.compare(["tuned-0"], "out", out="file/x")
 
