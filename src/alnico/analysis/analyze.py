@@ -9,7 +9,7 @@ from pathlib import Path
 from alnico.analysis.files import report_folder, write_analysis
 from alnico.analysis.journal import AnalysisJournal, is_half_written
 from alnico.analysis.measure import SUBSPACE_SIDE, analyze_sources
-from alnico.analysis.plan_check import fits_again
+from alnico.analysis.plan_check import recheck
 from alnico.analysis.report import write_pages
 from alnico.analysis.results import Analysis
 from alnico.analysis.suggest_rules import suggest_recipe
@@ -73,7 +73,7 @@ def analyze(
             unfinished.close()
             unfinished.begin_writing()
             write_analysis(analysis, folder)
-            advice = suggest_recipe(analysis, fits_again(analysis, offline=run.offline))
+            advice = suggest_recipe(analysis, recheck(analysis, offline=run.offline))
             write_pages(analysis, folder, [*advice.findings, *advice.reasons, *advice.warnings])
             sync_tree(folder)
     return analysis

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from alnico.analysis.analyze import analyze
-from alnico.analysis.plan_check import fit, fits_again, seen_from
+from alnico.analysis.plan_check import check_plan, recheck, relocate
 from alnico.analysis.results import AnalysedModel, Analysis, read_analysis
 from alnico.analysis.suggest_rules import Suggestion, nothing_left, suggest_recipe
 from alnico.checkpoint.reference import Paths, path_list
@@ -45,12 +45,12 @@ def suggest(
     left_out: list[str] = []
     if analysis is not None:
         measured = analysis if isinstance(analysis, Analysis) else read_analysis(analysis)
-        fits = fits_again(measured, offline=offline)
+        fits = recheck(measured, offline=offline)
     else:
         origin, *others = (
             AnalysedModel(os.fspath(m), os.fspath(m)) for m in (base or "", *path_list(models))
         )
-        every = [fit(origin, other, offline=offline) for other in others]
+        every = [check_plan(origin, other, offline=offline) for other in others]
         left_out = [
             f"{m.name} is left out: {f.refused}" for m, f in zip(others, every, strict=True) if f.refused
         ]
@@ -61,4 +61,4 @@ def suggest(
         measured = analyze(
             usable, base=origin.reference, memory=memory, threads=threads, offline=offline, watch=watch
         )
-    return suggest_recipe(seen_from(measured, Path(folder)), fits, left_out=left_out)
+    return suggest_recipe(relocate(measured, Path(folder)), fits, left_out=left_out)
