@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from alnico.checkpoint.factors import refuse_adapter
@@ -16,33 +15,29 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, split_into_shards
 from alnico.checkpoint.sidecars import check_carried, modules_of
-from alnico.checkpoint.source import Source, Tensor, unwrap
+from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.tied_weights import tied_copies
 from alnico.checkpoint.untied_model import untie
 from alnico.checkpoint.weight_files import stem_of
-from alnico.errors import MethodError, ModelError
-from alnico.methods.base import MatrixMethod, Merge, combine
-from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
+from alnico.errors import ModelError
+from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan import families
 from alnico.plan.compatibility import config_notes
 from alnico.plan.config import check_layers, layered_config, predictor_notes
 from alnico.plan.filters import unmatched_filters
-from alnico.plan.job import Dropped, Input, Job, JobKind, NormWeightGroup, PendingJob, Plan
-from alnico.plan.layers import Layers, count_layers, depth_of, layer_position
+from alnico.plan.job import Job, Plan
+from alnico.plan.job_builder import JobBuilder
 from alnico.plan.licences import check_licences, licence_conflicts, model_licences
 from alnico.plan.memory import fit_memory
-from alnico.plan.norm_weights import group_place, pending_job, read_norms, with_norms
-from alnico.plan.sections import REST, ModelPart, Section, Sections, TensorMethod, build_sections
-from alnico.plan.statistics_inputs import StatisticsInputs
-from alnico.plan.tensor_matching import TensorAction, TensorMatcher, check_factors, check_modules
-from alnico.recipe.norm_weight import find_norm_weight, with_equal_weights, with_weights
+from alnico.plan.norm_weights import read_norms, with_norms
+from alnico.plan.sections import Sections, build_sections
+from alnico.plan.tensor_matching import check_factors, check_modules
 from alnico.recipe.reference import replace_references, resolve_reference
-from alnico.recipe.schema import NormWeight, Recipe
+from alnico.recipe.schema import Recipe
 from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.vocabulary.chat_template import chat_template, check_setting
 from alnico.vocabulary.output_vocabulary import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.remapped_model import remap_rows
-from alnico.vocabulary.tables import find_tables
 
 
 def build_plan(
@@ -116,7 +111,7 @@ def _plan(
     sections = build_sections(recipe, references, sources, donor)
     filter_notes = unmatched_filters(recipe, sections.parts)
     new_rows = [t.rows for t in vocabulary.tables] if vocabulary is not None else ()
-    builder = _JobBuilder(recipe, sources, donor, sections, new_rows)
+    builder = JobBuilder(recipe, sources, donor, sections, new_rows)
     jobs = _checked_jobs(builder)
     notes = [
         *recipe.notes,
@@ -178,7 +173,7 @@ def _adapted_sources(recipe: Recipe, sources: list[Source], donor: int) -> list[
     return sources
 
 
-def _checked_jobs(builder: _JobBuilder) -> list[Job]:
+def _checked_jobs(builder: JobBuilder) -> list[Job]:
     """Build the jobs and check them as a whole. Errors: MismatchError, MethodError."""
     jobs = builder.build()
     builder.statistics.check_used()
@@ -324,286 +319,3 @@ def _unused_models(recipe: Recipe, references: list[str], sections: Sections, jo
         and i not in listed
         and (reference not in tokenizer_models or reference == recipe.base_model)
     ]
-
-
-class _JobBuilder:
-    """Builds the jobs of all sections, in the order of the donor's tensors, then of the other models'."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        sources: list[Source],
-        donor: int,
-        sections: Sections,
-        new_rows: Sequence[Collection[str]] = (),
-    ) -> None:
-        self.recipe = recipe
-        self.sources = sources
-        self.donor = donor
-        self.sections = sections
-        self.matcher = TensorMatcher(sources, donor, recipe.missing)
-        self.statistics = StatisticsInputs(sources, recipe.folder, new_rows)
-        self.jobs: dict[str, Job] = {}
-        self.notes: list[str] = []
-        self._merges: dict[Any, Merge | MatrixMethod] = {}
-        self._constant_options: dict[tuple[int, int], dict[str, Any]] = {}
-        self._pending: dict[tuple[NormWeight, tuple[int, ...], int, str], dict[str, PendingJob]] = {}
-
-    def build(self) -> list[Job]:
-        """Return the jobs. Errors: MismatchError with all tensors that do not match, MethodError."""
-        planned: list[tuple[str, Section, TensorMethod, TensorAction]] = []
-        for section in self.sections.parts:
-            for name in section.names:
-                chosen = section.method_for(name)
-                action = self.matcher.match(name, section, chosen)
-                if action is not None:
-                    planned.append((name, section, chosen, action))
-        if not self.matcher.problems and self.recipe.tokenizer is None:
-            self.matcher.check_vocabularies(self._models_with_embeddings(planned))
-        self.matcher.refuse()
-        for name, section, chosen, action in planned:
-            self.jobs[name] = self._job(name, section, chosen, action)
-        self._note_gradients(planned)
-        self._note_statistics(planned)
-        self._note_heads()
-        if self.sections.layers:
-            return self._in_layer_order()
-        order = dict.fromkeys(
-            n for s in (self.sources[self.donor], *self.sources) for n in s.tensors if n in self.jobs
-        )
-        return [self.jobs[name] for name in (*order, *(n for n in self.jobs if n not in order))]
-
-    def _note_gradients(self, planned: Sequence[tuple[str, Section, TensorMethod, TensorAction]]) -> None:
-        """Note that tensors outside of layers get a gradient's first value, even those after the layers."""
-        names = [
-            name
-            for name, section, chosen, action in planned
-            if action.kind == "merged" and self._layers.place(name) is None and section.varies(chosen)
-            if section.options(name, chosen) != section.options(name, chosen, 1.0)
-        ]
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            self.notes.append(
-                f"{shown}: outside of the layers, so the first value of each gradient applies, as in "
-                "mergekit."
-            )
-
-    def _note_statistics(self, planned: Sequence[tuple[str, Section, TensorMethod, TensorAction]]) -> None:
-        """Note that merged BatchNorm statistics do not describe the merged model."""
-        merged = [
-            n
-            for n, _, a, f in planned
-            if f.kind == "merged" and len(a.needed) > 1 and n.endswith(families.STATISTICS)
-        ]
-        if merged:
-            self.notes.append(
-                f"the running statistics of {len(merged)} BatchNorm layers are merged like weights and do "
-                "not match the merged model's activations. Recalibrate them on data with "
-                "alnico.recalibrate_batchnorm."
-            )
-
-    def _note_heads(self) -> None:
-        """Note a head that the config ties but that is written because every model stores it."""
-        for head, embedding in self.matcher.tied.items():
-            pair = [self.jobs[name] for name in (head, embedding) if name in self.jobs]
-            if len(pair) == 2 and (pair[0].kind, pair[0].inputs[0].model) != (
-                "copy",
-                pair[1].inputs[0].model,
-            ):
-                self.notes.append(
-                    f"{head}: all models store it, but config.json ties it to {embedding}; both are written, "
-                    "and programs may load either. Use the same method and parameters for both, or set "
-                    "tie_word_embeddings to false in the output's config.json."
-                )
-
-    def dropped(self, jobs: list[Job]) -> list[Dropped]:
-        """Return the tensors of the merged models that are not in the output, and why."""
-        reasons = {(m, n): why for m, n, why in self.matcher.dropped}
-        read = {(i.model, i.name) for job in jobs for i in job.merged}
-        if self.sections.layers or self.recipe.methods or self.recipe.modules:
-            by_name = {job.name: job for job in jobs}
-            listed = {(p.model, n) for s in self.sections.parts for p in s.listed for n in p.names.values()}
-            for model in sorted({m for m, _ in read}):
-                for name in self.sources[model].tensors:
-                    if (model, name) not in read and (model, name) not in reasons:
-                        reasons[model, name] = self._why_not(name, by_name, is_listed=(model, name) in listed)
-        return [Dropped(m, n, self.sources[m].tensors[n].byte_size, why) for (m, n), why in reasons.items()]
-
-    def _why_not(self, name: str, by_name: Mapping[str, Job], *, is_listed: bool) -> str:
-        place = layer_position(name)
-        if place is not None and is_listed:
-            return "the recipe copies another model there"
-        if place is not None and any(place.stack == stack for stack in self.sections.layers):
-            return "its layer is not in a slice"
-        if name in by_name:
-            return f"the output has it from {self.sources[by_name[name].inputs[0].model].label}"
-        return "no part of the recipe uses it"
-
-    def _models_with_embeddings(
-        self, planned: Sequence[tuple[str, Section, TensorMethod, TensorAction]]
-    ) -> list[int]:
-        """Return the models whose vocabularies must agree: those with embeddings, or all if unclear."""
-        rows = {n for s in self.sources for n in find_tables(s).rows}
-        of_rows = [f for f in planned if f[0] in rows]
-        chosen = of_rows or planned
-        used = [[f.origin] if f.origin is not None else a.needed for _, _, a, f in chosen]
-        return list(dict.fromkeys(p.model for parts in used for p in parts))
-
-    def _in_layer_order(self) -> list[Job]:
-        """Return the jobs before the layers, then those of the layers in order, then those after them."""
-
-        def place(name: str) -> tuple[int, int]:
-            position = self._layers.place(name)
-            if position is not None and position.stack in self.sections.layers:
-                return 1, position.layer
-            is_first = families.comes_first(name) and self._layers.predictor_place(name) is None
-            return (0 if is_first else 2), 0
-
-        return sorted(self.jobs.values(), key=lambda job: place(job.name))
-
-    def _job(self, name: str, section: Section, chosen: TensorMethod, action: TensorAction) -> Job:
-        if action.origin is not None:
-            return self._copy_job(name, action.origin, action.why)
-        if action.kind == "buffer":
-            inputs = tuple(self._input(p, name) for p in chosen.needed)
-            kind: JobKind = "equal" if len(inputs) > 1 else "copy"
-            why = f"{inputs[0].dtype}, must be equal in all models" if kind == "equal" else ""
-            return _new_job(
-                kind, name, inputs[0].dtype, self._tensor(chosen.needed[0], name), inputs, why=why
-            )
-        try:
-            options = self._options(name, section, chosen)
-            setting = find_norm_weight(options, [p.entry for p in chosen.parts], section.named_base)
-            if setting is not None:
-                return self._norm_weighted(name, section, chosen, options, setting)
-            return self._mixed(name, section, chosen, options)
-        except MethodError as error:
-            raise MethodError(f"{name}: {error}") from None
-
-    def _mixed(
-        self,
-        name: str,
-        section: Section,
-        chosen: TensorMethod,
-        options: Mapping[str, Any],
-        dtype: str | None = None,
-    ) -> Job:
-        """Return the job of a method; a copy if the method returns one model unchanged.
-
-        ``dtype`` overrides the output dtype.
-        """
-        applied = self.statistics.bind(name, chosen, options, self._merge(chosen, options))
-        merge = applied.merge
-        if isinstance(merge, Merge) and merge.copies is not None:
-            origin = chosen.base if merge.copies == "base" else chosen.parts[merge.copies]
-            assert origin is not None
-            why = f"the recipe copies {self.sources[origin.model].label}"
-            return self._copy_job(name, origin, section.label if section.label == REST else why, dtype)
-        digests = applied.digests or ("",) * len(chosen.parts)
-        inputs = tuple(self._input(p, name, digest) for p, digest in zip(chosen.parts, digests, strict=True))
-        base = self._input(chosen.base, name) if chosen.base is not None else None
-        parts = (*chosen.parts, *([chosen.base] if chosen.base is not None else []))
-        dtype = dtype or self.recipe.dtype or promote([self._tensor(p, name).nominal for p in parts])
-        tensor = self._tensor(chosen.parts[0], name)
-        if isinstance(merge, Merge):
-            job = _new_job("mix", name, dtype, tensor, inputs, base, merge, applied.why, applied.sides)
-            merge.check_numbers(job.real)
-            return job
-        return _new_job("matrix", name, dtype, tensor, inputs, base, None, applied.why, applied.sides, merge)
-
-    def _norm_weighted(
-        self, name: str, section: Section, chosen: TensorMethod, options: dict[str, Any], setting: NormWeight
-    ) -> Job:
-        """Return the job with equal weights; register it for norms if they can change it."""
-        equal = with_equal_weights(options, setting)
-        merge = self._merge(chosen, equal)
-        job = self._mixed(name, section, chosen, equal)
-        with_norm = [
-            p for p, w in zip(chosen.parts, options["weight"], strict=True) if isinstance(w, NormWeight)
-        ]
-        base = chosen.base if chosen.base is not None else chosen.measured_from
-        assert base is not None
-        if (
-            len(with_norm) > 1
-            and setting.scale != 0
-            and (isinstance(merge, MatrixMethod) or merge.copies is None)
-        ):
-            delta = tuple(self._input(p, name) for p in with_norm), self._input(base, name)
-            key = setting, tuple(p.model for p in with_norm), base.model, group_place(setting, name)
-            self._pending.setdefault(key, {})[name] = pending_job(
-                delta,
-                job,
-                lambda weights: self._mixed(name, section, chosen, with_weights(options, weights), job.dtype),
-            )
-        return job
-
-    def norm_weight_groups(self) -> tuple[NormWeightGroup, ...]:
-        return tuple(NormWeightGroup(*key, tensors) for key, tensors in self._pending.items())
-
-    def _options(self, name: str, section: Section, chosen: TensorMethod) -> dict[str, Any]:
-        """Return the options of the method at one tensor; shared by all tensors if they do not vary."""
-        lines = self.recipe.lines
-        constant = None if section.varies(chosen) or lines is not None else (id(section), id(chosen))
-        if constant is not None and constant in self._constant_options:
-            return self._constant_options[constant]
-        options: dict[str, Any] = section.options(name, chosen)
-        if lines is not None and chosen.method.space == "delta" and "scale" in chosen.method.options:
-            options["scale"] = float(
-                options.get("scale", chosen.method.options["scale"].default)
-            ) * self._lines_factor(name)
-        if constant is not None:
-            self._constant_options[constant] = options
-        return options
-
-    def _merge(self, chosen: TensorMethod, options: Mapping[str, Any]) -> Merge | MatrixMethod:
-        """Bind the method to its options; tensors with equal options share the result."""
-        key = (chosen.method.name, tuple(options.items()), len(chosen.parts))
-        if key not in self._merges:
-            self._merges[key] = chosen.method.bind(options, len(chosen.parts), in_places=True)
-        return self._merges[key]
-
-    def _lines_factor(self, name: str) -> float:
-        """Return the factor of LiNeS at a tensor's depth in the whole model."""
-        lines = self.recipe.lines
-        assert lines is not None
-        place = self._layers.place(name)
-        if place is None:
-            is_first = families.comes_first(name) and self._layers.predictor_place(name) is None
-            return lines.alpha if is_first else lines.alpha + lines.beta
-        return lines.alpha + lines.beta * depth_of(place.layer, self._layers.counts[place.stack])
-
-    @functools.cached_property
-    def _layers(self) -> Layers:
-        return count_layers(n for section in self.sections.parts for n in section.names)
-
-    def _copy_job(self, name: str, origin: ModelPart, why: str, dtype: str | None = None) -> Job:
-        tensor = self._tensor(origin, name)
-        source = self._input(origin, name)
-        dtype = dtype or self.recipe.dtype or tensor.nominal
-        if tensor.dtype in MERGEABLE and tensor.dtype != dtype:
-            identity = combine((1.0,), fixes_equal_inputs=True)
-            return _new_job("mix", name, dtype, tensor, (source,), None, identity, f"{why}, as {dtype}")
-        return _new_job("copy", name, tensor.dtype, tensor, (source,), why=why)
-
-    def _tensor(self, part: ModelPart, name: str) -> Tensor:
-        return self.sources[part.model].tensors[part.names[name]]
-
-    def _input(self, part: ModelPart, name: str, digest: str = "") -> Input:
-        tensor = self._tensor(part, name)
-        return Input(part.model, part.names[name], tensor.dtype, tensor.byte_size, digest)
-
-
-def _new_job(
-    kind: JobKind,
-    name: str,
-    dtype: str,
-    tensor: Tensor,
-    inputs: tuple[Input, ...],
-    base: Input | None = None,
-    merge: Merge | None = None,
-    why: str = "",
-    sides: tuple[Input, ...] = (),
-    whole: MatrixMethod | None = None,
-) -> Job:
-    size = tensor.byte_size if kind not in ("mix", "matrix") else tensor.elements * DTYPES[dtype].bytes
-    return Job(kind, name, dtype, tensor.shape, tensor.elements, size, inputs, base, merge, why, sides, whole)
