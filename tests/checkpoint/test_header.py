@@ -12,7 +12,7 @@ from safetensors import TensorSpec, deserialize, serialize
 from alnico.checkpoint.header import MAX_HEADER_BYTES, build, parse, parse_length
 from alnico.errors import ModelError
 
-LIES = "The header lies; get the file from its source."
+LIES = "The header is wrong; get the file from its source."
 
 
 def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
@@ -123,7 +123,7 @@ def test_metadata_that_maps_no_strings_to_strings_is_refused(metadata):
 
 
 def test_a_name_that_is_no_unicode_text_is_refused():
-    message = "f: 'w\\ud800' is half of a character; expected Unicode text. Get the file from its source."
+    message = "f: 'w\\ud800' is an unpaired surrogate; expected Unicode text. Get the file from its source."
     assert refusal(parse_entries, {"w\ud800": entry()}) == message
     assert refusal(parse_entries, {"__metadata__": {"a": "w\ud800"}, "w": entry()}) == message
     assert refusal(parse_entries, {"__metadata__": {"w\ud800": "a"}, "w": entry()}) == message

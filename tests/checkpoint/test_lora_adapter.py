@@ -184,7 +184,7 @@ def test_an_ambiguous_name_is_named(tmp_path):
         tmp_path / "base", {n: ("F32", np.ones((6, 5))) for n in ("a.m.w.weight", "b.m.w.weight")}
     )
     assert (
-        "is for 'm.w.weight', which could be a.m.w.weight or b.m.w.weight of the base; expected one. "
+        "is for 'm.w.weight', which may be a.m.w.weight or b.m.w.weight of the base; expected one match. "
         in refusal(reference)
     )
 
@@ -216,25 +216,25 @@ def test_an_option_that_is_not_applied_is_refused_by_name(tmp_path, config, told
     [
         (
             {"lora_A.weight": np.ones((3, 5))},
-            "lora_A.weight has rank 3, adapter_config.json says 2; they must agree and be 1 at least.",
+            "lora_A.weight has rank 3, adapter_config.json says 2; they must agree and be at least 1.",
         ),
         (
             {"lora_A.weight": np.ones((2, 4))},
-            "the adapter's base_model.model.m.w.lora_A.weight is (2, 4), expected 5 columns.",
+            "the adapter's base_model.model.m.w.lora_A.weight is (2, 4); expected 5 columns.",
         ),
         (
             {"lora_B.weight": np.ones((7, 2))},
-            "the adapter's base_model.model.m.w.lora_B.weight is (7, 2), expected (6, 2).",
+            "the adapter's base_model.model.m.w.lora_B.weight is (7, 2); expected (6, 2).",
         ),
         (
             {"lora_B.weight": None},
             "the adapter has base_model.model.m.w.lora_A.weight without its lora_A or lora_B.",
         ),
-        ({"lora_magnitude_vector": np.ones(5)}, "lora_magnitude_vector is (5,), expected 6 numbers."),
+        ({"lora_magnitude_vector": np.ones(5)}, "lora_magnitude_vector is (5,); expected 6 numbers."),
         ({"lora_B.bias": np.ones(6)}, "is for 'm.w.bias'; the base has m."),
         (
             {"weight": np.ones((7, 5))},
-            "is (7, 5), expected the same; a vocabulary that was extended must be extended in the base too.",
+            "is (7, 5); expected the same shape; if the vocabulary was extended, extend it in the base too.",
         ),
     ],
 )

@@ -214,10 +214,10 @@ def test_an_adapters_pattern_that_is_refused_is_named_short_and_escaped(tmp_path
     ],
 )
 def test_a_rank_pattern_means_what_peft_says(pattern: str, name: str, does: bool) -> None:
-    from alnico.checkpoint.lora_adapter import _ends_with
+    from alnico.checkpoint.lora_adapter import _matches_end
 
     assert (re.match(rf"(.*\.)?({pattern})$", name) is not None) == does  # peft.utils.other.get_pattern_key
-    assert _ends_with(pattern, name, "rank_pattern") == does
+    assert _matches_end(pattern, name, "rank_pattern") == does
 
 
 def test_filters_of_a_recipe_are_matched_in_bounded_time_or_refused_by_name(tmp_path: Path) -> None:

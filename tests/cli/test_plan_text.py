@@ -93,7 +93,7 @@ def test_an_adapter_of_another_base_is_told(named: str, is_told: bool) -> None:
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": named}
     Path("lora/adapter_config.json").write_text(json.dumps(config))
     notes = alnico.plan({"merge_method": "linear", "models": ["tuned-0+lora", "tuned-1"]}).notes
-    told = "tuned-0+lora: the adapter was trained on org/llama, here it changes tuned-0. Check that this is meant."
+    told = "tuned-0+lora: the adapter was trained on org/llama, here it is applied to tuned-0. Check that this is intended."
     assert notes == ((told,) if is_told else ())
 
 

@@ -199,7 +199,7 @@ MODEL_FILES = (
     Malformed("duplicate key", "duplicate key", of_ours('{"a": 1, "a": 2}')),
     Malformed("is not a JSON number", "is not a JSON number", of_ours('{"a": Infinity}')),
     # header.py
-    Malformed("is a pointer of git-lfs", "is a pointer of git-lfs", raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")),
+    Malformed("is a git-lfs pointer", "is a git-lfs pointer", raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")),
     Malformed("holds folders nested deeper than", "holds folders nested deeper than 100", in_a_module(lambda: "/".join(["d"] * 120))),
     Malformed("holds more than {} files and folders", "holds more than 5 files and folders", in_a_module(lambda: "d/d/d/d/d/d", 5)),
     Malformed("the file has {} bytes; a safetensors file begins", "begins with an 8-byte header length", raw(b"\1\0\0")),
@@ -212,12 +212,12 @@ MODEL_FILES = (
     Malformed("the header begins with {}, expected", "the header begins with b' '", framed(" " + json.dumps({"w": entry()}))),
     Malformed("the header is not JSON", "the header is not JSON (JSONDecodeError", framed("{]")),
     Malformed("__metadata__ must map strings to strings", "__metadata__ must map", header(w=entry(), __metadata__={"a": 1})),
-    Malformed("{} is half of a character; expected Unicode text", "is half of a character", framed(json.dumps({"\ud800": entry()}))),
+    Malformed("{} is an unpaired surrogate; expected Unicode text", "is an unpaired surrogate", framed(json.dumps({"\ud800": entry()}))),
     Malformed("{} | dtype, shape and data_offsets", "has the keys ['data_offsets', 'dtype', 'shape', 'x']", header(w=entry(x=1))),
     Malformed("has the unknown dtype", "has the unknown dtype 'F33'", header(w=entry(dtype="F33"))),
     Malformed("the shape {} | a list of at most {} sizes", "a list of at most 64 sizes", header(w=entry(shape=[1] * 64 + [2]))),
     Malformed("two byte positions, none negative", "two byte positions", header(w=entry(offsets=(0, 8, 9)))),
-    Malformed("an end that is not before the begin", "an end that is not before the begin", header(0, w=entry(shape=(0,), offsets=(8, 0)))),
+    Malformed("an end not before the begin", "an end not before the begin", header(0, w=entry(shape=(0,), offsets=(8, 0)))),
     Malformed("{}: tensor {} ends at byte {}, the file has {}. The file is truncated", "The file is truncated", header(4, w=entry())),
     Malformed("{} bytes | {} for shape {} of {}", "has 8 bytes; expected 12 bytes", header(w=entry(shape=(3,)))),
     # files.py
@@ -228,7 +228,7 @@ MODEL_FILES = (
     # model.py
     Malformed("it must be in one file", "it must be in one file", directory(a=ONE, b=ONE)),
     Malformed("has no tensor {}. `alnico inspect`", "has no tensor 'x'", asked("x", ONE)),
-    Malformed("cannot be read as numbers; it can be copied", "F8_E8M0 cannot be read as numbers", asked("w", {"w": ("F8_E8M0", (2,))})),
+    Malformed("cannot be read as numbers, only copied", "F8_E8M0 cannot be read as numbers", asked("w", {"w": ("F8_E8M0", (2,))})),
     Malformed("its files cannot be read", "its files cannot be read (File name too long)", lambda folder: lambda: open_headers(folder / ("x" * 300))),
     Malformed("{}: cannot be read ({}). Check the path and its permissions.", "cannot be read (File name too long)", lambda folder: reading(folder / ("x" * 300))),
     Malformed("and no base+adapter: expected two paths", "and no base+adapter", lambda folder: reading(f"{folder}/a+{folder}/b")),

@@ -159,7 +159,7 @@ def test_numbers_that_are_not_finite(method) -> None:
     tensors["m.q.lora_B.weight"][3, 1] = np.nan
     save(Path("c"), tensors, r=3, lora_alpha=3)
     assert refusal(NonFiniteError, ["a", "c"], method=method) == (
-        "c: base_model.model.m.q.lora_B.weight[3, 1] has NaN; expected finite numbers. Mend or leave out this adapter."
+        "c: base_model.model.m.q.lora_B.weight[3, 1] has NaN; expected finite numbers. Fix this adapter or leave it out."
     )
 
 
@@ -344,7 +344,7 @@ def test_the_command_says_every_update_if_asked_and_nothing_if_not(run: Run) -> 
             3,
             "linear has no option 'density'; it has weight, normalize.",
         ),
-        (["a", "c", "out"], 4, "c: is no directory, expected that of a LoRA adapter"),
+        (["a", "c", "out"], 4, "c: is not a directory; expected that of a LoRA adapter"),
         (["a", "b", "a"], 8, "a: is one of the inputs or contains it"),
     ],
     ids=str,

@@ -257,7 +257,7 @@ def test_a_quantised_name_of_the_base_is_told_apart(tmp_path: Path) -> None:
     )
     result = fold(tmp_path / "base", tmp_path / "a", tmp_path / "out")
     assert any(
-        "the adapter was trained on unsloth/base-bnb-4bit, a quantised model; it is folded into the full precision of"
+        "the adapter was trained on unsloth/base-bnb-4bit, a quantised model; here it is applied to the full-precision"
         in note
         for note in result.plan.notes
     )
@@ -301,31 +301,31 @@ def change(
         ({"drop": "lora_B"}, "a: the adapter has base_model.model.m.w.lora_A.weight without its lora_A or lora_B. Complete the download."),
         (
             {"config": {"r": 0}},
-            "a: base_model.model.m.w.lora_A.weight has rank 3, adapter_config.json says 0; they must agree and be 1 at least. "
+            "a: base_model.model.m.w.lora_A.weight has rank 3, adapter_config.json says 0; they must agree and be at least 1. "
             "Get the adapter from its source.",
         ),
         (
             {"config": {"lora_alpha": "gone"}},
-            "a: adapter_config.json: has no lora_alpha, without which its scale cannot be told. Get the adapter from its source.",
+            "a: adapter_config.json: has no lora_alpha, which its scale depends on. Get the adapter from its source.",
         ),
         (
             {"config": {"lora_alpha": None}},
-            "a: adapter_config.json: the rank or alpha of m.w cannot be told (unsupported operand type(s) for /: 'NoneType' and 'int'). "
+            "a: adapter_config.json: the rank or alpha of m.w cannot be determined (unsupported operand type(s) for /: 'NoneType' and 'int'). "
             "Check the adapter.",
         ),
         (
             {"config": {"peft_type": "LOHA"}},
-            "a: adapter_config.json: peft_type is 'LOHA', expected 'LORA'. Merge this adapter into its base with PEFT, and give that.",
+            "a: adapter_config.json: peft_type is 'LOHA', expected 'LORA'. Merge this adapter into its base with PEFT and use the result.",
         ),
         (
             {"config": {"rank_pattern": {"(a+)(b+)\\1": 4}}},
             "a: adapter_config.json: rank_pattern has the pattern '(a+)(b+)\\\\1', which has a reference to a group, an atomic group or a "
-            "possessive repetition, which are supported only with at most one other repetition; expected names of modules, or a short "
-            "regular expression. Do not use this adapter, or write the modules out.",
+            "possessive repetition, which are supported only with at most one other repetition; expected module names, or a short "
+            "regular expression. Use another adapter, or list the modules by name.",
         ),
         (
             {"A": np.ones((3, 21))},
-            "base+a: m.w.weight is (30, 20) in the base, and the adapter's base_model.model.m.w.lora_A.weight is (3, 21), expected 20 "
+            "base+a: m.w.weight is (30, 20) in the base, the adapter's base_model.model.m.w.lora_A.weight is (3, 21); expected 20 "
             "columns. If PEFT loads this adapter on this base, merge it there (merge_and_unload) and give the result; if not, use another base.",
         ),
     ],
@@ -340,7 +340,7 @@ def test_a_wrong_adapter_is_refused_in_one_message(tmp_path: Path, how: dict[str
 def test_a_nan_in_an_adapter_ends_the_fold(tmp_path: Path) -> None:
     change(tmp_path, A=np.full((3, 20), math.nan))
     assert refused(tmp_path, NonFiniteError) == (
-        "a: base_model.model.m.w.lora_A.weight[0, 0] has NaN; expected finite numbers. Mend or leave out this adapter."
+        "a: base_model.model.m.w.lora_A.weight[0, 0] has NaN; expected finite numbers. Fix this adapter or leave it out."
     )
 
 

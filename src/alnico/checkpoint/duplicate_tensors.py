@@ -1,4 +1,7 @@
-"""Tensors that a model stores twice: tied weights that were saved under each of their names."""
+"""Finds tensors that a model stores twice, by their bytes: tied weights saved under each of their names.
+
+The config is not consulted here; :mod:`alnico.checkpoint.tied_weights` derives ties from the config.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,20 @@ import numpy as np
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.source import Source
 
-BLOCK = 4 << 20
-"""Bytes that are compared at a time."""
+BLOCK_BYTES = 4 << 20
+"""Bytes compared at a time."""
 
-MOST_CANDIDATES = 64
-"""Most tensors of one shape that a tensor is compared with."""
+MAX_CANDIDATES = 64
+"""Most tensors of one shape to compare a tensor with."""
 
 
 def find_original(source: Source, name: str, among: Collection[str]) -> str | None:
-    """Find the tensor of ``among`` that ``name`` is a tied copy of; None if there is none.
+    """Find the tensor in ``among`` that ``name`` is a stored copy of; None if there is none.
 
-    A copy has the dtype, the shape and the bytes of its original. Where all its values are equal that proves nothing, as norms and biases
-    often start at one value: then both must be one range of bytes of one file. Vectors count as copies only where they have an
-    entry for each row of a matrix that ``among`` holds too, as the bias of a head has. Reads both tensors.
+    A copy has the dtype, the shape and the bytes of its original. If all its values are the same number,
+    equal bytes prove nothing, as norms and biases often start at one value; then both must be the same bytes
+    of the same file. Vectors count as copies only if they have an entry per row of a matrix in ``among``, as
+    the bias of a head does. Reads both tensors.
     """
     tensor = source.tensors[name]
     candidates = [
@@ -29,10 +33,10 @@ def find_original(source: Source, name: str, among: Collection[str]) -> str | No
         for other in among
         if other != name and (t := source.tensors[other]).shape == tensor.shape and t.dtype == tensor.dtype
     ]
-    if not candidates or len(candidates) > MOST_CANDIDATES or not tensor.byte_size:
+    if not candidates or len(candidates) > MAX_CANDIDATES or not tensor.byte_size:
         return None
     for other in candidates:
-        if _is_one_range(source, name, other):
+        if _share_bytes_in_file(source, name, other):
             return other
     if len(tensor.shape) < 2 and not any(
         len(s := source.tensors[other].shape) == 2 and s[0] == tensor.elements for other in among
@@ -44,11 +48,11 @@ def find_original(source: Source, name: str, among: Collection[str]) -> str | No
     return next((other for other in candidates if _is_equal(source, name, other)), None)
 
 
-def _is_one_range(source: Source, one: str, other: str) -> bool:
+def _share_bytes_in_file(source: Source, a: str, b: str) -> bool:
     if not isinstance(source, FileModel):
         return False
-    place = source.place_of(one)
-    return place is not None and place == source.place_of(other)
+    place = source.place_of(a)
+    return place is not None and place == source.place_of(b)
 
 
 def _read(source: Source, name: str, first: int, size: int) -> np.ndarray:
@@ -58,21 +62,21 @@ def _read(source: Source, name: str, first: int, size: int) -> np.ndarray:
 
 
 def _is_constant(source: Source, name: str) -> bool:
-    """Are all elements the same bytes as the first?"""
+    """Do all elements have the bytes of the first?"""
     tensor = source.tensors[name]
     width = tensor.byte_size // tensor.elements
     first = _read(source, name, 0, width)
-    step = max(BLOCK // width, 1) * width
+    step = max(BLOCK_BYTES // width, 1) * width
     return all(
         bool((_read(source, name, at, min(step, tensor.byte_size - at)).reshape(-1, width) == first).all())
         for at in range(0, tensor.byte_size, step)
     )
 
 
-def _is_equal(source: Source, one: str, other: str) -> bool:
-    size = source.tensors[one].byte_size
-    for at in range(0, size, BLOCK):
-        first, second = (_read(source, name, at, min(BLOCK, size - at)) for name in (one, other))
+def _is_equal(source: Source, a: str, b: str) -> bool:
+    size = source.tensors[a].byte_size
+    for at in range(0, size, BLOCK_BYTES):
+        first, second = (_read(source, name, at, min(BLOCK_BYTES, size - at)) for name in (a, b))
         if not np.array_equal(first, second):
             return False
     return True

@@ -1,7 +1,8 @@
-"""Names of the factors that adapters are made of: matrices whose product, and not themselves, is added to a model.
+"""Recognises adapters' factors by name: matrices whose product is added to a model.
 
-The mean of products is not the product of means: ``mean(B) @ mean(A)`` of two LoRA files is off by most of its norm. Factors are therefore
-never merged by themselves. Names are those of PEFT, kohya, LyCORIS, diffusers, OneTrainer, ComfyUI, XLabs, MLX, NeMo, torchtune and LitGPT.
+The mean of products is not the product of means: ``mean(B) @ mean(A)`` of two LoRA files is off by most of
+its norm. Factors are therefore never merged directly. Names are those of PEFT, kohya, LyCORIS, diffusers,
+OneTrainer, ComfyUI, XLabs, MLX, NeMo, torchtune and LitGPT.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ OF_PEFT = (
 )
 OTHERS = r"(?:\w+_)?lora(?:_linear_layer)?\d*\.(?:up|down)|lora_\w+_adapter\.linear_(?:in|out)"
 GLORA = r"(?:lora|lycoris)_[^.]+\.[ab][12]"
-"""LyCORIS's GLoRA: ``a1`` and the like say nothing by themselves, the prefix of the file does."""
+"""LyCORIS's GLoRA: names such as ``a1`` mean nothing without the prefix of the file."""
 FACTOR = re.compile(rf"(?P<module>.*?)(?:^|\.)(?:{LORA}|{LYCORIS}|{OF_PEFT}|{OTHERS}|{GLORA})(?:\.|$)")
 PROMPT = re.compile(r"prompt_(?:embeddings|task_(?:cols|rows))|prefix_task_(?:cols|rows)")
-"""What prompt tuning saves alone: no tensor of a model."""
+"""What prompt tuning saves: no tensors of a model."""
 
 WEIGHTS = (".weight", ".base_layer.weight", "")
-"""What follows a module's name in that of the weight that its factors are of; nothing where the parameter itself has them."""
+"""Endings of the weight that a module's factors belong to; '' where the factors are those of the parameter
+itself."""
 
 
 def is_factor(name: str) -> bool:
-    """Is a tensor, by its name, a factor of an adapter's update?
+    """Is a tensor a factor of an adapter's update, by its name?
 
     >>> [is_factor(n) for n in ("base_model.model.q.lora_A.weight", "lora_unet_q.lora_down.weight", "q.hada_w1_a", "to_q_lora.up.weight")]
     [True, True, True, True]
@@ -44,25 +46,27 @@ def is_factor(name: str) -> bool:
 
 
 def adapter_factors(names: Collection[str]) -> list[str]:
-    """Return the factors among the tensors of an adapter; none for a model, also for one that has factors beside its weights.
+    """Return the factors among an adapter's tensors; none for a model, even if it stores factors next to its
+    weights.
 
-    >>> factors_alone(["q.lora_A.weight", "q.lora_B.weight"]), factors_alone(["q.weight", "q.lora_A.weight", "q.lora_B.weight"])
+    >>> adapter_factors(["q.lora_A.weight", "q.lora_B.weight"]), adapter_factors(["q.weight", "q.lora_A.weight", "q.lora_B.weight"])
     (['q.lora_A.weight', 'q.lora_B.weight'], [])
     """
-    held = set(names)
-    found = [name for name in names if is_factor(name)]
-    modules = [match["module"] for name in found if (match := FACTOR.match(name)) is not None]
-    complete = [module for module in modules if any(module + weight in held for weight in WEIGHTS)]
-    return [] if 2 * len(complete) > len(found) else found
+    all_names = set(names)
+    factors = [name for name in names if is_factor(name)]
+    modules = [match["module"] for name in factors if (match := FACTOR.match(name)) is not None]
+    complete = [module for module in modules if any(module + weight in all_names for weight in WEIGHTS)]
+    return [] if 2 * len(complete) > len(factors) else factors
 
 
 def refuse_adapter(label: str, names: Collection[str]) -> None:
-    """Refuse what is an adapter where a model is expected. Errors: ModelError."""
-    found = adapter_factors(names)
-    if found:
+    """Refuse an adapter where a model is expected. Errors: ModelError."""
+    factors = adapter_factors(names)
+    if factors:
         raise ModelError(
-            f"{label}: is an adapter ({len(found)} of its {len(names)} tensors are factors of updates, such as {found[0]}); expected a whole "
-            "model. The mean of factors does not make the mean of their products. Of adapters in PEFT's form, fold each into its base "
-            "(`alnico lora fold BASE ADAPTER OUT`, or BASE+ADAPTER in place of a model), or make one adapter of them with `alnico lora combine`; "
-            "convert those in another form to PEFT's first."
+            f"{label}: is an adapter ({len(factors)} of its {len(names)} tensors are factors of updates, "
+            f"such as {factors[0]}); expected a whole model. The mean of factors is not the mean of their "
+            "products. Fold each PEFT adapter into its base (`alnico lora fold BASE ADAPTER OUT`, or "
+            "BASE+ADAPTER in place of a model), or combine them into one with `alnico lora combine`; "
+            "convert other formats to PEFT's first."
         )

@@ -1,8 +1,8 @@
-"""The header of a safetensors file: parsed, checked against every way it can lie, and built.
+"""Reads safetensors headers and checks every claim in them; builds headers of new files.
 
-A file is ``u64 little-endian length N | N bytes of JSON | data``. The JSON maps each tensor's name to its dtype, shape
-and ``data_offsets`` [begin, end) within the data; ``__metadata__`` maps strings to strings. The data is covered
-without gap or overlap. Format: https://huggingface.co/docs/safetensors/index#format
+A file is ``u64 little-endian length N | N bytes of JSON | data``. The JSON maps each tensor's name to its
+dtype, shape and ``data_offsets`` [begin, end) within the data; ``__metadata__`` maps strings to strings. The
+data is covered without gap or overlap. Format: https://huggingface.co/docs/safetensors/index#format
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ MAX_HEADER_BYTES = 100_000_000
 
 MAX_DIMENSIONS = 64
 ALIGNMENT = 8
-"""The data begins at a multiple of this; JSON is padded with spaces, as other writers do."""
+"""The data begins at a multiple of this; the JSON is padded with spaces, as other writers do."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies: ``begin`` and ``end`` are byte offsets in the file, not in its data part.
+    """Where one tensor is: ``begin`` and ``end`` are byte offsets in the file, not in its data part.
 
-    ``strides``, in elements, are those of a pickled view whose elements do not lie in row-major order. ``is_negated`` and
-    ``is_conjugated`` are torch's lazy bits: the values are the negative, or the complex conjugate, of what is stored.
+    ``strides``, in elements, are those of a pickled view whose elements are not in row-major order.
+    ``is_negated`` and ``is_conjugated`` are torch's lazy bits: the values are the negative, or the complex
+    conjugate, of what is stored.
     """
 
     name: str
@@ -69,21 +70,23 @@ class Header:
 
 
 def add_prefix(header: Header, prefix: str) -> Header:
-    """A header whose tensors have a prefix before their names."""
+    """Return a header with a prefix before the names of its tensors."""
     tensors = tuple(replace(tensor, name=prefix + tensor.name) for tensor in header.tensors)
     return replace(header, tensors=tensors)
 
 
 def parse_length(prefix: bytes, file_size: int, where: str) -> int:
-    """Read the header's length from the first 8 bytes and check it against the file. Returns bytes of JSON."""
+    """Read the header's length from the first 8 bytes and check it against the file. Returns bytes of
+    JSON."""
     if len(prefix) < 8:
         raise ModelError(
-            f"{where}: the file has {file_size} bytes; a safetensors file begins with an 8-byte header length. "
-            "The file is truncated or not safetensors; download it again."
+            f"{where}: the file has {file_size} bytes; a safetensors file begins with an 8-byte header "
+            "length. The file is truncated or not safetensors; download it again."
         )
     if prefix == b"version ":
         raise ModelError(
-            f"{where}: is a pointer of git-lfs, not the file itself; expected safetensors. Say `git lfs pull` in the model's folder."
+            f"{where}: is a git-lfs pointer, not the file itself; expected safetensors. Run `git lfs pull` "
+            "in the model's folder."
         )
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
@@ -93,7 +96,8 @@ def parse_length(prefix: bytes, file_size: int, where: str) -> int:
         )
     if 8 + length > file_size:
         raise ModelError(
-            f"{where}: the header claims {length} bytes, the file has {file_size}. The file is truncated; download it again."
+            f"{where}: the header claims {length} bytes, the file has {file_size}. The file is truncated; "
+            "download it again."
         )
     return length
 
@@ -101,8 +105,9 @@ def parse_length(prefix: bytes, file_size: int, where: str) -> int:
 def parse(text: bytes, file_size: int, where: str) -> Header:
     """Parse and check the JSON of a header. ``where`` names the file in messages.
 
-    Errors: ModelError naming the tensor, for JSON that is not a header, a name given twice, an unknown dtype, a shape
-    that is not a list of sizes, offsets outside the file, a size that is not shape x dtype, an overlap or a gap.
+    Errors: ModelError naming the tensor, for JSON that is not a header, a duplicate name, an unknown dtype, a
+    shape that is not a list of sizes, offsets outside the file, a size that is not shape x dtype, an overlap
+    or a gap.
     """
     data_begin = 8 + len(text)
     entries, metadata = _entries(text, where)
@@ -114,19 +119,21 @@ def parse(text: bytes, file_size: int, where: str) -> Header:
     for tensor in tensors:
         if tensor.begin < position:
             raise ModelError(
-                f"{where}: tensors {previous!r} and {tensor.name!r} overlap at byte {tensor.begin - data_begin} "
-                "of the data; each byte must belong to one tensor. The header lies; get the file from its source."
+                f"{where}: tensors {previous!r} and {tensor.name!r} overlap at byte "
+                f"{tensor.begin - data_begin} of the data; each byte must belong to one tensor. The header "
+                "is wrong; get the file from its source."
             )
         if tensor.begin > position:
             raise ModelError(
                 f"{where}: bytes {position - data_begin} to {tensor.begin - data_begin} of the data, before "
-                f"{tensor.name!r}, belong to no tensor; gaps are not allowed. The header lies; get the file from its source."
+                f"{tensor.name!r}, belong to no tensor; gaps are not allowed. The header is wrong; get the "
+                "file from its source."
             )
         position, previous = tensor.end, tensor.name
     if position != file_size:
         raise ModelError(
-            f"{where}: the tensors end at byte {position}, the file at byte {file_size}; they must end together. "
-            "The file is damaged; download it again."
+            f"{where}: the tensors end at byte {position}, the file at byte {file_size}; they must end "
+            "together. The file is damaged; download it again."
         )
     return Header(tuple(tensors), metadata, data_begin)
 
@@ -137,7 +144,8 @@ def _entries(text: bytes, where: str) -> tuple[list[tuple[str, Any]], dict[str, 
         for key, value in pairs:
             if key in seen:
                 raise ModelError(
-                    f"{where}: the header names {key!r} twice; names must be unique. The header lies; get the file from its source."
+                    f"{where}: the header names {key!r} twice; names must be unique. The header is wrong; "
+                    "get the file from its source."
                 )
             seen[key] = value
         return seen
@@ -152,7 +160,8 @@ def _entries(text: bytes, where: str) -> tuple[list[tuple[str, Any]], dict[str, 
         raise
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"{where}: the header is not JSON ({type(error).__name__}: {str(error)[:120]}). The file is damaged or not safetensors."
+            f"{where}: the header is not JSON ({type(error).__name__}: {str(error)[:120]}). The file is "
+            "damaged or not safetensors."
         ) from None
     metadata = loaded.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -161,7 +170,8 @@ def _entries(text: bytes, where: str) -> tuple[list[tuple[str, Any]], dict[str, 
         for key in (*loaded, *metadata, *metadata.values()):
             if any("\ud800" <= c <= "\udfff" for c in key):
                 raise ModelError(
-                    f"{where}: {key!r} is half of a character; expected Unicode text. Get the file from its source."
+                    f"{where}: {key!r} is an unpaired surrogate; expected Unicode text. Get the file from "
+                    "its source."
                 )
     return list(loaded.items()), metadata
 
@@ -169,7 +179,8 @@ def _entries(text: bytes, where: str) -> tuple[list[tuple[str, Any]], dict[str, 
 def _tensor(name: str, entry: Any, data_begin: int, file_size: int, where: str) -> TensorInfo:
     def refuse(found: str, expected: str) -> ModelError:
         return ModelError(
-            f"{where}: tensor {name!r} has {found}; expected {expected}. The header lies; get the file from its source."
+            f"{where}: tensor {name!r} has {found}; expected {expected}. The header is wrong; get the file "
+            "from its source."
         )
 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -182,7 +193,8 @@ def _tensor(name: str, entry: Any, data_begin: int, file_size: int, where: str) 
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(
-            f"{where}: tensor {name!r} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}. A newer alnico may know it."
+            f"{where}: tensor {name!r} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}. A "
+            "newer alnico may know it."
         )
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(n) for n in shape):
         raise refuse(
@@ -192,7 +204,7 @@ def _tensor(name: str, entry: Any, data_begin: int, file_size: int, where: str) 
         raise refuse(f"the data_offsets {str(offsets)[:80]}", "two byte positions, none negative")
     begin, end = offsets
     if end < begin:
-        raise refuse(f"the data_offsets {offsets}", "an end that is not before the begin")
+        raise refuse(f"the data_offsets {offsets}", "an end not before the begin")
     if data_begin + end > file_size:
         raise ModelError(
             f"{where}: tensor {name!r} ends at byte {data_begin + end}, the file has {file_size}. "

@@ -530,7 +530,7 @@ def find_layout(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped
 def closest_names(name: str, names: Iterable[str], count: int = 1) -> list[str]:
     """The names that are most like one that is not among them, best first.
 
-    >>> nearest("bert.encoder.layer.0.weight", ["encoder.layer.0.weight", "pooler.weight"])
+    >>> closest_names("bert.encoder.layer.0.weight", ["encoder.layer.0.weight", "pooler.weight"])
     ['encoder.layer.0.weight']
     """
     return difflib.get_close_matches(name, list(names), count, 0.6)
@@ -541,7 +541,7 @@ def transformers_names(config: Mapping[str, object], names: Iterable[str]) -> di
 
     Matrices of experts that are stored one by one keep their names: the module has them packed.
 
-    >>> module_names_of({"model_type": "qwen2_vl"}, ["visual.a", "model.norm.weight"])
+    >>> transformers_names({"model_type": "qwen2_vl"}, ["visual.a", "model.norm.weight"])
     {'visual.a': 'model.visual.a', 'model.norm.weight': 'model.language_model.norm.weight'}
     """
     types = {str(part.get("model_type")) for part in (config, *config.values()) if isinstance(part, Mapping)}

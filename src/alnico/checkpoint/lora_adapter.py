@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT saves them: what their files mean, read without a base and without loading a model.
+"""Reads LoRA adapters in PEFT's format, without their base and without loading a model.
 
 The format is PEFT's; LoRA is Hu et al. 2021 (https://arxiv.org/abs/2106.09685), with the scale of rsLoRA
 (https://arxiv.org/abs/2312.03732) and the magnitudes of DoRA (https://arxiv.org/abs/2402.09353).
@@ -31,72 +31,83 @@ from alnico.numerics import dtypes
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
-PART = re.compile(r"\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.default)?(?:\.(weight|bias))?$")
-TOKENS = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.default)?$")
-WRAPPED = re.compile(r"\.(base_layer|token_adapter|original_module|modules_to_save(\.default)?)(?=\.|$)")
-"""What PEFT puts between a module and its tensors."""
+FACTOR_NAME = re.compile(
+    r"\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.default)?(?:\.(weight|bias))?$"
+)
+TRAINED_ROWS = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.default)?$")
+PEFT_WRAPPERS = re.compile(
+    r"\.(base_layer|token_adapter|original_module|modules_to_save(\.default)?)(?=\.|$)"
+)
+"""What PEFT inserts between a module's name and its tensors' names."""
 
-READ = frozenset((
+APPLIED_KEYS = frozenset((
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out", "bias", "lora_bias",
     "init_lora_weights", "target_parameters", "target_modules", "modules_to_save", "ensure_weight_tying", "trainable_token_indices",
 ))  # fmt: skip
-HARMLESS = frozenset((
+IGNORED_KEYS = frozenset((
     "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type", "inference_mode",
     "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_config", "megatron_core",
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
 ))  # fmt: skip
-"""Keys of the config that say how an adapter was trained, or what its tensors say too."""
+"""Config keys that describe the training, or repeat what the tensors show."""
 
-INSIDE = ".base_layer.out_proj"
-"""How the output projection of torch's ``nn.MultiheadAttention`` ends in PEFT, which wraps attention and projection."""
+ATTENTION_PROJECTION = ".base_layer.out_proj"
+"""End of the name of an ``nn.MultiheadAttention``'s output projection: PEFT wraps the attention and the
+projection."""
 
-PLAIN = re.compile(r"[\w.]+")
-"""A pattern of the config that is the name of a module, in which a point fits any character."""
+PLAIN_NAME = re.compile(r"[\w.]+")
+"""A config pattern that is a module's name; its dots match any character."""
 MAX_EXPRESSIONS = 256
-"""Patterns of a config that are no plain names; those that people write are a few."""
-MAX_COMPARED = 50_000_000
-"""Patterns times tensors of an adapter: to compare as many takes some ten seconds."""
+"""Most regular expressions in a config. People write a few."""
+MAX_COMPARISONS = 50_000_000
+"""Most patterns times tensors of an adapter: comparing that many takes about ten seconds."""
 
-KEEPS_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
-"""Ways to begin that leave the base's weights as they are; pissa, olora, corda, loftq and the like change them."""
+INITS_THAT_KEEP_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
+"""Initialisations that leave the base's weights unchanged; pissa, olora, corda, loftq and similar ones change
+them."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to one parameter: ``scale * left @ right``; names are those of the adapter's tensors.
+    """What an adapter adds to one parameter: ``scale * left @ right``. The names are those of the adapter's
+    tensors.
 
-    ``left`` is PEFT's B and ``right`` its A, so that the product is (out, in); of an embedding it is the transpose of what is stored.
-    ``experts`` matrices lie in one tensor: their ranks one expert after the other in A, and one rank after the other in B.
+    ``left`` is PEFT's B and ``right`` its A, so that the product is (out, in); for an embedding it is the
+    transpose of the stored matrix. One tensor holds ``experts`` matrices: A goes through the ranks expert by
+    expert, B through the experts rank by rank.
     """
 
     module: str
-    """The module's name as in the base, but for what PEFT puts before and between."""
+    """The module's name as in the base, without what PEFT puts before it and into it."""
     left: str
     right: str
     rank: int
     scale: float
     magnitude: str = ""
-    """DoRA's norms, one for each output."""
+    """DoRA's norms, one per output."""
     bias: str = ""
-    """What is added to the module's bias, times ``scale``."""
+    """Added to the module's bias, times ``scale``."""
     is_embedding: bool = False
     parameters: tuple[str, ...] = ("weight",)
-    """The parameter of the module; several where the config names several and only shapes can tell which it is."""
+    """The module's parameter; several where the config names several and only the base's shapes can
+    decide."""
     depth: int = 0
-    """How many of the module's parameters are wrapped inside this one: tells updates of one module apart."""
+    """Number of the module's parameters wrapped inside this one: distinguishes the updates of one module."""
     experts: int = 1
-    is_inside: bool = False
-    """The output projection inside of an ``nn.MultiheadAttention``. PEFT adds its product twice, in the forward pass and when it merges."""
+    is_attention_projection: bool = False
+    """Is this the output projection of an ``nn.MultiheadAttention``? PEFT adds its product twice, in the
+    forward pass and when it merges."""
 
     @property
     def key(self) -> str:
-        """A name that the updates of one adapter differ in, and that is equal between adapters of the same parameters."""
+        """A name that is unique in one adapter, and equal between adapters for the same parameter."""
         return self.module + ".base_layer" * self.depth
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of an embedding that an adapter trained by themselves (``trainable_token_indices``): ``name`` is that of the adapter's tensor."""
+    """Rows of an embedding that an adapter trained alone (``trainable_token_indices``). ``name`` is the
+    adapter's tensor."""
 
     name: str
     indices: tuple[int, ...]
@@ -104,7 +115,7 @@ class Rows:
 
 @dataclass
 class _UpdateParts:
-    """The tensors of an update while they are collected."""
+    """The tensors of an update, while they are collected."""
 
     module: str
     depth: int
@@ -113,22 +124,25 @@ class _UpdateParts:
     magnitude: str = ""
     bias: str = ""
     is_embedding: bool = False
-    is_inside: bool = False
+    is_attention_projection: bool = False
 
 
 class Adapter:
-    """An open adapter: its config, what it adds to which parameters, and which tensors it replaces. Made by :func:`open_adapter`."""
+    """An open adapter: its config, its updates by parameter, and the tensors it replaces. Made by
+    :func:`open_adapter`."""
 
     def __init__(self, files: FileModel, config: Mapping[str, Any]) -> None:
         self.label = files.label
         self.files = files
         self.config = config
-        self.updates, self.replaced, self.rows = _understood(files, config)
+        self.updates, self.replaced, self.rows = _parse_tensors(files, config)
 
     def matrices(self, update: Update, real: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """The factors of an update, of dtype ``real`` and without its scale: left (experts, out, r) and right (experts, r, in).
+        """The factors of an update, of dtype ``real`` and without its scale: left (experts, out, r) and right
+        (experts, r, in).
 
-        What is beside a convolution's outputs is flattened. Errors: ModelError naming a tensor with a NaN or an infinity.
+        A convolution's other dimensions are flattened. Errors: ModelError naming a tensor with a NaN or an
+        infinity.
         """
         left, right = self.read(update.left, real), self.read(update.right, real)
         left = left.reshape(left.shape[0], math.prod(left.shape[1:]))
@@ -142,13 +156,14 @@ class Adapter:
         )
 
     def read(self, name: str, real: np.dtype[Any]) -> np.ndarray:
-        """A tensor of finite numbers. Errors: NonFiniteError, naming tensor and index."""
+        """Read a tensor. Errors: NonFiniteError, naming tensor and index, for a NaN or an infinity."""
         values = read_tensor(self.files, name).astype(real)
         if not np.isfinite(values).all():
-            place = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
-            found = "NaN" if np.isnan(values[tuple(place)]) else "an infinity"
+            index = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
+            value = "NaN" if np.isnan(values[tuple(index)]) else "an infinity"
             raise NonFiniteError(
-                f"{self.label}: {name}{place or ''} has {found}; expected finite numbers. Mend or leave out this adapter."
+                f"{self.label}: {name}{index or ''} has {value}; expected finite numbers. Fix this adapter "
+                "or leave it out."
             )
         return values
 
@@ -159,7 +174,7 @@ class Adapter:
 
     @property
     def trained_on(self) -> str:
-        """The base that its config names; empty where it names none."""
+        """The base that its config names; '' if it names none."""
         return str(self.config.get("base_model_name_or_path") or "")
 
     def close(self) -> None:
@@ -176,10 +191,10 @@ class Adapter:
 
 
 def open_adapter(reference: str, *, offline: bool = False) -> Adapter:
-    """Open a LoRA adapter: a directory, or an adapter on the hub; reads headers only, and checks them.
+    """Open a LoRA adapter in a directory or on the hub. Reads headers only, and checks them.
 
-    Errors: ModelError for what is no adapter, an option of its config that is not understood, a factor that is missing, a rank that
-    config and tensors tell apart; HubError.
+    Errors: ModelError for something that is not an adapter, a config option that is not supported, a missing
+    factor, or a rank that differs between config and tensors; HubError.
     """
     try:
         files = _open(reference, offline)
@@ -209,46 +224,50 @@ def _open(reference: str, offline: bool) -> FileModel:
             reference, offline=offline, choose=lambda where, names, *_: _adapter_names(where, names)
         )
     raise ModelError(
-        f"{reference}: is no directory, expected that of a LoRA adapter, with {CONFIG} and {WEIGHTS[0]}. Check the path."
+        f"{reference}: is not a directory; expected that of a LoRA adapter, with {CONFIG} and {WEIGHTS[0]}. "
+        "Check the path."
     )
 
 
 def _adapter_names(where: str, names: Collection[str]) -> list[str]:
     weights = [n for n in WEIGHTS if n in names]
     if CONFIG not in names or not weights:
-        missing = CONFIG if CONFIG not in names else f"{WEIGHTS[0]} and no {WEIGHTS[1]}"
+        lacking = CONFIG if CONFIG not in names else f"{WEIGHTS[0]} and no {WEIGHTS[1]}"
         raise ModelError(
-            f"{where}: has no {missing}, expected a LoRA adapter as PEFT saves it. Check the path."
+            f"{where}: has no {lacking}, expected a LoRA adapter as PEFT saves it. Check the path."
         )
     return weights[:1]
 
 
 def _checked_config(files: FileModel) -> Mapping[str, Any]:
-    """The adapter's config, if there is nothing in it that would make another result than ours."""
+    """Read the adapter's config. Errors: ModelError for an option that changes the result and is not
+    supported."""
     config = read_json(files.location / CONFIG)
     where = f"{files.label}: {CONFIG}"
-    kind, begin = config.get("peft_type"), config.get("init_lora_weights", True)
+    kind, init = config.get("peft_type"), config.get("init_lora_weights", True)
     if kind != "LORA":
         raise ModelError(
-            f"{where}: peft_type is {kind!r}, expected 'LORA'. Merge this adapter into its base with PEFT, and give that."
+            f"{where}: peft_type is {kind!r}, expected 'LORA'. Merge this adapter into its base with PEFT "
+            "and use the result."
         )
     others = [
         key
         for key, value in config.items()
-        if key not in READ | HARMLESS and value not in (None, False, 0, "", [], {})
+        if key not in APPLIED_KEYS | IGNORED_KEYS and value not in (None, False, 0, "", [], {})
     ]
-    if begin not in KEEPS_THE_BASE:
+    if init not in INITS_THAT_KEEP_THE_BASE:
         others.append("init_lora_weights")
     if others:
         key = others[0]
         raise ModelError(
-            f"{where}: {key} is {str(config[key])[:60]!r}, which changes what the adapter does; this version applies plain LoRA, rsLoRA "
-            "and DoRA. Merge it into its base with PEFT, and give that."
+            f"{where}: {key} is {str(config[key])[:60]!r}, which changes what the adapter does; this version "
+            "applies plain LoRA, rsLoRA and DoRA. Merge it into its base with PEFT and use the result."
         )
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(key) or {}, dict):
             raise ModelError(
-                f"{where}: {key} is {str(config[key])[:60]!r}, expected a mapping from modules to numbers. Check the adapter."
+                f"{where}: {key} is {str(config[key])[:60]!r}, expected a mapping from modules to numbers. "
+                "Check the adapter."
             )
         _check_patterns(where, key, config.get(key) or {}, len(files.tensors))
     if isinstance(config.get("target_modules"), str):
@@ -256,7 +275,7 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
     for key in ("r", "lora_alpha"):
         if key not in config:
             raise ModelError(
-                f"{where}: has no {key}, without which its scale cannot be told. Get the adapter from its source."
+                f"{where}: has no {key}, which its scale depends on. Get the adapter from its source."
             )
     named = config.get("target_parameters") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
@@ -266,280 +285,297 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
     return config
 
 
-def _check_patterns(where: str, key: str, given: Collection[str], tensors: int) -> None:
-    """Refuse patterns that take for ever, one by one or all together. Errors: ModelError."""
-    expressions = [pattern for pattern in given if not PLAIN.fullmatch(pattern)]
-    if len(expressions) > MAX_EXPRESSIONS or len(given) * tensors > MAX_COMPARED:
+def _check_patterns(where: str, key: str, keys: Collection[str], tensors: int) -> None:
+    """Refuse patterns that take too long, one by one or together. Errors: ModelError."""
+    expressions = [pattern for pattern in keys if not PLAIN_NAME.fullmatch(pattern)]
+    if len(expressions) > MAX_EXPRESSIONS or len(keys) * tensors > MAX_COMPARISONS:
         raise ModelError(
-            f"{where}: {key} has {len(given)} patterns for {tensors} tensors, {len(expressions)} of them regular expressions; expected "
-            f"at most {MAX_EXPRESSIONS} expressions, and a pattern for each module at most. Write the modules out, or use fewer patterns."
+            f"{where}: {key} has {len(keys)} patterns for {tensors} tensors, {len(expressions)} of them "
+            f"regular expressions; expected at most {MAX_EXPRESSIONS} expressions, and at most one pattern "
+            "per module. List the modules by name, or use fewer patterns."
         )
     for pattern in expressions:
         try:
-            patterns.check(pattern if key == "target_modules" else _at_the_end(pattern))
+            patterns.check(pattern if key == "target_modules" else _suffix_pattern(pattern))
         except patterns.PatternError as error:
             raise ModelError(
-                f"{where}: {key} has the pattern {patterns.shown(pattern)}, which {error}; expected names of modules, or a short regular "
-                "expression. Do not use this adapter, or write the modules out."
+                f"{where}: {key} has the pattern {patterns.shown(pattern)}, which {error}; expected module "
+                "names, or a short regular expression. Use another adapter, or list the modules by name."
             ) from None
 
 
-def _understood(
+def _parse_tensors(
     files: FileModel, config: Mapping[str, Any]
 ) -> tuple[dict[str, Update], dict[str, str], dict[str, Rows]]:
-    """The updates by their key, the replaced tensors (name as in the base to name in the adapter), and the tensors with trained rows."""
+    """Return the updates by key, the replaced tensors (base's name to adapter's name), and the tensors with
+    trained rows."""
     parts: dict[str, _UpdateParts] = {}
     replaced: dict[str, str] = {}
     rows: dict[str, Rows] = {}
     for name in files.tensors:
         plain = name.removeprefix(PREFIX)
-        of_tokens = TOKENS.search(plain)
-        if of_tokens is not None:
-            module = WRAPPED.sub("", plain[: of_tokens.start()])
+        rows_match = TRAINED_ROWS.search(plain)
+        if rows_match is not None:
+            module = PEFT_WRAPPERS.sub("", plain[: rows_match.start()])
             rows[f"{module}.weight"] = Rows(name, _indices(files, config, module, name))
             continue
-        part = PART.search(plain)
+        part = FACTOR_NAME.search(plain)
         if part is None:
-            target = WRAPPED.sub("", plain)
+            target = PEFT_WRAPPERS.sub("", plain)
             if target in replaced:
                 raise ModelError(
-                    f"{files.label}: {replaced[target]} and {name} both stand for {target!r}; expected one. Remove the one that is not meant."
+                    f"{files.label}: {replaced[target]} and {name} both replace {target!r}; expected one. "
+                    "Remove the one that is not meant."
                 )
             replaced[target] = name
             continue
         wrapped = plain[: part.start()]
-        module = WRAPPED.sub("", wrapped)
-        is_inside = wrapped.endswith(INSIDE)
-        depth = wrapped.removesuffix(INSIDE).count(".base_layer")
-        found = parts.setdefault(
-            module + ".base_layer" * depth, _UpdateParts(module, depth, is_inside=is_inside)
+        module = PEFT_WRAPPERS.sub("", wrapped)
+        is_attention_projection = wrapped.endswith(ATTENTION_PROJECTION)
+        depth = wrapped.removesuffix(ATTENTION_PROJECTION).count(".base_layer")
+        update_parts = parts.setdefault(
+            module + ".base_layer" * depth,
+            _UpdateParts(module, depth, is_attention_projection=is_attention_projection),
         )
         if part[2] == "bias":
-            found.bias = name
+            update_parts.bias = name
         elif part[1] in ("B", "embedding_B"):
-            found.left = name
+            update_parts.left = name
         elif part[1] in ("A", "embedding_A"):
-            found.right = name
+            update_parts.right = name
         else:
-            found.magnitude = name
-        found.is_embedding |= part[1].startswith("embedding")
+            update_parts.magnitude = name
+        update_parts.is_embedding |= part[1].startswith("embedding")
     if not parts and not replaced and not rows:
         raise ModelError(
-            f"{files.label}: holds no tensor; expected the factors of a LoRA adapter. Complete the download."
+            f"{files.label}: holds no tensors; expected the factors of a LoRA adapter. Complete the download."
         )
-    chosen = _chosen_parameters(files, parts, config)
-    return {key: _update(files, found, config, chosen[key]) for key, found in parts.items()}, replaced, rows
+    chosen = _assign_parameters(files, parts, config)
+    return (
+        {key: _update(files, update_parts, config, chosen[key]) for key, update_parts in parts.items()},
+        replaced,
+        rows,
+    )
 
 
 def _indices(files: FileModel, config: Mapping[str, Any], module: str, name: str) -> tuple[int, ...]:
-    """The rows that ``trainable_token_indices`` names for a module: one list for the input embedding, or a list by a module's last words."""
+    """The rows that ``trainable_token_indices`` names for a module: one list for the input embedding, or a
+    list per end of a module's name."""
     named = config.get("trainable_token_indices")
     if isinstance(named, dict):
         named = next((v for k, v in named.items() if module == k or module.endswith(f".{k}")), None)
     shape, dtype = files.tensors[name].shape, files.tensors[name].dtype
-    whole = isinstance(named, list) and all(
+    is_valid = isinstance(named, list) and all(
         isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in named
     )
-    if not whole or len(set(named or ())) != len(named or ()):
+    if not is_valid or len(set(named or ())) != len(named or ()):
         raise ModelError(
-            f"{files.label}: {CONFIG}: trainable_token_indices names {str(named)[:60]} for {module}; expected a list of different row "
-            "numbers. Check the adapter."
+            f"{files.label}: {CONFIG}: trainable_token_indices names {str(named)[:60]} for {module}; "
+            "expected a list of distinct row numbers. Check the adapter."
         )
     assert named is not None
     if len(shape) != 2 or shape[0] != len(named) or dtype not in dtypes.MERGEABLE:
         raise ModelError(
-            f"{files.label}: {name} is {dtype} of {shape}, and trainable_token_indices names {len(named)} rows; expected a row of numbers in "
-            "floating point for each. Get the adapter from its source."
+            f"{files.label}: {name} is {dtype} of {shape}, and trainable_token_indices names {len(named)} "
+            "rows; expected a row of numbers in floating point for each. Get the adapter from its source."
         )
     return tuple(named)
 
 
 def is_trained(config: Mapping[str, Any], name: str) -> bool:
-    """Was a tensor that an adapter holds whole trained with it: one of ``modules_to_save``, or a bias?
+    """Was a whole tensor in an adapter trained: one of ``modules_to_save``, or a bias?
 
-    Other tensors are the base's own, which PEFT stores beside an adapter of embeddings.
+    Other whole tensors are the base's own, which PEFT saves next to an adapter of embeddings.
     """
     parameter = name.rpartition(".")[2]
     return (parameter == "bias" and config.get("bias") not in (None, "none")) or is_saved_module(config, name)
 
 
 def is_saved_module(config: Mapping[str, Any], name: str) -> bool:
-    """Is a tensor inside of a module that ``modules_to_save`` names? PEFT takes what ends with a word, "norm" for "input_layernorm" too."""
-    words, lengths = _words(_Same(config.get("modules_to_save")))
+    """Is a tensor in a module that ``modules_to_save`` names? PEFT compares ends of names: "norm" also names
+    "input_layernorm"."""
+    words, lengths = _words(_ByIdentity(config.get("modules_to_save")))
     parts = name.split(".")[:-1]
     inside = itertools.accumulate(parts, lambda above, part: f"{above}.{part}")
     return any(module[len(module) - n :] in words for module in inside for n in lengths if n <= len(module))
 
 
 def is_targeted(config: Mapping[str, Any], module: str) -> bool:
-    """Do ``target_modules`` name a module: by an ending in a list, by an expression for the whole name in a text?
+    """Do ``target_modules`` name a module: a list by an end of its name, a string by a regular expression for
+    the whole name?
 
     Errors: ModelError for an expression that takes too long.
     """
     targets = config.get("target_modules")
     if isinstance(targets, str):
-        return _fits(targets, module, "fullmatch", targets, "target_modules")
-    words, _ = _words(_Same(targets))
+        return _matches(targets, module, "fullmatch", targets, "target_modules")
+    words, _ = _words(_ByIdentity(targets))
     parts = module.split(".")
     return any(".".join(parts[i:]) in words for i in range(len(parts)))
 
 
-class _Same:
-    """A value by its identity: lists of a config have no hash, and may be long."""
+class _ByIdentity:
+    """A value compared by identity: the lists of a config have no hash, and may be long."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
+        return isinstance(other, _ByIdentity) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)
 
 
 @functools.lru_cache(16)
-def _words(held: _Same) -> tuple[frozenset[str], tuple[int, ...]]:
-    """The words of a list, and how long they are."""
+def _words(key: _ByIdentity) -> tuple[frozenset[str], tuple[int, ...]]:
+    """The strings of a list, and their lengths."""
     words = (
-        frozenset(v for v in held.value if isinstance(v, str))
-        if isinstance(held.value, list)
-        else frozenset()
+        frozenset(v for v in key.value if isinstance(v, str)) if isinstance(key.value, list) else frozenset()
     )
     return words, tuple(sorted({len(word) for word in words}))
 
 
-def _fits(pattern: str, name: str, how: patterns.How, written: str, key: str) -> bool:
-    """Does a pattern fit? Errors: ModelError."""
+def _matches(pattern: str, name: str, how: patterns.How, written: str, key: str) -> bool:
+    """Does a pattern match a name? Errors: ModelError for one that takes too long."""
     try:
         return patterns.fits(pattern, name, how)
     except patterns.PatternError as error:
         raise ModelError(
-            f"{CONFIG}: the pattern {patterns.shown(written)} of {key} {error}; expected one with few repetitions inside one another. "
-            "Do not use this adapter, or write the modules out."
+            f"{CONFIG}: the pattern {patterns.shown(written)} of {key} {error}; expected one with few "
+            "repetitions inside one another. Use another adapter, or list the modules by name."
         ) from None
 
 
 def _update(
-    files: FileModel, found: _UpdateParts, config: Mapping[str, Any], parameters: tuple[str, ...]
+    files: FileModel, parts: _UpdateParts, config: Mapping[str, Any], parameters: tuple[str, ...]
 ) -> Update:
     where = files.label
-    if not found.left or not found.right:
-        held = found.left or found.right or found.magnitude or found.bias
+    if not parts.left or not parts.right:
+        name = parts.left or parts.right or parts.magnitude or parts.bias
         raise ModelError(
-            f"{where}: the adapter has {held} without its lora_A or lora_B. Complete the download."
+            f"{where}: the adapter has {name} without its lora_A or lora_B. Complete the download."
         )
-    for name in (found.left, found.right, found.magnitude, found.bias):
+    for name in (parts.left, parts.right, parts.magnitude, parts.bias):
         if name and files.tensors[name].dtype not in dtypes.MERGEABLE:
             raise ModelError(
-                f"{where}: {name} is {files.tensors[name].dtype}, expected numbers in floating point. Use another adapter."
+                f"{where}: {name} is {files.tensors[name].dtype}, expected floating-point numbers. Use "
+                "another adapter."
             )
     update = Update(
-        found.module,
-        found.left,
-        found.right,
+        parts.module,
+        parts.left,
+        parts.right,
         0,
         0.0,
-        magnitude=found.magnitude,
-        bias=found.bias,
-        is_embedding=found.is_embedding,
+        magnitude=parts.magnitude,
+        bias=parts.bias,
+        is_embedding=parts.is_embedding,
         parameters=parameters,
-        depth=found.depth,
-        is_inside=found.is_inside,
+        depth=parts.depth,
+        is_attention_projection=parts.is_attention_projection,
     )
     try:
         rank, scale = _scale(update, config)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise ModelError(
-            f"{where}: {CONFIG}: the rank or alpha of {found.module} cannot be told ({error}). Check the adapter."
+            f"{where}: {CONFIG}: the rank or alpha of {parts.module} cannot be determined ({error}). Check "
+            "the adapter."
         ) from None
-    left, right = files.tensors[found.left].shape, files.tensors[found.right].shape
+    left, right = files.tensors[parts.left].shape, files.tensors[parts.right].shape
     rows = right[0] if right else 0
     experts = rows // rank if update.parameters != ("weight",) and rank > 0 and rows % rank == 0 else 1
     if rank < 1 or rows != rank * max(experts, 1):
         raise ModelError(
-            f"{where}: {found.right} has rank {rows}, {CONFIG} says {rank}; they must agree and be 1 at least. "
-            "Get the adapter from its source."
+            f"{where}: {parts.right} has rank {rows}, {CONFIG} says {rank}; they must agree and be at least "
+            "1. Get the adapter from its source."
         )
     if len(right) < 2 or len(left) < 2 or math.prod(left[1:]) != rows:
         raise ModelError(
-            f"{where}: {found.left} is {left} and {found.right} is {right}; expected matrices of one rank, ({rows}). "
-            "Get the adapter from its source."
+            f"{where}: {parts.left} is {left} and {parts.right} is {right}; expected matrices of rank "
+            f"{rows}. Get the adapter from its source."
         )
-    return replace(update, rank=rank, scale=2 * scale if update.is_inside else scale, experts=experts)
+    return replace(
+        update, rank=rank, scale=2 * scale if update.is_attention_projection else scale, experts=experts
+    )
 
 
-def _parameters(found: _UpdateParts, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parameter that factors are of, by the config: the weight, or those of its ``target_parameters`` that the module may have.
+def _parameters(parts: _UpdateParts, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parameters that factors may belong to, by the config: the weight, or the ``target_parameters`` that
+    the module may have.
 
-    A name without its module ("down_proj") is for every module that ``target_modules`` do not name.
+    A name without a module ("down_proj") is for every module that ``target_modules`` do not name.
     """
     targets = [target.rpartition(".") for target in config.get("target_parameters") or []]
     named = [
         p
         for module, _, p in targets
-        if module and (found.module == module or found.module.endswith(f".{module}"))
+        if module and (parts.module == module or parts.module.endswith(f".{module}"))
     ]
-    if not named and not is_targeted(config, found.module):
+    if not named and not is_targeted(config, parts.module):
         named = [p for module, _, p in targets if not module]
     return tuple(dict.fromkeys(named)) or ("weight",)
 
 
-def _chosen_parameters(
+def _assign_parameters(
     files: FileModel, parts: Mapping[str, _UpdateParts], config: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
-    """The parameters that each update may be of. Where ranks differ between the parameters of a module, ranks tell which update is whose.
+    """The parameters that each update may belong to. Where the ranks of a module's parameters differ, they
+    decide which update is whose.
 
-    PEFT fuses the factors of gate and up projections at twice the rank (``rank_pattern: {".*\\.gate_up_proj": 2 r}``). All updates of a
-    module are of equally many experts, and A has a rank for each: one assignment of parameters to updates fulfils that.
+    PEFT fuses the factors of gate and up projections at twice the rank (``rank_pattern: {".*\\.gate_up_proj":
+    2 r}``). All updates of a module have equally many experts, and A has a rank for each: only one assignment
+    of parameters to updates agrees with that.
     """
-    chosen = {key: _parameters(found, config) for key, found in parts.items()}
+    chosen = {key: _parameters(update_parts, config) for key, update_parts in parts.items()}
     modules: dict[str, list[str]] = {}
-    for key, found in parts.items():
-        modules.setdefault(found.module, []).append(key)
+    for key, update_parts in parts.items():
+        modules.setdefault(update_parts.module, []).append(key)
     for module, keys in modules.items():
-        several = chosen[keys[0]]
-        if len(several) < 2 or len(several) > 4:
+        candidates = chosen[keys[0]]
+        if len(candidates) < 2 or len(candidates) > 4:
             continue
-        ranks = {p: _rank_and_alpha(module, p, config) for p in several}
+        ranks = {p: _rank_and_alpha(module, p, config) for p in candidates}
         if (
             not all(type(r) is int and r > 0 for r, _ in ranks.values())
             or len({str(r) for r in ranks.values()}) == 1
         ):
             continue
-        fitting = []
-        for order in itertools.permutations(several, len(keys)):
+        fits = []
+        for order in itertools.permutations(candidates, len(keys)):
             rows = [(files.tensors[parts[k].right].shape or (0,))[0] if parts[k].right else 0 for k in keys]
             if all(n % ranks[p][0] == 0 for n, p in zip(rows, order, strict=True)):
                 experts = {n // ranks[p][0] for n, p in zip(rows, order, strict=True)}
                 if len(experts) == 1:
-                    fitting.append(order)
-        if len(fitting) == 1:
-            chosen |= {k: (p,) for k, p in zip(keys, fitting[0], strict=True)}
+                    fits.append(order)
+        if len(fits) == 1:
+            chosen |= {k: (p,) for k, p in zip(keys, fits[0], strict=True)}
     return chosen
 
 
 def _rank_and_alpha(module: str, parameter: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The rank and alpha of a module's parameter, by the patterns of the config."""
+    """The rank and alpha of a module's parameter, from the patterns of the config."""
     name = module if parameter == "weight" else f"{module}.{parameter}"
 
     def of(key: str, default: Any) -> Any:
         for pattern, value in (config.get(key) or {}).items():
-            if _ends_with(pattern, name, key) or (name != module and _ends_with(pattern, module, key)):
+            if _matches_end(pattern, name, key) or (name != module and _matches_end(pattern, module, key)):
                 return value
         return default
 
     return of("rank_pattern", config["r"]), of("alpha_pattern", config["lora_alpha"])
 
 
-def _at_the_end(pattern: str) -> str:
-    """The expression that PEFT makes of a pattern for the end of a name."""
+def _suffix_pattern(pattern: str) -> str:
+    """The regular expression that PEFT builds from a pattern for the end of a name."""
     return rf"(.*\.)?({pattern})$"
 
 
-def _ends_with(pattern: str, name: str, key: str) -> bool:
-    """Does a pattern fit whole components at the end of a name? Names of modules, in which a point is any character, are compared."""
-    if "\n" in name or not PLAIN.fullmatch(pattern):
-        return _fits(_at_the_end(pattern), name, "match", pattern, key)
+def _matches_end(pattern: str, name: str, key: str) -> bool:
+    """Does a pattern match whole components at the end of a name? Plain names are compared directly; their
+    dots match any character."""
+    if "\n" in name or not PLAIN_NAME.fullmatch(pattern):
+        return _matches(_suffix_pattern(pattern), name, "match", pattern, key)
     begin = len(name) - len(pattern)
     if begin < 0 or (begin and name[begin - 1] != "."):
         return False
@@ -548,21 +584,24 @@ def _ends_with(pattern: str, name: str, key: str) -> bool:
 
 
 def _scale(update: Update, config: Mapping[str, Any]) -> tuple[int, float]:
-    """The rank of a module and its scale: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns end a module's name, or a parameter's.
+    """The rank of an update and its scale: alpha / r, or alpha / sqrt(r) for rsLoRA. Patterns match the end
+    of a module's or parameter's name.
 
-    Where the config names several parameters, all must have the same: no adapter says which factors are of which.
+    Where the config names several parameters, all must have the same values: no adapter says which factors
+    belong to which.
     """
-    found = [_rank_and_alpha(update.module, parameter, config) for parameter in update.parameters]
-    if any(one != found[0] for one in found):
+    pairs = [_rank_and_alpha(update.module, parameter, config) for parameter in update.parameters]
+    if any(pair != pairs[0] for pair in pairs):
         raise ValueError(
-            f"a pattern is for one of {' and '.join(update.parameters)}, and no adapter says which factors are whose"
+            f"a pattern matches only one of {' and '.join(update.parameters)}, and no adapter says which "
+            "factors are whose"
         )
-    rank, alpha = found[0]
+    rank, alpha = pairs[0]
     if isinstance(rank, bool) or not isinstance(rank, int):
-        raise ValueError(f"a rank is {rank!r}")
+        raise ValueError(f"the rank is {rank!r}")
     if rank < 1:
         return rank, 0.0
     scale = float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
     if not math.isfinite(scale):
-        raise ValueError(f"an alpha is {alpha!r}")
+        raise ValueError(f"alpha is {alpha!r}")
     return rank, scale

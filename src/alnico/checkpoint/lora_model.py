@@ -1,4 +1,4 @@
-"""A base with a LoRA adapter applied while it is read: ``W + s B A`` by blocks, never a merged copy on the disk."""
+"""Reads a base with a LoRA adapter applied, ``W + s B A``, block by block; nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ from alnico.kernels.constants import CODES
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.numerics import dtypes
 
-HELD = 4
-"""Tensors whose factors stay in memory: those of the tensor being read, and of those that other threads are at."""
+MAX_CACHED_FACTORS = 4
+"""Tensors whose factors stay in memory: the one being read, and those that other threads are reading."""
 
 
 @dataclass(frozen=True)
 class _LoadedFactors:
-    """What is held of a changed tensor: ``left`` (experts, rows, r) and ``right`` (experts, r, columns), or what is ``added`` to a bias."""
+    """The factors of a changed tensor: ``left`` (experts, rows, r) and ``right`` (experts, r, columns), or
+    what is ``added`` to a bias."""
 
     left: np.ndarray
     right: np.ndarray
     added: np.ndarray | None = None
     by_row: np.ndarray | None = None
     by_column: np.ndarray | None = None
-    """DoRA's factors, magnitude / norm, on rows or on columns."""
+    """DoRA's factors, magnitude / norm, for rows or for columns."""
     rows: np.ndarray | None = None
-    """Rows that stand for those of an embedding."""
+    """Rows that replace those of an embedding."""
 
 
 QUANTISED = re.compile(
     r"[-_.](unsloth-)?(bnb|gptq|awq|fp8|nf4|int[48]|[48]bit|quantized\.w\w+)([-_.](4bit|8bit|int[48]|dynamic|block))*$"
 )
-"""How the names of quantised models end, in lower case."""
+"""Ends of the names of quantised models, in lower case."""
 
-NOTHING = np.empty((0, 0, 0), np.float32)
+NO_FACTOR = np.empty((0, 0, 0), np.float32)
 
 
-class _Recent:
-    """The factors of the tensors that were read last; each is made once, by the thread that asks first."""
+class _FactorCache:
+    """Keeps the factors of the tensors read last; each is computed once, by the first thread that needs
+    it."""
 
     def __init__(self, make: Callable[[str], _LoadedFactors]) -> None:
         self._make = make
@@ -60,20 +62,22 @@ class _Recent:
         with self._lock:
             entry = self._held.setdefault(name, (threading.Lock(), []))
             self._held.move_to_end(name)
-            if len(self._held) > HELD:
+            if len(self._held) > MAX_CACHED_FACTORS:
                 self._held.popitem(last=False)
-        lock, made = entry
+        lock, factors = entry
         with lock:
-            if not made:
-                made.append(self._make(name))
-            return made[0]
+            if not factors:
+                factors.append(self._make(name))
+            return factors[0]
 
 
 class AdaptedModel:
-    """A base and an adapter as one source: ``W + weight * (the adapted W - W)``. Made by :func:`open_adapted`.
+    """A base and an adapter as one source: ``W + weight * (the adapted W - W)``. Made by
+    :func:`open_adapted`.
 
-    The arithmetic is float32 (float64 if the base or the adapter is), element by element, in the order of the rank: which part
-    of a tensor is asked for changes no bit. The base may be adapted itself: then this adapter changes what that one made.
+    The arithmetic is float32 (float64 if the base or the adapter is), element by element, in the order of the
+    rank: the part of a tensor that is read changes no bit. The base may itself be adapted; this adapter then
+    changes its result.
     """
 
     def __init__(self, label: str, base: Model, adapter: Adapter, weight: float = 1.0) -> None:
@@ -84,43 +88,46 @@ class AdaptedModel:
         self._effect: AdapterEffect = adapter_effect(label, base, adapter)
         self._changes = self._effect.changes
         self._scratch = threading.local()
-        self._recent = _Recent(self._read_factors)
+        self._factors = _FactorCache(self._read_factors)
         self._dora: dict[str, np.ndarray] = {}
-        kept = [name for name in base.tensors if name not in self._effect.removed]
+        from_base = [name for name in base.tensors if name not in self._effect.removed]
         added = [name for name in self._changes if name not in base.tensors]
-        self.tensors: Mapping[str, Tensor] = {name: self._tensor(name) for name in (*kept, *added)}
+        self.tensors: Mapping[str, Tensor] = {name: self._describe(name) for name in (*from_base, *added)}
         self._check_weight()
         self.notes = [*base.notes, *adapter.files.notes, *self._effect.notes]
         named = adapter.trained_on
         of_base = base.label if not isinstance(base, AdaptedModel) else base.innermost.label
         if named and QUANTISED.sub("", short_name(named)) == short_name(of_base) != short_name(named):
             self.notes.append(
-                f"{label}: the adapter was trained on {named}, a quantised model; it is folded into the full precision of {of_base}, as is "
-                "usual. What it made up for of the quantisation's error stays in it."
+                f"{label}: the adapter was trained on {named}, a quantised model; here it is applied to the "
+                f"full-precision {of_base}, as is usual. What it learned to correct of the quantisation "
+                "error stays in it."
             )
         elif named and short_name(named) != short_name(of_base):
             self.notes.append(
-                f"{label}: the adapter was trained on {named}, here it changes {of_base}. Check that this is meant."
+                f"{label}: the adapter was trained on {named}, here it is applied to {of_base}. Check that "
+                "this is intended."
             )
 
     def _check_weight(self) -> None:
-        """Errors: RecipeError for a weight that would count as 0 or as infinity in float32."""
+        """Errors: RecipeError for a weight that becomes 0 or infinity in float32."""
         limits = np.finfo(np.float32)
         least, most = float(limits.smallest_normal), float(limits.max)
         is_narrow = any(self.tensors[name].dtype == "F32" for name in self._changes)
         if is_narrow and self.weight and not least <= abs(self.weight) <= most:
             raise RecipeError(
-                f"{self.label}: is computed in float32 with the weight {self.weight:g}; expected 0, or a size from {least:.1e} to {most:.1e}. "
-                f"Choose a {'smaller' if abs(self.weight) > 1 else 'larger'} one."
+                f"{self.label}: is computed in float32 with the weight {self.weight:g}; expected 0, or a "
+                f"magnitude from {least:.1e} to {most:.1e}. Choose a "
+                f"{'smaller' if abs(self.weight) > 1 else 'larger'} one."
             )
 
     def weighted(self, name: str) -> str:
-        """How a reference writes the adapter, by a name for it: with its weight."""
+        """Write the adapter with its weight as a reference does, under the given name."""
         return name if self.weight == 1 else f"{self.weight!r}*{name}"
 
     @property
     def unties(self) -> bool:
-        """Does an adapter make a tensor of its own of one that the base ties?"""
+        """Does an adapter untie a tensor that the base ties?"""
         return self._effect.is_untied or (isinstance(self.base, AdaptedModel) and self.base.unties)
 
     @property
@@ -128,35 +135,35 @@ class AdaptedModel:
         """The base without any adapter."""
         return self.base.innermost if isinstance(self.base, AdaptedModel) else self.base
 
-    def _tensor(self, name: str) -> Tensor:
+    def _describe(self, name: str) -> Tensor:
         change = self._changes.get(name)
         if change is None:
             return self.base.tensors[name]
         parts = self._parts(change)
-        source, stored = self._begin(name)
+        source, stored = self._start(name)
         begin = source.tensors[stored]
         of_base = self.base.tensors.get(change.origin or name, begin)
-        if self._is_moved(name):
+        if self._is_copied(name):
             return TensorSpec(begin.dtype, begin.shape, of_base.nominal)
         wide = "F64" in [of_base.dtype, begin.dtype, *(self.adapter.files.tensors[p].dtype for p in parts)]
         return TensorSpec("F64" if wide else "F32", of_base.shape, of_base.nominal)
 
-    def _begin(self, name: str) -> tuple[Source, str]:
-        """The tensor that a changed one begins as: the adapter's or the base's."""
+    def _start(self, name: str) -> tuple[Source, str]:
+        """The tensor that a change starts from: the adapter's or the base's."""
         change = self._changes[name]
         return (
             (self.adapter.files, change.replaced) if change.replaced else (self.base, change.origin or name)
         )
 
-    def _is_moved(self, name: str) -> bool:
-        """Are the bytes of a changed tensor those of another, with nothing to compute?"""
+    def _is_copied(self, name: str) -> bool:
+        """Is a changed tensor a copy of another one, with nothing to compute?"""
         change = self._changes[name]
         is_new = (change.origin or name) not in self.base.tensors
         return not self._parts(change) and (self.weight == 1 or not change.replaced or is_new)
 
     @staticmethod
     def _parts(change: TensorUpdate) -> list[str]:
-        """The tensors of the adapter that are computed with."""
+        """The tensors of the adapter that a change computes with."""
         update = change.update
         of_update = [update.left, update.right, update.magnitude] if update is not None else []
         of_update += [name for part, _ in change.joined for name in (part.left, part.right)]
@@ -168,7 +175,8 @@ class AdaptedModel:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The base's config, true of the adapted model: a head that is not tied any more, or another class with a new head."""
+        """The base's config, corrected for the adapted model: an untied head, or another class with a new
+        head."""
         return self._effect.config
 
     @property
@@ -196,10 +204,10 @@ class AdaptedModel:
         }
 
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
-        wanted = list(files)
-        self.base.fetch([f.removeprefix("base/") for f in wanted if f.startswith("base/")], report)
+        names = list(files)
+        self.base.fetch([f.removeprefix("base/") for f in names if f.startswith("base/")], report)
         self.adapter.files.fetch(
-            [f.removeprefix(f"{CONFIG}/") for f in wanted if f.startswith(f"{CONFIG}/")], report
+            [f.removeprefix(f"{CONFIG}/") for f in names if f.startswith(f"{CONFIG}/")], report
         )
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -209,19 +217,22 @@ class AdaptedModel:
             return
         if change.twin:
             self._check_twin(change, offset, len(buffer), self.tensors[name])
-        if self._is_moved(name):
-            source, stored = self._begin(name)
+        if self._is_copied(name):
+            source, stored = self._start(name)
             source.read_into(stored, offset, buffer)
             return
         real = np.dtype(dtypes.DTYPES[self.tensors[name].dtype].storage)
-        factors = self._recent(name)
-        read_computed(offset, buffer, real, lambda first, out: self._computed(name, factors, first, out))
+        factors = self._factors(name)
+        read_computed(
+            offset, buffer, real, lambda first, out: self._compute_checked(name, factors, first, out)
+        )
 
-    def _computed(self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray) -> None:
-        """Fill ``out`` with elements ``first`` on of a changed tensor. Errors: NonFiniteError, naming the first that is not finite."""
+    def _compute_checked(self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray) -> None:
+        """Fill ``out`` with a changed tensor's elements from ``first`` on. Errors: NonFiniteError, naming the
+        first non-finite one."""
         self._compute(name, factors, first, out)
         with np.errstate(all="ignore"):
-            if np.isfinite(out.sum()):  # quicker than a look at each
+            if np.isfinite(out.sum()):  # quicker than checking each element
                 return
         wrong = np.flatnonzero(~np.isfinite(out))
         if len(wrong):
@@ -229,19 +240,20 @@ class AdaptedModel:
                 str(int(i)) for i in np.unravel_index(first + int(wrong[0]), self.tensors[name].shape)
             )
             raise NonFiniteError(
-                f"{name}[{index}]: is {out[wrong[0]]} in {self.label}; expected finite numbers. Choose a smaller weight of the adapter, or mend "
-                "the model that has it."
+                f"{name}[{index}]: is {out[wrong[0]]} in {self.label}; expected finite numbers. Choose a "
+                "smaller weight for the adapter, or fix the model that has this value."
             )
 
     def _compute(
         self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray, *, plain: bool = False
     ) -> None:
-        """Fill ``out`` with elements ``first`` on of a changed tensor; ``plain`` leaves DoRA's factors and the weight out."""
+        """Fill ``out`` with a changed tensor's elements from ``first`` on; ``plain`` leaves out DoRA's
+        factors and the weight."""
         change = self._changes[name]
-        source, stored = self._begin(name)
+        source, stored = self._start(name)
         origin = change.origin or name
         code = source.tensors[stored].dtype
-        raw = self._raw(source, stored, first, out.size, 0)
+        raw = self._read_raw(source, stored, first, out.size, 0)
         update = change.update
         is_plain = update is None or not update.magnitude
         if update is None and not change.joined:
@@ -249,7 +261,7 @@ class AdaptedModel:
             if factors.added is not None:
                 out += factors.added[first : first + out.size]
             if change.rows is not None:
-                self._put_rows(change.rows, factors, self.tensors[name].shape[1], first, out)
+                self._replace_rows(change.rows, factors, self.tensors[name].shape[1], first, out)
         else:
             rows, columns = factors.left.shape[1], factors.right.shape[2]
             width = dtypes.DTYPES[code].bytes
@@ -269,20 +281,20 @@ class AdaptedModel:
         if plain:
             return
         if factors.by_row is not None or factors.by_column is not None:
-            self._turn(factors, first, out)
+            self._apply_dora(factors, first, out)
         if self.weight != 1 and (change.replaced or change.rows is not None or not is_plain):
-            begun = np.empty_like(out)
-            begun[:] = dtypes.decode(
-                self._raw(self.base, origin, first, out.size, 1), self.base.tensors[origin].dtype
+            original = np.empty_like(out)
+            original[:] = dtypes.decode(
+                self._read_raw(self.base, origin, first, out.size, 1), self.base.tensors[origin].dtype
             )
-            with np.errstate(all="ignore"):  # what overflows is an infinity, which is refused
-                out -= begun
+            with np.errstate(all="ignore"):  # an overflow gives an infinity, which is refused
+                out -= original
                 out *= out.dtype.type(self.weight)
-                out += begun
+                out += original
 
     @staticmethod
-    def _put_rows(rows: Rows, factors: _LoadedFactors, columns: int, first: int, out: np.ndarray) -> None:
-        """Put an adapter's rows over those of elements ``first`` on."""
+    def _replace_rows(rows: Rows, factors: _LoadedFactors, columns: int, first: int, out: np.ndarray) -> None:
+        """Replace rows of the base in ``out``, which holds elements from ``first`` on, by the adapter's."""
         assert factors.rows is not None
         for i, row in enumerate(rows.indices):
             begin, end = max(row * columns, first), min((row + 1) * columns, first + out.size)
@@ -292,24 +304,24 @@ class AdaptedModel:
                 ]
 
     def _check_twin(self, change: TensorUpdate, offset: int, size: int, tensor: Tensor) -> None:
-        """Compare what an adapter stores twice of a tied tensor. Errors: ModelError."""
-        width, own = (
+        """Compare the two copies that an adapter stores of a tied tensor. Errors: ModelError."""
+        width, twin_width = (
             dtypes.DTYPES[tensor.dtype].bytes,
             dtypes.DTYPES[self.adapter.files.tensors[change.twin].dtype].bytes,
         )
         for first in range(offset // width, -(-(offset + size) // width), CHUNK):
             count = min(CHUNK, -(-(offset + size) // width) - first)
-            one, other = bytearray(count * own), bytearray(count * own)
-            self.adapter.files.read_into(change.replaced, first * own, memoryview(one))
-            self.adapter.files.read_into(change.twin, first * own, memoryview(other))
-            if one != other:
+            left, right = bytearray(count * twin_width), bytearray(count * twin_width)
+            self.adapter.files.read_into(change.replaced, first * twin_width, memoryview(left))
+            self.adapter.files.read_into(change.twin, first * twin_width, memoryview(right))
+            if left != right:
                 raise ModelError(
-                    f"{self.label}: the adapter's {change.replaced} and {change.twin} differ, and stand for tensors that are tied; expected "
-                    "equal ones. Take out the one that is not meant."
+                    f"{self.label}: the adapter's {change.replaced} and {change.twin} differ, but replace "
+                    "tensors that are tied; expected equal values. Remove the one that is not meant."
                 )
 
     @staticmethod
-    def _turn(factors: _LoadedFactors, first: int, out: np.ndarray) -> None:
+    def _apply_dora(factors: _LoadedFactors, first: int, out: np.ndarray) -> None:
         """Multiply by DoRA's factors."""
         columns = factors.right.shape[2]
         with np.errstate(all="ignore"):
@@ -321,13 +333,14 @@ class AdaptedModel:
                 if factors.by_column is not None:
                     part *= factors.by_column[column : column + count]
 
-    def _raw(self, source: Source, name: str, first: int, count: int, place: int) -> np.ndarray:
-        """The bytes of some elements, in this thread's memory: it is used again, since fresh pages are slow."""
+    def _read_raw(self, source: Source, name: str, first: int, count: int, slot: int) -> np.ndarray:
+        """Read the bytes of some elements into this thread's buffer, which is reused: fresh pages are
+        slow."""
         width = dtypes.DTYPES[source.tensors[name].dtype].bytes
-        held: dict[Any, np.ndarray] = self._scratch.__dict__
-        if place not in held or held[place].nbytes < count * width:
-            held[place] = np.empty(min(CHUNK, max(count, 4096)) * 8, np.uint8)
-        raw = held[place][: count * width]
+        buffers: dict[Any, np.ndarray] = self._scratch.__dict__
+        if slot not in buffers or buffers[slot].nbytes < count * width:
+            buffers[slot] = np.empty(min(CHUNK, max(count, 4096)) * 8, np.uint8)
+        raw = buffers[slot][: count * width]
         source.read_into(name, first * width, memoryview(raw))
         return raw
 
@@ -339,10 +352,10 @@ class AdaptedModel:
             scale = change.added.scale * (self.weight if not change.replaced else 1.0)
             added = self.adapter.read(change.added.bias, real) * real.type(scale)
         if change.joined:
-            return self._joined(change, tensor.shape[0], real)
+            return self._join_factors(change, tensor.shape[0], real)
         if change.update is None:
             rows = self.adapter.read(change.rows.name, real) if change.rows is not None else None
-            return _LoadedFactors(NOTHING, NOTHING, added, rows=rows)
+            return _LoadedFactors(NO_FACTOR, NO_FACTOR, added, rows=rows)
         left, right = self.adapter.matrices(change.update, real)
         if change.twin_update is not None:
             other = self.adapter.matrices(change.twin_update, real)
@@ -350,8 +363,9 @@ class AdaptedModel:
                 other[1], left.transpose(0, 2, 1)
             ):
                 raise ModelError(
-                    f"{self.label}: the adapter's {change.update.left} and {change.twin_update.right} differ, and are factors of one tied "
-                    "tensor; expected one to be the other's transpose. Take out the one that is not meant."
+                    f"{self.label}: the adapter's {change.update.left} and {change.twin_update.right} "
+                    "differ, but are factors of one tied tensor; expected one to be the other's transpose. "
+                    "Remove the one that is not meant."
                 )
         if change.expert is not None:
             left, right = left[change.expert : change.expert + 1], right[change.expert : change.expert + 1]
@@ -368,7 +382,8 @@ class AdaptedModel:
                 factor = (magnitude / self._norms(name, factors)).astype(real)
             if not np.isfinite(factor).all():
                 raise ModelError(
-                    f"{self.label}: {name}: a row of the adapted weight is 0, so that DoRA has no direction for it. Check the adapter."
+                    f"{self.label}: {name}: a row of the adapted weight is 0; DoRA needs a direction for it. "
+                    "Check the adapter."
                 )
             self._dora[name] = factor
         factor = self._dora[name]
@@ -376,21 +391,25 @@ class AdaptedModel:
             factors.left, factors.right, None, *((None, factor) if change.is_turned else (factor, None))
         )
 
-    def _joined(self, change: TensorUpdate, rows: int, real: np.dtype[Any]) -> _LoadedFactors:
-        """Several updates as one: their right factors under one another, each left factor, with its scale, at its rows."""
+    def _join_factors(self, change: TensorUpdate, rows: int, real: np.dtype[Any]) -> _LoadedFactors:
+        """Join several updates into one: their right factors stacked, each left factor, with its scale, at
+        its rows."""
         pairs = [(update, first, *self.adapter.matrices(update, real)) for update, first in change.joined]
         ranks = sum(right.shape[1] for *_, right in pairs)
-        whole = np.zeros((1, rows, ranks), real)
+        left_factor = np.zeros((1, rows, ranks), real)
         at = 0
         for update, first, left, right in pairs:
-            whole[0, first : first + left.shape[1], at : at + left.shape[2]] = left[0] * real.type(
+            left_factor[0, first : first + left.shape[1], at : at + left.shape[2]] = left[0] * real.type(
                 update.scale
             )
             at += right.shape[1]
-        return _LoadedFactors(whole, np.ascontiguousarray(np.concatenate([right for *_, right in pairs], 1)))
+        return _LoadedFactors(
+            left_factor, np.ascontiguousarray(np.concatenate([right for *_, right in pairs], 1))
+        )
 
     def _norms(self, name: str, factors: _LoadedFactors) -> np.ndarray:
-        """The norm of each row of ``W + s B A``, or of each column if the tensor is turned: one pass, in float64."""
+        """The norm of each row of ``W + s B A``, or of each column if the tensor is transposed: one pass, in
+        float64."""
         rows, columns = factors.left.shape[1], factors.right.shape[2]
         by_column = self._changes[name].is_turned
         squares = np.zeros(columns if by_column else rows)
@@ -422,7 +441,7 @@ class AdaptedModel:
         return [*self.base.paths(), *self.adapter.files.paths()]
 
     def _factor_bytes(self) -> list[int]:
-        """What the factors of each changed tensor take, the largest first."""
+        """The bytes of each changed tensor's factors, the largest first."""
         sizes = []
         for name, change in self._changes.items():
             width = dtypes.DTYPES[self.tensors[name].dtype].bytes
@@ -439,12 +458,18 @@ class AdaptedModel:
             c.update.magnitude for c in self._changes.values() if c.update is not None and c.update.magnitude
         ]
         norms = 8 * sum(self.adapter.files.tensors[m].elements for m in magnitudes)
-        return self.base.held_bytes + self.adapter.files.held_bytes + sum(self._factor_bytes()[:HELD]) + norms
+        return (
+            self.base.held_bytes
+            + self.adapter.files.held_bytes
+            + sum(self._factor_bytes()[:MAX_CACHED_FACTORS])
+            + norms
+        )
 
     @property
     def reading_bytes(self) -> int:
-        """The bytes of the base (twice, where a weight needs them), values that cannot be made in place; the factors of a tensor that
-        is no longer held, with what they are made from; and the norms of DoRA while they are summed."""
+        """The bytes of the base (twice, where a weight needs them) and values that cannot be computed in
+        place; the factors of a tensor that is no longer cached, with their sources; and DoRA's norms while
+        they are summed."""
         largest = max([0, *self._factor_bytes()])
         norms = (
             8 * CHUNK + 2 * 8 * CHUNK
@@ -468,7 +493,7 @@ class AdaptedModel:
 
 
 def repositories(source: Source) -> list[Origin]:
-    """The repositories on the hub that a model comes from: those of its base and of its adapter."""
+    """The hub repositories that a model comes from: those of its base and of its adapter."""
     source = unwrap(source)
     if isinstance(source, AdaptedModel):
         return [*repositories(source.base), *repositories(source.adapter.files)]
@@ -480,7 +505,7 @@ def _kernel(real: np.dtype[Any]) -> Callable[..., int]:
 
 
 def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut elements of experts of ``size`` each into (expert, first element in it, place, elements)."""
+    """Split elements of experts of ``size`` each into (expert, first element in it, position, elements)."""
     at = 0
     while at < count:
         expert, begin = divmod(first + at, size)
@@ -490,7 +515,8 @@ def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, in
 
 
 def _rectangles(first: int, last: int, columns: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut elements of a matrix into (row, rows, column, columns): a row's rest, whole rows, a row's begin."""
+    """Split elements of a matrix into (row, rows, column, columns): the rest of a row, whole rows, the start
+    of a row."""
     while first < last:
         row, column = divmod(first, columns)
         rows = (last - first) // columns if column == 0 else 0

@@ -1,4 +1,4 @@
-"""References to models: paths, hub ids, and ``base+adapter``."""
+"""Parses references to models: paths, hub ids, and ``base+adapter``."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 def is_path(reference: str) -> bool:
     try:
         return Path(os.path.expanduser(reference)).exists()
-    except PermissionError:  # in a folder of another user: whoever opens it says so
+    except PermissionError:  # in another user's folder: opening it gives the error
         return True
 
 
-def split_adapter(reference: str, is_there: Callable[[str], bool]) -> tuple[str, str] | None:
-    """Return (base, adapter) of a reference ``base+adapter``; None for one that is a path as it stands, or has no such parts.
+def split_adapter(reference: str, exists: Callable[[str], bool]) -> tuple[str, str] | None:
+    """Return (base, adapter) of a reference ``base+adapter``; None if the whole reference is a path, or has
+    no such parts.
 
-    Each part is a path that is there, or looks like a model on the hub; a ``+`` between two paths wins. The adapter may have a
-    weight before it, and the base may have adapters itself: ``base+0.5*a+b`` is ``b`` on ``base+0.5*a``.
+    Each part is an existing path, or looks like a model on the hub; a ``+`` between two paths wins. The
+    adapter may have a weight before it, and the base may itself have adapters: ``base+0.5*a+b`` is ``b`` on
+    ``base+0.5*a``.
 
     >>> split_adapter("org/a@v1+org/b", lambda path: False), split_adapter("a+b+c", lambda path: path in ("a+b", "c"))
     (('org/a@v1', 'org/b'), ('a+b', 'c'))
     >>> split_adapter("base+0.5*a+-1*b", lambda path: path in ("base", "a", "b"))
     ('base+0.5*a', '-1*b')
     """
-    if "+" not in reference or is_there(reference):
+    if "+" not in reference or exists(reference):
         return None
 
     def is_adapter(part: str) -> bool:
-        return is_there(part) or is_there(named := split_weight(part)[1]) or is_hub_reference(named)
+        return exists(part) or exists(path := split_weight(part)[1]) or is_hub_reference(path)
 
     def is_base(part: str) -> bool:
-        return is_there(part) or is_hub_reference(part) or split_adapter(part, is_there) is not None
+        return exists(part) or is_hub_reference(part) or split_adapter(part, exists) is not None
 
     splits = [(reference[:i], reference[i + 1 :]) for i, c in enumerate(reference) if c == "+"]
     splits = [parts for parts in splits if is_adapter(parts[1]) and is_base(parts[0])]
-    return max(
-        splits, key=lambda parts: is_there(parts[0]) + is_there(split_weight(parts[1])[1]), default=None
-    )
+    return max(splits, key=lambda parts: exists(parts[0]) + exists(split_weight(parts[1])[1]), default=None)
 
 
 WEIGHT = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(?P<adapter>.+)")
 
 
 def split_weight(adapter: str) -> tuple[float, str]:
-    """Return the weight and the path of an adapter as it stands in a reference; a path that is there wins.
+    """Return the weight and the path of an adapter as a reference writes it; an existing path wins.
 
     >>> split_weight("0.5*a"), split_weight("org/a")
     ((0.5, 'a'), (1.0, 'org/a'))
     """
-    found = None if is_path(adapter) else WEIGHT.fullmatch(adapter)
-    return (float(found["weight"]), found["adapter"]) if found else (1.0, adapter)
+    match = None if is_path(adapter) else WEIGHT.fullmatch(adapter)
+    return (float(match["weight"]), match["adapter"]) if match else (1.0, adapter)
 
 
 def is_hub_reference(reference: str) -> bool:
-    """Does a reference that is no path here look like ``owner/name`` or ``owner/name@revision``?
+    """Does a reference that is not an existing path look like ``owner/name`` or ``owner/name@revision``?
 
     >>> [is_hub_reference(r) for r in ("owner/name", "owner/name@v1", "./name", "name", "a/b/c", "a/b.safetensors", "a/b+c/d")]
     [True, True, False, False, False, False, False]
@@ -77,9 +77,9 @@ def is_hub_reference(reference: str) -> bool:
 
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""Models, adapters or files: paths or hub ids; one may stand alone."""
+"""Models, adapters or files: paths or hub ids; a single one needs no list."""
 
 
 def path_list(paths: Paths) -> list[str]:
-    """Return paths or hub ids as text, also of one that stands alone."""
+    """Return paths or hub ids as a list of strings, also for a single one."""
     return [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]

@@ -1,4 +1,4 @@
-"""A model read under the names and shapes of another: see :mod:`alnico.checkpoint.layouts`."""
+"""Reads a model under the names and shapes of another, by a layout of :mod:`alnico.checkpoint.layouts`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from alnico.checkpoint.source import Source, SourceWrapper, Tensor, TensorSpec
 from alnico.errors import MismatchError
 from alnico.numerics import dtypes
 
-CLEAR = 0.1
-"""Least difference of two cosines that tells the gate projection from the up projection."""
+MIN_COSINE_GAP = 0.1
+"""Smallest difference of two cosines that distinguishes the gate projection from the up projection."""
 
-COMPARED = 8
-"""Pairs of matrices whose halves are compared, spread over the model."""
+MAX_PAIRS = 8
+"""Most pairs of matrices whose halves are compared, spread over the model."""
 
-COMPARED_ELEMENTS = 1 << 16
-"""Elements of a matrix that are compared."""
+MAX_ELEMENTS = 1 << 16
+"""Most elements of a matrix that are compared."""
 
 
 class RenamedModel(SourceWrapper):
@@ -34,39 +34,40 @@ class RenamedModel(SourceWrapper):
         self.wrapped = source
         self.layout = layout
         self._pieces: dict[str, tuple[Piece, ...]] = {}
-        held: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, pieces in layout.stored.items():
             codes = {source.tensors[p.name].dtype for p in pieces}
             if len(codes) > 1:
                 raise MismatchError(
-                    f"{source.label}: {name} is made of {len(pieces)} tensors of different dtypes ({', '.join(sorted(codes))}); expected "
-                    "one. Convert the model to one dtype."
+                    f"{source.label}: {name} is made of {len(pieces)} tensors of different dtypes "
+                    f"({', '.join(sorted(codes))}); expected one. Convert the model to one dtype."
                 )
             whole = layout.whole(name)
             first = source.tensors[pieces[0].name]
             if whole is not None and source.tensors[whole].shape == like[name].shape:
-                held[name] = source.tensors[whole]
+                tensors[name] = source.tensors[whole]
             else:
-                held[name] = TensorSpec(first.dtype, like[name].shape, first.nominal)
+                tensors[name] = TensorSpec(first.dtype, like[name].shape, first.nominal)
             self._pieces[name] = pieces
         for name in layout.unused:
-            if name in held:
+            if name in tensors:
                 raise MismatchError(
-                    f"{source.label}: has a tensor {name!r} of its own and one that is called so in the other model ({layout.title}); expected "
-                    "one. Rename the tensors of one model."
+                    f"{source.label}: has a tensor {name!r} and another that has this name in the other "
+                    f"model ({layout.title}); expected one. Rename the tensors of one model."
                 )
-            held[name] = source.tensors[name]
+            tensors[name] = source.tensors[name]
             self._pieces[name] = (Piece(name, 0, source.tensors[name].elements),)
         order = {name: i for i, name in enumerate(source.tensors)}
-        names = sorted(held, key=lambda n: (order[self._pieces[n][0].name], self._pieces[n][0].first))
-        self.tensors: Mapping[str, Tensor] = {name: held[name] for name in names}
+        names = sorted(tensors, key=lambda n: (order[self._pieces[n][0].name], self._pieces[n][0].first))
+        self.tensors: Mapping[str, Tensor] = {name: tensors[name] for name in names}
         self.notes = [
             *getattr(source, "notes", ()),
-            f"{source.label}: its tensors have other names than the output's ({layout.title}); it is read under the output's names.",
+            f"{source.label}: its tensors have different names than the output's ({layout.title}); it is "
+            "read under the output's names.",
         ]
 
     def stored_names(self, name: str) -> tuple[str, ...]:
-        """The tensors of the model itself that a tensor is made of."""
+        """The wrapped model's tensors that a tensor consists of."""
         return tuple(dict.fromkeys(p.name for p in self._pieces[name]))
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
@@ -94,10 +95,11 @@ class RenamedModel(SourceWrapper):
 
 
 def with_names_of(source: Source, like: Source) -> Source:
-    """Read a model under the names of another where one spelling makes them meet; return it as it is where names meet already.
+    """Read a model under the names of another, if one spelling makes them agree; return it unchanged if they
+    agree already.
 
-    The order of gate and up in packed experts is decided by values. Errors: MismatchError where two spellings fit and differ, or the
-    order of gate and up cannot be told.
+    The values decide the order of gate and up in packed experts. Errors: MismatchError where two spellings
+    fit and differ, or where the values do not decide.
     """
     mine, others = source.tensors.keys(), like.tensors.keys()
     if mine <= others or mine >= others:
@@ -111,48 +113,50 @@ def with_names_of(source: Source, like: Source) -> Source:
 
 
 def _is_swapped(source: Source, layout: Layout, like: Source) -> bool:
-    """Is the up projection the first half of packed experts? The order whose values are nearer to the other model's."""
+    """Is the up projection the first half of packed experts? Chooses the order whose values are closer to the
+    other model's."""
     straight: list[float] = []
     crossed: list[float] = []
-    for own, others in _pairs(source, layout, like):
+    for own, others in _half_pairs(source, layout, like):
         straight += [_cosine(own[0], others[0]), _cosine(own[1], others[1])]
         crossed += [_cosine(own[0], others[1]), _cosine(own[1], others[0])]
     in_order, turned = float(np.mean(straight)), float(np.mean(crossed))
-    if not abs(in_order - turned) >= CLEAR:
+    if not abs(in_order - turned) >= MIN_COSINE_GAP:
         raise MismatchError(
-            f"{layout.halves[0]}: the gate and up projections of {source.label} cannot be told apart by their values (cosines with those "
-            f"of {like.label}: {in_order:.2f} in one order, {turned:.2f} in the other); expected a difference of at least {CLEAR}. Store the "
-            "experts of both models in one form."
+            f"{layout.halves[0]}: the gate and up projections of {source.label} cannot be told apart by "
+            f"their values (cosines with those of {like.label}: {in_order:.2f} in one order, {turned:.2f} in "
+            f"the other); expected a difference of at least {MIN_COSINE_GAP}. Store the experts of both "
+            "models in one form."
         )
     return turned > in_order
 
 
-def _pairs(
+def _half_pairs(
     source: Source, layout: Layout, like: Source
 ) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
     """Values of the two halves of some experts, (first, second), of the other model and of this one."""
-    places: list[tuple[list[Piece], list[Piece]]] = []
-    alone: list[tuple[Piece, str]] = []
+    pairs: list[tuple[list[Piece], list[Piece]]] = []
+    singles: list[tuple[Piece, str]] = []
     for name in layout.halves:
         shape = like.tensors[name].shape
         if len(shape) == 3:
             half = shape[1] // 2 * shape[2]
             own = [Piece(name, i * half, half) for i in range(2)]
-            others = [_at(layout.stored[name], i * half) for i in range(2)]
-            places.append((own, others))
+            others = [_piece_at(layout.stored[name], i * half) for i in range(2)]
+            pairs.append((own, others))
         else:
-            alone.append((layout.stored[name][0], name))
-    alone.sort(key=lambda found: (found[0].name, found[0].first))
-    for (first, one), (second, other) in zip(alone[::2], alone[1::2], strict=False):
+            singles.append((layout.stored[name][0], name))
+    singles.sort(key=lambda half: (half[0].name, half[0].first))
+    for (first, first_name), (second, second_name) in zip(singles[::2], singles[1::2], strict=False):
         if first.name == second.name:
-            places.append(([Piece(n, 0, first.elements) for n in (one, other)], [first, second]))
-    step = max(len(places) // COMPARED, 1)
-    for own, others in places[::step][:COMPARED]:
+            pairs.append(([Piece(n, 0, first.elements) for n in (first_name, second_name)], [first, second]))
+    step = max(len(pairs) // MAX_PAIRS, 1)
+    for own, others in pairs[::step][:MAX_PAIRS]:
         yield [_values(like, p) for p in own], [_values(source, p) for p in others]
 
 
-def _at(pieces: Sequence[Piece], first: int) -> Piece:
-    """The piece that begins with an element of the tensor that pieces make."""
+def _piece_at(pieces: Sequence[Piece], first: int) -> Piece:
+    """The piece that begins at element ``first`` of the tensor that ``pieces`` make up."""
     begins = accumulate((p.elements for p in pieces), initial=0)
     return next(piece for piece, begin in zip(pieces, begins, strict=False) if begin == first)
 
@@ -164,11 +168,11 @@ def _values(source: Source, piece: Piece) -> np.ndarray:
     if code not in dtypes.MERGEABLE:
         return np.zeros(0)
     width = dtypes.DTYPES[code].bytes
-    raw = np.empty(min(piece.elements, COMPARED_ELEMENTS) * width, np.uint8)
+    raw = np.empty(min(piece.elements, MAX_ELEMENTS) * width, np.uint8)
     source.read_into(piece.name, piece.first * width, memoryview(raw))
     return dtypes.decode(raw, code).astype(np.float64)
 
 
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / norms if norms > 0 else 0.0
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms > 0 else 0.0

@@ -1,4 +1,5 @@
-"""Models that stay open and in memory: files are mapped, what is computed is kept, and blocks are read where they lie."""
+"""Keeps models open and in memory: files are mapped, computed tensors kept, and blocks read without a
+copy."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ from alnico.numerics.dtypes import DTYPES
 
 
 class SharedBudget:
-    """Bytes that several models may hold together. Safe for threads."""
+    """Bytes that several models may hold in total. Thread-safe."""
 
     def __init__(self, free_bytes: int) -> None:
         self.free_bytes = free_bytes
         self._lock = threading.Lock()
 
     def take(self, byte_size: int) -> bool:
-        """Take bytes, if there are as many."""
+        """Reserve bytes. Returns whether that many were free."""
         with self._lock:
             if byte_size > self.free_bytes:
                 return False
@@ -33,14 +34,16 @@ class SharedBudget:
 
 
 class ResidentModel:
-    """A source whose tensors lie in memory as long as it is open: :meth:`held` gives their bytes without a copy.
+    """A source whose tensors stay in memory while it is open: :meth:`held` returns their bytes without a
+    copy.
 
-    Tensors in files are mapped: their memory is the system's page cache, which gives it back where it is short. Those in memory are
-    taken where they lie. What is computed while it is read (an adapter on its base) is kept from the first reading on while there is
-    ``room``. ``close`` does nothing, so that many plans can use it; :meth:`release` ends it. Files must not be cut short meanwhile.
+    Tensors in files are mapped: their memory is the system's page cache, which the system can reclaim.
+    Tensors in memory are used in place. Tensors computed on reading (an adapter on its base) are kept from
+    the first read on, within the ``budget``. ``close`` does nothing, so that many plans can share it;
+    :meth:`release` closes it. Files must not be truncated meanwhile.
     """
 
-    def __init__(self, source: Source, room: SharedBudget) -> None:
+    def __init__(self, source: Source, budget: SharedBudget) -> None:
         self.source = source
         self.label = source.label
         self.tensors: Mapping[str, Tensor] = source.tensors
@@ -52,37 +55,38 @@ class ResidentModel:
         self.notes = getattr(source, "notes", [])
         self.location: Path | None = getattr(source, "location", None)
         self.unties = getattr(source, "unties", False)
-        self._room = room
+        self._budget = budget
         self._lock = threading.Lock()
         self._files: dict[Path, np.ndarray] = {}
         self._held: dict[str, np.ndarray | None] = {}
 
     def held(self, name: str) -> np.ndarray | None:
-        """The bytes of a tensor where they lie; None for one that must be read. Its file must have been fetched."""
+        """The bytes of a tensor in memory; None for one that must be read. Its file must have been
+        fetched."""
         if name not in self._held:
             with self._lock:
                 if name not in self._held:
-                    self._held[name] = self._opened(name)
+                    self._held[name] = self._load(name)
         return self._held[name]
 
-    def _opened(self, name: str) -> np.ndarray | None:
+    def _load(self, name: str) -> np.ndarray | None:
         if isinstance(self.source, MemoryModel):
             return self.source.flat(name)
         tensor = self.tensors[name]
         place = self.source.place_of(name) if isinstance(self.source, FileModel) else None
         if place is not None:
             path, begin = place
-            # A file that names odd places is read into aligned memory: kernels take elements at multiples of their size.
+            # Kernels need aligned elements: a file with odd offsets is read into a buffer.
             if begin % DTYPES[tensor.dtype].bytes == 0 and tensor.byte_size:
-                return self._mapped(path)[begin : begin + tensor.byte_size]
+                return self._map(path)[begin : begin + tensor.byte_size]
             return None
-        if not self._room.take(tensor.byte_size):
+        if not self._budget.take(tensor.byte_size):
             return None
         raw = np.empty(tensor.byte_size, np.uint8)
         self.source.read_into(name, 0, memoryview(raw))
         return raw
 
-    def _mapped(self, path: Path) -> np.ndarray:
+    def _map(self, path: Path) -> np.ndarray:
         if path not in self._files:
             with open_binary(path) as file:
                 self._files[path] = np.asarray(np.memmap(file, np.uint8, "r"))
@@ -111,12 +115,12 @@ class ResidentModel:
         """Stays open: see :meth:`release`."""
 
     def release(self) -> None:
-        """Close the files, and let go of what was held."""
+        """Close the files and free the memory."""
         self._held.clear()
         self._files.clear()
         self.source.close()
 
 
 def resident_bytes(source: Source, name: str) -> np.ndarray | None:
-    """The bytes of a tensor of a model that stays in memory; None for one that must be read."""
+    """The bytes of a tensor of a :class:`ResidentModel`; None for one that must be read."""
     return source.held(name) if isinstance(source, ResidentModel) else None

@@ -1,4 +1,4 @@
-"""What the rest of alnico sees of a model: named tensors that can be read in part."""
+"""Protocols of a model as everything else sees it: named tensors that can be read in part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alnico.numerics import dtypes
 
 
 class Tensor(Protocol):
-    """What the header says of a tensor."""
+    """What a header says about a tensor."""
 
     @property
     def dtype(self) -> str: ...
@@ -28,13 +28,14 @@ class Tensor(Protocol):
     def byte_size(self) -> int: ...
     @property
     def nominal(self) -> str:
-        """The dtype that the output's is derived from: that of the file, where values are read wider than they are kept."""
+        """The dtype that the output's is derived from: the file's, where values are read in a wider dtype
+        than stored."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A :class:`Tensor` that no file's header describes: one that is computed, gathered, in memory, or not made yet."""
+    """A :class:`Tensor` without a header in a file: computed, gathered, in memory, or not written yet."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,24 +59,24 @@ class Origin(Protocol):
     def commit(self) -> str: ...
     @property
     def folder(self) -> Path:
-        """Where its files lie, or will when they are fetched."""
+        """The folder of its files, also before they are downloaded."""
         ...
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """All files of the commit, with their bytes."""
+        """All files of the commit, with their sizes in bytes."""
         ...
 
     def absent(self, files: Iterable[str]) -> dict[str, int]:
-        """Files that are not on this machine yet, with their bytes."""
+        """Those of the files that are not on this machine yet, with their sizes in bytes."""
         ...
 
     def side_files(self) -> list[str]:
-        """The names of the files beside the weights."""
+        """The names of the files other than weights."""
         ...
 
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
-        """Bring files to this machine and check them. ``report`` gets numbers of bytes, from any thread."""
+        """Download files and check them. ``report`` receives numbers of bytes, from any thread."""
         ...
 
 
@@ -84,7 +85,7 @@ class Source(Protocol):
 
     @property
     def label(self) -> str:
-        """The model's name in messages, as the recipe writes it."""
+        """The model's name in messages, as written in the recipe."""
         ...
 
     @property
@@ -99,42 +100,42 @@ class Source(Protocol):
 
     @property
     def directory(self) -> Path | None:
-        """Where the side files (tokenizer, config) lie, if anywhere."""
+        """The folder of the side files (tokenizer, config), if there is one."""
         ...
 
     @property
     def origin(self) -> Origin | None:
-        """The repository and commit on the hub, of a model that comes from there."""
+        """The hub repository and commit of a model that comes from there."""
         ...
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
-        """Files, with their bytes, that must be fetched before ``tensors`` (and the side files) can be read."""
+        """Files, with their sizes in bytes, to fetch before ``tensors`` (and the side files) can be read."""
         ...
 
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
-        """Bring files to this machine and check them. ``report`` gets numbers of bytes, from any thread."""
+        """Download files and check them. ``report`` receives numbers of bytes, from any thread."""
         ...
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` with a tensor's raw bytes from byte ``offset`` of the tensor on. Safe for threads."""
+        """Fill ``buffer`` with a tensor's raw bytes, from byte ``offset`` of the tensor on. Thread-safe."""
         ...
 
     def identity(self) -> list[dict[str, Any]]:
-        """What tells this model from a changed one without reading it: a mapping a file."""
+        """A mapping per file that identifies this version of the model without reading it."""
         ...
 
     def paths(self) -> list[Path]:
-        """The files it is read from, if it is read from files."""
+        """The files that it is read from, if any."""
         ...
 
     @property
     def held_bytes(self) -> int:
-        """Memory it takes beside its header, as long as it is open: an adapter's factors, say."""
+        """Memory that it holds while open, besides headers: an adapter's factors, for example."""
         ...
 
     @property
     def reading_bytes(self) -> int:
-        """Memory that one thread takes while it reads, beside its buffer."""
+        """Memory that one thread needs to read, besides its buffer."""
         ...
 
     def close(self) -> None:
@@ -143,7 +144,8 @@ class Source(Protocol):
 
 
 class Model(Source, Protocol):
-    """A source of files. Made by :func:`alnico.checkpoint.open_model.open_model`; close it, or use it in ``with``."""
+    """A source in files. Made by :func:`alnico.checkpoint.open_model.open_model`; close it, or use it in
+    ``with``."""
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -152,13 +154,14 @@ class Model(Source, Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a person should know of how the files were understood."""
+        """Remarks for the user on how the files were read."""
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """Read a whole tensor as a numpy array; BF16, F16 and F8 come as float32. Of a model on the hub, its file is fetched.
+        """Read a whole tensor as a numpy array; BF16, F16 and F8 become float32. Downloads the file of a
+        model on the hub.
 
-        Errors: ModelError for a name that is not there or a dtype that numpy cannot hold; HubError.
+        Errors: ModelError for an unknown name or a dtype that numpy cannot hold; HubError.
         """
         ...
 
@@ -168,10 +171,10 @@ class Model(Source, Protocol):
 
 @dataclass(frozen=True)
 class Shard:
-    """One input file with its checked header; size and mtime are of the moment when the header was read.
+    """One input file with its checked header; size and mtime are those at the time the header was read.
 
-    A file that is still on the hub has the path where it will be, and no mtime. Tensors of a file in a module's folder are named by
-    the folder, ``prefix``, and their name in the file: ``2_Dense/linear.weight``.
+    A file that is still on the hub has its future path and no mtime. Tensors of a file in a module's folder
+    have the folder, ``prefix``, before their name in the file: ``2_Dense/linear.weight``.
     """
 
     path: Path
@@ -184,12 +187,12 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The file's name, in a module's folder with the folder."""
+        """The file's name, with its folder if it is in a module's folder."""
         return self.prefix + self.path.name
 
 
 def read_tensor(source: Source, name: str) -> np.ndarray:
-    """Read a whole tensor of any source, as :meth:`Model.read` says."""
+    """Read a whole tensor of any source, as :meth:`Model.read` does."""
     if name not in source.tensors:
         raise ModelError(f"{source.label}: has no tensor {name!r}. `alnico inspect` lists the tensors.")
     tensor = source.tensors[name]
@@ -200,15 +203,14 @@ def read_tensor(source: Source, name: str) -> np.ndarray:
         return dtypes.decode(raw, tensor.dtype).reshape(tensor.shape)
     storage = dtypes.DTYPES[tensor.dtype].storage
     if storage is None or dtypes.DTYPES[tensor.dtype].kind == "packed":
-        raise ModelError(
-            f"{source.label}: {name}: {tensor.dtype} cannot be read as numbers; it can be copied."
-        )
+        raise ModelError(f"{source.label}: {name}: {tensor.dtype} cannot be read as numbers, only copied.")
     values = raw.view(storage).reshape(tensor.shape)
     return values.astype(bool) if tensor.dtype == "BOOL" else values
 
 
 class SourceWrapper(Protocol):
-    """A source that reads another one, ``wrapped``, in a different form. What a wrapper does not define itself comes from there."""
+    """A source that reads another one, ``wrapped``, in a different form. What a wrapper does not define
+    itself comes from there."""
 
     wrapped: Source
 

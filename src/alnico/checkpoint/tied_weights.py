@@ -1,6 +1,8 @@
-"""Tensors that a model has under several names: which copies a config ties to a stored tensor.
+"""Finds tied weights: tensors that a config stores once and uses under several names.
 
-The facts are those of transformers' ``_tied_weights_keys``. There is no table of architectures: names in the file say which head there is.
+Follows transformers' ``_tied_weights_keys``, without a table of architectures: the names in the file show
+which head a model has. No values are read; :mod:`alnico.checkpoint.duplicate_tensors` finds copies by their
+bytes.
 """
 
 from __future__ import annotations
@@ -10,13 +12,13 @@ from typing import Any
 
 TEXT_CONFIGS = ("text_config", "language_config", "llm_config", "thinker_config")
 
-TIED_BY_ITSELF = (
+TIED_BY_DEFAULT = (
     "gpt2", "t5", "mt5", "umt5", "longt5", "bert", "roberta", "xlm-roberta", "distilbert", "opt", "gemma", "gemma2", "gemma3", "gemma3_text",
     "bart", "mbart", "bloom", "whisper", "electra", "albert", "mamba", "mamba2", "modernbert",
 )  # fmt: skip
-"""Types of models that are tied unless the config says otherwise, also where a head is stored."""
+"""Model types that are tied unless the config says otherwise, even where a head is stored."""
 
-WITH_HEAD = (
+CLASSES_WITH_HEAD = (
     "ForCausalLM",
     "ForConditionalGeneration",
     "LMHeadModel",
@@ -27,7 +29,7 @@ WITH_HEAD = (
     "MTModel",
     "GenerationDecoder",
 )
-"""Endings of the classes whose head has the embedding's rows."""
+"""Ends of the names of classes whose head shares the embedding's rows."""
 
 HEADS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("embed_tokens.weight", (("proj_out", "whisper moonshine moonshine_streaming canary cohere_asr"), ("output_projection", "biogpt trocr fsmt"),
@@ -44,9 +46,10 @@ HEADS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("tokens_embed.weight", ()),
     ("embed_in.weight", (("embed_out", "gpt_neox gpt_neox_japanese"),)),
 )  # fmt: skip
-"""Endings of embeddings, and the modules of their heads that are not ``lm_head``, with the types of models that call them so."""
+"""Ends of embeddings' names, with the modules of their heads other than ``lm_head`` and the model types that
+have these."""
 
-HEAD_OF_WORDS = (
+MASKED_LM_HEADS = (
     ("cls.predictions.", "cls.predictions.decoder"),
     ("predictions.", "predictions.decoder"),
     ("generator_predictions.", "generator_lm_head"),
@@ -55,29 +58,30 @@ HEAD_OF_WORDS = (
     ("lm_head.dense.", "lm_head.decoder"),
     ("lm_head.layer_norm.", "lm_head.decoder"),
 )
-"""Where a tensor's name begins so, the head of a masked language model is called so."""
+"""Start of a tensor's name, and the module of a masked language model's head that it implies."""
 
 SCALED_BY_TIE = ("t5", "umt5", "longt5", "pop2piano")
-"""Types of models that scale the decoder's output if ``tie_word_embeddings`` is set, or ``scale_decoder_outputs``."""
+"""Model types that scale the decoder's output if ``tie_word_embeddings`` or ``scale_decoder_outputs`` is
+set."""
 
-BIASES = ("cls.predictions", "predictions", "lm_head")
-"""Modules whose bias is also that of their ``decoder``."""
+SHARED_BIASES = ("cls.predictions", "predictions", "lm_head")
+"""Modules that share their bias with their ``decoder``."""
 
 
 def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes that a config says its model is of; none where it says no list.
+    """The names of the classes in a config's ``architectures``; none if that is not a list.
 
     >>> architectures({"architectures": ["LlamaForCausalLM"]}), architectures({"architectures": 5})
     (('LlamaForCausalLM',), ())
     """
-    given = config.get("architectures")
-    return tuple(str(name) for name in given) if isinstance(given, list) else ()
+    names = config.get("architectures")
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
 def tie_setting(config: Mapping[str, Any]) -> bool | None:
-    """Does a config say that a model's head is tied to its embedding? None if it says nothing.
+    """The config's ``tie_word_embeddings``, at the top or for the text; None if it is not set.
 
-    >>> [is_tied(c) for c in ({"tie_word_embeddings": True}, {"text_config": {"tie_word_embeddings": False}}, {})]
+    >>> [tie_setting(c) for c in ({"tie_word_embeddings": True}, {"text_config": {"tie_word_embeddings": False}}, {})]
     [True, False, None]
     """
     for part in (config, *(config.get(key) for key in TEXT_CONFIGS)):
@@ -87,81 +91,83 @@ def tie_setting(config: Mapping[str, Any]) -> bool | None:
 
 
 def tied_copies(config: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
-    """Names that a model ties to a tensor among ``names``: copy to original. A copy may be among ``names`` too.
+    """Map each name that a config ties to a tensor in ``names`` to that tensor. A copy may itself be in
+    ``names``.
 
-    A head that is not stored is tied, whatever the config leaves out; one that is stored is tied if the config, or its type, says so.
+    A head that is not stored is tied, unless the config says otherwise; a stored one is tied if the config or
+    the model type says so.
 
     >>> tied_copies({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, ["model.embed_tokens.weight"])
     {'lm_head.weight': 'model.embed_tokens.weight'}
     >>> tied_copies({"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}, ["model.embed_tokens.weight", "lm_head.weight"])
     {}
     """
-    says = tie_setting(config)
-    if says is False or not config:
+    setting = tie_setting(config)
+    if setting is False or not config:
         return {}
     classes = architectures(config)
-    has_head = any(c.endswith(WITH_HEAD) for c in classes)
-    found: dict[str, str] = {}
-    original = _embedding(names)
+    has_head = any(c.endswith(CLASSES_WITH_HEAD) for c in classes)
+    copies: dict[str, str] = {}
+    original = _find_embedding(names)
     if original is None:
         return {}
     ending = next(e for e, _ in HEADS if original.endswith(e))
     if ending == "shared.weight":
         stem = original.removesuffix(ending)
         sides = ("encoder",) if any(c.endswith("EncoderModel") for c in classes) else ("encoder", "decoder")
-        found = {f"{stem}{side}.embed_tokens.weight": original for side in sides}
+        copies = {f"{stem}{side}.embed_tokens.weight": original for side in sides}
     if has_head:
-        head = _head(str(config.get("model_type")), ending, names)
-        if says or f"{head}.weight" not in names or config.get("model_type") in TIED_BY_ITSELF:
-            found[f"{head}.weight"] = original
+        head = _head_of(str(config.get("model_type")), ending, names)
+        if setting or f"{head}.weight" not in names or config.get("model_type") in TIED_BY_DEFAULT:
+            copies[f"{head}.weight"] = original
             stem, _, last = head.rpartition(".")
             if (
                 last == "decoder"
-                and stem.endswith(BIASES)
+                and stem.endswith(SHARED_BIASES)
                 and f"{stem}.bias" in names
                 and config.get("model_type") != "esm"
             ):
-                found[f"{head}.bias"] = f"{stem}.bias"
-    return found
+                copies[f"{head}.bias"] = f"{stem}.bias"
+    return copies
 
 
-def _embedding(names: Collection[str]) -> str | None:
-    """The embedding of the text: the one that is shared, or the decoder's."""
+def _find_embedding(names: Collection[str]) -> str | None:
+    """Find the embedding of the text: the shared one, or the decoder's."""
     for ending, _ in sorted(HEADS, key=lambda h: h[0] != "shared.weight"):
-        held = [n for n in names if n.endswith(ending) and (n == ending or n[-len(ending) - 1] == ".")]
+        matches = [n for n in names if n.endswith(ending) and (n == ending or n[-len(ending) - 1] == ".")]
         for word in ("language_model", "text_model", "decoder"):
-            held = [n for n in held if word in n.split(".")] or held
-        if len(held) == 1:
-            return held[0]
+            matches = [n for n in matches if word in n.split(".")] or matches
+        if len(matches) == 1:
+            return matches[0]
     return None
 
 
-def _head(kind: str, ending: str, names: Collection[str]) -> str:
+def _head_of(model_type: str, ending: str, names: Collection[str]) -> str:
     """The module of the head that belongs to an embedding."""
-    for head, kinds in next(heads for e, heads in HEADS if e == ending):
-        if kind in kinds.split():
+    for head, types in next(heads for e, heads in HEADS if e == ending):
+        if model_type in types.split():
             return head
     if ending == "word_embeddings.weight":
-        for begin, head in HEAD_OF_WORDS:
-            held = next((n for n in names if f".{begin}" in f".{n}"), None)
-            if held is not None:
-                return held[: f".{held}".index(f".{begin}")] + head
+        for begin, head in MASKED_LM_HEADS:
+            match = next((n for n in names if f".{begin}" in f".{n}"), None)
+            if match is not None:
+                return match[: f".{match}".index(f".{begin}")] + head
     return "lm_head"
 
 
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that says ``tie_word_embeddings: false``, at the top and wherever else it is said."""
+    """Return a config with ``tie_word_embeddings: false``, at the top and wherever else it is set."""
     changed = {
-        k: untied_config(v) if isinstance(v, dict) and _says_tied(k, v) else v for k, v in config.items()
+        k: untied_config(v) if isinstance(v, dict) and _may_say_tied(k, v) else v for k, v in config.items()
     }
     if config.get("model_type") in SCALED_BY_TIE:
         changed.setdefault("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
     return {**changed, "tie_word_embeddings": False}
 
 
-def _says_tied(key: str, section: Mapping[str, Any]) -> bool:
+def _may_say_tied(key: str, section: Mapping[str, Any]) -> bool:
     return (
         key == "text_config"
         or "tie_word_embeddings" in section
-        or any(isinstance(v, dict) and _says_tied(k, v) for k, v in section.items())
+        or any(isinstance(v, dict) and _may_say_tied(k, v) for k, v in section.items())
     )

@@ -1,4 +1,4 @@
-"""A model with tied tensors, read as one that stores each copy: beside models whose copies are not tied."""
+"""Reads a model with tied tensors as one that stores each copy, for merges with untied models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from alnico.checkpoint.tied_weights import tie_setting, tied_copies, untied_conf
 
 
 class UntiedModel(SourceWrapper):
-    """A source that stores the ``copies`` (copy to stored tensor) of its tied tensors, and whose config says that they are not tied."""
+    """A source with the ``copies`` (copy to stored tensor) of tied tensors as tensors of their own, and an
+    untied config."""
 
     def __init__(self, source: Source, copies: Mapping[str, str]) -> None:
         self.wrapped = source
@@ -22,7 +23,8 @@ class UntiedModel(SourceWrapper):
         }
         self.notes = [
             *getattr(source, "notes", ()),
-            f"{source.label}: {_some(copies)} is tied in it, and not in another model; it is merged as a tensor of its own.",
+            f"{source.label}: {_first(copies)} is tied here but not in another model; it is merged as a "
+            "separate tensor.",
         ]
 
     @cached_property
@@ -40,18 +42,20 @@ class UntiedModel(SourceWrapper):
         return [*self.wrapped.identity(), {"untied": sorted(self._copies)}]
 
 
-def untie(sources: Sequence[Source], speaking: Sequence[Source]) -> list[Source]:
-    """Read the tied models among ``sources`` with their copies stored, where one of ``speaking`` stores a copy and says it is not tied.
+def untie(sources: Sequence[Source], deciding: Sequence[Source]) -> list[Source]:
+    """Untie the tied models among ``sources`` where a model in ``deciding`` stores a copy and its config
+    declares it untied.
 
-    An adapter of an embedding unties it from the head: then the base beside it has a head of its own, equal to its embedding.
+    An adapter of an embedding unties it from the head; the base merged with it then gets its own head, equal
+    to its embedding.
     """
-    stored = {name for source in speaking if tie_setting(source.config) is False for name in source.tensors}
-    found: list[Source] = []
+    stored = {name for source in deciding if tie_setting(source.config) is False for name in source.tensors}
+    result: list[Source] = []
     for source in sources:
         copies = tied_copies(source.config, source.tensors) if stored else {}
-        found.append(UntiedModel(source, copies) if stored & copies.keys() else source)
-    return found
+        result.append(UntiedModel(source, copies) if stored & copies.keys() else source)
+    return result
 
 
-def _some(names: Iterable[str]) -> str:
+def _first(names: Iterable[str]) -> str:
     return next(iter(names), "")

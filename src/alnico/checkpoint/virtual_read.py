@@ -1,4 +1,4 @@
-"""Reading any bytes of a tensor whose numbers are computed."""
+"""Reads byte ranges of tensors whose values are computed on the fly."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 CHUNK = 262_144
-"""Elements computed at a time: their bytes and values stay in the second-level cache."""
+"""Elements computed at a time: their bytes and values fit the second-level cache."""
 
 
 def read_computed(
     offset: int, buffer: memoryview, real: np.dtype[Any], compute: Callable[[int, np.ndarray], None]
 ) -> None:
-    """Fill ``buffer`` with the bytes of numbers of dtype ``real`` from byte ``offset`` of a tensor on.
+    """Fill ``buffer`` with a computed tensor of dtype ``real``, from byte ``offset`` of the tensor on.
 
-    ``compute(first, out)`` fills ``out``, at most :data:`CHUNK` long, with elements ``first`` on. It does so in place where elements begin
-    and end with the buffer, as they do wherever a merge reads.
+    ``compute(first, out)`` fills ``out``, at most :data:`CHUNK` elements, with the elements from ``first``
+    on. ``out`` is the buffer itself where elements begin and end with it, as they do wherever a merge reads.
     """
     width, stop = real.itemsize, offset + len(buffer)
     for first in range(offset // width, -(-stop // width), CHUNK):

@@ -79,7 +79,7 @@ def match_updates(adapters: Sequence[Adapter]) -> list[SharedModule]:
     """Return all parameters that adapters update, in order of first appearance. Errors: MismatchError, ModelError."""
     for adapter in adapters:
         for update in adapter.updates.values():
-            if update.is_inside:
+            if update.is_attention_projection:
                 raise ModelError(
                     f"{adapter.label}: {update.module} is the output projection of an nn.MultiheadAttention, which PEFT loads only at "
                     "the rank of the attention. Merge it with a recipe instead, as BASE+ADAPTER; `alnico lora extract` turns the "
