@@ -88,18 +88,18 @@ def test_an_adapter_on_an_fp8_base_is_folded_to_bf16_with_a_warning(tmp_path: Pa
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     assert set(made.read_model(tmp_path / "out")) == {"a.weight", "n.weight"}
     assert (
-        f"{tmp_path}/base: 1 tensors of fp8 with scales of 3 x 4 blocks are decoded; the output is bf16, twice the bytes. To quantise it "
-        "again rounds every number to 4 significant bits, by up to 6 %: changes smaller than that, as most of a fine-tune's are, would be lost."
+        f"{tmp_path}/base: 1 fp8 tensors with scales per 3 x 4 block are decoded; the output is bf16, twice the bytes. Quantising it "
+        "again would round every number to 4 significant bits, by up to 6 %, and lose smaller changes, which most of a fine-tune's are."
     ) in result.plan.notes
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"block": [0, 4]}, "config.json says weight_block_size [0, 4]; expected two whole numbers above 0. Check the model."),
+        ({"block": [0, 4]}, "config.json has the weight_block_size [0, 4]; expected two positive whole numbers. Check the model."),
         (
             {"block": [7, 10]},
-            "a.weight is (7, 10), its scales are F32 (3, 3); expected numbers, (1, 1), one for each block of 7 x 10. "
+            "a.weight is (7, 10), its scales are F32 (3, 3); expected floating-point (1, 1), one per block of 7 x 10. "
             "Get the model from its source.",
         ),
     ],
@@ -118,5 +118,5 @@ def test_missing_scales_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         alnico.open_model(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: a.weight is F8_E4M3 and has no a.weight_scale_inv; expected its scales. Complete the download."
+        f"{tmp_path}: a.weight is F8_E4M3 without a.weight_scale_inv; expected its scales. Complete the download."
     )

@@ -123,7 +123,7 @@ def test_a_folder_named_like_a_shard_is_no_shard(tmp_path):
 def test_a_missing_path_is_refused(tmp_path):
     expected = (
         "model {!r}: no such directory or file; expected a directory with safetensors files, one such file, or a model on the hub "
-        "as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
+        "as owner/name or owner/name@revision. Check the path, or write the hub id with its owner."
     )
     for path in (
         str(tmp_path / "none"),
@@ -188,7 +188,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
         made.save_file(tmp_path / f"{name}.safetensors", {"a": TENSORS["a"]})
     assert refusal(tmp_path) == (
         f"{tmp_path}: tensor 'a' is in x.safetensors and in y.safetensors; "
-        "it must be in one file. Remove the file that does not belong to the model."
+        "expected it in one file. Remove the file that does not belong to the model."
     )
 
 
@@ -236,7 +236,7 @@ def test_an_index_of_other_shards_is_refused(tmp_path):
     write_index(tmp_path, {"a": first, "b": first, "c": second, "d": second, "e": second})
     message = (
         "{}: says that {!r} is in {}, which does not hold it. "
-        "Index and shards are of different downloads; download the model again."
+        "The index and the shards are from different downloads; download the model again."
     )
     assert refusal(tmp_path) == message.format(tmp_path / INDEX, "e", second)
     write_index(tmp_path, {"a": second, "b": first, "c": second, "d": second})
@@ -249,7 +249,7 @@ def test_a_tensor_the_index_does_not_list_is_refused(tmp_path):
     write_index(tmp_path, {"a": first, "b": first, "c": second})
     assert refusal(tmp_path) == (
         f"{tmp_path}/{second}: holds 'd', which {INDEX} does not list (1 such tensors). "
-        "Index and shards are of different downloads; download the model again."
+        "The index and the shards are from different downloads; download the model again."
     )
 
 
@@ -289,8 +289,8 @@ def test_damaged_json_is_refused_by_name(tmp_path, name, text, message):
 # Quantised weights.
 
 QUANTISED = (
-    "its weights are quantised ({}); merging needs values in floating point. "
-    "Use the full-precision model; of quantised ones, fp8 with scales of blocks is decoded."
+    "its weights are quantised ({}); expected floating-point values. "
+    "Use the full-precision model. Of quantised models, only fp8 with block scales is decoded."
 )
 
 
@@ -406,7 +406,7 @@ def test_a_file_that_changed_between_its_header_and_its_first_tensor_is_refused(
     size = path.stat().st_size
     for change, how in (
         (lambda: os.truncate(path, size - 4), f"it had {size} bytes, now {size - 4}"),
-        (lambda: os.utime(path, (1, 1)), "its time is another"),
+        (lambda: os.utime(path, (1, 1)), "its modification time differs"),
     ):
         made.save_file(path, {"w": TENSORS["a"]})
         with open_model(path) as model:
@@ -414,8 +414,8 @@ def test_a_file_that_changed_between_its_header_and_its_first_tensor_is_refused(
             with pytest.raises(ModelError) as caught:
                 model.read("w")
         assert str(caught.value) == (
-            f"{path}: was changed after its header was read ({how}); expected the file as it was. "
-            "Run the command again when nobody writes the file."
+            f"{path}: changed after its header was read ({how}); expected an unchanged file. "
+            "Run the command again when nothing writes to the file."
         )
 
 

@@ -67,7 +67,7 @@ def test_a_model_that_is_not_there(run: Run) -> None:
     shutil.rmtree("b")
     assert refused(run, 4) == (
         "model 'b': no such directory or file; expected a directory with safetensors files, one such file, or a model on the hub "
-        "as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
+        "as owner/name or owner/name@revision. Check the path, or write the hub id with its owner."
     )
 
 
@@ -167,8 +167,8 @@ def test_a_pickle_checkpoint(run: Run) -> None:
 def test_a_quantised_model(run: Run) -> None:
     Path("b/config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
     assert refused(run, 4) == (
-        "b: its weights are quantised (config.json says 'gptq'); merging needs values in floating point. "
-        "Use the full-precision model; of quantised ones, fp8 with scales of blocks is decoded."
+        "b: its weights are quantised (config.json says 'gptq'); expected floating-point values. "
+        "Use the full-precision model. Of quantised models, only fp8 with block scales is decoded."
     )
 
 

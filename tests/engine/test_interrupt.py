@@ -214,7 +214,7 @@ def rewritten(path: Path) -> str:
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    return "its time is another"
+    return "its modification time differs"
 
 
 def removed(path: Path) -> str:

@@ -226,12 +226,12 @@ MODEL_FILES = (
     Malformed("{}: is larger than {} bytes; expected {}. Check the model.", "expected a small JSON file", sparse_config),
     Malformed("{}: is a link to {}, outside the model's directory", "outside the model's directory; expected a file inside it. If you trust", outside),
     # model.py
-    Malformed("it must be in one file", "it must be in one file", directory(a=ONE, b=ONE)),
+    Malformed("expected it in one file", "expected it in one file", directory(a=ONE, b=ONE)),
     Malformed("has no tensor {}. `alnico inspect`", "has no tensor 'x'", asked("x", ONE)),
     Malformed("cannot be read as numbers, only copied", "F8_E8M0 cannot be read as numbers", asked("w", {"w": ("F8_E8M0", (2,))})),
     Malformed("its files cannot be read", "its files cannot be read (File name too long)", lambda folder: lambda: open_headers(folder / ("x" * 300))),
     Malformed("{}: cannot be read ({}). Check the path and its permissions.", "cannot be read (File name too long)", lambda folder: reading(folder / ("x" * 300))),
-    Malformed("and no base+adapter: expected two paths", "and no base+adapter", lambda folder: reading(f"{folder}/a+{folder}/b")),
+    Malformed("and not base+adapter; expected two paths", "and not base+adapter", lambda folder: reading(f"{folder}/a+{folder}/b")),
     Malformed("expected a directory with safetensors files, one such file, or", "no such directory or file; expected a directory", lambda folder: reading(folder / "none")),
     Malformed("{}: is not JSON ({})", "is not JSON (Expecting", directory(model=ONE, config="{]")),
     Malformed("holds a JSON {}, expected an object", "holds a JSON list", directory(model=ONE, config=[1])),
@@ -283,8 +283,8 @@ def in_fp8(scale: tuple[str, tuple[int, ...]] | None, block: object = (2, 2)):
 
 FP8_FILES = (
     Malformed(
-        "config.json says weight_block_size", "weight_block_size [0, 2]", in_fp8(("F32", (2, 2)), (0, 2))
+        "config.json has the weight_block_size", "weight_block_size [0, 2]", in_fp8(("F32", (2, 2)), (0, 2))
     ),
-    Malformed("is F8_E4M3 and has no", "has no q.weight_scale_inv", in_fp8(None)),
-    Malformed("its scales are {} {}; expected numbers", "its scales are F32 (2, 3)", in_fp8(("F32", (2, 3)))),
+    Malformed("is F8_E4M3 without", "is F8_E4M3 without q.weight_scale_inv", in_fp8(None)),
+    Malformed("its scales are {} {}; expected floating-point", "its scales are F32 (2, 3)", in_fp8(("F32", (2, 3)))),
 )

@@ -275,7 +275,7 @@ def test_an_unfinished_merge_is_not_taken_up_when_the_branch_has_moved(
 def test_a_bare_name_is_taken_for_a_path_and_the_message_says_how_to_write_an_id(hub: Hub) -> None:
     assert told(lambda: alnico.open_model("gpt2"), ModelError) == (
         "model 'gpt2': no such directory or file; expected a directory with safetensors files, one such file, or a "
-        "model on the hub as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
+        "model on the hub as owner/name or owner/name@revision. Check the path, or write the hub id with its owner."
     )
     assert hub.requests == []
 
@@ -514,7 +514,7 @@ def test_weights_that_are_not_what_was_planned_with_are_refused(hub: Hub) -> Non
         assert f"size '{len(longer)}' (X-Linked-Size); its list of files states {len(planned)}" in message
         hub.files("org/base")["model.safetensors"] = other
         message = told(lambda: model.read("model.norm.weight"))
-    assert message.startswith("org/base: model.safetensors arrived with another header (")
+    assert message.startswith("org/base: model.safetensors arrived with a different header (")
 
 
 def test_an_index_that_leads_outside_is_refused(hub: Hub) -> None:

@@ -558,7 +558,7 @@ def test_a_base_or_an_adapter_that_is_not_there_is_refused(reference: str) -> No
     with pytest.raises(ModelError) as caught:
         planned(models=("a", reference))
     assert str(caught.value) == (
-        f"model {reference!r}: no such directory or file, and no base+adapter: expected two paths, or ids of the hub as owner/name. "
+        f"model {reference!r}: no such directory or file, and not base+adapter; expected two paths, or hub ids as owner/name. "
         "Check both parts."
     )
     assert caught.value.exit_code == 4

@@ -1,7 +1,7 @@
-"""A model of fp8 weights with scales of blocks, decoded while it is read: ``W = fp8 x scale of its block``, in float32.
+"""Decodes fp8 weights with block scales while they are read: ``W = fp8 x block scale``, in float32.
 
-The format is DeepSeek-V3's (arXiv 2412.19437, section 3.3), which transformers calls ``fp8``: beside ``X.weight`` in F8_E4M3 lies
-``X.weight_scale_inv``, one number for each block of ``weight_block_size``, to be multiplied with.
+The format is DeepSeek-V3's (arXiv 2412.19437, section 3.3), which transformers calls ``fp8``: ``X.weight`` in
+F8_E4M3 comes with ``X.weight_scale_inv``, one factor per block of ``weight_block_size``.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from alnico.checkpoint.virtual_read import CHUNK, read_computed
 from alnico.errors import ModelError
 from alnico.numerics import dtypes
 
-SCALE = "_scale_inv"
-UNUSED = (".activation_scale", ".input_scale")
-"""Scales of activations: a model in full precision has no use for them."""
+SCALE_SUFFIX = "_scale_inv"
+ACTIVATION_SCALES = (".activation_scale", ".input_scale")
+"""Ends of the names of activation scales, which a full-precision model does not use."""
 
 
 class DequantisedModel:
-    """A model whose quantised weights are read as numbers; its config says nothing of quantisation.
+    """A model whose quantised weights are read as numbers; its config does not mention quantisation.
 
-    ``nominal`` of what is decoded is BF16, so that the output is, unless the recipe says otherwise: fp8 values times a scale
-    have more digits than BF16, and float32 would be four times the bytes of the input.
+    Decoded tensors have the ``nominal`` dtype BF16, so the output does too unless the recipe says otherwise:
+    fp8 values times a scale have more digits than BF16, but float32 would take four times the bytes of the
+    input.
     """
 
     def __init__(self, model: FileModel) -> None:
@@ -41,44 +42,48 @@ class DequantisedModel:
             or not all(isinstance(b, int) and not isinstance(b, bool) and b > 0 for b in block)
         ):
             raise ModelError(
-                f"{model.label}: config.json says weight_block_size {str(block)[:60]}; expected two whole numbers above 0. Check the model."
+                f"{model.label}: config.json has the weight_block_size {str(block)[:60]}; expected two "
+                "positive whole numbers. Check the model."
             )
         self._block: tuple[int, int] = (block[0], block[1])
         tensors: dict[str, Tensor] = {}
         self._scales: dict[str, str] = {}
         for name, tensor in model.tensors.items():
-            if name.endswith(SCALE) and name.removesuffix(SCALE) in model.tensors:
+            if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in model.tensors:
                 continue
-            if name.endswith(UNUSED):
+            if name.endswith(ACTIVATION_SCALES):
                 continue
             if tensor.dtype == "F8_E4M3":
                 self._check(name)
-                self._scales[name] = name + SCALE
+                self._scales[name] = name + SCALE_SUFFIX
                 tensors[name] = TensorSpec("F32", tensor.shape, "BF16")
             else:
                 tensors[name] = tensor
         self.tensors: Mapping[str, Tensor] = tensors
         self.notes = [
             *model.notes,
-            f"{model.label}: {len(self._scales)} tensors of fp8 with scales of {block[0]} x {block[1]} blocks are decoded; the output is bf16, "
-            "twice the bytes. To quantise it again rounds every number to 4 significant bits, by up to 6 %: changes smaller than that, "
-            "as most of a fine-tune's are, would be lost.",
+            f"{model.label}: {len(self._scales)} fp8 tensors with scales per {block[0]} x {block[1]} block "
+            "are decoded; the output is bf16, twice the bytes. Quantising it again would round every number "
+            "to 4 significant bits, by up to 6 %, and lose smaller changes, which most of a fine-tune's "
+            "are.",
         ]
 
     def _check(self, name: str) -> None:
         tensors = self._model.tensors
         shape = tensors[name].shape
-        if name + SCALE not in tensors:
+        if name + SCALE_SUFFIX not in tensors:
             raise ModelError(
-                f"{self.label}: {name} is F8_E4M3 and has no {name + SCALE}; expected its scales. Complete the download."
+                f"{self.label}: {name} is F8_E4M3 without {name + SCALE_SUFFIX}; expected its scales. "
+                "Complete the download."
             )
-        scale = tensors[name + SCALE]
+        scale = tensors[name + SCALE_SUFFIX]
         rows, columns = self._block
         expected = (*shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // columns)) if len(shape) > 1 else ()
         if scale.shape != expected or scale.dtype not in ("F32", "BF16", "F16"):
             raise ModelError(
-                f"{self.label}: {name} is {shape}, its scales are {scale.dtype} {scale.shape}; expected numbers, {expected}, one for each "
-                f"block of {rows} x {columns}. Get the model from its source."
+                f"{self.label}: {name} is {shape}, its scales are {scale.dtype} {scale.shape}; expected "
+                f"floating-point {expected}, one per block of {rows} x {columns}. Get the model from its "
+                "source."
             )
 
     @property
@@ -98,7 +103,7 @@ class DequantisedModel:
         return self._model.shards
 
     def _stored(self, names: Iterable[str]) -> list[str]:
-        """The tensors of the files that some tensors are read from."""
+        """The stored tensors that the named tensors are read from."""
         return [
             stored
             for name in names
@@ -118,35 +123,35 @@ class DequantisedModel:
         read_computed(offset, buffer, np.dtype(np.float32), lambda first, out: self._decode(name, first, out))
 
     def _decode(self, name: str, first: int, out: np.ndarray) -> None:
-        """Fill ``out`` with the numbers of elements ``first`` on."""
+        """Fill ``out`` with the decoded elements from ``first`` on."""
         columns = self.tensors[name].shape[-1]
         height = self.tensors[name].shape[-2]
         raw = np.empty(out.size, np.uint8)
         self._model.read_into(name, first, memoryview(raw))
         out[:] = dtypes.decode(raw, "F8_E4M3")
-        scale = self._scale(name, first // columns, (first + out.size - 1) // columns, height)
-        row, column, at = first // columns, first % columns, 0
-        base = row
-        while at < out.size:
-            count = min(columns - column, out.size - at)
-            of_row = np.repeat(scale[row - base], self._block[1])[column : column + count]
-            out[at : at + count] *= of_row
-            at, column, row = at + count, 0, row + 1
+        scale = self._read_scales(name, first // columns, (first + out.size - 1) // columns, height)
+        row, column, done = first // columns, first % columns, 0
+        first_row = row
+        while done < out.size:
+            count = min(columns - column, out.size - done)
+            row_scales = np.repeat(scale[row - first_row], self._block[1])[column : column + count]
+            out[done : done + count] *= row_scales
+            done, column, row = done + count, 0, row + 1
 
-    def _scale(self, name: str, first: int, last: int, height: int) -> np.ndarray:
-        """The scales of rows ``first`` to ``last``, a line each: (rows, blocks of columns)."""
+    def _read_scales(self, name: str, first: int, last: int, height: int) -> np.ndarray:
+        """The scales of rows ``first`` to ``last``: (rows, blocks of columns)."""
         stored = self._scales[name]
         tensor = self._model.tensors[stored]
-        blocks, lines = tensor.shape[-1], tensor.shape[-2]
+        blocks, scale_rows = tensor.shape[-1], tensor.shape[-2]
         rows = np.arange(first, last + 1)
-        line = rows // height * lines + rows % height // self._block[0]
-        low, high = int(line[0]), int(line[-1]) + 1
+        scale_row = rows // height * scale_rows + rows % height // self._block[0]
+        low, high = int(scale_row[0]), int(scale_row[-1]) + 1
         width = dtypes.DTYPES[tensor.dtype].bytes
         raw = np.empty((high - low) * blocks * width, np.uint8)
         self._model.read_into(stored, low * blocks * width, memoryview(raw))
         values = dtypes.decode(raw, tensor.dtype).astype(np.float32).reshape(high - low, blocks)
-        of_rows: np.ndarray = values[line - low]
-        return of_rows
+        result: np.ndarray = values[scale_row - low]
+        return result
 
     def read(self, name: str) -> np.ndarray:
         return read_tensor(self, name)
@@ -163,7 +168,8 @@ class DequantisedModel:
 
     @property
     def reading_bytes(self) -> int:
-        """Codes, values, and the scales of the rows of a chunk: at most one number an element, for matrices of one column."""
+        """Codes, values, and the scales of a chunk's rows: at most one number per element, for matrices of
+        one column."""
         return self._model.reading_bytes + 16 * CHUNK
 
     def close(self) -> None:
@@ -182,10 +188,10 @@ class DequantisedModel:
 
 
 def is_decodable(config: Mapping[str, Any]) -> bool:
-    """Does a config say fp8 with scales of blocks, which are decoded while they are read?"""
-    told = config.get("quantization_config")
+    """Does a config declare fp8 with block scales, which is decoded while it is read?"""
+    quantisation = config.get("quantization_config")
     return (
-        isinstance(told, dict)
-        and told.get("quant_method") == "fp8"
-        and told.get("weight_block_size") is not None
+        isinstance(quantisation, dict)
+        and quantisation.get("quant_method") == "fp8"
+        and quantisation.get("weight_block_size") is not None
     )

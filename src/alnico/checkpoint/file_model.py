@@ -1,6 +1,6 @@
-"""Models: a directory of shards (with an index or without), one file, a repository on the hub, or one of these with an adapter.
+"""Reads models from files: shards with or without an index, or a single file.
 
-Files are safetensors, or pickled by torch; where a directory has both, the safetensors are read. :class:`Source` is all the rest of alnico sees of a model: named tensors that can be read in part.
+Files are safetensors, or pickled by torch; where a directory has both, the safetensors are read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FileModel:
         self.origin = origin
         self.notes = [note for shard in shards for note in shard.notes]
         self._files = OpenFiles(on_open=self._refuse_changed)
-        self._gathered: dict[str, memoryview] = {}
+        self._reordered: dict[str, memoryview] = {}
         self._lock = threading.Lock()
         self._place: dict[str, tuple[Shard, headers.TensorInfo]] = {}
         for shard in shards:
@@ -50,14 +50,14 @@ class FileModel:
                     other = self._place[tensor.name][0].name
                     raise ModelError(
                         f"{location}: tensor {tensor.name!r} is in {other} and in {shard.name}; "
-                        "it must be in one file. Remove the file that does not belong to the model."
+                        "expected it in one file. Remove the file that does not belong to the model."
                     )
                 self._place[tensor.name] = (shard, tensor)
         self.tensors: Mapping[str, headers.TensorInfo] = {n: t for n, (_, t) in self._place.items()}
 
     @property
     def held_bytes(self) -> int:
-        """Pickled views that are put in row-major order when they are first read, and kept."""
+        """Pickled views, which are put in row-major order on the first read and kept."""
         return sum(t.byte_size for t in self.tensors.values() if t.strides is not None)
 
     @property
@@ -78,13 +78,14 @@ class FileModel:
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         if self.origin is None:
             return
-        wanted = list(files)
-        self.origin.fetch(wanted, report)
+        names = list(files)
+        self.origin.fetch(names, report)
         for shard in self.shards:
-            if self._file(shard) in wanted and not has_same_header(found := open_shard(shard.path), shard):
+            if self._file(shard) in names and not has_same_header(arrived := open_shard(shard.path), shard):
                 raise HubError(
-                    f"{self.label}: {shard.path.name} arrived with another header ({found.size} bytes) than the one that was "
-                    f"planned with ({shard.size} bytes). Remove {shard.path.resolve()} and merge again."
+                    f"{self.label}: {shard.path.name} arrived with a different header ({arrived.size} bytes) "
+                    f"than the one planned for ({shard.size} bytes). Remove {shard.path.resolve()} and merge "
+                    "again."
                 )
 
     def _file(self, shard: Shard) -> str:
@@ -93,7 +94,7 @@ class FileModel:
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         shard, tensor = self._place[name]
         if tensor.strides is not None:
-            buffer[:] = self._in_order(name)[offset : offset + len(buffer)]
+            buffer[:] = self._row_major(name)[offset : offset + len(buffer)]
         elif not tensor.is_stored_as_is:
             real = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
             read_computed(offset, buffer, real, lambda first, out: self._read_negated(name, first, out))
@@ -102,7 +103,8 @@ class FileModel:
                 read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
 
     def _read_negated(self, name: str, first: int, out: np.ndarray) -> None:
-        """Fill ``out`` with elements ``first`` on of a tensor whose values are the negative, or the conjugate, of what is stored."""
+        """Fill ``out`` with elements from ``first`` on of a tensor whose values are the negative or the
+        conjugate of the stored ones."""
         shard, tensor = self._place[name]
         raw = out.view(np.uint8)
         with self._files.descriptor(shard.path) as descriptor:
@@ -110,33 +112,35 @@ class FileModel:
         dtypes.negate(raw, tensor.dtype, is_negated=tensor.is_negated, is_conjugated=tensor.is_conjugated)
 
     def _refuse_changed(self, path: Path, descriptor: int) -> None:
-        """Refuse a file that is not the one whose header was read. Errors: ModelError."""
+        """Refuse a file that has changed since its header was read. Errors: ModelError."""
         shard = next(s for s in self.shards if s.path == path)
         status = os.fstat(descriptor)
-        # Of the hub, a file may come anew while its model is open: what arrives is checked against its header and hash.
+        # A file from the hub may be downloaded again while open; its header and hash are checked then.
         if status.st_size != shard.size or (self.origin is None and status.st_mtime_ns != shard.mtime_ns):
             raise ModelError(
-                f"{path}: was changed after its header was read ({_how_changed(shard.size, status.st_size)}); expected the file as it "
-                "was. Run the command again when nobody writes the file."
+                f"{path}: changed after its header was read ({_describe_size(shard.size, status.st_size)}); "
+                "expected an unchanged file. Run the command again when nothing writes to the file."
             )
 
     def place_of(self, name: str) -> tuple[Path, int] | None:
-        """The file of a tensor and the byte where it begins; None for one whose bytes do not lie there as they are read."""
+        """The file of a tensor and the byte where it begins; None if its stored bytes are not those that are
+        read."""
         shard, tensor = self._place[name]
         return (shard.path, tensor.begin) if tensor.is_stored_as_is else None
 
     def copy_to(self, name: str, offset: int, size: int, descriptor: int, begin: int) -> bool:
-        """Copy a tensor's raw bytes into a file without reading them, at its byte ``begin``. Returns False where that cannot be."""
+        """Copy a tensor's raw bytes into a file, at its byte ``begin``, without reading them. Returns False
+        where that is not possible."""
         shard, tensor = self._place[name]
         if not tensor.is_stored_as_is:
             return False
         with self._files.descriptor(shard.path) as source:
             return copy_fully(source, tensor.begin + offset, descriptor, begin, size, shard.path, name)
 
-    def _in_order(self, name: str) -> memoryview:
+    def _row_major(self, name: str) -> memoryview:
         """The bytes of a strided view in row-major order."""
         with self._lock:
-            if name not in self._gathered:
+            if name not in self._reordered:
                 shard, tensor = self._place[name]
                 span = np.empty(tensor.end - tensor.begin, np.uint8)
                 with self._files.descriptor(shard.path) as descriptor:
@@ -149,14 +153,14 @@ class FileModel:
                     dtypes.negate(
                         raw, tensor.dtype, is_negated=tensor.is_negated, is_conjugated=tensor.is_conjugated
                     )
-                self._gathered[name] = memoryview(raw)
-            return self._gathered[name]
+                self._reordered[name] = memoryview(raw)
+            return self._reordered[name]
 
     def read(self, name: str) -> np.ndarray:
         return read_tensor(self, name)
 
     def identity(self) -> list[dict[str, Any]]:
-        if self.origin is not None:  # the commit says more than a time, which a new download changes
+        if self.origin is not None:  # the commit identifies the file; a new download changes its time
             commit = self.origin.commit
             return [
                 {"file": s.name, "size": s.size, "commit": commit, "header": s.header_digest}
@@ -183,25 +187,25 @@ class FileModel:
         return f"<model {self.label}: {len(self.tensors)} tensors in {len(self.shards)} files>"
 
 
-def _how_changed(before: int, now: int) -> str:
-    return f"it had {before} bytes, now {now}" if before != now else "its time is another"
+def _describe_size(before: int, now: int) -> str:
+    return f"it had {before} bytes, now {now}" if before != now else "its modification time differs"
 
 
 def describe_change(before: Mapping[Path, tuple[int, int]]) -> str:
-    """Say which of some files is not what :func:`file_states` saw, and how; '' if all are."""
+    """Describe the first file that differs from what :func:`file_states` returned; '' if none does."""
     for path, (size, mtime_ns) in before.items():
         try:
             status = path.stat()
         except OSError as error:
             return f"{path} ({error.strerror})"
         if (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
-            return f"{path} ({_how_changed(size, status.st_size)})"
+            return f"{path} ({_describe_size(size, status.st_size)})"
     return ""
 
 
 def file_states(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
-    """Size and time of files; one that is not there has none. Errors: ModelError."""
-    found = {}
+    """Return the size and time of each file that exists. Errors: ModelError."""
+    states = {}
     for path in paths:
         try:
             status = path.stat()
@@ -211,12 +215,12 @@ def file_states(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
             raise ModelError(
                 f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
             ) from None
-        found[path] = (status.st_size, status.st_mtime_ns)
-    return found
+        states[path] = (status.st_size, status.st_mtime_ns)
+    return states
 
 
 def open_shard(path: Path, prefix: str = "") -> Shard:
-    """Open one file and check its header. ``prefix`` is put before the names of its tensors."""
+    """Open one file and check its header. ``prefix`` goes before the names of its tensors."""
     if path.suffix in PICKLES:
         from alnico.checkpoint.pickles import open_pickle
 
@@ -236,14 +240,14 @@ def open_shard(path: Path, prefix: str = "") -> Shard:
 
 
 def add_prefix(shard: Shard, prefix: str) -> Shard:
-    """A file with the folder of its module before the names of its tensors."""
+    """Return a file with its module's folder before the names of its tensors."""
     if not prefix:
         return shard
     return replace(shard, header=headers.add_prefix(shard.header, prefix), prefix=prefix)
 
 
 def read_shard(path: Path, size: int, mtime_ns: int, where: str, read: Callable[[int, int], bytes]) -> Shard:
-    """Read and check the header of a file through ``read(offset, count)``, from wherever it lies."""
+    """Read and check the header of a file, local or remote, through ``read(offset, count)``."""
     text = read(8, headers.parse_length(read(0, min(8, size)), size, where))
     return Shard(path, headers.parse(text, size, where), size, mtime_ns, xxhash.xxh3_128_hexdigest(text))
 
@@ -253,7 +257,7 @@ def has_same_header(a: Shard, b: Shard) -> bool:
 
 
 def check_index(model: FileModel) -> None:
-    """Refuse an index that does not say what the headers say. Errors: ModelError."""
+    """Refuse an index that contradicts the headers. Errors: ModelError."""
     for prefix in dict.fromkeys(shard.prefix for shard in model.shards):
         _check_index(
             [shard for shard in model.shards if shard.prefix == prefix], prefix, model.location / prefix
@@ -273,11 +277,12 @@ def _check_index(shards: Sequence[Shard], prefix: str, folder: Path) -> None:
         if held.get(tensor) != paths[name]:
             raise ModelError(
                 f"{index}: says that {tensor!r} is in {name}, which does not hold it. "
-                "Index and shards are of different downloads; download the model again."
+                "The index and the shards are from different downloads; download the model again."
             )
     unlisted = [tensor for tensor in held if tensor not in weight_map]
     if unlisted:
         raise ModelError(
-            f"{held[unlisted[0]]}: holds {unlisted[0]!r}, which {index.name} does not list ({len(unlisted)} such tensors). "
-            "Index and shards are of different downloads; download the model again."
+            f"{held[unlisted[0]]}: holds {unlisted[0]!r}, which {index.name} does not list ({len(unlisted)} "
+            "such tensors). The index and the shards are from different downloads; download the model "
+            "again."
         )

@@ -1,8 +1,9 @@
-"""The spellings of one model: how its tensors are named in different files and modules, and how one is read as another.
+"""Finds how one model's tensor names and shapes map to another's spelling of the same model.
 
-The same weights carry different names in different places: a wrapper puts a prefix before them, transformers 5 renamed modules
-that files of transformers 4 still use, and experts are stored one by one or packed into one tensor. :data:`SPELLINGS` lists the
-renames, :func:`find_layout` finds the one under which the names and shapes of two models meet.
+The same weights have different names in different places: a wrapper adds a prefix, transformers 5 renamed
+modules that files of transformers 4 still use, and experts are stored separately or packed into one tensor.
+:data:`SPELLINGS` lists the renames; :func:`find_layout` finds the one under which the names and shapes of two
+models agree.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ Joined = tuple[tuple[str, tuple[str, ...]], ...]
 
 @dataclass(frozen=True)
 class Spelling:
-    """Renames that bring the names of a file to those of transformers' module, for some types of models.
+    """Renames from the names in files to those of transformers' modules, for some model types.
 
-    ``renames`` are pairs of a regular expression and its replacement, applied in order; a name of the module stays as it is.
-    ``joined`` are modules that the one side stores as one, and the parts that the other stores by themselves, in the order of rows.
+    ``renames`` are pairs of a regular expression and its replacement, applied in order; a module's name is
+    left unchanged. ``joined`` are modules that one side stores fused, with the parts that the other stores
+    separately, in the order of rows.
     """
 
     types: tuple[str, ...]
@@ -84,7 +86,7 @@ _ARIA = (
 )
 
 SPELLINGS: tuple[Spelling, ...] = (
-    # Vision and audio beside a text decoder: ``language_model.model.`` in files, ``model.language_model.`` in modules.
+    # Vision or audio with a text decoder: ``language_model.model.`` in files, ``model.language_model.`` in modules.
     Spelling(
         (
             "llava",
@@ -411,10 +413,10 @@ SPELLINGS: tuple[Spelling, ...] = (
         ),
     ),
 )
-"""The table. Each line is tested on models that transformers makes (tests/checkpoint/test_layouts.py)."""
+"""The table. Each entry is tested on models built by transformers (tests/checkpoint/test_layouts.py)."""
 
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""Components that ``torch.compile``, FSDP and activation checkpointing put into names, at any place."""
+"""Components that ``torch.compile``, FSDP and activation checkpointing insert anywhere in names."""
 
 PACKED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -422,7 +424,8 @@ PACKED = {
     "up_proj": ("up_proj",),
     "down_proj": ("down_proj",),
 }
-"""Packed parameters of experts, ``(experts, rows, columns)``: the matrices of each expert, from the first row on."""
+"""Packed parameters of experts, ``(experts, rows, columns)``: the matrices of each expert, in the order of
+rows."""
 
 _PACKED_NAME = re.compile(
     r"(?P<stem>.+\.experts)\.(?P<parameter>gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?"
@@ -431,8 +434,8 @@ _EXPERT_NAME = re.compile(
     r"(?P<stem>.+\.experts)\.(?P<expert>\d+)\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight"
 )
 
-ENOUGH = 0.5
-"""Least share of the smaller model's tensors that a layout must bring together."""
+MIN_SHARE = 0.5
+"""Smallest share of the smaller model's tensors that a layout must match."""
 
 
 @dataclass(frozen=True)
@@ -446,11 +449,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tensors of one model stand under the names of another.
+    """How the tensors of one model map to the names of another.
 
-    ``stored`` maps each wanted name to the pieces that make the tensor, one after another in row-major order. ``missing`` are wanted
-    names that are stored nowhere, ``unused`` stored names that nothing is made of. ``title`` says how the names differ, '' where
-    they do not. ``halves`` are the packed tensors whose two matrices, gate and up, were paired by their order alone.
+    ``stored`` maps each wanted name to the pieces that make up the tensor, in row-major order. ``missing``
+    are wanted names that are not stored, ``unused`` stored names that are not wanted. ``title`` says how the
+    names differ, '' if they do not. ``halves`` are the packed tensors whose two matrices, gate and up, were
+    paired by their order alone.
     """
 
     title: str
@@ -459,13 +463,12 @@ class Layout:
     unused: tuple[str, ...]
     halves: tuple[str, ...] = ()
 
-    def whole(self, wanted: str) -> str | None:
-        """The one stored tensor that a wanted one is all of; None if it is part of one or made of several."""
-        pieces = self.stored.get(wanted, ())
+    def whole(self, name: str) -> str | None:
+        """The stored tensor that is the whole of a wanted one; None if that is a part of one or made of
+        several."""
+        pieces = self.stored.get(name, ())
         return (
-            pieces[0].name
-            if len(pieces) == 1 and pieces[0].first == 0 and wanted not in self._parts
-            else None
+            pieces[0].name if len(pieces) == 1 and pieces[0].first == 0 and name not in self._parts else None
         )
 
     @functools.cached_property
@@ -483,27 +486,29 @@ class Layout:
 
 
 def find_layout(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped: bool = False) -> Layout:
-    """Find the layout under which the tensors ``have`` of one model meet the names and shapes ``want`` of another.
+    """Find the layout that maps the tensors ``have`` of one model to the names and shapes ``want`` of
+    another.
 
-    Names that meet as they are give the identity; else the spelling that brings most tensors together, if that is at least half of
-    the smaller model. ``swapped`` takes the up projection for the first half of a packed ``gate_up_proj`` that is stored whole in one of
-    the two models alone. Errors: MismatchError where two spellings bring equally many tensors together, and differ.
+    Names that agree give the identity; otherwise the spelling that matches most tensors wins, if that is at
+    least half of the smaller model. ``swapped`` takes the up projection as the first half of a
+    ``gate_up_proj`` that only one of the two models stores packed. Errors: MismatchError where two spellings
+    match equally many tensors and differ.
     """
-    few, wanted_few = _representatives(have), _representatives(want)
-    as_named = _LayoutMatch(few, wanted_few, _same, _same, "")
-    most = as_named.count()
-    if most == min(len(few), len(wanted_few)):
+    few, few_wanted = _sample_shapes(have), _sample_shapes(want)
+    unchanged = _LayoutMatch(few, few_wanted, _same, _same, "")
+    best_count = unchanged.count()
+    if best_count == min(len(few), len(few_wanted)):
         return _LayoutMatch(have, want, _same, _same, "").layout(swapped)
     best: list[_LayoutMatch] = []
-    for title, of_have, of_want, joined in _spellings(few, wanted_few):
-        if _mixes(few, of_have) or _mixes(wanted_few, of_want):
+    for title, of_have, of_want, joined in _spellings(few, few_wanted):
+        if _merges_names(few, of_have) or _merges_names(few_wanted, of_want):
             continue
-        trial = _LayoutMatch(few, wanted_few, of_have, of_want, title, joined)
-        count = trial.count()
-        if count > most and count >= ENOUGH * min(len(few), len(wanted_few)):
-            best, most = [trial], count
-        elif best and count == most:
-            best.append(trial)
+        candidate = _LayoutMatch(few, few_wanted, of_have, of_want, title, joined)
+        count = candidate.count()
+        if count > best_count and count >= MIN_SHARE * min(len(few), len(few_wanted)):
+            best, best_count = [candidate], count
+        elif best and count == best_count:
+            best.append(candidate)
     if not best:
         return _LayoutMatch(have, want, _same, _same, "").layout(swapped)
     layouts = [
@@ -517,18 +522,20 @@ def find_layout(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped
             for n in layouts[0].stored
             if other.stored.get(n) != layouts[0].stored[n]
         )
-        found = [
-            " and ".join(dict.fromkeys(p.name for p in made)) or "nothing" for made in (pieces, others_pieces)
+        readings = [
+            " and ".join(dict.fromkeys(p.name for p in pieces_of_one)) or "nothing"
+            for pieces_of_one in (pieces, others_pieces)
         ]
         raise MismatchError(
-            f"{name}: may be {found[0]} ({layouts[0].title}) or {found[1]} ({others[0].title}); expected names that fit in one way. "
-            "Rename the tensors of one model, or name the module that is meant under modules in the recipe."
+            f"{name}: may be {readings[0]} ({layouts[0].title}) or {readings[1]} ({others[0].title}); "
+            "expected names with one possible match. Rename the tensors of one model, or name the intended "
+            "module under modules in the recipe."
         )
     return layouts[0]
 
 
 def closest_names(name: str, names: Iterable[str], count: int = 1) -> list[str]:
-    """The names that are most like one that is not among them, best first.
+    """The names most similar to a missing one, best first.
 
     >>> closest_names("bert.encoder.layer.0.weight", ["encoder.layer.0.weight", "pooler.weight"])
     ['encoder.layer.0.weight']
@@ -537,22 +544,23 @@ def closest_names(name: str, names: Iterable[str], count: int = 1) -> list[str]:
 
 
 def transformers_names(config: Mapping[str, object], names: Iterable[str]) -> dict[str, str]:
-    """The names that modules of transformers 5 have for the tensors of a file, by the spellings of the config's types of models.
+    """Map the tensor names of a file to those of transformers 5's modules, by the spellings of the config's
+    model types.
 
-    Matrices of experts that are stored one by one keep their names: the module has them packed.
+    Separately stored matrices of experts keep their names: the module has them packed.
 
     >>> transformers_names({"model_type": "qwen2_vl"}, ["visual.a", "model.norm.weight"])
     {'visual.a': 'model.visual.a', 'model.norm.weight': 'model.language_model.norm.weight'}
     """
     types = {str(part.get("model_type")) for part in (config, *config.values()) if isinstance(part, Mapping)}
     spellings = [s for s in SPELLINGS if types & set(s.types)]
-    found = {}
+    result = {}
     for name in names:
         spelled = name
         for spelling in () if re.search(r"\.experts\.\d+\.", name) else spellings:
             spelled = spelling(spelled)
-        found[name] = spelled
-    return found
+        result[name] = spelled
+    return result
 
 
 def shapes_of(tensors: Mapping[str, object]) -> dict[str, Shape]:
@@ -564,8 +572,9 @@ def _same(name: str) -> str:
     return name
 
 
-def _representatives(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The tensors by which spellings are told apart: layers and experts with the lowest numbers stand for all others."""
+def _sample_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The tensors that decide between spellings: layers and experts with the lowest numbers represent all
+    others."""
     lowest = 3
     chosen: dict[str, Shape] = {}
     seen: set[tuple[str, Shape]] = set()
@@ -579,10 +588,11 @@ def _representatives(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return chosen
 
 
-def _mixes(shapes: Mapping[str, Shape], rename: Rename) -> bool:
-    """Would a spelling give one name to tensors that a model itself keeps apart?
+def _merges_names(shapes: Mapping[str, Shape], rename: Rename) -> bool:
+    """Does a spelling give one name to tensors that differ within a model?
 
-    MiniMax has ``o_proj`` in layers with full attention and ``out_proj`` in those with linear attention: they are no two names of one.
+    MiniMax has ``o_proj`` in layers with full attention and ``out_proj`` in those with linear attention: two
+    modules, not two names.
     """
     kinds: dict[tuple[str, Shape], str] = {}
     for name, shape in shapes.items():
@@ -596,7 +606,8 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def _spellings(have: Collection[str], want: Collection[str]) -> Iterator[tuple[str, Rename, Rename, Joined]]:
-    """Ways to bring the names of two models to one spelling: a title, what is done to the names of each, what one of them joins."""
+    """Ways to give the names of two models one spelling: a title, the rename of each, and the modules that
+    one stores fused."""
     prefixes: list[tuple[str, Rename, Rename]] = [("", _same, _same)]
     if any(WRAPPERS.search(n) for n in itertools.chain(have, want)):
         bare = functools.partial(WRAPPERS.sub, "")
@@ -606,14 +617,18 @@ def _spellings(have: Collection[str], want: Collection[str]) -> Iterator[tuple[s
     for prefix in _prefixes([of_have(n) for n in have]):
         prefixes.append(
             (
-                _joined(plain, f"names without the prefix {prefix!r}"),
-                _then(of_have, _without(prefix)),
+                _join_titles(plain, f"names without the prefix {prefix!r}"),
+                _chain(of_have, _strip(prefix)),
                 of_want,
             )
         )
     for prefix in _prefixes([of_want(n) for n in want]):
         prefixes.append(
-            (_joined(plain, f"names with the prefix {prefix!r}"), of_have, _then(of_want, _without(prefix)))
+            (
+                _join_titles(plain, f"names with the prefix {prefix!r}"),
+                of_have,
+                _chain(of_want, _strip(prefix)),
+            )
         )
     for title, first, second in prefixes:
         if title:
@@ -623,15 +638,16 @@ def _spellings(have: Collection[str], want: Collection[str]) -> Iterator[tuple[s
                 spelling(second(n)) != second(n) for n in want
             ):
                 yield (
-                    _joined(title, spelling.title),
-                    _then(first, spelling),
-                    _then(second, spelling),
+                    _join_titles(title, spelling.title),
+                    _chain(first, spelling),
+                    _chain(second, spelling),
                     spelling.joined,
                 )
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
-    """Prefixes of up to three components, and folders of modules, that at least a quarter of the names begin with, the shortest first."""
+    """Prefixes of up to three components, and module folders, shared by at least a quarter of the names; the
+    shortest first."""
     counts: dict[str, int] = {}
     for name in names:
         folder = name.rpartition("/")[0]
@@ -647,17 +663,17 @@ def _prefixes(names: Collection[str]) -> list[str]:
     return sorted(frequent, key=len)
 
 
-def _without(prefix: str) -> Rename:
+def _strip(prefix: str) -> Rename:
     return lambda name: name.removeprefix(prefix)
 
 
-def _then(first: Rename, second: Rename) -> Rename:
+def _chain(first: Rename, second: Rename) -> Rename:
     if first is _same:
         return second
     return lambda name: second(first(name))
 
 
-def _joined(*titles: str) -> str:
+def _join_titles(*titles: str) -> str:
     return ", ".join(title for title in titles if title)
 
 
@@ -675,13 +691,13 @@ class _LayoutMatch:
     ) -> None:
         self.have, self.want = have, want
         self.of_have, self.of_want, self.title, self.joined = of_have, of_want, title, joined
-        self._held: dict[str, list[str]] = {}
+        self._names: dict[str, list[str]] = {}
         for name in have:
-            self._held.setdefault(of_have(name), []).append(name)
+            self._names.setdefault(of_have(name), []).append(name)
         self._wanted = {of_want(name): shape for name, shape in want.items()} if joined else {}
 
     def count(self) -> int:
-        """How many of the tensors of the smaller model are brought together."""
+        """How many of the smaller model's tensors match."""
         layout = self.layout(False)
         return min(len(layout.stored), len(self.have) - len(layout.unused)) if layout.stored else 0
 
@@ -700,57 +716,61 @@ class _LayoutMatch:
         is_repacked = any(
             self.have[p.name] != self.want[n] for n, pieces in stored.items() for p in pieces[:1]
         )
-        title = _joined(
-            self.title, "some tensors packed in one and stored one by one in the other" if is_repacked else ""
+        title = _join_titles(
+            self.title, "some tensors packed in one model and separate in the other" if is_repacked else ""
         )
         return Layout(title, stored, missing, tuple(n for n in self.have if n not in used), tuple(halves))
 
-    def _one(self, canonical: str, shape: Shape) -> str | None:
-        held = self._held.get(canonical, ())
-        return held[0] if len(held) == 1 and self.have[held[0]] == shape else None
+    def _stored_name(self, canonical: str, shape: Shape) -> str | None:
+        matches = self._names.get(canonical, ())
+        return matches[0] if len(matches) == 1 and self.have[matches[0]] == shape else None
 
     def _pieces(self, canonical: str, shape: Shape, swapped: bool) -> tuple[tuple[Piece, ...], bool]:
-        """Where a wanted tensor is stored; and whether gate and up were paired by their order in a packed tensor."""
-        whole = self._one(canonical, shape)
-        if whole is not None:
-            return (Piece(whole, 0, math.prod(shape)),), False
+        """Where a wanted tensor is stored, and whether gate and up were paired by their order in a packed
+        tensor."""
+        stored = self._stored_name(canonical, shape)
+        if stored is not None:
+            return (Piece(stored, 0, math.prod(shape)),), False
         packed = _PACKED_NAME.fullmatch(canonical) if len(shape) == 3 else None
         if packed is not None:
-            return self._packed(packed["stem"], PACKED[packed["parameter"]], shape, swapped)
-        alone = _EXPERT_NAME.fullmatch(canonical) if len(shape) == 2 else None
-        if alone is not None:
-            found = self._matrix(alone["stem"], int(alone["expert"]), alone["matrix"], shape, swapped)
-            return ((found[0],), found[1]) if found else ((), False)
-        return self._joined(canonical, shape), False
+            return self._packed_pieces(packed["stem"], PACKED[packed["parameter"]], shape, swapped)
+        single = _EXPERT_NAME.fullmatch(canonical) if len(shape) == 2 else None
+        if single is not None:
+            match = self._expert_matrix(
+                single["stem"], int(single["expert"]), single["matrix"], shape, swapped
+            )
+            return ((match[0],), match[1]) if match else ((), False)
+        return self._fused(canonical, shape), False
 
-    def _joined(self, canonical: str, shape: Shape) -> tuple[Piece, ...]:
-        """The parts of a wanted tensor that are stored by themselves, or the rows of a stored tensor that are a wanted part."""
+    def _fused(self, canonical: str, shape: Shape) -> tuple[Piece, ...]:
+        """The separately stored parts of a wanted fused tensor, or the rows of a stored fused tensor that are
+        a wanted part."""
         before, _, parameter = canonical.rpartition(".")
         stem, _, module = before.rpartition(".")
         for fused, parts in self.joined:
             names = [f"{stem}.{part}.{parameter}" for part in parts]
             if module == fused:
-                held = [self._held.get(name, ()) for name in names]
-                found = [of[0] for of in held if len(of) == 1]
-                rows = [self.have[name] for name in found]
+                matches = [self._names.get(name, ()) for name in names]
+                stored = [of[0] for of in matches if len(of) == 1]
+                rows = [self.have[name] for name in stored]
                 if (
-                    len(found) == len(parts)
+                    len(stored) == len(parts)
                     and sum(r[0] for r in rows) == shape[0]
                     and all(r[1:] == shape[1:] for r in rows)
                 ):
-                    return tuple(Piece(name, 0, math.prod(self.have[name])) for name in found)
+                    return tuple(Piece(name, 0, math.prod(self.have[name])) for name in stored)
             elif module in parts:
-                held = [self._held.get(f"{stem}.{fused}.{parameter}", ())]
+                matches = [self._names.get(f"{stem}.{fused}.{parameter}", ())]
                 siblings = [self._wanted.get(name, ()) for name in names]
-                if len(held[0]) == 1 and all(siblings):
-                    whole = (sum(s[0] for s in siblings), *shape[1:])
-                    if self.have[held[0][0]] == whole:
+                if len(matches[0]) == 1 and all(siblings):
+                    fused_shape = (sum(s[0] for s in siblings), *shape[1:])
+                    if self.have[matches[0][0]] == fused_shape:
                         width = math.prod(shape[1:])
                         first = sum(s[0] for s in siblings[: parts.index(module)])
-                        return (Piece(held[0][0], first * width, math.prod(shape)),)
+                        return (Piece(matches[0][0], first * width, math.prod(shape)),)
         return ()
 
-    def _packed(
+    def _packed_pieces(
         self, stem: str, matrices: tuple[str, ...], shape: Shape, swapped: bool
     ) -> tuple[tuple[Piece, ...], bool]:
         experts, rows, columns = shape
@@ -760,36 +780,36 @@ class _LayoutMatch:
         pieces = []
         for expert in range(experts):
             for matrix in order:
-                found = self._matrix(
+                match = self._expert_matrix(
                     stem, expert, matrix, (rows // len(matrices), columns), False, is_packed_wanted=True
                 )
-                if found is None:
+                if match is None:
                     return (), False
-                pieces.append(found[0])
+                pieces.append(match[0])
         return tuple(pieces), len(matrices) > 1
 
-    def _matrix(
+    def _expert_matrix(
         self, stem: str, expert: int, matrix: str, shape: Shape, swapped: bool, is_packed_wanted: bool = False
     ) -> tuple[Piece, bool] | None:
-        """Where the matrix of one expert is stored: by itself, or as rows of a packed tensor."""
+        """Where the matrix of one expert is stored: separately, or as rows of a packed tensor."""
         rows, columns = shape
-        alone = self._one(f"{stem}.{expert}.{matrix}.weight", shape)
-        if alone is not None:
-            return Piece(alone, 0, rows * columns), False
+        separate = self._stored_name(f"{stem}.{expert}.{matrix}.weight", shape)
+        if separate is not None:
+            return Piece(separate, 0, rows * columns), False
         for parameter, matrices in PACKED.items():
             if matrix not in matrices or (is_packed_wanted and len(matrices) > 1):
                 continue
             for name in (f"{stem}.{parameter}", f"{stem}.{parameter}.weight"):
-                held = self._held.get(name, ())
+                matches = self._names.get(name, ())
                 height = rows * len(matrices)
                 if (
-                    len(held) == 1
-                    and len(of := self.have[held[0]]) == 3
+                    len(matches) == 1
+                    and len(of := self.have[matches[0]]) == 3
                     and of[1:] == (height, columns)
                     and expert < of[0]
                 ):
                     order = matrices[::-1] if swapped else matrices
                     return Piece(
-                        held[0], (expert * height + order.index(matrix) * rows) * columns, rows * columns
+                        matches[0], (expert * height + order.index(matrix) * rows) * columns, rows * columns
                     ), len(matrices) > 1
         return None

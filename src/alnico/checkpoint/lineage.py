@@ -1,7 +1,7 @@
-"""What a model's files say of where it comes from: its licence, its base, and of a merge the models that it was made of.
+"""Reads a model's stated origin from its files: licence, base model, and the parents of a merge.
 
-Nothing of it is checked, and it is read from files that anyone may have written: of other types, too large or too deep, it counts as not
-said.
+The statements are not verified, and anyone may have written the files: a statement of the wrong type, too
+large or too deep counts as absent.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ LOCK = "alnico.lock.json"
 MAX_CARD_BYTES = 10_000_000
 MAX_FRONT_CHARACTERS = 200_000
 MAX_DEPTH = 16
-"""Merges of merges that are followed."""
+"""Most levels of merges of merges to follow."""
 
 MAX_MODELS = 1_000
-"""Models of one lock that are read, and bases of one card."""
+"""Most models to read from one lock, and bases from one card."""
 
-WORD = re.compile(r"[\w.+-]{1,80}")
+LICENCE_NAME = re.compile(r"[\w.+-]{1,80}")
 """A licence's name, safe in a table."""
 
-NAME = re.compile(r"[\w.+-]{1,96}(/[\w.+-]{1,96})?")
+MODEL_NAME = re.compile(r"[\w.+-]{1,96}(/[\w.+-]{1,96})?")
 """A model's name, safe in a card."""
 
 LICENCE_FILE = re.compile(r"(licen[cs]e|copying|use_policy|notice)(\.(md|txt))?", re.IGNORECASE)
@@ -42,8 +42,9 @@ LICENCE_FILE = re.compile(r"(licen[cs]e|copying|use_policy|notice)(\.(md|txt))?"
 
 @dataclass(frozen=True)
 class Lineage:
-    """A model and what is said of it. ``licence`` has ``license`` (and ``license_name``, ``license_link``) as cards spell it; it is empty
-    where none is stated. ``bases`` are ids of the hub. ``parents`` are the models that a merge, or a base with its adapter, is made of."""
+    """A model and its stated origin. ``licence`` has the keys ``license``, ``license_name`` and
+    ``license_link``, as cards do; it is empty if none is stated. ``bases`` are hub ids. ``parents`` are the
+    models of a merge, or a base and its adapter."""
 
     name: str
     licence: Mapping[str, str]
@@ -53,7 +54,7 @@ class Lineage:
     is_merge: bool = False
 
     def data(self) -> dict[str, Any]:
-        """What is said, as plain data for the lock; nothing where nothing is said."""
+        """The statements as plain data for the lock; without those that are absent."""
         return {
             **({"licence": dict(self.licence)} if self.licence else {}),
             **({"base_model": list(self.bases)} if self.bases else {}),
@@ -61,7 +62,7 @@ class Lineage:
         }
 
     def stated(self) -> Iterator[Lineage]:
-        """All models whose licences go into this one: those that it is made of, and itself where it is made of nothing known, or
+        """All models whose licences apply to this one: its parents, and itself if it has no known parents or
         states a licence that none of them has."""
         for parent in self.parents:
             yield from parent.stated()
@@ -70,10 +71,10 @@ class Lineage:
 
 
 def lineage_of(source: Source) -> Lineage:
-    """Read what a model's card, its lock and the names of its files say."""
-    source = unwrap(source)  # other names, or the rows of another vocabulary, change nothing of it
+    """Read a model's origin from its card, its lock and the names of its files."""
+    source = unwrap(source)  # other names or vocabulary rows do not change its origin
     made_from = getattr(source, "made_from", None)
-    if made_from is not None:  # the output of a stage that is not made yet
+    if made_from is not None:  # the output of a stage that does not exist yet
         return Lineage(_name(source), {}, parents=tuple(lineage_of(s) for s in made_from), is_merge=True)
     if isinstance(source, AdaptedModel):
         return Lineage(_name(source), {}, parents=(lineage_of(source.base), lineage_of(source.adapter.files)))
@@ -81,14 +82,16 @@ def lineage_of(source: Source) -> Lineage:
     if folder is None:
         return Lineage(_name(source), {})
     return replace(
-        _of_folder(folder.absolute(), _stamp(folder / CARD), _stamp(folder / LOCK)), name=_name(source)
+        _read_folder(folder.absolute(), _time_and_size(folder / CARD), _time_and_size(folder / LOCK)),
+        name=_name(source),
     )
 
 
 @functools.lru_cache(128)
-def _of_folder(folder: Path, *_: tuple[int, int]) -> Lineage:
-    """What the files of a folder say. Kept as long as they are the same: a search plans the same models for every trial."""
-    front, parents = _front(folder / CARD), _parents(folder / LOCK)
+def _read_folder(folder: Path, *_: tuple[int, int]) -> Lineage:
+    """Read the origin from the files of a folder. Cached while they are unchanged: a search plans the same
+    models for every trial."""
+    front, parents = _read_front_matter(folder / CARD), _read_lock(folder / LOCK)
     return Lineage(
         "",
         _licence(front),
@@ -99,8 +102,8 @@ def _of_folder(folder: Path, *_: tuple[int, int]) -> Lineage:
     )
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """Time and size of a file; zeros where there is none."""
+def _time_and_size(path: Path) -> tuple[int, int]:
+    """Time and size of a file; zeros if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -109,13 +112,13 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def licence_name(licence: Mapping[str, str]) -> str | None:
-    """The name of a licence as people say it: that of the card's own words where the id is ``other``.
+    """The common name of a licence: the card's ``license_name`` where the id is ``other``.
 
     >>> licence_name({"license": "other", "license_name": "llama3"}), licence_name({"license": "mit"}), licence_name({})
     ('llama3', 'mit', None)
     """
     name = licence.get("license_name", "")
-    return name if WORD.fullmatch(name) else licence.get("license")
+    return name if LICENCE_NAME.fullmatch(name) else licence.get("license")
 
 
 def _name(source: Source) -> str:
@@ -126,8 +129,8 @@ def _name(source: Source) -> str:
     return Path(source.label).name or Path(source.label).resolve().name
 
 
-def _front(card: Path) -> Mapping[str, Any]:
-    """The front matter of a card; nothing where there is none that can be read."""
+def _read_front_matter(card: Path) -> Mapping[str, Any]:
+    """The front matter of a card; empty if it cannot be read."""
     try:
         with open_binary(card) as file:
             data = file.read(MAX_CARD_BYTES + 1)
@@ -148,16 +151,18 @@ def _front(card: Path) -> Mapping[str, Any]:
 
 def _licence(front: Mapping[str, Any]) -> Mapping[str, str]:
     licence = front.get("license")
-    if not isinstance(licence, str) or not WORD.fullmatch(licence):
+    if not isinstance(licence, str) or not LICENCE_NAME.fullmatch(licence):
         return {}
     more = ("license_name", "license_link") if licence == "other" else ()
     return {"license": licence} | {k: front[k] for k in more if isinstance(front.get(k), str)}
 
 
 def _bases(front: Mapping[str, Any]) -> tuple[str, ...]:
-    given = front.get("base_model")
-    listed = given if isinstance(given, list) else [given]
-    return tuple(dict.fromkeys(b for b in listed[:MAX_MODELS] if isinstance(b, str) and NAME.fullmatch(b)))
+    value = front.get("base_model")
+    listed = value if isinstance(value, list) else [value]
+    return tuple(
+        dict.fromkeys(b for b in listed[:MAX_MODELS] if isinstance(b, str) and MODEL_NAME.fullmatch(b))
+    )
 
 
 def _has_licence_file(folder: Path) -> bool:
@@ -167,42 +172,42 @@ def _has_licence_file(folder: Path) -> bool:
         return False
 
 
-def _parents(lock: Path) -> tuple[Lineage, ...] | None:
-    """The models that a merge was made of, as its lock says; None for what is no merge of alnico."""
+def _read_lock(lock: Path) -> tuple[Lineage, ...] | None:
+    """The parents of a merge, from its lock; None if the folder is not a merge by alnico."""
     if not lock.is_file():
         return None
     try:
-        return _locked(read_json(lock), 0)
+        return _parse_lock(read_json(lock), 0)
     except ModelError:
         return None
 
 
-def _locked(lock: Mapping[str, Any], depth: int) -> tuple[Lineage, ...]:
-    given = lock.get("inputs")
+def _parse_lock(lock: Mapping[str, Any], depth: int) -> tuple[Lineage, ...]:
+    inputs = lock.get("inputs")
     models = (
-        [i for i in given[:MAX_MODELS] if isinstance(i, dict) and "model" in i]
-        if isinstance(given, list)
+        [i for i in inputs[:MAX_MODELS] if isinstance(i, dict) and "model" in i]
+        if isinstance(inputs, list)
         else []
     )
-    found = []
+    parents = []
     for entry in models if depth < MAX_DEPTH else ():
         label = str(entry.get("repository") or entry["model"])
         name = label if entry.get("repository") else "+".join(Path(part).name for part in label.split("+"))
         if isinstance(entry.get("lock"), dict):
-            found.append(Lineage(name, {}, parents=_locked(entry["lock"], depth + 1), is_merge=True))
+            parents.append(Lineage(name, {}, parents=_parse_lock(entry["lock"], depth + 1), is_merge=True))
         else:
-            found.append(_told({**entry, "name": name}, depth))
-    return tuple(found)
+            parents.append(_parse_lineage({**entry, "name": name}, depth))
+    return tuple(parents)
 
 
-def _told(entry: Mapping[str, Any], depth: int) -> Lineage:
-    """What :meth:`Lineage.data` wrote."""
+def _parse_lineage(entry: Mapping[str, Any], depth: int) -> Lineage:
+    """Read back what :meth:`Lineage.data` wrote."""
     licence, parents = entry.get("licence"), entry.get("merge_of")
-    told = parents[:MAX_MODELS] if isinstance(parents, list) and depth < MAX_DEPTH else []
+    entries = parents[:MAX_MODELS] if isinstance(parents, list) and depth < MAX_DEPTH else []
     return Lineage(
         str(entry.get("name"))[:200],
         _licence(licence) if isinstance(licence, dict) else {},
         _bases(entry),
-        parents=tuple(_told(p, depth + 1) for p in told if isinstance(p, dict)),
+        parents=tuple(_parse_lineage(p, depth + 1) for p in entries if isinstance(p, dict)),
         is_merge=isinstance(parents, list),
     )

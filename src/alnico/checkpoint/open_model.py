@@ -1,4 +1,4 @@
-"""Opens any kind of model: a directory, a file, a model of the hub, or a base with adapters."""
+"""Opens any kind of model: a directory, a file, a model on the hub, or a base with adapters."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from alnico.errors import ModelError
 def open_model(
     reference: str | os.PathLike[str], *, offline: bool = False, may_be_adapter: bool = False
 ) -> Model:
-    """Open a model directory, a file, a model on the hub, or ``base+adapter``; reads headers only, and checks them.
+    """Open a model directory, a file, a model on the hub, or ``base+adapter``; reads headers only, and checks
+    them.
 
-    A path that is there wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over the ``+`` of an
-    adapter; with ``offline`` only what the hub's cache holds is looked at. With ``may_be_adapter`` the factors of an adapter are
-    opened as they are, to be looked at. Errors: ModelError for a path that is not there, files that are no model, those of an adapter, an index that does not fit its files or points outside the directory, a header that lies, a pickle that is
-    more than tensors, an adapter that does not fit its base, and quantised weights; HubError.
+    An existing path wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over
+    the ``+`` of an adapter. With ``offline`` only the hub's cache is used. With ``may_be_adapter`` an
+    adapter's factors are opened as plain tensors, for inspection. Errors: ModelError for a missing path,
+    files that are not a model, an adapter, an index that does not match its files or points outside the
+    directory, a wrong header, a pickle with more than tensors, an adapter that does not fit its base, and
+    quantised weights; HubError.
     """
     label = os.fspath(reference)
     try:
         parts = split_adapter(label, is_path)
         if parts is not None:
             return open_adapted(label, *parts, offline=offline)
-        model = _open(label, Path(os.path.expanduser(label)), offline)
+        model = _open_files(label, Path(os.path.expanduser(label)), offline)
     except OSError as error:
         raise ModelError(
             f"{label}: cannot be read ({error.strerror}). Check the path and its permissions."
@@ -55,17 +58,17 @@ def open_model(
 
 
 def open_headers(directory: Path) -> FileModel:
-    """Open the files of a directory as they are, also quantised ones, whose tensors are then those of the files. Errors: as for
+    """Open the files of a directory as stored: quantised tensors are not decoded. Errors: as for
     :func:`open_model`."""
     try:
-        return _open(os.fspath(directory), directory, offline=True)
+        return _open_files(os.fspath(directory), directory, offline=True)
     except OSError as error:
         raise ModelError(
             f"{directory}: its files cannot be read ({error.strerror}). Check the path and its permissions."
         ) from None
 
 
-def _open(label: str, location: Path, offline: bool) -> FileModel:
+def _open_files(label: str, location: Path, offline: bool) -> FileModel:
     if location.is_dir():
         from alnico.checkpoint.sidecars import (  # they read JSON by this file
             check_kinds,
@@ -95,13 +98,14 @@ def _open(label: str, location: Path, offline: bool) -> FileModel:
         model = open_from_hub(label, offline=offline)
     elif "+" in label:
         raise ModelError(
-            f"model {label!r}: no such directory or file, and no base+adapter: expected two paths, or ids of the hub as owner/name. "
-            "Check both parts."
+            f"model {label!r}: no such directory or file, and not base+adapter; expected two paths, or hub "
+            "ids as owner/name. Check both parts."
         )
     else:
         raise ModelError(
-            f"model {label!r}: no such directory or file; expected a directory with safetensors files, one such file, or a "
-            "model on the hub as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
+            f"model {label!r}: no such directory or file; expected a directory with safetensors files, one "
+            "such file, or a model on the hub as owner/name or owner/name@revision. Check the path, or "
+            "write the hub id with its owner."
         )
     return model
 
@@ -113,32 +117,33 @@ def _refuse_quantised(model: FileModel) -> None:
     ]
     if quantisation is None and not scales:
         return
-    found = f"it has {scales[0]!r}" if scales else "config.json has a quantization_config"
+    evidence = f"it has {scales[0]!r}" if scales else "config.json has a quantization_config"
     if isinstance(quantisation, dict):
-        found = f"config.json says {quantisation.get('quant_method')!r}"
+        evidence = f"config.json says {quantisation.get('quant_method')!r}"
     raise ModelError(
-        f"{model.label}: its weights are quantised ({found}); merging needs values in floating point. "
-        "Use the full-precision model; of quantised ones, fp8 with scales of blocks is decoded."
+        f"{model.label}: its weights are quantised ({evidence}); expected floating-point values. "
+        "Use the full-precision model. Of quantised models, only fp8 with block scales is decoded."
     )
 
 
 def open_adapted(label: str, base: str, adapter: str, *, offline: bool = False) -> AdaptedModel:
     """Open a base with an adapter, which may have a weight before it (``0.5*adapter``); reads headers only.
 
-    Errors: ModelError for what is no adapter, for an option of its config that this version does not apply, for tensors that
-    match none of the base and for shapes that do not fit; HubError; what :func:`open_model` raises for the base.
+    Errors: ModelError for something that is not an adapter, a config option that this version does not apply,
+    tensors that match none of the base's, and shapes that do not fit; HubError; what :func:`open_model`
+    raises for the base.
     """
     weight, reference = split_weight(adapter)
-    opened = open_model(base, offline=offline)
+    base_model = open_model(base, offline=offline)
     try:
         files = open_adapter(reference, offline=offline)
         try:
-            return AdaptedModel(label, opened, files, weight)
+            return AdaptedModel(label, base_model, files, weight)
         except BaseException:
             files.close()
             raise
     except BaseException:
-        opened.close()
+        base_model.close()
         raise
 
 

@@ -1,5 +1,4 @@
-"""Keeps models open and in memory: files are mapped, computed tensors kept, and blocks read without a
-copy."""
+"""Keeps models open and in memory: files are mapped, and blocks are read without a copy."""
 
 from __future__ import annotations
 
