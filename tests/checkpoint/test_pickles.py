@@ -177,7 +177,7 @@ def test_attributes_of_tensors_are_named_as_left_out(tmp_path):
     with open_model(tmp_path / "m.pt") as model:
         assert (model.read("w").tolist(), model.read("p").tolist()) == ([1, 1], [-1, -1, -1])
         assert model.notes == [
-            f"{tmp_path}/m.pt: left out, since they are attributes of tensors, which no file of tensors has: "
+            f"{tmp_path}/m.pt: left out, as they are attributes of tensors, which tensor files cannot store: "
             "w.tensor_model_parallel, p.output_dim."
         ]
 
@@ -193,8 +193,8 @@ class Marked(torch.Tensor):
         (lambda: Calling(torch._utils._rebuild_qtensor, torch.ones(2), 0, (2,), (1,), (), False, {}), "holds a quantised tensor (_rebuild_qtensor)"),
         (lambda: Calling(torch._utils._rebuild_nested_tensor, torch.ones(2), 0, 0, 0), "holds a nested tensor (_rebuild_nested_tensor)"),
         (lambda: torch.ones(2, device="meta"), "holds a tensor of the device 'meta', which has no values"),
-        (lambda: torch.ones(2).as_subclass(Marked), "its pickle asks for test_pickles.Marked"),
-        (lambda: Calling(torch._utils._rebuild_device_tensor_from_numpy, np.ones(2), torch.float32, "cpu", False), "as an array of numpy"),
+        (lambda: torch.ones(2).as_subclass(Marked), "its pickle needs test_pickles.Marked"),
+        (lambda: Calling(torch._utils._rebuild_device_tensor_from_numpy, np.ones(2), torch.float32, "cpu", False), "stored as a numpy array"),
     ],
 )  # fmt: skip
 def test_other_tensors_than_dense_ones_are_refused_by_what_they_are(tmp_path, thing, told):
@@ -234,7 +234,7 @@ def test_a_checkpoint_of_a_trainer_may_have_scalars_of_numpy(tmp_path):
         assert model.read("w").tolist() == [1, 1]
         assert (
             model.notes[1]
-            == f"{tmp_path}/m.ckpt: left out, since they are no tensors of the model: best, epoch, state_dict.scale."
+            == f"{tmp_path}/m.ckpt: left out, as they are not tensors of the model: best, epoch, state_dict.scale."
         )
 
 
@@ -259,7 +259,7 @@ def test_what_a_trainer_keeps_beside_the_weights_is_left_out(tmp_path):
 def test_an_array_of_numpy_in_a_state_dict_is_refused(tmp_path):
     torch.save({"w": torch.ones(2), "v": np.ones(2)}, tmp_path / "m.pt")
     assert refusal(tmp_path / "m.pt") == (
-        f"{tmp_path}/m.pt: v is an array of numpy, expected a tensor. Make a tensor of it with torch.from_numpy, and save again."
+        f"{tmp_path}/m.pt: v is a numpy array; expected a tensor. Convert it with torch.from_numpy and save again."
     )
 
 
@@ -270,7 +270,7 @@ def test_the_classes_of_callbacks_are_not_called(tmp_path):
         tmp_path / "m.pt",
         lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"X\x03\0\0\0KEY", call)}),
     )
-    assert "a call of what is no known name" in refusal(tmp_path / "m.pt")
+    assert "a call of something that is not an allowed name" in refusal(tmp_path / "m.pt")
 
 
 def test_reading_a_pickle_loads_no_torch_and_no_large_part_of_it(tmp_path):
@@ -296,7 +296,7 @@ def test_a_nested_state_dict_is_unwrapped_and_what_is_left_out_is_named(tmp_path
         assert list(model.tensors) == ["w"]
         assert model.notes == [
             f"{path}: the tensors are those under {wrapper}.",
-            f"{path}: left out, since they are no tensors of the model: epoch, optimizer, {wrapper}.lr.",
+            f"{path}: left out, as they are not tensors of the model: epoch, optimizer, {wrapper}.lr.",
         ]
 
 
@@ -371,7 +371,7 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_runs_nothing(tmp_path
     path, mark = tmp_path / "m.pt", tmp_path / "mark"
     torch.save({"w": torch.ones(2), "x": thing(mark)}, path, _use_new_zipfile_serialization=is_zip)
     assert refusal(path) == (
-        f"{path}: its pickle asks for {name}, expected tensors and plain values alone. alnico runs no code of a model: "
+        f"{path}: its pickle needs {name}, expected only tensors and plain values. alnico runs no code of a model: "
         "get the model as safetensors, or save its state_dict() where you trust the file."
     )
     assert not mark.exists()
@@ -392,11 +392,11 @@ def rezipped(path, change) -> None:
     [
         (lambda r: r.pop("m/data/0") and None, "storage '0' is missing or compressed. The file is damaged; download it again."),
         (lambda _: zipfile.ZIP_DEFLATED, "bytes or is compressed; expected at most "),
-        (lambda r: r.update({"m/byteorder": b"big"}), "was written by a big-endian machine, expected little-endian."),
+        (lambda r: r.update({"m/byteorder": b"big"}), "was written by a big-endian machine; expected little-endian."),
         (lambda r: r.update({"m/data/0": b"1234"}), "tensor 'w' has elements to 6 of its storage; expected at most 1."),
         (lambda r: r.update({"m/constants.pkl": b""}), "or a TorchScript program; expected a state dict."),
         (lambda r: r.pop("m/data.pkl") and None, "is a zip archive without one data.pkl"),
-        (lambda r: r.update({"m/data.pkl": r["m/data.pkl"][:-9]}), "is no checkpoint of torch that can be read ("),
+        (lambda r: r.update({"m/data.pkl": r["m/data.pkl"][:-9]}), "is not a readable torch checkpoint ("),
     ],
 )  # fmt: skip
 def test_a_zip_that_lies_is_refused(tmp_path, change, told):
@@ -443,7 +443,7 @@ def test_a_file_that_is_cut_is_refused(tmp_path):
         (torch.ones(1), "holds a tensor; expected tensors by name."),
         ({"lr": 1, "net": {"w": torch.ones(1)}}, "holds no tensors by name (its keys: lr, net)."),
         ({}, "holds no tensors by name (it is empty)."),
-        ({"w": torch.zeros(2, dtype=torch.complex128)}, "its pickle asks for torch.ComplexDoubleStorage"),
+        ({"w": torch.zeros(2, dtype=torch.complex128)}, "its pickle needs torch.ComplexDoubleStorage"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_without_tensors_by_name_is_refused(tmp_path, thing, told):
@@ -466,7 +466,7 @@ def test_a_view_outside_its_storage_is_refused(tmp_path):
 
 def test_a_plain_pickle_is_refused(tmp_path):
     (tmp_path / "m.pt").write_bytes(pickle.dumps({"w": [1.0]}))
-    assert "is a pickle, but no checkpoint of torch" in refusal(tmp_path / "m.pt")
+    assert "is a pickle, but not a torch checkpoint" in refusal(tmp_path / "m.pt")
 
 
 def test_pickled_models_merge_as_safetensors_do(tmp_path):

@@ -158,7 +158,7 @@ def test_an_index_that_points_outside_the_directory(run: Run, place: str) -> Non
 
 def test_a_pickle_checkpoint(run: Run) -> None:
     Path("b/model.safetensors").rename("b/pytorch_model.bin")
-    told = "b/pytorch_model.bin: is no checkpoint of torch that can be read ("
+    told = "b/pytorch_model.bin: is not a readable torch checkpoint ("
     assert refused(run, 4).startswith(told)
     Path("file.yml").write_text("merge_method: linear\nmodels: [a, b/pytorch_model.bin]\n")
     assert refused(run, 4, recipe="file.yml").startswith(told)

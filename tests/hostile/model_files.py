@@ -286,5 +286,7 @@ FP8_FILES = (
         "config.json has the weight_block_size", "weight_block_size [0, 2]", in_fp8(("F32", (2, 2)), (0, 2))
     ),
     Malformed("is F8_E4M3 without", "is F8_E4M3 without q.weight_scale_inv", in_fp8(None)),
-    Malformed("its scales are {} {}; expected floating-point", "its scales are F32 (2, 3)", in_fp8(("F32", (2, 3)))),
+    Malformed(
+        "its scales are {} {}; expected floating-point", "its scales are F32 (2, 3)", in_fp8(("F32", (2, 3)))
+    ),
 )

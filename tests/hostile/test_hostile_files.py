@@ -187,7 +187,7 @@ def test_a_pickle_changes_nothing_of_this_process(tmp_path: Path) -> None:
     """A state is set on classes and functions that Python's unpickler finds: ``Counter.update = "gone"``."""
     state = pickle.MARK + pickle.NONE + pickled({"update": "gone"})[2:-1] + pickle.TUPLE
     for name in (b"ccollections\nCounter\n", b"ctorch._utils\n_rebuild_tensor_v2\n"):
-        assert "a state for a AllowedGlobal" in refusal(spelled(name + state + pickle.BUILD)(tmp_path))
+        assert "a state for a name" in refusal(spelled(name + state + pickle.BUILD)(tmp_path))
     assert callable(collections.Counter.update)
     assert collections.Counter.__dict__["update"] is not None
 
@@ -221,8 +221,8 @@ def test_a_state_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
     held["model"] = held
     (tmp_path / "m.pt").write_bytes(zipped(pickled(held)))
     assert refusal(lambda: open_model(tmp_path / "m.pt")) == (
-        f"{tmp_path}/m.pt: its tensors lie in more than 8 wrappers, model.model.model and so on; expected a state dict in one or two. "
-        "Save the model's state_dict() and give that."
+        f"{tmp_path}/m.pt: its tensors are inside more than 8 wrappers, model.model.model and so on; expected a state dict in one or two. "
+        "Save the model's state_dict() and use that file."
     )
 
 

@@ -1,9 +1,10 @@
-"""A pickle as plain values: nothing is called but what the reader knows, and no memory is taken that the file does not fill.
+"""Reads pickles as plain values: calls only known functions, and bounds memory by the file.
 
-Python's own unpickler is not made for pickles of strangers, whatever classes it may find: a name's length, a place in its memo or an
-array is believed before it is looked at (86 bytes took 1.9 GB), a state may be set on any object it knows, classes of the process
-among them, and a key is hashed however deep it is. So the opcodes are read here, those that a state dict is made of and no other.
-Format: the comments of Python's ``pickletools``, https://docs.python.org/3/library/pickletools.html
+Python's own unpickler is unsafe for untrusted pickles, even with restricted classes: it believes the length
+of a name, a memo index or an array before it checks it (86 bytes took 1.9 GB), it may set a state on any
+object it knows, including classes of the process, and it hashes keys of any depth. This parser reads only the
+opcodes that state dicts need. Format: the comments of Python's ``pickletools``,
+https://docs.python.org/3/library/pickletools.html
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from typing import IO, Any
 
 MAX_PICKLE_BYTES = 200_000_000
 MAX_LINE_BYTES = 1_000
-"""Longest name of a module or of what is in it."""
+"""Longest name of a module or of something in it."""
 
 
 class AllowedGlobal:
-    """What a pickle may call, and is never given in its place: a pickle's own values are no such thing."""
+    """A function that a pickle may call. A pickle cannot create one from its own values."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
 
 
 class Unpickler:
-    """Reads one pickle from where ``file`` stands, of a file of ``size`` bytes. ``find`` says what a name means, ``persistent``
-    what an identifier does, ``build`` takes a thing and the state that is given to it. Errors: UnpicklingError, and what these raise."""
+    """Reads one pickle from the current position of ``file``, which has ``size`` bytes. ``find`` resolves a
+    name, ``persistent`` an identifier, and ``build`` applies a state to an object. Errors: UnpicklingError,
+    and what these functions raise."""
 
     def __init__(
         self,
@@ -48,16 +50,16 @@ class Unpickler:
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """Return the value. What follows it in the file is left unread."""
+        """Return the value. Does not read past it."""
         while (opcode := self._read(1)) != pickle.STOP:
             step = STEPS.get(opcode)
             if step is None:
-                raise UnpicklingError(f"the opcode {opcode!r}, which no state dict has")
+                raise UnpicklingError(f"the opcode {opcode!r}, which state dicts do not use")
             step(self)
         return self._stack.pop()
 
     def _read(self, count: int) -> bytes:
-        """Bytes that are there: how many are said is checked against the file before they are made room for."""
+        """Read ``count`` bytes; checks that the file has them before it allocates memory."""
         self._left -= count
         data = self._file.read(count) if self._left >= 0 else b""
         if len(data) < count:
@@ -72,7 +74,7 @@ class Unpickler:
         data = self._file.readline(MAX_LINE_BYTES)
         self._left -= len(data)
         if not data.endswith(b"\n"):
-            raise UnpicklingError("a name without an end")
+            raise UnpicklingError("an unterminated name")
         return data[:-1].decode("utf-8")
 
     def _since_mark(self) -> list[Any]:
@@ -113,7 +115,7 @@ class Unpickler:
 
     def _tuple(self, count: int) -> None:
         if len(self._stack) < count:
-            raise UnpicklingError("a tuple of what is not there")
+            raise UnpicklingError("a tuple with too few values")
         items = tuple(self._stack[len(self._stack) - count :])
         del self._stack[len(self._stack) - count :]
         self._push(items)
@@ -130,7 +132,7 @@ class Unpickler:
     def _set(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise UnpicklingError("a dict was expected, and pairs for it")
+            raise UnpicklingError("a dict and pairs for it were expected")
         put_pairs(target, zip(items[::2], items[1::2], strict=True))
 
     def _set_one(self) -> None:
@@ -150,14 +152,14 @@ class Unpickler:
     def _stack_global(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise UnpicklingError("a name that is no text")
+            raise UnpicklingError("a name that is not text")
         self._push(self._find(module, name))
 
     def _reduce(self) -> None:
-        arguments, known = self._stack.pop(), self._stack.pop()
-        if not isinstance(known, AllowedGlobal) or not isinstance(arguments, tuple):
-            raise UnpicklingError("a call of what is no known name")
-        self._push(known.call(*arguments))
+        arguments, callee = self._stack.pop(), self._stack.pop()
+        if not isinstance(callee, AllowedGlobal) or not isinstance(arguments, tuple):
+            raise UnpicklingError("a call of something that is not an allowed name")
+        self._push(callee.call(*arguments))
 
     def _build(self) -> None:
         state = self._stack.pop()
@@ -168,7 +170,8 @@ class Unpickler:
 
 
 def put_pairs(target: dict[Any, Any], pairs: Iterable[tuple[Any, Any]]) -> None:
-    """Put pairs into a dict whose keys are plain: hashing a tuple of tuples of one tuple takes as long as it would written out."""
+    """Add pairs to a dict, with plain keys only: hashing nested tuples that share members takes exponential
+    time."""
     for key, value in pairs:
         if not isinstance(key, (str, bytes, int, float, type(None))):
             raise UnpicklingError(f"a key of the type {type(key).__name__}")
@@ -208,7 +211,7 @@ STEPS: dict[bytes, Callable[[Unpickler], None]] = {
     pickle.EMPTY_DICT: lambda u: u._push({}),
     pickle.SETITEM: Unpickler._set_one,
     pickle.SETITEMS: lambda u: u._set(u._since_mark()),
-    pickle.EMPTY_SET: lambda u: u._push([]),  # no tensor is in a set: its members need not be told apart
+    pickle.EMPTY_SET: lambda u: u._push([]),  # a list will do: no tensor is in a set
     pickle.ADDITEMS: lambda u: u._append(u._since_mark()),
     pickle.FROZENSET: lambda u: u._push(u._since_mark()),
     pickle.BINPUT: lambda u: u._put(u._number("<B")),
@@ -222,4 +225,5 @@ STEPS: dict[bytes, Callable[[Unpickler], None]] = {
     pickle.BUILD: Unpickler._build,
     pickle.BINPERSID: Unpickler._persistent_id,
 }
-"""What each opcode does. Left out are those that make objects of classes, and those of the text protocols 0 and 1."""
+"""What each opcode does. Left out are those that create objects of classes, and those of the text protocols 0
+and 1."""

@@ -1,9 +1,9 @@
-"""Where the tensors lie in a checkpoint that torch has pickled: ``.bin``, ``.pt``, ``.pth``, ``.ckpt``.
+"""Locates the tensors in torch's pickled checkpoints (.bin, .pt, .pth, .ckpt) without running code.
 
-Neither torch nor any code of the file is run. Its pickle is read by an unpickler of ours, :mod:`alnico.checkpoint.pickle_parser`, which
-knows the few opcodes and names a state dict is made of and refuses every other. The storages are then ranges of bytes in
-the file, in the zip format (torch 1.6 and later, where storages are stored uncompressed) as in the one before it: tensors are
-read like those of safetensors, in part and by positioned reads.
+Neither torch nor any code of the file is run: :mod:`alnico.checkpoint.pickle_parser` knows the few opcodes
+and names that state dicts need, and refuses all others. Storages are then byte ranges in the file, in the zip
+format (torch 1.6 and later, stored uncompressed) and in the one before it. Tensors are read as from
+safetensors: in part, by positioned reads.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ from alnico.errors import ModelError
 from alnico.numerics.dtypes import DTYPES
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-"""Keys under which trainers put the state dict, beside an optimizer, say."""
+"""Keys under which trainers save the state dict, next to an optimizer for example."""
 
-MOST_WRAPPED = 8
-"""Wrappers around a state dict that are taken off: a dict may hold itself."""
+MAX_WRAPPERS = 8
+"""Most wrappers to remove around a state dict: a dict may contain itself."""
 
 MAX_EXPANDED_BYTES = 1 << 20
-"""A view that repeats its elements may be as large as its file, or this if that is more: a few bytes could ask for any memory."""
+"""Largest view with repeated elements, unless the file is larger: a few bytes could claim any amount of
+memory."""
 
 CALLBACKS = re.compile(r"(pytorch_lightning|lightning\.pytorch)\.callbacks(\.|$)")
-"""Modules whose names stand for themselves, as text: nothing of them is called."""
+"""Modules whose names are read as plain text and never called."""
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 LOCAL_HEADER = struct.Struct("<26xHH")
-"""Of a zip record: the lengths of its name and of its extra field are its last numbers."""
+"""A zip record's local header; the lengths of its name and its extra field are the last two numbers."""
 
 STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
@@ -62,7 +63,8 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """Bytes that tensors share. ``dtype`` is empty where the tensor says it; ``count`` counts elements, or bytes then."""
+    """Bytes that tensors share. ``count`` counts elements of ``dtype``; or bytes, where the tensors give the
+    dtype and this one is ''."""
 
     key: str
     dtype: str
@@ -71,7 +73,7 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _PickledTensor:
-    """A view of a storage, in elements. ``attributes`` are what Python code has set on it beside its values."""
+    """A view of a storage, in elements. ``attributes`` are the Python attributes set on the tensor."""
 
     storage: _Storage
     dtype: str
@@ -84,7 +86,7 @@ class _PickledTensor:
 
 
 class _NumpyType:
-    """A dtype of numpy; its byte order comes after it."""
+    """A numpy dtype; its byte order is set later."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -92,14 +94,14 @@ class _NumpyType:
 
 
 class _NumpyArray:
-    """An array of numpy, as trainers keep the states of generators: it is no tensor."""
+    """A numpy array, such as a saved generator state: not a tensor."""
 
 
 def open_pickle(path: Path) -> Shard:
-    """Find the tensors of a pickled checkpoint; reads its pickle and no tensor.
+    """Locate the tensors of a pickled checkpoint. Reads the pickle, not the tensors.
 
-    Errors: ModelError for a pickle that asks for anything but tensors and plain values, one without tensors, views outside
-    their storage and files that are damaged.
+    Errors: ModelError for a pickle with anything except tensors and plain values, one without tensors, views
+    outside their storage, and damaged files.
     """
     try:
         with os.fdopen(open_to_read(path), "rb") as file:
@@ -109,30 +111,31 @@ def open_pickle(path: Path) -> Shard:
             loaded, storages, digest = (_read_zip if is_zip else _read_legacy)(
                 file, status.st_size, str(path)
             )
-            tensors, notes = _chosen(loaded, str(path))
+            tensors, notes = _select_tensors(loaded, str(path))
             infos = [
-                _placed(name, tensor, storages, status.st_size, str(path)) for name, tensor in tensors.items()
+                _locate(name, tensor, storages, status.st_size, str(path)) for name, tensor in tensors.items()
             ]
     except ModelError:
         raise
-    except (Exception, MemoryError) as error:  # whatever a damaged or hostile file makes of the unpickler
+    except (Exception, MemoryError) as error:  # a damaged or hostile file may cause any error
         raise ModelError(
-            f"{path}: is no checkpoint of torch that can be read ({type(error).__name__}: {str(error)[:120]}). "
-            "The file is damaged or something else; download it again, or get the model as safetensors."
+            f"{path}: is not a readable torch checkpoint ({type(error).__name__}: {str(error)[:120]}). "
+            "The file is damaged or of another format; download it again, or get the model as safetensors."
         ) from None
     infos.sort(key=lambda t: (t.begin, t.end, t.name))
     return Shard(path, Header(tuple(infos), {}, 0), status.st_size, status.st_mtime_ns, digest, notes)
 
 
 def _read_zip(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
-    """Return what is pickled, the place (begin, end) of each storage in the file, and the pickle's digest."""
+    """Return the pickled value, the bytes (begin, end) of each storage in the file, and the pickle's
+    digest."""
     with zipfile.ZipFile(file) as archive:
         records = {r.filename: r for r in archive.infolist()}
         pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in records):
             raise ModelError(
-                f"{where}: is a zip archive without one data.pkl, or a TorchScript program; expected a state dict. "
-                "Save the model's state_dict() and give that."
+                f"{where}: is a zip archive without one data.pkl, or a TorchScript program; expected a state "
+                "dict. Save the model's state_dict() and use that file."
             )
         root = pickles[0].removesuffix("data.pkl")
         most = min(MAX_PICKLE_BYTES, size)
@@ -140,42 +143,44 @@ def _read_zip(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tu
             record = records.get(name)
             if record is not None and (record.file_size > most or record.compress_type != zipfile.ZIP_STORED):
                 raise ModelError(
-                    f"{where}: {name[:80]} has {record.file_size} bytes or is compressed; expected at most {most}, stored as they are. "
-                    "Check the model."
+                    f"{where}: {name[:80]} has {record.file_size} bytes or is compressed; expected at most "
+                    f"{most} uncompressed bytes. Check the model."
                 )
         text = archive.read(pickles[0])
         if f"{root}byteorder" in records and archive.read(f"{root}byteorder") != b"little":
             raise ModelError(
-                f"{where}: was written by a big-endian machine, expected little-endian. Convert it to safetensors."
+                f"{where}: was written by a big-endian machine; expected little-endian. Convert it to "
+                "safetensors."
             )
-    wanted = _Storages(where)
-    loaded = Unpickler(io.BytesIO(text), len(text), wanted.find, wanted.persistent, _build).load()
+    storages = _Storages(where)
+    loaded = Unpickler(io.BytesIO(text), len(text), storages.find, storages.persistent, _set_state).load()
     places = {}
-    for key in wanted.by_key:
-        found = records.get(f"{root}data/{key}")
-        if found is None or found.compress_type != zipfile.ZIP_STORED:
+    for key in storages.by_key:
+        record = records.get(f"{root}data/{key}")
+        if record is None or record.compress_type != zipfile.ZIP_STORED:
             raise ModelError(
                 f"{where}: storage {key!r} is missing or compressed. The file is damaged; download it again."
             )
-        file.seek(found.header_offset)
+        file.seek(record.header_offset)
         begin = (
-            found.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
+            record.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
         )
-        places[key] = (begin, begin + found.file_size)
+        places[key] = (begin, begin + record.file_size)
     return loaded, places, xxhash.xxh3_128_hexdigest(text)
 
 
 def _read_legacy(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
-    """The same for the format before torch 1.6: five pickles, then for each storage its number of elements and its bytes."""
-    wanted = _Storages(where)
+    """Do the same for the format before torch 1.6: five pickles, then each storage's number of elements and
+    bytes."""
+    storages = _Storages(where)
 
     def load() -> Any:
-        return Unpickler(file, size, wanted.find, wanted.persistent, _build).load()
+        return Unpickler(file, size, storages.find, storages.persistent, _set_state).load()
 
     if load() != LEGACY_MAGIC or load() != LEGACY_PROTOCOL or not load().get("little_endian", False):
         raise ModelError(
-            f"{where}: is a pickle, but no checkpoint of torch from a little-endian machine. Save the model's state_dict() with "
-            "torch, or as safetensors."
+            f"{where}: is a pickle, but not a torch checkpoint from a little-endian machine. Save the "
+            "model's state_dict() with torch, or as safetensors."
         )
     loaded = load()
     keys = load()
@@ -183,15 +188,16 @@ def _read_legacy(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str,
     places, position = {}, head
     for key in keys:
         if not isinstance(key, str):
-            raise UnpicklingError("a storage whose key is no text")
+            raise UnpicklingError("a storage whose key is not text")
         file.seek(position)
-        storage = wanted.by_key[key]
+        storage = storages.by_key[key]
         (count,) = struct.unpack("<q", file.read(8))
         begin = position + 8
         position = begin + storage.count * (DTYPES[storage.dtype].bytes if storage.dtype else 1)
         if count != storage.count:
             raise ModelError(
-                f"{where}: storage {key!r} has {count} elements, its tensors say {storage.count}. The file is damaged; download it again."
+                f"{where}: storage {key!r} has {count} elements; its tensors claim {storage.count}. The file "
+                "is damaged; download it again."
             )
         places[key] = (begin, position)
     file.seek(0)
@@ -199,7 +205,7 @@ def _read_legacy(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str,
 
 
 class _Storages:
-    """The storages that a pickle names, and what its other names mean."""
+    """Collects the storages that a pickle names, and resolves its other names."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -210,18 +216,20 @@ class _Storages:
             return TORCH_DTYPES[name]
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        if (module, name) in KNOWN:
-            return KNOWN[module, name]
-        if CALLBACKS.match(module):  # Lightning's trainers keep what callbacks know under their classes
+        if (module, name) in ALLOWED_NAMES:
+            return ALLOWED_NAMES[module, name]
+        if CALLBACKS.match(module):  # Lightning saves the state of callbacks under their classes
             return f"{module}.{name}"
-        if module == "torch._utils" and name in OTHER_TENSORS:
-            found, advice = OTHER_TENSORS[name]
+        if module == "torch._utils" and name in UNSUPPORTED_TENSORS:
+            kind, advice = UNSUPPORTED_TENSORS[name]
             raise ModelError(
-                f"{self._where}: holds {found} ({name}); expected dense tensors with values. {advice}, and save it again."
+                f"{self._where}: holds {kind} ({name}); expected dense tensors with values. {advice}, and "
+                "save it again."
             )
         raise ModelError(
-            f"{self._where}: its pickle asks for {module}.{name}, expected tensors and plain values alone. alnico runs no code "
-            "of a model: get the model as safetensors, or save its state_dict() where you trust the file."
+            f"{self._where}: its pickle needs {module}.{name}; expected only tensors and plain values. "
+            "alnico runs no code from models. Get the model as safetensors, or save its state_dict() on a "
+            "machine where you trust the file."
         )
 
     def persistent(self, identifier: Any) -> _Storage:
@@ -236,11 +244,11 @@ class _Storages:
             raise UnpicklingError("a storage of an unknown kind")
         storage = _Storage(key, dtype, count)
         if self.by_key.setdefault(key, storage) != storage:
-            raise UnpicklingError(f"storage {key!r} is two things")
+            raise UnpicklingError(f"storage {key!r} is described in two ways")
         return storage
 
 
-def _rebuilt(
+def _rebuild(
     storage: object,
     offset: object,
     shape: object,
@@ -254,7 +262,7 @@ def _rebuilt(
     )
 
 
-def _rebuilt_typed(
+def _rebuild_typed(
     storage: object,
     offset: object,
     shape: object,
@@ -270,68 +278,71 @@ def _rebuilt_typed(
 def _view(
     storage: object, dtype: object, offset: object, shape: object, strides: object, bits: object
 ) -> _PickledTensor:
-    """A tensor of what a pickle says of it; whether it lies in the file is for :func:`_placed`.
+    """Build a tensor from a pickle's description; :func:`_locate` checks that it is inside the file.
 
-    ``bits`` is what torch calls its metadata: the values are the negative (``neg``) or the complex conjugate (``conj``) of what is stored.
+    ``bits`` is what torch calls metadata: the values are the negative (``neg``) or the complex conjugate
+    (``conj``) of the stored ones.
     """
     numbers = [offset]
-    for listed in (shape, strides):
-        if not isinstance(listed, (tuple, list)) or len(listed) > MAX_DIMENSIONS:
+    for sizes in (shape, strides):
+        if not isinstance(sizes, (tuple, list)) or len(sizes) > MAX_DIMENSIONS:
             raise UnpicklingError(
                 f"a tensor without a shape and strides of at most {MAX_DIMENSIONS} dimensions"
             )
-        numbers += listed
+        numbers += sizes
     if not isinstance(storage, _Storage) or not isinstance(dtype, str) or not all(map(_is_size, numbers)):
-        raise UnpicklingError("a tensor without a storage, a dtype and sizes, none negative")
-    said = bits or {}
+        raise UnpicklingError("a tensor without a storage, a dtype and non-negative sizes")
+    bits_set = bits or {}
     if (
-        not isinstance(said, dict)
-        or not set(said) <= {"neg", "conj"}
-        or not all(isinstance(v, bool) for v in said.values())
+        not isinstance(bits_set, dict)
+        or not set(bits_set) <= {"neg", "conj"}
+        or not all(isinstance(v, bool) for v in bits_set.values())
     ):
         raise UnpicklingError("a tensor with metadata other than the bits 'neg' and 'conj'")
-    negated, conjugated = said.get("neg", False), said.get("conj", False)
+    negated, conjugated = bits_set.get("neg", False), bits_set.get("conj", False)
     if (negated and dtype not in NEGATABLE) or (conjugated and dtype != "C64"):
         raise UnpicklingError(f"a tensor of {dtype[:20] or 'bytes'} that is negated or conjugated")
-    return _PickledTensor(storage, dtype, offset, tuple(shape), tuple(strides), negated, conjugated)  # type: ignore[arg-type]  # as was just seen
+    return _PickledTensor(storage, dtype, offset, tuple(shape), tuple(strides), negated, conjugated)  # type: ignore[arg-type]  # checked above
 
 
-def _parameter(tensor: object, _grad: object = True, _hooks: object = None, state: object = None) -> object:
-    """A parameter is its tensor; what else its state holds is named."""
-    held = state[0] if isinstance(state, tuple) and state else state
-    if isinstance(tensor, _PickledTensor) and isinstance(held, dict):
-        return replace(tensor, attributes=tuple(str(key)[:80] for key in held))
+def _rebuild_parameter(
+    tensor: object, _grad: object = True, _hooks: object = None, state: object = None
+) -> object:
+    """Return a parameter's tensor, with the names of the attributes in its state."""
+    attributes = state[0] if isinstance(state, tuple) and state else state
+    if isinstance(tensor, _PickledTensor) and isinstance(attributes, dict):
+        return replace(tensor, attributes=tuple(str(key)[:80] for key in attributes))
     return tensor
 
 
-def _of_type(rebuild: object, kind: object, arguments: object, state: object) -> object:
-    """A tensor on which attributes were set. Subclasses of tensors have no known name, and are refused by it."""
+def _rebuild_from_type(rebuild: object, kind: object, arguments: object, state: object) -> object:
+    """A tensor with attributes. Subclasses of tensors are refused: their names are not allowed."""
     if rebuild not in PLAIN_REBUILDS or kind != TENSOR or not isinstance(arguments, tuple):
         raise UnpicklingError("a tensor of another type than torch.Tensor")
-    return _parameter(rebuild.call(*arguments), state=state)
+    return _rebuild_parameter(rebuild.call(*arguments), state=state)
 
 
-def _from_cpu(tensor: object, dtype: object, _device: object, _grad: object) -> object:
-    """A tensor that was on a device without storages (a TPU, say), saved by way of the CPU."""
+def _rebuild_from_cpu(tensor: object, dtype: object, _device: object, _grad: object) -> object:
+    """A tensor that was saved from a device without storages, such as a TPU, through the CPU."""
     if not isinstance(tensor, _PickledTensor) or tensor.dtype != dtype:
-        raise UnpicklingError("a tensor of a device that was saved with another dtype than its own")
+        raise UnpicklingError("a tensor of a device saved with a different dtype")
     return tensor
 
 
 def _numpy_type(name: object, *_: object) -> _NumpyType:
     if not isinstance(name, str) or len(name) > MAX_TYPE_NAME:
-        raise UnpicklingError("a dtype of numpy without a name")
+        raise UnpicklingError("a numpy dtype without a name")
     return _NumpyType(name)
 
 
 def _numpy_scalar(kind: object, data: object) -> object:
-    """The number or text that a scalar of numpy is."""
+    """The number or text of a numpy scalar."""
     if not isinstance(kind, _NumpyType) or not isinstance(data, bytes):
-        raise UnpicklingError("a scalar of numpy without a dtype and bytes")
+        raise UnpicklingError("a numpy scalar without a dtype and bytes")
     if kind.name[:1] in ("U", "S"):
         return data.decode("utf-32-le" if kind.name[0] == "U" else "latin1").rstrip("\0")
     if kind.name not in NUMPY_NUMBERS or len(data) != int(kind.name[1:]):
-        raise UnpicklingError(f"a scalar of numpy that is no number ({kind.name!r})")
+        raise UnpicklingError(f"a numpy scalar that is not a number ({kind.name!r})")
     return np.frombuffer(data, kind.order + kind.name)[0].item()
 
 
@@ -339,9 +350,10 @@ def _numpy_array(*_: object) -> _NumpyArray:
     return _NumpyArray()
 
 
-def _build(thing: object, state: object) -> None:
-    """Take a state for what has one: a dtype of numpy, whose byte order it says, an array of numpy, which is not read, and a dict, of
-    which it is no part (it is the metadata of a state dict). A tensor has none: torch would make another tensor of it."""
+def _set_state(thing: object, state: object) -> None:
+    """Apply a pickled state: a numpy dtype takes its byte order from it; numpy arrays and dicts ignore it
+    (for a dict it is the metadata of a state dict). It is refused for a tensor: torch would build a different
+    tensor from it."""
     if (
         isinstance(thing, _NumpyType)
         and isinstance(state, tuple)
@@ -354,72 +366,74 @@ def _build(thing: object, state: object) -> None:
 
 
 def _type_of(value: object) -> str:
-    """What a value is, in the words of a message."""
+    """What a value is, for messages."""
     if isinstance(value, _PickledTensor):
         return "a tensor"
-    return "a numpy array" if isinstance(value, _NumpyArray) else f"a {type(value).__name__.strip('_')}"
+    if isinstance(value, AllowedGlobal):
+        return "a name"
+    return "a numpy array" if isinstance(value, _NumpyArray) else f"a {type(value).__name__}"
 
 
-def _mapping(*arguments: Any) -> dict[Any, Any]:
-    """A dict of any of Python's kinds: its pairs, or those of a mapping; that a missing key has a default is of no use here."""
-    found: dict[Any, Any] = {}
-    for given in arguments:
-        if isinstance(given, dict):
-            found |= given
-        elif isinstance(given, (list, tuple)):
-            put_pairs(found, ((pair[0], pair[1]) for pair in given))
-    return found
+def _make_dict(*arguments: Any) -> dict[Any, Any]:
+    """Any of Python's dict types as a dict; a default for missing keys is ignored."""
+    result: dict[Any, Any] = {}
+    for argument in arguments:
+        if isinstance(argument, dict):
+            result |= argument
+        elif isinstance(argument, (list, tuple)):
+            put_pairs(result, ((pair[0], pair[1]) for pair in argument))
+    return result
 
 
-def _listing(items: object = (), *_: object) -> list[object]:
-    """A list, or a set, whose members need not be told apart."""
+def _make_list(items: object = (), *_: object) -> list[object]:
+    """A list, or a set as a list: no tensor is in a set."""
     return [*items] if isinstance(items, (list, tuple)) else []
 
 
-def _size(items: object = ()) -> tuple[object, ...]:
+def _make_size(items: object = ()) -> tuple[object, ...]:
     return tuple(items) if isinstance(items, (list, tuple)) else ()
 
 
-def _latin(text: object, encoding: object) -> bytes:
+def _encode_latin1(text: object, encoding: object) -> bytes:
     if encoding != "latin1" or not isinstance(text, str):
         raise UnpicklingError("bytes in an unknown encoding")
     return text.encode("latin1")
 
 
-def _nothing(*_: object) -> None:
-    """A device: tensors are read to memory wherever they were."""
+def _ignore_device(*_: object) -> None:
+    """Ignore a device: tensors are read into memory."""
 
 
 NEGATABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "C64")
-"""Dtypes of which torch makes the negative."""
+"""Dtypes that torch can negate lazily."""
 MAX_TYPE_NAME = 20
 NUMPY_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
 TENSOR = ".Tensor"
-"""Stands for the class of tensors, which is a name in pickles and no dtype."""
+"""Represents the class of tensors, which a pickle names and which is not a dtype."""
 
-PLAIN_REBUILDS = (AllowedGlobal(_rebuilt), AllowedGlobal(_rebuilt_typed))
+PLAIN_REBUILDS = (AllowedGlobal(_rebuild), AllowedGlobal(_rebuild_typed))
 
-KNOWN: dict[tuple[str, str], AllowedGlobal | str] = {
-    ("collections", "OrderedDict"): AllowedGlobal(_mapping),
-    ("collections", "Counter"): AllowedGlobal(_mapping),
-    ("collections", "defaultdict"): AllowedGlobal(_mapping),
+ALLOWED_NAMES: dict[tuple[str, str], AllowedGlobal | str] = {
+    ("collections", "OrderedDict"): AllowedGlobal(_make_dict),
+    ("collections", "Counter"): AllowedGlobal(_make_dict),
+    ("collections", "defaultdict"): AllowedGlobal(_make_dict),
     **{
         (module, name): AllowedGlobal(call)
         for module in ("builtins", "__builtin__")
-        for name, call in (("set", _listing), ("dict", _mapping), ("list", _listing))
+        for name, call in (("set", _make_list), ("dict", _make_dict), ("list", _make_list))
     },
-    ("_codecs", "encode"): AllowedGlobal(_latin),
-    ("torch", "Size"): AllowedGlobal(_size),
-    ("torch", "device"): AllowedGlobal(_nothing),
+    ("_codecs", "encode"): AllowedGlobal(_encode_latin1),
+    ("torch", "Size"): AllowedGlobal(_make_size),
+    ("torch", "device"): AllowedGlobal(_ignore_device),
     ("torch", "UntypedStorage"): "",
     ("torch.storage", "UntypedStorage"): "",
-    ("torch._utils", "_rebuild_tensor"): AllowedGlobal(_rebuilt),
+    ("torch._utils", "_rebuild_tensor"): AllowedGlobal(_rebuild),
     ("torch._utils", "_rebuild_tensor_v2"): PLAIN_REBUILDS[0],
     ("torch._utils", "_rebuild_tensor_v3"): PLAIN_REBUILDS[1],
-    ("torch._utils", "_rebuild_parameter"): AllowedGlobal(_parameter),
-    ("torch._utils", "_rebuild_parameter_with_state"): AllowedGlobal(_parameter),
-    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): AllowedGlobal(_from_cpu),
-    ("torch._tensor", "_rebuild_from_type_v2"): AllowedGlobal(_of_type),
+    ("torch._utils", "_rebuild_parameter"): AllowedGlobal(_rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): AllowedGlobal(_rebuild_parameter),
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): AllowedGlobal(_rebuild_from_cpu),
+    ("torch._tensor", "_rebuild_from_type_v2"): AllowedGlobal(_rebuild_from_type),
     ("torch", "Tensor"): TENSOR,
     ("numpy", "dtype"): AllowedGlobal(_numpy_type),
     ("numpy", "ndarray"): "numpy.ndarray",
@@ -430,7 +444,7 @@ KNOWN: dict[tuple[str, str], AllowedGlobal | str] = {
     },
 }
 
-OTHER_TENSORS = {
+UNSUPPORTED_TENSORS = {
     "_rebuild_sparse_tensor": ("a sparse tensor", "Make it dense with to_dense()"),
     "_rebuild_qtensor": ("a quantised tensor", "Use the model in full precision, or dequantize() it"),
     "_rebuild_nested_tensor": ("a nested tensor", "Make it dense with to_padded_tensor()"),
@@ -438,32 +452,34 @@ OTHER_TENSORS = {
         "a tensor of the device 'meta', which has no values",
         "Load the model's weights",
     ),
-    "_rebuild_wrapper_subclass": ("a tensor of a class of its own", "Make it a plain tensor"),
-    "_rebuild_device_tensor_from_numpy": ("a tensor as an array of numpy", "Load it with torch"),
-    "_rebuild_xla_tensor": ("a tensor as an array of numpy", "Load it with torch"),
+    "_rebuild_wrapper_subclass": ("a tensor of a custom class", "Make it a plain tensor"),
+    "_rebuild_device_tensor_from_numpy": ("a tensor stored as a numpy array", "Load it with torch"),
+    "_rebuild_xla_tensor": ("a tensor stored as a numpy array", "Load it with torch"),
 }
-"""What else torch makes tensors of, by its functions in ``torch._utils``: what it is, and what to do."""
+"""Tensors that are not supported, by torch's function in ``torch._utils``: what they are, and what to do."""
 
 
-def _chosen(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor], tuple[str, ...]]:
-    """The tensors of the state dict, unwrapped, and notes on what else there was."""
-    inside: list[str] = []
+def _select_tensors(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor], tuple[str, ...]]:
+    """Return the tensors of the state dict, without wrappers, and notes on what was left out."""
+    wrappers: list[str] = []
     ignored: list[str] = []
     while isinstance(loaded, Mapping):
-        wrapper = next((w for w in WRAPPERS if isinstance(loaded.get(w), Mapping)), None)
-        if wrapper is None:
+        key = next((w for w in WRAPPERS if isinstance(loaded.get(w), Mapping)), None)
+        if key is None:
             break
-        ignored += [".".join([*inside, str(key)]) for key in loaded if key != wrapper]
-        inside.append(wrapper)
-        loaded = loaded[wrapper]
-        if len(inside) > MOST_WRAPPED:
+        ignored += [".".join([*wrappers, str(key)]) for key in loaded if key != key]
+        wrappers.append(key)
+        loaded = loaded[key]
+        if len(wrappers) > MAX_WRAPPERS:
             raise ModelError(
-                f"{where}: its tensors lie in more than {MOST_WRAPPED} wrappers, {'.'.join(inside[:3])} and so on; expected a state "
-                "dict in one or two. Save the model's state_dict() and give that."
+                f"{where}: its tensors are inside more than {MAX_WRAPPERS} wrappers, "
+                f"{'.'.join(wrappers[:3])} and so on; expected a state dict in one or two. Save the "
+                "model's state_dict() and use that file."
             )
     if not isinstance(loaded, Mapping):
         raise ModelError(
-            f"{where}: holds {_type_of(loaded)}; expected tensors by name. Save the model's state_dict() and give that."
+            f"{where}: holds {_type_of(loaded)}; expected tensors by name. Save the model's state_dict() and "
+            "use that file."
         )
     tensors = {
         key: value
@@ -473,34 +489,37 @@ def _chosen(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor], tuple[s
     arrays = [str(key) for key, value in loaded.items() if isinstance(value, _NumpyArray)]
     if arrays:
         raise ModelError(
-            f"{where}: {arrays[0][:80]} is an array of numpy, expected a tensor. Make a tensor of it with torch.from_numpy, and save again."
+            f"{where}: {arrays[0][:80]} is a numpy array; expected a tensor. Convert it with "
+            "torch.from_numpy and save again."
         )
-    ignored += [".".join([*inside, str(key)]) for key in loaded if key not in tensors]
+    ignored += [".".join([*wrappers, str(key)]) for key in loaded if key not in tensors]
     if not tensors:
-        held = f"its keys: {', '.join(map(str, list(loaded)[:5]))}"[:120] if loaded else "it is empty"
+        keys_text = f"its keys: {', '.join(map(str, list(loaded)[:5]))}"[:120] if loaded else "it is empty"
         raise ModelError(
-            f"{where}: holds no tensors by name ({held}). Save the model's state_dict() and give that."
+            f"{where}: holds no tensors by name ({keys_text}). Save the model's state_dict() and use that "
+            "file."
         )
     notes = []
-    if inside:
-        notes.append(f"{where}: the tensors are those under {'.'.join(inside)}.")
+    if wrappers:
+        notes.append(f"{where}: the tensors are those under {'.'.join(wrappers)}.")
     if ignored:
-        notes.append(f"{where}: left out, since they are no tensors of the model: {_some(ignored)}.")
+        notes.append(f"{where}: left out, as they are not tensors of the model: {_list_some(ignored)}.")
     if attributes := [f"{name}.{a}" for name, tensor in tensors.items() for a in tensor.attributes]:
         notes.append(
-            f"{where}: left out, since they are attributes of tensors, which no file of tensors has: {_some(attributes)}."
+            f"{where}: left out, as they are attributes of tensors, which tensor files cannot store: "
+            f"{_list_some(attributes)}."
         )
     return tensors, tuple(notes)
 
 
-def _some(names: list[str]) -> str:
+def _list_some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _placed(
+def _locate(
     name: str, tensor: _PickledTensor, storages: Mapping[str, tuple[int, int]], size: int, where: str
 ) -> TensorInfo:
-    """Where a tensor lies in the file, checked."""
+    """Return where a tensor is in the file, after checking that."""
 
     def refuse(found: str, expected: str) -> ModelError:
         return ModelError(
@@ -508,7 +527,7 @@ def _placed(
         )
 
     if any("\ud800" <= c <= "\udfff" for c in name):
-        raise refuse("half of a character in its name", "Unicode text")
+        raise refuse("an unpaired surrogate in its name", "Unicode text")
     if tensor.dtype not in DTYPES:
         raise refuse("no dtype", f"one of {', '.join(DTYPES)}")
     shape, strides, width = tensor.shape, tensor.strides, DTYPES[tensor.dtype].bytes
@@ -518,33 +537,32 @@ def _placed(
         )
     span = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     begin, end = storages[tensor.storage.key]
-    held = min(
+    available = min(
         (end - begin) // width,
         tensor.storage.count if tensor.storage.dtype else tensor.storage.count // width,
     )
     if end > size:
         raise ModelError(
-            f"{where}: storage of {name[:80]!r} ends at byte {end}, the file has {size}. It is cut; download it again."
+            f"{where}: storage of {name[:80]!r} ends at byte {end}, the file has {size}. The file is "
+            "truncated; download it again."
         )
-    if tensor.offset + span > held:
-        raise refuse(f"elements to {tensor.offset + span} of its storage", f"at most {held}")
+    if tensor.offset + span > available:
+        raise refuse(f"elements to {tensor.offset + span} of its storage", f"at most {available}")
     most = max(size, MAX_EXPANDED_BYTES)
     if math.prod(shape) * width > most:
-        raise refuse(
-            f"{math.prod(shape) * width} bytes, elements of its storage again and again", f"at most {most}"
-        )
+        raise refuse(f"{math.prod(shape) * width} bytes of repeated elements", f"at most {most}")
     first = begin + tensor.offset * width
     is_in_order = 0 in shape or all(
         n == 1 or s == c for n, s, c in zip(shape, strides, _contiguous(shape), strict=True)
     )
-    stored = None if is_in_order else strides
+    view_strides = None if is_in_order else strides
     return TensorInfo(
         name,
         tensor.dtype,
         shape,
         first,
         first + span * width,
-        stored,
+        view_strides,
         tensor.is_negated,
         tensor.is_conjugated,
     )
