@@ -195,7 +195,7 @@ def test_offsets_that_are_not_two_positions_are_refused(offsets):
 
 def test_an_end_before_the_begin_is_refused():
     assert refusal(parse_entries, {"w": entry(shape=(0,), offsets=(4, 0))}) == (
-        f"f: tensor 'w' has the data_offsets [4, 0]; expected an end that is not before the begin. {LIES}"
+        f"f: tensor 'w' has the data_offsets [4, 0]; expected an end not before the begin. {LIES}"
     )
 
 

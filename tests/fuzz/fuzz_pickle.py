@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.pickles import KNOWN, STORAGES, TORCH_DTYPES
+from alnico.checkpoint.pickles import ALLOWED_NAMES, STORAGES, TORCH_DTYPES
 from fuzz.harness import Target
 from made_pickles import Call, Name, Stored, legacy, pickled, tensor, zipped
 
@@ -81,7 +81,7 @@ def mutate(data: bytes, draw: random.Random, _: Sequence[str]) -> bytes | None:
     elif kind == 1:
         module, name = draw.choice(
             [
-                *KNOWN,
+                *ALLOWED_NAMES,
                 ("torch", draw.choice([*STORAGES, *TORCH_DTYPES])),
                 ("os", "system"),
                 ("posix", "system"),

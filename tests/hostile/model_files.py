@@ -251,10 +251,10 @@ MODEL_FILES = (
     Malformed("holds {}, which {} does not list", "does not list (1 such tensors)", directory(a={**ONE, "v": ONE["w"]}, index={"weight_map": {"w": "a.safetensors"}})),
     Malformed("its weights are quantised", "its weights are quantised (config.json says 'gptq')", directory(model=ONE, config={"quantization_config": {"quant_method": "gptq"}})),
     # statistics.py
-    Malformed("says no {} of {}; expected what `alnico statistics {}`", "says no rows of w", statistics(measured(), number="rows")),
-    Malformed("statistics {}: {}; expected what `alnico statistics` wrote. Check the path.", "is not there; expected", lambda folder: lambda: open_statistics(str(folder / "none"))),
-    Malformed("holds no statistics of schema", "holds no statistics of schema 1", statistics({**measured(), "schema": 2})),
-    Malformed("{}: is damaged ({}). Measure the model anew.", "is damaged ('digest')", statistics({**measured(), "tensors": {"w": {}}})),
+    Malformed("has no {} of {}; expected what `alnico statistics {}`", "has no rows of w", statistics(measured(), number="rows")),
+    Malformed("statistics {}: {}; expected a directory written by `alnico statistics`. Check the path.", "does not exist; expected", lambda folder: lambda: open_statistics(str(folder / "none"))),
+    Malformed("does not hold statistics of schema", "does not hold statistics of schema 1", statistics({**measured(), "schema": 2})),
+    Malformed("{}: is damaged ({}). Measure the model again.", "is damaged ('digest')", statistics({**measured(), "tensors": {"w": {}}})),
     Malformed("names {}, which {} does not hold", "names 'g', which", statistics(measured(stored="g"))),
 )  # fmt: skip
 

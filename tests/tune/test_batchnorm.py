@@ -116,7 +116,7 @@ def test_without_torch_the_extra_is_named(monkeypatch):
         alnico.recalibrate_batchnorm(None, [])
     assert (
         str(caught.value)
-        == "recalibrate_batchnorm needs torch, which is not installed. Say: pip install 'alnico[torch]'"
+        == "recalibrate_batchnorm needs torch, which is not installed. Run: pip install 'alnico[torch]'"
     )
 
 

@@ -443,7 +443,7 @@ def test_statistics_are_not_written_over_others_unless_asked(made: Made, tmp_pat
         alnico.fisher_statistics(made.base, tmp_path / "kept", tasks=made.valid, overwrite=True)
     found = MeasuredStatistics("gram", {"a": np.eye(2)}, {}, {})
     found.write(tmp_path / "own", open_subject(made.base))
-    with pytest.raises(OutputError, match="say --overwrite"):
+    with pytest.raises(OutputError, match="use --overwrite"):
         found.write(tmp_path / "own", open_subject(made.base))
     found.write(tmp_path / "own", open_subject(made.base), overwrite=True)
 

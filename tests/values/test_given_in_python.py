@@ -252,7 +252,7 @@ def test_a_module_that_cannot_be_copied_is_named() -> None:
 
 def test_tensors_inside_of_transforms_and_modes_of_torch_are_named() -> None:
     def inside(value: torch.Tensor) -> torch.Tensor:
-        with pytest.raises(ModelError, match=r"^state_dicts\[0\]: w: is a tensor inside of torch\.func"):
+        with pytest.raises(ModelError, match=r"^state_dicts\[0\]: w: is a tensor inside torch\.func"):
             alnico.merge_state_dicts([{"w": value}, {"w": value * 2}])
         return value.sum()
 

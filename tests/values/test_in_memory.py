@@ -387,14 +387,14 @@ def test_models_that_do_not_fit_are_told_by_their_place() -> None:
 def test_what_is_no_tensor_is_refused_by_name() -> None:
     assert told(ModelError, [W, {"epoch": 3}]) == (
         "state_dicts[1]: epoch: is an int; expected a numpy array or a torch tensor. "
-        "Give tensors alone: of a training checkpoint, its state_dict."
+        "Pass only tensors: from a training checkpoint, its state_dict."
     )
     assert "has the dtype object" in told(ModelError, [{"w": np.array([None])}])
     assert "has no tensors" in told(ModelError, [{}])
     assert "state_dicts[0]: is an int; expected a dict of tensors" in told(ModelError, [3])
     assert "state_dicts[0]: has the key 0, of type int; expected names" in told(ModelError, [{0: W["w"]}])
     assert "on meta" in told(ModelError, [{"w": torch.empty(2, device="meta")}])
-    assert "laid out as torch.sparse_coo" in told(ModelError, [{"w": torch.eye(2).to_sparse()}])
+    assert "with the layout torch.sparse_coo" in told(ModelError, [{"w": torch.eye(2).to_sparse()}])
     assert "numpy has no dtype for BF16" in told(AlnicoError, [W, W], dtype="bfloat16")
     assert "w[0, 1]: state_dicts[1] has NaN" in told(
         AlnicoError, [W, {"w": np.array([[1, np.nan, 1]] * 2, np.float32)}]

@@ -44,13 +44,13 @@ ODD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "nested": (lambda: nested(torch.strided), "is a nested tensor, of several shapes"),
     "nested, jagged": (lambda: nested(torch.jagged), "is a nested tensor, of several shapes"),
-    "lazy parameter": (nn.UninitializedParameter, "is a parameter without values of a lazy module"),
-    "lazy buffer": (nn.UninitializedBuffer, "is a parameter without values of a lazy module"),
-    "fake": (fake, "is a FakeTensor, a kind of tensor whose values cannot be read"),
-    "masked": (masked, "is a MaskedTensor, a kind of tensor"),
-    "wrapper": (lambda: TwoTensor(torch.ones(3), torch.ones(3)), "is a TwoTensor, a kind of tensor"),
+    "lazy parameter": (nn.UninitializedParameter, "is an uninitialised parameter of a lazy module"),
+    "lazy buffer": (nn.UninitializedBuffer, "is an uninitialised parameter of a lazy module"),
+    "fake": (fake, "is a FakeTensor, whose values cannot be read"),
+    "masked": (masked, "is a MaskedTensor, whose values"),
+    "wrapper": (lambda: TwoTensor(torch.ones(3), torch.ones(3)), "is a TwoTensor, whose values"),
     "meta": (lambda: torch.empty(3, device="meta"), "is on meta"),
-    "sparse": (lambda: torch.eye(3).to_sparse(), "is on cpu, laid out as torch.sparse_coo"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), "is on cpu, with the layout torch.sparse_coo"),
     "objects": (lambda: np.array([1.0], object), "has the dtype object"),
     "fields": (lambda: np.zeros(1, [("a", "f4")]), "has the dtype"),
     "dates": (lambda: np.array(["2020-01-01"], "M8[D]"), "has the dtype datetime64"),
@@ -77,7 +77,7 @@ def test_a_value_without_plain_numbers_is_an_error_that_names_the_key(kind: str)
 @pytest.mark.parametrize("key", ["\ud800", "a\udfffb", 3, None, ("w",)])
 def test_a_key_that_is_no_name_is_an_error(key: Any) -> None:
     with pytest.raises(
-        ModelError, match=r"state_dicts\[0\]: has the key .*; expected names of tensors\. Rename it\."
+        ModelError, match=r"state_dicts\[0\]: has the key .*; expected tensor names\. Rename it\."
     ):
         alnico.merge_state_dicts([{key: np.ones(2, np.float32)}] * 2)
 
@@ -103,7 +103,7 @@ def test_odd_values_that_have_plain_numbers_are_merged() -> None:
 
 def test_two_names_that_are_one_without_what_compile_adds_are_an_error() -> None:
     state = {"a._orig_mod.w": np.ones(2, np.float32), "a.w": np.zeros(2, np.float32)}
-    with pytest.raises(ModelError, match=r"which are one name without what torch.compile adds"):
+    with pytest.raises(ModelError, match=r"which are the same name without torch.compile's prefix"):
         alnico.merge_state_dicts([state, state])
 
 

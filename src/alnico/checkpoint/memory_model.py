@@ -1,6 +1,6 @@
-"""Models in memory: dicts of numpy arrays or torch tensors, and torch modules.
+"""Wraps models in memory as sources: dicts of numpy arrays or torch tensors, and torch modules.
 
-torch is never imported here: what comes from it brings it along.
+Never imports torch: values from torch mean that it is already imported.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TORCH_DTYPES = {
     "float8_e5m2fnuz": "F8_E5M2FNUZ",
     "float8_e4m3fnuz": "F8_E4M3FNUZ",
 }
-"""What the safetensors format calls torch's dtypes."""
+"""The safetensors names of torch's dtypes."""
 
 NUMPY_DTYPES = {
     np.dtype(d.storage): d.name
@@ -53,18 +53,19 @@ NUMPY_DTYPES = {
     np.dtype("?"): "BOOL",
 }
 
-COMPILED = "_orig_mod."
-"""What ``torch.compile`` puts into the names of tensors."""
+COMPILE_PREFIX = "_orig_mod."
+"""What ``torch.compile`` inserts into the names of tensors."""
 
-PARALLEL = "module."
-"""What ``DataParallel`` puts before them."""
+PARALLEL_PREFIX = "module."
+"""What ``DataParallel`` puts before the names of tensors."""
 
 
 class MemoryModel:
-    """Tensors in memory as a source. They are read where they lie, never copied as a whole and never written to.
+    """Tensors in memory as a source. They are read in place, never copied as a whole and never written to.
 
-    Values are numpy arrays and torch tensors, of any strides, on any device. ``nominal`` are the dtypes that tensors count as where that
-    is not their own. Errors: ModelError for what is neither, or has no values or a dtype that no file could hold.
+    Values are numpy arrays and torch tensors, of any strides, on any device. ``nominal`` maps tensors to the
+    dtype they count as, if it is not their own. Errors: ModelError for a value that is neither, has no
+    values, or has a dtype that files cannot store.
     """
 
     held_bytes = 0
@@ -79,20 +80,21 @@ class MemoryModel:
         self._token = uuid.uuid4().hex
         self._flat: dict[str, Any] = {}
         self._strided: dict[str, Any] = {}
-        held: dict[str, TensorSpec] = {}
+        specs: dict[str, TensorSpec] = {}
         for name, value in tensors.items():
             try:
-                held[name], raw, is_flat = _opened(value, f"{label}: {name}")
+                specs[name], raw, is_flat = _describe(value, f"{label}: {name}")
             except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
                 raise ModelError(
-                    f"{label}: {name}: is {_kind(value)} that cannot be read here ({(str(error) or type(error).__name__).splitlines()[0][:200]}); "
-                    "expected a plain tensor. Merge outside of FakeTensorMode and other modes of torch."
+                    f"{label}: {name}: is {_type_of(value)} that cannot be read here "
+                    f"({(str(error) or type(error).__name__).splitlines()[0][:200]}); expected a plain "
+                    "tensor. Merge outside FakeTensorMode and torch's other modes."
                 ) from None
-            held[name] = dataclasses.replace(held[name], nominal=nominal.get(name, held[name].nominal))
+            specs[name] = dataclasses.replace(specs[name], nominal=nominal.get(name, specs[name].nominal))
             (self._flat if is_flat else self._strided)[name] = raw
-        self.tensors: Mapping[str, TensorSpec] = held
+        self.tensors: Mapping[str, TensorSpec] = specs
         rows = [
-            min(t.byte_size, 4 * PIECE + 2 * _row_bytes(t)) for n, t in held.items() if n in self._strided
+            min(t.byte_size, 4 * PIECE + 2 * _row_bytes(t)) for n, t in specs.items() if n in self._strided
         ]
         self.reading_bytes = max(rows, default=0)
 
@@ -119,12 +121,13 @@ class MemoryModel:
             torch.frombuffer(buffer, dtype=torch.uint8).copy_(part)
 
     def flat(self, name: str) -> np.ndarray | None:
-        """The bytes of a tensor where they lie in this machine's memory; None for one that is not contiguous, or elsewhere."""
+        """The bytes of a tensor in CPU memory, without a copy; None for one that is not contiguous or on
+        another device."""
         raw = self._flat.get(name)
         return raw if isinstance(raw, np.ndarray) else None
 
     def identity(self) -> list[dict[str, Any]]:
-        """Values in memory cannot be told from changed ones without reading them: each source is its own."""
+        """A token of this object: changed values in memory cannot be detected without reading them."""
         return [{"memory": self._token}]
 
     def paths(self) -> list[Path]:
@@ -145,12 +148,12 @@ def is_torch_module(value: object) -> bool:
 
 
 def import_torch(purpose: str) -> Any:
-    """Return torch. Errors: AlnicoError, saying how it is installed."""
+    """Return torch. Errors: AlnicoError with installation instructions."""
     try:
         return importlib.import_module("torch")
     except ImportError:
         raise AlnicoError(
-            f"{purpose} needs torch, which is not installed. Say: pip install 'alnico[torch]'"
+            f"{purpose} needs torch, which is not installed. Run: pip install 'alnico[torch]'"
         ) from None
 
 
@@ -168,9 +171,10 @@ def unwrap_module(module: Any) -> Any:
 
 
 def state_dict_of(model: Any, label: str) -> dict[str, Any]:
-    """Return the tensors of a dict or an ``nn.Module`` by name. Errors: ModelError if it is neither, or has none.
+    """Return the tensors of a dict or an ``nn.Module`` by name. Errors: ModelError if it is neither, or has
+    none.
 
-    What ``torch.compile`` puts into names is left out, and what a module keeps beside tensors.
+    Leaves out what ``torch.compile`` inserts into names, and a module's state other than tensors.
     """
     if is_torch_module(model):
         state = unwrap_module(model).state_dict()
@@ -181,45 +185,47 @@ def state_dict_of(model: Any, label: str) -> dict[str, Any]:
                 and any(map(is_torch_tensor, value))
             ):
                 raise ModelError(
-                    f"{label}: {name}: is a {type(value).__name__} of tensors, as quantised layers keep their weights; expected weights in "
-                    "floating point. Give the module from before it was quantised."
+                    f"{label}: {name}: is a {type(value).__name__} of tensors, as quantised layers store "
+                    "their weights; expected floating-point weights. Use the module from before "
+                    "quantisation."
                 )
             if not name.endswith("_extra_state") and not is_torch_tensor(value) and _holds_arrays(value):
                 raise ModelError(
-                    f"{label}: {name}: is {_kind(value)} in the state of a module; expected tensors of torch, which are what is merged. "
-                    "Make it a buffer of the module (register_buffer), or merge the dicts of its arrays with merge_state_dicts."
+                    f"{label}: {name}: is {_type_of(value)} in the state of a module; expected torch "
+                    "tensors. Make it a buffer of the module (register_buffer), or merge the dicts of its "
+                    "arrays with merge_state_dicts."
                 )
         state = {n: v for n, v in state.items() if is_torch_tensor(v)}
     elif isinstance(model, Mapping):
         state = dict(model)
     else:
         raise ModelError(
-            f"{label}: is {_kind(model)}; expected a dict of tensors, an nn.Module or the path of a model."
+            f"{label}: is {_type_of(model)}; expected a dict of tensors, an nn.Module or the path of a model."
         )
     if not state:
-        raise ModelError(f"{label}: has no tensors; expected a model with some.")
+        raise ModelError(f"{label}: has no tensors; expected a model with tensors.")
     for name, value in state.items():
         if not isinstance(name, str) or not _is_text(name):
-            found = (
-                "which is no text that a file could hold"
+            reason = (
+                "which is not valid Unicode text"
                 if isinstance(name, str)
                 else f"of type {type(name).__name__}"
             )
-            raise ModelError(f"{label}: has the key {name!r}, {found}; expected names of tensors. Rename it.")
+            raise ModelError(f"{label}: has the key {name!r}, {reason}; expected tensor names. Rename it.")
         if (why := why_unreadable(value)) is not None:
             raise ModelError(f"{label}: {name}: {why}")
     plain: dict[str, Any] = {}
     for name, value in state.items():
-        if plain.setdefault(name.replace(COMPILED, ""), value) is not value:
+        if plain.setdefault(name.replace(COMPILE_PREFIX, ""), value) is not value:
             raise ModelError(
-                f"{label}: has {name} and {name.replace(COMPILED, '')}, which are one name without what torch.compile adds; expected one of "
-                "them. Take one out."
+                f"{label}: has {name} and {name.replace(COMPILE_PREFIX, '')}, which are the same name "
+                "without torch.compile's prefix; expected one of them. Remove one."
             )
     return plain
 
 
 def _holds_arrays(value: Any) -> bool:
-    """Is a value an array, or does it hold arrays or tensors?"""
+    """Is a value an array, or does it contain arrays or tensors?"""
     if isinstance(value, Mapping):
         return any(map(_holds_arrays, value.values()))
     if isinstance(value, (list, tuple, set)):
@@ -228,7 +234,7 @@ def _holds_arrays(value: Any) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    """Can a name be written to a file? Halves of surrogate pairs cannot."""
+    """Can a name be written to a file? Unpaired surrogates cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -237,25 +243,36 @@ def _is_text(name: str) -> bool:
 
 
 def why_unreadable(value: Any) -> str | None:
-    """Say why a value that looks like a tensor has no plain values, what was expected, and what to do; None if it has."""
+    """Say why a value that looks like a tensor cannot be read, what was expected and what to do; None if it
+    can."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         return (
-            f"is an array with {int(np.ma.getmaskarray(value).sum())} masked values; expected a value for every element. "
-            "Fill them with numpy.ma.filled, or give .data for the values under the mask."
+            f"is an array with {int(np.ma.getmaskarray(value).sum())} masked values; expected a value for "
+            "every element. Fill them with numpy.ma.filled, or use .data for the values under the mask."
         )
     if not is_torch_tensor(value):
         return None
     torch = sys.modules["torch"]
     if isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
-        return "is a parameter without values of a lazy module; expected one with values. Run the module once, or load its weights."
+        return (
+            "is an uninitialised parameter of a lazy module; expected one with values. Run the module once, "
+            "or load its weights."
+        )
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
-        return "is a tensor inside of torch.func (vmap, grad, jvp), which has no values of its own; expected a plain tensor. Merge outside of it."
+        return (
+            "is a tensor inside torch.func (vmap, grad, jvp), which has no values of its own; expected a "
+            "plain tensor. Merge outside it."
+        )
     if value.is_nested:
-        return "is a nested tensor, of several shapes; expected one dense tensor. Give its parts (.unbind()) names of their own, or pad it."
+        return (
+            "is a nested tensor, of several shapes; expected one dense tensor. Pass its parts (.unbind()) "
+            "under separate names, or pad it."
+        )
     if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return (
-            f"is {_kind(value)}, a kind of tensor whose values cannot be read as they lie; expected a plain tensor. "
-            "Give what it stands for: .full_tensor() of a DTensor, .dequantize() of quantised weights, real weights for a fake tensor."
+            f"is {_type_of(value)}, whose values cannot be read directly; expected a plain tensor. Pass the "
+            "plain form: .full_tensor() of a DTensor, .dequantize() of quantised weights, real weights for "
+            "a fake tensor."
         )
     return None
 
@@ -263,15 +280,15 @@ def why_unreadable(value: Any) -> str | None:
 def strip_parallel_prefix(
     states: Sequence[dict[str, Any]], others: Sequence[Collection[str]] = ()
 ) -> list[dict[str, Any]]:
-    """Take ``module.`` off the names of the models that have it before every name, if another model has it not.
+    """Remove ``module.`` from the names of models where every name has it, if another model does not have it.
 
     ``others`` are the names of models that are not in memory.
     """
-    wrapped = [all(n.startswith(PARALLEL) for n in names) for names in (*states, *others)]
+    wrapped = [all(n.startswith(PARALLEL_PREFIX) for n in names) for names in (*states, *others)]
     if all(wrapped):
         return list(states)
     return [
-        {n.removeprefix(PARALLEL): v for n, v in s.items()} if w else s
+        {n.removeprefix(PARALLEL_PREFIX): v for n, v in s.items()} if w else s
         for s, w in zip(states, wrapped, strict=False)
     ]
 
@@ -279,13 +296,13 @@ def strip_parallel_prefix(
 def shared_tensors(
     states: Sequence[Mapping[str, Any]], others: Sequence[Collection[str]] = ()
 ) -> dict[str, str]:
-    """Map names to the earlier name whose memory they share, where that is so in every model that has both.
+    """Map names to the earlier name whose memory they share, if they share it in every model that has both.
 
-    A model that has the earlier name alone, as files do (``others`` are their names), agrees. What is tied in one model
-    and a tensor of its own in another is not tied.
+    A model that has only the earlier name agrees, as files do (``others`` are their names). A name that is
+    tied in one model and a separate tensor in another is not tied.
     """
     tied: dict[str, str] = {}
-    places = [{n: _place(v) for n, v in state.items()} for state in states]
+    places = [{n: _address(v) for n, v in state.items()} for state in states]
     for place in places:
         first: dict[Any, str] = {}
         for name, where in place.items():
@@ -301,11 +318,11 @@ def shared_tensors(
 
 
 def to_numpy(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """View raw bytes as an array. Errors: AlnicoError for a dtype that numpy has not."""
-    found = next((n for n, name in NUMPY_DTYPES.items() if name == dtype), None)
-    if found is None:
-        raise AlnicoError(f"numpy has no dtype for {dtype}. Give torch tensors, or ask for dtype float32.")
-    return raw.view(found).reshape(shape)
+    """View raw bytes as an array. Errors: AlnicoError for a dtype that numpy lacks."""
+    numpy_dtype = next((n for n, name in NUMPY_DTYPES.items() if name == dtype), None)
+    if numpy_dtype is None:
+        raise AlnicoError(f"numpy has no dtype for {dtype}. Pass torch tensors, or choose dtype float32.")
+    return raw.view(numpy_dtype).reshape(shape)
 
 
 def to_torch(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Any:
@@ -315,8 +332,8 @@ def to_torch(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Any:
     return torch.from_numpy(raw).view(kind).reshape(shape) if raw.size else torch.empty(shape, dtype=kind)
 
 
-def _opened(value: Any, where: str) -> tuple[TensorSpec, Any, bool]:
-    """Describe a tensor, and give what it is read from: its bytes, flat, if it is contiguous, else itself."""
+def _describe(value: Any, where: str) -> tuple[TensorSpec, Any, bool]:
+    """Describe a tensor, and return what it is read from: its bytes if it is contiguous, otherwise itself."""
     if isinstance(value, (np.ndarray, np.generic)):
         dtype = NUMPY_DTYPES.get(value.dtype)
         raw: Any = np.asarray(value)
@@ -324,18 +341,18 @@ def _opened(value: Any, where: str) -> tuple[TensorSpec, Any, bool]:
         torch = sys.modules["torch"]
         value = _plain(value)
         if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
-            found = (
+            problem = (
                 "is quantised"
                 if value.is_quantized
-                else f"is on {value.device.type}, laid out as {value.layout}"
+                else f"is on {value.device.type}, with the layout {value.layout}"
             )
             raise ModelError(
-                f"{where}: {found}; expected a dense tensor with values. Load the model's weights."
+                f"{where}: {problem}; expected a dense tensor with values. Load the model's weights."
             )
         dtype = TORCH_DTYPES.get(str(value.dtype).removeprefix("torch."))
         raw = value.detach().resolve_conj().resolve_neg()
         if dtype is not None and raw.device.type == "cpu":
-            # numpy has neither bfloat16 nor float8; integers of the same size show the same bytes, whatever the strides.
+            # numpy lacks bfloat16 and float8: view them as integers of the same size.
             raw = (
                 raw.numpy()
                 if dtype == "C64"
@@ -343,19 +360,20 @@ def _opened(value: Any, where: str) -> tuple[TensorSpec, Any, bool]:
             )
     else:
         raise ModelError(
-            f"{where}: is {_kind(value)}; expected a numpy array or a torch tensor. "
-            "Give tensors alone: of a training checkpoint, its state_dict."
+            f"{where}: is {_type_of(value)}; expected a numpy array or a torch tensor. "
+            "Pass only tensors: from a training checkpoint, its state_dict."
         )
     if dtype is None:
         raise ModelError(
-            f"{where}: has the dtype {value.dtype}; expected one of {', '.join(TORCH_DTYPES)}. Convert the tensor."
+            f"{where}: has the dtype {value.dtype}; expected one of {', '.join(TORCH_DTYPES)}. Convert the "
+            "tensor."
         )
     is_flat = raw.flags.c_contiguous if isinstance(raw, np.ndarray) else raw.is_contiguous()
     return TensorSpec(dtype, tuple(value.shape), dtype), _bytes_of(raw) if is_flat else raw, is_flat
 
 
 def _plain(value: Any) -> Any:
-    """The tensor that a subclass of torch's is, whatever its methods say of it."""
+    """Return a subclass of torch's tensor as a plain tensor, without calling its methods."""
     torch = sys.modules["torch"]
     if type(value) in (torch.Tensor, torch.nn.Parameter):
         return value
@@ -364,7 +382,7 @@ def _plain(value: Any) -> Any:
 
 
 def _bytes_of(value: Any) -> Any:
-    """The bytes of an array or tensor in order, as one dimension; a view if it is contiguous."""
+    """The bytes of an array or tensor in row-major order, flat; a view if it is contiguous."""
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
     return value.contiguous().reshape(-1).view(sys.modules["torch"].uint8)
@@ -374,8 +392,8 @@ def _row_bytes(tensor: TensorSpec) -> int:
     return tensor.byte_size // tensor.shape[0] if tensor.elements and tensor.shape else 0
 
 
-def _place(value: Any) -> Any:
-    """Where a tensor lies: equal for two names of one. None for an empty one, which lies nowhere."""
+def _address(value: Any) -> Any:
+    """The memory of a tensor: equal for two names of one tensor. None for an empty tensor."""
     if isinstance(value, np.ndarray):
         return (value.ctypes.data, value.shape, value.strides, str(value.dtype)) if value.size else None
     if (
@@ -396,6 +414,6 @@ def _place(value: Any) -> Any:
     return None
 
 
-def _kind(value: object) -> str:
+def _type_of(value: object) -> str:
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -1,8 +1,9 @@
-"""Statistics of a model on data, as files: measured once, so that a merge that needs them can be repeated without the data.
+"""Reads and writes statistics of a model on data, so that merges can use them without the data.
 
-A directory of two files. ``statistics.safetensors`` holds float32 tensors. ``statistics.json`` says what they are: of which kind, of
-which model (its reference, the headers of its files, the hash of each tensor), measured how, and under which name a tensor's
-statistics are stored: layers that share an input share a Gram matrix. ``left_out`` names every other tensor of the model, and why it has none.
+A directory of two files. ``statistics.safetensors`` holds float32 tensors. ``statistics.json`` describes
+them: the kind, the model (its reference, the headers of its files, the hash of each tensor), how they were
+measured, and the name under which a tensor's statistics are stored: layers that share an input share a Gram
+matrix. ``left_out`` names every other tensor of the model with the reason.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ TENSORS = "statistics.safetensors"
 SCHEMA = 1
 
 StatisticsKind = Literal["fisher", "gram"]
-"""``fisher``: of each tensor, the mean over examples of its squared gradients (the diagonal of the Fisher information), in its shape.
-``gram``: of each matrix that is applied to rows x, the sum of the outer products of x, (inputs, inputs)."""
+"""``fisher``: for each tensor, the mean over examples of its squared gradients (the diagonal of the Fisher
+information), in its shape. ``gram``: for each matrix applied to rows x, the sum of the outer products of x,
+(inputs, inputs)."""
 
 
 @dataclass(frozen=True)
 class StatisticsEntry:
-    """What the statistics of one tensor are: the name they are ``stored`` under, the ``digest`` of the model's tensor that they were
-    measured of, and numbers about them."""
+    """The statistics of one tensor: the name they are ``stored`` under, the ``digest`` of the model's tensor
+    that they were measured on, and numbers about them."""
 
     stored: str
     digest: str
@@ -51,7 +53,7 @@ class StatisticsEntry:
 
 
 class StatisticsSource:
-    """The statistics of one model, open: a source of their tensors, under the names they are stored by."""
+    """Open statistics of one model: a source of their tensors, under the names they are stored under."""
 
     config: Mapping[str, Any] = MappingProxyType({})
     directory: Path | None = None
@@ -73,20 +75,21 @@ class StatisticsSource:
         self.entries = entries
         self.numbers = numbers
         self.left_out = left_out
-        """The tensors of the model that have no statistics, and why; None in files of older versions, which do not say."""
+        """The model's tensors without statistics, with the reason; None in files of older versions, which
+        lack it."""
         self.tensors: Mapping[str, Tensor] = files.tensors
         self._files = files
         self._digest = digest
 
     def number(self, tensor: str, key: str) -> float:
-        """A number about a tensor, or about all. Errors: ModelError where it is not written."""
-        found = self.entries[tensor].numbers.get(key, self.numbers.get(key))
-        if found is None:
+        """A number about one tensor, or about all. Errors: ModelError if the files lack it."""
+        number = self.entries[tensor].numbers.get(key, self.numbers.get(key))
+        if number is None:
             raise ModelError(
-                f"{self._files.location / SUMMARY}: says no {key} of {tensor}; expected what `alnico statistics {self.kind}` writes. "
-                "Measure the model anew."
+                f"{self._files.location / SUMMARY}: has no {key} of {tensor}; expected what `alnico "
+                f"statistics {self.kind}` writes. Measure the model again."
             )
-        return found
+        return number
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return {}
@@ -108,42 +111,46 @@ class StatisticsSource:
 
 
 def open_statistics(path: str, label: str = "") -> StatisticsSource:
-    """Open a directory of statistics; reads headers only. ``label`` is its name in messages, as the recipe writes it.
+    """Open a directory of statistics; reads headers only. ``label`` is its name in messages, as written in
+    the recipe.
 
-    Errors: ModelError for a path that is not there, and for files that are no statistics or do not fit one another.
+    Errors: ModelError for a missing path, and for files that are not statistics or do not match each other.
     """
     folder = Path(os.path.expanduser(path))
     summary = folder / SUMMARY
     if not folder.is_dir():
-        found = "is no directory" if folder.exists() else "is not there"
+        problem = "is not a directory" if folder.exists() else "does not exist"
         raise ModelError(
-            f"statistics {label or path!r}: {found}; expected what `alnico statistics` wrote. Check the path."
+            f"statistics {label or path!r}: {problem}; expected a directory written by `alnico statistics`. "
+            "Check the path."
         )
     data = read_json(summary)
     if data.get("schema") != SCHEMA or data.get("kind") not in get_args(StatisticsKind):
         raise ModelError(
-            f"{summary}: holds no statistics of schema {SCHEMA}; expected what `alnico statistics` wrote. Measure anew."
+            f"{summary}: does not hold statistics of schema {SCHEMA}; expected a file written by `alnico "
+            "statistics`. Measure again."
         )
     check_inside(folder / TENSORS, folder)
     files = FileModel(label or path, folder, [open_shard(folder / TENSORS)])
     try:
         entries = {
             str(name): StatisticsEntry(
-                str(told.get("stored", name)),
-                str(told["digest"]),
-                {k: float(v) for k, v in told.items() if _is_number(v)},
+                str(entry.get("stored", name)),
+                str(entry["digest"]),
+                {k: float(v) for k, v in entry.items() if _is_number(v)},
             )
-            for name, told in data["tensors"].items()
+            for name, entry in data["tensors"].items()
         }
         numbers = {k: float(v) for k, v in data.items() if _is_number(v)}
         left_out = {str(n): str(why) for n, why in data["left_out"].items()} if "left_out" in data else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         files.close()
-        raise ModelError(f"{summary}: is damaged ({error}). Measure the model anew.") from None
-    lacking = next((e.stored for e in entries.values() if e.stored not in files.tensors), None)
-    if lacking is not None:
+        raise ModelError(f"{summary}: is damaged ({error}). Measure the model again.") from None
+    missing = next((e.stored for e in entries.values() if e.stored not in files.tensors), None)
+    if missing is not None:
         raise ModelError(
-            f"{summary}: names {lacking!r}, which {TENSORS} does not hold; they are of different measurements. Measure the model anew."
+            f"{summary}: names {missing!r}, which {TENSORS} does not hold; the two are from different "
+            "measurements. Measure the model again."
         )
     return StatisticsSource(
         files,
@@ -156,12 +163,12 @@ def open_statistics(path: str, label: str = "") -> StatisticsSource:
 
 
 def _is_number(value: object) -> bool:
-    """Is it a finite number of float64, which a JSON of more digits need not be?"""
+    """Is it a finite float64? A JSON number may be larger."""
     return isinstance(value, (bool, int, float)) and abs(value) <= sys.float_info.max
 
 
 def compute_digest(source: Source, name: str) -> str:
-    """The hash of one tensor of a model, as the lock of a merge has it."""
+    """Compute the hash of one tensor of a model, as the lock of a merge has it."""
     tensor = source.tensors[name]
     buffer = memoryview(bytearray(min(PIECE, tensor.byte_size)))
     pieces = []
@@ -178,41 +185,46 @@ def write_statistics(
     model: Source,
     tensors: Mapping[str, np.ndarray],
     entries: Mapping[str, Mapping[str, Any]],
-    told: Mapping[str, Any],
+    settings: Mapping[str, Any],
     *,
     reference: str = "",
     overwrite: Replace = False,
 ) -> None:
     """Write the statistics of a model into the new directory ``out``.
 
-    ``tensors`` are stored as float32 under their names; ``entries`` say of each of the model's tensors what its statistics are
-    (``stored``, if it is another's name, and numbers); ``told`` is what goes for all: how they were measured. ``reference`` is the model's name, where it is not that of its files.
+    ``tensors`` are stored as float32 under their names; ``entries`` describe the statistics of each of the
+    model's tensors (``stored``, if under another name, and numbers); ``settings`` apply to all: how they were
+    measured. ``reference`` is the model's name, if it differs from that of its files.
 
-    Errors: OutputError if ``out`` holds something; RunError for a disk that fails; NonFiniteError for numbers that are not finite.
+    Errors: OutputError if ``out`` holds something; RunError for a disk that fails; NonFiniteError for numbers
+    that are not finite.
     """
     check_statistics_folder(out, overwrite, model.paths())
-    bad = next((name for name, values in tensors.items() if not np.isfinite(values).all()), None)
-    if bad is not None:
-        place = [int(i) for i in np.argwhere(~np.isfinite(tensors[bad]))[0]]
+    bad_name = next((name for name, values in tensors.items() if not np.isfinite(values).all()), None)
+    if bad_name is not None:
+        index = [int(i) for i in np.argwhere(~np.isfinite(tensors[bad_name]))[0]]
         raise NonFiniteError(
-            f"{model.label}: the {kind} of {bad} has a NaN or an infinity at {place}; expected finite numbers. Look at the model."
+            f"{model.label}: the {kind} of {bad_name} has a NaN or an infinity at {index}; expected finite "
+            "numbers. Check the model."
         )
-    head = {
+    summary_data = {
         "schema": SCHEMA,
         "kind": kind,
         "model": {
             "reference": reference or model.label,
             "files": [{k: v for k, v in f.items() if k != "mtime_ns"} for f in model.identity()],
         },
-        **told,
+        **settings,
         "hash": HASH,
     }
     model.fetch(model.absent(entries, False))
-    written = {name: {**entry, "digest": compute_digest(model, name)} for name, entry in entries.items()}
-    summary = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
+    entries_with_digest = {
+        name: {**entry, "digest": compute_digest(model, name)} for name, entry in entries.items()
+    }
+    summary = json.dumps(summary_data, ensure_ascii=False, indent=1).removesuffix("\n}")
     lines = ",\n".join(
         f"  {json.dumps(n, ensure_ascii=False)}: {json.dumps(e, ensure_ascii=False)}"
-        for n, e in written.items()
+        for n, e in entries_with_digest.items()
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -220,7 +232,7 @@ def write_statistics(
             SUMMARY,
             TENSORS,
             TENSORS + UNFINISHED,
-        ):  # made anew: what is there may be a link, or in use
+        ):  # created again: an existing one may be a link, or in use
             (out / name).unlink(missing_ok=True)
         files = OutputFiles(
             out, split_into_shards([(n, "F32", v.shape) for n, v in tensors.items()], 1, TENSORS)
@@ -234,14 +246,18 @@ def write_statistics(
             files.close()
         write_new(out / SUMMARY, f'{summary},\n "tensors": {{\n{lines}\n }}\n}}\n')
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}). Make room or check the disk.") from None
+        raise RunError(
+            f"{out}: cannot be written ({error.strerror}). Free some space or check the disk."
+        ) from None
 
 
 def check_statistics_folder(out: Path, overwrite: Replace, needed: Iterable[Path] = ()) -> None:
-    """Refuse a folder for statistics that cannot be written into, or that holds something else. Errors: OutputError.
+    """Refuse a folder that statistics cannot be written into, or that holds something else. Errors:
+    OutputError.
 
-    Older statistics in it are replaced if ``overwrite`` says so; other files in it are never removed. What a killed measurement left is
-    in nobody's way. ``needed`` are files that the folder must not hold, whatever ``overwrite`` says.
+    ``overwrite`` allows replacing older statistics; other files are never removed. Files of a killed
+    measurement do not count. ``needed`` are files that the folder must not contain, regardless of
+    ``overwrite``.
     """
     check_written_into(out)
     names = os.listdir(out) if out.is_dir() else []
@@ -253,12 +269,13 @@ def check_statistics_folder(out: Path, overwrite: Replace, needed: Iterable[Path
     is_older = holds_statistics(out)
     if not overwrite or not is_older:
         how = (
-            "or say --overwrite"
+            "or use --overwrite"
             if is_older
-            else "or say --overwrite-anything to write into it"
+            else "or use --overwrite-anything to write into it"
             if overwrite
             else ""
         )
         raise OutputError(
-            f"{out}: exists and is not empty; expected a new or empty directory. Choose another output{', ' if how else ''}{how}."
+            f"{out}: exists and is not empty; expected a new or empty directory. Choose another "
+            f"output{', ' if how else ''}{how}."
         )

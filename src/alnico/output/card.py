@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from alnico._version import __version__
-from alnico.checkpoint.lineage import LOCK, NAME, Lineage, licence_name, lineage_of
+from alnico.checkpoint.lineage import LOCK, MODEL_NAME, Lineage, licence_name, lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel, repositories
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.weight_files import DIFFUSERS_STEM, stem_of
@@ -224,7 +224,7 @@ def _ancestors(names: Sequence[str], lineages: Sequence[Lineage]) -> list[str]:
     lines: list[str] = []
 
     def add(name: str, lineage: Lineage, depth: int) -> None:
-        parents = [p for p in lineage.parents if NAME.fullmatch(p.name)] if lineage.is_merge else []
+        parents = [p for p in lineage.parents if MODEL_NAME.fullmatch(p.name)] if lineage.is_merge else []
         origins = [f"a merge of {', '.join(p.name for p in parents)}"] if parents else []
         origins += [f"made from {', '.join(lineage.bases)}"] if lineage.bases else []
         if origins:

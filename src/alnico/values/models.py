@@ -13,7 +13,7 @@ import numpy as np
 
 from alnico.checkpoint.factors import adapter_factors, is_factor
 from alnico.checkpoint.memory_model import (
-    COMPILED,
+    COMPILE_PREFIX,
     MemoryModel,
     import_torch,
     is_torch_module,
@@ -199,9 +199,11 @@ def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None
     """
     inner = unwrap_module(module)
     needed = {
-        n.replace(COMPILED, ""): v for n, v in inner.state_dict(keep_vars=True).items() if is_torch_tensor(v)
+        n.replace(COMPILE_PREFIX, ""): v
+        for n, v in inner.state_dict(keep_vars=True).items()
+        if is_torch_tensor(v)
     }
-    held = {n.replace(COMPILED, ""): v for n, v in inner.named_buffers()} | needed
+    held = {n.replace(COMPILE_PREFIX, ""): v for n, v in inner.named_buffers()} | needed
     kind = type(inner).__name__
     if wrong := next(
         ((n, why) for n, v in held.items() if n in state and (why := why_unreadable(v)) is not None), None
