@@ -52,7 +52,7 @@ class TensorUpdate:
     """What an adapter does to one tensor. With only ``origin`` set, the tensor is a copy of that one."""
 
     update: Update | None = None
-    is_turned: bool = False
+    is_transposed: bool = False
     """The product is the transpose of the stored matrix: embeddings, and GPT-2's linear layers."""
     expert: int | None = None
     """The expert that this matrix belongs to, where the base stores each expert separately."""
@@ -315,8 +315,10 @@ def _find_targets(
         if place is not None:
             return [(place[0], TensorUpdate(joined=((update, place[1]),)))]
         target = target or matcher.require(update.right, f"{update.module}.weight")
-        is_turned = update.is_embedding or _is_turned(target, tensors[target].shape, base, adapter, update)
-        return [(target, TensorUpdate(replace(update, parameters=("weight",)), is_turned))]
+        is_transposed = update.is_embedding or _is_transposed(
+            target, tensors[target].shape, base, adapter, update
+        )
+        return [(target, TensorUpdate(replace(update, parameters=("weight",)), is_transposed))]
     fits: list[list[tuple[str, TensorUpdate]]] = []
     shapes: dict[str, tuple[int, ...]] = {}
     for parameter in update.parameters:
@@ -330,10 +332,10 @@ def _find_targets(
                 and matrix in ((rows, columns), (columns, rows))
             ):
                 is_square = rows == columns
-                turned = matrix != (rows, columns) or (
+                is_swapped = matrix != (rows, columns) or (
                     is_square and base.config.get("model_type") in TRANSPOSED_EXPERTS
                 )
-                fits.append([(name, TensorUpdate(update, turned))])
+                fits.append([(name, TensorUpdate(update, is_swapped))])
         else:
             separate = _separate_experts(matcher, update, parameter, rows, columns)
             if separate:
@@ -495,10 +497,10 @@ def short_name(reference: str) -> str:
     return Path(reference.partition("@")[0].rstrip("/")).name.lower()
 
 
-def is_turned_linear(name: str, config: Mapping[str, Any]) -> bool:
+def is_transposed_linear(name: str, config: Mapping[str, Any]) -> bool:
     """Does a weight belong to a linear layer that stores (in, out)?
 
-    >>> [is_turned_linear("h.0.attn.c_attn.weight", {"model_type": t}) for t in ("gpt2", "gpt_bigcode")]
+    >>> [is_transposed_linear("h.0.attn.c_attn.weight", {"model_type": t}) for t in ("gpt2", "gpt_bigcode")]
     [True, False]
     """
     words = name.split(".")
@@ -510,7 +512,9 @@ def is_turned_linear(name: str, config: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_turned(target: str, shape: tuple[int, ...], base: Model, adapter: Adapter, update: Update) -> bool:
+def _is_transposed(
+    target: str, shape: tuple[int, ...], base: Model, adapter: Adapter, update: Update
+) -> bool:
     """Is a matrix stored (in, out)? Its shape decides, as the kind of layer does in PEFT.
 
     For a square matrix the model type decides, or else ``fan_in_fan_out`` in the adapter's config, which PEFT
@@ -520,7 +524,7 @@ def _is_turned(target: str, shape: tuple[int, ...], base: Model, adapter: Adapte
         return False
     rows, columns = adapter.shape(update)
     if base.config.get("model_type") in CONV1D_TYPES and rows == columns:
-        return is_turned_linear(target, base.config)
+        return is_transposed_linear(target, base.config)
     return shape == (columns, rows) and (rows != columns or bool(adapter.config.get("fan_in_fan_out")))
 
 
@@ -567,7 +571,7 @@ def _check_shapes(
     if update is None or update.parameters != ("weight",):
         return
     rows, columns = shape[0] if shape else 0, math.prod(shape[1:])
-    if change.is_turned:
+    if change.is_transposed:
         rows, columns = columns, rows
     factor_shape = adapter.shape(update)
     if factor_shape[0] != rows:

@@ -1,4 +1,4 @@
-"""Decodes fp8 weights with block scales while they are read: ``W = fp8 x block scale``, in float32.
+"""Decodes fp8 weights with block scales on reading: ``W = fp8 x block scale``, in float32.
 
 The format is DeepSeek-V3's (arXiv 2412.19437, section 3.3), which transformers calls ``fp8``: ``X.weight`` in
 F8_E4M3 comes with ``X.weight_scale_inv``, one factor per block of ``weight_block_size``.

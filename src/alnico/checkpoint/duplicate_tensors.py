@@ -1,4 +1,4 @@
-"""Finds tensors that a model stores twice, by their bytes: tied weights saved under each of their names.
+"""Finds tensors stored twice, by their bytes: tied weights saved under each of their names.
 
 The config is not consulted here; :mod:`alnico.checkpoint.tied_weights` derives ties from the config.
 """

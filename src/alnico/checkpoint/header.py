@@ -177,19 +177,19 @@ def _entries(text: bytes, where: str) -> tuple[list[tuple[str, Any]], dict[str, 
 
 
 def _tensor(name: str, entry: Any, data_begin: int, file_size: int, where: str) -> TensorInfo:
-    def refuse(found: str, expected: str) -> ModelError:
+    def refuse(actual: str, expected: str) -> ModelError:
         return ModelError(
-            f"{where}: tensor {name!r} has {found}; expected {expected}. The header is wrong; get the file "
+            f"{where}: tensor {name!r} has {actual}; expected {expected}. The header is wrong; get the file "
             "from its source."
         )
 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        found = (
+        actual = (
             f"the keys {sorted(entry)}"
             if isinstance(entry, dict)
             else f"a {type(entry).__name__} as its entry"
         )
-        raise refuse(found, "dtype, shape and data_offsets")
+        raise refuse(actual, "dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Reads a base with a LoRA adapter applied, ``W + s B A``, block by block; nothing is written to disk."""
+"""Reads a base with a LoRA adapter applied, ``W + s B A``, block by block and without a copy."""
 
 from __future__ import annotations
 
@@ -371,7 +371,7 @@ class AdaptedModel:
             left, right = left[change.expert : change.expert + 1], right[change.expert : change.expert + 1]
         if change.part is not None:
             left = left[:, slice(*change.part)]
-        if change.is_turned:
+        if change.is_transposed:
             left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
         factors = _LoadedFactors(np.ascontiguousarray(left), np.ascontiguousarray(right))
         if not change.update.magnitude:
@@ -388,7 +388,7 @@ class AdaptedModel:
             self._dora[name] = factor
         factor = self._dora[name]
         return _LoadedFactors(
-            factors.left, factors.right, None, *((None, factor) if change.is_turned else (factor, None))
+            factors.left, factors.right, None, *((None, factor) if change.is_transposed else (factor, None))
         )
 
     def _join_factors(self, change: TensorUpdate, rows: int, real: np.dtype[Any]) -> _LoadedFactors:
@@ -411,12 +411,10 @@ class AdaptedModel:
         """The norm of each row of ``W + s B A``, or of each column if the tensor is transposed: one pass, in
         float64."""
         rows, columns = factors.left.shape[1], factors.right.shape[2]
-        by_column = self._changes[name].is_turned
+        by_column = self._changes[name].is_transposed
         squares = np.zeros(columns if by_column else rows)
-        height, width = (
-            max(CHUNK // columns, 1),
-            min(CHUNK, columns),
-        )  # blocks of the tensor, whatever is asked of it
+        # Fixed blocks: the sums do not depend on which part of the tensor is read.
+        height, width = max(CHUNK // columns, 1), min(CHUNK, columns)
         values = np.empty(height * width, factors.left.dtype)
         for row in range(0, rows, height):
             stop = min(row + height, rows)

@@ -1,4 +1,4 @@
-"""Locates the tensors in torch's pickled checkpoints (.bin, .pt, .pth, .ckpt) without running code.
+"""Locates the tensors in torch's pickles (.bin, .pt, .pth, .ckpt) without running their code.
 
 Neither torch nor any code of the file is run: :mod:`alnico.checkpoint.pickle_parser` knows the few opcodes
 and names that state dicts need, and refuses all others. Storages are then byte ranges in the file, in the zip
@@ -521,9 +521,9 @@ def _locate(
 ) -> TensorInfo:
     """Return where a tensor is in the file, after checking that."""
 
-    def refuse(found: str, expected: str) -> ModelError:
+    def refuse(actual: str, expected: str) -> ModelError:
         return ModelError(
-            f"{where}: tensor {name[:80]!r} has {found}; expected {expected}. Get the file from its source."
+            f"{where}: tensor {name[:80]!r} has {actual}; expected {expected}. Get the file from its source."
         )
 
     if any("\ud800" <= c <= "\udfff" for c in name):

@@ -1,4 +1,4 @@
-"""Reads a model under the names and shapes of another, by a layout of :mod:`alnico.checkpoint.layouts`."""
+"""Reads a model under the names and shapes of another, by a layout (see ``layouts``)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from alnico.checkpoint.adapter_changes import is_turned_linear
+from alnico.checkpoint.adapter_changes import is_transposed_linear
 from alnico.checkpoint.layouts import transformers_names
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.tied_weights import architectures
@@ -130,7 +130,7 @@ def subjects_of(
                     "left out",
                     "tied to the head, which PEFT does not update through factors of the embedding; it can be saved",
                 )
-            turned = kind == "embedding" or (kind == "linear" and is_turned_linear(name, base.config))
+            turned = kind == "embedding" or (kind == "linear" and is_transposed_linear(name, base.config))
             compared.append(ExtractTarget(name, tensor.shape, treatment, why, kind, turned))
     unmatched += [
         UnmatchedTensor(name, f"{base.label} has no such tensor")

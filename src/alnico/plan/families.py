@@ -433,7 +433,9 @@ def group_of(name: str) -> str:
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
-    """Does a config tie the model's head, if it has one, to its embedding?
+    """Does a config, or else its model type, tie the model's head, if it has one, to its embedding?
+
+    Reads the config only; :mod:`alnico.checkpoint.tied_weights` finds the tied names in a file.
 
     >>> [is_tied(c) for c in ({"model_type": "gpt2"}, {"model_type": "gpt2", "tie_word_embeddings": False}, {"model_type": "llama"})]
     [True, False, False]
