@@ -255,7 +255,7 @@ def test_what_a_trainer_keeps_beside_the_weights_is_left_out(tmp_path):
     )
     with open_model(tmp_path / "m.ckpt") as model:
         assert model.read("w").tolist() == [1, 1]
-        assert model.notes[1].endswith("no tensors of the model: rng, text, callbacks.")
+        assert model.notes[1].endswith("not tensors of the model: rng, text, callbacks.")
 
 
 def test_an_array_of_numpy_in_a_state_dict_is_refused(tmp_path):
@@ -373,8 +373,8 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_runs_nothing(tmp_path
     path, mark = tmp_path / "m.pt", tmp_path / "mark"
     torch.save({"w": torch.ones(2), "x": thing(mark)}, path, _use_new_zipfile_serialization=is_zip)
     assert refusal(path) == (
-        f"{path}: its pickle needs {name}, expected only tensors and plain values. alnico runs no code of a model: "
-        "get the model as safetensors, or save its state_dict() where you trust the file."
+        f"{path}: its pickle needs {name}; expected only tensors and plain values. alnico runs no code from models. "
+        "Get the model as safetensors, or save its state_dict() on a machine where you trust the file."
     )
     assert not mark.exists()
 

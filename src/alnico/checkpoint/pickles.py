@@ -464,12 +464,12 @@ def _select_tensors(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor],
     wrappers: list[str] = []
     ignored: list[str] = []
     while isinstance(loaded, Mapping):
-        key = next((w for w in WRAPPERS if isinstance(loaded.get(w), Mapping)), None)
-        if key is None:
+        wrapper = next((w for w in WRAPPERS if isinstance(loaded.get(w), Mapping)), None)
+        if wrapper is None:
             break
-        ignored += [".".join([*wrappers, str(key)]) for key in loaded if key != key]
-        wrappers.append(key)
-        loaded = loaded[key]
+        ignored += [".".join([*wrappers, str(key)]) for key in loaded if key != wrapper]
+        wrappers.append(wrapper)
+        loaded = loaded[wrapper]
         if len(wrappers) > MAX_WRAPPERS:
             raise ModelError(
                 f"{where}: its tensors are inside more than {MAX_WRAPPERS} wrappers, "
