@@ -213,7 +213,9 @@ def test_shapes_that_take_for_ever_to_print_are_refused(tmp_path: Path) -> None:
     for _ in range(40):
         shape = (shape, shape)
     (tmp_path / "m.pt").write_bytes(zipped(pickled({"w": tensor(shape, shape)})))
-    assert "a tensor without a storage, a dtype and non-negative sizes" in refusal(lambda: open_model(tmp_path / "m.pt"))
+    assert "a tensor without a storage, a dtype and non-negative sizes" in refusal(
+        lambda: open_model(tmp_path / "m.pt")
+    )
 
 
 def test_a_state_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
