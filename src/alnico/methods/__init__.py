@@ -1,7 +1,8 @@
 """Merge methods: one file a method, found here and not listed. Third parties add theirs by an entry point.
 
-A file is named like its method; files that begin with ``_`` hold what several methods share. To add a method to another
-package, point the entry-point group ``alnico.methods`` at an object made by :func:`alnico.methods.base.method`.
+A file is named like its method; files that begin with ``_`` hold what several methods share. To add a method
+to another package, point the entry-point group ``alnico.methods`` at an object made by
+:func:`alnico.methods.base.method`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a merge method is, how it is registered, and how its signature becomes its schema.
 
-A method is a factory: options in, a :class:`Merge` out. A ``Merge`` is the equation of one parameter (``mix``) and what
-``mix`` receives after the values. The engine does everything else: a method knows no file, dtype, device or name.
+A method is a factory: options in, a :class:`Merge` out. A ``Merge`` is the equation of one parameter
+(``mix``) and what ``mix`` receives after the values. The engine does everything else: a method knows no file,
+dtype, device or name.
 
 >>> @method(space="weight", models=(2, 2), source="an example")
 ... def midpoint() -> Merge:
@@ -59,7 +60,8 @@ def each(value: T) -> PerModel[T]:
 class Between:
     """The range of a number: ``low`` and ``high`` belong to it unless said otherwise.
 
-    ``low_in_places``: a ``low`` that does not belong to it may stand for some of the tensors, in a gradient or under a filter.
+    ``low_in_places``: a ``low`` that does not belong to it may stand for some of the tensors, in a gradient
+    or under a filter.
     """
 
     low: float = -float("inf")
@@ -83,10 +85,12 @@ Share = Annotated[float, Between(0, 1, without_low=True)]
 """A share of a whole, in (0, 1]."""
 
 KeptShare = Annotated[float, Between(0, 1, without_low=True, low_in_places=True)]
-"""The share of a tensor's entries that is kept, in (0, 1]; 0 for some of the tensors, of which nothing is then kept."""
+"""The share of a tensor's entries that is kept, in (0, 1]; 0 for some of the tensors, of which nothing is
+then kept."""
 
 Statistics = NewType("Statistics", str)
-"""The path of statistics that `alnico statistics` wrote. The option that has it is called like their kind, and is one a model."""
+"""The path of statistics that `alnico statistics` wrote. The option that has it is called like their kind,
+and is one a model."""
 
 MethodSpace = Literal["weight", "delta"]
 BaseUse = Literal["required", "optional", "unused", "first"]
@@ -178,16 +182,17 @@ def _yaml(value: Any) -> str:
 class Merge:
     """How to make one output tensor, options bound.
 
-    ``mix(values, *arguments)`` is the equation of ONE parameter. ``values`` holds one number a model (the task-vector
-    entries in delta space); ``arguments`` are numbers, numbers a model, facts, or noise. In delta space ``mix`` returns
-    what is added to the base, and where that is exactly 0 the base's bits are written.
+    ``mix(values, *arguments)`` is the equation of ONE parameter. ``values`` holds one number a model (the
+    task-vector entries in delta space); ``arguments`` are numbers, numbers a model, facts, or noise. In delta
+    space ``mix`` returns what is added to the base, and where that is exactly 0 the base's bits are written.
 
     ``copies`` is the position of the model whose bytes are the result, "base" for the base's, or None.
     ``fixes_equal_inputs`` declares that an element on which all models agree keeps that value (weight space).
-    ``sums_to_one`` says, from the resolved arguments, whether the coefficients of this tensor sum to 1: then equal
-    inputs are kept too, though the method does not promise it for every tensor.
-    ``is_wide`` takes float64 for all of the arithmetic, whatever the inputs are: for equations that float32 cannot resolve.
-    ``otherwise`` is taken for tensors that the statistics, whose numbers are among the arguments, do not have.
+    ``sums_to_one`` says, from the resolved arguments, whether the coefficients of this tensor sum to 1: then
+    equal inputs are kept too, though the method does not promise it for every tensor. ``is_wide`` takes
+    float64 for all of the arithmetic, whatever the inputs are: for equations that float32 cannot resolve.
+    ``otherwise`` is taken for tensors that the statistics, whose numbers are among the arguments, do not
+    have.
     """
 
     mix: Callable[..., float]
@@ -222,7 +227,8 @@ class Merge:
         return of_model(self.arguments)
 
     def check_numbers(self, real: Real) -> None:
-        """Refuse numbers that the arithmetic of a tensor cannot hold, or whose sum it cannot: they would count as infinity or as 0.
+        """Refuse numbers that the arithmetic of a tensor cannot hold, or whose sum it cannot: they would
+        count as infinity or as 0.
 
         Errors: MethodError.
         """
@@ -269,12 +275,13 @@ class Matrices(Protocol):
 class MatrixMethod:
     """How to make one output matrix, options bound, where its numbers depend on whole matrices.
 
-    ``make(matrices, *arguments)`` returns (rows, columns) float64; in delta space what is added to the base. It runs in one thread,
-    and BLAS in one. ``arguments`` are numbers, numbers a model, and what statistics record; ``sides`` are the kinds of statistics
-    that it reads, each of which must have the tensor.
-    ``numbers(rows, columns, models, *arguments)`` is how many float64 numbers it holds at its peak, those that it has read and its result
-    among them. ``fixes_equal_inputs`` declares that matrices that are equal in all models give that matrix: its bits are kept.
-    ``otherwise`` makes what is no matrix, and what the statistics do not have.
+    ``make(matrices, *arguments)`` returns (rows, columns) float64; in delta space what is added to the base.
+    It runs in one thread, and BLAS in one. ``arguments`` are numbers, numbers a model, and what statistics
+    record; ``sides`` are the kinds of statistics that it reads, each of which must have the tensor.
+    ``numbers(rows, columns, models, *arguments)`` is how many float64 numbers it holds at its peak, those
+    that it has read and its result among them. ``fixes_equal_inputs`` declares that matrices that are equal
+    in all models give that matrix: its bits are kept. ``otherwise`` makes what is no matrix, and what the
+    statistics do not have.
     """
 
     make: Callable[..., np.ndarray]
@@ -315,10 +322,11 @@ class Method:
     def bind(
         self, options: Mapping[str, Any], models: int, *, in_places: bool = False
     ) -> Merge | MatrixMethod:
-        """Build the ``Merge`` for ``models`` values (non-base models in delta space), ``in_places``: for some of the tensors only.
+        """Build the ``Merge`` for ``models`` values (non-base models in delta space), ``in_places``: for some
+        of the tensors only.
 
-        A per-model option takes one value, or a sequence with one a model. Errors: MethodError, naming the option, for
-        unknown and missing options, values outside their range, or a wrong number of them.
+        A per-model option takes one value, or a sequence with one a model. Errors: MethodError, naming the
+        option, for unknown and missing options, values outside their range, or a wrong number of them.
         """
         self.check_models(models)
         for name in options:
@@ -372,10 +380,10 @@ def method(
     """Register a factory as a merge method under its function's name.
 
     ``space`` "delta" gives ``mix`` task-vector entries (model - base), "weight" the parameters themselves.
-    ``base``: "required", "optional" (delta space; without a base the values are the parameters themselves), "unused", or
-    "first" (the base is the first of the values; weight space). ``models`` is the least and the greatest number of values
-    (None: no limit). ``presets`` are named values of options, those of the paper, say. Errors: MethodError for a signature that is
-    no schema, and for a preset that does not fit it.
+    ``base``: "required", "optional" (delta space; without a base the values are the parameters themselves),
+    "unused", or "first" (the base is the first of the values; weight space). ``models`` is the least and the
+    greatest number of values (None: no limit). ``presets`` are named values of options, those of the paper,
+    say. Errors: MethodError for a signature that is no schema, and for a preset that does not fit it.
     """
 
     def register(factory: Callable[..., Merge | MatrixMethod]) -> Method:
@@ -437,8 +445,10 @@ def _check_preset(where: str, values: Mapping[str, Any], options: Mapping[str, O
 
 
 def _meaning(name: str, documentation: str) -> str:
-    found = re.search(rf"^    {name}: (.+?)(?:[;.:]\s|[;.]?$)", documentation, re.MULTILINE)
-    return found[1] if found else ""
+    """The first clause of an option's text in a docstring; "" without one."""
+    text = re.search(rf"^    {name}: (.+(?:\n {{8}}.+)*)", documentation, re.MULTILINE)
+    clause = re.match(r"(.+?)(?:[;.:]\s|[;.]?$)", " ".join(text[1].split())) if text else None
+    return clause[1] if clause else ""
 
 
 def combine(coefficients: Argument, **declarations: Any) -> Merge:
@@ -458,7 +468,8 @@ def _sums_to_one(coefficients: Any) -> bool:
 
 
 def total_weight(weight: Sequence[float], of: str = "", instead: str = "") -> float:
-    """Sum the weights. Errors: MethodError if it is 0, or beyond float64; ``instead`` says what else to do."""
+    """Sum the weights. Errors: MethodError if it is 0, or beyond float64; ``instead`` says what else to
+    do."""
     total = sum(weight)
     if not math.isfinite(sum(map(abs, weight))):
         raise MethodError(

@@ -1,4 +1,4 @@
-"""Model Breadcrumbs: sums of task vectors without both tails."""
+"""Model Breadcrumbs: adds up task vectors without their largest and smallest entries."""
 
 from typing import Literal
 
@@ -23,29 +23,34 @@ def breadcrumbs(
 ) -> Merge:
     """Leave out the largest and the smallest entries of each task vector, and add up what is left.
 
-    Of the n entries of a tensor of ``model_i - base``, ordered by magnitude, the largest ``int(gamma_i * n)`` are left out and
-    the ``int(density_i * n)`` below them are kept; ``out = base + scale * sum_i weight_i * kept_i``.
+    Of the n entries of a tensor of ``model_i - base``, ordered by magnitude, the largest ``int(gamma_i * n)``
+    are left out and the ``int(density_i * n)`` below them are kept; ``out = base + scale * sum_i weight_i *
+    kept_i``.
 
-    Use when: many task vectors are added up, and a few outlying entries would dominate the sum. Give a ``density``: at 1
-        nothing is left out, whatever ``gamma`` is.
+    Use when: you add up many task vectors and a few outlying entries would dominate the sum. Set ``density``:
+        at 1 nothing is left out, for any ``gamma``.
     Start with: {density: 0.15, gamma: 0.006, scale: 0.3}
 
     Options:
-        density: the share of each tensor's entries that is kept, in (0, 1]; 1 keeps all (the authors use 0.15).
-        gamma: the share of largest magnitude that is left out, in [0, 1]; at most ``1 - density`` (the authors use 0.006).
+        density: the share of each tensor's entries that is kept, in (0, 1]; 1 keeps all (the authors use
+            0.15).
+        gamma: the share of largest magnitude that is left out, in [0, 1]; at most ``1 - density`` (the
+            authors use 0.006).
         weight: a model's coefficient, any number.
         scale: the factor on the whole sum (``lambda`` in YAML), any number; the authors use 0.2 to 0.3.
         divide: ``weight`` divides the sum by the sum of the weights (mergekit: ``normalize: true``).
-        rescale: ``l1`` scales what is kept to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
+        rescale: ``l1`` scales the kept entries to the L1 norm of the whole, ``inverse`` by 1/density,
+            ``none``.
     Presets:
         paper: the authors' code: beta 0.15, gamma 0.006, alpha 0.2.
-    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: two kth largest magnitudes, one to three passes; with ``rescale: l1`` two sums, one pass more; then one to mix.
-        Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor is searched. Grain:
-        element.
-    Edge cases: at least one entry of a tensor is kept; entries equal to either threshold are kept; at density 1 all are,
-        whatever gamma is.
-    Errors: MethodError if a density is outside (0, 1], or if ``divide`` is ``weight`` and the weights sum to 0.
+    Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
+    Measures: two kth largest magnitudes, one to three passes; with ``rescale: l1`` two sums, one more pass;
+        then one to mix. Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large
+        tensor is searched. Grain: element.
+    Edge cases: at least one entry of a tensor is kept; entries equal to either threshold are kept; at density
+        1 all are kept, for any gamma.
+    Errors: MethodError if a density is outside (0, 1], or if ``divide`` is ``weight`` and the weights sum to
+        0.
     Differs from the source: trims each tensor, as mergekit does; the authors' code trims each row.
     Source: Davari and Belilovsky 2023, https://arxiv.org/abs/2312.06795, section 3.
 

@@ -19,36 +19,42 @@ def breadcrumbs_ties(
     divide: Divide = "none",
     rescale: Rescale = "none",
 ) -> Merge:
-    """Leave out the largest and the smallest entries of each task vector, then elect signs and keep what agrees.
+    """Leave out the largest and the smallest entries of each task vector, then elect signs and keep the
+    entries that agree.
 
-    ``kept_i`` as in ``breadcrumbs``; ``sign = sign(sum_i weight_i * kept_i)``; ``out = base + scale * sum_A weight_i * kept_i``
-    over the models A with ``sign(weight_i * kept_i) = sign``.
+    ``kept_i`` as in ``breadcrumbs``; ``sign = sign(sum_i weight_i * kept_i)``; ``out = base + scale * sum_A
+    weight_i * kept_i`` over the models A with ``sign(weight_i * kept_i) = sign``.
 
-    Use when: as for ``breadcrumbs``, where the models also disagree in sign. It is mergekit's combination; we know of
-        no paper that compares it.
+    Use when: as for ``breadcrumbs``, where the models also disagree in sign. It is mergekit's combination; we
+        know of no paper that compares it.
     Start with: {density: 0.15, gamma: 0.006, scale: 0.3}
 
     Options:
-        density: the share of each tensor's entries that is kept, in (0, 1]; 1 keeps all (the authors use 0.15).
-        gamma: the share of largest magnitude that is left out, in [0, 1]; at most ``1 - density`` (the authors use 0.006).
+        density: the share of each tensor's entries that is kept, in (0, 1]; 1 keeps all (the authors use
+            0.15).
+        gamma: the share of largest magnitude that is left out, in [0, 1]; at most ``1 - density`` (the
+            authors use 0.006).
         weight: a model's coefficient, any number.
-        scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 0.2 to 0.3.
-        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their signs.
-        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is ``none`` with ``elect: count`` and
-            else ``plus``, as in mergekit.
-        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` of mergekit is
-            ``weight``.
-        rescale: ``l1`` scales what is kept to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
-    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: two kth largest magnitudes, one to three passes; with ``rescale: l1`` two sums, one pass more; then one to mix.
-        Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor is searched. Grain:
-        element.
-    Edge cases: at least one entry of a tensor is kept; entries equal to either threshold are kept; at density 1 all are,
-        whatever gamma is.
+        scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 0.2 to
+            0.3.
+        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their
+            signs.
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is
+            ``none`` with ``elect: count``, otherwise ``plus``, as in mergekit.
+        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true``
+            of mergekit is ``weight``.
+        rescale: ``l1`` scales the kept entries to the L1 norm of the whole, ``inverse`` by 1/density,
+            ``none``.
+    Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
+    Measures: two kth largest magnitudes, one to three passes; with ``rescale: l1`` two sums, one more pass;
+        then one to mix. Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large
+        tensor is searched. Grain: element.
+    Edge cases: at least one entry of a tensor is kept; entries equal to either threshold are kept; at density
+        1 all are kept, for any gamma.
     Errors: MethodError if a density is outside (0, 1].
     Differs from the source: trims each tensor, as mergekit does; the authors' code trims each row.
-    Source: Davari and Belilovsky 2023, https://arxiv.org/abs/2312.06795, section 3; with the election of Yadav et al. 2023,
-        https://arxiv.org/abs/2306.01708.
+    Source: Davari and Belilovsky 2023, https://arxiv.org/abs/2312.06795, section 3; with the election of
+        Yadav et al. 2023, https://arxiv.org/abs/2306.01708.
 
     >>> len(breadcrumbs_ties.bind({"density": 0.15}, 2).levels())
     1

@@ -1,4 +1,4 @@
-"""DELLA: drop by rank, elect a sign, merge what agrees."""
+"""DELLA: drops entries by rank, elects a sign, merges the entries that agree."""
 
 from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
 from alnico.methods.shared.elect import Divide, Elect, Tie, elected
@@ -21,38 +21,44 @@ def della(
     divide: Divide = "weight",
     rescale: Rescale = "l1",
 ) -> Merge:
-    """Drop random task-vector entries, small ones more often, then elect signs and average what agrees.
+    """Drop random task-vector entries, small ones more often, then elect signs and average the entries that
+    agree.
 
-    In each row of ``model_i - base`` the entry of magnitude rank r (0 the smallest, n - 1 the largest) is kept with
-    probability ``density_i - epsilon_i + 2 * epsilon_i * r / (n - 1)``, times a factor (see ``rescale``). Then as in ``ties``:
-    ``out = base + scale * sum_A weight_i * kept_i / sum_A weight_i`` over the models A that agree with the elected sign.
+    In each row of ``model_i - base`` the entry of magnitude rank r (0 the smallest, n - 1 the largest) is
+    kept with probability ``density_i - epsilon_i + 2 * epsilon_i * r / (n - 1)``, times a factor (see
+    ``rescale``). Then as in ``ties``: ``out = base + scale * sum_A weight_i * kept_i / sum_A weight_i`` over
+    the models A that agree with the elected sign.
 
-    Use when: as for ``dare_ties``, where large entries should be kept more often than small ones. The authors report gains
-        over DARE and TIES for language, mathematics and code models of one base. Give a ``density``: 1 drops nothing.
+    Use when: as for ``dare_ties``, where large entries should be kept more often than small ones. The authors
+        report gains over DARE and TIES for language, mathematics and code models of one base. Set
+        ``density``: 1 drops nothing.
     Start with: {density: 0.7, epsilon: 0.07}
 
     Options:
-        density: the mean probability of an entry to be kept, in (0, 1]; 1 keeps all. The paper's drop rate p is 1 - density.
-        epsilon: how far the probability goes below and above density over the ranks of a row, in [0, 1]; density - epsilon
-            and density + epsilon lie between 0 and 1. Half of the paper's window.
+        density: the mean probability that an entry is kept, in (0, 1]; 1 keeps all. The paper's drop rate p
+            is 1 - density.
+        epsilon: how far the probability goes below and above density over the ranks of a row, in [0, 1];
+            density - epsilon and density + epsilon must be between 0 and 1. Half of the paper's window.
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 1.1.
-        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their signs.
-        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is ``none`` with ``elect: count`` and
-            else ``plus``, as in mergekit.
-        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` and ``false``
-            of mergekit are ``weight`` and ``none``.
+        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their
+            signs.
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is
+            ``none`` with ``elect: count``, otherwise ``plus``, as in mergekit.
+        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true``
+            and ``false`` of mergekit are ``weight`` and ``none``.
         rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density, ``none``.
     Presets:
         paper: the authors' example: drop rate 0.3, window 0.14, lambda 1.1.
-    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: with ``l1`` two sums, one pass; then one to mix. Memory: blocks of whole rows with their ranks. Grain: row.
-        Noise: yes, by (seed, tensor, model, element).
-    Edge cases: equal magnitudes of a row share their mean rank; a row of one entry is kept with probability density; a
-        tensor of one dimension is one row.
-    Errors: MethodError if a density is outside (0, 1], or epsilon does not fit it.
-    Differs from the source: an L1 rescale, as in mergekit; the paper divides each entry by its own probability. Rows lie along
-        the last dimension; mergekit ranks along the second of three or more, and fails on rows of one entry.
+    Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
+    Measures: with ``l1`` two sums, one pass; then one to mix. Memory: blocks of whole rows with their ranks.
+        Grain: row. Noise: yes, by (seed, tensor, model, element).
+    Edge cases: equal magnitudes of a row share their mean rank; a row of one entry is kept with probability
+        density; a tensor of one dimension is one row.
+    Errors: MethodError if a density is outside (0, 1], or epsilon does not fit the density.
+    Differs from the source: an L1 rescale, as in mergekit; the paper divides each entry by its own
+        probability. Rows are along the last dimension; mergekit ranks along the second of three or more, and
+        fails on rows of one entry.
     Source: Deep et al. 2024, https://arxiv.org/abs/2406.11617, section 3.
 
     >>> len(della.bind({"density": 0.5}, 2).levels())

@@ -1,27 +1,29 @@
-"""EMR's unified task vector: elect a sign, take the largest that agrees."""
+"""EMR's unified task vector: elects a sign and takes the largest entry that agrees."""
 
 from alnico.methods.base import Merge, PerModel, each, method
 
 
 @method(space="delta", source="Huang et al. 2024, EMR-Merging, https://arxiv.org/abs/2405.17461, section 3.2")
 def emr(*, weight: PerModel[float] = each(1.0), scale: float = 1.0) -> Merge:
-    """Elect a sign for each parameter, and take the entry of largest magnitude among those that agree with it.
+    """Elect a sign for each parameter, and take the entry of largest magnitude among those that agree with
+    it.
 
-    ``out = base + scale * sign * max_A |v_i|`` with ``v_i = weight_i * (model_i - base)``, ``sign = sign(sum_i v_i)``, over the
-    models A whose ``v_i`` has that sign.
+    ``out = base + scale * sign * max_A |v_i|`` with ``v_i = weight_i * (model_i - base)``, ``sign =
+    sign(sum_i v_i)``, over the models A whose ``v_i`` has that sign.
 
-    Use when: each model's strongest changes should survive at full size where the models agree, without a mean that shrinks
-        them; or as the common part of models that are told apart later by masks.
+    Use when: each model's strongest changes should survive at full size where the models agree, not shrunk by
+        a mean; or as the common part of models that masks separate later.
 
     Options:
         weight: a model's coefficient, any number; it counts in the vote and in the comparison.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number.
-    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+    Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
     Measures: nothing; one pass. Memory: blocks. Grain: element.
-    Edge cases: where the entries sum to exactly 0 no sign is elected and the base's bits are written; one model at weight 1 and
-        scale 1 is copied; all weights 0, or scale 0, copies the base.
-    Differs from the source: this is the unified task vector alone; the paper goes on to a mask and a factor a task, which are
-        applied when a task is served and make no single model. The paper has no weights (all are 1).
+    Edge cases: where the entries sum to exactly 0 no sign is elected and the base's bits are written; one
+        model at weight 1 and scale 1 is copied; all weights 0, or scale 0, copies the base.
+    Differs from the source: this is only the unified task vector; the paper adds a mask and a factor per
+        task, applied when a task is served, which do not give a single model. The paper has no weights (all
+        are 1).
     Source: Huang et al. 2024, https://arxiv.org/abs/2405.17461, section 3.2.
 
     >>> emr.bind({"weight": 0.0}, 2).copies

@@ -1,4 +1,4 @@
-"""Averages weighted by how much each parameter matters to its model."""
+"""Fisher merging: averages weighted by how much each parameter matters to its model."""
 
 from typing import Annotated
 
@@ -29,27 +29,30 @@ def fisher(
 ) -> Merge:
     """Average the models, each parameter weighted by its Fisher information in each model.
 
-    ``out = sum_i weight_i * F_i * model_i / sum_i weight_i * F_i``, where ``F_i`` is the diagonal of model i's Fisher information,
-    measured on its data by ``alnico statistics fisher``: a parameter is taken from the models whose predictions depend on it.
+    ``out = sum_i weight_i * F_i * model_i / sum_i weight_i * F_i``, where ``F_i`` is the diagonal of model
+    i's Fisher information, measured on its data by ``alnico statistics fisher``: a parameter is taken from
+    the models whose predictions depend on it.
 
-    Use when: models of different tasks were tuned from one base, and some data of each is at hand, without labels. The paper finds
-        it ahead of plain averages; task arithmetic with a tuned scale, and RegMean, are mostly ahead of it where later papers
-        compare them.
+    Use when: models of different tasks were tuned from one base, and you have some data of each, without
+        labels. The paper finds it better than plain averages; in later papers, task arithmetic with a tuned
+        scale and RegMean are mostly better.
 
     Options:
         fisher: the directory that ``alnico statistics fisher`` wrote for the model.
         weight: a model's coefficient, at least 0.
-        normalize: divide each model's Fisher information by its L2 norm over the whole model; the scales of different tasks differ
-            by orders of magnitude.
-        floor: the least a Fisher number counts, as a share of the mean of its tensor, at least 0. Numbers near 0 otherwise leave
-            the choice of a model to noise.
-    Shapes: one value a model and one Fisher number a model in, one number out; any number of models.
+        normalize: divide each model's Fisher information by its L2 norm over the whole model; the scales of
+            different tasks differ by orders of magnitude.
+        floor: the least a Fisher number counts, as a share of the mean of its tensor, at least 0. Without it,
+            where all numbers are near 0, noise chooses the model.
+    Shapes: one value and one Fisher number per model in, one number out; any number of models.
     Measures: nothing; one pass over the models and their statistics. Memory: blocks. Grain: element.
-    Edge cases: where all Fisher numbers are 0, and in tensors that the statistics of a model do not have (heads, buffers, what its
-        task does not use), the weighted mean; an element on which all models agree keeps its bits.
-    Errors: MethodError if all weights are 0. MismatchError for statistics that are not of the model they stand under.
-    Differs from the source: the authors' code has an absolute floor, 1e-6, for one of the models; here it is relative, and 0 unless
-        given. Their Fisher numbers are of per-example gradients, as here; those of some later code are of squared batch gradients.
+    Edge cases: where all Fisher numbers are 0, and in tensors that the statistics of a model lack (heads,
+        buffers, parameters its task does not use), the weighted mean; an element on which all models agree
+        keeps its bits.
+    Errors: MethodError if all weights are 0. MismatchError for statistics of another model.
+    Differs from the source: the authors' code has an absolute floor, 1e-6, for one of the models; here it is
+        relative, and 0 by default. Their Fisher numbers use per-example gradients, as here; some later code
+        squares batch gradients.
     Source: Matena and Raffel 2022, https://arxiv.org/abs/2111.09832, equation 2.
 
     >>> fisher.bind({"fisher": ("one", "other"), "weight": (1.0, 3.0)}, 2).otherwise.arguments

@@ -21,23 +21,26 @@ def karcher(
 ) -> Merge:
     """Take the Riemannian mean of the models' directions on the sphere, at their mean length.
 
-    ``out = (sum_i w_i |x_i|) * m``, where m minimises ``sum_i w_i theta_i^2`` and ``theta_i`` is the angle between m and
-    the tensor ``x_i`` as a flat vector. All steps are taken in the k coefficients, from the Gram matrix in float64.
+    ``out = (sum_i w_i |x_i|) * m``, where m minimises ``sum_i w_i theta_i^2`` and ``theta_i`` is the angle
+    between m and the tensor ``x_i`` as a flat vector. All steps are taken in the k coefficients, from the
+    Gram matrix in float64.
 
-    Use when: several models whose directions do differ are to be averaged, none before the others. Fine-tunes of one base
-        are nearly parallel, and the result is then nearly ``linear``; comparisons with other methods are few.
+    Use when: you average several models whose directions really differ, none ahead of the others. Fine-tunes
+        of one base are nearly parallel, and the result is then nearly ``linear``; few papers compare it with
+        other methods.
 
     Options:
         weight: a model's coefficient, any number; divided by their sum.
-        max_iter: most steps of the iteration, in [0, 100000]; 0 gives the mean direction.
+        max_iter: the most steps of the iteration, in [0, 100000]; 0 gives the mean direction.
         tol: the step below which it ends, in radians, in [0, 1].
-    Shapes: one value a model in, one number out; any number of models.
+    Shapes: one value per model in, one number out; any number of models.
     Measures: Gram, one pass; then one to mix. Memory: blocks. Grain: element.
-    Edge cases: a tensor of zeros has no direction and counts in the length alone; one model is copied; not unique where
-        directions are a half turn apart.
+    Edge cases: a tensor of zeros has no direction and counts only in the length; one model is copied; not
+        unique where directions are opposite.
     Errors: MethodError if the weights sum to 0.
-    Differs from the source: stops after ``max_iter`` steps, as mergekit does. mergekit has no weights, drops models whose
-        length is below ``tol``, takes angles in the inputs' dtype, and averages a ``base_model`` that is not listed.
+    Differs from the source: stops after ``max_iter`` steps, as mergekit does. mergekit has no weights, drops
+        models whose length is below ``tol``, takes angles in the inputs' dtype, and averages a ``base_model``
+        that is not listed.
     Source: Karcher 1977, https://doi.org/10.1002/cpa.3160300502; as a merge: mergekit 0.1.5.
 
     >>> karcher.bind({}, 1).copies

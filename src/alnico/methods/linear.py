@@ -1,4 +1,4 @@
-"""Weighted averages of models."""
+"""Averages models with weights."""
 
 from alnico.methods.base import Merge, PerModel, combine, each, method, total_weight
 
@@ -17,23 +17,24 @@ def linear(*, weight: PerModel[float] = each(1.0), normalize: bool = True) -> Me
     ``out = sum_i weight_i * model_i / sum_i weight_i``; without ``normalize`` the sum is not divided.
     Equal weights make the uniform soup.
 
-    Use when: models are runs of one task from one start (a soup), or a base and its fine-tune (WiSE-FT, where data shift).
-        Of models of different tasks each gives its share only; with a base that is known, take ``task_arithmetic``.
+    Use when: models are runs of one task from one start (a soup), or a base and its fine-tune (WiSE-FT, for
+        distribution shift). Averaging models of different tasks shrinks each; if you know their base, use
+        ``task_arithmetic``.
 
     Options:
         weight: a model's coefficient, any number; 1 for all makes the plain mean.
         normalize: divide the weights by their sum.
     Presets:
         uniform_soup: the plain mean of all models.
-        wise_ft: half way between a base, listed first, and its fine-tune, listed second: the paper's alpha where none is
-            validated. Another alpha is the weights 1 - alpha and alpha.
-    Shapes: one value a model in, one number out; any number of models.
+        wise_ft: half way between a base, listed first, and its fine-tune, listed second: the paper's alpha
+            without validation. For another alpha set the weights 1 - alpha and alpha.
+    Shapes: one value per model in, one number out; any number of models.
     Measures: nothing; one pass over the models. Memory: blocks. Grain: element.
-    Edge cases: an element on which all models agree keeps its bits when the weights sum to 1; when one model has all the
-        weight, its bytes are copied; an integer tensor is copied if all models agree.
+    Edge cases: an element on which all models agree keeps its bits when the weights sum to 1; when one model
+        has all the weight, its bytes are copied; an integer tensor is copied if all models agree.
     Errors: MethodError if ``normalize`` and the weights sum to 0.
-    Differs from the source: nothing. mergekit also averages a ``base_model`` that is not among the models; here it only
-        gives config, tokenizer and side files.
+    Differs from the source: nothing. mergekit also averages a ``base_model`` that is not among the models;
+        here it only gives config, tokenizer and side files.
     Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 2.
 
     >>> linear.bind({"weight": (1.0, 3.0)}, 2).arguments

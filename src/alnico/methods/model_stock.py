@@ -1,4 +1,4 @@
-"""The point between base and mean that the angles between the task vectors tell."""
+"""Model Stock: a point between base and mean, chosen by the angles between task vectors."""
 
 import numpy as np
 
@@ -10,23 +10,25 @@ from alnico.methods.base import Merge, combine, method
     space="delta", models=(2, None), source="Jang et al. 2024, Model Stock, https://arxiv.org/abs/2403.19522"
 )
 def model_stock(*, filter_wise: bool = False) -> Merge:
-    """Go from the base towards the mean of the models, the further the more their task vectors agree.
+    """Go from the base towards the mean of the models, further the more their task vectors agree.
 
-    ``out = base + t * mean_i(model_i - base)``, ``t = k c / (1 + (k - 1) c)``, c the mean cosine between the task vectors of
-    all pairs of the k models, tensor by tensor.
+    ``out = base + t * mean_i(model_i - base)``, ``t = k c / (1 + (k - 1) c)``, c the mean cosine between the
+    task vectors of all pairs of the k models, tensor by tensor.
 
-    Use when: two or more fine-tunes of one task from one base, with different seeds or data orders; there is nothing to
-        tune. Task vectors of different tasks are nearly orthogonal, and the result then stays near the base.
+    Use when: two or more fine-tunes of one task from one base, with different seeds or data orders; there is
+        nothing to tune. Task vectors of different tasks are nearly orthogonal, and the result then stays near
+        the base.
 
     Options:
         filter_wise: true takes the angles row by row (the last dimension is a row).
-    Shapes: one task-vector entry a model in, one number out; at least two models besides the base.
-    Measures: Gram, of the tensor or its rows, one pass; then one to mix. Memory: blocks; by rows k x k products a row.
-        Grain: element.
-    Edge cases: a task vector of zeros is at a right angle to all; t is not cut to [0, 1]: a mean cosine below 0 leads away
-        from the models; where ``1 + (k - 1) c`` is 0 the base is written.
-    Differs from the source: for more than two models the paper has no formula for c; this is mergekit's (FusionBench
-        averages angles). mergekit bounds the product of two lengths at 1e-6, which takes small tensors for orthogonal.
+    Shapes: one task-vector entry per model in, one number out; at least two models besides the base.
+    Measures: Gram, of the tensor or its rows, one pass; then one to mix. Memory: blocks; by rows k x k
+        products per row. Grain: element.
+    Edge cases: a task vector of zeros is at a right angle to all; t is not cut to [0, 1]: a mean cosine below
+        0 leads away from the models; where ``1 + (k - 1) c`` is 0 the base is written.
+    Differs from the source: for more than two models the paper has no formula for c; this is mergekit's
+        (FusionBench averages angles). mergekit bounds the product of two lengths at 1e-6, which takes small
+        tensors for orthogonal.
     Source: Jang et al. 2024, https://arxiv.org/abs/2403.19522, section 4.
 
     >>> len(model_stock.bind({}, 2).levels())

@@ -1,4 +1,4 @@
-"""The arc between two models or two task vectors, as a whole, by rows or by columns."""
+"""NuSLERP: the arc between two models or task vectors, whole, by rows or by columns."""
 
 import math
 from functools import partial
@@ -22,24 +22,29 @@ COLINEAR = (1.0 - 1e-16) ** 0.5
 def nuslerp(*, weight: PerModel[float] = each(1.0), flatten: bool = True, row_wise: bool = False) -> Merge:
     """Go from one model to another along the arc between them, to the share of the second one's weight.
 
-    ``out = sin((1-t) theta)/sin(theta) * x_0 + sin(t theta)/sin(theta) * x_1`` with ``t = w_1 / (w_0 + w_1)``, theta the
-    angle between the vectors. With a ``base_model``, x are task vectors, and the result is added to the base.
+    ``out = sin((1-t) theta)/sin(theta) * x_0 + sin(t theta)/sin(theta) * x_1`` with ``t = w_1 / (w_0 +
+    w_1)``, theta the angle between the vectors. With a ``base_model``, x are task vectors, and the result is
+    added to the base.
 
-    Use when: two fine-tunes of one base are to be blended along an arc: with a ``base_model`` the angle is that between
-        their task vectors. Without a base it is ``slerp`` with weights, for fine-tunes nearly always ``linear``.
+    Use when: you blend two fine-tunes of one base along an arc: with a ``base_model`` the angle is between
+        their task vectors. Without a base it is ``slerp`` with weights, for fine-tunes nearly always
+        ``linear``.
 
     Options:
         weight: a model's coefficient, any number; only their ratio counts.
         flatten: true takes a tensor as one vector (``nuslerp_flatten`` in mergekit).
-        row_wise: with ``flatten: false``, which vectors have an angle of their own: those along the last dimension (false:
-            the rows of a matrix) or those along the first (true: its columns); the name is mergekit's (``nuslerp_row_wise``).
+        row_wise: with ``flatten: false``, which vectors have an angle of their own: those along the last
+            dimension (false: the rows of a matrix) or those along the first (true: its columns); the name is
+            mergekit's (``nuslerp_row_wise``).
     Shapes: two values in, one number out.
-    Measures: Gram, of the tensor, its rows or its columns, one pass; then one to mix. Memory: blocks; by rows or columns
-        four numbers and their coefficients for each. Grain: element.
-    Edge cases: parallel and opposite vectors, and where one is 0: the straight line; weights that sum to 0: t = 1/2.
+    Measures: Gram, of the tensor, its rows or its columns, one pass; then one to mix. Memory: blocks; by rows
+        or columns four numbers and their coefficients for each. Grain: element.
+    Edge cases: parallel and opposite vectors, and where one is 0: the straight line; weights that sum to 0: t
+        = 1/2.
     Errors: MethodError if the weights add up to more than float64 holds, or t is beyond 1e6 in size.
-    Differs from the source: angle from the normalised vectors, applied to the vectors as they are, as in slerp; unlike
-        there, the arc is taken as far as angles can be told. mergekit takes a right angle where a vector is 0.
+    Differs from the source: angle from the normalised vectors, applied to the vectors as they are, as in
+        slerp; unlike slerp, it takes the arc for every angle that float64 resolves. mergekit takes a right
+        angle where a vector is 0.
     Source: Shoemake 1985, https://doi.org/10.1145/325165.325242; as a merge: mergekit 0.1.5.
 
     >>> [len(nuslerp.bind({"flatten": f}, 2).levels()) for f in (True, False)]

@@ -5,7 +5,7 @@ from alnico.methods.base import Merge, PerModel, Share, each, method
 from alnico.methods.shared.exponential import exponential
 
 CLIPPED = 1e-4
-"""The share of entries at both ends of the magnitudes that is not told apart, as in the authors' code."""
+"""The share of entries clipped at each end of the magnitudes, as in the authors' code."""
 
 
 @method(
@@ -16,31 +16,37 @@ CLIPPED = 1e-4
 def pcb(
     *, density: PerModel[Share] = each(0.1), weight: PerModel[float] = each(1.0), scale: float = 1.0
 ) -> Merge:
-    """Keep the entries that win a competition within their model and agree with the other models, weighed by how clearly.
+    """Keep the entries that win a competition within their model and agree with the other models, weighted by
+    how clearly.
 
-    With the task-vector entries ``d_i``, ``s_i`` their magnitudes brought to [0, 1] over the tensor, and N models:
-    ``b_i = exp(N * s_i^2) * d_i * sum_j d_j``. Of each model the share ``density_i`` of largest b is kept; from its least (0) to
-    its largest (1) b gives the share ``r_i``; ``out = base + scale * sum_i r_i * weight_i * d_i / sum_i r_i``.
+    With the task-vector entries ``d_i``, ``s_i`` their magnitudes scaled to [0, 1] over the tensor, and N
+    models: ``b_i = exp(N * s_i^2) * d_i * sum_j d_j``. Of each model the share ``density_i`` of largest b is
+    kept; from its least (0) to its largest (1) b gives the share ``r_i``; ``out = base + scale * sum_i r_i *
+    weight_i * d_i / sum_i r_i``.
 
-    Use when: models of different tasks are merged as by ``ties``, and the strongest entries of each should count for more. The
-        paper reports more than ``ties`` on eight vision tasks, with scale and density tuned.
+    Use when: models of different tasks are merged as by ``ties``, and the strongest entries of each should
+        count for more. The paper reports better results than ``ties`` on eight vision tasks, with scale and
+        density tuned.
 
     Options:
-        density: the share of each tensor's entries that is kept, in (0, 1]; the authors use 0.1, and 0.05 for language models.
-        weight: a model's coefficient, any number (the paper's lambda of a model, found by a search).
+        density: the share of each tensor's entries that is kept, in (0, 1]; the authors use 0.1, and 0.05 for
+            language models.
+        weight: a model's coefficient, any number (the paper's lambda per model, found by a search).
         scale: the factor on the merged task vector (``lambda`` in YAML), any number.
     Presets:
         paper: density 0.1 and scale 1.2.
-    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: the ends of the magnitudes, then the limit and the largest b: two levels, of one to five passes each; then one to mix.
-        All in float64. Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor is searched.
-        Grain: element.
-    Edge cases: entries against the sum of all are never kept; where no entry is kept the base's bits are written; where all kept
-        b of a tensor are equal they weigh 1; all weights 0, or scale 0, copies the base.
+    Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
+    Measures: the ends of the magnitudes, then the limit and the largest b: two levels of one to five passes
+        each; then one to mix. All in float64. Memory: blocks, a few MiB of counters, and at most 32 MiB of
+        candidates while a large tensor is searched. Grain: element.
+    Edge cases: entries whose sign differs from the sum's are never kept; where no entry is kept the base's
+        bits are written; where all kept b of a tensor are equal they weigh 1; all weights 0, or scale 0,
+        copies the base.
     Errors: MethodError if a density is outside (0, 1].
-    Differs from the source: normalises and keeps tensor by tensor; the authors' code takes the whole model, a hyperbolic tangent of
-        ``d_i * sum_j d_j`` (which for entries below 0.01 is that product to 1e-8, and has a scale of its own), and clips the merged
-        entries, too, at the ends of the magnitudes (1e-4 on each side).
+    Differs from the source: normalises and keeps tensor by tensor; the authors' code takes the whole model, a
+        hyperbolic tangent of ``d_i * sum_j d_j`` (which for entries below 0.01 is that product to 1e-8, and
+        has a scale of its own), and clips the merged entries, too, at the ends of the magnitudes (1e-4 on
+        each side).
     Source: Du et al. 2024, https://arxiv.org/abs/2410.02396, section 3, and the authors' code.
 
     >>> len(pcb.bind({}, 3).levels())

@@ -1,4 +1,4 @@
-"""RAM: what one model changed stays whole, what several changed is averaged."""
+"""RAM: averages entries that several models changed, keeps those that one model changed."""
 
 from typing import Annotated
 
@@ -11,15 +11,15 @@ def ram(*, epsilon: Annotated[float, Between(0)] = 1e-5) -> Merge:
 
     ``out = base + mean_A(model_i - base)`` over the models A with ``|model_i - base| > epsilon``.
 
-    Use when: the task vectors are sparse, as those of reinforcement learning are: what only one model has changed is then not
-        divided by the number of models, as in a mean.
+    Use when: the task vectors are sparse, as after reinforcement learning: an entry that only one model
+        changed is then not divided by the number of models, as a mean would.
 
     Options:
-        epsilon: what a parameter must have changed by to count as changed, at least 0, in units of the parameters.
-    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+        epsilon: the change above which a parameter counts as changed, at least 0, in units of the parameters.
+    Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
     Measures: nothing; one pass. Memory: blocks. Grain: element.
-    Edge cases: where no model has changed, the base's bits are written. With task vectors of the size of ``epsilon`` most
-        entries do not count: choose it well below them.
+    Edge cases: where no model changed a parameter, the base's bits are written. With task vectors of the size
+        of ``epsilon`` most entries do not count: choose it well below them.
     Differs from the source: nothing. The default of ``epsilon`` is mergekit's.
     Source: Reinforced Agent Merging 2026, https://arxiv.org/abs/2601.13572; as a merge: mergekit 0.1.5.
 

@@ -1,4 +1,4 @@
-"""RAM+, tensor by tensor: what one model changed is amplified, what several changed is averaged."""
+"""RAM+ per tensor: amplifies entries that one model changed, averages those that several did."""
 
 from functools import partial
 from typing import Annotated
@@ -11,24 +11,24 @@ from alnico.methods.base import Between, Merge, method
 def ramplus_tl(
     *, r: float = 0.1, alpha: Annotated[float, Between(0)] = 0.2, epsilon: Annotated[float, Between(0)] = 1e-5
 ) -> Merge:
-    """Average what several models changed, and amplify what only one changed.
+    """Average the entries that several models changed, and amplify those that only one changed.
 
-    As in ``ram``, but where model i alone has changed a parameter, its entry is multiplied by
-    ``1 + r * min(alpha, shared_i / unique_i)``: the numbers of entries of this tensor that it changed together with others, and
-    alone.
+    As in ``ram``, but where model i alone has changed a parameter, its entry is multiplied by ``1 + r *
+    min(alpha, shared_i / unique_i)``: the number of entries of this tensor that it changed together with
+    others, over the number that it changed alone.
 
     Use when: ``ram`` fits, and models whose changes overlap much lose too much by averaging.
 
     Options:
         r: the strength of the amplification, any number; 0 is ``ram``.
         alpha: the largest ratio of shared to unique entries that counts, at least 0.
-        epsilon: what a parameter must have changed by to count as changed, at least 0, in units of the parameters.
-    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+        epsilon: the change above which a parameter counts as changed, at least 0, in units of the parameters.
+    Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
     Measures: two sums (numbers of entries), one pass; then one to mix. Memory: blocks. Grain: element.
-    Edge cases: a model without entries of its own has the ratio ``alpha`` if it shares any, else 0; where no model has changed,
-        the base's bits are written.
-    Differs from the source: ratios are of each tensor, as in mergekit; the paper takes them over the model. mergekit writes
-        float32 whatever its inputs are.
+    Edge cases: a model without entries of its own has the ratio ``alpha`` if it shares any, else 0; where no
+        model changed a parameter, the base's bits are written.
+    Differs from the source: ratios are per tensor, as in mergekit; the paper takes them over the model.
+        mergekit writes float32 for inputs of any dtype.
     Source: Reinforced Agent Merging 2026, https://arxiv.org/abs/2601.13572; as a merge: mergekit 0.1.5.
 
     >>> _factors(0.1, 0.2, (30.0, 5.0, 2.0), (100.0, 100.0, 0.0))

@@ -1,4 +1,4 @@
-"""Least-squares merges of linear layers."""
+"""RegMean: merges linear layers by least squares."""
 
 from typing import Annotated
 
@@ -34,33 +34,36 @@ def regmean(
     """Merge each linear layer so that its outputs stay near those of every model, on that model's own inputs.
 
     ``out = (sum_i weight_i * W_i G_i) (sum_i weight_i * G_i)^-1`` for matrices W (outputs, inputs), where
-    ``G_i = alpha * X_i^T X_i + (1 - alpha) * diag(X_i^T X_i) + ridge * mean(diag(X_i^T X_i)) * I`` and X_i are the inputs of that
-    layer in model i, measured on its data by ``alnico statistics gram``. All else is the weighted mean. With statistics of
-    ``alnico statistics gram --plus`` it is RegMean++.
+    ``G_i = alpha * X_i^T X_i + (1 - alpha) * diag(X_i^T X_i) + ridge * mean(diag(X_i^T X_i)) * I`` and X_i
+    are the inputs of that layer in model i, measured on its data by ``alnico statistics gram``. Everything
+    else is the weighted mean. With the statistics of ``alnico statistics gram --plus`` it is RegMean++.
 
-    Use when: models of different tasks were tuned from one base, and some data of each is at hand, without labels. Papers find it
-        ahead of Fisher merging and task arithmetic on encoders; for large language models MergeBench has it among the best.
+    Use when: models of different tasks were tuned from one base, and you have some data of each, without
+        labels. Papers find it better than Fisher merging and task arithmetic on encoders; MergeBench ranks it
+        among the best for large language models.
 
     Options:
         gram: the directory that ``alnico statistics gram`` wrote for the model.
         weight: a model's coefficient, at least 0.
-        alpha: how much of what is off the diagonal counts, in [0, 1]; the paper uses 0.9, and 0.1 for DeBERTa and T5. 0 weighs each
-            column of a matrix by itself.
-        ridge: what is added to the diagonal, as a share of its mean, in [0, 1]; without it inputs that lie in a subspace have no one
-            solution.
-        normalize: divide each model's matrix by its number of rows (tokens), so that longer data does not weigh more.
-    Shapes: k matrices (rows, columns) and k Gram matrices (inputs, inputs) in, one matrix out; any number of models.
-    Measures: nothing; one pass over the models and their statistics, and a linear system a matrix, in float64. Memory: three matrices
-        and two Gram matrices in float64. Grain: tensor.
-    Edge cases: matrices that are equal in all models keep their bits; where all Gram matrices are 0, and in tensors that the
-        statistics of a model do not have (embeddings, norms, biases), the weighted mean. A column whose inputs are always 0
-        is a mean weighted by the models' ridges.
-    Errors: MethodError if all weights are 0. MismatchError for statistics that are not of the model they stand under.
+        alpha: how much the entries off the diagonal count, in [0, 1]; the paper uses 0.9, and 0.1 for DeBERTa
+            and T5. 0 weighs each column of a matrix on its own.
+        ridge: the number added to the diagonal, as a share of its mean, in [0, 1]; without it, inputs in a
+            subspace have no unique solution.
+        normalize: divide each model's matrix by its number of rows (tokens), so that more data does not weigh
+            more.
+    Shapes: k matrices (rows, columns) and k Gram matrices (inputs, inputs) in, one matrix out; any number of
+        models.
+    Measures: nothing; one pass over the models and their statistics, and one linear system per matrix, in
+        float64. Memory: three matrices and two Gram matrices in float64. Grain: tensor.
+    Edge cases: matrices that are equal in all models keep their bits; where all Gram matrices are 0, and in
+        tensors that the statistics of a model lack (embeddings, norms, biases), the weighted mean. A column
+        whose inputs are always 0 is a mean weighted by the models' ridges.
+    Errors: MethodError if all weights are 0. MismatchError for statistics of another model.
         ResourceError for a matrix that does not fit the budget.
-    Differs from the source: the ridge; the authors' code inverts the sum as it is. It is part of each model's G, so that equal
-        models stay as they are.
-    Source: Jin et al. 2023, https://arxiv.org/abs/2212.09849, equation 2 and section 3.3; Nguyen et al. 2025 (RegMean++),
-        https://arxiv.org/abs/2508.03121.
+    Differs from the source: the ridge; the authors' code inverts the sum without it. It is part of each
+        model's G, so that equal models stay as they are.
+    Source: Jin et al. 2023, https://arxiv.org/abs/2212.09849, equation 2 and section 3.3; Nguyen et al. 2025
+        (RegMean++), https://arxiv.org/abs/2508.03121.
 
     >>> regmean.bind({"gram": ("one", "other"), "weight": (1.0, 3.0)}, 2).otherwise.arguments
     ((0.25, 0.75),)
@@ -88,7 +91,8 @@ def solve(
     alpha: float,
     ridge: float,
 ) -> np.ndarray:
-    """The merged matrix, from k matrices and k Gram matrices. ``is_transposed``: they are (inputs, outputs), as GPT-2 has them."""
+    """The merged matrix, from k matrices and k Gram matrices. ``is_transposed``: matrices are (inputs,
+    outputs), as in GPT-2."""
     inner, outer = np.zeros(()), np.zeros(())
     for i in range(matrices.models):
         gram = matrices.side("gram", i)
@@ -109,7 +113,7 @@ def solve(
             outer += weight[i] / sum(weight) * matrices.value(i)
         return outer
     try:
-        # By LU: numpy has no triangular solve, without which Cholesky is no faster.
+        # LU: numpy has no triangular solve, and without it Cholesky is not faster.
         return np.linalg.solve(inner, outer) if is_transposed[0] else np.linalg.solve(inner, outer.T).T
     except np.linalg.LinAlgError:
         raise MethodError(

@@ -1,4 +1,4 @@
-"""Select, calculate, erase."""
+"""SCE: selects by variance, calculates weights by energy, erases minority signs."""
 
 import math
 
@@ -12,29 +12,32 @@ from alnico.methods.base import KeptShare, Merge, method
     presets={"paper": {"select_topk": 0.1}},
 )
 def sce(*, select_topk: KeptShare = 1.0) -> Merge:
-    """Select where the models differ most, weigh each model by its energy there, erase what goes against the majority.
+    """Select where the models differ most, weight each model by its energy there, erase entries against the
+    majority.
 
-    Select: ``kept_i = model_i - base`` at the share ``select_topk`` of entries with the largest variance over the models, of
-    those where it is not 0; elsewhere 0. Calculate: ``w_i = mean(kept_i^2) / sum_j mean(kept_j^2)``, tensor by tensor. Erase:
-    ``out = base + sum_A w_i * kept_i / sum_A w_i`` over the models A whose ``kept_i`` has the sign of ``sum_i kept_i``.
+    Select: ``kept_i = model_i - base`` at the share ``select_topk`` of entries with the largest variance over
+    the models, of those where it is not 0; elsewhere 0. Calculate: ``w_i = mean(kept_i^2) / sum_j
+    mean(kept_j^2)``, tensor by tensor. Erase: ``out = base + sum_A w_i * kept_i / sum_A w_i`` over the models
+    A whose ``kept_i`` has the sign of ``sum_i kept_i``.
 
-    Use when: several chat models of one base, tuned on data from different teachers, are to be fused (FuseChat). Give a
-        ``select_topk``: at 1 the selection is left out.
+    Use when: you fuse several chat models of one base, tuned on data from different teachers (FuseChat). Set
+        ``select_topk``: at 1 nothing is selected out.
     Start with: {select_topk: 0.1}
 
     Options:
         select_topk: the share of entries that is selected, in (0, 1]; 1 selects all (FuseChat uses 0.1).
     Presets:
         paper: selects 10 % of the entries, as FuseChat does.
-    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: below 1, Count and the kth largest of the variance, then Sum: three levels, three to five passes; else Sum, one
-        pass; then one to mix. Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor
-        is searched. Grain: element.
-    Edge cases: entries whose variance equals the limit are all kept; a balance of exactly 0 elects plus; one model has no
-        variance: with ``select_topk`` below 1 the base is written; task vectors so small that their squares are 0 in float32 (1e-23 and below)
-        weigh alike.
-    Differs from the source: the selection also holds for the merge itself, as in mergekit; FuseAI selects for the weights
-        alone. mergekit weighs all alike where the energies of a tensor sum to less than 1e-6, which is usual for fine-tunes.
+    Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
+    Measures: below 1, Count and the kth largest of the variance, then Sum: three levels, three to five
+        passes; else Sum, one pass; then one to mix. Memory: blocks, a few MiB of counters, and at most 32 MiB
+        of candidates while a large tensor is searched. Grain: element.
+    Edge cases: entries whose variance equals the limit are all kept; a balance of exactly 0 elects plus; one
+        model has no variance: with ``select_topk`` below 1 the base is written; task vectors so small that
+        their squares are 0 in float32 (1e-23 and below) get equal weights.
+    Differs from the source: the selection also holds for the merge itself, as in mergekit; FuseAI selects for
+        the weights alone. mergekit gives equal weights where the energies of a tensor sum to less than 1e-6,
+        which is usual for fine-tunes.
     Source: Wan et al. 2024, https://arxiv.org/abs/2408.07990, section 3.3.
 
     >>> [len(sce.bind({"select_topk": s}, 3).levels()) for s in (1.0, 0.1)]
@@ -98,7 +101,7 @@ def _average_selected(delta, limit, weight):
 
 def _by_energy(energy: tuple[float, ...]) -> tuple[float, ...]:
     total = sum(energy)
-    if total == math.inf:  # of energies that are finite, as a run has seen to
+    if total == math.inf:  # the energies themselves are finite: a run refuses others
         energy = tuple(e / 2**64 for e in energy)
         total = sum(energy)
     return tuple(e / total for e in energy) if total > 0 else (1.0 / len(energy),) * len(energy)

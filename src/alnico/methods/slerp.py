@@ -1,4 +1,4 @@
-"""The arc between two models."""
+"""SLERP: goes along the arc between two models."""
 
 from functools import partial
 from typing import Literal
@@ -19,24 +19,27 @@ from alnico.numerics.sphere import arc_coefficients
 def slerp(*, t: float, over: Literal["tensor", "row"] = "tensor") -> Merge:
     """Go from the base to the other model along the arc between them.
 
-    ``out = sin((1-t) theta)/sin(theta) * base + sin(t theta)/sin(theta) * model``, theta the angle between the two
-    tensors as flat vectors, or between their rows. Where |cos theta| > 0.9995 the straight line ``(1-t) * base + t * model`` is taken; tensors
-    of fine-tunes of one base are nearly always that close.
+    ``out = sin((1-t) theta)/sin(theta) * base + sin(t theta)/sin(theta) * model``, theta the angle between
+    the two tensors as flat vectors, or between their rows. Where |cos theta| > 0.9995 it takes the straight
+    line ``(1-t) * base + t * model``; tensors of fine-tunes of one base are nearly always that close.
 
-    Use when: one place between two models is wanted. Of two fine-tunes of one base it is nearly always ``linear`` with
-        weights 1 - t and t, since their tensors are nearly parallel; ``nuslerp`` with a base takes the arc between task
-        vectors, which are not.
+    Use when: you want a model between two others. For two fine-tunes of one base it is nearly always
+        ``linear`` with weights 1 - t and t, since their tensors are nearly parallel; ``nuslerp`` with a base
+        takes the arc between task vectors, which are not parallel.
     Start with: {t: 0.5}
 
     Options:
         t: the place on the arc, any number; 0 is the base, 1 the other model, outside [0, 1] extrapolates.
-        over: ``tensor`` takes a tensor as one vector, ``row`` each of its rows (along the last dimension) by itself.
+        over: ``tensor`` takes a tensor as one vector, ``row`` each of its rows (along the last dimension) on
+            its own.
     Shapes: two values in, one number out.
     Measures: Gram, of the tensor or its rows, one pass; then one to mix. Memory: blocks. Grain: element.
-    Edge cases: t = 0 and t = 1 copy bytes; a tensor of zeros, opposite tensors: the straight line.
+    Edge cases: t = 0 and t = 1 copy bytes; for a tensor of zeros, and for opposite tensors, the straight
+        line.
     Errors: MethodError if t is beyond 1e6 in size, where the arc cannot be computed.
-    Differs from the source: angle from the normalised tensors, applied to the tensors as they are (as in mergekit), so the
-        length is not exactly interpolated; the angle is measured in float64 (mergekit: float32).
+    Differs from the source: angle from the normalised tensors, applied to the tensors as they are (as in
+        mergekit), so the length is not exactly interpolated; the angle is measured in float64 (mergekit:
+        float32).
     Source: Shoemake 1985, https://doi.org/10.1145/325165.325242.
 
     >>> slerp.bind({"t": 0}, 2).copies

@@ -1,4 +1,4 @@
-"""Sums of task vectors."""
+"""Task arithmetic: adds weighted task vectors to the base."""
 
 from typing import Literal
 
@@ -14,23 +14,24 @@ from alnico.methods.shared.sparsify import keep_all
 def task_arithmetic(
     *, weight: PerModel[float] = each(1.0), scale: float = 1.0, divide: Literal["weight", "none"] = "none"
 ) -> Merge:
-    """Add weighted task vectors to the base; a negative weight takes one away.
+    """Add weighted task vectors to the base; a negative weight subtracts one.
 
     ``out = base + scale * sum_i weight_i * (model_i - base)``.
 
-    Use when: several fine-tunes of one base are to be added up, and above all when little is known of them: on checkpoints
-        of language models found in the wild it was, with a tuned ``scale``, the only method that reliably gained on the base
-        (arXiv 2511.21437). Search ``scale`` on held-out data, from 1/k to 1/sqrt(k) for k models.
+    Use when: you combine several fine-tunes of one base, above all when you know little about them: on
+        language models found in the wild it was, with a tuned ``scale``, the only method that reliably gained
+        on the base (arXiv 2511.21437). Search ``scale`` on held-out data, from 1/k to 1/sqrt(k) for k models.
     Start with: {scale: 0.4}
 
     Options:
         weight: a model's coefficient, any number; negative to forget what it learned.
-        scale: the factor on the whole sum (``lambda`` in YAML), any number; the papers' values are 0.2 to 0.4 for 8 tasks.
+        scale: the factor on the whole sum (``lambda`` in YAML), any number; the papers' values are 0.2 to 0.4
+            for 8 tasks.
         divide: ``weight`` divides the sum by the sum of the weights (mergekit: ``normalize: true``).
-    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+    Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
     Measures: nothing; one pass over the models and the base. Memory: blocks. Grain: element.
-    Edge cases: where the sum is exactly 0 the base's bits are written; one model at weight 1 is copied; all weights 0, or
-        scale 0, copies the base.
+    Edge cases: where the sum is exactly 0 the base's bits are written; one model at weight 1 is copied; all
+        weights 0, or scale 0, copies the base.
     Errors: MethodError if ``divide`` is ``weight`` and the weights sum to 0.
     Differs from the source: nothing.
     Source: Ilharco et al. 2023, https://arxiv.org/abs/2212.04089, section 2.

@@ -1,7 +1,9 @@
-"""Arithmetic as IEEE 754 has it by default, whatever the process was set to: nothing flushed to zero, everything rounded to nearest.
+"""Arithmetic as IEEE 754 has it by default, whatever the process was set to: nothing flushed to zero,
+everything rounded to nearest.
 
-The processor has this mode for each thread, and a new thread takes it from the one that starts it. ``torch.set_flush_denormal(True)``, a
-shared library that was compiled with ``-ffast-math``, or ``fesetround`` set another one, and the bits of a merge would follow.
+The processor has this mode for each thread, and a new thread takes it from the one that starts it.
+``torch.set_flush_denormal(True)``, a shared library that was compiled with ``-ffast-math``, or ``fesetround``
+set another one, and the bits of a merge would follow.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ _outside = _Outside()
 
 @functools.cache
 def _library() -> _Library | None:
-    """C's functions for the mode of the calling thread; None on systems whose FE_DFL_ENV is not known here."""
+    """C's functions for the mode of the calling thread; None on systems whose FE_DFL_ENV is not known
+    here."""
     is_known = platform.machine().lower() in (
         "x86_64",
         "amd64",
@@ -94,10 +97,11 @@ def set_ieee() -> None:
 
 @contextmanager
 def ieee_arithmetic() -> Iterator[None]:
-    """Compute as IEEE 754 has it until the end of the block (or of the function it decorates), then as the caller had set.
+    """Compute as IEEE 754 has it until the end of the block (or of the function it decorates), then as the
+    caller had set.
 
-    ``numpy.seterr`` is put aside, too: what is not finite is looked for in results, not told by warnings. Flags and mode of the caller's
-    thread are as before at the end, also after an error.
+    ``numpy.seterr`` is put aside, too: what is not finite is looked for in results, not told by warnings.
+    Flags and mode of the caller's thread are as before at the end, also after an error.
     """
     library, outside = _library(), _outside
     environment = _ENVIRONMENT()
@@ -118,7 +122,8 @@ def ieee_arithmetic() -> Iterator[None]:
 
 @contextmanager
 def callers_arithmetic() -> Iterator[None]:
-    """Call a function of the caller's as the caller would: in the mode from outside of :func:`ieee_arithmetic`."""
+    """Call a function of the caller's as the caller would: in the mode from outside of
+    :func:`ieee_arithmetic`."""
     library, outside = _library(), _outside
     if outside.depth == 0:
         yield

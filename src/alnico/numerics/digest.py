@@ -1,6 +1,7 @@
 """The content hash of a tensor, which can be built from its pieces in any order.
 
-``digest = xxh3_128(dtype | shape | digest(piece 0) | digest(piece 1) | ...)`` with pieces of 4 MiB of raw bytes.
+``digest = xxh3_128(dtype | shape | digest(piece 0) | digest(piece 1) | ...)`` with pieces of 4 MiB of raw
+bytes.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ DTYPES: dict[str, DType] = {
 }
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
-"""Dtypes that are read and copied, never rounded to: what is computed from them is BF16, which holds every value of both."""
+"""Dtypes that are read and copied, never rounded to: what is computed from them is BF16, which holds every
+value of both."""
 
 MERGEABLE = ("F64", "F32", "F16", "BF16", *FLOAT8)
 """Dtypes whose values can be merged."""
@@ -134,9 +135,11 @@ def decode_into(raw: np.ndarray, name: str, values: np.ndarray) -> None:
 
 
 def negate(raw: np.ndarray, name: str, *, is_negated: bool, is_conjugated: bool) -> None:
-    """Turn raw bytes (uint8, contiguous) into those of the negative, the complex conjugate, or both, in place.
+    """Turn raw bytes (uint8, contiguous) into those of the negative, the complex conjugate, or both, in
+    place.
 
-    Signs of floats are flipped, also of zeros and NaN; integers are negated modulo their size, as torch does it.
+    Signs of floats are flipped, also of zeros and NaN; integers are negated modulo their size, as torch does
+    it.
 
     >>> raw = np.array([1 + 2j], np.complex64).view(np.uint8)
     >>> negate(raw, "C64", is_negated=True, is_conjugated=True)
@@ -158,7 +161,8 @@ def negate(raw: np.ndarray, name: str, *, is_negated: bool, is_conjugated: bool)
 
 @functools.cache
 def _float8_values(name: str) -> np.ndarray:
-    """The value of each of the 256 codes: 4 bits of exponent and 3 of mantissa without infinities, or the upper byte of F16."""
+    """The value of each of the 256 codes: 4 bits of exponent and 3 of mantissa without infinities, or the
+    upper byte of F16."""
     codes = np.arange(256)
     if name == "F8_E5M2":
         halves: np.ndarray = (codes.astype(np.uint16) << 8).view(np.float16).astype(np.float32)

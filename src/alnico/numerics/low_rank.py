@@ -1,9 +1,11 @@
-"""Sums of products of thin matrices: their singular values and best approximations, without the large matrix that they stand for.
+"""Sums of products of thin matrices: their singular values and best approximations, without the large matrix
+that they stand for.
 
-``sum_i c_i B_i A_i`` is ``L R`` with the ``B_i`` beside one another in ``L`` and the ``A_i`` under one another in ``R``. With the QR
-decompositions ``L = Q S`` and ``R^T = P T`` the singular values of ``L R`` are those of the small ``S T^T``, and its singular
-vectors follow by ``Q`` and ``P``. The best approximation of rank k keeps the k largest (Eckart and Young 1936,
-https://doi.org/10.1007/BF02288367). All in float64: a float32 QR loses singular values below 1e-7 of the largest.
+``sum_i c_i B_i A_i`` is ``L R`` with the ``B_i`` beside one another in ``L`` and the ``A_i`` under one
+another in ``R``. With the QR decompositions ``L = Q S`` and ``R^T = P T`` the singular values of ``L R`` are
+those of the small ``S T^T``, and its singular vectors follow by ``Q`` and ``P``. The best approximation of
+rank k keeps the k largest (Eckart and Young 1936, https://doi.org/10.1007/BF02288367). All in float64: a
+float32 QR loses singular values below 1e-7 of the largest.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ ROUNDING = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Decomposed:
-    """A matrix as ``left * values @ right``: left (m, k) and right (k, n) are orthonormal, values (k,) positive and descending.
+    """A matrix as ``left * values @ right``: left (m, k) and right (k, n) are orthonormal, values (k,)
+    positive and descending.
 
     ``rest`` is the sum of squares of singular values that are not among them, where not all were computed.
     """
@@ -43,9 +46,11 @@ class Decomposed:
         return float(np.sum(self.values[rank:][::-1] ** 2)) + self.rest
 
     def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
-        """The best approximation of this rank as (m, rank) times (rank, n), the root of each singular value in both.
+        """The best approximation of this rank as (m, rank) times (rank, n), the root of each singular value
+        in both.
 
-        So neither factor is much larger than the other, and half precision holds both. Beyond the numerical rank are zeros.
+        So neither factor is much larger than the other, and half precision holds both. Beyond the numerical
+        rank are zeros.
         """
         kept = min(rank, self.rank)
         root = np.sqrt(self.values[:kept])
@@ -61,7 +66,8 @@ class Decomposed:
 def stacked(
     parts: Sequence[tuple[float, np.ndarray, np.ndarray]], rows: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``L`` (rows, R) and ``R`` (R, columns) of ``sum_i c_i left_i @ right_i``; parts are (c, left, right)."""
+    """``L`` (rows, R) and ``R`` (R, columns) of ``sum_i c_i left_i @ right_i``; parts are (c, left,
+    right)."""
     lefts = [c * left for c, left, _ in parts] or [np.zeros((rows, 0))]
     rights = [right for _, _, right in parts] or [np.zeros((0, columns))]
     return np.concatenate(lefts, 1), np.concatenate(rights, 0)
@@ -84,7 +90,8 @@ def of_product(left: np.ndarray, right: np.ndarray) -> Decomposed:
 def of_matrix(matrix: np.ndarray, size: float | None = None) -> Decomposed:
     """Decompose a matrix, small or as large as one has time for.
 
-    Singular values below the rounding of numbers of ``size`` (default: the largest singular value) are taken for 0.
+    Singular values below the rounding of numbers of ``size`` (default: the largest singular value) are taken
+    for 0.
     """
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     largest = float(values[0]) if values.size else 0.0
@@ -93,7 +100,8 @@ def of_matrix(matrix: np.ndarray, size: float | None = None) -> Decomposed:
 
 
 def _signed(found: Decomposed) -> Decomposed:
-    """Choose the signs of singular vectors, which are free: the largest entry of each left one is positive."""
+    """Choose the signs of singular vectors, which are free: the largest entry of each left one is
+    positive."""
     if not found.rank:
         return found
     largest = np.argmax(np.abs(found.left), axis=0)
@@ -102,7 +110,8 @@ def _signed(found: Decomposed) -> Decomposed:
 
 
 def rank_of(found: Decomposed, most: int | None, energy: float | None) -> int:
-    """The rank to keep: the smallest whose squared singular values are the share ``energy`` of all, and ``most`` at most.
+    """The rank to keep: the smallest whose squared singular values are the share ``energy`` of all, and
+    ``most`` at most.
 
     >>> rank_of(of_matrix(np.diag([3.0, 1.0, 1.0])), None, 0.8)
     1
@@ -119,7 +128,8 @@ def rank_of(found: Decomposed, most: int | None, energy: float | None) -> int:
 def polar(matrix: np.ndarray, least: float) -> np.ndarray:
     """``P Q^T`` of ``matrix = P S Q^T``, over the singular values above ``least`` and above rounding.
 
-    The others have no direction of their own: their vectors would be arbitrary, and get the same length as all.
+    The others have no direction of their own: their vectors would be arbitrary, and get the same length as
+    all.
     """
     found = of_matrix(matrix)
     kept = int(np.sum(found.values > least))

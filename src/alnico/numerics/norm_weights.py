@@ -19,11 +19,13 @@ def norm_weights(
     alpha: float = 1.5,
     scale: float = 1.0,
 ) -> tuple[float, ...]:
-    """Weigh models by the L2 norms L of their task vectors: the farther a model is from the base, the less it counts.
+    """Weigh models by the L2 norms L of their task vectors: the farther a model is from the base, the less it
+    counts.
 
-    ``linear``: w ~ 1 / L; ``power``: w ~ 1 / L^alpha; ``exp``: w ~ exp(-beta L / mean L), and equal weights where all norms are 0;
-    then ``w = scale * w / sum w``. Errors: MethodError for a norm of 0 in ``linear`` and ``power``, for norms that are no lengths,
-    and for a ``beta`` below 0, an ``alpha`` of at most 0 or a ``scale`` that is not finite.
+    ``linear``: w ~ 1 / L; ``power``: w ~ 1 / L^alpha; ``exp``: w ~ exp(-beta L / mean L), and equal weights
+    where all norms are 0; then ``w = scale * w / sum w``. Errors: MethodError for a norm of 0 in ``linear``
+    and ``power``, for norms that are no lengths, and for a ``beta`` below 0, an ``alpha`` of at most 0 or a
+    ``scale`` that is not finite.
 
     >>> norms = [182.63449804, 31.87331430, 0, 0.52867741, 9.26351817]
     >>> [f"{w:.6f}" for w in norm_weights(norms)]

@@ -1,4 +1,5 @@
-"""The leading singular vectors of a matrix that is only ever seen by blocks of rows: randomised with powers, or exact."""
+"""The leading singular vectors of a matrix that is only ever seen by blocks of rows: randomised with powers,
+or exact."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ Blocks = Callable[[], Iterator[np.ndarray]]
 """Begins a reading of a matrix: its rows in order, in blocks that are the same at every reading."""
 
 BLOCK_ELEMENTS = 1 << 19
-"""Elements in a block of rows: as float32 it stays in the second-level cache between its two products, which made them 2 to 3 times
-as fast as products with the whole matrix (1,536 x 4,096, rank 32, one thread)."""
+"""Elements in a block of rows: as float32 it stays in the second-level cache between its two products, which
+made them 2 to 3 times as fast as products with the whole matrix (1,536 x 4,096, rank 32, one thread)."""
 
 OVERSAMPLE = 16
 ITERATIONS = 2
@@ -27,10 +28,11 @@ WHOLE = 0.75
 
 @dataclass(frozen=True)
 class LowRankFactors:
-    """A matrix of rank k near another: ``left @ right``, (m, k) and (k, n), each with the square root of the singular values.
+    """A matrix of rank k near another: ``left @ right``, (m, k) and (k, n), each with the square root of the
+    singular values.
 
-    ``values`` are these singular values, the largest first, in float64; ``squares`` is the sum of the squares of the other matrix. The
-    first r columns and rows are the factors of rank r.
+    ``values`` are these singular values, the largest first, in float64; ``squares`` is the sum of the squares
+    of the other matrix. The first r columns and rows are the factors of rank r.
     """
 
     left: np.ndarray
@@ -44,7 +46,8 @@ class LowRankFactors:
 
 
 def row_blocks(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Cut rows into blocks. It depends on the shape alone, so that no budget, thread or way of holding a matrix changes a bit.
+    """Cut rows into blocks. It depends on the shape alone, so that no budget, thread or way of holding a
+    matrix changes a bit.
 
     >>> row_blocks(5, 1 << 18)
     [(0, 2), (2, 4), (4, 5)]
@@ -55,14 +58,16 @@ def row_blocks(rows: int, columns: int) -> list[tuple[int, int]]:
 
 
 def width_of(rank: int, *, oversample: int = OVERSAMPLE) -> int:
-    """Random directions that are taken for a rank: ``oversample`` more, or a quarter more where that is more."""
+    """Random directions that are taken for a rank: ``oversample`` more, or a quarter more where that is
+    more."""
     return rank + max(oversample, rank // 4)
 
 
 def is_whole(
     shape: tuple[int, int], rank: int, *, oversample: int = OVERSAMPLE, iterations: int = ITERATIONS
 ) -> bool:
-    """Is the exact way taken for this rank, since it costs no more or the basis would be nearly everything?"""
+    """Is the exact way taken for this rank, since it costs no more or the basis would be nearly
+    everything?"""
     side = min(shape)
     return side <= SMALL or iterations * width_of(rank, oversample=oversample) >= WHOLE * side
 
@@ -78,21 +83,27 @@ def randomized_svd(
 ) -> LowRankFactors:
     """Return the leading ``rank`` singular vectors of a matrix D, nearly: ``D @ Q @ Q.T``, truncated.
 
-    Q spans a block Krylov space: ``D.T D X``, ``(D.T D)^2 X``, ... for a Gaussian X (n, l), ``iterations`` of them, each made orthogonal
-    before the next; ``l`` is :func:`width_of`. Each power is one reading of the matrix, since a block of rows is multiplied twice while it
-    is in the cache, and one more reads ``D Q``. Products are in the dtype of the blocks, what is small in float64. Where
-    :func:`is_whole` says so, the result is :func:`exact_svd`'s.
+    Q spans a block Krylov space: ``D.T D X``, ``(D.T D)^2 X``, ... for a Gaussian X (n, l), ``iterations`` of
+    them, each made orthogonal before the next; ``l`` is :func:`width_of`. Each power is one reading of the
+    matrix, since a block of rows is multiplied twice while it is in the cache, and one more reads ``D Q``.
+    Products are in the dtype of the blocks, what is small in float64. Where :func:`is_whole` says so, the
+    result is :func:`exact_svd`'s.
 
-    The factors project D on a space, so the error follows exactly: its square is ``squares - sum(values**2)``. Measured as the excess
-    of that error over the best of the rank, at ranks 4 to 128, largest over 12 encoder matrices of all-MiniLM-L6-v2's fine-tune and made
-    spectra (powers 0 to -1.5, exponentials): 0.6 % with the default of 2 powers and 16 more directions. With the subspace
-    iteration of Halko et al., which keeps only the last power, 3.0 % on MiniLM alone; with one power 14 %; with 8 more directions in the Krylov space 1.2 %.
+    The factors project D on a space, so the error follows exactly: its square is ``squares -
+    sum(values**2)``. Measured as the excess of that error over the best of the rank, at ranks 4 to 128,
+    largest over 12 encoder matrices of all-MiniLM-L6-v2's fine-tune and made spectra (powers 0 to -1.5,
+    exponentials): 0.6 % with the default of 2 powers and 16 more directions. With the subspace iteration of
+    Halko et al., which keeps only the last power, 3.0 % on MiniLM alone; with one power 14 %; with 8 more
+    directions in the Krylov space 1.2 %.
 
-    Shapes: ``blocks`` gives D (m, n); left (m, k), right (k, n), values (k,), k at most ``rank``: what is rounding alone is left out.
+    Shapes: ``blocks`` gives D (m, n); left (m, k), right (k, n), values (k,), k at most ``rank``: what is
+        rounding alone is left out.
     Memory: X and its powers, (n, iterations l) three times; ``D Q``, (m, iterations l); the factors.
     Edge cases: a matrix of zeros has rank 0. A NaN or an infinity makes ``squares`` one, and the rank 0.
-    Differs from the source: Krylov space by blocks of rows, smaller factorisations by eigenvalues instead of SVD.
-    Source: Halko, Martinsson, Tropp 2011, https://arxiv.org/abs/0909.4061; Musco, Musco 2015, https://arxiv.org/abs/1504.05477.
+    Differs from the source: Krylov space by blocks of rows, smaller factorisations by eigenvalues instead of
+        SVD.
+    Source: Halko, Martinsson, Tropp 2011, https://arxiv.org/abs/0909.4061; Musco, Musco 2015,
+        https://arxiv.org/abs/1504.05477.
     """
     if is_whole(shape, rank, oversample=oversample, iterations=iterations):
         return exact_svd(blocks, shape, rank)
@@ -119,11 +130,13 @@ def randomized_svd(
 
 
 def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -> LowRankFactors:
-    """Return the leading ``rank`` singular vectors of a matrix, or all, from the eigenvectors of the product of its smaller side.
+    """Return the leading ``rank`` singular vectors of a matrix, or all, from the eigenvectors of the product
+    of its smaller side.
 
-    The product is summed in float64: singular values above 1e-8 of the largest are told apart, below it is rounding, which a
-    float32 matrix has at 1e-7 already. The factors are a projection on these vectors as in :func:`randomized_svd`, so
-    that all of them give the matrix back. Memory: the square of the smaller side in float64, about five times; a pair of blocks.
+    The product is summed in float64: singular values above 1e-8 of the largest are told apart, below it is
+    rounding, which a float32 matrix has at 1e-7 already. The factors are a projection on these vectors as in
+    :func:`randomized_svd`, so that all of them give the matrix back. Memory: the square of the smaller side
+    in float64, about five times; a pair of blocks.
     """
     rows, columns = shape
     squares = 0.0

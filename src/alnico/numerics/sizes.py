@@ -17,7 +17,8 @@ MOST_BYTES = 1 << 62
 
 
 def parse_size(text: str) -> int:
-    """Read a size in bytes: ``5GB`` is 5e9, ``2GiB`` is 2 * 2**30, letters of any case. ValueError if it is none.
+    """Read a size in bytes: ``5GB`` is 5e9, ``2GiB`` is 2 * 2**30, letters of any case. ValueError if it is
+    none.
 
     >>> parse_size("5GB"), parse_size("1.5 GiB"), parse_size("4096")
     (5000000000, 1610612736, 4096)
@@ -30,7 +31,8 @@ def parse_size(text: str) -> int:
 
 
 def bytes_of(size: int | str) -> int:
-    """Return a size that is given as a number of bytes or as text. Errors: AlnicoError if it is none, or not above 0."""
+    """Return a size that is given as a number of bytes or as text. Errors: AlnicoError if it is none, or not
+    above 0."""
     if isinstance(size, str):
         try:
             return parse_size(size)

@@ -1,7 +1,7 @@
 """Arcs between vectors and means on the sphere, from inner products alone.
 
-``gram`` is one k x k matrix of inner products, or a stack (n, k, k) of them; what comes back are coefficients of the k
-vectors, (k,) or (k, n). Numbers that are not finite are passed through.
+``gram`` is one k x k matrix of inner products, or a stack (n, k, k) of them; what comes back are coefficients
+of the k vectors, (k,) or (k, n). Numbers that are not finite are passed through.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def arc_coefficients(
 ) -> np.ndarray:
     """Coefficients of two vectors at place ``t`` of the arc from the first (0) to the second (1).
 
-    ``sin((1-t) theta) / sin(theta)`` and ``sin(t theta) / sin(theta)``, with the angle theta from ``gram``. The straight
-    line ``1-t, t`` where |cos theta| > ``parallel``, or where a vector is 0.
+    ``sin((1-t) theta) / sin(theta)`` and ``sin(t theta) / sin(theta)``, with the angle theta from ``gram``.
+    The straight line ``1-t, t`` where |cos theta| > ``parallel``, or where a vector is 0.
 
     >>> arc_coefficients([[1.0, 0.0], [0.0, 4.0]], 0.5).tolist() == [math.sin(math.pi / 4)] * 2
     True
@@ -44,7 +44,8 @@ def direction_coefficients(
 ) -> np.ndarray:
     """Coefficients of the weighted mean direction, scaled to the weighted mean length.
 
-    ``c_i = sum_j w_j |x_j| * (w_i / |x_i|) / |sum_j w_j x_j / |x_j||``. Where the directions cancel, the weights themselves.
+    ``c_i = sum_j w_j |x_j| * (w_i / |x_i|) / |sum_j w_j x_j / |x_j||``. Where the directions cancel, the
+    weights themselves.
 
     >>> direction_coefficients([[1.0, 0.0], [0.0, 4.0]], [0.5, 0.5]).round(4).tolist()
     [1.0607, 0.5303]
@@ -63,9 +64,10 @@ def karcher_coefficients(
 ) -> np.ndarray:
     """Coefficients of the weighted Riemannian mean of the directions, scaled to the weighted mean length.
 
-    Starts at the mean direction m and goes along ``T = sum_i w_i * theta_i / sin(theta_i) * (u_i - cos(theta_i) m)``, at
-    most ``steps`` times, until ``|T| < tolerance`` (radians). All vectors are combinations of the k inputs, so a step takes
-    k x k numbers. Inputs of length 0 have no direction and count in the length alone.
+    Starts at the mean direction m and goes along ``T = sum_i w_i * theta_i / sin(theta_i) * (u_i -
+    cos(theta_i) m)``, at most ``steps`` times, until ``|T| < tolerance`` (radians). All vectors are
+    combinations of the k inputs, so a step takes k x k numbers. Inputs of length 0 have no direction and
+    count in the length alone.
 
     >>> karcher_coefficients([[1.0, 0.0], [0.0, 1.0]], [0.5, 0.5], 10, 1e-5).round(4).tolist()
     [0.7071, 0.7071]

@@ -1,4 +1,5 @@
-"""A method's docstring in its parts, in the order of STYLE.md: for ``alnico methods`` and for docs/methods.md."""
+"""A method's docstring in its parts, in the order of STYLE.md: for ``alnico methods`` and for
+docs/methods.md."""
 
 from __future__ import annotations
 

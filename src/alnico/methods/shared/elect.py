@@ -1,4 +1,5 @@
-"""How kept task-vector entries become one: their weighted sum, or the part of it that agrees with an elected sign."""
+"""How kept task-vector entries become one: their weighted sum, or the part of it that agrees with an elected
+sign."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ Divide = Literal["weight", "count", "none"]
 """What the sum of the agreeing entries is divided by: their weights, their number, or nothing."""
 
 Tie = Literal["auto", "plus", "none"]
-"""What a balance of exactly 0 elects: plus, or no sign at all; ``auto`` is none where each model has one vote, else plus."""
+"""What a balance of exactly 0 elects: plus, or no sign at all; ``auto`` is none where each model has one
+vote, else plus."""
 
 
 def vote_weighted(entry, weight):

@@ -1,4 +1,5 @@
-"""The exponential and the logarithm in float64, of basic operations alone: the libraries' own round differently from machine to machine."""
+"""The exponential and the logarithm in float64, of basic operations alone: the libraries' own round
+differently from machine to machine."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import numpy as np
 
 
 def exponential(x: float) -> float:
-    """``e**x`` for x <= 0, to two units in the last place; 0 below -708. For equations in float64 (``is_wide``).
+    """``e**x`` for x <= 0, to two units in the last place; 0 below -708. For equations in float64
+    (``is_wide``).
 
     >>> exponential(0.0), abs(exponential(-1.0) * math.e - 1) < 4e-16, exponential(-1e300)
     (1.0, True, 0.0)
@@ -68,7 +70,8 @@ def higher(r):
 
 
 def logarithm(x: np.ndarray) -> np.ndarray:
-    """``log(x)`` of an array of numbers above 0, to two units in the last place of numbers that are not near 1, by its series.
+    """``log(x)`` of an array of numbers above 0, to two units in the last place of numbers that are not near
+    1, by its series.
 
     >>> bool(np.abs(logarithm(np.array([0.5, 1.0, 10.0])) - [-math.log(2), 0.0, math.log(10)]).max() < 1e-15)
     True

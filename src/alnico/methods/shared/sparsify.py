@@ -1,7 +1,7 @@
 """Which entries of a task vector are kept, and how the kept ones are scaled to make up for the rest.
 
-A sparsifier is a ``keep(delta, limit, ceiling)`` of one number, what it compares with (numbers a model, facts, or draws; some
-keep by the limit alone), and a ``factor`` a model on what is kept.
+A sparsifier is a ``keep(delta, limit, ceiling)`` of one number, what it compares with (numbers a model,
+facts, or draws; some keep by the limit alone), and a ``factor`` a model on what is kept.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def keep_random(density: tuple[float, ...], rescale: Rescale) -> Sparse:
 
 
 def keep_by_rank(density: tuple[float, ...], epsilon: tuple[float, ...], rescale: Rescale) -> Sparse:
-    """Keep each entry with a probability from ``density - epsilon`` to ``density + epsilon``, by its rank in its row."""
+    """Keep each entry with a probability from ``density - epsilon`` to ``density + epsilon``, by its rank in
+    its row."""
     for d, e in zip(density, epsilon, strict=True):
         if 0 < d < 1 and not (d - e > 0 and d + e < 1):
             raise MethodError(
@@ -132,7 +133,8 @@ def _factor(rescale: Rescale, density: tuple[float, ...], kept: Sum) -> Argument
 
 
 def _measured(density: tuple[float, ...]) -> tuple[float, ...]:
-    """The shares whose thresholds are measured: where nothing is kept there is none to measure, as where all is."""
+    """The shares whose thresholds are measured: where nothing is kept there is none to measure, as where all
+    is."""
     return tuple(d or 1.0 for d in density)
 
 
