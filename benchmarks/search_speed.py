@@ -116,7 +116,9 @@ def measure(
         alnico.merge(recipe(trial), out, overwrite=True, threads=threads)
         load_module(out, "causal", "merged")
 
-    with Candidates([str(root / n) for n in ("base", *NAMES)], run=RunOptions.of(threads=threads)) as candidates:
+    with Candidates(
+        [str(root / n) for n in ("base", *NAMES)], run=RunOptions.of(threads=threads)
+    ) as candidates:
 
         def in_memory(trial: int) -> None:
             candidates.make(load_recipe(recipe(trial))).module("causal")

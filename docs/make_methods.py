@@ -9,35 +9,41 @@ from pathlib import Path
 
 from alnico.methods import registry
 from alnico.methods.base import Method
-from alnico.methods.shared.documentation import first_recipe, one_line, read_documentation, recipe_text, takes
+from alnico.methods.shared.documentation import (
+    first_recipe,
+    models_taken,
+    one_line,
+    read_documentation,
+    recipe_text,
+)
 
 PAGE = Path(__file__).with_name("methods.md")
 
 START = """# The merge methods
 
-Made from the docstrings by `python docs/make_methods.py`; `alnico methods NAME` shows the same of one.
+Generated from the docstrings by `python docs/make_methods.py`; `alnico methods NAME` shows one method.
 
-**Models**: how many are merged; `base +` methods need a `base_model` besides, `[base +]` take one if there is one. A *task vector* is model - base.
-**Options** stand under `parameters`, those of *one a model* also under a model; a range `(0, 1]` is without 0. **Cost**: a pass reads all inputs once; the page cache
-serves the later ones where it can. *Blocks* are a few hundred KiB a thread whatever the model's size, so that every method runs inside `--memory`; the grain is what
-must be in memory at once. **Differs** is from the source named there; what differs from mergekit is listed in [differences.md](differences.md).
-Where to begin is asked of the literature, not of us: each *use when* says what papers found, and where they found nothing.
+**Models**: how many are merged. `base +` methods also need a `base_model`; `[base +]` methods take one if it is given. A *task vector* is model - base.
+**Options** go under `parameters`; an option with *one per model* may also go under a model. A range `(0, 1]` excludes 0. **Cost**: a pass reads all inputs once; the
+page cache serves later passes where it can. *Blocks* are a few hundred KiB per thread for a model of any size, so every method runs inside `--memory`; the grain is
+what must be in memory at once. **Differs**: from the source named there; [differences.md](differences.md) lists differences from mergekit.
+*Use when* reports what papers found, and says where they found nothing.
 """
 
 
 def page() -> str:
     """The whole page: the methods of alnico itself, whatever else is installed."""
     methods = [m for m in registry().values() if m.factory.__module__.startswith("alnico.")]
-    rows = [f"| [{m.name}](#{m.name}) | {takes(m)} | {m.summary} |" for m in methods]
+    rows = [f"| [{m.name}](#{m.name}) | {models_taken(m)} | {m.summary} |" for m in methods]
     table = ["| method | models | what it does |", "|---|---|---|", *rows]
     return "\n".join([START, *table, "", *(section(m) for m in methods)])
 
 
 def section(method: Method) -> str:
     """One method."""
-    told = read_documentation(method)
+    parts = read_documentation(method)
     options = [
-        f"| `{o.name}` | {_cell(o.describe())} | {_cell(told.options.get(o.name, ''))} |"
+        f"| `{o.name}` | {_cell(o.describe())} | {_cell(parts.options.get(o.name, ''))} |"
         for o in method.options.values()
     ]
     presets = [f"- **Preset** `{name}`: `{one_line(values)}`" for name, values in method.presets.items()]
@@ -48,16 +54,16 @@ def section(method: Method) -> str:
         ("Errors", "Errors"),
     ]
     named += [("Differs from the source", "Differs"), ("Source", "Source")]
-    lines = [f"- **{title}**: {_code(told.parts[label])}" for label, title in named if label in told.parts]
+    lines = [f"- **{title}**: {_code(parts.parts[label])}" for label, title in named if label in parts.parts]
     return "\n".join(
         [
             f"## {method.name}",
             "",
-            _code(told.summary),
+            _code(parts.summary),
             "",
-            _code(told.formula),
+            _code(parts.formula),
             "",
-            f"- **Models**: {takes(method)}",
+            f"- **Models**: {models_taken(method)}",
             *lines[:2],
             *presets,
             "",

@@ -88,7 +88,7 @@ def test_threads_and_memory_that_no_run_can_have_are_errors(
         "2 GiB GiB",
         "\ud800",
     ):
-        with pytest.raises(AlnicoError, match="is no size; expected"):
+        with pytest.raises(AlnicoError, match="is not a size; expected"):
             calls[name](memory=memory)
 
 

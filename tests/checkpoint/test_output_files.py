@@ -46,7 +46,7 @@ def test_a_size_is_read_exactly(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError) as caught:
         parse_size(text)
-    assert str(caught.value) == f"{text!r} is no size; expected a number with a unit, such as 5GB or 2GiB"
+    assert str(caught.value) == f"{text!r} is not a size; expected a number with a unit, such as 5GB or 2GiB"
 
 
 @pytest.mark.parametrize(

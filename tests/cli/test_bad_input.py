@@ -368,20 +368,23 @@ def test_a_budget_that_is_too_small(run: Run, recipe: str) -> None:
         ),
         (
             ("--memory", "lots"),
-            "--memory: 'lots' is no size; expected a number with a unit, such as 5GB or 2GiB.",
+            "--memory: 'lots' is not a size; expected a number with a unit, such as 5GB or 2GiB.",
         ),
-        (("--memory", "0"), "--memory: '0' is no size; expected a number with a unit, such as 5GB or 2GiB."),
+        (
+            ("--memory", "0"),
+            "--memory: '0' is not a size; expected a number with a unit, such as 5GB or 2GiB.",
+        ),
         (
             ("--memory", "-2GB"),
-            "--memory: '-2GB' is no size; expected a number with a unit, such as 5GB or 2GiB.",
+            "--memory: '-2GB' is not a size; expected a number with a unit, such as 5GB or 2GiB.",
         ),
         (
             ("--max-shard-size", "5XB"),
-            "--max-shard-size: '5XB' is no size; expected a number with a unit, such as 5GB or 2GiB.",
+            "--max-shard-size: '5XB' is not a size; expected a number with a unit, such as 5GB or 2GiB.",
         ),
         (
             ("--out-shard-size", "big"),
-            "--out-shard-size: 'big' is no size; expected a number with a unit, such as 5GB or 2GiB.",
+            "--out-shard-size: 'big' is not a size; expected a number with a unit, such as 5GB or 2GiB.",
         ),
         (
             ("--out-shard-size", "5B", "--max-shard-size", "5GB"),

@@ -255,7 +255,7 @@ def test_a_method_is_shown_in_full(run: Run) -> None:
     assert stdout.startswith("ties\n====\n\nTrim each task vector, ")
     assert "https://arxiv.org/abs/2306.01708" in stdout
     assert (
-        "  density: (0, 1]; one a model; default 1\n      the share of each tensor's entries that is kept"
+        "  density: (0, 1]; one per model; default 1\n      the share of each tensor's entries that is kept"
         in stdout
     )
     assert "use when    models of different tasks disagree in sign" in stdout

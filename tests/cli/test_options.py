@@ -146,7 +146,7 @@ def test_types_names_and_texts_come_from_the_function() -> None:
         (
             "memory",
             "lots",
-            "--memory: 'lots' is no size; expected a number with a unit, such as 5GB or 2GiB.",
+            "--memory: 'lots' is not a size; expected a number with a unit, such as 5GB or 2GiB.",
         ),
         ("weights", "x,1", "--weights: 'x,1' is not a list of numbers. Write them as 0.7,0.3."),
     ],

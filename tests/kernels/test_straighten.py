@@ -377,8 +377,8 @@ ALLOWED = "abs, min, max, len, range, math.copysign, math.fabs, math.sqrt and pu
             early_return,
             "line 3 of it: a return inside an if; write `return a if condition else b` at the end.",
         ),
-        (no_return, "line 1 of it: a scalar function ends with its one return."),
-        (empty_function, "line 1 of it: a scalar function ends with its one return."),
+        (no_return, "line 1 of it: a scalar function must end with its only return."),
+        (empty_function, "line 1 of it: a scalar function must end with its only return."),
         (
             bare_return,
             "line 3 of it: Return has no straight-line form; use assignments, if, and for over range.",
@@ -396,7 +396,7 @@ ALLOWED = "abs, min, max, len, range, math.copysign, math.fabs, math.sqrt and pu
         (one_branch_with_else, "line 3 of it: y is set in one branch only; set it before the if."),
         (one_branch_of_three, "line 2 of it: y is set in one branch only; set it before the if."),
         (left_from_an_earlier_round, "line 4 of it: last is set in one branch only; set it before the if."),
-        (text, "line 2 of it: the constant 'nothing' is no number."),
+        (text, "line 2 of it: the constant 'nothing' is not a number."),
         (exponential, f"line 2 of it: calls math.exp; it may call {ALLOWED}."),
         (a_sum, f"line 2 of it: calls sum; it may call {ALLOWED}."),
         (keyword, "line 2 of it: calls clipped with keywords; pass all values in order."),
@@ -415,7 +415,7 @@ ALLOWED = "abs, min, max, len, range, math.copysign, math.fabs, math.sqrt and pu
             starred,
             "line 1 of it: expected plain parameters, without defaults and stars; all values are passed in order.",
         ),
-        (attribute, "line 2 of it: uses x.real, which is no number."),
+        (attribute, "line 2 of it: uses x.real, which is not a number."),
     ],
     ids=lambda p: getattr(p, "__name__", ""),
 )
@@ -461,7 +461,7 @@ def endless_too(x):
 def test_a_function_that_calls_itself_is_refused():
     assert (
         refusal(endless, check_pure)
-        == "endless calls itself; expected a function that ends. Write a loop over range."
+        == "endless calls itself; expected a function without recursion. Write a loop over range."
     )
 
 

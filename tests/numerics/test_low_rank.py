@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alnico.numerics.low_rank import Decomposed, of_matrix, of_product, polar, rank_of, stacked
+from alnico.numerics.low_rank import (
+    Decomposed,
+    choose_rank,
+    decompose_matrix,
+    decompose_product,
+    polar_factor,
+    stack_factors,
+)
 
 
 def thin(rows: int, columns: int, rank: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -22,7 +29,7 @@ def whole(found: Decomposed) -> np.ndarray:
 )
 def test_singular_values_are_those_of_the_dense_matrix(shape) -> None:
     left, right = thin(*shape)
-    found = of_product(left, right)
+    found = decompose_product(left, right)
     dense = np.linalg.svd(left @ right, compute_uv=False)[: found.rank]
     assert found.rank == min(shape)
     np.testing.assert_allclose(found.values, dense, rtol=1e-12)
@@ -34,16 +41,20 @@ def test_singular_values_are_those_of_the_dense_matrix(shape) -> None:
 @pytest.mark.parametrize("size", [1e-150, 1e-20, 1.0, 1e20, 1e150], ids=str)
 def test_the_rank_is_told_at_any_size(size) -> None:
     left, right = thin(30, 20, 3)
-    assert of_product(size * np.concatenate([left, left], 1), np.concatenate([right, 2 * right])).rank == 3
     assert (
-        of_product(np.concatenate([left, size * left], 1), np.concatenate([right, -right / size])).rank == 0
+        decompose_product(size * np.concatenate([left, left], 1), np.concatenate([right, 2 * right])).rank
+        == 3
+    )
+    assert (
+        decompose_product(np.concatenate([left, size * left], 1), np.concatenate([right, -right / size])).rank
+        == 0
     )
 
 
 @pytest.mark.parametrize("shape", [(4, 0, 3), (4, 2, 3)], ids=str)
 def test_nothing_and_zeros_have_rank_0(shape) -> None:
     rows, rank, columns = shape
-    found = of_product(np.zeros((rows, rank)), np.zeros((rank, columns)))
+    found = decompose_product(np.zeros((rows, rank)), np.zeros((rank, columns)))
     assert (found.rank, found.total, found.left_out(0)) == (0, 0.0, 0.0)
     left, right = found.factors(1)
     assert not left.any()
@@ -53,7 +64,7 @@ def test_nothing_and_zeros_have_rank_0(shape) -> None:
 
 def test_signs_do_not_depend_on_the_signs_of_the_factors() -> None:
     left, right = thin(8, 6, 3)
-    one, other = of_product(left, right), of_product(-left, -right)
+    one, other = decompose_product(left, right), decompose_product(-left, -right)
     np.testing.assert_allclose(one.left, other.left, atol=1e-12)
     largest = np.argmax(np.abs(one.left), 0)
     assert (one.left[largest, range(3)] > 0).all()
@@ -61,7 +72,7 @@ def test_signs_do_not_depend_on_the_signs_of_the_factors() -> None:
 
 def test_the_factors_of_a_rank_are_the_best_and_what_is_left_out_is_known() -> None:
     left, right = thin(12, 9, 6)
-    found = of_product(left, right)
+    found = decompose_product(left, right)
     for rank in range(1, 8):
         b, a = found.factors(rank)
         np.testing.assert_allclose(
@@ -72,11 +83,11 @@ def test_the_factors_of_a_rank_are_the_best_and_what_is_left_out_is_known() -> N
 
 def test_a_sum_is_stacked() -> None:
     parts = [(0.5, *thin(7, 5, 2, 1)), (-2.0, *thin(7, 5, 3, 2))]
-    left, right = stacked(parts, 7, 5)
+    left, right = stack_factors(parts, 7, 5)
     np.testing.assert_allclose(
         left @ right, 0.5 * parts[0][1] @ parts[0][2] - 2 * parts[1][1] @ parts[1][2], atol=1e-12
     )
-    left, right = stacked([], 7, 5)
+    left, right = stack_factors([], 7, 5)
     assert (left.shape, right.shape) == ((7, 0), (0, 5))
 
 
@@ -95,23 +106,23 @@ def test_a_sum_is_stacked() -> None:
 )
 def test_energy_is_the_share_of_squares(energy, most, rank) -> None:
     assert (
-        rank_of(of_matrix(np.diag([8.0, 5.0, 3.0, np.sqrt(2.0)])), most, energy) == rank
+        choose_rank(decompose_matrix(np.diag([8.0, 5.0, 3.0, np.sqrt(2.0)])), most, energy) == rank
     )  # squares 64, 25, 9, 2
 
 
 def test_what_was_not_computed_counts_for_energy() -> None:
-    found = of_matrix(np.diag([3.0, 1.0]))
+    found = decompose_matrix(np.diag([3.0, 1.0]))
     known = Decomposed(found.left, found.values, found.right, rest=10.0)
     assert (known.total, known.left_out(1)) == (20.0, 11.0)
-    assert rank_of(known, None, 0.45) == 1
-    assert rank_of(known, None, 0.9) == 2
+    assert choose_rank(known, None, 0.45) == 1
+    assert choose_rank(known, None, 0.9) == 2
 
 
 def test_the_polar_factor_has_no_direction_of_its_own() -> None:
     left, right = thin(8, 6, 2)
     matrix = left @ right
-    found = polar(matrix, 0)
+    found = polar_factor(matrix, 0)
     u, _, v = np.linalg.svd(matrix)
     np.testing.assert_allclose(found, u[:, :2] @ v[:2], atol=1e-12)
     assert np.linalg.matrix_rank(found) == 2
-    np.testing.assert_allclose(polar(np.diag([1.0, 0.05]), 0.1), np.diag([1.0, 0.0]), atol=1e-15)
+    np.testing.assert_allclose(polar_factor(np.diag([1.0, 0.05]), 0.1), np.diag([1.0, 0.0]), atol=1e-15)

@@ -39,7 +39,7 @@ from alnico.kernels.constants import LANES, LEAF, TILE
 from alnico.kernels.template import Real
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import decode
-from alnico.numerics.numbers import real, said, whole
+from alnico.numerics.numbers import finite_number, quote_value, whole_number
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job
 from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR
@@ -100,11 +100,13 @@ def analyze_sources(
     begin = time.perf_counter()
     if not models:
         raise AlnicoError("an analysis needs at least one model beside the base.")
-    subspace_side = whole(subspace_side, "subspace_side", 0)
-    top_share = real(top_share, "the share of top parameters", "a number in (0, 1]. The default is 0.2")
+    subspace_side = whole_number(subspace_side, "subspace_side", 0)
+    top_share = finite_number(
+        top_share, "the share of top parameters", "a number in (0, 1]. The default is 0.2"
+    )
     if not 0 < top_share <= 1:
         raise AlnicoError(
-            f"the share of top parameters is {said(top_share)}; expected a number in (0, 1]. The default is 0.2."
+            f"the share of top parameters is {quote_value(top_share)}; expected a number in (0, 1]. The default is 0.2."
         )
     models = [with_names_of(model, base) for model in models]
     subjects, skipped = pair_tensors(base, models)

@@ -1,5 +1,5 @@
-"""Compiles the equation of one parameter into a loop over blocks, and measures facts of whole tensors.
+"""Compiles the equation of one parameter into a loop over blocks, and measures facts of tensors.
 
-Knows scalar functions, dtypes and digests; knows no files, recipes or merge methods. Only this room imports numba, and
-only when a kernel is built.
+It uses scalar functions, dtypes and digests, and no files, recipes or merge methods. Only this room imports
+numba, and only when a kernel is built.
 """

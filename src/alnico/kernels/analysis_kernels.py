@@ -1,10 +1,13 @@
-"""The texts of the two kernels of an analysis: sums, counts and coarse histograms of task vectors; then fine histograms and overlaps.
+"""The texts of the two kernels of an analysis: sums, counts and coarse histograms of task vectors; then fine
+histograms and overlaps.
 
-One kernel does for any number of models: their loops are not written out, as in a merge, since they hold whole loops over tiles.
+One kernel does for any number of models: their loops are not written out, as in a merge, since they hold
+whole loops over tiles.
 
-An entry of a task vector is seen as a float32 (a float64 is rounded, but never to 0). Its *key* is a uint32 that orders as the
-entry does: the bits with the sign bit flipped, of negative ones all bits flipped. A histogram over the upper 16 bits of
-the keys, then one over the lower 16 bits of those that share them, finds any order statistic exactly in two passes.
+An entry of a task vector is seen as a float32 (a float64 is rounded, but never to 0). Its *key* is a uint32
+that orders as the entry does: the bits with the sign bit flipped, of negative ones all bits flipped. A
+histogram over the upper 16 bits of the keys, then one over the lower 16 bits of those that share them, finds
+any order statistic exactly in two passes.
 """
 
 from __future__ import annotations
@@ -88,14 +91,15 @@ COMMON = (
 class DescribingKernel:
     """Sums and counts of the task vectors of k models over a block that begins at a leaf.
 
-    ``run(addresses, count, codes, base, base_code, moments, of_base, of_pairs, of_sum, unchanged, pairs, together, ends,
-    tables, values, narrow, lanes)`` fills for each leaf
-    ``moments`` (leaves, k x (:data:`MOMENTS` + 1), the shift last), ``of_base`` (leaves, 2: |b|, b^2), ``of_pairs`` (leaves, 2 x
-    pairs: d1 d2 and |d1 d2|) and ``of_sum`` (leaves, 1: |d1 + d2 + ...|), all float64; and adds to ``unchanged`` (k), ``pairs`` (pairs,
-    2: entries that both changed, and with opposite signs), ``together`` (2: entries that two or more changed, and with both signs),
-    ``ends`` (k, 2: least and largest key) and ``tables`` (k x :data:`TABLES`, 65,536). It works in ``values`` and ``narrow`` (k, TILE) and
-    ``lanes`` (:func:`lanes_of`, LANES). Returns 1 if an input is NaN or
-    infinite, 2 if a difference is too large for float32, else 0. Pairs are (0, 1), (0, 2), ... (1, 2), ...
+    ``run(addresses, count, codes, base, base_code, moments, of_base, of_pairs, of_sum, unchanged, pairs,
+    together, ends, tables, values, narrow, lanes)`` fills for each leaf ``moments`` (leaves, k x
+    (:data:`MOMENTS` + 1), the shift last), ``of_base`` (leaves, 2: |b|, b^2), ``of_pairs`` (leaves, 2 x
+    pairs: d1 d2 and |d1 d2|) and ``of_sum`` (leaves, 1: |d1 + d2 + ...|), all float64; and adds to
+    ``unchanged`` (k), ``pairs`` (pairs, 2: entries that both changed, and with opposite signs), ``together``
+    (2: entries that two or more changed, and with both signs), ``ends`` (k, 2: least and largest key) and
+    ``tables`` (k x :data:`TABLES`, 65,536). It works in ``values`` and ``narrow`` (k, TILE) and ``lanes``
+    (:func:`lanes_of`, LANES). Returns 1 if an input is NaN or infinite, 2 if a difference is too large for
+    float32, else 0. Pairs are (0, 1), (0, 2), ... (1, 2), ...
     """
 
     real: Real
@@ -200,12 +204,14 @@ class DescribingKernel:
 
 @dataclass(frozen=True)
 class OrderKernel:
-    """The second pass over the task vectors of k models: fine histograms, and what their largest entries share.
+    """The second pass over the task vectors of k models: fine histograms, and what their largest entries
+    share.
 
-    ``run(addresses, count, codes, base, base_code, slots, fine, least, tops, pairs, values, narrow, flags)``: an entry of model i whose key has the upper half u is counted
-    in ``fine[i x slots + slots[i, u] - 1]`` by the lower half, unless ``slots[i, u]`` is 0 (``slots`` (k, 65,536) uint8, ``fine`` (k x slots,
-    65,536) uint32). ``least`` (k) are bits of magnitudes: ``tops`` (k) gets the number of entries that reach them, ``pairs``
-    (pairs, 2) that of those that do in both models, and of these with opposite signs.
+    ``run(addresses, count, codes, base, base_code, slots, fine, least, tops, pairs, values, narrow, flags)``:
+    an entry of model i whose key has the upper half u is counted in ``fine[i x slots + slots[i, u] - 1]`` by
+    the lower half, unless ``slots[i, u]`` is 0 (``slots`` (k, 65,536) uint8, ``fine`` (k x slots, 65,536)
+    uint32). ``least`` (k) are bits of magnitudes: ``tops`` (k) gets the number of entries that reach them,
+    ``pairs`` (pairs, 2) that of those that do in both models, and of these with opposite signs.
     """
 
     real: Real

@@ -1,9 +1,10 @@
-"""The cache of compiled kernels: object code in files of a folder that is ours alone.
+"""Caches compiled kernels: object code in files of a private folder.
 
-The files hold code that is run, so the folder and each file in it must be owned by the user of this process and not be writable by others.
-Both are checked by the descriptors that are then read: nothing can be put in their place between the check and the use. A file is believed
-if its hash is that of its key, its symbol and its code, and if the code is an object file that defines the symbol. Whatever is wrong with
-the cache costs a compilation and nothing else.
+The files hold code that is run, so the folder and each file in it must be owned by the user of this process
+and not be writable by others. Both are checked by the descriptors that are then read: nothing can be put in
+their place between the check and the use. A file is believed if its hash is that of its key, its symbol and
+its code, and if the code is an object file that defines the symbol. Whatever is wrong with the cache costs a
+compilation and nothing else.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ MAGIC = b"alnico kernel 2\n"
 SUFFIX = ".kernel"
 
 MOST_BYTES = 64 << 20
-"""No kernel is larger: they take some tens of kilobytes."""
+"""The largest size that is read; kernels take tens of kilobytes."""
 
 
 def read_kernel(key: str) -> tuple[str, bytes] | None:
-    """Return the symbol and the object code that are kept under a key; None if there are none to be trusted."""
+    """Return the symbol and the object code under a key; None if there are none that can be trusted."""
     with _cache() as folder:
         if folder is None:
             return None
         try:
             name, directory = reach(folder.path / (key + SUFFIX), folder)
-            # A pipe is not waited for.
+            # Never wait for a pipe.
             descriptor = os.open(name, os.O_RDONLY | NO_LINK | getattr(os, "O_NONBLOCK", 0), dir_fd=directory)
             try:
                 status = os.fstat(descriptor)
@@ -51,7 +52,8 @@ def read_kernel(key: str) -> tuple[str, bytes] | None:
 
 
 def write_kernel(key: str, name: str, code: bytes) -> None:
-    """Keep a kernel under a key, all at once. Where that cannot be, a full disk say, nothing is kept."""
+    """Store a kernel under a key in one step. If that fails, on a full disk for example, nothing is
+    stored."""
     with _cache() as folder:
         if folder is None:
             return
@@ -71,7 +73,8 @@ def write_kernel(key: str, name: str, code: bytes) -> None:
 
 
 def cache_directory() -> Path | None:
-    """Return the private directory of compiled kernels, made if need be; None if there is none to be trusted.
+    """Return the private directory of compiled kernels, created if needed; None if there is none that can be
+    trusted.
 
     ``$ALNICO_CACHE_DIR/kernels``, else ``$XDG_CACHE_HOME/alnico/kernels``, else ``~/.cache/alnico/kernels``.
     """
@@ -81,7 +84,7 @@ def cache_directory() -> Path | None:
 
 @contextmanager
 def _cache() -> Iterator[Folder | None]:
-    """The open directory of kernels, until the block ends; None if there is none to be trusted."""
+    """The open directory of kernels, until the block ends; None if there is none that can be trusted."""
     folder = None
     try:
         path = _path()
@@ -93,7 +96,7 @@ def _cache() -> Iterator[Folder | None]:
         OSError,
         RuntimeError,
         ValueError,
-    ):  # RuntimeError: there is no home; ValueError: a name that cannot be
+    ):  # RuntimeError: no home directory; ValueError: an impossible name
         is_ours = False
     try:
         yield folder if is_ours else None
@@ -111,7 +114,8 @@ def _path() -> Path:
 
 
 def _may_be_made(path: Path) -> bool:
-    """Not in the home of another user, which sudo may have left in the environment: its owner could not use what is made there."""
+    """Whether the folder may be created: not in the home of another user, which sudo may leave in the
+    environment."""
     user = user_id()
     above = next(p for p in path.absolute().parents if p.exists()).stat()
     return user is None or above.st_uid in (user, 0)
@@ -127,12 +131,12 @@ def _packed(key: str, name: str, code: bytes) -> bytes:
 
 
 def _unpacked(key: str, data: bytes) -> tuple[str, bytes] | None:
-    """What was packed under a key; None if it is not that."""
+    """The symbol and the code packed under a key; None for other data."""
     head, digest, rest = data[: len(MAGIC)], data[len(MAGIC) : len(MAGIC) + 32], data[len(MAGIC) + 32 :]
     if head != MAGIC or _hash(key, rest) != digest:
         return None
     name, _, code = rest.partition(b"\n")
-    # LLVM ends the process on an object file that is none, and calls address 0 for a symbol that is not there.
+    # LLVM aborts the process on an invalid object file, and calls address 0 for a missing symbol.
     with contextlib.suppress(struct.error, UnicodeDecodeError):
         if sys.platform != "linux" or _defines(code, name):
             return name.decode("ascii"), code
@@ -144,7 +148,7 @@ def _hash(key: str, rest: bytes) -> bytes:
 
 
 def _defines(code: bytes, name: bytes) -> bool:
-    """Is this an object file (ELF, 64 bits) whose sections are all in it, and that defines a symbol? Errors: struct.error."""
+    """Whether this is a complete object file (ELF, 64 bits) that defines a symbol. Errors: struct.error."""
     order = {b"\x7fELF\x02\x01": "<", b"\x7fELF\x02\x02": ">"}.get(code[:6])
     if order is None or not name:
         return False
@@ -158,7 +162,7 @@ def _defines(code: bytes, name: bytes) -> bool:
         at + size > len(code) for kind, at, size, _ in sections if kind != 8
     ):  # 8: without bytes in the file
         return False
-    found = False
+    is_defined = False
     for _, at, size, link in (s for s in sections if s[0] == 2):  # 2: a table of symbols
         if link >= count:
             return False
@@ -167,5 +171,5 @@ def _defines(code: bytes, name: bytes) -> bool:
             first, section = struct.unpack_from(f"{order}I2xH", code, place)
             if first >= length:
                 return False
-            found |= bool(section) and code.startswith(name + b"\0", names + first)
-    return found
+            is_defined |= bool(section) and code.startswith(name + b"\0", names + first)
+    return is_defined

@@ -1,7 +1,7 @@
-"""The text of the kernel that adds the product of two factors to a matrix: ``W + s L R``, any run of its elements.
+"""Writes the kernel that adds the product of two factors to a matrix: ``W + s L R``.
 
-The product is summed in the order of the rank, in the dtype of the factors, and never contracted: which elements are asked for
-together changes no bit, as it would with a product of BLAS.
+It computes any run of elements. The product is summed in the order of the rank, in the dtype of the factors,
+without contraction: which elements are computed together changes no bit, as it would with a BLAS product.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from alnico.kernels.measure_kernels import PLAIN
 from alnico.kernels.template import APART, DECORATOR, PREAMBLE, Interface, Real
 
 RANKS_AT_ONCE = 4
-"""Ranks that are added between reading and writing a sum: fewer wait for the cache, more do not fit the registers."""
+"""Ranks added between reading and writing a sum: fewer wait for the cache, more do not fit the registers."""
 
 COLUMNS = 1024
 """Columns of the right factor that stay in the cache while the rows of a block go over them."""
@@ -21,10 +21,11 @@ COLUMNS = 1024
 
 @dataclass(frozen=True)
 class FoldKernel:
-    """``run(raw, code, left, right, scale, first, out)``: elements ``first`` on of ``W + scale * left @ right``, row by row.
+    """``run(raw, code, left, right, scale, first, out)``: elements ``first`` on of ``W + scale * left @
+    right``, row by row.
 
-    ``raw`` are the bytes of these elements of W in the dtype ``code``; ``left`` is (rows, rank), ``right`` (rank, columns). What
-    overflows becomes an infinity.
+    ``raw`` are the bytes of these elements of W in the dtype ``code``; ``left`` is (rows, rank), ``right``
+    (rank, columns). What overflows becomes an infinity.
     """
 
     real: Real

@@ -14,10 +14,10 @@ from alnico.kernels.template import (
     ArgumentKind,
     Interface,
     Real,
-    described,
-    fill,
-    filled,
+    argument_parameters,
+    fill_statement,
     tile_type,
+    tiled_arguments,
 )
 
 Reduction = Literal["sum", "count", "sum of rows", "largest of rows", "values", "histogram", "bracket"]
@@ -43,13 +43,15 @@ COMMON = (("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_co
 class MeasureKernel:
     """Reduces ``of`` of one model's value, for each ``chosen`` model, over a block that begins at a leaf.
 
-    ``run(raws, codes, base, base_code, start, chosen, *outputs, *arguments)``, where ``outputs`` have a row for each chosen
-    model. Of ``sum`` and ``count``: ``leaves``, filled with one number per leaf. Of the reductions of rows:
-    ``row, parts``, filled with a number for each part of a leaf within one row of ``row`` elements (see GramKernel). Of ``values``: ``gathered``, filled with the
-    values themselves. Of ``histogram``: ``shift, prefix, bins``; bin ``(bits >> shift) & 0xFFFF`` counts the elements whose
-    bits above that equal ``prefix``. Of ``bracket``: ``low, high, counts, gathered``; ``counts`` gets the number of elements
-    above ``high`` and of those in [``low``, ``high``], and the latter are put into ``gathered`` while there is room for 8, unless
-    ``low`` is ``high``: then they are all the same. With ``across``, ``of`` sees the values of all models, too.
+    ``run(raws, codes, base, base_code, start, chosen, *outputs, *arguments)``, where ``outputs`` have a row
+    for each chosen model. Of ``sum`` and ``count``: ``leaves``, filled with one number per leaf. Of the
+    reductions of rows: ``row, parts``, filled with a number for each part of a leaf within one row of ``row``
+    elements (see GramKernel). Of ``values``: ``gathered``, filled with the values themselves. Of
+    ``histogram``: ``shift, prefix, bins``; bin ``(bits >> shift) & 0xFFFF`` counts the elements whose bits
+    above that equal ``prefix``. Of ``bracket``: ``low, high, counts, gathered``; ``counts`` gets the number
+    of elements above ``high`` and of those in [``low``, ``high``], and the latter are put into ``gathered``
+    while there is room for 8, unless ``low`` is ``high``: then they are all the same. With ``across``, ``of``
+    sees the values of all models, too.
     """
 
     reduction: Reduction
@@ -94,7 +96,7 @@ class MeasureKernel:
             ("values", (self.models if self.across else 1, TILE), "REAL"),
             ("base_tile", (TILE,), "REAL"),
         ]
-        scratch += [(f"filled{a}", (TILE,), tile_type(self.kinds[a])) for a in filled(self.kinds)]
+        scratch += [(f"filled{a}", (TILE,), tile_type(self.kinds[a])) for a in tiled_arguments(self.kinds)]
         if self.across and self.models > UNROLLED_MODELS:
             scratch.append(("x", (self.models,), "REAL"))
         if self.reduction not in ("sum", "count", "values"):
@@ -115,7 +117,9 @@ class MeasureKernel:
             ("chosen", "int64*1"),
             *zip(OUTPUTS[self.reduction], outputs, strict=True),
         ]
-        return Interface(self.models, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch))
+        return Interface(
+            self.models, self.real, (*first, *argument_parameters(self.kinds, self.real)), tuple(scratch)
+        )
 
     def _tile(self, result: str, statement: str) -> str:
         """A loop over one tile; ``{value}`` in the statement is the result of ``of`` for an element."""
@@ -131,11 +135,11 @@ class MeasureKernel:
             passed.append("x")
             prepare = [f"        for i in range({self.models}):", f"            x[i] = every[i, j]{base}"]
         for a, kind in enumerate(self.kinds):
-            heads += [f"f{a}"] if a in filled(self.kinds) else []
+            heads += [f"f{a}"] if a in tiled_arguments(self.kinds) else []
             heads += [f"a{a}"] if kind in ("number", "numbers", "bernoulli") else []
             passed.append(
                 {"bernoulli": f"select(f{a}[j] < a{a}, ONE, ZERO)"}.get(
-                    kind, f"f{a}[j]" if a in filled(self.kinds) else f"a{a}"
+                    kind, f"f{a}[j]" if a in tiled_arguments(self.kinds) else f"a{a}"
                 )
             )
         lines = [f"def tile({', '.join(heads)}):"]
@@ -144,7 +148,8 @@ class MeasureKernel:
         return "\n".join(lines)
 
     def _each_model(self, span: str, work: list[str]) -> list[str]:
-        """Statements for the tile ``s`` to ``e``: decode, then ``work`` for each model ``i``, the ``n``-th chosen one."""
+        """Statements for the tile ``s`` to ``e``: decode, then ``work`` for each model ``i``, the ``n``-th
+        chosen one."""
         lines = [f"        {span}"]
         if self.of_deltas:
             lines.append("        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
@@ -156,7 +161,10 @@ class MeasureKernel:
         if not self.across:
             lines.append("            w = width_of(codes[i])")
             lines.append("            decode(raws[i][w * s:w * e], codes[i], values[0, :e - s])")
-        lines += [f"            {fill(self.kinds, a, 'i', f'filled{a}[:e - s]')}" for a in filled(self.kinds)]
+        lines += [
+            f"            {fill_statement(self.kinds, a, 'i', f'filled{a}[:e - s]')}"
+            for a in tiled_arguments(self.kinds)
+        ]
         return lines + [f"            {line}" for line in work]
 
     def _call(self, result: str, begin: str, stop: str) -> str:
@@ -167,7 +175,7 @@ class MeasureKernel:
         elif self.across:
             passed += [f"values[:, {begin}:{stop}]", "x"]
         for a, kind in enumerate(self.kinds):
-            passed += [f"filled{a}[{begin}:{stop}]"] if a in filled(self.kinds) else []
+            passed += [f"filled{a}[{begin}:{stop}]"] if a in tiled_arguments(self.kinds) else []
             passed += (
                 [{"number": f"a{a}"}.get(kind, f"a{a}[i]")]
                 if kind in ("number", "numbers", "bernoulli")
@@ -284,9 +292,10 @@ class MeasureKernel:
 class GramKernel:
     """Inner products of all pairs of ``models`` inputs over a block that begins at a leaf.
 
-    ``run(raws, codes, base, base_code, start, row, sums)`` fills ``sums`` (segments, pairs) float64 with the products of the
-    pairs (0, 0), (0, 1), ... (0, k-1), (1, 1), ...: a segment is the part of a leaf within one row of ``row`` elements,
-    numbered ``element // row + element // LEAF`` less that of the block's first. Products of float32 are exact in float64.
+    ``run(raws, codes, base, base_code, start, row, sums)`` fills ``sums`` (segments, pairs) float64 with the
+    products of the pairs (0, 0), (0, 1), ... (0, k-1), (1, 1), ...: a segment is the part of a leaf within
+    one row of ``row`` elements, numbered ``element // row + element // LEAF`` less that of the block's first.
+    Products of float32 are exact in float64.
     """
 
     models: int
@@ -334,8 +343,8 @@ class GramKernel:
 class ColumnGramKernel:
     """Inner products of all pairs of ``models`` inputs over the ``columns`` of a block.
 
-    ``run(raws, codes, base, base_code, start, sums)`` adds to ``sums`` (pairs, columns) float64, in the order of the
-    elements: blocks must come in order.
+    ``run(raws, codes, base, base_code, start, sums)`` adds to ``sums`` (pairs, columns) float64, in the order
+    of the elements: blocks must come in order.
     """
 
     models: int
@@ -390,7 +399,8 @@ class RankKernel:
 
 
 def _product(others: int) -> str:
-    """Add the products of one vector with one to four others to their lanes, in one loop, which loads that vector once."""
+    """Add the products of one vector with one to four others to their lanes, in one loop, which loads that
+    vector once."""
     heads = ["a", *[f"b{n}" for n in range(others)], *[f"l{n}" for n in range(others)]]
     lines = [
         f"def product{others}({', '.join(heads)}):",
@@ -411,7 +421,8 @@ FOLD = (
 
 
 def _products(models: int, elements: str, lanes: str) -> list[str]:
-    """Statements that add the products of all pairs (0, 0), (0, 1), ... of a part of a tile to their lanes."""
+    """Statements that add the products of all pairs (0, 0), (0, 1), ... of a part of a tile to their
+    lanes."""
     pairs = [(i, j) for i in range(models) for j in range(i, models)]
     if models > UNROLLED_MODELS:
         return [

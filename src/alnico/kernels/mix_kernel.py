@@ -1,4 +1,4 @@
-"""The text of a kernel that mixes: raw bytes of all inputs in, raw bytes of the output out."""
+"""Writes the kernel that mixes: raw bytes of all inputs in, raw bytes of the output out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from alnico.kernels.template import (
     ArgumentKind,
     Interface,
     Real,
-    described,
-    fill,
-    filled,
+    argument_parameters,
+    fill_statement,
     tile_type,
+    tiled_arguments,
 )
 
 
@@ -25,9 +25,9 @@ from alnico.kernels.template import (
 class MixKernel:
     """Computes output bytes from input bytes, for ``models`` inputs.
 
-    ``run(raws, codes, base, base_code, out, out_code, start, keep_equal, *arguments) -> int`` takes raw bytes (uint8) of
-    the same elements of each input, the models' and then those of each side, and returns -1, or the first element of a tile that
-    holds a NaN or an infinity.
+    ``run(raws, codes, base, base_code, out, out_code, start, keep_equal, *arguments) -> int`` takes raw bytes
+    (uint8) of the same elements of each input, the models' and then those of each side, and returns -1, or
+    the first element of a tile that holds a NaN or an infinity.
     """
 
     mix: Callable[..., float]
@@ -40,7 +40,7 @@ class MixKernel:
         unrolled = self.models <= UNROLLED_MODELS
         models = range(self.models)
         names = [f"a{i}" for i, kind in enumerate(self.kinds) if kind in ("number", "numbers", "bernoulli")]
-        each = filled(self.kinds)
+        each = tiled_arguments(self.kinds)
         value = "v{i}[j] - b" if self.of_deltas else "v{i}[j]"
         body: list[str] = []
         loop: list[str] = []
@@ -129,7 +129,7 @@ class MixKernel:
             first = self.models * (1 + sides.index(a)) if a in sides else None
             for i in models:
                 raw = None if first is None else first + i
-                lines.append(f"        {fill(self.kinds, a, i, f'filled{a}[{i}, :e - s]', raw)}")
+                lines.append(f"        {fill_statement(self.kinds, a, i, f'filled{a}[{i}, :e - s]', raw)}")
         passed = [f"values[{i}, :e - s]" for i in models] if unrolled else ["values"]
         passed.append("base_tile[:e - s]")
         passed += (
@@ -157,7 +157,7 @@ class MixKernel:
             ("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"), ("out", "uint8*1"), ("out_code", "int"),
             ("start", "int"), ("keep_equal", "int"),
         ]  # fmt: skip
-        each = filled(self.kinds)
+        each = tiled_arguments(self.kinds)
         scratch = [
             ("values", (self.models, TILE), "REAL"),
             ("base_tile", (TILE,), "REAL"),
@@ -168,5 +168,9 @@ class MixKernel:
             scratch += [("x", (self.models,), "REAL"), *[(f"t{a}", (self.models,), "REAL") for a in each]]
         raws = self.models * (1 + self.kinds.count("side"))
         return Interface(
-            raws, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch), returns=True
+            raws,
+            self.real,
+            (*first, *argument_parameters(self.kinds, self.real)),
+            tuple(scratch),
+            returns=True,
         )

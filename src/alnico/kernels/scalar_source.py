@@ -1,13 +1,13 @@
-"""Rewrites a scalar function, as a paper would state it, into straight-line source that LLVM vectorises.
+"""Rewrites a scalar function, as in a paper, into straight-line source that LLVM vectorises.
 
 Three rewrites, each measured:
 
-* numbers become ``REAL(number)``: to numba the literal ``0.0`` is float64 and halves the speed, and an integer in
-  float32 arithmetic makes float64 of it (indices stay integers), and ``len(x)`` is such an integer;
-* ``if`` and ``a if c else b`` become ``select(c, a, b)``, one machine instruction: a branch inside the unrolled loop
-  over models stops vectorisation from three models on (3.2 times slower at k = 3);
-* functions that the function calls are brought along under names of their own, so the generated module is whole and
-  its text is all that a cache has to know.
+* numbers become ``REAL(number)``: to numba the literal ``0.0`` is float64 and halves the speed, and an
+integer in float32 arithmetic makes float64 of it (indices stay integers), and ``len(x)`` is such an integer;
+* ``if`` and ``a if c else b`` become ``select(c, a, b)``, one machine instruction: a branch inside the
+unrolled loop over models stops vectorisation from three models on (3.2 times slower at k = 3); * functions
+that the function calls are brought along under names of their own, so the generated module is whole and its
+text is all that a cache has to know.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from alnico.errors import MethodError
 
 BUILTINS = {"abs": abs, "min": min, "max": max, "len": len, "range": range}
 MOST_WRITTEN_OUT = 64
-"""Most rounds of a loop over models that are written out."""
+"""The most rounds of a loop over models that are written out."""
 
 MATH = {"sqrt", "fabs", "copysign"}
 """Functions of ``math`` that round the same on every machine; exp, log and the like do not."""
@@ -42,7 +42,7 @@ def free_variables(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def check_pure(function: Callable[..., Any]) -> None:
-    """Refuse a scalar function that knows anything but its arguments and other pure functions.
+    """Refuse a scalar function that uses anything except its arguments and other pure functions.
 
     Errors: MethodError naming the captured value: pass it as an argument instead.
     """
@@ -52,7 +52,7 @@ def check_pure(function: Callable[..., Any]) -> None:
 def _check_pure(function: Callable[..., Any], callers: tuple[Callable[..., Any], ...]) -> None:
     if function in callers:
         raise MethodError(
-            f"{function.__name__} calls itself; expected a function that ends. Write a loop over range."
+            f"{function.__name__} calls itself; expected a function without recursion. Write a loop over range."
         )
     for name, value in free_variables(function).items():
         if isinstance(value, FunctionType):
@@ -65,10 +65,12 @@ def _check_pure(function: Callable[..., Any], callers: tuple[Callable[..., Any],
 
 
 def straighten(function: Callable[..., Any], name: str, models: int | None = None) -> list[str]:
-    """Return the source of ``function`` as ``name``, after that of all functions it calls (as ``name_0_callee``, ...).
+    """Return the source of ``function`` as ``name``, after that of all functions it calls (as
+    ``name_0_callee``, ...).
 
-    With ``models``, loops over as many models are written out: LLVM unrolls them by itself up to eight or ten only.
-    Errors: MethodError for statements that have no straight-line form, with the line they stand on.
+    With ``models``, loops over as many models are written out: LLVM alone unrolls them only up to eight or
+    ten.
+    Errors: MethodError for statements that have no straight-line form, with their line.
     """
     check_pure(function)
     callees = {n: f for n, f in free_variables(function).items() if isinstance(f, FunctionType)}
@@ -104,9 +106,15 @@ class _Straightener(ast.NodeTransformer):
     def function(self, tree: ast.FunctionDef, name: str) -> ast.FunctionDef:
         body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
         if not body or not isinstance(body[-1], ast.Return):
-            raise self.refuse(tree, "a scalar function ends with its one return.")
-        given = tree.args
-        if given.posonlyargs or given.kwonlyargs or given.vararg or given.kwarg or given.defaults:
+            raise self.refuse(tree, "a scalar function must end with its only return.")
+        parameters = tree.args
+        if (
+            parameters.posonlyargs
+            or parameters.kwonlyargs
+            or parameters.vararg
+            or parameters.kwarg
+            or parameters.defaults
+        ):
             raise self.refuse(
                 tree, "expected plain parameters, without defaults and stars; all values are passed in order."
             )
@@ -195,7 +203,7 @@ class _Straightener(ast.NodeTransformer):
             return node
         if isinstance(node.value, (int, float)):
             return _call("REAL", ast.Constant(float(node.value)))
-        raise self.refuse(node, f"the constant {node.value!r} is no number.")
+        raise self.refuse(node, f"the constant {node.value!r} is not a number.")
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         return node
@@ -203,7 +211,7 @@ class _Straightener(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if ast.unparse(node) in ("math.inf", "math.pi", "math.e", "math.tau"):
             return _call("REAL", node)
-        raise self.refuse(node, f"uses {ast.unparse(node)}, which is no number.")
+        raise self.refuse(node, f"uses {ast.unparse(node)}, which is not a number.")
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         if isinstance(node.op, ast.Pow):
@@ -300,14 +308,14 @@ def _with_index(body: list[ast.stmt], name: str, value: int) -> list[ast.stmt]:
 
 
 def _assigned(statements: list[ast.stmt]) -> set[str]:
-    """Names that hold a value after ``statements``, whatever their conditions say."""
-    found: set[str] = set()
+    """Names that hold a value after ``statements`` on every path."""
+    names: set[str] = set()
     for node in statements:
         if isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.If):
-            found |= _assigned(node.body) & _assigned(node.orelse)
-    return found
+            names |= _assigned(node.body) & _assigned(node.orelse)
+    return names
 
 
 def _call(name: str, *arguments: ast.expr) -> ast.Call:

@@ -1,4 +1,4 @@
-"""What the texts of all kernels share: their first lines, the kinds of their arguments, how these are filled in, and how a kernel is called."""
+"""Writes the parts that all kernel texts share: preamble, kinds of arguments, entry point."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Literal
 import numpy as np
 
 ArgumentKind = Literal["number", "numbers", "noise", "bernoulli", "ranked", "rows", "columns", "side"]
-"""What an argument is to a kernel: one number; one a model; uniform noise; draws of 1.0 or 0.0, with one chance a model or
-with one that depends on the rank; one number a model for each row, or for each column; the numbers of further raw inputs, one a
-model, which follow the models' in order."""
+"""What an argument is to a kernel: one number; one per model; uniform noise; draws of 1.0 or 0.0, with one
+chance per model or one that depends on the rank; one number per model for each row, or for each column; the
+numbers of further raw inputs, one per model, which follow the models' in order."""
 
 Real = Literal["float32", "float64"]
 
 Parameter = tuple[str, str]
-"""A parameter of ``run`` and what it is: ``raws`` (raw bytes of each input, a tuple), ``int``, ``real``, or ``DTYPE*DIMENSIONS``."""
+"""A parameter of ``run`` and what it is: ``raws`` (raw bytes of each input, a tuple), ``int``, ``real``, or
+``DTYPE*DIMENSIONS``."""
 
 DECORATOR = '@njit({options}nogil=True, error_model="numpy")'
 APART = "pipeline_class=NoAliasCompiler, "
-"""For functions whose arrays do not overlap unless they are only read: without that, loops over many arrays are not vectorised."""
+"""For functions whose written arrays do not overlap: without it, loops over many arrays are not
+vectorised."""
 PREAMBLE = """\
 import math
 
@@ -54,28 +56,29 @@ FILLS = {
     "columns": "fill_columns(a{a}[{m}], start + s, inner{a}, {tile})",
     "side": "bad |= decode(raws[{r}][width_of(codes[{r}]) * s:width_of(codes[{r}]) * e], codes[{r}], {tile})",
 }
-"""Kinds that have a number for each element: how a tile of them is filled, for argument ``a`` of model ``m``."""
+"""Kinds that have a number for each element: how a tile of them is filled, for argument ``a`` of model
+``m``."""
 
 
-def filled(kinds: tuple[ArgumentKind, ...]) -> list[int]:
-    """The arguments that have a number for each element."""
+def tiled_arguments(kinds: tuple[ArgumentKind, ...]) -> list[int]:
+    """The positions of the arguments that have a number for each element."""
     return [a for a, kind in enumerate(kinds) if kind in FILLS]
 
 
-def fill(
+def fill_statement(
     kinds: tuple[ArgumentKind, ...], argument: int, model: object, tile: str, raw: int | None = None
 ) -> str:
-    """The statement that fills ``tile`` with an argument's numbers for elements ``s`` to ``e`` of the block. ``raw`` is the place
-    of a side's raw bytes among those of all inputs."""
+    """The statement that fills ``tile`` with an argument's numbers for elements ``s`` to ``e`` of the block.
+    ``raw`` is the place of a side's raw bytes among those of all inputs."""
     return FILLS[kinds[argument]].format(a=argument, m=model, tile=tile, r=raw)
 
 
 def tile_type(kind: ArgumentKind) -> str:
-    """What the numbers of a filled tile are."""
+    """The dtype of a filled tile."""
     return "REAL" if kind in ("rows", "columns", "side") else "float32"
 
 
-def described(kinds: tuple[ArgumentKind, ...], real: Real) -> list[Parameter]:
+def argument_parameters(kinds: tuple[ArgumentKind, ...], real: Real) -> list[Parameter]:
     """The parameters of ``run`` that arguments of these kinds become, in order."""
     of_part = {
         "a": f"{real}*1",
@@ -94,9 +97,10 @@ def described(kinds: tuple[ArgumentKind, ...], real: Real) -> list[Parameter]:
 
 @dataclass(frozen=True)
 class Interface:
-    """How a kernel is called: its parameters in order, and the arrays it works in, which it does not allocate.
+    """How a kernel is called: its parameters in order, and the arrays it works in, which it does not
+    allocate.
 
-    Both follow the parameters of ``run``. ``returns`` says whether ``run`` gives a number.
+    Both follow the parameters of ``run``. ``returns``: whether ``run`` returns a number.
     """
 
     models: int
@@ -107,7 +111,7 @@ class Interface:
 
     @property
     def scratch_bytes(self) -> int:
-        """What the scratch arrays take, each at a multiple of 64 bytes."""
+        """The bytes of the scratch arrays, each at a multiple of 64 bytes."""
         return self._places()[-1]
 
     def _places(self) -> list[int]:
@@ -125,7 +129,8 @@ class Interface:
         return ", ".join([name for name, _ in self.parameters] + [name for name, _, _ in self.scratch])
 
     def entry(self) -> str:
-        """The text of ``entry(t)``: makes arrays and numbers of a table of addresses, sizes and numbers, and calls ``run``."""
+        """The text of ``entry(t)``: turns a table of addresses, sizes and numbers into arrays and numbers,
+        and calls ``run``."""
         place = 1
         lines = []
         for name, kind in self.parameters:
@@ -151,7 +156,7 @@ class Interface:
             )
         call = f"run({self.signature()})"
         lines += [f"return {call}"] if self.returns else [call, "return 0"]
-        # No wrappers for Python: they refer to parts of numba, which is not there when a kernel comes from the cache.
+        # No wrappers for Python: they refer to numba, which is not imported when a kernel comes from the cache.
         wrappers = "no_cpython_wrapper=True, no_cfunc_wrapper=True, "
         decorator = DECORATOR.format(options=f"types.int64(types.CPointer(types.int64)), {wrappers}")
         return decorator + "\ndef entry(t):\n" + "".join(f"    {line}\n" for line in lines)

@@ -36,7 +36,7 @@ from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
-from alnico.numerics.numbers import real, whole
+from alnico.numerics.numbers import finite_number, whole_number
 from alnico.numerics.sizes import format_size
 from alnico.output.disk_space import check_output_place, check_space, needed_files
 from alnico.output.staging import PartDirectory
@@ -134,14 +134,14 @@ def combine(
     if isinstance(adapters, (str, os.PathLike)) or not references:
         raise RecipeError("adapters: expected a list of adapters, one at least.")
     each: Any = (
-        [real(weights, "weights", error=MethodError)] * len(references)
+        [finite_number(weights, "weights", error=MethodError)] * len(references)
         if isinstance(weights, Real)
         else weights
     )
-    seed = whole(seed, "seed", None, MethodError)
+    seed = whole_number(seed, "seed", None, MethodError)
     combination = check_options(method, len(references), each, space, options)
-    rank = None if rank is None else whole(rank, "rank", 1, MethodError)
-    energy = None if energy is None else real(energy, "energy", "a share in (0, 1]", MethodError)
+    rank = None if rank is None else whole_number(rank, "rank", 1, MethodError)
+    energy = None if energy is None else finite_number(energy, "energy", "a share in (0, 1]", MethodError)
     _check_choices(combination, rank, energy, saved, unrelated)
     target, code = Path(out), _dtype(dtype)
     check_publishable(target)

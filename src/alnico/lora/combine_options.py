@@ -15,7 +15,7 @@ from alnico.errors import MethodError
 from alnico.lora.spectral import SPECTRAL
 from alnico.methods import find, registry
 from alnico.methods.base import Merge
-from alnico.numerics.numbers import real, said
+from alnico.numerics.numbers import finite_number, quote_value
 
 CombineSpace = Literal["dense", "core", "knots"]
 Class = Literal["cat", "sum", "spectral", "delta"]
@@ -100,7 +100,7 @@ def check_options(
 ) -> CombineOptions:
     """Check the options. Errors: MethodError for an unknown method, option or space, or a wrong number of weights."""
     if not isinstance(method, str):
-        raise MethodError(f"method is {said(method)}; expected one of {', '.join(names())}.")
+        raise MethodError(f"method is {quote_value(method)}; expected one of {', '.join(names())}.")
     if method not in names():
         near = difflib.get_close_matches(method, names(), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -109,14 +109,14 @@ def check_options(
         raise MethodError(f"method is {method!r}; expected one of {', '.join(names())}.{hint}")
     if weights is not None and (isinstance(weights, str) or not hasattr(weights, "__len__")):
         raise MethodError(
-            f"weights is {said(weights)}; expected a number, or a list of one for each adapter."
+            f"weights is {quote_value(weights)}; expected a number, or a list of one for each adapter."
         )
     if weights is not None and len(weights) != adapters:
         raise MethodError(
             f"weights has {len(weights)} values for {adapters} adapters; expected one for each."
         )
     checked_weights = (
-        tuple(real(w, "a weight", error=MethodError) for w in weights)
+        tuple(finite_number(w, "a weight", error=MethodError) for w in weights)
         if weights is not None
         else (1.0,) * adapters
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alnico.lora.matching import ExpertFactors
-from alnico.numerics.low_rank import of_matrix, stacked
+from alnico.numerics.low_rank import decompose_matrix, stack_factors
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class CoreSpace:
 def core_space(factors: Sequence[ExpertFactors | None], rows: int, columns: int) -> CoreSpace:
     """Compute the core space of the adapters' factors; None is an update of zeros."""
     updates = [f for f in factors if f is not None]
-    lefts, rights = stacked([(f.scale, f.left, f.right) for f in updates], rows, columns)
-    left, right = of_matrix(lefts).left, of_matrix(rights).right
+    lefts, rights = stack_factors([(f.scale, f.left, f.right) for f in updates], rows, columns)
+    left, right = decompose_matrix(lefts).left, decompose_matrix(rights).right
     zeros = np.zeros((left.shape[1], len(right)))
     values = [zeros if f is None else f.scale * ((left.T @ f.left) @ (f.right @ right.T)) for f in factors]
     return CoreSpace(left, right, tuple(values))

@@ -51,7 +51,7 @@ from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule, target
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, TORCH_NAMES, decode, decode_into
-from alnico.numerics.numbers import real, said, whole
+from alnico.numerics.numbers import finite_number, quote_value, whole_number
 from alnico.numerics.randomized import LowRankFactors, exact_svd, randomized_svd
 from alnico.numerics.sizes import bytes_of, format_size
 from alnico.output.card import public_names
@@ -255,7 +255,7 @@ def _checked(
             or not all(isinstance(f, str) for f in filters)
         ):
             raise RecipeError(
-                f"extract: {name} is {said(filters)}; expected a list of filters. Write ['mlp'], say."
+                f"extract: {name} is {quote_value(filters)}; expected a list of filters. Write ['mlp'], say."
             )
     given = [
         name for name, value in (("rank", rank), ("energy", energy), ("size", size)) if value is not None
@@ -265,15 +265,18 @@ def _checked(
             f"extract: {' and '.join(given)} both say how large ranks are; expected one of them. Leave one out."
         )
     rank, max_rank = (
-        None if v is None else whole(v, f"extract: {n}", None, RecipeError)
+        None if v is None else whole_number(v, f"extract: {n}", None, RecipeError)
         for n, v in (("rank", rank), ("max_rank", max_rank))
     )
     for name, number in (("rank", rank), ("max_rank", max_rank)):
         if number is not None and number < 1:
             raise RecipeError(f"extract: {name} is {number}; expected 1 at least. Choose a larger one.")
-    seed = whole(seed, "extract: seed", None, RecipeError)
+    seed = whole_number(seed, "extract: seed", None, RecipeError)
     share = "the share of squares that is kept, in (0, 1]. Choose 0.9, say"
-    if energy is not None and not 0 < (energy := real(energy, "extract: energy", share, RecipeError)) <= 1:
+    if (
+        energy is not None
+        and not 0 < (energy := finite_number(energy, "extract: energy", share, RecipeError)) <= 1
+    ):
         raise RecipeError(f"extract: energy is {energy:g}; expected {share}.")
     if max_rank is not None and rank is not None:
         raise RecipeError(
@@ -287,10 +290,12 @@ def _checked(
             raise RecipeError(
                 f"extract: {name} is {choice!r}; expected {' or '.join(known)}. Choose one of them."
             )
-    code = TORCH_NAMES.get((dtype if isinstance(dtype, str) else said(dtype)).removeprefix("torch."), "")
+    code = TORCH_NAMES.get(
+        (dtype if isinstance(dtype, str) else quote_value(dtype)).removeprefix("torch."), ""
+    )
     if code not in ("F32", "BF16", "F16"):
         raise RecipeError(
-            f"extract: dtype is {said(dtype)}; expected float32, bfloat16 or float16. Choose one of them."
+            f"extract: dtype is {quote_value(dtype)}; expected float32, bfloat16 or float16. Choose one of them."
         )
     return Options(
         DEFAULT_RANK if not given else rank,

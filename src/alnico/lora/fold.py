@@ -16,7 +16,7 @@ from alnico.engine.run import MergeResult
 from alnico.errors import AlnicoError
 from alnico.events import Watcher
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.numerics.numbers import real, said
+from alnico.numerics.numbers import finite_number, quote_value
 from alnico.numerics.sizes import bytes_of
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
@@ -90,10 +90,10 @@ def fold_recipe(
     named = path_list(adapters)
     if isinstance(weights, str) or not (isinstance(weights, Real) or hasattr(weights, "__len__")):
         raise AlnicoError(
-            f"weights is {said(weights)}; expected a number, or a list of one for each adapter."
+            f"weights is {quote_value(weights)}; expected a number, or a list of one for each adapter."
         )
     several: Any = [weights] * len(named) if isinstance(weights, Real) else weights
-    given = [real(w, "a weight") for w in several]
+    given = [finite_number(w, "a weight") for w in several]
     if not named:
         raise AlnicoError("fold needs an adapter at least. Give one.")
     if len(given) != len(named):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alnico.lora.matching import ExpertFactors
-from alnico.numerics.low_rank import of_matrix, stacked
+from alnico.numerics.low_rank import decompose_matrix, stack_factors
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ def knots(factors: Sequence[ExpertFactors | None], rows: int, columns: int) -> K
     the small matrix in the middle.
     """
     updates = [f for f in factors if f is not None]
-    lefts, _ = stacked([(f.scale, f.left, f.right) for f in updates], rows, columns)
+    lefts, _ = stack_factors([(f.scale, f.left, f.right) for f in updates], rows, columns)
     basis, small = np.linalg.qr(lefts)
     triangles, first = [np.zeros((len(small), 0))], 0
     for f in updates:
         rank = f.left.shape[1]
         triangles.append(small[:, first : first + rank] @ np.linalg.qr(f.right.T)[1].T)
         first += rank
-    left = basis @ of_matrix(np.concatenate(triangles, 1)).left
+    left = basis @ decompose_matrix(np.concatenate(triangles, 1)).left
     zeros = np.zeros((left.shape[1], columns))
     values = [zeros if f is None else f.scale * ((left.T @ f.left) @ f.right) for f in factors]
     return Knots(left, tuple(values))

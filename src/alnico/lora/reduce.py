@@ -16,7 +16,13 @@ from alnico.lora.matching import SharedModule, read_biases, read_factors
 from alnico.lora.merge_updates import Merged, Merging
 from alnico.lora.spectral import SPECTRAL
 from alnico.lora.updates import BIAS, SmallMatrices, Zeros, whole_tensors, whole_updates
-from alnico.numerics.low_rank import Decomposed, of_matrix, of_product, rank_of, stacked
+from alnico.numerics.low_rank import (
+    Decomposed,
+    choose_rank,
+    decompose_matrix,
+    decompose_product,
+    stack_factors,
+)
 from alnico.numerics.randomized import exact_svd, randomized_svd, row_blocks
 from alnico.output.staging import PartDirectory
 from alnico.run_options import RunOptions
@@ -57,7 +63,7 @@ class Limits:
 
     def reduce(self, experts: Sequence[Decomposed], bias: np.ndarray, default: int) -> ReducedUpdate:
         """Cut all experts to one rank: the least, but at least 1, that keeps the share of energy of each."""
-        rank = max(1, *(rank_of(expert, self.most(default), self.energy) for expert in experts))
+        rank = max(1, *(choose_rank(expert, self.most(default), self.energy) for expert in experts))
         cut = [expert.factors(rank) for expert in experts]
         return ReducedUpdate(
             np.stack([left for left, _ in cut]),
@@ -91,7 +97,7 @@ def of_cat(adapters: Sequence[Adapter], options: CombineOptions) -> Combine:
                 for c, f in zip(options.coefficients, of_expert, strict=True)
                 if f is not None and c * f.scale
             ]
-            left, right = stacked(
+            left, right = stack_factors(
                 parts or [(0.0, np.zeros((module.rows, 1)), np.zeros((1, module.columns)))], 0, 0
             )
             lefts.append(left)
@@ -111,7 +117,7 @@ def of_sum(adapters: Sequence[Adapter], options: CombineOptions, limits: Limits)
         for of_expert in read_factors(adapters, module):
             pairs = zip(options.coefficients, of_expert, strict=True)
             parts = [(c * f.scale, f.left, f.right) for c, f in pairs if f is not None]
-            experts.append(of_product(*stacked(parts, module.rows, module.columns)))
+            experts.append(decompose_product(*stack_factors(parts, module.rows, module.columns)))
         bias = _summed_bias(adapters, module, options.coefficients)
         return limits.reduce(experts, bias, max(module.ranks))
 
@@ -129,7 +135,7 @@ def of_spectral(adapters: Sequence[Adapter], options: CombineOptions, limits: Li
         for of_expert in read_factors(adapters, module):
             space = core_space(of_expert, module.rows, module.columns)
             merged = make(space.values, options.weights, side, **options.options)
-            experts.append(of_product(*space.factors(merged)))
+            experts.append(decompose_product(*space.factors(merged)))
         return limits.reduce(experts, _summed_bias(adapters, module, mean), sum(module.ranks))
 
     return combine
@@ -162,7 +168,7 @@ def of_small(
         experts = []
         for expert in range(module.experts):
             merged = merging.in_memory(frames.name(module, expert))
-            experts.append(of_product(*frames.frame(module, expert).factors(merged)))
+            experts.append(decompose_product(*frames.frame(module, expert).factors(merged)))
         bias = merging.in_memory(module.module + BIAS) if module.has_bias else np.zeros(0)
         return limits.reduce(experts, bias, sum(module.ranks))
 
@@ -208,7 +214,7 @@ def of_whole(
 def _decomposed(merged: Merged, expert: int, rows: int, columns: int, most: int | None) -> Decomposed:
     """Decompose one matrix of a merged tensor into its ``most`` largest singular values, or all."""
     if rows * columns <= EXACT_ELEMENTS:
-        return of_matrix(merged.rows(expert, rows, columns, 0, rows).astype(np.float64))
+        return decompose_matrix(merged.rows(expert, rows, columns, 0, rows).astype(np.float64))
 
     def blocks() -> Iterator[np.ndarray]:
         for first, stop in row_blocks(rows, columns):

@@ -11,7 +11,7 @@ import numpy as np
 
 from alnico.errors import MethodError
 from alnico.methods.base import Between, Option
-from alnico.numerics.low_rank import of_matrix, polar
+from alnico.numerics.low_rank import decompose_matrix, polar_factor
 
 
 def tsv(
@@ -57,12 +57,15 @@ def tsv(
     most = max(side // max(len(cores), 1), 1)
     lefts, rights, values = [], [], []
     for core, weight in zip(cores, weights, strict=True):
-        svd = of_matrix(core)
+        svd = decompose_matrix(core)
         rank = min(svd.rank, most) if weight != 0 else 0
         lefts.append(svd.left[:, :rank])
         rights.append(svd.right[:rank].T)
         values.append(weight * svd.values[:rank])
-    left, right = polar(np.concatenate(lefts, 1), least), polar(np.concatenate(rights, 1), least)
+    left, right = (
+        polar_factor(np.concatenate(lefts, 1), least),
+        polar_factor(np.concatenate(rights, 1), least),
+    )
     merged: np.ndarray = scale * ((left * np.concatenate(values)) @ right.T)
     return merged
 
@@ -100,7 +103,7 @@ def iso_c(
     """
     total: np.ndarray = np.sum([w * core for core, w in zip(cores, weights, strict=True)], axis=0)
     size = float(sum(abs(w) * np.linalg.norm(core) for core, w in zip(cores, weights, strict=True)))
-    svd = of_matrix(total, size)
+    svd = decompose_matrix(total, size)
     if not svd.rank:
         return np.zeros_like(total)
     merged: np.ndarray = scale * float(np.mean(svd.values)) * (svd.left @ svd.right)

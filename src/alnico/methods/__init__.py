@@ -1,7 +1,7 @@
-"""Merge methods: one file a method, found here and not listed. Third parties add theirs by an entry point.
+"""Finds merge methods: one file per method, and the entry points of other packages.
 
-A file is named like its method; files that begin with ``_`` hold what several methods share. To add a method
-to another package, point the entry-point group ``alnico.methods`` at an object made by
+A file has the name of its method; files that begin with ``_`` hold what several methods share. To add a
+method to another package, point the entry-point group ``alnico.methods`` at an object made by
 :func:`alnico.methods.base.method`.
 """
 
@@ -21,18 +21,18 @@ from alnico.methods.base import Method
 @functools.cache
 def registry() -> Mapping[str, Method]:
     """Return all methods by name, ours first. Errors: MethodError for two methods of one name."""
-    found: dict[str, Method] = {}
+    methods: dict[str, Method] = {}
     for module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg):
         if module != "base":
-            found[module] = getattr(importlib.import_module(f"{__name__}.{module}"), module)
+            methods[module] = getattr(importlib.import_module(f"{__name__}.{module}"), module)
     for entry in importlib.metadata.entry_points(group="alnico.methods"):
         loaded = entry.load()
-        if not isinstance(loaded, Method) or loaded.name in found:
+        if not isinstance(loaded, Method) or loaded.name in methods:
             raise MethodError(
-                f"entry point {entry.name} ({entry.value}) is no method, or its name is taken; remove that package."
+                f"entry point {entry.name} ({entry.value}) is not a Method, or its name is taken; uninstall that package."
             )
-        found[loaded.name] = loaded
-    return found
+        methods[loaded.name] = loaded
+    return methods
 
 
 def find(name: str) -> Method:
@@ -40,7 +40,7 @@ def find(name: str) -> Method:
     methods = registry()
     if not isinstance(name, str):
         raise MethodError(
-            f"a merge method is of type {type(name).__name__}; expected its name, one of those that `alnico methods` lists."
+            f"a merge method is of type {type(name).__name__}; expected its name, as `alnico methods` lists it."
         )
     if name not in methods:
         near = difflib.get_close_matches(name, methods, 1)

@@ -1,4 +1,4 @@
-"""What a merge method is, how it is registered, and how its signature becomes its schema.
+"""Defines what a merge method is, registers methods and derives their options from signatures.
 
 A method is a factory: options in, a :class:`Merge` out. A ``Merge`` is the equation of one parameter
 (``mix``) and what ``mix`` receives after the values. The engine does everything else: a method knows no file,
@@ -42,7 +42,7 @@ from alnico.kernels.facts import (
 )
 from alnico.kernels.scalar_source import check_pure
 from alnico.kernels.template import Real
-from alnico.numerics.numbers import said
+from alnico.numerics.numbers import quote_value
 
 T = TypeVar("T")
 
@@ -58,10 +58,10 @@ def each(value: T) -> PerModel[T]:
 
 @dataclass(frozen=True)
 class Between:
-    """The range of a number: ``low`` and ``high`` belong to it unless said otherwise.
+    """The range of a number, with ``low`` and ``high``; ``without_low`` excludes ``low``.
 
-    ``low_in_places``: a ``low`` that does not belong to it may stand for some of the tensors, in a gradient
-    or under a filter.
+    ``low_in_places``: an excluded ``low`` is allowed for some of the tensors, in a gradient or under a
+    filter.
     """
 
     low: float = -float("inf")
@@ -85,12 +85,12 @@ Share = Annotated[float, Between(0, 1, without_low=True)]
 """A share of a whole, in (0, 1]."""
 
 KeptShare = Annotated[float, Between(0, 1, without_low=True, low_in_places=True)]
-"""The share of a tensor's entries that is kept, in (0, 1]; 0 for some of the tensors, of which nothing is
-then kept."""
+"""The share of a tensor's entries that is kept, in (0, 1]. 0 is allowed for some tensors, which then keep no
+entry."""
 
 Statistics = NewType("Statistics", str)
-"""The path of statistics that `alnico statistics` wrote. The option that has it is called like their kind,
-and is one a model."""
+"""The path of statistics that `alnico statistics` wrote. The option has the name of their kind, and one value
+per model."""
 
 MethodSpace = Literal["weight", "delta"]
 BaseUse = Literal["required", "optional", "unused", "first"]
@@ -99,7 +99,7 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method, read off its signature."""
+    """One option of a method, derived from its signature."""
 
     name: str
     kind: Literal["number", "bool", "choice", "statistics"]
@@ -108,18 +108,18 @@ class Option:
     range: Between = Between()
     choices: tuple[str, ...] = ()
     meaning: str = ""
-    """The first clause of what the docstring says of it."""
+    """The first clause of its text in the docstring."""
     is_whole: bool = False
-    """Has it whole numbers only?"""
+    """Whether only whole numbers are allowed."""
 
     @property
     def required(self) -> bool:
         return self.default is REQUIRED
 
     def problem(self, value: object, *, in_places: bool = False) -> str | None:
-        """Say what is wrong with one value, as ``is X; expected Y``; None if nothing is.
+        """Return what is wrong with one value, as ``is X; expected Y``, or None.
 
-        ``in_places``: it is for some of the tensors only.
+        ``in_places``: the value applies to some of the tensors only.
         """
         if self.kind == "bool":
             is_truth = isinstance(value, (bool, int, float)) and value in (0, 1)
@@ -136,7 +136,7 @@ class Option:
                 None if value in self.choices else f"is {value!r}; expected one of {', '.join(self.choices)}"
             )
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return f"is {said(value)}; expected a number"
+            return f"is {quote_value(value)}; expected a number"
         try:
             value = float(value)
         except OverflowError:  # a whole number of hundreds of digits
@@ -152,7 +152,7 @@ class Option:
         return f"is {value:g}; expected {self.range}"
 
     def describe(self) -> str:
-        """The option's values and default, for listings."""
+        """The option's values and default, for lists of options."""
         number = f"a whole number in {self.range}" if self.is_whole else str(self.range)
         values = {
             "bool": "true or false",
@@ -165,7 +165,7 @@ class Option:
             if self.required
             else f"default {_yaml(self.default[0] if self.per_model else self.default)}"
         )
-        return f"{values}; {'one a model; ' if self.per_model else ''}{default}"
+        return f"{values}; {'one per model; ' if self.per_model else ''}{default}"
 
 
 def _yaml(value: Any) -> str:
@@ -182,17 +182,17 @@ def _yaml(value: Any) -> str:
 class Merge:
     """How to make one output tensor, options bound.
 
-    ``mix(values, *arguments)`` is the equation of ONE parameter. ``values`` holds one number a model (the
-    task-vector entries in delta space); ``arguments`` are numbers, numbers a model, facts, or noise. In delta
-    space ``mix`` returns what is added to the base, and where that is exactly 0 the base's bits are written.
+    ``mix(values, *arguments)`` is the equation of ONE parameter. ``values`` holds one number per model (the
+    task-vector entries in delta space); ``arguments`` are numbers, numbers per model, facts, or noise. In
+    delta space ``mix`` returns what is added to the base, and where that is exactly 0 the base's bits are
+    written.
 
     ``copies`` is the position of the model whose bytes are the result, "base" for the base's, or None.
     ``fixes_equal_inputs`` declares that an element on which all models agree keeps that value (weight space).
-    ``sums_to_one`` says, from the resolved arguments, whether the coefficients of this tensor sum to 1: then
-    equal inputs are kept too, though the method does not promise it for every tensor. ``is_wide`` takes
-    float64 for all of the arithmetic, whatever the inputs are: for equations that float32 cannot resolve.
-    ``otherwise`` is taken for tensors that the statistics, whose numbers are among the arguments, do not
-    have.
+    ``sums_to_one`` returns, from the resolved arguments, whether the coefficients of this tensor sum to 1:
+    then equal inputs are kept too, though the method does not promise it for every tensor. ``is_wide``
+    computes in float64 for inputs of any dtype: for equations that float32 cannot resolve. ``otherwise``
+    merges tensors that are missing in the statistics among the arguments.
     """
 
     mix: Callable[..., float]
@@ -209,7 +209,7 @@ class Merge:
         if parameters != 1 + len(self.arguments):
             raise MethodError(
                 f"{self.mix.__module__}: mix takes {parameters - 1} arguments after the values, "
-                f"the Merge gives {len(self.arguments)}; they must match one to one."
+                f"the Merge passes {len(self.arguments)}; they must match one to one."
             )
 
     def levels(self) -> list[list[MeasuredFact]]:
@@ -218,7 +218,7 @@ class Merge:
 
     @functools.cached_property
     def _levels(self) -> list[list[MeasuredFact]]:
-        # Asked for every tensor, and the same for all that share the Merge.
+        # Needed for every tensor, and the same for all tensors that share the Merge.
         return levels(self.arguments)
 
     @functools.cached_property
@@ -228,19 +228,19 @@ class Merge:
 
     def check_numbers(self, real: Real) -> None:
         """Refuse numbers that the arithmetic of a tensor cannot hold, or whose sum it cannot: they would
-        count as infinity or as 0.
+        become infinity or 0.
 
         Errors: MethodError.
         """
         limits = np.finfo(real)
         least, most = float(limits.smallest_normal), float(limits.max)
         for argument in self.arguments:
-            given = (argument,) if isinstance(argument, (int, float)) else argument
-            if not isinstance(given, tuple):
+            numbers = (argument,) if isinstance(argument, (int, float)) else argument
+            if not isinstance(numbers, tuple):
                 continue  # measured, or drawn
-            wrong = next((v for v in given if v and not least <= abs(v) <= most), None)
-            if wrong is None and sum(map(abs, given)) > most:
-                wrong = sum(given)
+            wrong = next((v for v in numbers if v and not least <= abs(v) <= most), None)
+            if wrong is None and sum(map(abs, numbers)) > most:
+                wrong = sum(numbers)
             if wrong is not None:
                 raise MethodError(
                     f"is computed in {real} with {wrong:g}; expected 0, or a size from {least:.1e} to {most:.1e}, of all weights together, "
@@ -249,16 +249,16 @@ class Merge:
 
     @functools.cached_property
     def uses_ranks(self) -> bool:
-        """Is there noise that depends on the rank of an element in its row?"""
-        given = [
+        """Whether noise depends on the rank of an element in its row."""
+        arguments = [
             *self.arguments,
             *(a for level in self._levels for f in level if not isinstance(f, Gram) for a in f.arguments),
         ]
-        return any(isinstance(a, Bernoulli) and bool(a.spread) for a in given)
+        return any(isinstance(a, Bernoulli) and bool(a.spread) for a in arguments)
 
 
 class Matrices(Protocol):
-    """The matrices of one output tensor, each read anew, as a new float64 array, when it is asked for."""
+    """The matrices of one output tensor, each read again, as a new float64 array, on every call."""
 
     models: int
 
@@ -267,7 +267,7 @@ class Matrices(Protocol):
         ...
 
     def side(self, kind: str, model: int) -> np.ndarray:
-        """What the statistics that the option ``kind`` names for a model hold for its matrix."""
+        """The entry for its matrix in the statistics that the option ``kind`` names for a model."""
         ...
 
 
@@ -276,12 +276,12 @@ class MatrixMethod:
     """How to make one output matrix, options bound, where its numbers depend on whole matrices.
 
     ``make(matrices, *arguments)`` returns (rows, columns) float64; in delta space what is added to the base.
-    It runs in one thread, and BLAS in one. ``arguments`` are numbers, numbers a model, and what statistics
-    record; ``sides`` are the kinds of statistics that it reads, each of which must have the tensor.
-    ``numbers(rows, columns, models, *arguments)`` is how many float64 numbers it holds at its peak, those
-    that it has read and its result among them. ``fixes_equal_inputs`` declares that matrices that are equal
-    in all models give that matrix: its bits are kept. ``otherwise`` makes what is no matrix, and what the
-    statistics do not have.
+    It runs in one thread, and BLAS in one. ``arguments`` are numbers, numbers per model, and entries of
+    statistics; ``sides`` are the kinds of statistics that it reads, each of which must have the tensor.
+    ``numbers(rows, columns, models, *arguments)`` is the most float64 numbers it holds at once, including
+    those it has read and its result. ``fixes_equal_inputs`` declares that matrices that are equal in all
+    models give that matrix: its bits are kept. ``otherwise`` merges tensors that are not matrices, or that
+    the statistics lack.
     """
 
     make: Callable[..., np.ndarray]
@@ -304,7 +304,7 @@ class Method:
     source: str
     options: Mapping[str, Option] = field(hash=False)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
-    """Values of options under a name; a per-model option has one value for all models, or one a model."""
+    """Values of options under a name; a per-model option has one value for all models, or one per model."""
 
     @functools.cached_property
     def statistics(self) -> tuple[str, ...]:
@@ -325,7 +325,7 @@ class Method:
         """Build the ``Merge`` for ``models`` values (non-base models in delta space), ``in_places``: for some
         of the tensors only.
 
-        A per-model option takes one value, or a sequence with one a model. Errors: MethodError, naming the
+        A per-model option takes one value, or a sequence with one per model. Errors: MethodError, naming the
         option, for unknown and missing options, values outside their range, or a wrong number of them.
         """
         self.check_models(models)
@@ -350,22 +350,22 @@ class Method:
                     raise MethodError(
                         f"{self.name}.{name} has {len(values)} values for {models} models; expected one for each."
                     )
-            for one in values:
-                if (problem := option.problem(one, in_places=in_places)) is not None:
+            for item in values:
+                if (problem := option.problem(item, in_places=in_places)) is not None:
                     raise MethodError(f"{self.name}.{name} {problem}.")
             if option.kind in ("number", "bool"):
-                values = tuple((float if option.kind == "number" else bool)(one) for one in values)
+                values = tuple((float if option.kind == "number" else bool)(item) for item in values)
             bound[name] = PerModel(values) if option.per_model else values[0]
         return self.factory(**bound)
 
     def check_models(self, models: int) -> None:
-        """Refuse a number of models the method is not made for. Errors: MethodError."""
+        """Refuse a number of models that the method does not take. Errors: MethodError."""
         low, high = self.models
         if models < low or (high is not None and models > high):
-            wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+            expected = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
             besides = " besides the base" if self.space == "delta" else ""
             raise MethodError(
-                f"{self.name} merges {wanted} model{'' if wanted == '1' else 's'}{besides}; found {models}."
+                f"{self.name} merges {expected} model{'' if expected == '1' else 's'}{besides}; found {models}."
             )
 
 
@@ -382,8 +382,8 @@ def method(
     ``space`` "delta" gives ``mix`` task-vector entries (model - base), "weight" the parameters themselves.
     ``base``: "required", "optional" (delta space; without a base the values are the parameters themselves),
     "unused", or "first" (the base is the first of the values; weight space). ``models`` is the least and the
-    greatest number of values (None: no limit). ``presets`` are named values of options, those of the paper,
-    say. Errors: MethodError for a signature that is no schema, and for a preset that does not fit it.
+    greatest number of values (None: no limit). ``presets`` are named values of options, such as the paper's.
+    Errors: MethodError for a signature that is not a schema, or a preset that does not fit it.
     """
 
     def register(factory: Callable[..., Merge | MatrixMethod]) -> Method:
@@ -414,7 +414,7 @@ def _option(parameter: inspect.Parameter, factory: Callable[..., Merge | MatrixM
     if annotation is Statistics:
         if not per_model or default is not REQUIRED:
             raise MethodError(
-                f"{factory.__name__}: option {parameter.name} names statistics; expected one a model, without a default."
+                f"{factory.__name__}: option {parameter.name} names statistics; expected one per model, without a default."
             )
         return Option(parameter.name, "statistics", True, default, meaning=meaning)
     if annotation is bool:
@@ -439,8 +439,8 @@ def _check_preset(where: str, values: Mapping[str, Any], options: Mapping[str, O
                 f"{where} sets {name!r}; expected an option of the method ({', '.join(options) or 'none'})."
             )
         each_value = value if isinstance(value, tuple) and options[name].per_model else (value,)
-        for one in each_value:
-            if (problem := options[name].problem(one)) is not None:
+        for item in each_value:
+            if (problem := options[name].problem(item)) is not None:
                 raise MethodError(f"{where}: {name} {problem}.")
 
 
@@ -468,8 +468,7 @@ def _sums_to_one(coefficients: Any) -> bool:
 
 
 def total_weight(weight: Sequence[float], of: str = "", instead: str = "") -> float:
-    """Sum the weights. Errors: MethodError if it is 0, or beyond float64; ``instead`` says what else to
-    do."""
+    """Sum the weights. Errors: MethodError if it is 0, or beyond float64; ``instead`` ends the advice."""
     total = sum(weight)
     if not math.isfinite(sum(map(abs, weight))):
         raise MethodError(
@@ -485,11 +484,12 @@ def total_weight(weight: Sequence[float], of: str = "", instead: str = "") -> fl
 
 
 FARTHEST = 1e6
-"""How far beyond its ends an arc is followed: farther out, its sines and the straight line are rounding."""
+"""The largest distance of a place beyond the ends of an arc: farther out, its sines and the straight line are
+rounding."""
 
 
 def place_on_arc(t: float) -> float:
-    """Return a place on an arc. Errors: MethodError for one that is too far out to be computed."""
+    """Return a place on an arc. Errors: MethodError for one too far out to compute."""
     if not abs(t) <= FARTHEST:
         raise MethodError(
             f"the place on the arc (t) is {t:g}; expected at most {FARTHEST:g} in size, as 0 and 1 are its ends."

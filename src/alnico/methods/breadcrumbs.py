@@ -3,7 +3,7 @@
 from typing import Literal
 
 from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
-from alnico.methods.shared.elect import summed
+from alnico.methods.shared.elect import sum_all
 from alnico.methods.shared.sparsify import Rescale, keep_middle
 
 
@@ -57,4 +57,4 @@ def breadcrumbs(
     >>> len(breadcrumbs.bind({"density": 0.15}, 2).levels())
     1
     """
-    return summed(keep_middle(density, gamma, rescale), weight, scale, divide)
+    return sum_all(keep_middle(density, gamma, rescale), weight, scale, divide)

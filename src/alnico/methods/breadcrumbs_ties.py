@@ -1,7 +1,7 @@
 """Model Breadcrumbs with the sign election of TIES."""
 
 from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
-from alnico.methods.shared.elect import Divide, Elect, Tie, elected
+from alnico.methods.shared.elect import Divide, Elect, Tie, sum_elected
 from alnico.methods.shared.sparsify import Rescale, keep_middle
 
 
@@ -59,4 +59,4 @@ def breadcrumbs_ties(
     >>> len(breadcrumbs_ties.bind({"density": 0.15}, 2).levels())
     1
     """
-    return elected(keep_middle(density, gamma, rescale), weight, scale, elect, tie, divide)
+    return sum_elected(keep_middle(density, gamma, rescale), weight, scale, elect, tie, divide)

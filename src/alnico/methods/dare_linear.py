@@ -3,7 +3,7 @@
 from typing import Literal
 
 from alnico.methods.base import KeptShare, Merge, PerModel, each, method
-from alnico.methods.shared.elect import summed
+from alnico.methods.shared.elect import sum_all
 from alnico.methods.shared.sparsify import Rescale, keep_random
 
 
@@ -55,4 +55,4 @@ def dare_linear(
     >>> dare_linear.bind({"density": 0.5, "rescale": "inverse"}, 2).levels()
     []
     """
-    return summed(keep_random(density, rescale), weight, scale, divide)
+    return sum_all(keep_random(density, rescale), weight, scale, divide)

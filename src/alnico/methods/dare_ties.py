@@ -1,7 +1,7 @@
 """DARE with the sign election of TIES."""
 
 from alnico.methods.base import KeptShare, Merge, PerModel, each, method
-from alnico.methods.shared.elect import Divide, Elect, Tie, elected
+from alnico.methods.shared.elect import Divide, Elect, Tie, sum_elected
 from alnico.methods.shared.sparsify import Rescale, keep_random
 
 
@@ -62,4 +62,4 @@ def dare_ties(
     1
     """
     sparse = keep_random(density, rescale)
-    return elected(sparse, weight, scale, elect, tie, divide)
+    return sum_elected(sparse, weight, scale, elect, tie, divide)

@@ -1,7 +1,7 @@
 """DELLA: drops entries by rank, elects a sign, merges the entries that agree."""
 
 from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
-from alnico.methods.shared.elect import Divide, Elect, Tie, elected
+from alnico.methods.shared.elect import Divide, Elect, Tie, sum_elected
 from alnico.methods.shared.sparsify import Rescale, keep_by_rank
 
 
@@ -64,4 +64,4 @@ def della(
     >>> len(della.bind({"density": 0.5}, 2).levels())
     1
     """
-    return elected(keep_by_rank(density, epsilon, rescale), weight, scale, elect, tie, divide)
+    return sum_elected(keep_by_rank(density, epsilon, rescale), weight, scale, elect, tie, divide)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
-from alnico.methods.shared.elect import summed
+from alnico.methods.shared.elect import sum_all
 from alnico.methods.shared.sparsify import Rescale, keep_by_rank
 
 
@@ -50,4 +50,4 @@ def della_linear(
     >>> len(della_linear.bind({"density": 0.5}, 2).levels())
     1
     """
-    return summed(keep_by_rank(density, epsilon, rescale), weight, scale, divide)
+    return sum_all(keep_by_rank(density, epsilon, rescale), weight, scale, divide)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from alnico.methods.base import Merge, PerModel, each, method
-from alnico.methods.shared.elect import summed
+from alnico.methods.shared.elect import sum_all
 from alnico.methods.shared.sparsify import keep_all
 
 
@@ -39,4 +39,4 @@ def task_arithmetic(
     >>> task_arithmetic.bind({"weight": 0.0}, 2).copies
     'base'
     """
-    return summed(keep_all(len(weight)), weight, scale, divide)
+    return sum_all(keep_all(len(weight)), weight, scale, divide)

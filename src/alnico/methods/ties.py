@@ -1,7 +1,7 @@
 """TIES: trims, elects a sign, merges the entries that agree."""
 
 from alnico.methods.base import KeptShare, Merge, PerModel, each, method
-from alnico.methods.shared.elect import Divide, Elect, Tie, elected
+from alnico.methods.shared.elect import Divide, Elect, Tie, sum_elected
 from alnico.methods.shared.sparsify import Rescale, Scope, keep_largest
 
 
@@ -78,4 +78,4 @@ def ties(
     1
     """
     sparse = keep_largest(density, rescale, scope)
-    return elected(sparse, weight, scale, elect, tie, divide)
+    return sum_elected(sparse, weight, scale, elect, tie, divide)

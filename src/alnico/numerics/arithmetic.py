@@ -1,5 +1,4 @@
-"""Arithmetic as IEEE 754 has it by default, whatever the process was set to: nothing flushed to zero,
-everything rounded to nearest.
+"""Sets IEEE 754 arithmetic for a block of code: keeps subnormal numbers, rounds to nearest.
 
 The processor has this mode for each thread, and a new thread takes it from the one that starts it.
 ``torch.set_flush_denormal(True)``, a shared library that was compiled with ``-ffast-math``, or ``fesetround``
@@ -37,7 +36,7 @@ class _Library(NamedTuple):
 
 
 class _Outside(threading.local):
-    """What the caller of the outermost block in this thread has set."""
+    """The settings of the caller of the outermost block in this thread."""
 
     environment: Any = None
     errors: Any = None
@@ -78,30 +77,31 @@ def _library() -> _Library | None:
 
 
 def is_ieee() -> bool:
-    """Does this thread keep subnormal numbers, and round to nearest?"""
+    """Whether this thread keeps subnormal numbers and rounds to nearest."""
     keeps = SMALLEST * 2.0 > 0 and SMALLEST_NORMAL * HALF > 0
     return keeps and LITTLE + 1.0 == 1.0 and 1.0 - LITTLE == 1.0
 
 
 def set_ieee() -> None:
-    """Set the calling thread, for good: for a thread of ours. Errors: AlnicoError where it cannot be set."""
+    """Set IEEE arithmetic in the calling thread and leave it set, for worker threads. Errors: AlnicoError if
+    it cannot be set."""
     library = _library()
     if library is not None:
         library.set(library.default)
     if not is_ieee():
         raise AlnicoError(
             "this process flushes small numbers to zero, or does not round to nearest, and alnico cannot change that on this system; "
-            "expected arithmetic as of IEEE 754. Say torch.set_flush_denormal(False), or call alnico in a process of its own."
+            "expected IEEE 754 arithmetic. Call torch.set_flush_denormal(False), or run alnico in its own process."
         )
 
 
 @contextmanager
 def ieee_arithmetic() -> Iterator[None]:
-    """Compute as IEEE 754 has it until the end of the block (or of the function it decorates), then as the
-    caller had set.
+    """Use IEEE 754 arithmetic until the end of the block (or of the decorated function), then the caller's
+    settings.
 
-    ``numpy.seterr`` is put aside, too: what is not finite is looked for in results, not told by warnings.
-    Flags and mode of the caller's thread are as before at the end, also after an error.
+    ``numpy.seterr`` is suspended, too: results are checked for values that are not finite, so warnings are
+    not needed. Flags and mode of the caller's thread are as before at the end, also after an error.
     """
     library, outside = _library(), _outside
     environment = _ENVIRONMENT()
@@ -122,8 +122,7 @@ def ieee_arithmetic() -> Iterator[None]:
 
 @contextmanager
 def callers_arithmetic() -> Iterator[None]:
-    """Call a function of the caller's as the caller would: in the mode from outside of
-    :func:`ieee_arithmetic`."""
+    """Run a caller's function with the caller's settings, those from outside of :func:`ieee_arithmetic`."""
     library, outside = _library(), _outside
     if outside.depth == 0:
         yield
@@ -138,7 +137,7 @@ def callers_arithmetic() -> Iterator[None]:
 
 
 def ieee_threads(threads: int, name: str = "alnico") -> ThreadPoolExecutor:
-    """Return a pool of threads that compute as IEEE 754 has it."""
+    """Return a pool of threads that use IEEE 754 arithmetic."""
     return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=_begin)
 
 

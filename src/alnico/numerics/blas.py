@@ -1,4 +1,4 @@
-"""One thread for BLAS while whole matrices are worked on, by threads of ours."""
+"""Limits BLAS to one thread while worker threads compute on whole matrices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def one_blas_thread() -> Iterator[None]:
     """Keep the linear algebra of numpy to the thread that calls it, in this process, until the end of the
     block.
 
-    Results then depend on no number of threads, and threads of ours do not wait for one another's: two that
-    each call for all processors took up to ten times as long on a busy machine.
+    Results then do not depend on the number of threads, and worker threads do not compete: two that each used
+    all processors took up to ten times as long on a busy machine.
     """
     from threadpoolctl import threadpool_limits
 

@@ -1,4 +1,4 @@
-"""The content hash of a tensor, which can be built from its pieces in any order.
+"""Hashes the content of a tensor from pieces that may come in any order.
 
 ``digest = xxh3_128(dtype | shape | digest(piece 0) | digest(piece 1) | ...)`` with pieces of 4 MiB of raw
 bytes.
@@ -11,10 +11,10 @@ import math
 import xxhash
 
 HASH = "xxh3-128"
-"""What locks and statistics call this hash."""
+"""The name of this hash in locks and statistics."""
 
 PIECE = 4 << 20
-"""Bytes hashed as one; a tensor's last piece is shorter."""
+"""Bytes in a piece; a tensor's last piece may be shorter."""
 
 
 def piece_digest(data: memoryview | bytes) -> bytes:
@@ -53,7 +53,7 @@ class TensorDigest:
 
 
 class PieceHasher:
-    """Hashes consecutive bytes of one chunk, piece by piece, in passing."""
+    """Hashes consecutive bytes of one chunk, piece by piece, as they pass."""
 
     def __init__(self, digest: TensorDigest, offset: int) -> None:
         import xxhash
@@ -87,7 +87,7 @@ class PieceHasher:
 
 
 class Unhashed:
-    """Stands for a :class:`PieceHasher` where nothing is hashed."""
+    """Replaces a :class:`PieceHasher` where nothing is hashed."""
 
     def __init__(self, digest: TensorDigest, offset: int) -> None:
         """Nothing is kept."""

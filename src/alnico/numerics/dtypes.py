@@ -1,7 +1,7 @@
-"""The dtypes of the safetensors format, their sizes, and how their values become float32.
+"""Defines the dtypes of safetensors, their sizes, and how their values become float32.
 
 A tensor is merged only if its dtype is one of :data:`MERGEABLE`. Integers and booleans are copied.
-Other float8 and narrower formats have a size here, so that files which hold them can be listed and copied.
+Other float8 and narrower formats have a size here, so that files with them can be listed and copied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DtypeKind = Literal["float", "integer", "bool", "complex", "packed"]
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One dtype: ``bits`` an element, and the numpy dtype that holds its bytes where there is one."""
+    """One dtype: ``bits`` per element, and the numpy dtype that holds its bytes, if any."""
 
     name: str
     bits: int
@@ -27,7 +27,7 @@ class DType:
 
     @property
     def bytes(self) -> int:
-        """Bytes an element; only for dtypes of at least 8 bits."""
+        """Bytes per element; only for dtypes of at least 8 bits."""
         return self.bits // 8
 
 
@@ -60,8 +60,8 @@ DTYPES: dict[str, DType] = {
 }
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
-"""Dtypes that are read and copied, never rounded to: what is computed from them is BF16, which holds every
-value of both."""
+"""Dtypes that are read and copied, never written as results: those are BF16, which holds every value of
+both."""
 
 MERGEABLE = ("F64", "F32", "F16", "BF16", *FLOAT8)
 """Dtypes whose values can be merged."""
@@ -84,7 +84,7 @@ TORCH_NAMES = {
 """Names a recipe may use for an output dtype (``torch.`` before them is allowed too)."""
 
 CONFIG_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-"""What ``config.json`` calls an output dtype."""
+"""The name of an output dtype in ``config.json``."""
 
 
 def promote(names: list[str]) -> str:

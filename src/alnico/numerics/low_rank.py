@@ -52,18 +52,18 @@ class Decomposed:
         So neither factor is much larger than the other, and half precision holds both. Beyond the numerical
         rank are zeros.
         """
-        kept = min(rank, self.rank)
-        root = np.sqrt(self.values[:kept])
+        count = min(rank, self.rank)
+        root = np.sqrt(self.values[:count])
         left, right = np.zeros((len(self.left), rank)), np.zeros((rank, self.right.shape[1]))
-        left[:, :kept], right[:kept] = self.left[:, :kept] * root, root[:, None] * self.right[:kept]
+        left[:, :count], right[:count] = self.left[:, :count] * root, root[:, None] * self.right[:count]
         return left, right
 
     def turned(self) -> Decomposed:
-        """The same of the transposed matrix."""
+        """The decomposition of the transposed matrix."""
         return Decomposed(self.right.T, self.values, self.left.T, self.rest)
 
 
-def stacked(
+def stack_factors(
     parts: Sequence[tuple[float, np.ndarray, np.ndarray]], rows: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """``L`` (rows, R) and ``R`` (R, columns) of ``sum_i c_i left_i @ right_i``; parts are (c, left,
@@ -73,65 +73,64 @@ def stacked(
     return np.concatenate(lefts, 1), np.concatenate(rights, 0)
 
 
-def of_product(left: np.ndarray, right: np.ndarray) -> Decomposed:
+def decompose_product(left: np.ndarray, right: np.ndarray) -> Decomposed:
     """Decompose ``left @ right``, (m, R) times (R, n); R may be larger than m and n.
 
-    >>> of_product(np.float64([[3], [4]]), np.float64([[0, 2]])).values
+    >>> decompose_product(np.float64([[3], [4]]), np.float64([[0, 2]])).values
     array([10.])
     """
     first, small_left = np.linalg.qr(left)
     second, small_right = np.linalg.qr(right.T)
-    # Invariant to how a product is shared between its factors; what cancels leaves rounding of this size behind.
+    # Does not depend on how the factors share the product's scale; cancellation leaves rounding of this size.
     size = float(np.linalg.norm(left, axis=0) @ np.linalg.norm(right, axis=1)) if left.shape[1] else 0.0
-    found = of_matrix(small_left @ small_right.T, size)
-    return _signed(Decomposed(first @ found.left, found.values, found.right @ second.T))
+    small = decompose_matrix(small_left @ small_right.T, size)
+    return _fix_signs(Decomposed(first @ small.left, small.values, small.right @ second.T))
 
 
-def of_matrix(matrix: np.ndarray, size: float | None = None) -> Decomposed:
-    """Decompose a matrix, small or as large as one has time for.
+def decompose_matrix(matrix: np.ndarray, size: float | None = None) -> Decomposed:
+    """Decompose a matrix by a full SVD.
 
-    Singular values below the rounding of numbers of ``size`` (default: the largest singular value) are taken
-    for 0.
+    Singular values below the rounding of numbers of ``size`` (default: the largest singular value) count as
+    0.
     """
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     largest = float(values[0]) if values.size else 0.0
-    kept = int(np.sum(values > ROUNDING * max(matrix.shape) * max(largest, size or 0.0)))
-    return _signed(Decomposed(left[:, :kept], values[:kept], right[:kept]))
+    rank = int(np.sum(values > ROUNDING * max(matrix.shape) * max(largest, size or 0.0)))
+    return _fix_signs(Decomposed(left[:, :rank], values[:rank], right[:rank]))
 
 
-def _signed(found: Decomposed) -> Decomposed:
+def _fix_signs(svd: Decomposed) -> Decomposed:
     """Choose the signs of singular vectors, which are free: the largest entry of each left one is
     positive."""
-    if not found.rank:
-        return found
-    largest = np.argmax(np.abs(found.left), axis=0)
-    signs = np.where(found.left[largest, np.arange(found.rank)] < 0, -1.0, 1.0)
-    return Decomposed(found.left * signs, found.values, signs[:, None] * found.right, found.rest)
+    if not svd.rank:
+        return svd
+    largest = np.argmax(np.abs(svd.left), axis=0)
+    signs = np.where(svd.left[largest, np.arange(svd.rank)] < 0, -1.0, 1.0)
+    return Decomposed(svd.left * signs, svd.values, signs[:, None] * svd.right, svd.rest)
 
 
-def rank_of(found: Decomposed, most: int | None, energy: float | None) -> int:
+def choose_rank(svd: Decomposed, most: int | None, energy: float | None) -> int:
     """The rank to keep: the smallest whose squared singular values are the share ``energy`` of all, and
     ``most`` at most.
 
-    >>> rank_of(of_matrix(np.diag([3.0, 1.0, 1.0])), None, 0.8)
+    >>> choose_rank(decompose_matrix(np.diag([3.0, 1.0, 1.0])), None, 0.8)
     1
     """
-    rank = found.rank
+    rank = svd.rank
     if energy is not None and energy < 1:
-        # Summed from the smallest up: what is left out is known to its last digits.
-        tails = np.cumsum(np.concatenate([[found.rest], found.values[::-1] ** 2]))[::-1]
-        reached = tails <= (1 - energy) * found.total
-        rank = int(np.argmax(reached)) if reached.any() else found.rank
+        # Summed from the smallest up, so that small tails keep their digits.
+        tails = np.cumsum(np.concatenate([[svd.rest], svd.values[::-1] ** 2]))[::-1]
+        reached = tails <= (1 - energy) * svd.total
+        rank = int(np.argmax(reached)) if reached.any() else svd.rank
     return rank if most is None else min(rank, most)
 
 
-def polar(matrix: np.ndarray, least: float) -> np.ndarray:
+def polar_factor(matrix: np.ndarray, least: float) -> np.ndarray:
     """``P Q^T`` of ``matrix = P S Q^T``, over the singular values above ``least`` and above rounding.
 
-    The others have no direction of their own: their vectors would be arbitrary, and get the same length as
-    all.
+    The other vectors are arbitrary, and would get the same length as all.
     """
-    found = of_matrix(matrix)
-    kept = int(np.sum(found.values > least))
-    nearest: np.ndarray = found.left[:, :kept] @ found.right[:kept]
+    svd = decompose_matrix(matrix)
+    count = int(np.sum(svd.values > least))
+    nearest: np.ndarray = svd.left[:, :count] @ svd.right[:count]
     return nearest

@@ -1,4 +1,4 @@
-"""Weights that follow from how far models are from their base."""
+"""Computes weights of models from the norms of their task vectors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def norm_weights(
 
     ``linear``: w ~ 1 / L; ``power``: w ~ 1 / L^alpha; ``exp``: w ~ exp(-beta L / mean L), and equal weights
     where all norms are 0; then ``w = scale * w / sum w``. Errors: MethodError for a norm of 0 in ``linear``
-    and ``power``, for norms that are no lengths, and for a ``beta`` below 0, an ``alpha`` of at most 0 or a
-    ``scale`` that is not finite.
+    and ``power``, for norms that are negative or not finite, and for a ``beta`` below 0, an ``alpha`` of at
+    most 0 or a ``scale`` that is not finite.
 
     >>> norms = [182.63449804, 31.87331430, 0, 0.52867741, 9.26351817]
     >>> [f"{w:.6f}" for w in norm_weights(norms)]
@@ -46,7 +46,7 @@ def norm_weights(
     least = min(norms)
     if mode == "exp":
         mean = math.fsum(norms) / len(norms)
-        # From the least norm on: however large beta is, one of the exponents is 0.
+        # Relative to the least norm: for any beta one of the exponents is 0.
         parts = [math.exp(-beta * ((norm - least) / mean)) if mean > 0 else 1.0 for norm in norms]
     elif least == 0:
         raise MethodError(

@@ -1,4 +1,4 @@
-"""Numbers that a caller gives, of any type: a plain number, or an error of ours that names the argument."""
+"""Checks numbers that a caller passes: returns a plain int or float, or raises an error."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any, SupportsIndex
 from alnico.errors import AlnicoError
 
 
-def whole(value: Any, name: str, least: int | None, error: type[AlnicoError] = AlnicoError) -> int:
-    """Return a whole number of at least ``least`` and at most 64 bits, as Python has it. Errors: ``error``.
+def whole_number(value: Any, name: str, least: int | None, error: type[AlnicoError] = AlnicoError) -> int:
+    """Return a whole number of at least ``least`` and at most 64 bits, as an int. Errors: ``error``.
 
-    >>> whole(3, "rank", 1)
+    >>> whole_number(3, "rank", 1)
     3
     """
     expected = "a whole number of at most 64 bits" if least is None else f"a whole number of {least} or more"
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise error(f"{name} is {said(value)}; expected {expected}.")
+        raise error(f"{name} is {quote_value(value)}; expected {expected}.")
     number = int(value)
     if not -(1 << 63) <= number < 1 << 63 or (least is not None and number < least):
-        raise error(f"{name} is {said(number)}; expected {expected}.")
+        raise error(f"{name} is {quote_value(number)}; expected {expected}.")
     return number
 
 
-def real(
+def finite_number(
     value: Any, name: str, expected: str = "a finite number", error: type[AlnicoError] = AlnicoError
 ) -> float:
     """Return a finite number as float. Errors: ``error``.
 
-    >>> real(1, "weight")
+    >>> finite_number(1, "weight")
     1.0
     """
     try:
@@ -37,14 +37,14 @@ def real(
     except OverflowError:  # a whole number of hundreds of digits
         number = math.nan
     if not math.isfinite(number):
-        raise error(f"{name} is {said(value)}; expected {expected}.")
+        raise error(f"{name} is {quote_value(value)}; expected {expected}.")
     return number
 
 
-def said(value: Any) -> str:
-    """A value as a message quotes it, of bounded length.
+def quote_value(value: Any) -> str:
+    """Return a value as messages quote it, in at most 100 characters.
 
-    >>> said(10**5000), said("x" * 200)[-3:]
+    >>> quote_value(10**5000), quote_value("x" * 200)[-3:]
     ('a number of more than 60 digits', '...')
     """
     if isinstance(value, int) and abs(value) >= 10**60:

@@ -1,5 +1,4 @@
-"""The leading singular vectors of a matrix that is only ever seen by blocks of rows: randomised with powers,
-or exact."""
+"""Computes leading singular vectors of a matrix read in blocks of rows, randomized or exact."""
 
 from __future__ import annotations
 
@@ -20,10 +19,11 @@ OVERSAMPLE = 16
 ITERATIONS = 2
 
 SMALL = 128
-"""Smaller side up to which all singular vectors take no longer than some."""
+"""Up to this smaller side, all singular vectors take no longer than some of them."""
 
 WHOLE = 0.75
-"""Share of the smaller side from which on a basis is as good as all of it, and the exact way is taken."""
+"""From this share of the smaller side on, a basis spans nearly all of it, and the exact decomposition is
+used."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LowRankFactors:
 
 
 def row_blocks(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Cut rows into blocks. It depends on the shape alone, so that no budget, thread or way of holding a
+    """Cut rows into blocks. The cut depends only on the shape, so no budget, thread count or storage of the
     matrix changes a bit.
 
     >>> row_blocks(5, 1 << 18)
@@ -58,16 +58,16 @@ def row_blocks(rows: int, columns: int) -> list[tuple[int, int]]:
 
 
 def width_of(rank: int, *, oversample: int = OVERSAMPLE) -> int:
-    """Random directions that are taken for a rank: ``oversample`` more, or a quarter more where that is
-    more."""
+    """The number of random directions for a rank: ``oversample`` more, or a quarter more if that is
+    larger."""
     return rank + max(oversample, rank // 4)
 
 
 def is_whole(
     shape: tuple[int, int], rank: int, *, oversample: int = OVERSAMPLE, iterations: int = ITERATIONS
 ) -> bool:
-    """Is the exact way taken for this rank, since it costs no more or the basis would be nearly
-    everything?"""
+    """Whether the exact decomposition is used: it costs no more, or the basis would span nearly
+    everything."""
     side = min(shape)
     return side <= SMALL or iterations * width_of(rank, oversample=oversample) >= WHOLE * side
 
@@ -112,7 +112,7 @@ def randomized_svd(
     powers: list[np.ndarray] = []
     squares = 0.0
     for i in range(iterations):
-        found: np.ndarray | None = None
+        total: np.ndarray | None = None
         for block in blocks():
             if i == 0:
                 squares += _squares(block)
@@ -120,10 +120,10 @@ def randomized_svd(
                     return _nothing(shape, squares, block.dtype)
             basis = basis.astype(block.dtype, copy=False)
             product = block.T @ (block @ basis)
-            found = product if found is None else np.add(found, product, out=found)
-        if found is None or not np.isfinite(squares) or squares == 0:
+            total = product if total is None else np.add(total, product, out=total)
+        if total is None or not np.isfinite(squares) or squares == 0:
             return _nothing(shape, squares, basis.dtype)
-        basis = np.linalg.qr(found)[0]
+        basis = np.linalg.qr(total)[0]
         powers.append(basis)
     span = np.linalg.qr(np.concatenate(powers, axis=1))[0] if iterations > 1 else basis
     return _projected(blocks, shape, span, rank, squares)
@@ -140,7 +140,7 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
     """
     rows, columns = shape
     squares = 0.0
-    kept = min(rows, columns) if rank is None else min(rank, rows, columns)
+    count = min(rows, columns) if rank is None else min(rank, rows, columns)
     if rows >= columns:
         gram = np.zeros((columns, columns))
         real: np.dtype[Any] = np.dtype(np.float32)
@@ -152,8 +152,8 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
             gram += wide.T @ wide
         if not np.isfinite(squares) or squares == 0:
             return _nothing(shape, squares, real)
-        vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :kept]
-        return _projected(blocks, shape, vectors, kept, squares)
+        vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :count]
+        return _projected(blocks, shape, vectors, count, squares)
     gram = np.zeros((rows, rows))
     cuts = row_blocks(rows, columns)
     real = np.dtype(np.float32)
@@ -166,13 +166,11 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
         for (begin, end), other in zip(cuts, blocks() if first else (), strict=False):
             if begin >= first:
                 break
-            gram[first:last, begin:end] = (
-                wide @ other.astype(np.float64).T
-            )  # eigh looks at the lower half alone
+            gram[first:last, begin:end] = wide @ other.astype(np.float64).T  # eigh reads only the lower half
     if not np.isfinite(squares) or squares == 0:
         return _nothing(shape, squares, real)
-    left = np.linalg.eigh(gram)[1][:, ::-1][:, :kept]
-    right = np.zeros((kept, columns))
+    left = np.linalg.eigh(gram)[1][:, ::-1][:, :count]
+    right = np.zeros((count, columns))
     for (first, last), block in zip(cuts, blocks(), strict=True):
         right += left[first:last].T @ block.astype(np.float64)
     values = np.sqrt(np.einsum("ij,ij->i", right, right))
@@ -207,8 +205,8 @@ def _projected(
         wide = part.astype(np.float64)
         gram += wide.T @ wide
     assert product is not None
-    found, turn = np.linalg.eigh(gram)
-    values = np.sqrt(np.maximum(found[::-1][:rank], 0.0))
+    eigenvalues, turn = np.linalg.eigh(gram)
+    values = np.sqrt(np.maximum(eigenvalues[::-1][:rank], 0.0))
     values = values[_is_more(values, shape, real)]
     turn = turn[:, ::-1][:, : len(values)]
     roots = np.sqrt(values)
@@ -218,7 +216,7 @@ def _projected(
 
 
 def _is_more(values: np.ndarray, shape: tuple[int, int], real: np.dtype[Any]) -> np.ndarray:
-    """Which falling singular values are more than rounding?"""
+    """Which of the descending singular values are more than rounding."""
     if not len(values) or values[0] == 0:
         return np.zeros(len(values), bool)
     more: np.ndarray = values > np.finfo(real).eps * np.sqrt(max(shape)) / 4 * values[0]

@@ -1,4 +1,4 @@
-"""Sizes in bytes: read from text such as ``2GiB``, and written for people."""
+"""Parses sizes in bytes from text such as ``2GiB``, and formats them for people."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 1
 
 
 MOST_BYTES = 1 << 62
-"""What a larger size means: no limit that anything reaches, and a number that every computation holds."""
+"""The largest size; a larger one counts as this. Nothing reaches it, and every computation can hold it."""
 
 
 def parse_size(text: str) -> int:
-    """Read a size in bytes: ``5GB`` is 5e9, ``2GiB`` is 2 * 2**30, letters of any case. ValueError if it is
-    none.
+    """Read a size in bytes: ``5GB`` is 5e9, ``2GiB`` is 2 * 2**30, letters of any case. Errors: ValueError
+    for other text.
 
     >>> parse_size("5GB"), parse_size("1.5 GiB"), parse_size("4096")
     (5000000000, 1610612736, 4096)
@@ -26,23 +26,25 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None or (size := int(Fraction(match[1]) * unit)) <= 0:
-        raise ValueError(f"{text!r} is no size; expected a number with a unit, such as 5GB or 2GiB")
+        raise ValueError(f"{text!r} is not a size; expected a number with a unit, such as 5GB or 2GiB")
     return min(size, MOST_BYTES)
 
 
 def bytes_of(size: int | str) -> int:
-    """Return a size that is given as a number of bytes or as text. Errors: AlnicoError if it is none, or not
-    above 0."""
+    """Return a size that is given as a number of bytes or as text. Errors: AlnicoError for anything else, or
+    a size not above 0."""
     if isinstance(size, str):
         try:
             return parse_size(size)
         except ValueError as error:
             raise AlnicoError(f"{error}.") from None
     if isinstance(size, bool) or not isinstance(size, SupportsIndex):
-        raise AlnicoError(f"{size!r} is no size; expected a whole number of bytes, or text such as '2GiB'.")
+        raise AlnicoError(
+            f"{size!r} is not a size; expected a whole number of bytes, or text such as '2GiB'."
+        )
     value = min(int(size), MOST_BYTES)
     if value <= 0:
-        raise AlnicoError(f"{max(value, -MOST_BYTES)} is no size; expected a number of bytes above 0.")
+        raise AlnicoError(f"{max(value, -MOST_BYTES)} is not a size; expected a number of bytes above 0.")
     return value
 
 

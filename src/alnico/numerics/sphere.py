@@ -1,4 +1,4 @@
-"""Arcs between vectors and means on the sphere, from inner products alone.
+"""Computes arcs between vectors and means on the sphere from their inner products.
 
 ``gram`` is one k x k matrix of inner products, or a stack (n, k, k) of them; what comes back are coefficients
 of the k vectors, (k,) or (k, n). Numbers that are not finite are passed through.
@@ -74,11 +74,11 @@ def karcher_coefficients(
     """
     products, weights = np.asarray(gram, np.float64), np.asarray(weight, np.float64)
     lengths = np.sqrt(np.diagonal(products))
-    there = lengths > 0
-    total = float(weights[there].sum())
-    if not there.any() or total == 0 or not np.isfinite(products).all():
+    is_nonzero = lengths > 0
+    total = float(weights[is_nonzero].sum())
+    if not is_nonzero.any() or total == 0 or not np.isfinite(products).all():
         return weights
-    shares = np.where(there, weights, 0.0) / total
+    shares = np.where(is_nonzero, weights, 0.0) / total
     cosines = _over(_over(products, lengths[:, None]), lengths)
     mean = shares.copy()
     mean /= math.sqrt(max(mean @ cosines @ mean, 1e-300))

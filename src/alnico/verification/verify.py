@@ -17,7 +17,7 @@ from alnico.checkpoint.signatures import check_signature
 from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
 from alnico.events import Watcher
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.numerics.numbers import real, whole
+from alnico.numerics.numbers import finite_number, whole_number
 from alnico.output.hashes import hash_file, hash_tensors
 from alnico.output.lock import UNLOCKED, Lock, describe_tensor, differing_tensors, listed_files, read_lock
 from alnico.output.validate import check_folder
@@ -78,8 +78,8 @@ def verify(
     Errors: VerificationError for a difference; UncheckedError, whose ``found`` is what was checked, for a
         check that could not be made; OutputError, ModelError, ResourceError, HubError.
     """
-    sample = real(sample, "sample", "the share of blocks that are made again, in (0, 1]")
-    seed = whole(seed, "seed", None)
+    sample = finite_number(sample, "sample", "the share of blocks that are made again, in (0, 1]")
+    seed = whole_number(seed, "seed", None)
     if not 0 < sample <= 1:
         raise AlnicoError(
             f"sample is {sample!r}; it is the share of blocks that are made again, in (0, 1]. Give 0.01 for a hundredth."

@@ -10,7 +10,13 @@ from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON
 from alnico.cli.printing import Page, page
 from alnico.methods.base import Method
-from alnico.methods.shared.documentation import first_recipe, one_line, read_documentation, recipe_text, takes
+from alnico.methods.shared.documentation import (
+    first_recipe,
+    models_taken,
+    one_line,
+    read_documentation,
+    recipe_text,
+)
 
 
 @command("alnico.methods", json=JSON)
@@ -40,7 +46,7 @@ def method_data(method: Method) -> dict[str, Any]:
 def methods_text(methods: Iterable[Method]) -> Page:
     """A line for each method, those that average models before those that add to a base."""
     listed = list(methods)
-    width, room = max(len(m.name) for m in listed), max(len(takes(m)) for m in listed)
+    width, room = max(len(m.name) for m in listed), max(len(models_taken(m)) for m in listed)
     lines = [f"{'method':{width}}  {'models':{room}}  what it does"]
     for title, deltas in (
         ("Of models as they are:", False),
@@ -48,7 +54,7 @@ def methods_text(methods: Iterable[Method]) -> Page:
     ):
         group = [m for m in listed if (m.base == "required") == deltas]
         lines += (
-            ["", title, *(f"{m.name:{width}}  {takes(m):{room}}  {m.summary}" for m in group)]
+            ["", title, *(f"{m.name:{width}}  {models_taken(m):{room}}  {m.summary}" for m in group)]
             if group
             else []
         )
@@ -70,7 +76,7 @@ def method_text(method: Method) -> Page:
         for part in documentation.formula.replace("; ``", ";\n``").splitlines()
         for line in _wrapped(part)
     ] + [""]
-    lines += _entry("models", takes(method))
+    lines += _entry("models", models_taken(method))
     lines += _entry("use when", documentation.parts.get("Use when", ""))
     lines += _entry("cost", documentation.parts.get("Measures", ""))
     lines += [

@@ -1,1 +1,1 @@
-"""What several methods share: trimming, electing a sign, and reading docstrings."""
+"""Holds what several methods share: trimming, electing signs and reading docstrings."""

@@ -1,5 +1,4 @@
-"""A method's docstring in its parts, in the order of STYLE.md: for ``alnico methods`` and for
-docs/methods.md."""
+"""Reads the parts of a method's docstring for ``alnico methods`` and docs/methods.md."""
 
 from __future__ import annotations
 
@@ -19,7 +18,8 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Documentation:
-    """What a method says of itself. ``parts`` maps the labels of :data:`PARTS` to one line of text each."""
+    """The parts of a method's docstring. ``parts`` maps the labels of :data:`PARTS` to one line of text
+    each."""
 
     summary: str
     formula: str
@@ -28,7 +28,7 @@ class Documentation:
 
 
 def read_documentation(method: Method) -> Documentation:
-    """Take a method's docstring apart; what it leaves out is absent.
+    """Split a method's docstring into its parts; missing parts are absent.
 
     >>> from alnico.methods import find
     >>> read_documentation(find("slerp")).options["t"].partition(";")[0]
@@ -47,11 +47,11 @@ def read_documentation(method: Method) -> Documentation:
     )
 
 
-def takes(method: Method) -> str:
-    """Which models a method takes.
+def models_taken(method: Method) -> str:
+    """The number of models a method takes, and whether a base.
 
     >>> from alnico.methods import find
-    >>> [takes(find(name)) for name in ("ties", "slerp", "linear", "nuslerp")]
+    >>> [models_taken(find(name)) for name in ("ties", "slerp", "linear", "nuslerp")]
     ['base + 1 or more', 'base + 1', '1 or more', '[base +] 2']
     """
     low, high = (None if n is None else n - (method.base == "first") for n in method.models)
@@ -60,7 +60,7 @@ def takes(method: Method) -> str:
 
 
 def first_recipe(method: Method) -> dict[str, Any]:
-    """A smallest recipe that shows the method, with the options its docstring starts with."""
+    """The smallest recipe that shows the method, with the options of "Start with" in its docstring."""
     least = method.models[0] - (method.base == "first")
     count = max(least, 2) if method.models[1] is None else least
     start = read_documentation(method).parts.get("Start with")
@@ -77,12 +77,12 @@ def first_recipe(method: Method) -> dict[str, Any]:
 
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
-    """A recipe as YAML, a key a line."""
+    """A recipe as YAML, one key per line."""
     return "".join(f"{key}: {one_line(value)}\n" for key, value in recipe.items())
 
 
 def one_line(value: Any) -> str:
-    """A value as YAML in one line.
+    """A value as YAML on one line.
 
     >>> one_line({"density": 0.2, "weight": (1, 2), "normalize": True})
     '{density: 0.2, weight: [1, 2], normalize: true}'

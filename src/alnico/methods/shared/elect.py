@@ -1,5 +1,4 @@
-"""How kept task-vector entries become one: their weighted sum, or the part of it that agrees with an elected
-sign."""
+"""Sums kept task-vector entries with weights: all, or those that agree with an elected sign."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from alnico.methods.base import Merge, total_weight
 from alnico.methods.shared.sparsify import Sparse
 
 Elect = Literal["weighted", "mass", "count"]
-"""Who decides the sign: the weighted entries, the entries as they are, or one vote a model."""
+"""What decides the sign: the weighted entries, the entries as they are, or one vote per model."""
 
 Divide = Literal["weight", "count", "none"]
 """What the sum of the agreeing entries is divided by: their weights, their number, or nothing."""
@@ -55,12 +54,12 @@ VOTES = {"weighted": vote_weighted, "mass": vote_mass, "count": vote_count}
 SHARES = {"weight": share_weight, "count": share_count, "none": share_none}
 
 
-def elected(
+def sum_elected(
     sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elect, tie: Tie, divide: Divide
 ) -> Merge:
-    """Sum the entries whose sign was elected, and divide by what agreed."""
+    """Sum the entries that have the elected sign, and divide by the weights or the number of those models."""
     keep, vote, share_of = sparse.keep, VOTES[elect], SHARES[divide]
-    # One vote a model ties whenever two models disagree, and plus would then pull weights up.
+    # With one vote per model, two models that disagree always tie; electing plus would then pull weights up.
     is_elected = agrees if tie == "none" or (tie == "auto" and elect == "count") else agrees_or_plus
 
     def mix(delta, limit, ceiling, factor, weight, scale):
@@ -86,7 +85,7 @@ def elected(
     )
 
 
-def summed(
+def sum_all(
     sparse: Sparse, weight: tuple[float, ...], scale: float, divide: Literal["weight", "none"]
 ) -> Merge:
     """Sum all kept entries with their weights; ``divide`` "weight" divides by the sum of the weights."""
@@ -108,7 +107,7 @@ def summed(
 
 
 def _copies(alone: bool, weight: tuple[float, ...], scale: float) -> Any:
-    """The plan's copy: the one model as it is, or the base where nothing is added."""
+    """What the plan copies: the one model, or the base where nothing is added."""
     if scale == 0 or not any(weight):
         return "base"
     return 0 if alone else None

@@ -1,5 +1,4 @@
-"""The exponential and the logarithm in float64, of basic operations alone: the libraries' own round
-differently from machine to machine."""
+"""Computes exp and log in float64 by basic operations, which round alike on every machine."""
 
 from __future__ import annotations
 
@@ -83,5 +82,5 @@ def logarithm(x: np.ndarray) -> np.ndarray:
     square, series = s * s, np.zeros_like(s)
     for odd in range(23, 0, -2):
         series = series * square + 1 / odd
-    found: np.ndarray = power * 0.6931471803691238 + (power * 1.9082149292705877e-10 + 2 * s * series)
-    return found
+    result: np.ndarray = power * 0.6931471803691238 + (power * 1.9082149292705877e-10 + 2 * s * series)
+    return result

@@ -1,7 +1,7 @@
-"""Which entries of a task vector are kept, and how the kept ones are scaled to make up for the rest.
+"""Chooses which task-vector entries are kept, and scales them to make up for the rest.
 
-A sparsifier is a ``keep(delta, limit, ceiling)`` of one number, what it compares with (numbers a model,
-facts, or draws; some keep by the limit alone), and a ``factor`` a model on what is kept.
+A sparsifier is a function ``keep(delta, limit, ceiling)`` of one number, the limits (numbers per model,
+facts, or draws; some use only ``limit``), and a ``factor`` per model for the kept entries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from alnico.errors import MethodError
 from alnico.kernels.facts import Argument, Bernoulli, Derived, KthLargest, Sum, magnitude
 
 Scope = Literal["tensor", "model"]
-"""Of what a density is the share: of each tensor, or of a whole task vector."""
+"""What a density is a share of: each tensor, or a whole task vector."""
 
 Rescale = Literal["l1", "inverse", "none"]
 """``l1``: the sum of magnitudes stays; ``inverse``: divide by the density; ``none``."""
@@ -24,7 +24,7 @@ Rescale = Literal["l1", "inverse", "none"]
 
 @dataclass(frozen=True)
 class Sparse:
-    """What is kept of each task vector. ``trims`` says whether anything may be left out."""
+    """A way to keep entries of each task vector. ``trims``: whether entries may be left out."""
 
     keep: Callable[[float, float, float], float]
     limit: Argument
@@ -126,20 +126,20 @@ def _keep_drawn(drawn: Bernoulli, rescale: Rescale) -> Sparse:
     )
 
 
-def _factor(rescale: Rescale, density: tuple[float, ...], kept: Sum) -> Argument:
+def _factor(rescale: Rescale, density: tuple[float, ...], kept_sum: Sum) -> Argument:
     if rescale == "l1":
-        return Derived(_same_l1, (Sum(magnitude), kept))
+        return Derived(_same_l1, (Sum(magnitude), kept_sum))
     return tuple(1.0 / d if d else 1.0 for d in density) if rescale == "inverse" else (1.0,) * len(density)
 
 
 def _measured(density: tuple[float, ...]) -> tuple[float, ...]:
-    """The shares whose thresholds are measured: where nothing is kept there is none to measure, as where all
-    is."""
+    """The shares whose thresholds are measured: a density of 0 has no threshold to measure, like a density of
+    1."""
     return tuple(d or 1.0 for d in density)
 
 
 def _or_nothing(limit: KthLargest, density: tuple[float, ...]) -> KthLargest | Derived:
-    """A threshold that no entry reaches for models of which nothing is kept."""
+    """A threshold that no entry reaches, for models that keep nothing."""
     return limit if all(density) else Derived(partial(_raised, density), (limit,))
 
 
@@ -147,5 +147,5 @@ def _raised(density: tuple[float, ...], limit: Sequence[float]) -> tuple[float, 
     return tuple(float(threshold) if d else math.inf for threshold, d in zip(limit, density, strict=True))
 
 
-def _same_l1(total: tuple[float, ...], kept: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(t / k if k > 0 else 1.0 for t, k in zip(total, kept, strict=True))
+def _same_l1(total: tuple[float, ...], kept_sum: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(t / k if k > 0 else 1.0 for t, k in zip(total, kept_sum, strict=True))
