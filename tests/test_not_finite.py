@@ -181,7 +181,7 @@ def test_a_module_that_is_scored_or_measured_is_looked_at() -> None:
         module.weight[3, 5] = torch.nan
     with pytest.raises(
         NonFiniteError,
-        match=r"^weight\[3, 5\]: mine has NaN; expected finite numbers\. Mend or leave out this model\.$",
+        match=r"^weight\[3, 5\]: mine has NaN; expected finite numbers\. Repair or exclude this model\.$",
     ):
         ModuleSubject("mine", module).module("classifier")
 

@@ -1,4 +1,4 @@
-"""Runs calls in threads that end together: on the first failure, or within half a second of Ctrl-C."""
+"""Runs calls in threads that end together: at the first failure, or half a second after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ class Stopped(Exception):
 
 
 class Abandoned(KeyboardInterrupt):
-    """The user interrupts, and a thread is in a long computation. It is left to end on its own. It touches no file after it next checks
-    whether it must stop, but the files that it has open must stay open: a closed descriptor's number is soon another file's.
+    """The user interrupts, and a thread is in a long computation. It is left to end on its own. It touches no
+    file after it next checks whether it must stop, but the files that it has open must stay open: a closed
+    descriptor's number is soon another file's.
     """
 
 
 class Crew:
-    """Threads that work on one thing. Use it in ``with``: when the block ends, they have ended too, unless they are abandoned.
+    """Threads that work on one thing. Use it in ``with``: when the block ends, they have ended too, unless
+    they are abandoned.
 
-    ``watch`` gets the events that the threads report, one at a time. ``lock`` is for what the threads share. Call :meth:`check` between
-    blocks.
+    ``watch`` gets the events that the threads report, one at a time. ``lock`` is for what the threads share.
+    Call :meth:`check` between blocks.
     """
 
     def __init__(
@@ -68,7 +70,8 @@ class Crew:
     def run(self, calls: Sequence[WorkItem]) -> None:
         """Make calls in the threads, and wait for them.
 
-        Errors: the first error of a call, after which the others have left; Abandoned if an interrupt finds a call that does not leave.
+        Errors: the first error of a call, after which the others have left; Abandoned if an interrupt finds a
+        call that does not leave.
         """
 
         # Counted here, not by the pool: an interrupt while a call is handed over leaves one that the pool does not know of.

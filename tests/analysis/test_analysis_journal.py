@@ -116,8 +116,8 @@ def test_an_analysis_that_changed_is_noticed_and_named_and_restart_begins_anew(
     with pytest.raises(OutputError) as caught:
         alnico.analyze(models[1], base=models[0], out=tmp_path / "out", top_share=0.1)
     assert str(caught.value) == (
-        f"{part_of(tmp_path / 'out')}: an unfinished analysis stands here, and since then changed: the share of top parameters. "
-        "Undo the change to take it up, or say --restart to begin anew."
+        f"{part_of(tmp_path / 'out')}: holds an unfinished analysis; changed since it began: the share of top parameters. "
+        "Undo the change to resume it, or pass --restart to start over."
     )
     alnico.analyze(models[1], base=models[0], out=tmp_path / "out", top_share=0.1, restart=True)
     alnico.analyze(models[1], base=models[0], out=tmp_path / "whole", top_share=0.1)
@@ -126,7 +126,7 @@ def test_an_analysis_that_changed_is_noticed_and_named_and_restart_begins_anew(
     os.utime(models[1][1] / "model-00002-of-00002.safetensors", (1, 1))
     with pytest.raises(
         OutputError,
-        match=r"since then changed: an input file \(.*tuned-1: model-00002-of-00002\.safetensors; its size",
+        match=r"changed since it began: an input file \(.*tuned-1: model-00002-of-00002\.safetensors; its size",
     ):
         alnico.analyze(models[1], base=models[0], out=tmp_path / "other")
 

@@ -220,7 +220,7 @@ def test_a_number_that_is_none_in_an_input(run: Run, value: str, recipe: str) ->
     save_model(Path("b"), {"w": ("F32", bad), "v": ("F32", MATRIX[0])})
     told = refused(run, 6, recipe=recipe)
     assert told.startswith("w[2, 1]: b has ")
-    assert told.endswith("; expected finite numbers. Mend or leave out this model.")
+    assert told.endswith("; expected finite numbers. Repair or exclude this model.")
 
 
 # ---- recipes ----------------------------------------------------------------------------------------------------------

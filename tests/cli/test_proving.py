@@ -82,7 +82,7 @@ def test_what_could_not_be_checked_exits_with_11_after_what_passed(run: Run) -> 
     assert run("verify", "out", "--against-inputs", "--input", "tuned-1") == (
         4,
         "",
-        "alnico: --input 'tuned-1': expected NAME=PATH, the name in the lock and where that lies now.\n",
+        "alnico: --input 'tuned-1': expected NAME=PATH: the name in the lock, and the path where it is now.\n",
     )
 
 
@@ -95,7 +95,7 @@ def test_a_difference_exits_with_10(run: Run) -> None:
         10,
         "",
         f"alnico: out: {name} has the hash {hashes(Path('out'))[name]}, alnico.lock.json says {said[name]}; expected the bytes that the merge "
-        "wrote. Merge again, or get the output anew; --against-inputs names the first element that differs.\n",
+        "wrote. Merge again, or get a new copy of the output; --against-inputs names the first element that differs.\n",
     )
     assert run("reproduce", "out")[0] == 10
 

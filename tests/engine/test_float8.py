@@ -56,5 +56,5 @@ def test_a_code_that_is_no_number_is_named(tmp_path, dtype, code, kind):
             tmp_path / "out.safetensors",
         )
     assert str(caught.value) == (
-        f"w[123]: {tmp_path}/b.safetensors has {kind}; expected finite numbers. Mend or leave out this model."
+        f"w[123]: {tmp_path}/b.safetensors has {kind}; expected finite numbers. Repair or exclude this model."
     )

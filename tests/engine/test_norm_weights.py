@@ -559,7 +559,7 @@ def test_a_merge_is_not_taken_up_with_another_analysis(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         alnico.merge(given, "out", threads=1, watch=watch)
     analysed(tmp_path / "report", base, {"a": tuned[1], "b": tuned[0]})
-    with pytest.raises(OutputError, match="since then changed: the analysis that weights are made from"):
+    with pytest.raises(OutputError, match="changed since it began: the analysis that weights are made from"):
         alnico.merge(given, "out")
 
 

@@ -141,8 +141,8 @@ def test_models_of_different_origin_are_refused_with_their_cosines(method: str) 
         alnico.merge(recipe(*models, method=method), "out")
     said = str(caught.value)
     assert said.startswith(
-        f"stranger and base were not tuned from one base: {MATRICES} of {MATRICES} matrices that were looked at have nothing to do "
-        "with one another: model.embed_tokens.weight (cosine "
+        f"stranger and base were not tuned from one base: {MATRICES} of {MATRICES} sampled matrices are uncorrelated: "
+        "model.embed_tokens.weight (cosine "
     )
     assert f" and {MATRICES - 3} more; expected cosines near 1, as between fine-tunes." in said
     assert said.endswith(
@@ -185,7 +185,7 @@ def test_other_layers_that_a_recipe_merges_by_intent_are_not_judged() -> None:
 def test_layers_of_models_of_different_origin_are_refused_in_slices_too() -> None:
     sources = [{"model": name, "layer_range": [0, 1]} for name in ("base", "stranger")]
     with pytest.raises(
-        MismatchError, match=r"^stranger and base were not tuned from one base: 6 of 6 matrices"
+        MismatchError, match=r"^stranger and base were not tuned from one base: 6 of 6 sampled matrices"
     ):
         alnico.merge({"merge_method": "linear", "slices": [{"sources": sources}]}, "out", threads=1)
 
@@ -198,7 +198,7 @@ def test_fine_tunes_of_one_base_give_no_note() -> None:
 def test_a_model_that_equals_the_base_is_said_to_bring_nothing() -> None:
     save("same", read_model(Path("base")))
     assert notes_of("same", "tuned-0") == [
-        f"same equals base in all {MATRICES} tensors that were looked at; there is nothing to merge from it."
+        f"same equals base in all {MATRICES} sampled tensors; there is nothing to merge from it."
     ]
 
 
@@ -207,10 +207,10 @@ def test_models_that_are_nearly_one_are_said_to_count_twice() -> None:
     save("later", {n: v + 0.03 * (v - base[n]) for n, v in tuned.items()}, "F32")
     save("as-it-was", tuned)
     notes = notes_of("tuned-0", "as-it-was", "later", "tuned-1", dtype="bfloat16")
-    assert notes[0] == "tuned-0 and as-it-was are equal where they were looked at; together they count twice."
+    assert notes[0] == "tuned-0 and as-it-was are equal in all sampled tensors; together they count twice."
     assert (
         notes[1]
-        == "tuned-0 and later are nearly one model: 2.9% of their way from base apart; together they count twice."
+        == "tuned-0 and later are nearly one model: they differ by 2.9% of their distance from base; together they count twice."
     )
     assert len(notes) == 3
 
@@ -223,7 +223,7 @@ def test_matrices_that_were_made_anew_are_named() -> None:
     save("anew", values)
     (note,) = notes_of("anew")
     assert note.startswith(
-        f"anew: 1 of {MATRICES} matrices that were looked at have nothing to do with those of base: "
+        f"anew: 1 of {MATRICES} sampled matrices are uncorrelated with those of base: "
         "model.layers.0.mlp.up_proj.weight (cosine "
     )
 

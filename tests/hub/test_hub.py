@@ -267,7 +267,7 @@ def test_an_unfinished_merge_is_not_taken_up_when_the_branch_has_moved(
     code, _, stderr = run("merge", "r.yml", "out")
     assert code == 8
     assert (
-        "since then changed: an input file (org/one: model.safetensors; its size, time, commit or header)"
+        "changed since it began: an input file (org/one: model.safetensors; its size, time, commit or header)"
         in stderr
     )
 

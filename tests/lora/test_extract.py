@@ -226,7 +226,7 @@ def test_a_killed_extraction_is_taken_up_and_gives_the_same_bytes(pair: Pair, tm
     extract(*pair, tmp_path / "whole", rank=8)
     kill(pair, tmp_path / "out", 7)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(OutputError, match=r"since then changed: --rank\. Undo"):
+    with pytest.raises(OutputError, match=r"changed since it began: --rank\. Undo"):
         extract(*pair, tmp_path / "out", rank=9)
     assert not (tmp_path / "out").exists()
     found = extract(*pair, tmp_path / "out", rank=8)
@@ -250,7 +250,7 @@ def test_restart_forgets_and_a_changed_input_is_named(pair: Pair, tmp_path: Path
     kill(pair, tmp_path / "out", 5)
     change(pair[0], "lm_head.weight", lambda values: values + 1)
     with pytest.raises(
-        OutputError, match="an unfinished extraction stands here, and since then changed: an input file"
+        OutputError, match="holds an unfinished extraction; changed since it began: an input file"
     ):
         extract(*pair, tmp_path / "out", rank=8)
     assert extract(*pair, tmp_path / "out", rank=8, restart=True).resumed == 0

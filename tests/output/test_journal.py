@@ -63,11 +63,11 @@ def test_a_journal_that_is_damaged_or_of_another_form_is_refused_and_begun_anew_
     if first == '{"fingerprint": {}}':  # as the versions before wrote it
         assert str(caught.value) == (
             f"{journal}: is a journal of form 1, this version of alnico writes form 3. "
-            "Finish with the version that began it, or say --restart to begin anew."
+            "Finish with the version that began it, or pass --restart to start over."
         )
     else:
         assert str(caught.value) == (
-            f"{journal}: is damaged; expected the journal of an unfinished merge. Say --restart to begin anew."
+            f"{journal}: is damaged; expected the journal of an unfinished merge. Pass --restart to start over."
         )
     assert merged(recipe, tmp_path / "out", restart=True).resumed == 0
 
@@ -83,7 +83,7 @@ def test_a_journal_that_cannot_be_read_is_an_error_that_names_it(recipe: Path, t
     with watched(tmp_path, fails), pytest.raises(RunError) as caught:
         merged(recipe, tmp_path / "out")
     assert str(caught.value) == (
-        f"{journal}: cannot be read (Input/output error). Check the disk, or say --restart to begin anew."
+        f"{journal}: cannot be read (Input/output error). Check the disk, or pass --restart to start over."
     )
     assert merged(recipe, tmp_path / "out").resumed == 2
 
@@ -110,8 +110,8 @@ def test_what_changed_since_is_named(before: dict, now: dict, words: str, tmp_pa
     with pytest.raises(OutputError) as caught:
         read_lines(tmp_path / "journal.jsonl", now, "merge")
     assert str(caught.value) == (
-        f"{tmp_path}: an unfinished merge stands here, and since then changed: {words}. "
-        "Undo the change to take it up, or say --restart to begin anew."
+        f"{tmp_path}: holds an unfinished merge; changed since it began: {words}. "
+        "Undo the change to resume it, or pass --restart to start over."
     )
 
 
@@ -119,12 +119,13 @@ def test_another_seed_or_version_is_noticed_by_the_merge(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(recipe, tmp_path / "out")
-    with pytest.raises(OutputError, match=r"since then changed: the seed \(it was 0, now it is 3\)\."):
+    with pytest.raises(OutputError, match=r"changed since it began: the seed \(it was 0, now it is 3\)\."):
         merged(recipe, tmp_path / "out", seed=3)
     version = alnico.__version__
     monkeypatch.setattr(sys.modules["alnico.plan.job"], "__version__", "99")
     with pytest.raises(
-        OutputError, match=rf"since then changed: the version of alnico \({version} began it, this is 99\)\."
+        OutputError,
+        match=rf"changed since it began: the version of alnico \({version} began it, this is 99\)\.",
     ):
         merged(recipe, tmp_path / "out")
 

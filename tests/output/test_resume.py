@@ -132,8 +132,8 @@ def test_a_changed_recipe_is_noticed_and_named(recipe: Path, tmp_path: Path) -> 
     with pytest.raises(OutputError) as caught:
         alnico.merge(recipe, tmp_path / "out")
     assert str(caught.value) == (
-        f"{part_of(tmp_path / 'out')}: an unfinished merge stands here, and since then changed: the recipe. "
-        "Undo the change to take it up, or say --restart to begin anew."
+        f"{part_of(tmp_path / 'out')}: holds an unfinished merge; changed since it began: the recipe. "
+        "Undo the change to resume it, or pass --restart to start over."
     )
     assert alnico.merge(recipe, tmp_path / "out", restart=True).resumed == 0
 
@@ -142,7 +142,7 @@ def test_a_changed_recipe_is_noticed_and_named(recipe: Path, tmp_path: Path) -> 
 def test_a_changed_input_is_noticed_and_named(recipe: Path, tmp_path: Path) -> None:
     killed(recipe, tmp_path / "out", 3)
     os.utime(tmp_path / "tuned-1" / "model-00001-of-00002.safetensors", (1, 1))
-    changed = rf"since then changed: an input file \({tmp_path}/tuned-1: model-00001-of-00002\.safetensors; its size, time, commit or header\)\."
+    changed = rf"changed since it began: an input file \({tmp_path}/tuned-1: model-00001-of-00002\.safetensors; its size, time, commit or header\)\."
     with pytest.raises(OutputError, match=changed):
         alnico.merge(recipe, tmp_path / "out")
 

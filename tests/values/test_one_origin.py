@@ -172,7 +172,7 @@ def test_networks_too_small_to_tell_are_merged() -> None:
             {f"w{i}": random.standard_normal((n // 32, 32)) for i, n in enumerate(sizes)} for _ in range(2)
         )
         if is_refused:
-            with pytest.raises(MismatchError, match=r"2 of 2 matrices"):
+            with pytest.raises(MismatchError, match=r"2 of 2 sampled matrices"):
                 alnico.merge_state_dicts([one, other])
         else:
             alnico.merge_state_dicts([one, other])

@@ -93,7 +93,7 @@ def test_a_damaged_output_is_named_with_the_byte() -> None:
     flip(Path("out/model.safetensors"), byte)
     assert told(lambda: alnico.reproduce("out")) == (
         f"out/model.safetensors: differs from byte {byte} on from what is merged again, at .out.alnico-again/model.safetensors; expected the same "
-        "bytes. The output was changed since it was merged: its lock has the hashes of the second. Get the output anew."
+        "bytes. The output was changed since it was merged: its lock has the hashes of the second. Get a new copy of the output."
     )
     edit_lock(lambda lock: lock["output"][NAME].update(digest=hashes(Path("out"))[NAME]))
     assert told(lambda: alnico.reproduce("out")).startswith(

@@ -268,7 +268,7 @@ def test_a_bit_of_any_tensor_is_found_by_its_hash() -> None:
             said = json.loads(Path("whole/alnico.lock.json").read_text())["output"][name]["digest"]
             assert told(lambda: alnico.verify("out")) == (
                 f"out: {name} has the hash {hashes(Path('out'))[name]}, alnico.lock.json says {said}; expected the bytes that the merge wrote. "
-                "Merge again, or get the output anew; --against-inputs names the first element that differs."
+                "Merge again, or get a new copy of the output; --against-inputs names the first element that differs."
             )
             shutil.rmtree("out")
 
@@ -284,7 +284,7 @@ def test_the_first_element_of_a_damaged_tensor_is_named_also_outside_the_sample(
     shown = f"{float(before):.9g}, 0x{before.view(np.uint32):08x}"
     assert told(lambda: alnico.verify("out", against_inputs=True, sample=0.001)) == (
         f"out: {NAME}[1, 3] is 1.5, 0x3fc00000 in the output and {shown} when it is made again from the inputs, from byte "
-        f"{4 * 19 + _first_byte(before)} of the tensor on; they must be the same. Merge again, or get the output anew."
+        f"{4 * 19 + _first_byte(before)} of the tensor on; they must be the same. Merge again, or get a new copy of the output."
     )
 
 

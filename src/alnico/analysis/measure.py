@@ -371,7 +371,7 @@ class _AnalysisRun:
         refuse_inputs(job, self.sources, start, Block(views[:-1], views[-1]))
         raise NonFiniteError(
             f"{job.name}: a difference from {self.sources[-1].label} is too large for float32; expected fine-tunes of one base. "
-            "Mend or leave out the model it is in."
+            "Repair or exclude that model."
         )
 
     def _finish(self, number: int, state: _TensorMeasurement) -> None:

@@ -23,7 +23,8 @@ class Arena:
         self._own = threading.local()
 
     def views(self, sizes: Sequence[int]) -> list[np.ndarray]:
-        """Return parts of this thread's buffer, each at a multiple of :data:`ALIGNMENT` bytes. Earlier content is lost."""
+        """Return parts of this thread's buffer, each at a multiple of :data:`ALIGNMENT` bytes. Earlier
+        content is lost."""
         starts, position = [], 0
         for size in sizes:
             starts.append(position)
@@ -37,10 +38,11 @@ class Arena:
     def read(
         self, job: Job, sources: Sequence[Source], *spans: Span, out_bytes: int | None = None
     ) -> list[np.ndarray]:
-        """Return the bytes of some spans of each tensor that a job reads, one span after the other; the base is last.
+        """Return the bytes of some spans of each tensor that a job reads, one span after the other; the base
+        is last.
 
-        With ``out_bytes``, one more view of that size follows, for the output. One span of a model that stays in memory is a view of
-        its memory; everything else is read into this thread's buffer.
+        With ``out_bytes``, one more view of that size follows, for the output. One span of a model that stays
+        in memory is a view of its memory; everything else is read into this thread's buffer.
         """
         sizes = [sum(stop - start for start, stop in spans) * tensor.width for tensor in job.read]
         resident = [

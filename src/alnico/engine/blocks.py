@@ -17,7 +17,8 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Block:
-    """Some elements in memory: raw bytes (uint8) of each input and of the base, and the ranks if they are used."""
+    """Some elements in memory: raw bytes (uint8) of each input and of the base, and the ranks if they are
+    used."""
 
     raws: Sequence[np.ndarray]
     base: np.ndarray
@@ -25,15 +26,16 @@ class Block:
 
 
 def units(job: Job) -> int:
-    """The number of units that a job is cut into: its elements if they are computed, its bytes if they are copied."""
+    """The number of units that a job is cut into: its elements if they are computed, its bytes if they are
+    copied."""
     return job.elements if job.is_computed else job.byte_size
 
 
 def chunks(job: Job) -> list[Span]:
     """Cut a job into spans for different threads.
 
-    A span of a mix is a multiple of 4 MiB in the narrowest dtype of the job, so pieces and leaves stay whole for each of its tensors.
-    An empty tensor has one empty span; a matrix has one span.
+    A span of a mix is a multiple of 4 MiB in the narrowest dtype of the job, so pieces and leaves stay whole
+    for each of its tensors. An empty tensor has one empty span; a matrix has one span.
     """
     if job.kind == "matrix":
         return [(0, job.elements)]

@@ -1,8 +1,8 @@
 """Keeps measured facts of models that stay open, so that many recipes measure them once.
 
-The key of a fact is its definition, its tensors and the precision of its kernel; for facts that depend on noise, also the source of the
-noise. Facts of single models (a threshold at some density, a sum) have one entry per model, so that a new density of one model keeps the
-thresholds of the others.
+The key of a fact is its definition, its tensors and the precision of its kernel; for facts that depend on
+noise, also the source of the noise. Facts of single models (a threshold at some density, a sum) have one
+entry per model, so that a new density of one model keeps the thresholds of the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from alnico.kernels.facts import (
 from alnico.plan.job import Input, Job
 
 MOST_FACTS = 200_000
-"""Most facts that are kept; the least recently used one goes first. A number with its key takes half a kilobyte."""
+"""Most facts that are kept; the least recently used one goes first. A number with its key takes half a
+kilobyte."""
 
 MOST_BYTES = 16 << 20
 """A larger fact (of many rows or columns) is not kept."""
@@ -67,7 +68,8 @@ class FactStore:
                 self._facts.popitem(last=False)
 
     def sorted_values(self, key: Hashable, make: Callable[[], SortedValues | None]) -> SortedValues | None:
-        """Return the sorted values of a tensor. They are sorted at the second request, and kept if there is room."""
+        """Return the sorted values of a tensor. They are sorted at the second request, and kept if there is
+        room."""
         with self._lock:
             if key not in self._sorted:
                 # There may never be a second request, and sorting takes longer than one search.
@@ -98,27 +100,27 @@ class FactCache:
         self._sources = sources
         self._store = store
 
-    def of_tensor(self, level: Sequence[MeasuredFact], known: KernelContext) -> CachedFacts:
+    def of_tensor(self, level: Sequence[MeasuredFact], context: KernelContext) -> CachedFacts:
         """Look up the facts of one level."""
         whole: dict[MeasuredFact, Any] = {}
         given: dict[KthLargest, Mapping[int, float]] = {}
         for fact in level:
             if not _is_of_each(fact):
-                if (value := self._store.get(self._key(fact, known))) is not None:
+                if (value := self._store.get(self._key(fact, context))) is not None:
                     whole[fact] = value
                 continue
-            models = range(len(known.job.inputs))
-            values = {i: v for i in models if (v := self._of_one(fact, i, known)) is not None}
+            models = range(len(context.job.inputs))
+            values = {i: v for i in models if (v := self._of_one(fact, i, context)) is not None}
             if len(values) == len(models):
                 whole[fact] = tuple(values.values())
             elif isinstance(fact, KthLargest) and values:
                 given[fact] = values
         return CachedFacts(whole, given)
 
-    def _of_one(self, fact: MeasuredFact, model: int, known: KernelContext) -> Any:
+    def _of_one(self, fact: MeasuredFact, model: int, context: KernelContext) -> Any:
         """Look up a fact of one model, or derive it from sorted values."""
-        value = self._store.get(self._key_of_one(fact, model, known))
-        job = known.job
+        value = self._store.get(self._key_of_one(fact, model, context))
+        job = context.job
         if (
             value is not None
             or not isinstance(fact, KthLargest)
@@ -132,31 +134,31 @@ class FactCache:
                 fact.of,
                 self._about(job.inputs[model : model + 1]),
                 self._base(job),
-                known.real,
+                context.real,
             ),
-            lambda: self._sort(fact, model, known),
+            lambda: self._sort(fact, model, context),
         )
         return values.largest(fact.place(model, job.elements)) if values is not None else None
 
-    def _sort(self, fact: KthLargest, model: int, known: KernelContext) -> SortedValues | None:
+    def _sort(self, fact: KthLargest, model: int, context: KernelContext) -> SortedValues | None:
         """Sort the values of a tensor, if all its inputs are in memory."""
-        held = [resident_bytes(self._sources[tensor.model], tensor.name) for tensor in known.job.read]
+        held = [resident_bytes(self._sources[tensor.model], tensor.name) for tensor in context.job.read]
         raws = [raw for raw in held if raw is not None]
         if len(raws) < len(held):
             return None
-        inputs = len(known.job.inputs)
+        inputs = len(context.job.inputs)
         return sort_values(
-            fact, model, known, raws[:inputs], raws[-1] if known.job.base is not None else None
+            fact, model, context, raws[:inputs], raws[-1] if context.job.base is not None else None
         )
 
-    def keep(self, facts: Mapping[MeasuredFact, Any], known: KernelContext) -> None:
+    def keep(self, facts: Mapping[MeasuredFact, Any], context: KernelContext) -> None:
         """Keep the measured facts of one tensor."""
         for fact, value in facts.items():
             if _is_of_each(fact):
                 for i, of_model in enumerate(value):
-                    self._store.put(self._key_of_one(fact, i, known), of_model)
+                    self._store.put(self._key_of_one(fact, i, context), of_model)
             else:
-                self._store.put(self._key(fact, known), value)
+                self._store.put(self._key(fact, context), value)
 
     def of_model(self, fact: OverModel, jobs: Sequence[Job]) -> dict[int, float]:
         """Look up a fact over all ``jobs``: the values of the models that have one, by their position."""
@@ -177,16 +179,16 @@ class FactCache:
     def _norms_key(self, jobs: Sequence[Job]) -> Hashable:
         return "norms", tuple(self._about(job.read) for job in jobs)
 
-    def _key(self, fact: MeasuredFact, known: KernelContext) -> Hashable:
-        noise = (known.seed, known.job.name) if _has_noise(fact) else None
-        return fact, self._about(known.job.inputs), self._base(known.job), known.real, noise
+    def _key(self, fact: MeasuredFact, context: KernelContext) -> Hashable:
+        noise = (context.seed, context.job.name) if _has_noise(fact) else None
+        return fact, self._about(context.job.inputs), self._base(context.job), context.real, noise
 
-    def _key_of_one(self, fact: MeasuredFact, model: int, known: KernelContext) -> Hashable:
+    def _key_of_one(self, fact: MeasuredFact, model: int, context: KernelContext) -> Hashable:
         return (
             _of_one(fact, model),
-            self._about(known.job.inputs[model : model + 1]),
-            self._base(known.job),
-            known.real,
+            self._about(context.job.inputs[model : model + 1]),
+            self._base(context.job),
+            context.real,
         )
 
     def _keys_over(self, fact: OverModel, jobs: Sequence[Job]) -> list[Hashable]:

@@ -26,7 +26,8 @@ def absent_files(plan: Plan, *, side_files: bool) -> list[Mapping[str, int]]:
 def fetch_inputs(plan: Plan, out: Path, *, overwrite: Replace, watch: Watcher | None) -> None:
     """Download the files that the plan reads and the hub's cache lacks: weights, and the donor's side files.
 
-    A target or a disk that would refuse the output is refused first. Errors: OutputError, ResourceError, HubError.
+    A target or a disk that would refuse the output is refused first. Errors: OutputError, ResourceError,
+    HubError.
     """
     absent = absent_files(plan, side_files=out.suffix != ".safetensors")
     total = sum(sum(files.values()) for files in absent)

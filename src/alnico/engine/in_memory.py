@@ -20,7 +20,8 @@ from alnico.plan.job import Plan
 
 @dataclass(frozen=True)
 class Follower:
-    """A flat float32 array that gets the values of an output tensor of ``dtype``, block by block as they are computed."""
+    """A flat float32 array that gets the values of an output tensor of ``dtype``, block by block as they are
+    computed."""
 
     values: np.ndarray
     dtype: str
@@ -60,8 +61,8 @@ class Arrays:
 
 
 class NullRecorder:
-    """Records nothing, as a merge in memory cannot be resumed. Tensors are hashed only to compare them with the hashes of the models that
-    statistics were measured on."""
+    """Records nothing, as a merge in memory cannot be resumed. Tensors are hashed only to compare them with
+    the hashes of the models that statistics were measured on."""
 
     failure: BaseException | None = None
 
@@ -78,9 +79,9 @@ class NullRecorder:
 def run_in_memory(plan: Plan, caller: Caller = IN_PYTHON) -> dict[str, np.ndarray]:
     """Return the bytes of every output tensor, by name, in the order of the plan.
 
-    Models that were not tuned from one base are refused as on disk, in the words of the ``caller``. The memory budget of the plan does
-    not include inputs and result, which are the caller's.
-    Errors: as for :func:`alnico.engine.run.run_plan`.
+    Models that were not tuned from one base are refused as on disk, in the words of the ``caller``. The
+    memory budget of the plan does not include inputs and result, which are the caller's. Errors: as for
+    :func:`alnico.engine.run.run_plan`.
     """
     fetch_weights(plan)
     if plan.recipe.unrelated == "error":

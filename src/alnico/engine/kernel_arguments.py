@@ -32,7 +32,7 @@ RANKS = object()
 
 
 def kind_of(argument: Argument) -> ArgumentKind:
-    """What an argument is to a kernel, known before anything is measured."""
+    """Return the kind of an argument for a kernel, known before any measurement."""
     match argument:
         case Noise():
             return "noise"
@@ -57,9 +57,11 @@ def kind_of(argument: Argument) -> ArgumentKind:
 
 @dataclass(frozen=True)
 class KernelContext:
-    """What the arguments of one tensor's kernels are made of: its name and the seed, and the facts measured so far.
+    """The values that the arguments of one tensor's kernels are derived from: its name, the seed, and the
+    facts measured so far.
 
-    ``given`` are the answers for some of the models, by their position, to facts that are still to be measured for the others.
+    ``given`` are the values of some of the models, by their position, of facts that must still be measured
+    for the others.
     """
 
     job: Job
@@ -104,16 +106,16 @@ def codes_of(job: Job) -> tuple[np.ndarray, int]:
 
 
 def in_place(flat: Sequence[Any], ranks: np.ndarray | None) -> list[Any]:
-    """Put the ranks of the block at hand into flat arguments."""
+    """Put the ranks of a block into flat arguments."""
     return [ranks if part is RANKS else part for part in flat]
 
 
-def keeps_equal(job: Job, known: KernelContext) -> bool:
+def keeps_equal(job: Job, context: KernelContext) -> bool:
     """Does an element on which all inputs agree keep its value in this tensor?"""
     assert job.merge is not None
     if job.merge.fixes_equal_inputs or job.merge.sums_to_one is None:
         return job.merge.fixes_equal_inputs
     values = [
-        resolve(a, known.facts) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli, Side))
+        resolve(a, context.facts) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli, Side))
     ]
     return job.merge.sums_to_one(*values)

@@ -1,4 +1,4 @@
-"""Makes one output tensor from whole matrices: read as float64, computed in one thread, rounded once."""
+"""Makes one output tensor from whole matrices: in float64, in one thread, rounded once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def rounding_kernel() -> MixKernel:
 
 
 class JobMatrices:
-    """The matrices of one job, read when its method requests them. With ``digests``, one per tensor, each tensor is hashed at its first read."""
+    """The matrices of one job, read when its method requests them. With ``digests``, one per tensor, each
+    tensor is hashed at its first read."""
 
     def __init__(
         self,
@@ -59,7 +60,8 @@ class JobMatrices:
         return self._read(self.job.sides[self.job.matrix.sides.index(kind) * self.models + model])
 
     def make(self, write: Callable[[int, memoryview], None]) -> None:
-        """Compute the matrix and pass its bytes to ``write``, in order, with their offsets. Errors: NonFiniteError; those of the method."""
+        """Compute the matrix and pass its bytes to ``write``, in order, with their offsets. Errors:
+        NonFiniteError; those of the method."""
         job = self.job
         assert job.matrix is not None
         if job.matrix.fixes_equal_inputs and self._are_equal():
@@ -75,14 +77,16 @@ class JobMatrices:
 
     def _write(self, result: np.ndarray, write: Callable[[int, memoryview], None]) -> None:
         job, kernel, width = self.job, compile_kernel(rounding_kernel()), self.job.width
-        codes, one = np.array([CODES["F64"]], np.int64), np.ones(1)
+        codes, factor = np.array([CODES["F64"]], np.int64), np.ones(1)
         rows = max(self._block // job.row, 1)
         for first in range(0, job.shape[0], rows):
             self._check()
             part = np.ascontiguousarray(result[first : first + rows], np.float64).reshape(-1)
             out = np.empty(part.size * width, np.uint8)
             start = first * job.row
-            bad = kernel((part.view(np.uint8),), codes, NOTHING, 0, out, CODES[job.dtype], start, True, one)
+            bad = kernel(
+                (part.view(np.uint8),), codes, NOTHING, 0, out, CODES[job.dtype], start, True, factor
+            )
             if bad >= 0:
                 refuse_output(job, start, out)
             write(start * width, memoryview(out))

@@ -1,7 +1,7 @@
-"""Measures the facts of one tensor, level by level and pass by pass, over blocks that come in any order.
+"""Measures the facts of one tensor, level by level and pass by pass, over blocks in any order.
 
-Sums are kept a leaf each and added exactly (``math.fsum``), counts and histograms are integers: the order of blocks and
-the number of threads cannot be seen in the result.
+Sums have one part per leaf and are added exactly (``math.fsum``), counts and histograms are integers, so the
+order of blocks and the number of threads do not change the result.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from alnico.plan.job import Job
 from alnico.plan.memory import SELECTION_BYTES
 
 SMALL = 65_536
-"""Up to this many elements a kth largest value is selected from the values themselves."""
+"""In tensors of at most so many elements, a kth largest value is selected from all values."""
 
 SAMPLED_RUNS = 64
-"""Places, evenly spread over a tensor, where a sample is taken."""
+"""Places of a sample, evenly spread over a tensor."""
 
 SAMPLED_RUN = 1024
-"""Most consecutive elements that a sample takes at a place. All runs together are a leaf, which any block has room for."""
+"""Most consecutive elements that a sample takes at a place. All runs together are a leaf, which any block has
+room for."""
 
 MOST_INSIDE = 1 << 20
 """Most elements of a block that a bracket keeps."""
@@ -41,12 +42,12 @@ FactKernel = MeasureKernel | GramKernel | ColumnGramKernel
 class LevelMeasurement:
     """The facts of one level.
 
-    First ``sample`` is called with the elements of ``runs``, if there are any; then ``fold`` for every block of every pass, and
-    ``turn`` after each pass, until done.
+    First ``sample`` is called with the elements of ``runs``, if there are any; then ``fold`` for every block
+    of every pass, and ``turn`` after each pass, until done.
     """
 
-    def __init__(self, facts: Sequence[MeasuredFact], known: KernelContext) -> None:
-        self.states = [_state(fact, known) for fact in facts]
+    def __init__(self, facts: Sequence[MeasuredFact], context: KernelContext) -> None:
+        self.states = [_state(fact, context) for fact in facts]
 
     @property
     def done(self) -> bool:
@@ -59,18 +60,18 @@ class LevelMeasurement:
 
     @property
     def runs(self) -> list[Span]:
-        """Where a sample is wanted, in order: spans of one length."""
+        """The spans of the sample, in order, all of one length."""
         samplers = [s for s in self.states if isinstance(s, _ByBracket) and not s.done]
         return samplers[0].runs if samplers else []
 
     def sample(self, block: Block) -> None:
-        """Take in the elements of all ``runs``, joined."""
+        """Add the elements of all ``runs``, joined."""
         for state in self.states:
             if isinstance(state, _ByBracket) and not state.done:
                 state.sample(block)
 
     def fold(self, start: int, stop: int, block: Block) -> None:
-        """Take in elements ``start`` to ``stop``. Safe for threads."""
+        """Add elements ``start`` to ``stop``. Safe for threads."""
         for state in self.states:
             if not state.done:
                 state.fold(start, stop, block)
@@ -85,23 +86,24 @@ class LevelMeasurement:
         return {state.fact: state.result for state in self.states}
 
 
-def are_finite(found: Mapping[MeasuredFact, Any]) -> bool:
-    """Are all sums, products and largest values finite? A threshold may be infinite: then nothing is as large."""
-    return all(np.isfinite(value).all() for fact, value in found.items() if not isinstance(fact, KthLargest))
+def are_finite(facts: Mapping[MeasuredFact, Any]) -> bool:
+    """Are all sums, products and largest values finite? A threshold may be infinite: then nothing is as
+    large."""
+    return all(np.isfinite(value).all() for fact, value in facts.items() if not isinstance(fact, KthLargest))
 
 
 class _FactState:
-    """What is known of one fact so far."""
+    """The measurement of one fact so far."""
 
     ordered = False
 
-    def __init__(self, fact: MeasuredFact, known: KernelContext) -> None:
+    def __init__(self, fact: MeasuredFact, context: KernelContext) -> None:
         self.fact = fact
-        self.job = known.job
+        self.job = context.job
         self.done = False
         self.result: Any = None
-        self.codes, self.base_code = codes_of(known.job)
-        self.arguments = known.flat(fact.arguments) if not isinstance(fact, Gram) else []
+        self.codes, self.base_code = codes_of(context.job)
+        self.arguments = context.flat(fact.arguments) if not isinstance(fact, Gram) else []
 
     def fold(self, start: int, stop: int, block: Block) -> None:
         raise NotImplementedError
@@ -122,11 +124,11 @@ class _FactState:
 
 
 class _ByLeaf(_FactState):
-    """Sum and Count: one number a leaf and model."""
+    """Sum and Count: one number per leaf and model."""
 
-    def __init__(self, fact: Sum | Count, known: KernelContext) -> None:
-        super().__init__(fact, known)
-        self.run = compile_kernel(_kernel(fact, known.job))
+    def __init__(self, fact: Sum | Count, context: KernelContext) -> None:
+        super().__init__(fact, context)
+        self.run = compile_kernel(_kernel(fact, context.job))
         self.chosen = np.arange(1 if fact.across and isinstance(fact, Count) else len(self.codes))
         leaves = -(-self.job.elements // LEAF)
         self.parts = np.zeros((self.chosen.size, leaves), np.float64 if isinstance(fact, Sum) else np.int64)
@@ -138,18 +140,18 @@ class _ByLeaf(_FactState):
         self.parts[:, first:last] = leaves
 
     def turn(self) -> None:
-        found = [_exact_sum(p) if isinstance(self.fact, Sum) else int(p.sum()) for p in self.parts]
-        self.result = tuple(found * (len(self.codes) // len(found)))
+        totals = [_exact_sum(p) if isinstance(self.fact, Sum) else int(p.sum()) for p in self.parts]
+        self.result = tuple(totals * (len(self.codes) // len(totals)))
         self.done = True
 
 
 class _ByRow(_FactState):
     """Gram of the tensor or of its rows: the products of each row in each leaf."""
 
-    def __init__(self, fact: Gram, known: KernelContext) -> None:
-        super().__init__(fact, known)
+    def __init__(self, fact: Gram, context: KernelContext) -> None:
+        super().__init__(fact, context)
         k = len(self.codes)
-        self.run = compile_kernel(_kernel(fact, known.job))
+        self.run = compile_kernel(_kernel(fact, context.job))
         self.row = self.job.row if fact.over == "row" else max(self.job.elements, 1)
         self.parts = np.zeros((self._segment(self.job.elements - 1) + 1, k * (k + 1) // 2))
 
@@ -179,11 +181,11 @@ class _ByRow(_FactState):
 
 
 class _OfRows(_FactState):
-    """Sum or Largest of rows: a number for the part of each row in each leaf."""
+    """Sum or Largest of rows: one number for the part of each row in each leaf."""
 
-    def __init__(self, fact: Sum | Largest, known: KernelContext) -> None:
-        super().__init__(fact, known)
-        self.run = compile_kernel(_kernel(fact, known.job))
+    def __init__(self, fact: Sum | Largest, context: KernelContext) -> None:
+        super().__init__(fact, context)
+        self.run = compile_kernel(_kernel(fact, context.job))
         self.chosen = np.arange(len(self.codes))
         self.parts = np.zeros((self.chosen.size, _segment(self.job, self.job.elements - 1) + 1))
 
@@ -210,10 +212,10 @@ class _ByColumn(_FactState):
 
     ordered = True
 
-    def __init__(self, fact: Gram, known: KernelContext) -> None:
-        super().__init__(fact, known)
+    def __init__(self, fact: Gram, context: KernelContext) -> None:
+        super().__init__(fact, context)
         k = len(self.codes)
-        self.run = compile_kernel(_kernel(fact, known.job))
+        self.run = compile_kernel(_kernel(fact, context.job))
         self.sums = np.zeros((k * (k + 1) // 2, self.job.columns))
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -227,28 +229,28 @@ class _ByColumn(_FactState):
 class _KthLargestSearch(_FactState):
     """What the ways to a kth largest value share: ``chosen`` models are searched, for the values at ``rank``."""
 
-    def __init__(self, fact: KthLargest, known: KernelContext) -> None:
-        super().__init__(fact, known)
+    def __init__(self, fact: KthLargest, context: KernelContext) -> None:
+        super().__init__(fact, context)
         self.fact: KthLargest = fact
-        self.real = np.dtype(known.real)
+        self.real = np.dtype(context.real)
         n, models = self.job.elements, len(fact.share) if fact.across else len(self.codes)
-        among = known.facts[fact.among] if fact.among is not None else (None,) * models
+        among = context.facts[fact.among] if fact.among is not None else (None,) * models
         rank = {i: fact.place(i, n, among[i]) for i in range(models)}
         nothing = math.inf if fact.end == "first" else 0.0
         everything = {i for i in rank if fact.share[i] >= 1 or n == 0}
-        self.found = {
+        self.values_by_model = {
             i: nothing if i in everything else math.inf for i in rank if i in everything or rank[i] == 0
         }
-        self.found |= known.given.get(fact, {})
-        searched = [i for i in rank if i not in self.found]
+        self.values_by_model |= context.given.get(fact, {})
+        searched = [i for i in rank if i not in self.values_by_model]
         self.chosen = np.array(searched, np.int64)
         self.rank = np.array([rank[i] for i in searched], np.int64)
         if not searched:
             self.finish([])
 
-    def finish(self, found: Sequence[float]) -> None:
-        self.found |= dict(zip(self.chosen.tolist(), found, strict=True))
-        values = [self.found[i] for i in range(len(self.found))]
+    def finish(self, values: Sequence[float]) -> None:
+        self.values_by_model |= dict(zip(self.chosen.tolist(), values, strict=True))
+        values = [self.values_by_model[i] for i in range(len(self.values_by_model))]
         self.result = tuple(values * (len(self.codes) // len(values)) if self.fact.across else values)
         self.done = True
 
@@ -256,9 +258,9 @@ class _KthLargestSearch(_FactState):
 class _BySelection(_KthLargestSearch):
     """KthLargest of a small tensor: the values are gathered and selected from."""
 
-    def __init__(self, fact: KthLargest, known: KernelContext) -> None:
-        super().__init__(fact, known)
-        self.run = compile_kernel(_kernel(fact, known.job))
+    def __init__(self, fact: KthLargest, context: KernelContext) -> None:
+        super().__init__(fact, context)
+        self.run = compile_kernel(_kernel(fact, context.job))
         self.gathered = np.zeros((self.chosen.size, self.job.elements), self.real)
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -276,9 +278,9 @@ class _BySelection(_KthLargestSearch):
 class _ByHistogram(_KthLargestSearch):
     """KthLargest of a large tensor, by counting."""
 
-    def __init__(self, fact: KthLargest, known: KernelContext) -> None:
-        super().__init__(fact, known)
-        self.run = compile_kernel(_kernel(fact, known.job, "histogram"))
+    def __init__(self, fact: KthLargest, context: KernelContext) -> None:
+        super().__init__(fact, context)
+        self.run = compile_kernel(_kernel(fact, context.job, "histogram"))
         self.digits = _Digits(self.rank, self.real)
         self.lock = threading.Lock()
 
@@ -289,13 +291,14 @@ class _ByHistogram(_KthLargestSearch):
             self.digits.bins += bins
 
     def turn(self) -> None:
-        if (found := self.digits.turn()) is not None:
-            self.finish(found)
+        if (values := self.digits.turn()) is not None:
+            self.finish(values)
 
 
 class _Digits:
-    """Kth largest values, found 16 bits a pass: the bits of a float that is not negative order as the float does, so counting
-    by the upper 16 bits, then by the next 16 among those that share them, finds them exactly."""
+    """Kth largest values, found 16 bits per pass: the bits of a float that is not negative order as the float
+    does, so counting by the upper 16 bits, then by the next 16 among those that share them, finds them
+    exactly."""
 
     def __init__(self, rank: np.ndarray, real: np.dtype[Any]) -> None:
         self.rank = rank.copy()
@@ -305,7 +308,8 @@ class _Digits:
         self.bins = np.zeros((rank.size, 65_536), np.int64)
 
     def turn(self) -> list[float] | None:
-        """Go on from ``bins``, a histogram a value, to the next bits; the values when all are known."""
+        """Continue from ``bins``, one histogram per value, with the next bits. Returns the values when all
+        bits are known."""
         for n, bins in enumerate(self.bins):
             above = np.cumsum(bins[::-1])
             place = int(np.searchsorted(above, self.rank[n]))
@@ -313,13 +317,14 @@ class _Digits:
             self.prefix[n] = int(self.prefix[n]) << 16 | (65_535 - place)
         self.bins[:] = 0
         self.shift -= 16
-        found: list[float] = self.prefix.astype(f"u{self.real.itemsize}").view(self.real).tolist()
-        return found if self.shift < 0 else None
+        values: list[float] = self.prefix.astype(f"u{self.real.itemsize}").view(self.real).tolist()
+        return values if self.shift < 0 else None
 
 
 @dataclass(frozen=True)
 class OverModel:
-    """A fact over all tensors that ``models`` (and ``base``) give to merges with that fact: positions in ``Plan.sources``."""
+    """A fact over all tensors that ``models`` (and ``base``) give to merges with that fact: positions in
+    ``Plan.sources``."""
 
     fact: KthLargest
     models: tuple[int, ...]
@@ -327,16 +332,16 @@ class OverModel:
 
 
 def over_model(jobs: Iterable[Job]) -> dict[OverModel, list[Job]]:
-    """The facts over the model that jobs need, each with the jobs it is measured over, in order."""
-    found: dict[OverModel, list[Job]] = {}
+    """Map the facts of the whole model that jobs need to the jobs they are measured over, in order."""
+    jobs_of: dict[OverModel, list[Job]] = {}
     for job in jobs:
         for fact in of_model(job):
-            found.setdefault(fact, []).append(job)
-    return found
+            jobs_of.setdefault(fact, []).append(job)
+    return jobs_of
 
 
 def of_model(job: Job) -> list[OverModel]:
-    """The facts over the model that a job needs."""
+    """Return the facts of the whole model that a job needs."""
     facts = job.merge.of_model if job.kind == "mix" and job.merge is not None else ()
     return [
         OverModel(f, tuple(i.model for i in job.inputs), job.base.model if job.base else None) for f in facts
@@ -345,12 +350,13 @@ def of_model(job: Job) -> list[OverModel]:
 
 def model_kernel(fact: OverModel, jobs: Sequence[Job]) -> MeasureKernel:
     """Describe the kernel that measures a fact over all ``jobs``, in the widest of their precisions."""
-    real = max(job.real for job in jobs)  # "float64" is the greater word, too
+    real = max(job.real for job in jobs)  # "float64" is also the greater string
     return MeasureKernel("histogram", fact.fact.of, len(fact.models), fact.base is not None, (), real)
 
 
 class ModelMeasurement:
-    """One fact over many tensors: ``fold`` for every block of every tensor, and ``turn`` after each pass, until ``result``.
+    """One fact over many tensors: ``fold`` for every block of every tensor, and ``turn`` after each pass,
+    until ``result``.
 
     ``given`` are the answers for some models, by their position, which are not measured.
     """
@@ -366,14 +372,14 @@ class ModelMeasurement:
         )
         rank = np.array([fact.fact.place(i, elements) for i in self.chosen.tolist()], np.int64)
         self.digits = _Digits(rank, np.dtype(kernel.real))
-        self.found = [given.get(i, nothing) for i in range(len(shares))]
-        self.result: tuple[float, ...] | None = None if self.chosen.size else tuple(self.found)
+        self.values_by_model = [given.get(i, nothing) for i in range(len(shares))]
+        self.result: tuple[float, ...] | None = None if self.chosen.size else tuple(self.values_by_model)
         self.own = threading.local()
         self.bins: list[np.ndarray] = []
         self.lock = threading.Lock()
 
     def fold(self, job: Job, start: int, block: Block) -> None:
-        """Take in a block of ``job`` that begins at ``start``. Safe for threads: each counts by itself."""
+        """Add a block of ``job`` that begins at ``start``. Safe for threads: each has its own counts."""
         bins = getattr(self.own, "bins", None)
         if bins is None:
             bins = self.own.bins = np.zeros_like(self.digits.bins)
@@ -400,22 +406,24 @@ class ModelMeasurement:
             bins[:] = 0
         if (values := self.digits.turn()) is not None:
             for i, value in zip(self.chosen.tolist(), values, strict=True):
-                self.found[i] = value
-            self.result = tuple(self.found)
+                self.values_by_model[i] = value
+            self.result = tuple(self.values_by_model)
 
 
 class _ByBracket(_KthLargestSearch):
-    """KthLargest of a large tensor, mostly in one pass: a sample says between which two values the kth largest should lie;
-    the pass counts what is above and keeps what is between, and the kth largest is selected from that.
+    """KthLargest of a large tensor, mostly in one pass: a sample says between which two values the kth
+    largest should lie; the pass counts what is above and keeps what is between, and the kth largest is
+    selected from that.
 
-    The sample decides the speed alone. Where the kth largest is not between, or too much is, the histogram finds it.
+    The sample decides the speed alone. Where the kth largest is not between, or too much is, the histogram
+    finds it.
     """
 
-    def __init__(self, fact: KthLargest, known: KernelContext) -> None:
-        super().__init__(fact, known)
-        self.known = known
-        self.run = compile_kernel(_kernel(fact, known.job))
-        self.sampling = compile_kernel(_kernel(fact, known.job, "values"))
+    def __init__(self, fact: KthLargest, context: KernelContext) -> None:
+        super().__init__(fact, context)
+        self.context = context
+        self.run = compile_kernel(_kernel(fact, context.job))
+        self.sampling = compile_kernel(_kernel(fact, context.job, "values"))
         self.parts: list[list[np.ndarray]] = [[] for _ in self.chosen]
         self.counts = np.zeros((self.chosen.size, 2), np.int64)
         self.low = self.high = np.empty(0, self.real)
@@ -450,13 +458,13 @@ class _ByBracket(_KthLargestSearch):
         with self.lock:
             self.counts += counts
             for n, part in enumerate(self.parts):
-                kept = int(counts[n, 1])
+                count = int(counts[n, 1])
                 if (
                     self.low[n] != self.high[n]
                     and self.counts[n, 1] <= self.room
-                    and kept + 8 <= inside.shape[1]
+                    and count + 8 <= inside.shape[1]
                 ):
-                    part.append(inside[n, :kept].copy())
+                    part.append(inside[n, :count].copy())
                 else:
                     part.clear()
 
@@ -464,18 +472,20 @@ class _ByBracket(_KthLargestSearch):
         if self.fallback is not None:
             self.fallback.turn()
             if self.fallback.done:
-                self.finish([self.fallback.found[i] for i in self.chosen.tolist()])
+                self.finish([self.fallback.values_by_model[i] for i in self.chosen.tolist()])
         else:
-            found = [self._selected(n) for n in range(self.chosen.size)]
-            if None in found:
-                self.fallback = _ByHistogram(self.fact, self.known)
+            values = [self._selected(n) for n in range(self.chosen.size)]
+            if None in values:
+                self.fallback = _ByHistogram(self.fact, self.context)
             else:
-                self.finish([value for value in found if value is not None])
+                self.finish([value for value in values if value is not None])
 
     def _bracket(self, sample: np.ndarray, share: float) -> tuple[Any, Any]:
-        """Between which values of the sample (runs, elements) the kth largest lies: four standard deviations of its rank to both
-        sides, by the spread between the runs where that is larger, since rows of a tensor differ in size."""
-        # Sorting is vectorised in numpy; a partition of many equal values, usual in BF16 models, takes three times as long.
+        """Between which values of the sample (runs, elements) the kth largest lies: four standard deviations
+        of its rank to both sides, by the spread between the runs where that is larger, since rows of a tensor
+        differ in size."""
+        # Sorting is vectorised in numpy; a partition of many equal values, usual in BF16 models, takes three
+        # times as long.
         ordered = np.sort(sample, axis=None)
         above = (sample > ordered[max(0, sample.size - 1 - int(share * sample.size))]).mean(axis=1)
         deviation = max(
@@ -489,20 +499,20 @@ class _ByBracket(_KthLargestSearch):
         return low, high
 
     def _selected(self, n: int) -> float | None:
-        """The kth largest value, if it is in the bracket and all of that was kept."""
+        """Return the kth largest value, if it is in the bracket and all values in the bracket were kept."""
         above, inside = self.counts[n].tolist()
-        wanted = int(self.rank[n]) - above
-        if not 0 < wanted <= inside:
+        place = int(self.rank[n]) - above
+        if not 0 < place <= inside:
             return None
         if self.low[n] == self.high[n]:
             return float(self.low[n])
         if sum(part.size for part in self.parts[n]) < inside:
             return None
-        return float(np.sort(np.concatenate(self.parts[n]))[inside - wanted])
+        return float(np.sort(np.concatenate(self.parts[n]))[inside - place])
 
 
 def kernels(job: Job) -> set[FactKernel]:
-    """Describe the kernels that measuring a job needs."""
+    """Describe the kernels that measure a job."""
     assert job.merge is not None
     facts = [fact for level in job.merge.levels() for fact in level]
     sampled = [f for f in facts if isinstance(f, KthLargest) and _is_bracketed(f, job)]
@@ -527,7 +537,8 @@ def _exact_sum(parts: np.ndarray) -> float:
 
 
 def _square(models: int) -> np.ndarray:
-    """Which pair each entry of a symmetric matrix is, for the pairs (0, 0), (0, 1), ... (1, 1), ... of its upper half."""
+    """Which pair each entry of a symmetric matrix is, for the pairs (0, 0), (0, 1), ... (1, 1), ... of its
+    upper half."""
     places = np.zeros((models, models), np.int64)
     upper = np.triu_indices(models)
     places[upper] = np.arange(upper[0].size)
@@ -558,13 +569,13 @@ def _kernel(fact: MeasuredFact, job: Job, reduction: Reduction | None = None) ->
     return MeasureKernel(reduction, fact.of, models, of_deltas, kinds, real, fact.across)
 
 
-def _state(fact: MeasuredFact, known: KernelContext) -> _FactState:
+def _state(fact: MeasuredFact, context: KernelContext) -> _FactState:
     if isinstance(fact, Gram):
-        return _ByColumn(fact, known) if fact.over == "column" else _ByRow(fact, known)
+        return _ByColumn(fact, context) if fact.over == "column" else _ByRow(fact, context)
     if isinstance(fact, KthLargest):
-        if known.job.elements <= SMALL:
-            return _BySelection(fact, known)
-        return _ByBracket(fact, known) if _is_bracketed(fact, known.job) else _ByHistogram(fact, known)
+        if context.job.elements <= SMALL:
+            return _BySelection(fact, context)
+        return _ByBracket(fact, context) if _is_bracketed(fact, context.job) else _ByHistogram(fact, context)
     if isinstance(fact, Largest) or (isinstance(fact, Sum) and fact.over == "row"):
-        return _OfRows(fact, known)
-    return _ByLeaf(fact, known)
+        return _OfRows(fact, context)
+    return _ByLeaf(fact, context)

@@ -21,22 +21,28 @@ from alnico.threads import Crew, WorkItem
 
 
 def measure_tensors(plan: Plan, jobs: Sequence[Job], fact: MeasuredFact, too_large: str) -> dict[str, Any]:
-    """Return the value of ``fact`` for each tensor, by name. Each job has a base; the fact needs one pass, in any order of blocks.
+    """Return the value of ``fact`` for each tensor, by name. Each job has a base; the fact needs one pass, in
+    any order of blocks.
 
-    Errors: NonFiniteError naming tensor and index of a NaN or an infinity, or with the text ``too_large`` a tensor for which the fact is
-    beyond float64; those of reading.
+    Errors: NonFiniteError naming tensor and index of a NaN or an infinity, or with the text ``too_large`` a
+    tensor for which the fact is beyond float64; those of reading.
     """
     return _PlanMeasurement(plan, fact, too_large).all(jobs)
 
 
 def inner_products(plan: Plan) -> np.ndarray:
-    """Return the k x k inner products of a plan's k task vectors, float64 sums over every tensor that is merged.
+    """Return the k x k inner products of a plan's k task vectors, float64 sums over every tensor that is
+    merged.
 
-    For a plan of differences from one base: its sources are the base and k models. Errors: as for :func:`measure_tensors`.
+    For a plan of differences from one base: its sources are the base and k models. Errors: as for
+    :func:`measure_tensors`.
     """
     fetch_weights(plan)
     jobs = [job for job in plan.jobs if job.kind == "mix"]
-    too_large = "the length of a task vector is beyond float64; expected a finite number. Exclude the model that it belongs to."
+    too_large = (
+        "the length of a task vector is beyond float64; expected a finite number. Exclude the model that it "
+        "belongs to."
+    )
     products = measure_tensors(plan, jobs, Gram(), too_large)
     models = len(plan.sources) - 1
     stacked = np.array([products[job.name] for job in jobs]).reshape(-1, models, models)

@@ -35,7 +35,8 @@ from alnico.plan.job import Input, Job, Plan
 from alnico.threads import Crew, Stopped, WorkItem
 
 SHARED_CHUNKS = 8
-"""A tensor of at least so many chunks that is measured first is shared by all threads; a smaller one is made by one thread."""
+"""A tensor of at least so many chunks that is measured first is shared by all threads; a smaller one is made
+by one thread."""
 
 
 class _RunningJob:
@@ -50,7 +51,7 @@ class _RunningJob:
         if job.kind == "copy":
             self.inputs = [self.output]
         self.remaining = spans
-        self.known: dict[MeasuredFact, Any] = {}
+        self.facts: dict[MeasuredFact, Any] = {}
         self.mixer: Mixer | None = None
 
 
@@ -62,7 +63,8 @@ class Output(Protocol):
         ...
 
     def place(self, tensor: str, offset: int, size: int) -> np.ndarray | None:
-        """Return memory in which these bytes of a tensor can be computed before they are written; None if there is none."""
+        """Return memory in which these bytes of a tensor can be computed before they are written; None if
+        there is none."""
         ...
 
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
@@ -93,8 +95,8 @@ class RunRecorder(Protocol):
 class MergeRun:
     """The threads that make the tensors of a settled plan, from its sources into ``output``.
 
-    Tensors and facts in ``state`` are done already. Facts in ``cache`` are not measured again. ``spans`` chooses the chunks of a tensor
-    that are made; if they are not all, ``recorder`` must not want digests.
+    Tensors and facts in ``state`` are done already. Facts in ``cache`` are not measured again. ``spans``
+    chooses the chunks of a tensor that are made; if they are not all, ``recorder`` must not want digests.
     """
 
     def __init__(
@@ -126,8 +128,8 @@ class MergeRun:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
         self._crew.tell(Started(self.plan, len(self.records), done))
         self._compile()
-        one_thread = one_blas_thread() if any(job.kind == "matrix" for job in self.jobs) else nullcontext()
-        with one_thread, self._crew:
+        blas_threads = one_blas_thread() if any(job.kind == "matrix" for job in self.jobs) else nullcontext()
+        with blas_threads, self._crew:
             self._measure_model()
             calls: list[WorkItem] = []
             for job in self.jobs:
@@ -138,7 +140,7 @@ class MergeRun:
                 elif job.kind != "mix":
                     calls += [(self._copy_chunk, (state, span)) for span in spans]
                 elif job.merge is None or not job.merge.levels():
-                    state.mixer = Mixer(self._known(state), self.plan.sources)
+                    state.mixer = Mixer(self._context(state), self.plan.sources)
                     calls += [(self._mix_chunk, (state, span)) for span in spans]
                 elif self._crew.threads > 1 and len(spans) >= SHARED_CHUNKS:
                     self._shared(state, spans)
@@ -153,7 +155,7 @@ class MergeRun:
                 needed[rounding_kernel()] = None
             if job.kind == "mix":
                 needed |= dict.fromkeys([*measure.kernels(job), *row_ranks.kernels(job), mix_kernel(job)])
-        needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._unknown())
+        needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._missing_facts())
         if needed:
             self._crew.tell(Compiling(len(needed)))
         begin = time.perf_counter()
@@ -200,7 +202,8 @@ class MergeRun:
         self._parallel([(self._mix_chunk, (state, span)) for span in spans])
 
     def _alone(self, state: _RunningJob, spans: list[Span]) -> None:
-        """Make a tensor in one thread, while others make other tensors. A tensor of a single block is read once."""
+        """Make a tensor in one thread, while others make other tensors. A tensor of a single block is read
+        once."""
         everything = (0, state.job.elements)
         if len(spans) > 1 or state.job.elements > self.plan.memory.block_elements:
             self._measure(state, lambda facts: self._measure_chunks(state, facts, spans))
@@ -217,14 +220,15 @@ class MergeRun:
         one_pass: Callable[[measure.LevelMeasurement], None],
         held: Block | None = None,
     ) -> None:
-        """Measure all facts of a job, level by level and pass by pass, and make its mixer. ``held`` is the whole tensor, if it is in memory."""
+        """Measure all facts of a job, level by level and pass by pass, and make its mixer. ``held`` is the
+        whole tensor, if it is in memory."""
         assert state.job.merge is not None
         for level in state.job.merge.levels():
-            known = self._known(state)
-            cached = self.cache.of_tensor(level, known) if self.cache is not None else CachedFacts()
-            state.known |= cached.whole
-            known = dataclasses.replace(known, given=cached.given)
-            facts = measure.LevelMeasurement([fact for fact in level if fact not in cached.whole], known)
+            context = self._context(state)
+            cached = self.cache.of_tensor(level, context) if self.cache is not None else CachedFacts()
+            state.facts |= cached.whole
+            context = dataclasses.replace(context, given=cached.given)
+            facts = measure.LevelMeasurement([fact for fact in level if fact not in cached.whole], context)
             if facts.runs:
                 facts.sample(
                     _block_of(state.job, self._arena.read(state.job, self.plan.sources, *facts.runs))
@@ -239,12 +243,13 @@ class MergeRun:
             if not measure.are_finite(results):
                 self._refuse_measured(state.job)
             if self.cache is not None:
-                self.cache.keep(results, known)
-            state.known |= results
-        state.mixer = Mixer(self._known(state), self.plan.sources)
+                self.cache.keep(results, context)
+            state.facts |= results
+        state.mixer = Mixer(self._context(state), self.plan.sources)
 
     def _refuse_measured(self, job: Job) -> None:
-        """Refuse a tensor whose facts are not finite. Errors: NonFiniteError, naming the first NaN or infinity if an input has one."""
+        """Refuse a tensor whose facts are not finite. Errors: NonFiniteError, naming the first NaN or
+        infinity if an input has one."""
         for start, stop in blocks((0, job.elements), self.plan.memory.block_elements):
             refuse_inputs(job, self.plan.sources, start, self._block(job, (start, stop), 0)[0])
         raise NonFiniteError(
@@ -252,11 +257,11 @@ class MergeRun:
             f"{job.real}; expected finite sums. Divide the tensor by a number in all models, or leave it out with a filter."
         )
 
-    def _known(self, state: _RunningJob) -> KernelContext:
+    def _context(self, state: _RunningJob) -> KernelContext:
         before = {fact.fact: self.of_model[fact] for fact in measure.of_model(state.job)}
-        return KernelContext(state.job, self.plan.recipe.seed, before | state.known)
+        return KernelContext(state.job, self.plan.recipe.seed, before | state.facts)
 
-    def _unknown(self) -> list[tuple[int, measure.OverModel, list[Job]]]:
+    def _missing_facts(self) -> list[tuple[int, measure.OverModel, list[Job]]]:
         """The facts of the whole model that must still be measured, numbered in the order of the plan."""
         facts = enumerate(measure.over_model(self.plan.jobs).items())
         missing = {job.name for job in self.jobs}
@@ -268,7 +273,7 @@ class MergeRun:
 
     def _measure_model(self) -> None:
         """Measure the facts of the whole model, one after the other, pass by pass over all its tensors."""
-        for number, fact, jobs in self._unknown():
+        for number, fact, jobs in self._missing_facts():
             self._crew.tell(Measuring(len(jobs)))
             measurement = measure.ModelMeasurement(
                 fact, jobs, self.cache.of_model(fact, jobs) if self.cache is not None else {}
@@ -384,9 +389,12 @@ class MergeRun:
         width = max(job.width, 1)
         index = (start + int(np.flatnonzero(first != view)[0])) // width
         place = [int(i) for i in np.unravel_index(index, job.shape)] if job.shape else []
-        one, other = self.plan.sources[job.inputs[0].model].label, self.plan.sources[tensor.model].label
+        first_label, label = (
+            self.plan.sources[job.inputs[0].model].label,
+            self.plan.sources[tensor.model].label,
+        )
         raise MismatchError(
-            f"{job.name}{place or ''}: {one} and {other} differ; tensors of {job.dtype} are copied and must be equal. "
+            f"{job.name}{place or ''}: {first_label} and {label} differ; tensors of {job.dtype} are copied and must be equal. "
             "Use models that agree on it."
         )
 
@@ -413,7 +421,8 @@ class MergeRun:
         self._crew.tell(TensorDone(job.name, record.digest))
 
     def _block(self, job: Job, span: Span, out_elements: int) -> tuple[Block, np.ndarray]:
-        """Read the inputs of a span, with ranks if the job uses them. The second value is memory for ``out_elements`` of output."""
+        """Read the inputs of a span, with ranks if the job uses them. The second value is memory for
+        ``out_elements`` of output."""
         ranked = job.merge is not None and job.merge.uses_ranks
         rows = row_ranks.whole_rows(job, span) if ranked else span
         *views, out = self._arena.read(job, self.plan.sources, rows, out_bytes=out_elements * job.width)

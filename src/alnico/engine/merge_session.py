@@ -1,8 +1,9 @@
-"""Merges many recipes in memory over the same open models, and reuses what does not change between them.
+"""Merges many recipes in memory over the same open models, and reuses what does not change.
 
-Models stay in memory (:mod:`alnico.checkpoint.resident_model`), facts are measured once (:mod:`alnico.engine.fact_cache`), a result reuses
-the arrays of the previous one if it has the same layout, and nothing is hashed. Kernels and order of arithmetic are those of
-:func:`alnico.engine.run.run_plan`, and so are the bits.
+Models stay in memory (:mod:`alnico.checkpoint.resident_model`), facts are measured once
+(:mod:`alnico.engine.fact_cache`), a result reuses the arrays of the previous one if it has the same layout,
+and nothing is hashed. Kernels and order of arithmetic are those of :func:`alnico.engine.run.run_plan`, and so
+are the bits.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ TensorLayout = tuple[tuple[str, str, tuple[int, ...]], ...]
 class Resident:
     """Models that are merged many times. Close it, or use it in ``with``. It runs one merge at a time.
 
-    ``open_source`` opens the model of a reference when a recipe first names it. ``run.memory_bytes`` is the budget for the work of a merge
-    and for everything that is computed from models and kept; mapped files and the result do not count. ``caller`` has the words in which
-    unrelated models are refused.
+    ``open_source`` opens the model of a reference when a recipe first names it. ``run.memory_bytes`` is the
+    budget for the work of a merge and for everything that is computed from models and kept; mapped files and
+    the result do not count. ``caller`` has the words in which unrelated models are refused.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class Resident:
     def merge(self, plan: Plan) -> Mapping[str, np.ndarray]:
         """Carry out a plan of :meth:`plan` and return its tensors' bytes by name.
 
-        If names, dtypes and shapes are those of the previous merge, they are its arrays with new values. Whether models come from one base
-        is checked when they are first merged. Errors: as for :func:`alnico.engine.run.run_plan`; the arrays then hold a partial result.
+        If names, dtypes and shapes are those of the previous merge, they are its arrays with new values.
+        Whether models come from one base is checked when they are first merged. Errors: as for
+        :func:`alnico.engine.run.run_plan`; the arrays then hold a partial result.
         """
         fetch_weights(plan)
         self._check_relatedness(plan)
@@ -115,7 +117,8 @@ class Resident:
         return self.arrays
 
     def _refuse_copy(self, job: Job, plan: Plan) -> None:
-        """Refuse a copied NaN or infinity, as the result may be scored. Errors: NonFiniteError, naming tensor and index."""
+        """Refuse a copied NaN or infinity, as the result may be scored. Errors: NonFiniteError, naming tensor
+        and index."""
         tensor = job.inputs[0]
         if tensor.dtype not in MERGEABLE or not job.elements:
             return
@@ -124,7 +127,8 @@ class Resident:
             refuse_tensor(tensor, plan.sources[tensor.model].label, job.shape, start, raw)
 
     def follow(self, tensor: str, arrays: Iterable[np.ndarray]) -> None:
-        """Update flat float32 arrays with the values of an output tensor at each merge, until the layout changes."""
+        """Update flat float32 arrays with the values of an output tensor at each merge, until the layout
+        changes."""
         dtype = next(dtype for name, dtype, _ in self.layout if name == tensor)
         self._followers.setdefault(tensor, []).extend(Follower(values, dtype) for values in arrays)
 

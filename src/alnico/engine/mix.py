@@ -29,18 +29,19 @@ def mix_kernel(job: Job) -> MixKernel:
 class Mixer:
     """Mixes the blocks of one job with measured facts. Safe for threads."""
 
-    def __init__(self, known: KernelContext, sources: Sequence[Source]) -> None:
-        job = self.job = known.job
+    def __init__(self, context: KernelContext, sources: Sequence[Source]) -> None:
+        job = self.job = context.job
         assert job.merge is not None
         self.sources = sources
         self.run = compile_kernel(mix_kernel(job))
         codes, self.base_code = codes_of(job)
         self.codes = np.concatenate([codes, np.array([CODES[i.dtype] for i in job.sides], np.int64)])
-        self.arguments = known.flat(job.merge.arguments)
-        self.keeps_equal = keeps_equal(job, known)
+        self.arguments = context.flat(job.merge.arguments)
+        self.keeps_equal = keeps_equal(job, context)
 
     def __call__(self, start: int, block: Block, out: np.ndarray) -> None:
-        """Fill ``out`` from a block that begins at element ``start``. Errors: NonFiniteError, naming tensor and index."""
+        """Fill ``out`` from a block that begins at element ``start``. Errors: NonFiniteError, naming tensor
+        and index."""
         arguments = in_place(self.arguments, block.ranks)
         dtypes = (self.base_code, out, CODES[self.job.dtype])
         bad = self.run(
@@ -55,7 +56,8 @@ class Mixer:
 
 
 def refuse_output(job: Job, start: int, out: np.ndarray) -> None:
-    """Name the first NaN or infinity in the output of a merge from element ``start`` on. Errors: NonFiniteError."""
+    """Name the first NaN or infinity in the output of a merge from element ``start`` on. Errors:
+    NonFiniteError."""
     place, value = _first_bad(out, job.dtype) or (0, "a value that is not finite")
     raise NonFiniteError(
         f"{job.name}{_index(start + place, job.shape)}: the merge gives {value} in {job.dtype}; expected a finite "
@@ -64,7 +66,8 @@ def refuse_output(job: Job, start: int, out: np.ndarray) -> None:
 
 
 def refuse_inputs(job: Job, sources: Sequence[Source], start: int, block: Block) -> None:
-    """Name the first NaN or infinity in a block that begins at element ``start``, if there is one. Errors: NonFiniteError."""
+    """Name the first NaN or infinity in a block that begins at element ``start``, if there is one. Errors:
+    NonFiniteError."""
     inputs: list[tuple[Input, np.ndarray]] = list(zip((*job.inputs, *job.sides), block.raws, strict=True))
     if job.base is not None:
         inputs.append((job.base, block.base))
@@ -77,7 +80,7 @@ def refuse_tensor(tensor: Input, label: str, shape: tuple[int, ...], start: int,
     if (first := _first_bad(raw, tensor.dtype)) is not None:
         raise NonFiniteError(
             f"{tensor.name}{_index(start + first[0], shape)}: {label} has {first[1]}; "
-            "expected finite numbers. Mend or leave out this model."
+            "expected finite numbers. Repair or exclude this model."
         )
 
 

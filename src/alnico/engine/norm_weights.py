@@ -1,4 +1,4 @@
-"""Measures the norms of task vectors that weights are derived from, before the first tensor is merged."""
+"""Measures the norms of task vectors from which weights are derived, before anything is merged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def square(x: float) -> float:
 
 
 SQUARES = Sum(square)
-TOO_LARGE = "the L2 norm of a task vector is beyond float64; expected a finite number. Leave the model out, or give weights."
+TOO_LARGE = (
+    "the L2 norm of a task vector is beyond float64; expected a finite number. Leave the model out, or give "
+    "weights."
+)
 
 
 def measure_norm_weights(
@@ -33,11 +36,13 @@ def measure_norm_weights(
     watch: Watcher | None = None,
     note: Callable[[Mapping[int, Norms]], None] | None = None,
 ) -> Plan:
-    """Return the settled plan: with the weights that are derived from norms. ``known`` are norms that an interrupted run has measured, by
-    the position of their group in ``plan.norm_weight_groups``; ``note`` gets the others.
+    """Return the settled plan: with the weights that are derived from norms. ``known`` are norms that an
+    interrupted run has measured, by the position of their group in ``plan.norm_weight_groups``; ``note`` gets
+    the others.
 
-    Sums are in float64 over fixed leaves and then exact, so threads and blocks do not change them.
-    Errors: MismatchError for a model at distance 0 where it cannot be, MethodError, NonFiniteError, and those of reading.
+    Sums are in float64 over fixed leaves and then exact, so threads and blocks do not change them. Errors:
+    MismatchError for a model at distance 0 where it cannot be, MethodError, NonFiniteError, and those of
+    reading.
     """
     norms = dict(known)
     missing = {i: w for i, w in enumerate(plan.norm_weight_groups) if w.norms is None and i not in norms}
@@ -56,8 +61,8 @@ def measure_norm_weights(
 
 @dataclass(frozen=True)
 class NormWeights:
-    """The weights of models: ``norms`` and ``weights`` have a row for each of ``places`` (layers or tensors) with one number per model. For
-    weights of whole models, the one place is ''."""
+    """The weights of models: ``norms`` and ``weights`` have a row for each of ``places`` (layers or tensors)
+    with one number per model. For weights of whole models, the one place is ''."""
 
     setting: NormWeight
     base: str
@@ -81,7 +86,8 @@ class NormWeights:
 
 
 def compute_norm_weights(plan: Plan) -> NormWeights:
-    """Measure the norms of a plan and return the weights, without merging. Errors: MethodError if no weight depends on norms; those of :func:`measure_norm_weights`."""
+    """Measure the norms of a plan and return the weights, without merging. Errors: MethodError if no weight
+    depends on norms; those of :func:`measure_norm_weights`."""
     if not plan.norm_weight_groups:
         raise MethodError(
             "weights: nothing depends on them; expected two models or more, with tensors to merge, and a scale other than 0."

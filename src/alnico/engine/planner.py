@@ -31,7 +31,8 @@ NO_STAGES: Mapping[str, str | Source] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans recipes: opens their models, checks signatures where ``signed`` asks for it, and lays out the output."""
+    """Plans recipes: opens their models, checks signatures where ``signed`` asks for it, and lays out the
+    output."""
 
     run: RunOptions = DEFAULT_RUN
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
@@ -45,7 +46,8 @@ class Planner:
     ) -> Plan:
         """Plan a recipe. ``stages`` maps names of stages to their paths, or to what they will be.
 
-        Errors: as for :func:`alnico.plan.build.build_plan`; VerificationError and UncheckedError for signatures.
+        Errors: as for :func:`alnico.plan.build.build_plan`; VerificationError and UncheckedError for
+        signatures.
         """
 
         def open_source(reference: str) -> Source:
@@ -73,7 +75,8 @@ class Planner:
         return plan
 
     def _check_other_inputs(self, signed: SignedInputs, plan: Plan) -> None:
-        """Check the signatures of inputs that are not models: statistics, and analyses that weights come from."""
+        """Check the signatures of inputs that are not models: statistics, and analyses that weights come
+        from."""
         for source in plan.sources:
             if isinstance(source, StatisticsSource) and source.label not in self._checked:
                 signed.check(source)

@@ -1,8 +1,9 @@
-"""A short look at the models before they are merged: were they tuned from one base?
+"""Checks by sampled tensors, before a merge, that the models were tuned from one base.
 
-A merge means something where parameters mean the same in all models: in models tuned from one base. Tensors of such models
-are nearly parallel; those of models trained from other starts are as good as orthogonal, and so are those of a model whose
-neurons were put in another order. A sample of the large tensors tells them apart without reading the models.
+A merge works only if parameters have the same meaning in all models, as in models tuned from one base.
+Tensors of such models are nearly parallel. Those of models trained from different starts are nearly
+orthogonal, and so are those of a model whose neurons were permuted. A sample of the large tensors shows the
+difference without reading the models.
 """
 
 from __future__ import annotations
@@ -24,54 +25,56 @@ from alnico.plan.job import Plan
 Relation = Literal["equal", "tuned", "far", "unrelated"]
 
 TENSORS = 32
-"""Most tensors that are looked at before a merge, spread over the model."""
+"""Most tensors that are sampled before a merge, spread over the model."""
 
 SAMPLE = 16_384
-"""Elements of a tensor that are looked at, in its middle: 64 KiB of float32."""
+"""Elements that are sampled from the middle of a tensor: 64 KiB of float32."""
 
 LARGE = 4_096
-"""Least elements of a tensor whose cosine tells something: that of independent tensors then stays within 0.1 by six standard
-deviations."""
+"""Fewest elements of a tensor whose cosine is significant: 0.1 is then six standard deviations of the cosine
+of independent tensors."""
 
 LEAST_TENSORS = 4
-"""Fewer large tensors than this are not judged, but for networks in memory (:data:`SMALL`)."""
+"""Models with fewer large tensors are not judged, except networks in memory (:data:`SMALL`)."""
 
 SMALL = 64
-"""Least elements of a matrix that is looked at where networks in memory have fewer large ones than that."""
+"""Fewest elements of a sampled matrix, for networks in memory with fewer large ones."""
 
 LEAST_ELEMENTS = 4_096
-"""Elements that all these matrices, two at least, must have together to be judged: networks of 784, 128 and 10 units have more."""
+"""Fewest elements of all these matrices together, two at least, to be judged: networks of 784, 128 and 10
+units have more."""
 
 DEVIATIONS = 3.0
-"""Standard deviations of the cosine of independent matrices, 1/sqrt(elements), within which a small matrix is uncorrelated."""
+"""Standard deviations of the cosine of independent matrices, 1/sqrt(elements), within which a small matrix is
+uncorrelated."""
 
 UNCORRELATED = 0.1
-"""Cosine below which two tensors have nothing to do with one another. Measured (docs/decisions/0005): 0.05 at most between Llamas
-trained from different seeds on the same text; 0.88 at least after as many steps of training again as the model had; 0.9996 at
-least between all-MiniLM-L6-v2 and its fine-tune."""
+"""Cosine below which two tensors are uncorrelated. Measured (docs/decisions/0005): 0.05 at most between
+Llamas trained from different seeds on the same text; 0.88 at least after as many steps of training again as
+the model had; 0.9996 at least between all-MiniLM-L6-v2 and its fine-tune."""
 
 NEARLY_ALL = 0.9
-"""Share of the large tensors that are uncorrelated in models of different origin. An embedding of new tokens, a new head or
-adapters that were not merged leave the others as they are."""
+"""Share of the large tensors that are uncorrelated in models of different origin. A new embedding, a new head
+or unmerged adapters do not change the other tensors."""
 
 FAR = 0.7
-"""Cosine of all that is looked at below which a model is far from the other: it was trained on for long."""
+"""Cosine of the whole sample below which a model is far from the other: it was trained much further."""
 
 LENGTHS = (2 / 3, 3 / 2)
-"""Between which the length of a model relative to the other's is usual; beyond, it was scaled."""
+"""Usual lengths of a model relative to the other; outside of them, it was scaled."""
 
 NEAR_DUPLICATE = 0.1
-"""Two task vectors that differ by less than this share of their length are as good as one."""
+"""Two task vectors that differ by less than this share of their length are near duplicates."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks for a merge: the words that allow unrelated models there, and whether small networks are judged, too."""
+    """The words in which a caller allows unrelated models, and whether it also judges small networks."""
 
     allow: str
     judges_small: bool = False
     report: str = ""
-    """What shows how far the models are from one another, for the advice."""
+    """Advice on how to see the distances between models."""
 
 
 IN_A_RECIPE = Caller(
@@ -86,7 +89,7 @@ PYTHON_OR_COMMAND = Caller(
 
 @dataclass(frozen=True)
 class Likeness:
-    """How a model lies to another, by what was looked at: ``change`` is |model - other| / |other|.
+    """How similar a model is to another, by sampled tensors: ``change`` is |model - other| / |other|.
 
     ``elements_differ`` counts what is not equal; ``cosines`` are those of the large tensors.
     """
@@ -101,22 +104,23 @@ class Likeness:
     """|model| / |other|"""
     cosines: Mapping[str, float] = field(repr=False)
     sizes: Mapping[str, int] = field(repr=False)
-    """Elements that were looked at of the tensors with a cosine."""
+    """Sampled elements of the tensors with a cosine."""
     least: int
-    """Elements that a matrix needed to have one."""
+    """Fewest elements of a matrix with a cosine."""
 
     @property
     def uncorrelated(self) -> dict[str, float]:
-        """The tensors that have nothing to do with the other model's, with their cosines."""
+        """The tensors that are uncorrelated with the other model's, with their cosines."""
         return {name: c for name, c in self.cosines.items() if c < self._bound(name)}
 
     def _bound(self, name: str) -> float:
-        """The cosine below which a tensor is uncorrelated: that of a small one is far from 0 by chance."""
+        """The cosine below which a tensor is uncorrelated. Cosines of small tensors are larger by chance."""
         return max(UNCORRELATED, DEVIATIONS / math.sqrt(self.sizes[name]))
 
     @property
     def is_judged(self) -> bool:
-        """Was enough looked at? Four large matrices; where small ones count, two with elements enough together."""
+        """Is the sample large enough? It needs four large matrices; if small ones count, two with enough
+        elements together."""
         if self.least < LARGE:
             return len(self.cosines) > 1 and sum(self.sizes.values()) >= LEAST_ELEMENTS
         return len(self.cosines) >= LEAST_TENSORS
@@ -133,14 +137,15 @@ class Likeness:
 
 @dataclass(frozen=True)
 class SampledTensor:
-    """A tensor to look at: its name in each source, by position; the first is what the others are compared with."""
+    """A tensor to sample, and the positions of the sources that have it; the others are compared with the
+    first."""
 
     name: str
     models: tuple[int, ...]
 
 
 class _SampleSums:
-    """Sums over what two models hold at the same places, and the delta of one from the other."""
+    """Sums over the sampled elements of one model and its difference from another."""
 
     def __init__(self, least: int) -> None:
         self.least = least
@@ -178,12 +183,13 @@ class _SampleSums:
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    # Not a @ b: BLAS sends so short a sum to all threads, which on a busy machine took 30 to 600 ms instead of 3.
+    # Not a @ b: BLAS sends even a short sum to all threads, which took 30 to 600 ms instead of 3 on a busy
+    # machine.
     return float(np.einsum("i,i->", a, b))
 
 
 def _cosine(of_other: float, product: float, of_delta: float) -> float:
-    """The cosine of x and x + d from |x|^2, x d and |d|^2; 1 where one of them is 0."""
+    """Return the cosine of x and x + d from |x|^2, x d and |d|^2; 1 if one of them is 0."""
     length = of_other + 2 * product + of_delta
     return (
         min(max((of_other + product) / (of_other * length) ** 0.5, -1.0), 1.0)
@@ -194,10 +200,10 @@ def _cosine(of_other: float, product: float, of_delta: float) -> float:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """How models lie to one another.
+    """How similar models are to one another.
 
-    ``likenesses`` are those of models to what they are compared with. ``duplicates`` are pairs that are nearly one model: two
-    models, what they are compared with, and by what share of their way from it they differ.
+    ``likenesses`` compare models with a common reference. ``duplicates`` are pairs of nearly equal models:
+    two models, their reference, and their distance as a share of their distance from it.
     """
 
     likenesses: tuple[Likeness, ...]
@@ -207,7 +213,7 @@ class ModelComparison:
 def compare_models(
     sources: Sequence[Source], places: Iterable[SampledTensor], least: int = LARGE
 ) -> ModelComparison:
-    """Read a sample of tensors and say how the models lie to one another. The same reads every time, in order.
+    """Read a sample of tensors and compare the models. The reads are the same every time, in order.
 
     Matrices of ``least`` elements or more have a cosine.
 
@@ -226,18 +232,18 @@ def compare_models(
             tallies.setdefault((place.models[0], model), _SampleSums(least)).add(
                 place.name, first, delta, is_large
             )
-        for (a, one), (b, other) in combinations(zip(place.models[1:], deltas, strict=True), 2):
+        for (a, delta), (b, other) in combinations(zip(place.models[1:], deltas, strict=True), 2):
             sums = apart.setdefault((a, b, place.models[0]), [0.0, 0.0])
-            sums[0] += _dot(one - other, one - other)
-            sums[1] += max(_dot(one, one), _dot(other, other))
+            sums[0] += _dot(delta - other, delta - other)
+            sums[1] += max(_dot(delta, delta), _dot(other, other))
     likenesses = [
         tally.likeness(sources[model].label, sources[other].label)
         for (other, model), tally in tallies.items()
     ]
     near = [
-        (three, (d / way) ** 0.5)
-        for three, (d, way) in apart.items()
-        if way > 0 and d <= NEAR_DUPLICATE**2 * way
+        (triple, (difference / length) ** 0.5)
+        for triple, (difference, length) in apart.items()
+        if length > 0 and difference <= NEAR_DUPLICATE**2 * length
     ]
     labels = [s.label for s in sources]
     return ModelComparison(
@@ -247,12 +253,12 @@ def compare_models(
 
 
 def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
-    """Look at the models of a plan; gives it back with notes on those of which there is something to say.
+    """Compare the models of a plan by a sample, and return the plan with notes about them.
 
-    Only values that are mixed are looked at: copies and layers put together from several models are as the recipe wants them.
-    Networks in memory are often small: where a ``caller`` has fewer than four large matrices and ``judges_small``, small ones count.
-    Errors: MismatchError for models that were not tuned from one base, unless the recipe says ``unrelated: allow``. The advice is in
-    the words of the ``caller``.
+    Only values that are mixed are compared: copies and layers from several models are what the recipe
+    requests. Networks in memory are often small: where a ``caller`` has fewer than four large matrices and
+    ``judges_small``, small ones count. Errors: MismatchError for models that were not tuned from one base,
+    unless the recipe says ``unrelated: allow``. The advice is in the words of the ``caller``.
     """
     places = {}
     for job in plan.jobs:
@@ -277,39 +283,39 @@ def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
 
 
 def relatedness_notes(comparison: ModelComparison, with_base: bool) -> list[str]:
-    """What is worth a line: models that are equal, nearly equal, far from the other, or not related."""
-    said = []
+    """List notes about models that are equal, nearly equal, far from the other, or unrelated."""
+    lines = []
     for x in comparison.likenesses:
-        looked = f"{x.tensors} tensors that were looked at"
+        sampled = f"{x.tensors} sampled tensors"
         if x.verdict == "equal":
-            end = "there is nothing to merge from it" if with_base else "they are one model, taken as two"
-            said.append(f"{x.model} equals {x.other} in all {looked}; {end}.")
+            end = "there is nothing to merge from it" if with_base else "they are one model, counted twice"
+            lines.append(f"{x.model} equals {x.other} in all {sampled}; {end}.")
         elif x.verdict == "unrelated":
-            said.append(
+            lines.append(
                 f"{x.model} and {x.other} were not tuned from one base (cosine {x.cosine:.2f}); unrelated: allow merges them."
             )
         elif x.verdict == "far":
-            said.append(
-                f"{x.model} is far from {x.other}: cosine {x.cosine:.2f}, {x.length:.2f} times as long, in {looked}; "
+            lines.append(
+                f"{x.model} is far from {x.other}: cosine {x.cosine:.2f}, {x.length:.2f} times as long, in {sampled}; "
                 "fine-tunes are nearly parallel. Make sure that they belong together."
             )
         elif x.uncorrelated:
-            said.append(
-                f"{x.model}: {len(x.uncorrelated)} of {len(x.cosines)} matrices that were looked at have nothing to do with those of "
-                f"{x.other}: {_list_tensors(x.uncorrelated)}. They were made anew; leave them out with a filter if that is not meant."
+            lines.append(
+                f"{x.model}: {len(x.uncorrelated)} of {len(x.cosines)} sampled matrices are uncorrelated with those of "
+                f"{x.other}: {_list_tensors(x.uncorrelated)}. They were trained from scratch; exclude them with a filter if that is not intended."
             )
     for a, b, other, share in comparison.duplicates:
         how = (
-            "are equal where they were looked at"
+            "are equal in all sampled tensors"
             if share == 0
-            else f"are nearly one model: {share:.1%} of their way from {other} apart"
+            else f"are nearly one model: they differ by {share:.1%} of their distance from {other}"
         )
-        said.append(f"{a} and {b} {how}; together they count twice.")
-    return said
+        lines.append(f"{a} and {b} {how}; together they count twice.")
+    return lines
 
 
 def is_matrix(tensor: Tensor, least: int = LARGE) -> bool:
-    """Has a tensor two dimensions or more, and elements enough for its cosine to say something?"""
+    """Has a tensor two dimensions or more, and enough elements for a significant cosine?"""
     return sum(n > 1 for n in tensor.shape) > 1 and tensor.elements >= least
 
 
@@ -318,14 +324,14 @@ def _first(plan: Plan, place: SampledTensor) -> Tensor:
 
 
 def pick_evenly(places: Sequence[SampledTensor], count: int) -> list[SampledTensor]:
-    """``count`` of them, evenly spread, the first and the last among them."""
+    """Return ``count`` places, evenly spread, with the first and the last."""
     if len(places) <= count:
         return list(places)
     return [places[i * (len(places) - 1) // (count - 1)] for i in range(count)]
 
 
 def _read(source: Source, name: str) -> np.ndarray:
-    """The elements in the middle of a tensor, as float64."""
+    """Read the elements in the middle of a tensor, as float64."""
     tensor = source.tensors[name]
     width, count = DTYPES[tensor.dtype].bytes, min(tensor.elements, SAMPLE)
     raw = np.empty(count * width, np.uint8)
@@ -335,9 +341,9 @@ def _read(source: Source, name: str) -> np.ndarray:
 
 def _refusal(x: Likeness, caller: Caller) -> str:
     return (
-        f"{x.model} and {x.other} were not tuned from one base: {len(x.uncorrelated)} of {len(x.cosines)} matrices that were looked at "
-        f"have nothing to do with one another: {_list_tensors(x.uncorrelated)}; expected cosines near 1, as between fine-tunes. The same "
-        f"parameter does not mean the same in both, and a merge of them works like neither. Use models tuned from one base"
+        f"{x.model} and {x.other} were not tuned from one base: {len(x.uncorrelated)} of {len(x.cosines)} sampled matrices "
+        f"are uncorrelated: {_list_tensors(x.uncorrelated)}; expected cosines near 1, as between fine-tunes. The same "
+        f"parameter does not mean the same in both, so a merge of them works like neither. Use models tuned from one base"
         f"{caller.report}, or {caller.allow}."
     )
 

@@ -27,7 +27,8 @@ def whole_rows(job: Job, span: Span) -> Span:
 
 
 def ranks(job: Job, rows: Span, raws: Sequence[np.ndarray], base: np.ndarray, span: Span) -> np.ndarray:
-    """Rank elements in their rows: float32 (models, elements of ``span``). The inputs are the raw bytes of ``rows``."""
+    """Rank elements in their rows: float32 (models, elements of ``span``). The inputs are the raw bytes of
+    ``rows``."""
     real, row = job.real, job.row
     count = rows[1] - rows[0]
     magnitudes = np.empty((len(raws), count), real)

@@ -1,4 +1,4 @@
-"""Carries out a plan: merges into an unfinished output, checks it, and publishes it under its name."""
+"""Carries out a plan: merges into an unfinished output, checks it, and gives it its name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ from alnico.threads import Abandoned
 
 @dataclass(frozen=True)
 class MergeResult:
-    """A finished merge. ``resumed`` tensors come from an interrupted run; ``digests`` maps tensors to their hash.
+    """A finished merge. ``resumed`` tensors come from an interrupted run; ``digests`` maps tensors to their
+    hash.
 
     ``compile_seconds`` of ``seconds`` went to compiling kernels, or to loading those of an earlier run.
     """
@@ -69,10 +70,10 @@ def run_plan(
 ) -> MergeResult:
     """Carry out a plan. When this returns, ``out`` is the complete and checked output.
 
-    An interrupted merge of the same plan is resumed; ``restart`` discards it. ``watch`` gets events from any thread, one at a time.
-    ``mark`` is a file that records which output was made (:func:`alnico.output.staging.is_published`). ``caller`` has the words in
-    which unrelated models are refused.
-    Errors: see ``errors``. A wrong input removes the unfinished output, everything else keeps it.
+    An interrupted merge of the same plan is resumed; ``restart`` discards it. ``watch`` gets events from any
+    thread, one at a time. ``mark`` is a file that records which output was made
+    (:func:`alnico.output.staging.is_published`). ``caller`` has the words in which unrelated models are
+    refused. Errors: see ``errors``. A wrong input removes the unfinished output, everything else keeps it.
     """
     begin = time.perf_counter()
     out = Path(out)

@@ -20,8 +20,8 @@ MOST_ELEMENTS = 1 << 26
 
 @dataclass(frozen=True)
 class SortedValues:
-    """The sorted values of (n,) elements. ``upto`` counts the elements up to each of the distinct ``values``; it is None if there are few
-    duplicates, and ``values`` then holds all elements."""
+    """The sorted values of (n,) elements. ``upto`` counts the elements up to each of the distinct ``values``;
+    it is None if there are few duplicates, and ``values`` then holds all elements."""
 
     values: np.ndarray
     upto: np.ndarray | None
@@ -40,15 +40,17 @@ class SortedValues:
 
 
 def sort_values(
-    fact: KthLargest, model: int, known: KernelContext, raws: Sequence[np.ndarray], base: np.ndarray | None
+    fact: KthLargest, model: int, context: KernelContext, raws: Sequence[np.ndarray], base: np.ndarray | None
 ) -> SortedValues:
-    """Sort the values that ``fact`` compares in one model's tensor. ``raws`` are the bytes of all inputs of the job.
+    """Sort the values that ``fact`` compares in one model's tensor. ``raws`` are the bytes of all inputs of
+    the job.
 
-    Task vectors of 16-bit models have few distinct values, some thousands in a tensor of millions; each is kept once.
+    Task vectors of 16-bit models have few distinct values, some thousands in a tensor of millions; each is
+    kept once.
     """
-    job = known.job
+    job = context.job
     codes, base_code = codes_of(job)
-    buffer = np.empty((1, job.elements), known.real)
+    buffer = np.empty((1, job.elements), context.real)
     chosen: Any = np.array([model], np.int64)
     compile_kernel(values_kernel(fact, job))(
         tuple(raws), codes, NOTHING if base is None else base, base_code, 0, chosen, buffer

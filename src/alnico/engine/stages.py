@@ -1,4 +1,4 @@
-"""Runs all merges of one file: intermediate stages into a folder next to the output, the others into it."""
+"""Runs all merges of one recipe file: stages into a folder next to the output, the others into it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ WORK = ".alnico-stages"
 """The suffix of the folder of stages, next to the output."""
 
 PlanStage = Callable[[Recipe, Mapping[str, Any], str | None], Plan]
-"""Makes the plan of a recipe, given what stands for the names of stages (a path, or a model that is planned), and the name of the
-one output file."""
+"""Plans a recipe. Arguments: the recipe, the outputs of stages by name (a path or a planned model), and the
+name of the one output file."""
 
 
 def plan_stages(
     stages: Sequence[Stage], planner: PlanStage, single_file: str | None = None
 ) -> tuple[Plan, ...]:
-    """Plan all merges of a file from headers alone; a stage that takes another's output sees what that will be.
+    """Plan all merges of a file from headers alone; a stage that takes another's output sees what that will
+    be.
 
     Errors: as for one plan. The sources of all plans are open.
     """
@@ -77,16 +78,20 @@ def run_stages(
     restart: bool = False,
     watch: Watcher | None = None,
 ) -> tuple[MergeResult, ...]:
-    """Run all merges of a file; returns the results of those whose output is kept and that were not finished before, in order.
+    """Run all merges of a file. Returns results, in order, without those of stages and of merges that were
+    finished before.
 
-    The one output goes to ``out``, several to ``out/<label>``. Everything is planned before anything is run. What is finished is
-    not done again when the same command is given again: it is told by the plan's fingerprint, kept beside it. Errors: see ``errors``.
+    A single output goes to ``out``, several to ``out/<label>``. Everything is planned before anything runs.
+    If the same command runs again, finished merges are recognised by the fingerprint of their plan and
+    skipped. Errors: see ``errors``.
     """
-    kept = [stage for stage in stages if not stage.is_intermediate]
+    final = [stage for stage in stages if not stage.is_intermediate]
     single = out.name if out.suffix == ".safetensors" else None
-    if single is not None and len(kept) > 1:
-        raise RecipeError(f"{out}: one file cannot hold the outputs of {len(kept)} merges. Give a directory.")
-    targets = {s.label: out if len(kept) == 1 else out / s.label for s in kept}
+    if single is not None and len(final) > 1:
+        raise RecipeError(
+            f"{out}: one file cannot hold the outputs of {len(final)} merges. Give a directory."
+        )
+    targets = {s.label: out if len(final) == 1 else out / s.label for s in final}
     work = out.parent / f".{out.name}{WORK}"
     for target in targets.values():
         check_publishable(target)
@@ -94,7 +99,7 @@ def run_stages(
     for stage in stages:
         check_twin(targets.get(stage.label, work / stage.label), PART + "-gone")
     planned = plan_stages(stages, planner, single)
-    made: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     plans: dict[str, Plan] = {}
     results = []
     try:
@@ -109,7 +114,7 @@ def run_stages(
         with Hold(work, out) as held:
             for stage in stages:
                 target = targets.get(stage.label, work / stage.label)
-                plan = planner(stage.recipe, made, single if not stage.is_intermediate else None)
+                plan = planner(stage.recipe, outputs, single if not stage.is_intermediate else None)
                 plans[stage.label] = plan
                 plan = _with_stages(plan, stage, stages, plans)
                 mark = work / f"{stage.label}.json"
@@ -117,7 +122,7 @@ def run_stages(
                     result = _run(plan, target, mark, overwrite or stage.is_intermediate, restart, watch)
                 finally:
                     close([plan])
-                made[stage.label] = str(target)
+                outputs[stage.label] = str(target)
                 if not stage.is_intermediate and result is not None:
                     results.append(result)
             held.remove()
@@ -131,7 +136,8 @@ def run_stages(
 def _check_targets(
     out: Path, targets: Mapping[str, Path], plans: Sequence[Plan], overwrite: Replace, *, is_begun: bool
 ) -> None:
-    """Refuse targets that hold something, or an input of any stage. What runs that were begun have finished may stand there."""
+    """Refuse targets that are not empty or hold an input. Outputs that an interrupted run has finished are
+    allowed."""
     inputs = [path for plan in plans for path in needed_paths(plan)]
     check_inputs(out, inputs)
     check_twins(out, inputs, (WORK, f"{WORK}-gone"))
@@ -144,7 +150,10 @@ def _check_targets(
 
 
 def _check_disk(plans: Sequence[Plan], out: Path, places: Sequence[Path]) -> None:
-    """Refuse outputs that do not fit the disk together; what earlier runs left in ``places`` counts. Errors: ResourceError."""
+    """Refuse outputs that do not fit the disk together; files of earlier runs in ``places`` count.
+
+    Errors: ResourceError.
+    """
     held = sum(p.lstat().st_blocks * 512 for place in places for p in place.rglob("*"))
     size = sum(bytes_on_disk(plan, out) for plan in plans)
     files = sum(count_files(plan, out) for plan in plans)
@@ -158,7 +167,7 @@ def _check_disk(plans: Sequence[Plan], out: Path, places: Sequence[Path]) -> Non
 
 
 def _others(out: Path, targets: Mapping[str, Path]) -> bool:
-    """Does ``out`` hold what no run of the same file left there?"""
+    """Does ``out`` hold anything that is not from a run of the same file?"""
     if len(targets) == 1 or not out.is_dir():
         return False
     own = {name for t in targets.values() for name in (t.name, f".{t.name}.alnico-part")}
@@ -171,15 +180,13 @@ def _run(
     """Run one stage, unless it is finished."""
     if not restart and is_published(target, mark, plan.fingerprint()):
         return None
-    overwrite = overwrite or is_published(
-        target, mark
-    )  # an earlier run of this file left it, when the recipe was another
+    overwrite = overwrite or is_published(target, mark)  # an earlier version of this file wrote it
     fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
     return run_plan(plan, target, overwrite=overwrite, restart=restart, watch=watch, mark=mark)
 
 
 def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], plans: Mapping[str, Plan]) -> Plan:
-    """The recipe that goes with an output has the stages that lead to it, each before the one that takes it."""
+    """Add the stages of an output to its recipe, each before the one that uses it."""
     named = {s.label: s for s in stages}
     needed_paths, ahead = {stage.label}, list(stage.uses)
     while ahead:

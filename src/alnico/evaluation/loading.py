@@ -521,7 +521,7 @@ def refuse_not_finite(module: Any, label: str) -> None:
         place = (~value.isfinite()).nonzero()[0].tolist()
         found = "NaN" if bool(value[tuple(place)].isnan()) else "an infinity"
         raise NonFiniteError(
-            f"{name}{place or ''}: {label} has {found}; expected finite numbers. Mend or leave out this model."
+            f"{name}{place or ''}: {label} has {found}; expected finite numbers. Repair or exclude this model."
         )
 
 

@@ -1,1 +1,1 @@
-"""The files of a merge on disk: the unfinished output, its journal, the lock, the model card and the recipe."""
+"""The files of a merge on disk: the unfinished output, its journal, the lock, the card, the recipe."""

@@ -55,8 +55,8 @@ gives the same weights, bit for bit: `{recipe_file}` is the recipe above{places}
 def format_card(plan: Plan) -> str:
     """Return the model card: front matter for hubs, and how the model was made.
 
-    ``base_model`` lists parents on the hub alone, as a path identifies a model for nobody else. The licence is the parents' one, if all
-    state the same.
+    ``base_model`` lists parents on the hub alone, as a path identifies a model for nobody else. The licence
+    is the parents' one, if all state the same.
     """
     parents = parents_of(plan)
     names = public_names([parent.source for parent in parents])
@@ -125,7 +125,8 @@ def _licence_notes(lineages: Sequence[Lineage], licence: Mapping[str, str]) -> l
 
 
 def _public_recipe(plan: Plan, local: Mapping[str, str]) -> str:
-    """The recipe without the paths of this disk: only their last parts. ``local`` are public names of local models, by reference."""
+    """The recipe without the paths of this disk: only their last parts. ``local`` are public names of local
+    models, by reference."""
     # A reference that is written as a mapping has its paths apart.
     paths = [part for reference in local for part in re.split(r"[+@]", reference) if part != reference]
     paths += [weighing.setting.path for weighing in plan.norm_weight_groups]
@@ -149,7 +150,8 @@ def _places(plan: Plan, local: Sequence[str]) -> str:
 
 
 def _weights(plan: Plan) -> list[str]:
-    """The weights that were derived from norms, if they hold for whole models; for those by layer or tensor, where to find them."""
+    """The weights that were derived from norms, if they hold for whole models; for those by layer or tensor,
+    where to find them."""
     if not plan.norm_weight_groups:
         return []
     of_models = [group for group in plan.norm_weight_groups if not group.place]
@@ -178,7 +180,8 @@ class Parent:
 
 
 def parents_of(plan: Plan) -> list[Parent]:
-    """List the models that the output is made of, each once. A stage's output counts as the models that it is made of."""
+    """List the models that the output is made of, each once. A stage's output counts as the models that it is
+    made of."""
     plans = {p.recipe.stage: p for p in plan.stages}
     donor = plan
     while (reference := donor.recipe.references[donor.donor]) in plans:

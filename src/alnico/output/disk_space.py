@@ -1,4 +1,4 @@
-"""Refuses targets that cannot take an output, and disks without room for it, before anything is done."""
+"""Refuses targets that cannot take an output, and disks without room, before anything is done."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ from alnico.plan.job import Plan
 
 DISK_MARGIN_BYTES = 16 << 20
 FILES = 64
-"""Files and folders that a run makes in addition to the output: the journal, locks, files under temporary names."""
+"""Files and folders that a run makes in addition to the output: the journal, locks, files under temporary
+names."""
 
 
 def check_target(out: Path, plan: Plan, overwrite: Replace) -> None:
-    """Refuse a target that cannot be an output, that is not empty, or that holds an input of the plan. Errors: OutputError."""
+    """Refuse a target that cannot be an output, that is not empty, or that holds an input of the plan.
+    Errors: OutputError."""
     check_output_place(out, needed_paths(plan), overwrite)
 
 
 def check_output_place(out: Path, needed_paths: Sequence[Path], overwrite: Replace) -> None:
-    """Refuse a place that cannot be an output, or that has unfinished work of another user next to it. Errors: OutputError."""
+    """Refuse a place that cannot be an output, or that has unfinished work of another user next to it.
+    Errors: OutputError."""
     check_place(out, needed_paths, overwrite)
     PartDirectory(out).check()
 
 
 def needed_paths(plan: Plan) -> list[Path]:
-    """List the paths that must stay until the output is complete: models, adapters, statistics, the recipe, analyses that it names."""
+    """List the paths that must stay until the output is complete: models, adapters, statistics, the recipe,
+    analyses that it names."""
     paths = needed_files(plan.sources)
     paths += [Path(plan.recipe.folder) / Path(plan.recipe.name).name]
     for weighing in plan.norm_weight_groups:
@@ -53,7 +57,8 @@ def needed_files(sources: Sequence[Source]) -> list[Path]:
 
 
 def check_disk(plan: Plan, out: Path) -> None:
-    """Refuse an output that does not fit its disk; the files of an interrupted merge count as part of it. Errors: ResourceError."""
+    """Refuse an output that does not fit its disk; the files of an interrupted merge count as part of it.
+    Errors: ResourceError."""
     check_space(
         out,
         bytes_on_disk(plan, out) - PartDirectory(out).used_bytes(),
@@ -63,7 +68,8 @@ def check_disk(plan: Plan, out: Path) -> None:
 
 
 def bytes_on_disk(plan: Plan, out: Path) -> int:
-    """Return the bytes of weights, side files and journal. The card and the rounding of small files to blocks are covered by the margin."""
+    """Return the bytes of weights, side files and journal. The card and the rounding of small files to blocks
+    are covered by the margin."""
     return plan.bytes_to_write + sum(_sizes_beside(plan, out))
 
 
@@ -78,7 +84,8 @@ def largest_file(plan: Plan, out: Path) -> int:
 
 
 def _sizes_beside(plan: Plan, out: Path) -> list[int]:
-    """List the sizes of the files other than weights: side files, config, recipe, index, lock, and the journal, which grows like the lock."""
+    """List the sizes of the files other than weights: side files, config, recipe, index, lock, and the
+    journal, which grows like the lock."""
     entries = sum(len(job.name) + 200 + sum(len(i.name) + 100 for i in job.read) for job in plan.jobs)
     if out.suffix == ".safetensors":
         return [entries]
@@ -102,8 +109,8 @@ def _sizes_beside(plan: Plan, out: Path) -> list[int]:
 
 
 def check_space(out: Path, byte_size: int, largest: int = 0, files: int = FILES, of_all: str = "") -> None:
-    """Refuse a place whose disk or quota has too few free bytes (with a margin) or inodes, and a file that is larger than this process may
-    write. Errors: ResourceError."""
+    """Refuse a place whose disk or quota has too few free bytes (with a margin) or inodes, and a file that is
+    larger than this process may write. Errors: ResourceError."""
     folder = existing_folder(out)
     what = f"the {of_all} need" if of_all else "the output needs"
     check_free(folder, byte_size + DISK_MARGIN_BYTES, what, "choose another disk, or a smaller dtype")

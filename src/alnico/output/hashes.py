@@ -26,7 +26,8 @@ def hash_tensors(
     names: Iterable[str],
     crew: Crew,
 ) -> dict[str, str]:
-    """Return the digest of every tensor of ``names``, by name. The watcher of ``crew`` gets events. Errors: those of reading."""
+    """Return the digest of every tensor of ``names``, by name. The watcher of ``crew`` gets events. Errors:
+    those of reading."""
     digests = {
         name: TensorDigest(t.dtype, t.shape, t.byte_size) for name in names for t in [source.tensors[name]]
     }

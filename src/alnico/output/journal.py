@@ -1,8 +1,8 @@
 """Records the progress of a merge: one line per finished tensor and per fact of the whole model.
 
-The line of a tensor is written after its bytes are on the disk. The first line is the fingerprint of everything that decides the output's
-bits. A background thread writes lines in batches, so that flushing overlaps with merging. Every line carries a checksum; lines after a
-damaged one are ignored.
+The line of a tensor is written after its bytes are on the disk. The first line is the fingerprint of
+everything that decides the output's bits. A background thread writes lines in batches, so that flushing
+overlaps with merging. Every line carries a checksum; lines after a damaged one are ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Record:
 
 @dataclass(frozen=True)
 class JournalState:
-    """The progress of an interrupted merge: finished tensors, facts of the whole model by their number in the plan, and norms."""
+    """The progress of an interrupted merge: finished tensors, facts of the whole model by their number in the
+    plan, and norms."""
 
     records: list[Record] = field(default_factory=list)
     facts: dict[int, tuple[float, ...]] = field(default_factory=dict)
@@ -53,7 +54,8 @@ class JournalState:
 
 
 class JournalLines:
-    """An open file of lines with checksums. A background thread writes each line after ``sync`` has flushed the data that it is about.
+    """An open file of lines with checksums. A background thread writes each line after ``sync`` has flushed
+    the data that it is about.
 
     It starts with a ``fingerprint`` and the ``known`` lines, written at once.
     """
@@ -92,7 +94,8 @@ class JournalLines:
             self._pending += texts
 
     def close(self, is_interrupted: bool = False) -> bool:
-        """Write pending lines and stop. Returns whether the thread has ended: an interrupted run does not wait long for a slow disk.
+        """Write pending lines and stop. Returns whether the thread has ended: an interrupted run does not
+        wait long for a slow disk.
 
         Errors: the first failure to write.
         """
@@ -189,8 +192,8 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "m
 def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
     """Return the lines after the fingerprint up to the first damaged one; none without a file.
 
-    ``what`` is the name of the unfinished work in messages, such as "merge". Errors: OutputError if the file is damaged in its first line, of another form, or of
-    another fingerprint; RunError if it cannot be read.
+    ``what`` is the name of the unfinished work in messages, such as "merge". Errors: OutputError if the file
+    is damaged in its first line, of another form, or of another fingerprint; RunError if it cannot be read.
     """
     try:
         with open_binary(path) as file:
@@ -199,7 +202,7 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
         return []
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be read ({error.strerror}). Check the disk, or say --restart to begin anew."
+            f"{path}: cannot be read ({error.strerror}). Check the disk, or pass --restart to start over."
         ) from None
     first, *rest = text.split("\n")
     head = _loaded(first)
@@ -207,7 +210,7 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
     if form is not None and form != FORM:
         raise OutputError(
             f"{path}: is a journal of form {form}, this version of alnico writes form {FORM}. "
-            "Finish with the version that began it, or say --restart to begin anew."
+            "Finish with the version that began it, or pass --restart to start over."
         )
     start = _parse_line(first)
     if start is None or not isinstance(start.get("fingerprint"), dict):
@@ -215,13 +218,13 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
     if not _is_from_here(start.get("made"), path):
         raise OutputError(
             f"{path.parent}: holds an unfinished {what} that was not begun in this place: it was copied or unpacked, and may be anybody's. "
-            "Say --restart to begin anew."
+            "Pass --restart to start over."
         )
     changed = _changes(start["fingerprint"], json.loads(json.dumps(fingerprint)))
     if changed:
         raise OutputError(
-            f"{path.parent}: an unfinished {what} stands here, and since then changed: {', '.join(changed)}. "
-            "Undo the change to take it up, or say --restart to begin anew."
+            f"{path.parent}: holds an unfinished {what}; changed since it began: {', '.join(changed)}. "
+            "Undo the change to resume it, or pass --restart to start over."
         )
     lines: list[dict[str, Any]] = []
     for line in rest:
@@ -232,9 +235,9 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
 
 
 def _place_id(path: Path) -> list[int]:
-    """Return what differs between the lock next to a journal and a copy of it: the inode, and the time of the last change, which nobody can
-    set. Unpacking an archive gives files new ones. Some disks renumber files when they are mounted, and a new mode or time is a change, so one
-    of the two suffices."""
+    """Return what differs between the lock next to a journal and a copy of it: the inode, and the time of the
+    last change, which nobody can set. Unpacking an archive gives files new ones. Some disks renumber files
+    when they are mounted, and a new mode or time is a change, so one of the two suffices."""
     try:
         status = os.lstat(path.with_name("lock"))
     except OSError:
@@ -280,7 +283,7 @@ def _loaded(line: str) -> dict[str, Any] | None:
 
 def _damaged(path: Path, what: str) -> OutputError:
     return OutputError(
-        f"{path}: is damaged; expected the journal of an unfinished {what}. Say --restart to begin anew."
+        f"{path}: is damaged; expected the journal of an unfinished {what}. Pass --restart to start over."
     )
 
 

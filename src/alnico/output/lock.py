@@ -25,7 +25,8 @@ from alnico.output.journal import Record
 from alnico.plan.job import Plan
 
 UNLOCKED = (LOCK, CARD, SIGNATURE)
-"""Files of an output without a hash in the lock: the lock itself, the card, which people complete, and a signature, which comes later."""
+"""Files of an output without a hash in the lock: the lock itself, the card, which people complete, and a
+signature, which comes later."""
 
 LINE_LENGTH = 200
 """Longest line of a lock that holds more than one entry."""
@@ -38,8 +39,9 @@ MAX_STAGES = 64
 
 @dataclass(frozen=True)
 class LockedInput:
-    """A model or statistics that were read. ``tensors`` maps the tensors that were read to their digests, ``commits`` maps repositories
-    on the hub to commits. ``stage_lock`` is the lock of an input that is the output of a stage."""
+    """A model or statistics that were read. ``tensors`` maps the tensors that were read to their digests,
+    ``commits`` maps repositories on the hub to commits. ``stage_lock`` is the lock of an input that is the
+    output of a stage."""
 
     label: str
     is_statistics: bool
@@ -59,8 +61,9 @@ class LockedTensor:
 
 @dataclass(frozen=True)
 class Lock:
-    """The content of the lock at ``path``. The lock of an adapter has no recipe, as no recipe makes one. ``files`` maps the files next to it
-    to their ``size``, and their ``digest`` or, for weights, the digest of their ``header``; None in locks from before 0.1.0."""
+    """The content of the lock at ``path``. The lock of an adapter has no recipe, as no recipe makes one.
+    ``files`` maps the files next to it to their ``size``, and their ``digest`` or, for weights, the digest of
+    their ``header``; None in locks from before 0.1.0."""
 
     path: Path
     version: str
@@ -79,7 +82,8 @@ class Lock:
 def describe_files(
     folder: Path, shards: Iterable[Shard], unfinished: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Describe all files of an output for its lock; shards are described by their header, as the lock has the hashes of their tensors.
+    """Describe all files of an output for its lock; shards are described by their header, as the lock has the
+    hashes of their tensors.
 
     ``unfinished`` are the names that shards have until the merge is complete. Errors: OSError.
     """
@@ -92,16 +96,18 @@ def describe_files(
 
 
 def listed_files(folder: Path) -> list[str]:
-    """List the files in a model's folder, relative to it, without hidden ones. A link to a folder counts as a file and is not followed."""
+    """List the files in a model's folder, relative to it, without hidden ones. A link to a folder counts as a
+    file and is not followed."""
     paths = [p.relative_to(folder) for p in files_below(folder)]
     return [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
 
 
 def format_lock(plan: Plan, records: Mapping[str, Record], files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the text of a lock. Equal merges give equal locks. ``files`` describe the files of the output (:func:`describe_files`).
+    """Return the text of a lock. Equal merges give equal locks. ``files`` describe the files of the output
+    (:func:`describe_files`).
 
-    Files of inputs are identified by size and header hash; paths stay as the recipe writes them. An input from the hub has its commit,
-    the output of a stage has its own lock.
+    Files of inputs are identified by size and header hash; paths stay as the recipe writes them. An input
+    from the hub has its commit, the output of a stage has its own lock.
     """
     read: dict[int, dict[str, str]] = {i: {} for i in range(len(plan.sources))}
     for record in records.values():
@@ -150,7 +156,8 @@ def format_lock(plan: Plan, records: Mapping[str, Record], files: Mapping[str, M
 def format_json(value: Any, depth: int = 0) -> str:
     """Return JSON in which each entry that fits one line is on one: a tensor, for example.
 
-    ``json.dumps`` with an indent is written in Python and takes 75 us per tensor, as long as merging a small one.
+    ``json.dumps`` with an indent is written in Python and takes 75 us per tensor, as long as merging a small
+    one.
     """
     text = json.dumps(value, ensure_ascii=False)
     if len(text) <= LINE_LENGTH or not isinstance(value, (dict, list)):
@@ -183,7 +190,8 @@ def _hub_places(source: Source) -> dict[str, Any]:
 
 
 def differing_tensors(lock: Lock, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Name the tensors that the lock or the weights lack, or that have another dtype or shape in them, in order of their names."""
+    """Name the tensors that the lock or the weights lack, or that have another dtype or shape in them, in
+    order of their names."""
     names = sorted({**lock.tensors, **tensors})
     return [
         name
@@ -198,7 +206,8 @@ def describe_tensor(tensor: LockedTensor | Tensor | None) -> str:
 
 
 def read_lock(folder: Path) -> Lock:
-    """Read the lock of a finished merge. Errors: ModelError for one that is damaged, UncheckedError for hashes of another kind."""
+    """Read the lock of a finished merge. Errors: ModelError for one that is damaged, UncheckedError for
+    hashes of another kind."""
     return _lock(folder / LOCK, read_json(folder / LOCK, is_ours=True), 0)
 
 
@@ -219,12 +228,12 @@ def _lock(path: Path, data: Mapping[str, Any], depth: int) -> Lock:
         files = data.get("files")
         is_merge = "do" not in data
         if files is not None and not all(
-            is_inside(name) and isinstance(told, dict) for name, told in files.items()
+            is_inside(name) and isinstance(entry, dict) for name, entry in files.items()
         ):
             raise ValueError("a file outside the model's directory")
-        for told in (files or {}).values():
-            _count(told["size"])
-            _word(told.get("digest", told.get("header")))
+        for entry in (files or {}).values():
+            _count(entry["size"])
+            _word(entry.get("digest", entry.get("header")))
         return Lock(
             path,
             _word(data["alnico"]),

@@ -1,4 +1,4 @@
-"""Checks and completes an output before it gets its name, and finishes a publication that was interrupted."""
+"""Checks and completes an output before it gets its name, and finishes interrupted publications."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from alnico.plan.job import Job, Plan
 def finish_publishing(
     plan: Plan, out: Path, fingerprint: dict[str, Any], restart: bool
 ) -> dict[str, str] | None:
-    """Finish a publication that a crash interrupted. Returns the digests of the output if it is that of this plan, else None."""
+    """Finish a publication that a crash interrupted. Returns the digests of the output if it is that of this
+    plan, else None."""
     unfinished = PartDirectory(out)
     if not unfinished.path.exists() and (os.path.lexists(out) or not os.path.lexists(unfinished.old)):
         return None
@@ -96,7 +97,8 @@ def is_tensor_intact(record: Record, job: Job, files: OutputFiles) -> bool:
 def complete_output(
     plan: Plan, part: PartDirectory, files: OutputFiles, records: dict[str, Record], single: str | None
 ) -> None:
-    """Compare the weights with the plan, write the other files next to them, and flush everything to the disk."""
+    """Compare the weights with the plan, write the other files next to them, and flush everything to the
+    disk."""
     shards: list[Shard] = []
     for shard in plan.shards:
         written = open_shard(files.path(shard.name), shard.prefix)

@@ -17,14 +17,15 @@ SEED = re.compile(r"^seed:.*$", re.MULTILINE)
 
 
 def format_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML that makes the same merge: as it was written, with the seed that was used, or made from its values."""
+    """Return the recipe as YAML that makes the same merge: as it was written, with the seed that was used, or
+    made from its values."""
     if recipe.text:
         text = recipe.text + ("" if recipe.text.endswith("\n") else "\n")
         if recipe.seed == recipe.written_seed:
             return text
-        given = yaml.safe_load(text)
-        seeded = SEED.sub(f"seed: {recipe.seed}", text) if "seed" in given else f"{text}seed: {recipe.seed}\n"
-        if _reads_as(seeded, {**given, "seed": recipe.seed}):
+        keys = yaml.safe_load(text)
+        seeded = SEED.sub(f"seed: {recipe.seed}", text) if "seed" in keys else f"{text}seed: {recipe.seed}\n"
+        if _reads_as(seeded, {**keys, "seed": recipe.seed}):
             return seeded
     return yaml.safe_dump(recipe.canonical(), sort_keys=False)
 

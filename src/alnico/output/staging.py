@@ -39,9 +39,10 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.E
 class Hold:
     """A directory that one process works in, created if missing and held by a lock in it. Use it in ``with``.
 
-    It is private to this user. An existing one is reused only if everything in it is ours and no other user can write it. It is held by its
-    descriptor, ``folder``, and all work in it is relative to that.
-    Errors: OutputError if another process holds it, if it is not private, or if it cannot be made; ``out`` is its name for the user.
+    It is private to this user. An existing one is reused only if everything in it is ours and no other user
+    can write it. It is held by its descriptor, ``folder``, and all work in it is relative to that. Errors:
+    OutputError if another process holds it, if it is not private, or if it cannot be made; ``out`` is its
+    name for the user.
     """
 
     def __init__(self, path: Path, out: Path) -> None:
@@ -160,7 +161,8 @@ class Hold:
             )
 
     def remove(self) -> None:
-        """Remove the directory; the lock is freed when ``with`` ends. A kill halfway leaves it without its name."""
+        """Remove the directory; the lock is freed when ``with`` ends. A kill halfway leaves it without its
+        name."""
         if not self.folder.is_in_place():  # it is another user's now
             return
         gone = self.path.with_name(self.path.name + "-gone")
@@ -179,8 +181,9 @@ class Hold:
 
 
 def _lock(descriptor: int, fcntl: Any) -> None:
-    """Lock an open file for this process. On disks without flock (Lustre, some network disks), use POSIX locks, which end when the process
-    closes any descriptor of the file; on disks without either, lock nothing. Errors: BlockingIOError if another process holds it."""
+    """Lock an open file for this process. On disks without flock (Lustre, some network disks), use POSIX
+    locks, which end when the process closes any descriptor of the file; on disks without either, lock
+    nothing. Errors: BlockingIOError if another process holds it."""
     for lock in (fcntl.flock, fcntl.lockf):
         try:
             lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -193,7 +196,8 @@ def _lock(descriptor: int, fcntl: Any) -> None:
 class PartDirectory(Hold):
     """``.NAME.alnico-part`` next to the target, held by one process. Use it in ``with``.
 
-    Errors: OutputError if another process holds it, if it is not private to this user, or if the existing output cannot be replaced.
+    Errors: OutputError if another process holds it, if it is not private to this user, or if the existing
+    output cannot be replaced.
     """
 
     def __init__(self, out: Path) -> None:
@@ -219,7 +223,8 @@ class PartDirectory(Hold):
             raise self._not_ours(fault)
 
     def _check_old(self) -> None:
-        """Refuse an old model that an interrupted run set aside, if it belongs to another user. Errors: OutputError."""
+        """Refuse an old model that an interrupted run set aside, if it belongs to another user. Errors:
+        OutputError."""
         try:
             fault = owner_fault_at(self.old)
         except OSError:
@@ -268,9 +273,11 @@ class PartDirectory(Hold):
         fingerprint: Mapping[str, Any] | None = None,
         mark: Path | None = None,
     ) -> None:
-        """Give the finished model its name in one step, and remove the model that it replaces. ``mark`` is the file that records this.
+        """Give the finished model its name in one step, and remove the model that it replaces. ``mark`` is
+        the file that records this.
 
-        Errors: OutputError if something else got the name meanwhile; RunError. After an error, the old model is still in place.
+        Errors: OutputError if something else got the name meanwhile; RunError. After an error, the old model
+        is still in place.
         """
         finished = self.model / single_file if single_file else self.model
         self.check_still_there()
@@ -303,7 +310,8 @@ class PartDirectory(Hold):
         self.remove()
 
     def _replace(self, finished: Path) -> None:
-        """Replace the old model by the finished one. The old one moves into this directory, or next to it and is then removed."""
+        """Replace the old model by the finished one. The old one moves into this directory, or next to it and
+        is then removed."""
         if exchange(finished, self.out, self.folder):
             return
         remove(self.old)
@@ -317,8 +325,8 @@ class PartDirectory(Hold):
 
 
 def check_renamable(out: Path) -> None:
-    """Refuse an existing output that the system does not let us rename: another user's in a folder with the sticky bit, such as ``/tmp``, or
-    a folder that we cannot write. Errors: OutputError.
+    """Refuse an existing output that the system does not let us rename: another user's in a folder with the
+    sticky bit, such as ``/tmp``, or a folder that we cannot write. Errors: OutputError.
     """
     user = user_id()
     if not user:  # the administrator, or a system without users

@@ -13,7 +13,8 @@ from alnico.output.staging import PartDirectory
 
 
 def check_finished(folder: Path) -> None:
-    """Refuse a folder that is not a complete output of alnico: it must hold every tensor of the lock, and no other.
+    """Refuse a folder that is not a complete output of alnico: it must hold every tensor of the lock, and no
+    other.
 
     Headers are read, tensors are not. Errors: OutputError; ModelError for files that are not a model.
     """
@@ -56,7 +57,8 @@ def check_folder(folder: Path) -> None:
 
 
 def local_paths(folder: Path) -> list[str]:
-    """List the paths on this disk in the lock of a finished merge: models that are not from the hub, and statistics."""
+    """List the paths on this disk in the lock of a finished merge: models that are not from the hub, and
+    statistics."""
     if not os.path.isfile(folder / LOCK):
         return []
     labels = [

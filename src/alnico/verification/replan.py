@@ -1,4 +1,4 @@
-"""Plans a finished merge again: the recipe in its lock, and the inputs where they lie now."""
+"""Plans a finished merge again from the recipe in its lock, and finds its inputs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from alnico.run_options import DEFAULT_RUN, RunOptions
 
 @dataclass(frozen=True)
 class ReplanOptions:
-    """How a merge is planned again. ``places`` maps inputs, as the lock names them, to where they lie now; the others are looked for
-    from the working directory, then beside the output, and those of the hub at their commits."""
+    """Options to plan a merge again. ``places`` maps inputs, as the lock names them, to their present paths.
+    Other inputs are searched from the working directory, then next to the output, and on the hub at their
+    commits."""
 
     places: Mapping[str, str] = field(default_factory=dict)
     run: RunOptions = DEFAULT_RUN
@@ -40,24 +41,28 @@ class ReplanOptions:
 
 
 def stage_locks(lock: Lock) -> dict[str, Lock]:
-    """The locks of the stages that lead to a merge by their names, each before the one that takes its output, and last, as '', its own."""
-    found: dict[str, Lock] = {}
+    """Return the locks of a merge's stages by name, each before the stage that uses its output; last, as '',
+    the merge's own lock."""
+    locks: dict[str, Lock] = {}
 
-    def visit(one: Lock) -> None:
-        for given in one.models:
-            if given.stage_lock is not None and given.label not in found:
-                visit(given.stage_lock)
-                found[given.label] = given.stage_lock
+    def visit(user: Lock) -> None:
+        for model in user.models:
+            if model.stage_lock is not None and model.label not in locks:
+                visit(model.stage_lock)
+                locks[model.label] = model.stage_lock
 
     visit(lock)
-    return {**found, "": lock}
+    return {**locks, "": lock}
 
 
-def recipe_in(lock: Lock, again: ReplanOptions) -> Recipe:
-    """The recipe in a lock; what it names is looked for beside the output, too. Statistics and analyses are named anew where they lie
-    elsewhere. Errors: UncheckedError for a recipe that this version does not read."""
-    models = {name for given in lock.models for name in (given.label, *given.label.split("+"))}
-    moved = {old: new for old, new in again.places.items() if old not in models}
+def recipe_in(lock: Lock, options: ReplanOptions) -> Recipe:
+    """Return the recipe in a lock, with the present paths of statistics and analyses. Its paths are also
+    searched next to the output.
+
+    Errors: UncheckedError for a recipe that this version cannot read.
+    """
+    models = {name for model in lock.models for name in (model.label, *model.label.split("+"))}
+    moved = {old: new for old, new in options.places.items() if old not in models}
     try:
         recipe = load_recipe(_renamed(lock.recipe, moved))
     except AlnicoError as error:
@@ -73,7 +78,8 @@ def recipe_in(lock: Lock, again: ReplanOptions) -> Recipe:
 
 
 def _as_written(lock: Lock, recipe: Recipe) -> Recipe:
-    """The recipe beside the lock, if it says the same, so that what is made again carries it as it was written."""
+    """Return the recipe file next to the lock, if it has the same meaning, so that the new output gets it as
+    it was written."""
     commits = {
         r: "+".join(_pinned(p, g.commits) for p in r.split("+"))
         for r, g in zip(recipe.references, lock.models, strict=True)
@@ -83,7 +89,7 @@ def _as_written(lock: Lock, recipe: Recipe) -> Recipe:
     except AlnicoError:
         return recipe
     same = (recipe.canonical(), _renamed(recipe.canonical(), commits))
-    return next((one for one in written if one.canonical() in same), recipe)
+    return next((candidate for candidate in written if candidate.canonical() in same), recipe)
 
 
 def _renamed(value: Any, moved: Mapping[str, str]) -> Any:
@@ -94,14 +100,14 @@ def _renamed(value: Any, moved: Mapping[str, str]) -> Any:
     return moved.get(value, value) if isinstance(value, str) else value
 
 
-def check_places(lock: Lock, again: ReplanOptions) -> None:
-    """Refuse places for what is no input, and inputs that are not found; all of them together. Errors: ModelError, UncheckedError."""
+def check_places(lock: Lock, options: ReplanOptions) -> None:
+    """Refuse places of unknown inputs, and missing inputs, all at once. Errors: ModelError, UncheckedError."""
     locks = stage_locks(lock).values()
-    inputs = {given.label: given for one in locks for given in one.inputs if given.stage_lock is None}
+    inputs = {entry.label: entry for stage in locks for entry in stage.inputs if entry.stage_lock is None}
     names = {*inputs, *(part for label in inputs for part in label.split("+"))}
-    names |= {r for one in locks for r in recipe_in(one, again).references}
-    text = str([one.recipe for one in locks])
-    unknown = [old for old in again.places if old not in names and repr(old) not in text]
+    names |= {r for stage in locks for r in recipe_in(stage, options).references}
+    text = str([stage.recipe for stage in locks])
+    unknown = [old for old in options.places if old not in names and repr(old) not in text]
     if unknown:
         raise ModelError(
             f"input {unknown[0]!r}: is none of {lock.path}; it lists {', '.join(inputs)}. Check the name before the =."
@@ -109,9 +115,9 @@ def check_places(lock: Lock, again: ReplanOptions) -> None:
     folder = str(lock.path.parent.absolute().parent)
     absent = [
         label
-        for label, given in inputs.items()
-        if not given.is_statistics
-        and not _first_existing(_places(given, label, again, folder), bool(given.commits))
+        for label, entry in inputs.items()
+        if not entry.is_statistics
+        and not _first_existing(_places(entry, label, options, folder), bool(entry.commits))
     ]
     if absent:
         raise UncheckedError(
@@ -120,25 +126,27 @@ def check_places(lock: Lock, again: ReplanOptions) -> None:
         )
 
 
-def input_places(lock: Lock, again: ReplanOptions) -> list[Path]:
-    """Where the inputs of a merge may lie on this machine."""
+def input_places(lock: Lock, options: ReplanOptions) -> list[Path]:
+    """List the paths that the inputs of a merge may have on this machine."""
     folder = str(lock.path.parent.absolute().parent)
-    inputs = [given for one in stage_locks(lock).values() for given in one.inputs if given.stage_lock is None]
+    inputs = [
+        entry for stage in stage_locks(lock).values() for entry in stage.inputs if entry.stage_lock is None
+    ]
     return [
         Path(part)
-        for given in inputs
-        for place in _places(given, given.label, again, folder)
+        for entry in inputs
+        for place in _places(entry, entry.label, options, folder)
         for part in place.split("+")
     ]
 
 
-def _places(given: LockedInput, reference: str, again: ReplanOptions, folder: str) -> list[str]:
-    """Where an input may lie, the likeliest first."""
+def _places(entry: LockedInput, reference: str, options: ReplanOptions, folder: str) -> list[str]:
+    """List the places where an input may be, the likeliest first."""
     places = []
-    for name in dict.fromkeys((given.label, reference)):
-        if name in again.places:
-            return [again.places[name]]
-        parts = [again.places.get(part, _pinned(part, given.commits)) for part in name.split("+")]
+    for name in dict.fromkeys((entry.label, reference)):
+        if name in options.places:
+            return [options.places[name]]
+        parts = [options.places.get(part, _pinned(part, entry.commits)) for part in name.split("+")]
         places.append(resolve_reference("+".join(parts), folder))
     return places
 
@@ -149,9 +157,9 @@ def _pinned(part: str, commits: Mapping[str, str]) -> str:
 
 
 def _first_existing(places: Sequence[str], is_on_hub: bool) -> str | None:
-    """The first of the places where something is, or, of an input that came from there, that the hub may have."""
+    """Return the first place that exists, or that the hub may have, for an input that came from the hub."""
 
-    def is_there(place: str) -> bool:
+    def exists(place: str) -> bool:
         is_adapted = split_adapter(place, is_path) is not None
         return (
             is_path(place)
@@ -159,55 +167,57 @@ def _first_existing(places: Sequence[str], is_on_hub: bool) -> str | None:
             or (is_on_hub and all(is_path(p) or is_hub_reference(p) for p in place.split("+")))
         )
 
-    return next((place for place in places if is_there(place)), None)
+    return next((place for place in places if exists(place)), None)
 
 
-def replan(lock: Lock, again: ReplanOptions, stages: Mapping[str, Source]) -> Plan:
-    """Plan one merge of a lock. ``stages`` stand for the outputs of others by their names.
+def replan(lock: Lock, options: ReplanOptions, stages: Mapping[str, Source]) -> Plan:
+    """Plan one merge of a lock. ``stages`` maps names to the outputs of its stages.
 
-    Errors: UncheckedError for another arithmetic, inputs that cannot be opened and inputs from which other tensors follow; ResourceError.
+    Errors: UncheckedError for another arithmetic, inputs that cannot be opened, and inputs that give other
+    tensors; ResourceError.
     """
     if lock.arithmetic != ARITHMETIC:
         raise UncheckedError(
             f"{lock.path}: was merged by alnico {lock.version} with arithmetic {lock.arithmetic}, here it is {ARITHMETIC}: the same recipe "
             f"has other bits. Use alnico {lock.version}."
         )
-    recipe = recipe_in(lock, again)
+    recipe = recipe_in(lock, options)
     inputs = dict(zip(recipe.references, lock.models, strict=True))
 
-    def opened(reference: str) -> Source:
+    def open_input(reference: str) -> Source:
         if inputs[reference].stage_lock is not None:
             return stages[inputs[reference].label]
-        given = inputs[reference]
+        entry = inputs[reference]
         place = (
-            _first_existing(_places(given, reference, again, recipe.folder), bool(given.commits)) or reference
+            _first_existing(_places(entry, reference, options, recipe.folder), bool(entry.commits))
+            or reference
         )
-        model = open_model(place, offline=again.run.offline)
+        model = open_model(place, offline=options.run.offline)
         if isinstance(model, FileModel):
             model.label = inputs[reference].label
         return model
 
     try:
-        plan = build_plan(recipe, run=again.run, open_source=opened)
+        plan = build_plan(recipe, run=options.run, open_source=open_input)
     except (ModelError, MismatchError, HubError) as error:
         first, *rest = error.args
         raise UncheckedError(
             f"{lock.path}: could not be planned again from its inputs: {first}", *rest
         ) from None
-    made = {job.name: (job.dtype, job.shape) for job in plan.jobs}
-    said = {name: (tensor.dtype, tensor.shape) for name, tensor in lock.tensors.items()}
-    if made != said:
-        name = next(n for n in (*said, *made) if made.get(n) != said.get(n))
+    planned = {job.name: (job.dtype, job.shape) for job in plan.jobs}
+    locked = {name: (tensor.dtype, tensor.shape) for name, tensor in lock.tensors.items()}
+    if planned != locked:
+        name = next(n for n in (*locked, *planned) if planned.get(n) != locked.get(n))
         for source in plan.sources:
             source.close()
         raise UncheckedError(
-            f"{lock.path}: {name} is {_shown(made.get(name))} from the inputs that are found, the lock says {_shown(said.get(name))}; expected "
+            f"{lock.path}: {name} is {_describe(planned.get(name))} from the inputs that are found, the lock says {_describe(locked.get(name))}; expected "
             "the inputs that were merged. Say where they are with --input NAME=PATH."
         )
     return plan
 
 
-def _shown(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+def _describe(tensor: tuple[str, tuple[int, ...]] | None) -> str:
     return "not there" if tensor is None else f"{tensor[0]} {list(tensor[1])}"
 
 
@@ -222,7 +232,7 @@ def parse_places(words: Sequence[str]) -> dict[str, str]:
         old, sign, new = word.partition("=")
         if not (old and sign and new):
             raise ModelError(
-                f"--input {word!r}: expected NAME=PATH, the name in the lock and where that lies now."
+                f"--input {word!r}: expected NAME=PATH: the name in the lock, and the path where it is now."
             )
         places[old] = os.fspath(new)
     return places

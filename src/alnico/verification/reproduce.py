@@ -1,4 +1,4 @@
-"""Merges a finished output again from its lock, and compares every byte."""
+"""Repeats a finished merge from its lock, and compares every byte."""
 
 from __future__ import annotations
 
@@ -47,13 +47,15 @@ from alnico.verification.verify import check_headers, no_recipe_message, open_lo
 
 COMPARE_BYTES = 1 << 20
 TEXTS = (CARD, RECIPE, LOCK, SIGNATURE)
-"""Files that hold paths and versions, are completed by people, or sign the others: they are not compared byte by byte."""
+"""Files that are not compared byte by byte: they hold paths and versions, are completed by people, or sign
+the others."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A merge that was made again with the same bytes: ``files`` of ``byte_size`` bytes with ``tensors`` in them. ``again`` is where it
-    stands, None where it was removed. ``versions`` are those of alnico that made the first and the second."""
+    """A merge that was repeated with the same bytes: ``files`` of ``byte_size`` bytes with ``tensors`` in
+    them. ``again`` is the path of the second output, None if it was removed. ``versions`` are those of alnico
+    that made the first and the second."""
 
     path: str
     again: str | None
@@ -89,13 +91,13 @@ def reproduce(
         the merge, and for a lock of another arithmetic; those of :func:`alnico.merge`.
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
-    again = ReplanOptions.of(inputs, run)
+    options = ReplanOptions.of(inputs, run)
     out, new = Path(out), None if new is None else Path(new)
     begin = time.perf_counter()
     lock = open_lock(out)
     if not lock.recipe:
         raise UncheckedError(no_recipe_message(out))
-    check_places(lock, again)
+    check_places(lock, options)
     place = out if out.name not in ("", "..") else out.resolve()
     target = new or place.parent / f".{place.name}.alnico-again"
     if new is not None and new.resolve().is_relative_to(out.resolve()):
@@ -103,14 +105,14 @@ def reproduce(
             f"{new}: lies in {out}, with which it is to be compared; expected a place of its own. Choose another output."
         )
     if new is None:
-        check_twins(place, input_places(lock, again), (".alnico-again",))
+        check_twins(place, input_places(lock, options), (".alnico-again",))
         _remove_earlier(target)
     with open_output(out) as model:
         check_headers(out, lock, model)
-        _merge(lock, again, target, model, restart)
-    made = read_lock(target)
-    _check_inputs(out, lock, made)
-    files, size = _compare(out, target, lock, made)
+        _merge(lock, options, target, model, restart)
+    second = read_lock(target)
+    _check_inputs(out, lock, second)
+    files, size = _compare(out, target, lock, second)
     if new is None:
         shutil.rmtree(target, ignore_errors=True)
     seconds = time.perf_counter() - begin
@@ -126,7 +128,8 @@ def reproduce(
 
 
 def _remove_earlier(target: Path) -> None:
-    """Remove a finished second merge that a killed comparison left. Errors: OutputError where it is another user's, or stays."""
+    """Remove a second merge that a killed comparison left. Errors: OutputError if it is another user's, or
+    cannot be removed."""
     try:
         fault = owner_fault_at(target)
         if fault is None:
@@ -142,45 +145,53 @@ def _remove_earlier(target: Path) -> None:
     )
 
 
-def _merge(lock: Lock, again: ReplanOptions, target: Path, like: FileModel, restart: bool) -> None:
-    """Run the merge of a lock, with the stages that lead to it."""
-    locks = [(recipe_in(one, again), one) for one in stage_locks(lock).values()]
-    of_recipe = {id(recipe): one for recipe, one in locks}
+def _merge(lock: Lock, options: ReplanOptions, target: Path, like: FileModel, restart: bool) -> None:
+    """Run the merge of a lock, with its stages."""
+    locks = [(recipe_in(stage, options), stage) for stage in stage_locks(lock).values()]
+    lock_of = {id(recipe): stage for recipe, stage in locks}
 
-    def planner(recipe: Recipe, made: Mapping[str, Any], _: str | None) -> Plan:
-        one = of_recipe[id(recipe)]
-        taken = {
-            given.label: open_stage(given.label, made[given.label])
-            for given in one.models
-            if given.stage_lock is not None
+    def planner(recipe: Recipe, outputs: Mapping[str, Any], _: str | None) -> Plan:
+        stage = lock_of[id(recipe)]
+        stages_by_name = {
+            model.label: open_stage(model.label, outputs[model.label])
+            for model in stage.models
+            if model.stage_lock is not None
         }
-        plan = replan(one, again, taken)
-        return _cut_like(like, plan) if one is lock else plan
+        plan = replan(stage, options, stages_by_name)
+        return _cut_like(like, plan) if stage is lock else plan
 
     run_stages(
-        order_stages([recipe for recipe, _ in locks]), planner, target, restart=restart, watch=again.run.watch
+        order_stages([recipe for recipe, _ in locks]),
+        planner,
+        target,
+        restart=restart,
+        watch=options.run.watch,
     )
 
 
-def open_stage(label: str, made: Any) -> Source:
-    """The output of a stage: planned, or, as a path, on the disk."""
-    if not isinstance(made, str):
-        return made  # type: ignore[no-any-return]
-    model = open_model(made)
+def open_stage(label: str, output: Any) -> Source:
+    """Open the output of a stage: a path on the disk, or a planned model."""
+    if not isinstance(output, str):
+        return output  # type: ignore[no-any-return]
+    model = open_model(output)
     assert isinstance(model, FileModel)
     model.label = label
     return model
 
 
 def _cut_like(model: FileModel, plan: Plan) -> Plan:
-    """The plan with its tensors in as many files as a model has: by the largest limit that does not put a tensor more into any."""
+    """Cut the plan into as many files as a model has, by the largest size that adds no tensor to any of them."""
     file_of = {t.name: i for i, shard in enumerate(model.shards) for t in shard.header.tensors}
     groups = [list(group) for _, group in groupby(plan.jobs, lambda job: file_of[job.name])]
     sizes = [sum(job.byte_size for job in group) for group in groups]
     folders = [model.shards[file_of[group[0].name]].prefix for group in groups]
     following = zip(sizes, groups[1:], folders, folders[1:], strict=False)
     limit = min(
-        (size + after[0].byte_size - 1 for size, after, one, other in following if one == other),
+        (
+            size + after[0].byte_size - 1
+            for size, after, folder, next_folder in following
+            if folder == next_folder
+        ),
         default=sum(sizes),
     )
     donor = plan.sources[plan.donor]
@@ -190,31 +201,34 @@ def _cut_like(model: FileModel, plan: Plan) -> Plan:
     )
 
 
-def _check_inputs(out: Path, lock: Lock, made: Lock) -> None:
-    """Are the inputs that were read those of the merge? Errors: UncheckedError naming the first tensor that is not."""
-    for given, now in zip(lock.inputs, made.inputs, strict=True):
-        if given.stage_lock is not None and now.stage_lock is not None:
-            _check_inputs(out, given.stage_lock, now.stage_lock)
+def _check_inputs(out: Path, lock: Lock, second: Lock) -> None:
+    """Compare the inputs of both merges by their hashes. Errors: UncheckedError naming the first tensor that
+    differs."""
+    for first, now in zip(lock.inputs, second.inputs, strict=True):
+        if first.stage_lock is not None and now.stage_lock is not None:
+            _check_inputs(out, first.stage_lock, now.stage_lock)
             continue
         name = next(
-            (n for n in {**given.tensors, **now.tensors} if given.tensors.get(n) != now.tensors.get(n)), None
+            (n for n in {**first.tensors, **now.tensors} if first.tensors.get(n) != now.tensors.get(n)), None
         )
         if name is not None:
             raise UncheckedError(
-                f"{out}: could not be reproduced: {name} of {given.label} is not the one that was merged, by its hash in the lock; expected the same "
-                f"model. Say where that is with --input {given.label}=PATH."
+                f"{out}: could not be reproduced: {name} of {first.label} is not the one that was merged, by its hash in the lock; expected the same "
+                f"model. Say where that is with --input {first.label}=PATH."
             )
 
 
-def _compare(out: Path, target: Path, lock: Lock, made: Lock) -> tuple[int, int]:
-    """Compare the weights and the files beside them; returns how many, and their bytes. Errors: VerificationError."""
+def _compare(out: Path, target: Path, lock: Lock, second: Lock) -> tuple[int, int]:
+    """Compare all files; returns their number and bytes. Errors: VerificationError."""
     versions = (
-        "" if lock.version == made.version else f" (merged by alnico {lock.version}, again by {made.version})"
+        ""
+        if lock.version == second.version
+        else f" (merged by alnico {lock.version}, again by {second.version})"
     )
-    name = next((n for n, t in lock.tensors.items() if made.tensors[n] != t), None)
+    name = next((n for n, t in lock.tensors.items() if second.tensors[n] != t), None)
     if name is not None:
         raise VerificationError(
-            f"{out}: {name} has the hash {lock.tensors[name].digest} in the lock and {made.tensors[name].digest} when it is merged again{versions}; "
+            f"{out}: {name} has the hash {lock.tensors[name].digest} in the lock and {second.tensors[name].digest} when it is merged again{versions}; "
             f"they must be the same. The second merge is at {target}: `alnico diff {out} {target}` says more."
         )
     names = [[n for n in listed_files(folder) if n not in TEXTS] for folder in (out, target)]
@@ -240,14 +254,14 @@ def _compare(out: Path, target: Path, lock: Lock, made: Lock) -> tuple[int, int]
 
 def _reason(name: str) -> str:
     if name.endswith(".safetensors"):
-        return "The output was changed since it was merged: its lock has the hashes of the second. Get the output anew."
+        return "The output was changed since it was merged: its lock has the hashes of the second. Get a new copy of the output."
     return "The output's was changed since, or that of the model which it was carried from. Compare the two."
 
 
-def _first_difference(one: Path, other: Path) -> tuple[int | None, int]:
-    """The first byte in which two files differ, if they do, and how many were compared."""
+def _first_difference(first: Path, second: Path) -> tuple[int | None, int]:
+    """Return the first byte in which two files differ, if they do, and how many were compared."""
     done = 0
-    with open_binary(one) as a, open_binary(other) as b:
+    with open_binary(first) as a, open_binary(second) as b:
         while True:
             left, right = a.read(COMPARE_BYTES), b.read(COMPARE_BYTES)
             if left != right:

@@ -1,7 +1,8 @@
-"""Makes a share of a finished merge again from its inputs, and compares bits with what lies on the disk.
+"""Merges a sample of a finished output again from its inputs, and compares the bits.
 
-The run is that of a merge (:class:`alnico.engine.merge_run.MergeRun`): what is left out counts as done, and its output compares instead of
-writing. What is made is chosen by chunks of tensors; of a tensor that is measured before it is mixed, or made as a whole, all of it.
+The run is that of a merge (:class:`alnico.engine.merge_run.MergeRun`): tensors outside the sample count as
+done, and the output compares instead of writing. The sample consists of chunks of tensors; tensors that are
+measured first, and matrices, are taken whole.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ from alnico.threads import Abandoned, Crew
 from alnico.verification.replan import ReplanOptions, check_places, replan, stage_locks
 
 ChosenChunks = Mapping[str, list[Span]]
-"""The chunks that are made again, by the name of their tensor."""
+"""The chunks that are merged again, by the name of their tensor."""
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What was made again and is the same: ``blocks`` of ``tensors``, ``byte_size`` bytes of ``total_bytes``."""
+    """The sample that was merged again and is the same: ``blocks`` of ``tensors``, ``byte_size`` bytes of
+    ``total_bytes``."""
 
     blocks: int
     tensors: int
@@ -63,21 +65,22 @@ class Recomputed:
 
 
 def choose_chunks(plan: Plan, share: float, seed: int, first: Iterable[str] = ()) -> ChosenChunks:
-    """Choose chunks, as many as make up ``share`` of the output's bytes, and at least one; the same for the same seed.
+    """Choose chunks with ``share`` of the output's bytes, and at least one; the same for the same seed.
 
-    All chunks of a tensor are one where it must be measured or made as a whole. The tensors named ``first`` are among them.
+    A tensor that is measured first, or a matrix, counts as one chunk. The tensors named ``first`` are
+    included.
     """
-    wanted = set(first)
+    required = set(first)
     groups = [(job, group) for job in plan.jobs for group in _groups(job)]
 
     def place(entry: tuple[Job, list[Span]]) -> tuple[bool, int]:
         job, group = entry
-        return job.name not in wanted, xxhash.xxh3_64_intdigest(f"{seed}|{group[0][0]}|{job.name}".encode())
+        return job.name not in required, xxhash.xxh3_64_intdigest(f"{seed}|{group[0][0]}|{job.name}".encode())
 
     left = share * sum(job.byte_size for job in plan.jobs)
     chosen: dict[str, list[Span]] = {}
     for job, group in sorted(groups, key=place):
-        if left <= 0 and chosen and job.name not in wanted:
+        if left <= 0 and chosen and job.name not in required:
             break
         chosen.setdefault(job.name, []).extend(group)
         left -= bytes_of_spans(job, group)
@@ -91,22 +94,23 @@ def _groups(job: Job) -> list[list[Span]]:
 
 
 def bytes_of_spans(job: Job, spans: Iterable[Span]) -> int:
-    """Bytes of the output in some chunks."""
+    """Return the bytes of the output in some chunks."""
     width = job.byte_size // max(units(job), 1)
     return sum(stop - start for start, stop in spans) * width
 
 
 @dataclass(frozen=True)
 class Differing:
-    """The first byte of a tensor that is not what was computed, with the element's bytes in both."""
+    """The first byte of a tensor that differs from the new merge, with the element's bytes in both."""
 
     offset: int
-    found: bytes
-    made: bytes
+    stored: bytes
+    computed: bytes
 
 
 class ComparingOutput:
-    """Stands for the files that a run writes to: compares with a finished model. ``differing`` has the first difference of a tensor."""
+    """An output that compares with a finished model instead of writing. ``differing`` has the first
+    difference of each tensor."""
 
     def __init__(self, model: Source) -> None:
         self.model = model
@@ -114,23 +118,23 @@ class ComparingOutput:
         self._lock = threading.Lock()
 
     def write(self, tensor: str, offset: int, data: memoryview) -> None:
-        made = np.frombuffer(data, np.uint8)
-        found = np.empty_like(made)
-        self.model.read_into(tensor, offset, memoryview(found))
-        if np.array_equal(made, found):
+        computed = np.frombuffer(data, np.uint8)
+        stored = np.empty_like(computed)
+        self.model.read_into(tensor, offset, memoryview(stored))
+        if np.array_equal(computed, stored):
             return
         width = max(DTYPES[self.model.tensors[tensor].dtype].bytes, 1)
-        byte = int(np.flatnonzero(made != found)[0])
+        byte = int(np.flatnonzero(computed != stored)[0])
         begin = byte - (offset + byte) % width
-        one = Differing(
-            offset + byte, found[begin : begin + width].tobytes(), made[begin : begin + width].tobytes()
+        difference = Differing(
+            offset + byte, stored[begin : begin + width].tobytes(), computed[begin : begin + width].tobytes()
         )
         with self._lock:
-            if tensor not in self.differing or one.offset < self.differing[tensor].offset:
-                self.differing[tensor] = one
+            if tensor not in self.differing or difference.offset < self.differing[tensor].offset:
+                self.differing[tensor] = difference
 
     def place(self, tensor: str, offset: int, size: int) -> None:
-        """There is no memory of the output to compute in."""
+        """A finished model has no memory to compute in."""
 
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
         return False
@@ -152,11 +156,11 @@ class MemoryRecorder:
         self.records[record.tensor] = record
 
     def measured(self, fact: int, value: tuple[float, ...]) -> None:
-        """Nothing is taken up again."""
+        """Facts are not kept."""
 
 
 class RepeatedStage:
-    """The output of a stage, of which some tensors are there again: a :class:`Source` with the headers of all."""
+    """The output of a stage with some tensors merged again: a :class:`Source` with the headers of all."""
 
     origin = None
     held_bytes = reading_bytes = 0
@@ -171,7 +175,7 @@ class RepeatedStage:
         return {}
 
     def fetch(self, files: Iterable[str], report: Any = None) -> None:
-        """Nothing of it is on the hub."""
+        """It has no files on the hub."""
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         assert self.files is not None
@@ -191,7 +195,7 @@ class RepeatedStage:
 
 @dataclass(frozen=True)
 class _RepeatedMerge:
-    """A merge that is made again, and the chunks of it. ``stage`` is what its output is to others; None for the last."""
+    """A merge that is repeated, and its sample. ``stage`` is its output for later merges; None for the last."""
 
     lock: Lock
     plan: Plan
@@ -204,7 +208,7 @@ class _RepeatedMerge:
 
     @property
     def read(self) -> list[Job]:
-        """The jobs whose inputs are read: all, where something is measured over the whole model before."""
+        """The jobs whose inputs are read: all of them, if a fact of the whole model is measured."""
         over_model = self.plan.to_measure or any(of_model(job) for job in self.jobs)
         return list(self.plan.jobs) if over_model else self.jobs
 
@@ -216,22 +220,24 @@ class _RepeatedMerge:
 def recompute(
     lock: Lock,
     model: FileModel,
-    again: ReplanOptions,
+    options: ReplanOptions,
     *,
     share: float = 1.0,
     seed: int = 0,
     first: Iterable[str] = (),
 ) -> Recomputed:
-    """Make a share of a finished merge again from its inputs, and compare with ``model``, the open output.
+    """Merge a share of a finished output again from its inputs, and compare it with ``model``, the open
+    output.
 
-    What is read is held against the digests in the lock where all is made, else that of the tensors that differ. Stages that lead to the
-    merge are made beside the output, as far as they are needed. Errors: VerificationError naming tensor and element; UncheckedError for
-    inputs that are not there, or not those of the merge; ResourceError, and those of reading.
+    Inputs are compared with the hashes in the lock: all of them if everything is merged again, else those of
+    the tensors that differ. Stages of the merge are made next to the output, as far as they are needed.
+    Errors: VerificationError naming tensor and element; UncheckedError for inputs that are missing, or not
+    those of the merge; ResourceError, and those of reading.
     """
-    watch = again.run.watch
-    check_places(lock, again)
+    watch = options.run.watch
+    check_places(lock, options)
     with (
-        _plan_steps(lock, again, share, seed, first) as steps,
+        _plan_steps(lock, options, share, seed, first) as steps,
         _stage_folder(steps, lock.path.parent.absolute()) as room,
     ):
         for step in steps:
@@ -258,22 +264,23 @@ def recompute(
             raise _other_input(last.lock, changed)
         if comparing.differing:
             raise _difference(lock.path.parent, model, last.plan, comparing.differing)
-        made = sum(bytes_of_spans(job, last.chosen[job.name]) for job in last.jobs)
+        size = sum(bytes_of_spans(job, last.chosen[job.name]) for job in last.jobs)
         blocks = sum(len(spans) for spans in last.chosen.values())
-        return Recomputed(blocks, len(last.chosen), made, sum(job.byte_size for job in last.plan.jobs))
+        return Recomputed(blocks, len(last.chosen), size, sum(job.byte_size for job in last.plan.jobs))
 
 
 @contextmanager
 def _plan_steps(
-    lock: Lock, again: ReplanOptions, share: float, seed: int, first: Iterable[str]
+    lock: Lock, options: ReplanOptions, share: float, seed: int, first: Iterable[str]
 ) -> Iterator[list[_RepeatedMerge]]:
-    """Plan the merge and the stages that lead to it, and choose what is made of each; the sources are open until the block ends."""
+    """Plan the merge and its stages, and choose the sample of each. The sources are open until the block
+    ends."""
     with ExitStack() as opened:
         stages: dict[str, RepeatedStage] = {}
         planned: dict[str, tuple[Lock, Plan]] = {}
-        for label, one in stage_locks(lock).items():
-            plan = replan(one, again, stages)
-            planned[label] = one, plan
+        for label, stage_lock in stage_locks(lock).items():
+            plan = replan(stage_lock, options, stages)
+            planned[label] = stage_lock, plan
             for source in plan.sources:
                 opened.callback(source.close)
             if label:
@@ -281,21 +288,21 @@ def _plan_steps(
                 opened.callback(stages[label].close)
         needed: dict[str, set[str]] = {label: set() for label in stages}
         steps: list[_RepeatedMerge] = []
-        for label, (one, plan) in reversed(planned.items()):
+        for label, (stage_lock, plan) in reversed(planned.items()):
             chosen = (
                 {j.name: chunks(j) for j in plan.jobs if j.name in needed[label]}
                 if label
                 else choose_chunks(plan, share, seed, first)
             )
-            steps.insert(0, _RepeatedMerge(one, plan, stages.get(label), chosen))
-            for i, given in enumerate(one.models):
-                if given.stage_lock is not None:
+            steps.insert(0, _RepeatedMerge(stage_lock, plan, stages.get(label), chosen))
+            for i, model in enumerate(stage_lock.models):
+                if model.stage_lock is not None:
                     read = {
                         t.name for job in (*steps[0].read, *plan.to_measure) for t in job.read if t.model == i
                     }
                     # Rows of another vocabulary may come from any model.
-                    needed[given.label] |= (
-                        read if plan.recipe.tokenizer is None else set(stages[given.label].tensors)
+                    needed[model.label] |= (
+                        read if plan.recipe.tokenizer is None else set(stages[model.label].tensors)
                     )
         try:
             yield steps
@@ -306,7 +313,7 @@ def _plan_steps(
 
 @contextmanager
 def _stage_folder(steps: Sequence[_RepeatedMerge], out: Path) -> Iterator[Path]:
-    """A folder beside the output for what stages make, and that goes again. Errors: ResourceError, RunError."""
+    """Make a temporary folder next to the output for the stages. Errors: ResourceError, RunError."""
     if len(steps) == 1:
         yield out
         return
@@ -330,10 +337,10 @@ def _stage_folder(steps: Sequence[_RepeatedMerge], out: Path) -> Iterator[Path]:
 def _make_chunks(
     step: _RepeatedMerge, files: Any, noting: MemoryRecorder, watch: Watcher | None
 ) -> MemoryRecorder:
-    """Make the chosen chunks. Errors: UncheckedError for inputs of which no merge comes."""
+    """Merge the chosen chunks. Errors: UncheckedError for inputs that cannot be merged."""
     total = sum(bytes_of_spans(job, step.chosen[job.name]) for job in step.jobs)
 
-    def told(event: Event) -> None:  # what is left out is not done, it is not asked for
+    def report(event: Event) -> None:  # tensors outside the sample are not "resumed"
         if watch is not None:
             watch(Reading(len(step.jobs), total) if isinstance(event, Started) else event)
 
@@ -344,11 +351,11 @@ def _make_chunks(
     ]
     try:
         MergeRun(
-            measure_norm_weights(step.plan, {}, told),
+            measure_norm_weights(step.plan, {}, report),
             files,
             noting,
             JournalState(left),
-            told,
+            report,
             spans=lambda job: step.chosen[job.name],
         ).all()
     except (NonFiniteError, MismatchError) as error:
@@ -360,7 +367,7 @@ def _make_chunks(
 
 
 def _first_changed_input(step: _RepeatedMerge, records: Iterable[Record]) -> tuple[str, str] | None:
-    """The first input, by label and tensor, that is not what was merged."""
+    """Return label and tensor of the first input that differs from the lock."""
     for record in records:
         for model, name, digest in record.inputs:
             if step.lock.inputs[model].tensors.get(name) != digest:
@@ -369,7 +376,8 @@ def _first_changed_input(step: _RepeatedMerge, records: Iterable[Record]) -> tup
 
 
 def _first_changed_file(step: _RepeatedMerge, names: Iterable[str]) -> tuple[str, str] | None:
-    """The same, of the inputs of some tensors, which are read for it. None if one of the tensors has its inputs as they were."""
+    """Read and hash the inputs of some tensors. Returns the first that differs; None if one of the tensors
+    has all its inputs unchanged."""
     jobs = {job.name: job for job in step.plan.jobs}
     changed = None
     with Crew(step.plan.memory.threads, name="alnico-verify") as crew:
@@ -385,14 +393,14 @@ def _first_changed_file(step: _RepeatedMerge, names: Iterable[str]) -> tuple[str
 
 
 def _check_stage(step: _RepeatedMerge, noting: MemoryRecorder) -> None:
-    """Hold what a stage made, and of what, against its lock. Errors: UncheckedError, VerificationError."""
+    """Compare a stage's tensors and inputs with its lock. Errors: UncheckedError, VerificationError."""
     if (changed := _first_changed_input(step, noting.records.values())) is not None:
         raise _other_input(step.lock, changed)
     for name, record in noting.records.items():
-        if record.digest != (said := step.lock.tensors[name].digest):
+        if record.digest != (locked := step.lock.tensors[name].digest):
             assert step.stage is not None
             raise VerificationError(
-                f"{step.lock.path}: {name} of the stage {step.stage.label} has the hash {said} in the lock and {record.digest} when it is made "
+                f"{step.lock.path}: {name} of the stage {step.stage.label} has the hash {locked} in the lock and {record.digest} when it is made "
                 "again from its inputs; they must be the same. Merge again."
             )
 
@@ -409,23 +417,25 @@ def _difference(
     out: Path, model: Source, plan: Plan, differing: Mapping[str, Differing]
 ) -> VerificationError:
     name = next(n for n in model.tensors if n in differing)
-    one, tensor = differing[name], model.tensors[name]
+    difference, tensor = differing[name], model.tensors[name]
     width = max(DTYPES[tensor.dtype].bytes, 1)
-    place = [int(i) for i in np.unravel_index(one.offset // width, tensor.shape)] if tensor.shape else []
+    place = (
+        [int(i) for i in np.unravel_index(difference.offset // width, tensor.shape)] if tensor.shape else []
+    )
     more = f" {len(differing) - 1} more tensors differ." if len(differing) > 1 else ""
-    is_whole = any(job.name == name and job.kind == "matrix" for job in plan.jobs)
+    is_matrix = any(job.name == name and job.kind == "matrix" for job in plan.jobs)
     elsewhere = (
         " (It is made as a whole matrix, whose bits are the same on one type of machine only.)"
-        if is_whole
+        if is_matrix
         else ""
     )
     return VerificationError(
-        f"{out}: {name}{place or ''} is {_shown(one.found, tensor.dtype)} in the output and {_shown(one.made, tensor.dtype)} when it is made "
-        f"again from the inputs, from byte {one.offset} of the tensor on; they must be the same.{more} Merge again, or get the output anew.{elsewhere}"
+        f"{out}: {name}{place or ''} is {_shown(difference.stored, tensor.dtype)} in the output and {_shown(difference.computed, tensor.dtype)} when it is made "
+        f"again from the inputs, from byte {difference.offset} of the tensor on; they must be the same.{more} Merge again, or get a new copy of the output.{elsewhere}"
     )
 
 
 def _shown(raw: bytes, dtype: str) -> str:
-    """An element as a number, where it is one, and as bytes."""
+    """Format an element as a number, if it is one, and as bytes."""
     number = f"{float(decode(np.frombuffer(raw, np.uint8), dtype)[0]):.9g}, " if dtype in MERGEABLE else ""
     return f"{number}0x{raw[::-1].hex()}"

@@ -1,4 +1,4 @@
-"""Holds a finished merge against its lock: the hash of every tensor and file; and, if asked, against its inputs."""
+"""Compares a finished merge with the hashes in its lock, and on request with its inputs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from alnico.verification.replan import ReplanOptions
 from alnico.verification.sample import Recomputed, recompute
 
 SHOWN = 5
-"""Files or tensors of a kind that a message names."""
+"""Most files or tensors that a message names."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What of a finished merge was found to be as its lock says: ``tensors`` of ``byte_size`` bytes and ``files``, by their hashes;
-    ``recomputed`` from its inputs, if that was asked for. ``unchecked`` says what could not be checked, ``signed_by`` which key's
-    signature holds, if one was asked about."""
+    """The parts of a finished merge that match its lock: ``tensors`` of ``byte_size`` bytes and ``files``, by
+    their hashes; ``recomputed`` from its inputs, on request. ``unchecked`` lists what could not be checked;
+    ``signed_by`` is the key of a valid signature, if one was requested."""
 
     path: str
     tensors: int
@@ -97,22 +97,23 @@ def verify(
 
 def check_output(
     out: Path,
-    again: ReplanOptions,
+    options: ReplanOptions,
     *,
     against_inputs: bool = False,
     share: float = 1.0,
     seed: int = 0,
 ) -> Verification:
-    """Check a finished merge; what could not be checked is in the result, as long as there was something to check at all.
+    """Check a finished merge. The result lists what could not be checked.
 
-    Errors: VerificationError for the first tensor or file that differs; UncheckedError for an output without a lock; OutputError for what is
-    not there or not finished; with ``against_inputs`` those of :func:`alnico.verification.sample.recompute`, but for inputs that are not there.
+    Errors: VerificationError for the first tensor or file that differs; UncheckedError for an output without
+    a lock; OutputError for an output that is missing or unfinished; with ``against_inputs`` those of
+    :func:`alnico.verification.sample.recompute`, except for missing inputs.
     """
     begin = time.perf_counter()
     lock = open_lock(out)
     with open_output(out) as model:
         check_headers(out, lock, model)
-        with Crew(again.run.threads, again.run.watch, "alnico-verify") as crew:
+        with Crew(options.run.threads, options.run.watch, "alnico-verify") as crew:
             digests = hash_tensors(model, model.tensors, crew)
         damaged = [name for name, digest in digests.items() if digest != lock.tensors[name].digest]
         if damaged and not against_inputs:
@@ -123,12 +124,12 @@ def check_output(
             unchecked.append(no_recipe_message(out))
         elif against_inputs:
             try:
-                recomputed = recompute(lock, model, again, share=share, seed=seed, first=damaged)
+                recomputed = recompute(lock, model, options, share=share, seed=seed, first=damaged)
             except UncheckedError as error:
                 if damaged:
                     raise _damaged(out, lock, digests, damaged) from None
                 unchecked.append(str(error))
-            if damaged:  # the inputs make what is there: it is the lock that lies
+            if damaged:  # the output is what its inputs give, so the lock was changed
                 raise _damaged(out, lock, digests, damaged)
         total = sum(t.byte_size for t in model.tensors.values())
     return Verification(
@@ -143,14 +144,15 @@ def check_output(
 
 
 def open_lock(out: Path) -> Lock:
-    """Read the lock of a finished output. Errors: OutputError, UncheckedError for an output without one, ModelError."""
+    """Read the lock of a finished output. Errors: OutputError, UncheckedError for an output without one,
+    ModelError."""
     try:
         os.stat(out / LOCK)
     except PermissionError as error:
         raise UncheckedError(
             f"{out}: could not check: it cannot be read ({error.strerror}); expected the output of `alnico merge`. Check its permissions."
         ) from None
-    except OSError:  # told apart below
+    except OSError:  # the checks below say why
         pass
     if out.is_file():
         raise UncheckedError(
@@ -165,29 +167,32 @@ def open_lock(out: Path) -> Lock:
 
 
 def no_recipe_message(out: Path) -> str:
-    """Why an adapter is not made again."""
+    """Return the message why an adapter is not compared with its inputs."""
     return (
         f"{out}: could not check against its inputs: it is an adapter, which no recipe makes. Run the command that made it with another "
         "output, and compare the hashes in the locks."
     )
 
 
-def refuse_unchecked(found: Verification) -> None:
-    """Raise what could not be checked, for callers to whom only a pass is good. Errors: UncheckedError, with ``found``."""
-    if found.unchecked:
-        raise UncheckedError(*found.unchecked, result=found)
+def refuse_unchecked(verification: Verification) -> None:
+    """Raise what could not be checked, for callers that need a full pass. Errors: UncheckedError, with the
+    verification."""
+    if verification.unchecked:
+        raise UncheckedError(*verification.unchecked, result=verification)
 
 
-def add_signature(found: Verification, check: Callable[[], Path]) -> Verification:
-    """Add the key with which a signature holds, or that it could not be checked. Errors: VerificationError."""
+def add_signature(verification: Verification, check: Callable[[], Path]) -> Verification:
+    """Add the key of a valid signature, or that the signature could not be checked. Errors:
+    VerificationError."""
     try:
-        return replace(found, signed_by=str(check()))
+        return replace(verification, signed_by=str(check()))
     except UncheckedError as error:
-        return replace(found, unchecked=(*found.unchecked, str(error)))
+        return replace(verification, unchecked=(*verification.unchecked, str(error)))
 
 
 def open_output(out: Path) -> FileModel:
-    """Open the output's own files; what is no model any more is damage. Errors: VerificationError."""
+    """Open the output's own files. Files that are not a model any more count as damaged. Errors:
+    VerificationError."""
     try:
         model = open_adapter(os.fspath(out)).files if (out / CONFIG).is_file() else open_model(out)
     except ModelError as error:
@@ -203,12 +208,13 @@ def check_headers(out: Path, lock: Lock, model: FileModel) -> None:
         name = differing[0]
         raise VerificationError(
             f"{out}: {name} is {describe_tensor(model.tensors.get(name))} in the weights and {describe_tensor(lock.tensors.get(name))} in {LOCK}"
-            f"{_more(differing, 'tensors')}; they must be of one merge. Merge again, or get the output anew."
+            f"{_more(differing, 'tensors')}; they must be of one merge. Merge again, or get a new copy of the output."
         )
 
 
 def _check_files(out: Path, lock: Lock, model: FileModel) -> tuple[int, list[str]]:
-    """Hash the files beside the weights; returns how many are as the lock says, and what it does not say. Errors: VerificationError."""
+    """Hash the files next to the weights. Returns how many match the lock, and messages about files that it
+    lacks. Errors: VerificationError."""
     listed = [name for name in listed_files(out) if name not in UNLOCKED]
     headers = {shard.path.relative_to(out).as_posix(): shard for shard in model.shards}
     if lock.files is None:
@@ -218,30 +224,30 @@ def _check_files(out: Path, lock: Lock, model: FileModel) -> tuple[int, list[str
             "weights. `alnico reproduce` makes them again."
         ] if others else []
     differing = []
-    for name, told in lock.files.items():
+    for name, entry in lock.files.items():
         if name not in listed:
             differing.append((name, "is missing"))
         elif name in headers:
             shard = headers[name]
-            if (shard.size, shard.header_digest) != (told.get("size"), told.get("header")):
+            if (shard.size, shard.header_digest) != (entry.get("size"), entry.get("header")):
                 differing.append((name, "has another header or size than the lock says"))
-        elif (digest := hash_file(out / name)) != told.get("digest"):
-            differing.append((name, f"has the hash {digest}, the lock says {told.get('digest')}"))
+        elif (digest := hash_file(out / name)) != entry.get("digest"):
+            differing.append((name, f"has the hash {digest}, the lock says {entry.get('digest')}"))
     if differing:
         name, what = differing[0]
         raise VerificationError(
-            f"{out / name}: {what}{_more(differing, 'files')}; expected the file that the merge wrote. Merge again, or get the output anew."
+            f"{out / name}: {what}{_more(differing, 'files')}; expected the file that the merge wrote. Merge again, or get a new copy of the output."
         )
     surplus = [name for name in listed if name not in lock.files]
-    said = f"{out}: could not check {_some(surplus)}: {LOCK} does not list {'it' if len(surplus) == 1 else 'them'}. Move what is no part of the merge."
-    return len(lock.files), [said] if surplus else []
+    note = f"{out}: could not check {_some(surplus)}: {LOCK} does not list {'it' if len(surplus) == 1 else 'them'}. Move what is no part of the merge."
+    return len(lock.files), [note] if surplus else []
 
 
 def _damaged(out: Path, lock: Lock, digests: dict[str, str], damaged: Sequence[str]) -> VerificationError:
     name = damaged[0]
     return VerificationError(
         f"{out}: {name} has the hash {digests[name]}, {LOCK} says {lock.tensors[name].digest}{_more(damaged, 'tensors')}; expected the bytes "
-        "that the merge wrote. Merge again, or get the output anew; --against-inputs names the first element that differs."
+        "that the merge wrote. Merge again, or get a new copy of the output; --against-inputs names the first element that differs."
     )
 
 
