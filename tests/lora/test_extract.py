@@ -341,7 +341,7 @@ def test_models_of_other_sizes_are_refused(pair: Pair, tmp_path: Path) -> None:
     other, _ = made.family(tmp_path / "b", 0, dtype="F32", hidden=16, vocabulary=200, tied=False)
     refuses(
         MismatchError,
-        f"{other} and {pair[0]} are models of different sizes: hidden size 16 and 160, intermediate size 48 and 480; expected one kind and "
+        f"{other} and {pair[0]} are models of different sizes: hidden size 16 and 160, intermediate size 48 and 480; expected one architecture and "
         "size. Give a fine-tune and its own base.",
         (pair[0], other),
         tmp_path / "out",
