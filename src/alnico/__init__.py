@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from alnico.analysis.retention import Retention as Retention
     from alnico.analysis.suggest import suggest as suggest
     from alnico.analysis.suggest_rules import Suggestion as Suggestion
-    from alnico.api import load_recipe as load_recipe
     from alnico.api import merge as merge
     from alnico.api import merge_documents as merge_documents
     from alnico.api import methods as methods
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from alnico.methods.base import method as method
     from alnico.output.push import push as push
     from alnico.plan.job import Plan as Plan
+    from alnico.recipe.load import load_recipe as load_recipe
     from alnico.recipe.schema import Recipe as Recipe
     from alnico.tune.adamerge import AdaMergingResult as AdaMergingResult
     from alnico.tune.adamerge import adamerge as adamerge
@@ -84,7 +84,6 @@ __all__ = make_lazy(
         "alnico.analysis.suggest": ["suggest"],
         "alnico.analysis.suggest_rules": ["Suggestion"],
         "alnico.api": [
-            "load_recipe",
             "merge",
             "merge_documents",
             "methods",
@@ -101,6 +100,7 @@ __all__ = make_lazy(
         "alnico.methods.base": ["Merge", "Method", "method"],
         "alnico.output.push": ["push"],
         "alnico.plan.job": ["Plan"],
+        "alnico.recipe.load": ["load_recipe"],
         "alnico.recipe.schema": ["Recipe"],
         "alnico.tune.adamerge": ["AdaMergingResult", "adamerge"],
         "alnico.tune.search.result": ["SearchResult"],

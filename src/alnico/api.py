@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,10 @@ from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.sizes import bytes_of
 from alnico.plan.job import Plan
-from alnico.recipe import load
 from alnico.recipe.json_schema import json_schema
-from alnico.recipe.schema import Recipe
+from alnico.recipe.load import RecipeLike, Recipes, load_recipe, load_recipes
 from alnico.recipe.stages import order_stages
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
-
-RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
-Recipes = RecipeLike | tuple[Recipe, ...]
-
-
-@ieee_arithmetic()
-def load_recipe(source: RecipeLike, *, seed: int | None = None) -> Recipe:
-    """Read and check a recipe: a YAML file, YAML text, or a mapping. ``seed`` replaces the recipe's.
-
-    Errors: RecipeError, with a line for every mistake.
-
-    >>> load_recipe({"merge_method": "linear", "models": ["a", "b"]}).merge_method
-    'linear'
-    """
-    return load.load_recipe(source, seed=seed)
 
 
 @ieee_arithmetic()
@@ -159,7 +142,7 @@ def merge_documents(
         strict_license,
         signed_inputs(verify_inputs, allow_unsigned, require_signed),
     )
-    recipes = load.load_recipes(recipe, seed=seed)
+    recipes = load_recipes(recipe, seed=seed)
     may_replace = replace_mode(overwrite, overwrite_anything)
     if len(recipes) == 1:
         return (planner.merge(recipes[0], Path(out), overwrite=may_replace, restart=restart),)
@@ -197,7 +180,7 @@ def plan_documents(
         strict_license,
         signed_inputs(verify_inputs, allow_unsigned, False),
     )
-    return plan_stages(order_stages(load.load_recipes(recipe, seed=seed)), planner.plan, single_file)
+    return plan_stages(order_stages(load_recipes(recipe, seed=seed)), planner.plan, single_file)
 
 
 @ieee_arithmetic()

@@ -13,6 +13,7 @@ import yaml
 from alnico.checkpoint.files import open_named
 from alnico.errors import RecipeError
 from alnico.methods.base import Method
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, nested_methods, read_context
 from alnico.recipe.keys import TOP
@@ -30,10 +31,12 @@ MAX_BYTES = 1_000_000
 SEARCH_KEYS = ("search", "stack")
 """Keys that only `alnico search` understands."""
 
-RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+Recipes = RecipeLike | tuple[Recipe, ...]
 
 
-def load_recipe(source: RecipeSource, *, seed: int | None = None) -> Recipe:
+@ieee_arithmetic()
+def load_recipe(source: RecipeLike, *, seed: int | None = None) -> Recipe:
     """Load a recipe from a YAML file, from YAML text with a line break, or from a mapping.
 
     ``seed`` replaces the recipe's seed. A file of several documents is an error; use
@@ -48,7 +51,7 @@ def load_recipe(source: RecipeSource, *, seed: int | None = None) -> Recipe:
     return _seeded((recipe,), seed)[0]
 
 
-def load_recipes(source: RecipeSource | tuple[Recipe, ...], seed: int | None = None) -> tuple[Recipe, ...]:
+def load_recipes(source: Recipes, seed: int | None = None) -> tuple[Recipe, ...]:
     """Load all documents of a file, or of any source that :func:`load_recipe` takes."""
     if isinstance(source, Recipe):
         source = (source,)
