@@ -159,7 +159,8 @@ def test_statistics_of_another_kind_or_shape_or_of_no_merged_tensor_are_refused(
 def test_statistics_that_are_not_there_or_damaged_are_refused(tmp_path: Path) -> None:
     paths = two(tmp_path)
     with pytest.raises(
-        ModelError, match="statistics 'none': is not there; expected what `alnico statistics` wrote"
+        ModelError,
+        match="statistics 'none': does not exist; expected a directory written by `alnico statistics`",
     ):
         alnico.plan(recipe_for("fisher", paths, None, {"fisher": ["none", "none"]}))
     folder = made("fisher", paths[0], 0)

@@ -392,7 +392,9 @@ def test_what_is_no_tensor_is_refused_by_name() -> None:
     assert "has the dtype object" in told(ModelError, [{"w": np.array([None])}])
     assert "has no tensors" in told(ModelError, [{}])
     assert "state_dicts[0]: is an int; expected a dict of tensors" in told(ModelError, [3])
-    assert "state_dicts[0]: has the key 0, of type int; expected tensor names" in told(ModelError, [{0: W["w"]}])
+    assert "state_dicts[0]: has the key 0, of type int; expected tensor names" in told(
+        ModelError, [{0: W["w"]}]
+    )
     assert "on meta" in told(ModelError, [{"w": torch.empty(2, device="meta")}])
     assert "with the layout torch.sparse_coo" in told(ModelError, [{"w": torch.eye(2).to_sparse()}])
     assert "numpy has no dtype for BF16" in told(AlnicoError, [W, W], dtype="bfloat16")

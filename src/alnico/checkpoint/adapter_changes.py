@@ -311,9 +311,9 @@ def _find_targets(
     )
     if update.parameters == ("weight",) or (is_bare and matcher.match(f"{update.module}.weight") is not None):
         target = matcher.match(f"{update.module}.weight") or matcher.match(f"{update.module}.in_proj_weight")
-        place = matcher.fused(update) if target is None and not update.magnitude else None
-        if place is not None:
-            return [(place[0], TensorUpdate(joined=((update, place[1]),)))]
+        fused = matcher.fused(update) if target is None and not update.magnitude else None
+        if fused is not None:
+            return [(fused[0], TensorUpdate(joined=((update, fused[1]),)))]
         target = target or matcher.require(update.right, f"{update.module}.weight")
         is_transposed = update.is_embedding or _is_transposed(
             target, tensors[target].shape, base, adapter, update

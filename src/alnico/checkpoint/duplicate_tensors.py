@@ -51,8 +51,8 @@ def find_original(source: Source, name: str, among: Collection[str]) -> str | No
 def _share_bytes_in_file(source: Source, a: str, b: str) -> bool:
     if not isinstance(source, FileModel):
         return False
-    place = source.place_of(a)
-    return place is not None and place == source.place_of(b)
+    location = source.place_of(a)
+    return location is not None and location == source.place_of(b)
 
 
 def _read(source: Source, name: str, first: int, size: int) -> np.ndarray:

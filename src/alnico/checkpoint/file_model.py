@@ -43,17 +43,17 @@ class FileModel:
         self._files = OpenFiles(on_open=self._refuse_changed)
         self._reordered: dict[str, memoryview] = {}
         self._lock = threading.Lock()
-        self._place: dict[str, tuple[Shard, headers.TensorInfo]] = {}
+        self._locations: dict[str, tuple[Shard, headers.TensorInfo]] = {}
         for shard in shards:
             for tensor in shard.header.tensors:
-                if tensor.name in self._place:
-                    other = self._place[tensor.name][0].name
+                if tensor.name in self._locations:
+                    other = self._locations[tensor.name][0].name
                     raise ModelError(
                         f"{location}: tensor {tensor.name!r} is in {other} and in {shard.name}; "
                         "expected it in one file. Remove the file that does not belong to the model."
                     )
-                self._place[tensor.name] = (shard, tensor)
-        self.tensors: Mapping[str, headers.TensorInfo] = {n: t for n, (_, t) in self._place.items()}
+                self._locations[tensor.name] = (shard, tensor)
+        self.tensors: Mapping[str, headers.TensorInfo] = {n: t for n, (_, t) in self._locations.items()}
 
     @property
     def held_bytes(self) -> int:
@@ -72,7 +72,7 @@ class FileModel:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         if self.origin is None:
             return {}
-        files = list(dict.fromkeys(self._file(self._place[name][0]) for name in tensors))
+        files = list(dict.fromkeys(self._file(self._locations[name][0]) for name in tensors))
         return self.origin.absent(files + (self.origin.side_files() if side_files else []))
 
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
@@ -92,12 +92,12 @@ class FileModel:
         return shard.path.relative_to(self.location).as_posix()
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        shard, tensor = self._place[name]
+        shard, tensor = self._locations[name]
         if tensor.strides is not None:
             buffer[:] = self._row_major(name)[offset : offset + len(buffer)]
         elif not tensor.is_stored_as_is:
-            real = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
-            read_computed(offset, buffer, real, lambda first, out: self._read_negated(name, first, out))
+            dtype = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
+            read_computed(offset, buffer, dtype, lambda first, out: self._read_negated(name, first, out))
         else:
             with self._files.descriptor(shard.path) as descriptor:
                 read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
@@ -105,7 +105,7 @@ class FileModel:
     def _read_negated(self, name: str, first: int, out: np.ndarray) -> None:
         """Fill ``out`` with elements from ``first`` on of a tensor whose values are the negative or the
         conjugate of the stored ones."""
-        shard, tensor = self._place[name]
+        shard, tensor = self._locations[name]
         raw = out.view(np.uint8)
         with self._files.descriptor(shard.path) as descriptor:
             read_fully(descriptor, memoryview(raw), tensor.begin + first * out.itemsize, shard.path, name)
@@ -125,13 +125,13 @@ class FileModel:
     def place_of(self, name: str) -> tuple[Path, int] | None:
         """The file of a tensor and the byte where it begins; None if its stored bytes are not those that are
         read."""
-        shard, tensor = self._place[name]
+        shard, tensor = self._locations[name]
         return (shard.path, tensor.begin) if tensor.is_stored_as_is else None
 
     def copy_to(self, name: str, offset: int, size: int, descriptor: int, begin: int) -> bool:
         """Copy a tensor's raw bytes into a file, at its byte ``begin``, without reading them. Returns False
         where that is not possible."""
-        shard, tensor = self._place[name]
+        shard, tensor = self._locations[name]
         if not tensor.is_stored_as_is:
             return False
         with self._files.descriptor(shard.path) as source:
@@ -141,7 +141,7 @@ class FileModel:
         """The bytes of a strided view in row-major order."""
         with self._lock:
             if name not in self._reordered:
-                shard, tensor = self._place[name]
+                shard, tensor = self._locations[name]
                 span = np.empty(tensor.end - tensor.begin, np.uint8)
                 with self._files.descriptor(shard.path) as descriptor:
                     read_fully(descriptor, memoryview(span), tensor.begin, shard.path, name)
@@ -271,18 +271,18 @@ def _check_index(shards: Sequence[Shard], prefix: str, folder: Path) -> None:
     if index is None:
         return
     weight_map = read_json(index)["weight_map"]
-    held = {t.name.removeprefix(prefix): s.path for s in shards for t in s.header.tensors}
+    file_of = {t.name.removeprefix(prefix): s.path for s in shards for t in s.header.tensors}
     paths = {name: folder / name for name in set(weight_map.values())}
     for tensor, name in weight_map.items():
-        if held.get(tensor) != paths[name]:
+        if file_of.get(tensor) != paths[name]:
             raise ModelError(
                 f"{index}: says that {tensor!r} is in {name}, which does not hold it. "
                 "The index and the shards are from different downloads; download the model again."
             )
-    unlisted = [tensor for tensor in held if tensor not in weight_map]
+    unlisted = [tensor for tensor in file_of if tensor not in weight_map]
     if unlisted:
         raise ModelError(
-            f"{held[unlisted[0]]}: holds {unlisted[0]!r}, which {index.name} does not list ({len(unlisted)} "
-            "such tensors). The index and the shards are from different downloads; download the model "
-            "again."
+            f"{file_of[unlisted[0]]}: holds {unlisted[0]!r}, which {index.name} does not list "
+            f"({len(unlisted)} such tensors). The index and the shards are from different downloads; "
+            "download the model again."
         )

@@ -137,14 +137,14 @@ class Adapter:
         self.config = config
         self.updates, self.replaced, self.rows = _parse_tensors(files, config)
 
-    def matrices(self, update: Update, real: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
-        """The factors of an update, of dtype ``real`` and without its scale: left (experts, out, r) and right
+    def matrices(self, update: Update, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """The factors of an update, in ``dtype`` and without its scale: left (experts, out, r) and right
         (experts, r, in).
 
         A convolution's other dimensions are flattened. Errors: ModelError naming a tensor with a NaN or an
         infinity.
         """
-        left, right = self.read(update.left, real), self.read(update.right, real)
+        left, right = self.read(update.left, dtype), self.read(update.right, dtype)
         left = left.reshape(left.shape[0], math.prod(left.shape[1:]))
         right = right.reshape(right.shape[0], math.prod(right.shape[1:]))
         experts = update.experts
@@ -155,9 +155,9 @@ class Adapter:
             np.ascontiguousarray(right.reshape(experts, len(right) // experts, right.shape[1])),
         )
 
-    def read(self, name: str, real: np.dtype[Any]) -> np.ndarray:
+    def read(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
         """Read a tensor. Errors: NonFiniteError, naming tensor and index, for a NaN or an infinity."""
-        values = read_tensor(self.files, name).astype(real)
+        values = read_tensor(self.files, name).astype(dtype)
         if not np.isfinite(values).all():
             index = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
             value = "NaN" if np.isnan(values[tuple(index)]) else "an infinity"

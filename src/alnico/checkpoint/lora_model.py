@@ -112,12 +112,12 @@ class AdaptedModel:
     def _check_weight(self) -> None:
         """Errors: RecipeError for a weight that becomes 0 or infinity in float32."""
         limits = np.finfo(np.float32)
-        least, most = float(limits.smallest_normal), float(limits.max)
+        smallest, largest = float(limits.smallest_normal), float(limits.max)
         is_narrow = any(self.tensors[name].dtype == "F32" for name in self._changes)
-        if is_narrow and self.weight and not least <= abs(self.weight) <= most:
+        if is_narrow and self.weight and not smallest <= abs(self.weight) <= largest:
             raise RecipeError(
                 f"{self.label}: is computed in float32 with the weight {self.weight:g}; expected 0, or a "
-                f"magnitude from {least:.1e} to {most:.1e}. Choose a "
+                f"magnitude from {smallest:.1e} to {largest:.1e}. Choose a "
                 f"{'smaller' if abs(self.weight) > 1 else 'larger'} one."
             )
 
@@ -221,10 +221,10 @@ class AdaptedModel:
             source, stored = self._start(name)
             source.read_into(stored, offset, buffer)
             return
-        real = np.dtype(dtypes.DTYPES[self.tensors[name].dtype].storage)
+        dtype = np.dtype(dtypes.DTYPES[self.tensors[name].dtype].storage)
         factors = self._factors(name)
         read_computed(
-            offset, buffer, real, lambda first, out: self._compute_checked(name, factors, first, out)
+            offset, buffer, dtype, lambda first, out: self._compute_checked(name, factors, first, out)
         )
 
     def _compute_checked(self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray) -> None:
@@ -346,19 +346,19 @@ class AdaptedModel:
 
     def _read_factors(self, name: str) -> _LoadedFactors:
         change, tensor = self._changes[name], self.tensors[name]
-        real = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
+        dtype = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
         added = None
         if change.added is not None:
             scale = change.added.scale * (self.weight if not change.replaced else 1.0)
-            added = self.adapter.read(change.added.bias, real) * real.type(scale)
+            added = self.adapter.read(change.added.bias, dtype) * dtype.type(scale)
         if change.joined:
-            return self._join_factors(change, tensor.shape[0], real)
+            return self._join_factors(change, tensor.shape[0], dtype)
         if change.update is None:
-            rows = self.adapter.read(change.rows.name, real) if change.rows is not None else None
+            rows = self.adapter.read(change.rows.name, dtype) if change.rows is not None else None
             return _LoadedFactors(NO_FACTOR, NO_FACTOR, added, rows=rows)
-        left, right = self.adapter.matrices(change.update, real)
+        left, right = self.adapter.matrices(change.update, dtype)
         if change.twin_update is not None:
-            other = self.adapter.matrices(change.twin_update, real)
+            other = self.adapter.matrices(change.twin_update, dtype)
             if not np.array_equal(other[0], right.transpose(0, 2, 1)) or not np.array_equal(
                 other[1], left.transpose(0, 2, 1)
             ):
@@ -378,8 +378,8 @@ class AdaptedModel:
             return factors
         if name not in self._dora:
             with np.errstate(all="ignore"):
-                magnitude = self.adapter.read(change.update.magnitude, real).reshape(-1).astype(np.float64)
-                factor = (magnitude / self._norms(name, factors)).astype(real)
+                magnitude = self.adapter.read(change.update.magnitude, dtype).reshape(-1).astype(np.float64)
+                factor = (magnitude / self._norms(name, factors)).astype(dtype)
             if not np.isfinite(factor).all():
                 raise ModelError(
                     f"{self.label}: {name}: a row of the adapted weight is 0; DoRA needs a direction for it. "
@@ -391,15 +391,15 @@ class AdaptedModel:
             factors.left, factors.right, None, *((None, factor) if change.is_transposed else (factor, None))
         )
 
-    def _join_factors(self, change: TensorUpdate, rows: int, real: np.dtype[Any]) -> _LoadedFactors:
+    def _join_factors(self, change: TensorUpdate, rows: int, dtype: np.dtype[Any]) -> _LoadedFactors:
         """Join several updates into one: their right factors stacked, each left factor, with its scale, at
         its rows."""
-        pairs = [(update, first, *self.adapter.matrices(update, real)) for update, first in change.joined]
+        pairs = [(update, first, *self.adapter.matrices(update, dtype)) for update, first in change.joined]
         ranks = sum(right.shape[1] for *_, right in pairs)
-        left_factor = np.zeros((1, rows, ranks), real)
+        left_factor = np.zeros((1, rows, ranks), dtype)
         at = 0
         for update, first, left, right in pairs:
-            left_factor[0, first : first + left.shape[1], at : at + left.shape[2]] = left[0] * real.type(
+            left_factor[0, first : first + left.shape[1], at : at + left.shape[2]] = left[0] * dtype.type(
                 update.scale
             )
             at += right.shape[1]
@@ -498,8 +498,8 @@ def repositories(source: Source) -> list[Origin]:
     return [source.origin] if source.origin is not None else []
 
 
-def _kernel(real: np.dtype[Any]) -> Callable[..., int]:
-    return compile_kernel(FoldKernel("float64" if real == np.float64 else "float32"))
+def _kernel(dtype: np.dtype[Any]) -> Callable[..., int]:
+    return compile_kernel(FoldKernel("float64" if dtype == np.float64 else "float32"))
 
 
 def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, int, int]]:

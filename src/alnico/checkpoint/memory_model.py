@@ -302,17 +302,17 @@ def shared_tensors(
     tied in one model and a separate tensor in another is not tied.
     """
     tied: dict[str, str] = {}
-    places = [{n: _address(v) for n, v in state.items()} for state in states]
-    for place in places:
+    addresses = [{n: _address(v) for n, v in state.items()} for state in states]
+    for by_name in addresses:
         first: dict[Any, str] = {}
-        for name, where in place.items():
-            if where is not None and first.setdefault(where, name) != name:
-                tied.setdefault(name, first[where])
+        for name, address in by_name.items():
+            if address is not None and first.setdefault(address, name) != name:
+                tied.setdefault(name, first[address])
     return {
         name: to
         for name, to in tied.items()
         if to not in tied
-        and all(to in p and (name not in p or (p[name] is not None and p[name] == p[to])) for p in places)
+        and all(to in p and (name not in p or (p[name] is not None and p[name] == p[to])) for p in addresses)
         and all(to in names and name not in names for names in others)
     }
 

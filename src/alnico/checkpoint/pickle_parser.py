@@ -139,11 +139,11 @@ class Unpickler:
         value, key = self._stack.pop(), self._stack.pop()
         self._set([key, value])
 
-    def _put(self, place: int) -> None:
-        self._memo[place] = self._stack[-1]
+    def _put(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
 
-    def _get(self, place: int) -> None:
-        self._push(self._memo[place])
+    def _get(self, index: int) -> None:
+        self._push(self._memo[index])
 
     def _global(self) -> None:
         module = self._line()

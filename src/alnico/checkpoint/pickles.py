@@ -350,19 +350,19 @@ def _numpy_array(*_: object) -> _NumpyArray:
     return _NumpyArray()
 
 
-def _set_state(thing: object, state: object) -> None:
+def _set_state(target: object, state: object) -> None:
     """Apply a pickled state: a numpy dtype takes its byte order from it; numpy arrays and dicts ignore it
     (for a dict it is the metadata of a state dict). It is refused for a tensor: torch would build a different
     tensor from it."""
     if (
-        isinstance(thing, _NumpyType)
+        isinstance(target, _NumpyType)
         and isinstance(state, tuple)
         and len(state) > 1
         and state[1] in ("<", ">", "|")
     ):
-        thing.order = state[1]
-    elif not isinstance(thing, (dict, _NumpyType, _NumpyArray)):
-        raise UnpicklingError(f"a state for {_type_of(thing)}")
+        target.order = state[1]
+    elif not isinstance(target, (dict, _NumpyType, _NumpyArray)):
+        raise UnpicklingError(f"a state for {_type_of(target)}")
 
 
 def _type_of(value: object) -> str:

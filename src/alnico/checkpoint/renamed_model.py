@@ -71,7 +71,9 @@ class RenamedModel(SourceWrapper):
         return tuple(dict.fromkeys(p.name for p in self._pieces[name]))
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
-        return self.wrapped.absent([own for name in tensors for own in self.stored_names(name)], side_files)
+        return self.wrapped.absent(
+            [stored for name in tensors for stored in self.stored_names(name)], side_files
+        )
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         pieces = self._pieces[name]
@@ -80,15 +82,15 @@ class RenamedModel(SourceWrapper):
             self.wrapped.read_into(pieces[0].name, pieces[0].first * bits // 8 + offset, buffer)
             return
         ends = list(accumulate(p.elements * bits // 8 for p in pieces))
-        at, stop = offset, offset + len(buffer)
+        position, stop = offset, offset + len(buffer)
         for i in range(bisect.bisect_right(ends, offset), len(pieces)):
-            if at >= stop:
+            if position >= stop:
                 break
             begin = ends[i - 1] if i else 0
             last = min(stop, ends[i])
-            own = pieces[i].first * bits // 8 + at - begin
-            self.wrapped.read_into(pieces[i].name, own, buffer[at - offset : last - offset])
-            at = last
+            first_byte = pieces[i].first * bits // 8 + position - begin
+            self.wrapped.read_into(pieces[i].name, first_byte, buffer[position - offset : last - offset])
+            position = last
 
     def identity(self) -> list[dict[str, Any]]:
         return [*self.wrapped.identity(), {"layout": self.layout.title}]

@@ -72,9 +72,9 @@ class ResidentModel:
         if isinstance(self.source, MemoryModel):
             return self.source.flat(name)
         tensor = self.tensors[name]
-        place = self.source.place_of(name) if isinstance(self.source, FileModel) else None
-        if place is not None:
-            path, begin = place
+        location = self.source.place_of(name) if isinstance(self.source, FileModel) else None
+        if location is not None:
+            path, begin = location
             # Kernels need aligned elements: a file with odd offsets is read into a buffer.
             if begin % DTYPES[tensor.dtype].bytes == 0 and tensor.byte_size:
                 return self._map(path)[begin : begin + tensor.byte_size]
@@ -98,11 +98,11 @@ class ResidentModel:
         self.source.fetch(files, report)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        whole = self.held(name)
-        if whole is None:
+        raw = self.held(name)
+        if raw is None:
             self.source.read_into(name, offset, buffer)
         else:
-            np.frombuffer(buffer, np.uint8)[:] = whole[offset : offset + len(buffer)]
+            np.frombuffer(buffer, np.uint8)[:] = raw[offset : offset + len(buffer)]
 
     def identity(self) -> list[dict[str, Any]]:
         return self.source.identity()
