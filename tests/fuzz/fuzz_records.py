@@ -10,7 +10,7 @@ from pathlib import Path
 from alnico.analysis.results import SUMMARY, read_analysis
 from alnico.errors import AlnicoError
 from alnico.output.card import LOCK
-from alnico.output.journal import FORM, NAME, checked, read_journal
+from alnico.output.journal import FORM, NAME, format_line, read_journal
 from alnico.output.validate import check_finished, local_paths
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
@@ -62,7 +62,7 @@ def _check_lines(path: Path) -> None:
     with contextlib.suppress(ValueError, RecursionError):
         loaded = [json.loads(line) for line in lines if line]
         path.write_text(
-            "".join(checked(fields) for fields in loaded if isinstance(fields, dict) and fields), "utf-8"
+            "".join(format_line(fields) for fields in loaded if isinstance(fields, dict) and fields), "utf-8"
         )
 
 

@@ -26,7 +26,7 @@ from alnico.checkpoint.sidecars import copy_side_files
 from alnico.checkpoint.statistics import open_statistics
 from alnico.checkpoint.weight_files import INDEX
 from alnico.errors import AlnicoError, ModelError, OutputError, RecipeError
-from alnico.output.journal import FORM, NAME, checked, read_journal
+from alnico.output.journal import FORM, NAME, format_line, read_journal
 from alnico.plan.families import tied_heads
 from alnico.tune.search.settings import read_search
 from alnico.vocabulary.chat_template import template_of
@@ -248,16 +248,16 @@ def test_numbers_that_no_float_holds_are_refused(tmp_path: Path) -> None:
     save_json(tmp_path / "s" / "statistics.json", told)
     with pytest.raises(ModelError, match="says no mean of w"):
         open_statistics(str(tmp_path / "s")).number("w", "mean")
-    begun = checked({"journal": FORM, "made": [], "fingerprint": {}})
+    begun = format_line({"journal": FORM, "made": [], "fingerprint": {}})
     for fields in ({"fact": math.inf, "value": []}, {"norms": 0, "value": [int(big)]}, {"tensor": 1}):
-        (tmp_path / NAME).write_text(begun + checked(fields))
+        (tmp_path / NAME).write_text(begun + format_line(fields))
         with pytest.raises(OutputError, match="is damaged"):
             read_journal(tmp_path, {})
     (tmp_path / NAME).write_text(begun + "[" * 100_000 + "\n")
     assert not read_journal(
         tmp_path, {}
     )  # a line without its check was cut off: what follows it is not known
-    (tmp_path / NAME).write_text(checked({"journal": FORM, "made": [], "fingerprint": []}))
+    (tmp_path / NAME).write_text(format_line({"journal": FORM, "made": [], "fingerprint": []}))
     with pytest.raises(OutputError, match="is damaged"):
         read_journal(tmp_path, {"recipe": 1})
 
