@@ -246,7 +246,7 @@ def test_numbers_that_no_float_holds_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "s" / "statistics.safetensors", ONE)
     told = f'{{"schema": 1, "kind": "fisher", "tensors": {{"w": {{"digest": "0", "mean": {big}}}}}}}'
     save_json(tmp_path / "s" / "statistics.json", told)
-    with pytest.raises(ModelError, match="says no mean of w"):
+    with pytest.raises(ModelError, match="has no mean of w"):
         open_statistics(str(tmp_path / "s")).number("w", "mean")
     begun = format_line({"journal": FORM, "made": [], "fingerprint": {}})
     for fields in ({"fact": math.inf, "value": []}, {"norms": 0, "value": [int(big)]}, {"tensor": 1}):
