@@ -111,7 +111,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     Every file that may come from a stranger is opened by this function.
     Errors: OSError; NotAFileError for anything but a regular file.
     """
-    # Checked before opening, since opening a device can have an effect, and after, since it may have been replaced.
+    # Checked before opening, since opening a device can have an effect, and after, in case it was replaced.
     kind = os.stat(path).st_mode
     if stat.S_ISREG(kind):
         # O_NONBLOCK: opening a pipe that nobody writes would block. It has no effect on a file.
@@ -194,7 +194,7 @@ def check_inside(path: Path, folder: Path) -> None:
 
 
 def is_text(name: str) -> bool:
-    """Can a name be written to a text file? Not if it has a lone surrogate, or stands for bytes that are not UTF-8.
+    """Can a name be written to a text file? Not if it has a lone surrogate, as for bytes that are not UTF-8.
 
     >>> is_text("modèle.json"), is_text("mod\\udce8le.json")
     (True, False)

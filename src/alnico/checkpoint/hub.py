@@ -49,7 +49,7 @@ REVISION = re.compile(r"(?![-/])[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
 """Names that git accepts for a branch or a tag; ``..`` is refused too."""
 
 READ_WHILE_PLANNING = (".json", ".txt", ".model", ".jinja", "README.md")
-"""Endings of the small files that are downloaded before the weights: config, index, tokenizer, templates, card."""
+"""Endings of small files that are downloaded before the weights: config, index, tokenizer, template, card."""
 
 MAX_SMALL_BYTES = 1 << 30
 """Most bytes of all small files of a model."""
@@ -60,7 +60,7 @@ HUB_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", 
 
 @dataclass(frozen=True)
 class Repository:
-    """A model on the hub at one commit. ``folder`` is its snapshot in the cache, filled as files are downloaded.
+    """A model on the hub at one commit. ``folder`` is its snapshot in the cache, filled by downloads.
 
     ``sizes`` maps the files of the commit (offline: those in the cache) to their sizes in bytes. ``hashes``
     maps files to the sha256 of their content, where the hub states it; downloads are compared with it.
@@ -161,7 +161,7 @@ class Repository:
             raise
 
     def shard(self, file: str, prefix: str = "") -> Shard:
-        """Read a weight file's header, from the cache or by requesting only that part of the file from the hub."""
+        """Read a weight file's header, from the cache or by requesting only that part of the file."""
         path, size = self.folder / file, self.sizes[file]
         if self._is_cached(file):
             return open_shard(path, prefix)
@@ -600,7 +600,7 @@ def _progress_bars(shows: bool) -> Iterator[None]:
 
 @contextmanager
 def _hub_errors(label: str, name: str, revision: str = "main", *, writing: bool = False) -> Iterator[None]:
-    """Turn errors of huggingface_hub into a HubError with a four-part message; alnico's own bugs pass unchanged."""
+    """Turn errors of huggingface_hub into a HubError with a four-part message; alnico's own bugs pass."""
     try:
         yield
     except AlnicoError:
@@ -667,7 +667,10 @@ def _explanation(error: BaseException, name: str, revision: str, writing: bool) 
             "--offline uses only the cache."
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space is left in the cache ({constants.HF_HUB_CACHE}). Make room, or set HF_HOME to another disk."
+        return (
+            f"no space is left in the cache ({constants.HF_HUB_CACHE}). "
+            "Make room, or set HF_HOME to another disk."
+        )
     if writing and (
         is_from_hub_library or isinstance(error, (OSError, RuntimeError, ValueError))
     ):  # raised by hf_xet and by the check of the card

@@ -15,7 +15,7 @@ MAX_JSON_BYTES = 200_000_000
 
 
 MAX_JSON_DEPTH = 100
-"""Deepest nesting that is read: the code that uses it is recursive, and Python limits recursion to 1,000 calls."""
+"""Deepest nesting that is read: the code that uses it recurses, which Python limits to 1,000 calls."""
 
 
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -33,7 +33,7 @@ T = TypeVar("T")
 CONNECTIONS = 8
 TIMEOUT = "ALNICO_HUB_TIMEOUT"
 TIMEOUT_SECONDS = 30.0
-"""A transfer fails if the server is silent for this long, or slower than ``MIN_BYTES_PER_SECOND`` during it."""
+"""A transfer fails if the server is silent, or slower than ``MIN_BYTES_PER_SECOND``, for this long."""
 WAIT = "ALNICO_HUB_WAIT"
 WAIT_SECONDS = 60.0
 """Total time during which a request is repeated while the hub says that it is busy."""
@@ -111,7 +111,7 @@ class Exchange:
 
 _exchange: ContextVar[Exchange | None] = ContextVar("alnico_exchange", default=None)
 _uploads: list[Exchange] = []
-"""Uploads in progress: huggingface_hub uploads in its own threads, which the context variable does not reach."""
+"""Uploads in progress: huggingface_hub's threads for them do not see the context variable."""
 
 
 def read_seconds(name: str, default: float) -> float:
@@ -389,7 +389,7 @@ def _check_response(response: Any) -> None:
         pause = _requested_pause(headers)
         if not exchange.is_upload:
             raise Busy(status, pause)
-        # While uploading, huggingface_hub repeats the failed part of a file, and sleeps for as long as these headers say.
+        # While uploading, huggingface_hub repeats the failed part of a file, and sleeps as long as these say.
         for name in ("Retry-After", "RateLimit"):
             if name in headers and not pause <= LONGEST_PAUSE:
                 del headers[name]
@@ -531,7 +531,7 @@ def _bounded_stream(exchange: Exchange, response: Any, is_body: bool, is_file: b
 
 
 def _readable_error(body: bytes) -> bytes:
-    """Return the body of an error so that huggingface_hub can read it: it expects JSON to be an object of strings."""
+    """Return the body of an error as huggingface_hub can read it: JSON must be an object of strings."""
     try:
         error = json.loads(body)
     except ValueError:
@@ -545,7 +545,7 @@ def _readable_error(body: bytes) -> bytes:
 
 
 def _requested_pause(headers: Mapping[str, str]) -> float:
-    """Return the seconds that a response asks to wait, 0 if it does not say; dates are compared with the hub's clock."""
+    """Return the seconds that a response asks to wait, by the hub's clock; 0 if it does not say."""
     limits = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*([0-9]{1,9})\b", headers.get("RateLimit", ""))
     text = headers.get("Retry-After", "").strip()
     if limits:

@@ -469,7 +469,7 @@ def _try_twin(out: Path, folder: Path, twin: str) -> None:
 
 
 def _try_rename(out: Path) -> None:
-    """Refuse a folder that its file system cannot rename, as an overlay cannot rename folders of lower layers.
+    """Refuse a folder that its file system cannot rename, such as one of a lower layer of an overlay.
 
     This renames onto a folder that is not empty: a file system that could rename the folder refuses for that
     reason, and changes nothing.

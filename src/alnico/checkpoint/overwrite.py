@@ -1,4 +1,4 @@
-"""Decides what ``--overwrite`` may remove: only models and alnico's own output, never a person's work.
+"""Decides what ``--overwrite`` may remove: models and alnico's own output, not a person's work.
 
 A folder is a model's if each of its entries is a file that transformers, PEFT, diffusers,
 sentence-transformers, mergekit or alnico writes, or that the folder's lock lists, and if at least one entry
@@ -132,7 +132,7 @@ def is_weights(path: Path) -> bool:
 
 
 def is_report(folder: Path, names: Collection[str]) -> bool:
-    """Is a folder with these entries an analysis, search, evaluation or statistics by alnico, and nothing else?"""
+    """Is a folder with these entries only an analysis, search, evaluation or statistics by alnico?"""
     if set(names) <= set(STATISTICS):
         return "statistics.json" not in names or holds_statistics(folder)
     if set(names) <= set(EVALUATION):
@@ -196,7 +196,7 @@ def _read_mapping(path: Path) -> Mapping[str, Any]:
 
 
 def _locked_files(folder: Path) -> frozenset[str]:
-    """Return the files that the lock of a finished merge lists, relative to its folder, without hidden ones."""
+    """Return the files that the lock of a finished merge lists, except hidden ones."""
     files = _read_mapping(folder / LOCK).get("files")
     if not isinstance(files, dict):
         return frozenset()
@@ -215,7 +215,7 @@ def _is_model_entry(folder: Path, name: str, locked: Collection[str], modules: C
     path = folder / name
     mode = path.lstat().st_mode
     if SYSTEM_FILES.fullmatch(name) and not stat.S_ISLNK(mode):
-        # Notebooks and Python keep copies of the files edited or run with them; those must be a model's files too.
+        # Notebooks and Python keep copies of the files used with them; those must be a model's files too.
         return not stat.S_ISDIR(mode) or all(
             _is_model_file(
                 re.sub(r"-checkpoint(?=\.\w+$)|\.cpython-\d+(?=\.)", "", file).replace(".pyc", ".py")

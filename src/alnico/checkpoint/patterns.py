@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
-# The parser is undocumented; the tests compare this module's results with those of `re`. Its old name is `sre_parse`.
+# The parser is undocumented (once `sre_parse`); the tests compare this module's results with those of `re`.
 from re import _compiler as sre_compiler  # type: ignore[attr-defined]
 from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser as sre_parser  # type: ignore[attr-defined]
@@ -32,16 +32,16 @@ MAX_DEPTH = 50
 """Deepest nesting of groups."""
 
 MAX_WIDTH = 1_000_000
-"""Most characters in all sets of a pattern: Python expands case-insensitive sets one by one when it compiles them."""
+"""Most characters in all sets of a pattern: Python expands case-insensitive sets one by one."""
 
 FIRST_STEPS = 200_000
 """Steps that a pattern may take in addition to those for each name; a step takes about 200 nanoseconds."""
 
 MAX_FOLLOWED = 50
-"""Repetitions of a pattern that count for a name's steps: each adds as many steps as the name has characters."""
+"""Most repetitions that add steps for a name, each as many as the name has characters."""
 
 QUICK_NAME = 1_000
-"""Longest name for which a pattern with one repetition is left to `re`, which takes at most quadratic time."""
+"""Longest name for which `re` matches a pattern with one repetition, in at most quadratic time."""
 
 How = Literal["search", "match", "fullmatch"]
 
@@ -180,7 +180,7 @@ class _Pattern:
         )
 
     def _test(self, op: Any, value: Any, flags: int) -> int:
-        """Return the number of the test for one character or position; Python makes the test, so its meaning is the same."""
+        """Return the number of the test for one character or position. The test is Python's own."""
         key = (repr((op, value)), flags)
         if key not in self._test_numbers:
             self._test_numbers[key] = len(self._tests)
@@ -204,7 +204,7 @@ class _PatternRun:
         self._masks: dict[Any, int] = {}
 
     def sequence(self, nodes: Sequence[Any], places: int, backward: bool) -> int:
-        """Return the positions where nodes end that begin at one of ``places``; with ``backward`` the reverse."""
+        """Return where nodes end that begin at one of ``places``; with ``backward`` the reverse."""
         for node in reversed(nodes) if backward else nodes:
             if not places:
                 return 0

@@ -22,7 +22,7 @@ class OutputShard:
     start: bytes
     header: Header
     prefix: str = ""
-    """Folder of the module whose tensors the file holds, ending in ``/``; empty for the model's own tensors."""
+    """Folder of the module that the tensors belong to, ending in ``/``; empty for the model's own."""
 
     @property
     def byte_size(self) -> int:
@@ -61,7 +61,7 @@ def split_into_shards(
 
 
 def _prefix(name: str, folders: Collection[str]) -> str:
-    """Return the folder in a tensor's name, ending in ``/``; empty unless it is in ``folders`` or inside one."""
+    """Return the folder in a tensor's name, ending in ``/``; empty if it is not in or below ``folders``."""
     folder = name.rpartition("/")[0]
     return f"{folder}/" if any(folder == top or folder.startswith(f"{top}/") for top in folders) else ""
 

@@ -1,4 +1,4 @@
-"""Copies the files next to the weights to the output, and writes ``config.json`` with the new dtype."""
+"""Copies the files next to the weights to the output; writes ``config.json`` with the new dtype."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ROUTER = "router_config.json"
 DTYPE_KEYS = frozenset(("dtype", "torch_dtype"))
 
 NOT_CARRIED = ("adapter_config.json",)
-"""A loader would load the adapter that it describes, and that adapter's base, instead of the merged weights."""
+"""With it, a loader would load an adapter and that adapter's base instead of the merged weights."""
 
 SHOWN = 8
 """Files that a note names at most."""
@@ -142,7 +142,7 @@ def _files_of_module(folder: Path, directory: Path) -> list[Path]:
 
 
 def modules_among(directory: Path, files: Collection[str], modules: Collection[str]) -> dict[str, list[str]]:
-    """Return the weight files in each module's folder; ``files`` are all files of the model, relative to it."""
+    """Return the weight files in each module's folder; ``files`` are all files of the model."""
     folders: dict[str, list[str]] = {}
     for file in files:
         path = PurePosixPath(file)
@@ -177,7 +177,7 @@ def listed_weights(directory: Path) -> list[str]:
 
 
 def unread_weights(label: str, files: Iterable[str], read: Collection[str]) -> list[str]:
-    """Return a note on weight files that are not read as part of the model; an empty list if there are none."""
+    """Return a note on weight files that are not part of the model as read; empty if there are none."""
     unread = [
         f
         for f in files
@@ -262,7 +262,7 @@ def copy_side_files(
 def write_config(
     source: Path, config: Mapping[str, Any], dtype: str | None, target: Path, inside: Folder | None = None
 ) -> None:
-    """Write ``config.json`` with the values of ``config`` and the dtype, and set the dtype in modules' configs.
+    """Write ``config.json`` with the values of ``config`` and the dtype; set the dtype in modules' configs.
 
     A file whose values do not change is copied byte for byte. Errors: RunError.
     """
@@ -305,7 +305,7 @@ def _copy_error(path: Path, error: OSError) -> RunError:
 
 
 def module_folders(directory: Path) -> list[str]:
-    """Return the module folders that sentence-transformers' ``modules.json`` or a router's config lists, in order."""
+    """Return the module folders that sentence-transformers' ``modules.json`` or a router's config lists."""
     names: list[str] = []
     with suppress(ModelError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         if (directory / MODULES).exists():

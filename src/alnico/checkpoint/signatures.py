@@ -69,7 +69,7 @@ class SignedInputs:
                 self.check_path(path, source.label, reference)
 
     def check_path(self, path: Path, label: str, reference: str = "") -> None:
-        """Check the signature of a folder, or of a file: the one in its folder or in the nearest parent that has one.
+        """Check the signature of a folder or file: the one in its folder or in the nearest signed parent.
 
         A link is followed first: the signature must cover the place of the bytes. Errors: as :meth:`check`.
         """
@@ -194,7 +194,7 @@ def _uncovered_files(path: Path) -> list[str]:
 
 
 def _special(folder: Path) -> Path | None:
-    """Return an entry of a folder that is neither a file nor a folder, links followed; None if there is none."""
+    """Return an entry of a folder that is neither a file nor a folder (links are followed), or None."""
     return next((path for path in files_below(folder) if not path.is_file() and not path.is_dir()), None)
 
 

@@ -73,7 +73,7 @@ class OutputFiles:
         """Do nothing: a file has no memory to compute in."""
 
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
-        """Copy ``size`` bytes of a source's tensor without reading them; returns False where that is impossible.
+        """Copy ``size`` bytes of a source's tensor without reading them; returns False if impossible.
 
         Errors: RunError.
         """
@@ -86,7 +86,7 @@ class OutputFiles:
         return True
 
     def _start_writeback(self, shard: str, offset: int, size: int) -> None:
-        """Ask the disk to start writing, some megabytes at a time: a call takes as long as merging a small tensor."""
+        """Ask the disk to start writing, for some megabytes at a time: each call takes time."""
         with self._lock:
             begin, end, waiting = self._waiting.get(shard, (offset, offset, 0))
             begin, end, waiting = min(begin, offset), max(end, offset + size), waiting + size
@@ -128,7 +128,7 @@ class OutputFiles:
             _rename(self.path(shard.name), self.directory / shard.name, self._inside)
 
     def _reopen(self, shard: str) -> None:
-        """Make a finished file unfinished again, until it is checked: the merge was interrupted just before its end."""
+        """Make a file that was finished before an interrupt unfinished again, until it is checked."""
         if os.path.lexists(self.directory / shard):
             _rename(self.directory / shard, self.path(shard), self._inside)
 

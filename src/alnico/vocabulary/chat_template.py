@@ -1,4 +1,4 @@
-"""Chooses the chat template of an output: most models' own, one known by name, or the recipe's text."""
+"""Chooses the chat template of an output: the most common one, one known by name, or a text."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def chat_template(
 
 
 def template_of(directory: Path | None) -> str | None:
-    """Return a model's chat template: its file, or the key of its tokenizer's settings (of several, the default)."""
+    """Return a model's chat template: its file, or the (default) template in its tokenizer's settings."""
     if directory is None:
         return None
     if (directory / FILE).exists():

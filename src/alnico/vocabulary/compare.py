@@ -75,7 +75,7 @@ def same_files(a: Path | None, b: Path | None) -> bool:
 
 
 def unread_file(directory: Path | None) -> str | None:
-    """Return the name of a tokenizer file that :func:`read_vocabulary` cannot read, if there is no readable one."""
+    """Return the name of an unreadable tokenizer file, if :func:`read_vocabulary` can read none."""
     names = [n for n in FILES if directory is not None and (directory / n).exists()]
     return names[0] if names and names[0] not in READABLE else None
 

@@ -1,4 +1,4 @@
-"""Translates the token ids in ``config.json`` and ``generation_config.json`` to another vocabulary."""
+"""Translates token ids in ``config.json`` and ``generation_config.json`` to another vocabulary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZES = (
     "text_encoder_vocab_size",
 )  # fmt: skip
 PER_LAYER = "vocab_size_per_layer_input"
-"""Keys of a config that state the rows of token tables; the last one those of Gemma's embeddings per layer."""
+"""Keys of a config that state the rows of token tables; the last is for Gemma's embeddings per layer."""
 WITHOUT_TEXT = (
     "vision", "visual", "image", "audio", "speech", "codec", "quant", "vq_", "depth", "talker", "code2wav", "t2u", "timestamp", "protein",
 )  # fmt: skip
@@ -101,7 +101,7 @@ def with_rows(
 def stated_rows(
     config: Mapping[str, Any], keys: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], str, int]]:
-    """Yield the vocabulary sizes that a config states: the keys down to a section, the key in it, and the rows."""
+    """Yield the vocabulary sizes that a config states: keys of the section, key in the section, rows."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             if not any(word in str(key) for word in WITHOUT_TEXT):

@@ -28,7 +28,7 @@ MAX_GAPS = 100_000
 
 @dataclass(frozen=True)
 class OutputTokenizer:
-    """The output's tokens with their ids, its files, and how many tokens were added to and removed from the template."""
+    """The output's tokens with their ids, its files, and the numbers of tokens added and removed."""
 
     tokens: Mapping[str, int]
     files: Mapping[str, bytes]

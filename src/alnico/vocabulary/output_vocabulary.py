@@ -33,7 +33,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class DroppedTokens:
-    """Parts of a model's vocabulary that the output lacks: numbers of ``tokens`` with a row, and ``rows`` without a token."""
+    """How much of a model's vocabulary the output lacks: ``tokens`` with a row, ``rows`` without a token."""
 
     tokens: int
     rows: int
@@ -136,7 +136,7 @@ def plan_vocabulary(
             lambda inner, rows: row_maps(inner, rows, voters, base, requests),
         )
 
-    # Rows beyond the vocabulary's size, such as those for sounds in a table of texts and sounds, move with no token.
+    # Rows beyond the vocabulary's size belong to no token: those for sounds, for example. They do not move.
     moved = [min(rows, t.size or rows) for rows, t in zip(counts, tables, strict=True)]
     dropped = tuple(
         _dropped(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, moved, strict=True)
@@ -196,7 +196,7 @@ def _tokenizers(
 
 
 def _rows(source: Source, tables: Tables, tokenizer: Tokenizer | None) -> int:
-    """Return the number of rows of a model's vocabulary matrices, from its headers, its config or its tokenizer."""
+    """Return the rows of a model's vocabulary matrices, from its headers, its config or its tokenizer."""
     stated = max(tables.rows.values()) if tables.rows else rows_in(source.config)
     if stated is not None:
         return stated
@@ -330,7 +330,7 @@ def _configs(
     sizes: tuple[int, int | None, int | None],
     notes: list[str],
 ) -> tuple[dict[str, Any], bytes | None]:
-    """Return the changes of ``config.json``, and ``generation_config.json`` if it changes; ids follow their tokens.
+    """Return the changes of ``config.json``, and ``generation_config.json`` if it changes.
 
     ``sizes`` are the rows of the output, those of the donor, and the new rows of embeddings per layer.
     """

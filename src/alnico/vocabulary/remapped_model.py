@@ -162,7 +162,7 @@ class RemappedModel(SourceWrapper):
         )
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
-        """As ``Source.absent``; files of other models appear as ``label::file``, perhaps also in those models' lists."""
+        """As ``Source.absent``; files of other models appear as ``label::file``."""
         tensors = list(tensors)
         files = dict(self.wrapped.absent(tensors, side_files))
         other_tensors: dict[int, list[str]] = {}
@@ -212,7 +212,7 @@ class RemappedModel(SourceWrapper):
     def _read_raw(
         self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview
     ) -> None:
-        """Fill a buffer with bytes of rows low to high, from byte ``offset`` of the tensor; one read per run."""
+        """Fill a buffer with bytes of rows low to high, from byte ``offset``; one read per run."""
         runs = self._map.runs
         edges = runs[np.searchsorted(runs, low, "right") - 1 : np.searchsorted(runs, high, "left") + 1]
         origins, rows = self._map.origin[edges[:-1]].tolist(), self._map.row[edges[:-1]].tolist()

@@ -81,7 +81,7 @@ class RowMap:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """The recipe's setting for one output row: a source and its row, or ZEROS; None applies the default rule."""
+    """The recipe's setting for one output row: (source, row), or ZEROS; None applies the default rule."""
 
     origin: tuple[int, int] | None
     force: bool

@@ -131,7 +131,7 @@ def find_tables(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> T
 
 
 def rows_of(shape: Sequence[int]) -> int:
-    """Return the number of rows of a tensor, ignoring leading dimensions of 1: a head's bias may be (1, tokens).
+    """Return the rows of a tensor, ignoring leading dimensions of 1: a head's bias may be (1, tokens).
 
     >>> rows_of((5, 3)), rows_of((1, 5)), rows_of((1, 1))
     (5, 5, 1)

@@ -37,16 +37,17 @@ The largest vocabularies have 1,000,000.
 ROLE_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ROLE_LISTS = ("additional_special_tokens", "extra_special_tokens")
 SHIFTED = ("XLMRoberta", "Camembert", "Barthez", "MBart", "Nllb", "XGLM", "Pegasus")
-"""First parts of the names of classes whose ids are not the positions of the pieces; ``tokenizer.json`` has their ids."""
+"""Starts of names of classes whose ids are not the positions of the pieces but in ``tokenizer.json``."""
 
 TokenEntry = Mapping[str, Any]
-"""An added token as ``tokenizer.json`` describes it: content, id, special, normalized, single_word, lstrip, rstrip."""
+"""An added token as in ``tokenizer.json``: content, id, special, normalized, single_word, lstrip, rstrip."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A model's tokenizer. ``parts`` are the tokens of its vocabulary, ``added`` the added tokens, in id order.
+    """A model's tokenizer.
 
+    ``parts`` are the tokens of its vocabulary, ``added`` the added tokens, in id order.
     ``document`` is ``tokenizer.json``, ``settings`` is ``tokenizer_config.json``, ``files`` are those of
     :data:`FILES` that exist.
     """
@@ -128,7 +129,7 @@ def plain_entry(content: str) -> TokenEntry:
 
 
 def role_tokens(settings: Mapping[str, Any], roles: Mapping[str, Any]) -> list[str]:
-    """Return the tokens that have a role (beginning, end, padding, ...) or are listed as special, each once."""
+    """Return the tokens that have a role (bos, eos, pad, ...) or are listed as special, each once."""
     tokens: dict[str, None] = {}
     for source in (settings, roles):
         values: list[Any] = [source.get(name) for name in ROLE_NAMES]
