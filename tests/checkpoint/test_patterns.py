@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import alnico
 from alnico.checkpoint import patterns
 from alnico.checkpoint.lora_adapter import open_adapter
-from alnico.checkpoint.patterns import PatternError, check, fits
+from alnico.checkpoint.patterns import PatternError, check_pattern, fits
 from alnico.errors import ModelError, RecipeError
 from hostile.malformed import save, save_json
 
@@ -77,7 +77,7 @@ def test_a_pattern_means_what_re_says(pattern: str, names: list[str]) -> None:
         plain = re.compile(pattern)
     except re.error:
         with pytest.raises(PatternError, match="is not a regular expression"):
-            check(pattern)
+            check_pattern(pattern)
         return
     made = patterns._pattern(pattern)
     made._is_quick = False  # else `re` itself may be asked
@@ -124,12 +124,12 @@ def test_a_pattern_takes_no_time_that_a_stranger_can_choose() -> None:
 )
 def test_patterns_that_are_not_matched_are_refused_before(pattern: str, told: str) -> None:
     with pytest.raises(PatternError, match=told):
-        check(pattern)
+        check_pattern(pattern)
 
 
 def test_repetitions_in_a_choice_by_a_group_are_not_left_to_re() -> None:
     with pytest.raises(PatternError, match="has a reference to a group"):
-        check(r"(a|)(?(1)(x+x+)+y|z)")
+        check_pattern(r"(a|)(?(1)(x+x+)+y|z)")
 
 
 def test_a_reference_to_a_group_beside_one_repetition_is_left_to_re() -> None:
@@ -144,7 +144,7 @@ def test_a_pattern_of_very_many_repetitions_has_no_more_steps_than_one_of_fifty(
 
 
 def test_a_pattern_has_a_number_of_steps_over_all_names() -> None:
-    check(pattern := "(x*y|)" * 400 + "z")
+    check_pattern(pattern := "(x*y|)" * 400 + "z")
     with pytest.raises(PatternError, match="takes too many steps"):
         [fits(pattern, "x" * 2_000 + str(i), "match") for i in range(200)]
 

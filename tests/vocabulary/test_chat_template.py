@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Model
 from alnico.errors import RecipeError
-from alnico.vocabulary.chat_template import NAMES, chat_template, check_setting
+from alnico.vocabulary.chat_template import NAMES, check_setting, plan_chat_template
 from alnico.vocabulary.output_vocabulary import VocabularyPlan
 from made_tokenizers import save_matrices
 
@@ -107,7 +107,7 @@ def test_the_mistral_template_refuses_roles_out_of_turn() -> None:
 )
 def test_what_is_no_template_is_refused_before_anything_is_read(setting: str, end: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        chat_template(setting, [], 0)
+        plan_chat_template(setting, [], 0)
     assert str(caught.value) == (
         f"chat_template: {setting!r} is not a known template; expected auto, {', '.join(NAMES)} or the text of a Jinja template "
         f"(at least 20 characters, with a '{{'). {end}"
@@ -118,21 +118,21 @@ LITERAL = "{{ messages[0]['content'] }}"
 
 
 def test_a_template_stands_where_the_donor_keeps_its_own_and_nowhere_else(tmp_path: Path) -> None:
-    in_file = chat_template(LITERAL, [model(tmp_path / "file", None, "old")], 0)
+    in_file = plan_chat_template(LITERAL, [model(tmp_path / "file", None, "old")], 0)
     assert in_file.files == {"chat_template.jinja": LITERAL.encode()}
-    in_config = chat_template(LITERAL, [model(tmp_path / "config", "old")], 0)
+    in_config = plan_chat_template(LITERAL, [model(tmp_path / "config", "old")], 0)
     assert {n: json.loads(d) for n, d in in_config.files.items()} == {
         "tokenizer_config.json": {"tokenizer_class": "X", "chat_template": LITERAL}
     }
-    in_both = chat_template(LITERAL, [model(tmp_path / "both", "old", "older")], 0)
+    in_both = plan_chat_template(LITERAL, [model(tmp_path / "both", "old", "older")], 0)
     assert in_both.files["chat_template.jinja"] == LITERAL.encode()
     assert json.loads(in_both.files["tokenizer_config.json"]) == {"tokenizer_class": "X"}
-    nowhere = chat_template(LITERAL, [model(tmp_path / "none")], 0)
+    nowhere = plan_chat_template(LITERAL, [model(tmp_path / "none")], 0)
     assert nowhere.files == {"chat_template.jinja": LITERAL.encode()}
 
 
 def test_a_processors_template_follows(tmp_path: Path) -> None:
-    found = chat_template(
+    found = plan_chat_template(
         LITERAL, [model(tmp_path / "a", None, "old", chat_template={"chat_template": "old", "x": 1})], 0
     )
     assert json.loads(found.files["chat_template.json"]) == {"chat_template": LITERAL, "x": 1}
@@ -149,7 +149,7 @@ def test_the_files_of_a_planned_vocabulary_are_what_is_changed(tmp_path: Path) -
         (),
         (),
     )
-    found = chat_template(LITERAL, [donor], 0, plan)
+    found = plan_chat_template(LITERAL, [donor], 0, plan)
     assert {n: json.loads(d) for n, d in found.files.items()} == {
         "tokenizer_config.json": {"y": 2, "chat_template": LITERAL}
     }
@@ -162,11 +162,11 @@ def test_auto_takes_the_most_common_template_and_of_equals_the_first(tmp_path: P
         model(tmp_path / "b", [{"name": "tool", "template": "x"}, {"name": "default", "template": two}]),
     )
     c, d = model(tmp_path / "c", two + "\n"), model(tmp_path / "d")
-    most = chat_template("auto", [a, b, c, d], 0)
+    most = plan_chat_template("auto", [a, b, c, d], 0)
     assert most.files == {"chat_template.jinja": two.encode()}
     assert most.notes == (f"the chat template is that of {b.label}, shared by 2 of 4 models.",)
-    assert chat_template("auto", [a, c], 0).files == {"chat_template.jinja": one.encode()}
-    assert chat_template("auto", [d], 0).files == {}
-    assert chat_template("auto", [d], 0).notes == (
+    assert plan_chat_template("auto", [a, c], 0).files == {"chat_template.jinja": one.encode()}
+    assert plan_chat_template("auto", [d], 0).files == {}
+    assert plan_chat_template("auto", [d], 0).notes == (
         "chat_template: no model has a chat template; the output has none.",
     )

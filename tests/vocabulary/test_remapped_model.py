@@ -14,7 +14,7 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Model, Source
 from alnico.errors import MismatchError
 from alnico.vocabulary.remapped_model import remap_rows
-from alnico.vocabulary.row_map import MEAN, PADDING, ZEROS, RowMap, RowRequest, row_maps
+from alnico.vocabulary.row_map import MEAN, PADDING, ZEROS, RowMap, RowRequest, make_row_maps
 from made import save_model
 from made_tokenizers import EMBED, HEAD, matrix
 
@@ -304,12 +304,12 @@ def test_integers_cannot_be_averaged(tmp_path: Path) -> None:
 
 def test_the_rule_puts_own_rows_first_then_the_bases_then_the_mean_then_zeros() -> None:
     held = np.array([[0, 1, -1, -1, 3, -2], [1, -1, 2, -1, -1, -2], [2, 0, 1, -1, -1, -2]])
-    one, two, three = row_maps(held, 8, [0, 1, 2], 2, {})
+    one, two, three = make_row_maps(held, 8, [0, 1, 2], 2, {})
     assert one.origin.tolist() == [0, 0, 2, ZEROS, 0, PADDING, PADDING, PADDING]
     assert two.origin.tolist() == [1, 2, 1, ZEROS, 0, PADDING, PADDING, PADDING]
     assert three.origin.tolist() == [2, 2, 2, ZEROS, 0, PADDING, PADDING, PADDING]
     assert (one.row.tolist()[:3], two.row.tolist()[:3], three.row.tolist()[4]) == ([0, 1, 1], [1, 0, 2], 3)
-    one, two, three = row_maps(held, 6, [0, 1, 2], None, {})
+    one, two, three = make_row_maps(held, 6, [0, 1, 2], None, {})
     assert (one.origin[2], two.origin[1], three.origin[4]) == (MEAN, MEAN, 0)
     assert (one.means.tolist(), two.means.tolist(), three.means.tolist()) == ([[-1, 2, 1]], [[1, -1, 0]], [])
 
@@ -322,6 +322,6 @@ def test_what_the_recipe_asks_goes_before_the_rule_and_by_force_before_own_rows(
         2: RowRequest(None, True),
         3: RowRequest((0, 1), False),
     }
-    one, two = row_maps(held, 4, [0, 1], 0, asked)
+    one, two = make_row_maps(held, 4, [0, 1], 0, asked)
     assert (one.origin.tolist(), one.row.tolist()) == ([1, 0, 0, 0], [5, 1, 2, 1])
     assert (two.origin.tolist(), two.row.tolist()) == ([1, ZEROS, 0, 0], [5, 0, 2, 1])

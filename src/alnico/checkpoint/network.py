@@ -129,7 +129,7 @@ def read_seconds(name: str, default: float) -> float:
 
 
 @contextmanager
-def guarded(exchange: Exchange) -> Iterator[None]:
+def guard_requests(exchange: Exchange) -> Iterator[None]:
     """Check the requests that huggingface_hub makes in this block against ``exchange``."""
     _install()
     token = _exchange.set(exchange)
@@ -156,7 +156,7 @@ def call_with_retries(exchange: Exchange, call: Callable[[], T], *, tries: int =
         count += 1
         exchange.has_arrived = exchange.is_proved = False
         try:
-            with guarded(exchange):
+            with guard_requests(exchange):
                 return call()
         except Exception as error:
             busy = _busy_error(error)

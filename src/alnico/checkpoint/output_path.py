@@ -162,7 +162,7 @@ def write_new_file(out: Path, text: str) -> None:
         raise OutputError(f"{out}: cannot be written ({error.strerror}). Choose another name.") from None
 
 
-def check_written_into(out: Path) -> None:
+def check_target_folder(out: Path) -> None:
     """Refuse a folder that cannot be created or written into.
 
     It may be a link, a mount point or the working directory, since it is not renamed. Errors: OutputError.

@@ -64,12 +64,12 @@ def fits(pattern: str, name: str, how: How = "search") -> bool:
     return _fits(pattern, name, how)
 
 
-def check(pattern: str) -> None:
+def check_pattern(pattern: str) -> None:
     """Refuse a pattern that cannot be matched. Errors: PatternError."""
     _pattern(pattern)
 
 
-def shown(pattern: str) -> str:
+def quote_pattern(pattern: str) -> str:
     """Return a pattern for a message: shortened, with unprintable characters escaped."""
     return repr(pattern if len(pattern) <= 60 else pattern[:57] + "...")
 

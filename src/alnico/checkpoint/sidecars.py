@@ -225,13 +225,13 @@ def check_kinds(directory: Path) -> None:
             )
 
 
-def check_carried(directory: Path, left: Collection[str] = ()) -> None:
+def check_carried(directory: Path, excluded: Collection[str] = ()) -> None:
     """Refuse files that :func:`copy_side_files` could not copy: broken links and unreadable files.
 
     Errors: ModelError.
     """
     for relative in side_files(directory)[0]:
-        if relative.as_posix() in left:
+        if relative.as_posix() in excluded:
             continue
         if not is_text(relative.as_posix()):
             raise ModelError(
@@ -242,14 +242,14 @@ def check_carried(directory: Path, left: Collection[str] = ()) -> None:
 
 
 def copy_side_files(
-    source: Path, target: Path, left: Collection[str] = (), inside: Folder | None = None
+    source: Path, target: Path, excluded: Collection[str] = (), inside: Folder | None = None
 ) -> None:
-    """Copy the contents of the files that :func:`side_files` carries, except those in ``left``.
+    """Copy the contents of the files that :func:`side_files` carries, except those in ``excluded``.
 
     Errors: ModelError for a link out of the model; RunError with the system's reason.
     """
     for relative in side_files(source)[0]:
-        if relative.as_posix() in left:
+        if relative.as_posix() in excluded:
             continue
         check_inside(source / relative, source)
         try:

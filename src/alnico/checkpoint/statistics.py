@@ -23,7 +23,7 @@ import numpy as np
 from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside, read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, read_json
-from alnico.checkpoint.output_path import Replace, check_inputs, check_written_into
+from alnico.checkpoint.output_path import Replace, check_inputs, check_target_folder
 from alnico.checkpoint.overwrite import holds_statistics
 from alnico.checkpoint.shards import split_into_shards
 from alnico.checkpoint.source import Origin, Source, Tensor
@@ -259,7 +259,7 @@ def check_statistics_folder(out: Path, overwrite: Replace, needed: Iterable[Path
     measurement do not count. ``needed`` are files that the folder must not contain, regardless of
     ``overwrite``.
     """
-    check_written_into(out)
+    check_target_folder(out)
     names = os.listdir(out) if out.is_dir() else []
     if not names or set(names) == {TENSORS + UNFINISHED}:
         return

@@ -35,7 +35,7 @@ from alnico.plan.tensor_matching import check_factors, check_modules
 from alnico.recipe.reference import replace_references, resolve_reference
 from alnico.recipe.schema import Recipe
 from alnico.run_options import DEFAULT_RUN, RunOptions
-from alnico.vocabulary.chat_template import chat_template, check_setting
+from alnico.vocabulary.chat_template import check_setting, plan_chat_template
 from alnico.vocabulary.output_vocabulary import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.remapped_model import remap_rows
 
@@ -201,7 +201,7 @@ def _config_and_files(
         config = {**config, **vocabulary.config} if config else config
         files |= vocabulary.files
     if recipe.chat_template is not None:
-        template = chat_template(recipe.chat_template, sources, donor, vocabulary)
+        template = plan_chat_template(recipe.chat_template, sources, donor, vocabulary)
         notes += template.notes
         files |= template.files
     for stack, layers in sections.layers.items():

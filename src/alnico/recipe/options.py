@@ -127,7 +127,7 @@ def matches_filter(pattern: str, name: str) -> bool:
             return patterns.fits(pattern[3:], name)
         except patterns.PatternError as error:
             raise RecipeError(
-                f"the filter {patterns.shown(pattern)}: {error}; expected a regular expression of at most "
+                f"the filter {patterns.quote_pattern(pattern)}: {error}; expected a regular expression of at most "
                 f"{patterns.MAX_PATTERN} characters with few nested repetitions. Write a shorter one, or "
                 "several filters."
             ) from None

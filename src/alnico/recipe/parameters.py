@@ -294,7 +294,7 @@ def parse_filter(node: Node, where: str, reading: ParseContext) -> str | None:
     if pattern is None or not pattern.startswith("re:"):
         return pattern
     try:
-        patterns.check(pattern[3:])
+        patterns.check_pattern(pattern[3:])
     except patterns.PatternError as error:
         reading.wrong(node.line, f"{where} is {quote(pattern)}, which {error}. Correct it.")
         return None

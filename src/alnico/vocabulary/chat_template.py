@@ -59,7 +59,7 @@ def check_setting(setting: str) -> str | None:
     )
 
 
-def chat_template(
+def plan_chat_template(
     setting: str, sources: Sequence[Source], donor: int, vocabulary: VocabularyPlan | None = None
 ) -> ChatTemplate:
     """Return the files to write for the chat template that the recipe requests.

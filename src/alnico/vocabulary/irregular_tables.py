@@ -119,7 +119,7 @@ def separate_maps(
     A table with more rows than the vocabulary keeps the same surplus. One with fewer (embeddings per layer)
     gets a row for every token: a token beyond its rows used the first row. If no token moves within its rows,
     it stays as it is. Errors: MismatchError for fewer rows that no key of the config states. ``make_maps`` is
-    :func:`~alnico.vocabulary.row_map.row_maps` for token rows and a size.
+    :func:`~alnico.vocabulary.row_map.make_row_maps` for token rows and a size.
     """
     longest = [max(t.rows.values(), default=0) for t in tables]
     maps_by_name: dict[str, tuple[RowMap, ...]] = {}

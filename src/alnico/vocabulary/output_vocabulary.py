@@ -23,7 +23,7 @@ from alnico.vocabulary.irregular_tables import (
     separate_maps,
 )
 from alnico.vocabulary.output_tokenizer import combine_tokens, union_entries
-from alnico.vocabulary.row_map import MEAN, ZEROS, RowMap, RowRequest, row_maps
+from alnico.vocabulary.row_map import MEAN, ZEROS, RowMap, RowRequest, make_row_maps
 from alnico.vocabulary.tables import Tables, find_tables
 from alnico.vocabulary.tokenizer import FILES, Tokenizer, as_json, plain_entry, read_tokenizer
 
@@ -75,7 +75,7 @@ def plan_vocabulary(
     tokens of all ``models`` that it lacks, in recipe order and within a model by id: plain ones as added
     tokens (their merges are not added), then each model's added tokens. If two models describe one token, the
     first description counts. Tokens of the recipe's ``tokens`` that are still missing follow. For where rows
-    come from see :func:`~alnico.vocabulary.row_map.row_maps`; the donor votes with the models, and its row
+    come from see :func:`~alnico.vocabulary.row_map.make_row_maps`; the donor votes with the models, and its row
     takes precedence if ``has_base``. The recipe's ``tables`` or :func:`~alnico.vocabulary.tables.find_tables`
     say which tensors have a row for each token; if there are none, the number of rows is the config's.
 
@@ -120,7 +120,7 @@ def plan_vocabulary(
         token_rows[i, token_ids] = np.where(ids < counts[i], ids, -1)
     voters = list(dict.fromkeys([*models, donor]))
     requests = _row_requests(setting.tokens, tokens, references, labels, tokenizers, counts)
-    maps = row_maps(token_rows, size, voters, donor if has_base else None, requests)
+    maps = make_row_maps(token_rows, size, voters, donor if has_base else None, requests)
     base = donor if has_base else None
     separate: dict[str, tuple[RowMap, ...]] = {}
     if any(not m.keeps(rows) for m, rows in zip(maps, counts, strict=True)):
@@ -133,7 +133,7 @@ def plan_vocabulary(
             donor,
             token_rows,
             size,
-            lambda inner, rows: row_maps(inner, rows, voters, base, requests),
+            lambda inner, rows: make_row_maps(inner, rows, voters, base, requests),
         )
 
     # Rows beyond the vocabulary's size belong to no token: those for sounds, for example. They do not move.

@@ -87,7 +87,7 @@ class RowRequest:
     force: bool
 
 
-def row_maps(
+def make_row_maps(
     token_rows: np.ndarray,
     size: int,
     voters: Sequence[int],
@@ -105,7 +105,7 @@ def row_maps(
     -1 where the source has none, -2 in all sources if the id has no token.
 
     >>> token_rows = np.array([[0, 1, -1], [1, -1, 0]])
-    >>> [(m.origin.tolist(), m.row.tolist()) for m in row_maps(token_rows, 4, [0, 1], 0, {})]
+    >>> [(m.origin.tolist(), m.row.tolist()) for m in make_row_maps(token_rows, 4, [0, 1], 0, {})]
     [([0, 0, 1, -2], [0, 1, 0, 0]), ([1, 0, 1, -2], [1, 1, 0, 0])]
     """
     sources, count = token_rows.shape
