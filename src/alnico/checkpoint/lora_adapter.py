@@ -296,10 +296,10 @@ def _check_patterns(where: str, key: str, keys: Collection[str], tensors: int) -
         )
     for pattern in expressions:
         try:
-            patterns.check(pattern if key == "target_modules" else _suffix_pattern(pattern))
+            patterns.check_pattern(pattern if key == "target_modules" else _suffix_pattern(pattern))
         except patterns.PatternError as error:
             raise ModelError(
-                f"{where}: {key} has the pattern {patterns.shown(pattern)}, which {error}; expected module "
+                f"{where}: {key} has the pattern {patterns.quote_pattern(pattern)}, which {error}; expected module "
                 "names, or a short regular expression. Use another adapter, or list the modules by name."
             ) from None
 
@@ -442,7 +442,7 @@ def _matches(pattern: str, name: str, how: patterns.How, written: str, key: str)
         return patterns.fits(pattern, name, how)
     except patterns.PatternError as error:
         raise ModelError(
-            f"{CONFIG}: the pattern {patterns.shown(written)} of {key} {error}; expected one with few "
+            f"{CONFIG}: the pattern {patterns.quote_pattern(written)} of {key} {error}; expected one with few "
             "repetitions inside one another. Use another adapter, or list the modules by name."
         ) from None
 
