@@ -126,6 +126,15 @@ WRONG = [
     ),
     pytest.param(
         "outside.py",
+        "to the mean of the models.",
+        "to the mean\n    of the models.",
+        "docstring",
+        "halfway: the docstring begins with 'Go a part of the way from the base to the mean'; expected one line that ends",
+        "Shorten the summary.",
+        id="a summary of two lines",
+    ),
+    pytest.param(
+        "outside.py",
         "        t: the part of the way, in [0, 1].\n",
         "        part: the part of the way, in [0, 1].\n",
         "docstring",

@@ -1,13 +1,12 @@
-"""The texts of the two kernels of an analysis: sums, counts and coarse histograms of task vectors; then fine
-histograms and overlaps.
+"""Writes the two analysis kernels: sums and coarse histograms, then fine ones and overlaps.
 
-One kernel does for any number of models: their loops are not written out, as in a merge, since they hold
+One kernel serves any number of models: their loops are not written out, as in a merge, since they contain
 whole loops over tiles.
 
-An entry of a task vector is seen as a float32 (a float64 is rounded, but never to 0). Its *key* is a uint32
-that orders as the entry does: the bits with the sign bit flipped, of negative ones all bits flipped. A
-histogram over the upper 16 bits of the keys, then one over the lower 16 bits of those that share them, finds
-any order statistic exactly in two passes.
+An entry of a task vector is read as a float32 (a float64 is rounded, but never to 0). Its *key* is a uint32
+in the same order: the bits with the sign bit flipped; for negative entries all bits flipped. A histogram over
+the upper 16 bits of the keys, then one over the lower 16 bits of those that share them, finds any order
+statistic exactly in two passes.
 """
 
 from __future__ import annotations
@@ -204,8 +203,7 @@ class DescribingKernel:
 
 @dataclass(frozen=True)
 class OrderKernel:
-    """The second pass over the task vectors of k models: fine histograms, and what their largest entries
-    share.
+    """The second pass over the task vectors of k models: fine histograms, overlaps of large entries.
 
     ``run(addresses, count, codes, base, base_code, slots, fine, least, tops, pairs, values, narrow, flags)``:
     an entry of model i whose key has the upper half u is counted in ``fine[i x slots + slots[i, u] - 1]`` by

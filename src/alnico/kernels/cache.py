@@ -73,8 +73,7 @@ def write_kernel(key: str, name: str, code: bytes) -> None:
 
 
 def cache_directory() -> Path | None:
-    """Return the private directory of compiled kernels, created if needed; None if there is none that can be
-    trusted.
+    """Return the private directory of compiled kernels, created if needed; None if none can be trusted.
 
     ``$ALNICO_CACHE_DIR/kernels``, else ``$XDG_CACHE_HOME/alnico/kernels``, else ``~/.cache/alnico/kernels``.
     """
@@ -109,7 +108,7 @@ def _path() -> Path:
     chosen, shared = os.environ.get("ALNICO_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME", "")
     if chosen:
         return Path(chosen, "kernels")
-    # The specification of XDG: relative paths are to be ignored.
+    # The specification of XDG: relative paths must be ignored.
     return Path(shared if os.path.isabs(shared) else Path.home() / ".cache", "alnico", "kernels")
 
 

@@ -11,8 +11,8 @@ over the model: all tensors that are merged with the same fact of the same model
 of them is merged. ``Largest``, and a ``Sum`` over rows, are k numbers for each row. ``Gram`` is the k x k
 matrix of inner products, of whole tensors, of rows or of columns. ``Derived`` is a plain Python function of
 measured facts and numbers. ``Noise`` and ``Bernoulli`` are not measured: they are drawn for each element and
-model from its place (and its rank) alone. ``Side`` and ``Recorded`` are read from statistics that the recipe
-names for each model.
+model, and depend only on its place (and its rank). ``Side`` and ``Recorded`` are read from statistics that
+the recipe names for each model.
 
 A row is a run along the last dimension, a column one along the first; a tensor of one dimension is one row.
 """
@@ -238,7 +238,7 @@ def _behind(arguments: tuple[Argument | None, ...]) -> Iterator[Argument]:
 
 
 def resolve(argument: Argument, measured: Mapping[MeasuredFact, Any]) -> Any:
-    """Return the number or numbers an argument stands for, in float64. Errors: MethodError if it is noise."""
+    """Return the number or numbers of an argument, in float64. Errors: MethodError if it is noise."""
     if isinstance(argument, Derived):
         return argument.function(*(resolve(a, measured) for a in argument.arguments))
     if isinstance(argument, (Sum, Largest, Count, KthLargest, Gram)):

@@ -1,4 +1,4 @@
-"""Writes kernels that measure: sums, counts, values, histograms, brackets, inner products, row ranks."""
+"""Writes the kernels that measure: sums, counts, histograms, brackets, inner products, row ranks."""
 
 from __future__ import annotations
 

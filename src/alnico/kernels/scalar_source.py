@@ -276,7 +276,7 @@ class _Straightener(ast.NodeTransformer):
 
 
 def _steps(bounds: list[ast.expr], models: int | None) -> range | None:
-    """The values of a loop over models that is to be written out; None for one that stays a loop."""
+    """The values of a loop over models that is written out; None for one that stays a loop."""
     if models is None:
         return None
     values = [_whole(bound, models) for bound in bounds]
@@ -285,7 +285,7 @@ def _steps(bounds: list[ast.expr], models: int | None) -> range | None:
 
 
 def _whole(node: ast.expr, models: int) -> int | None:
-    """The whole number an expression of constants and lengths stands for."""
+    """The whole number that an expression of constants and lengths has."""
     match node:
         case ast.Constant(value=int(value)):
             return value

@@ -180,11 +180,11 @@ def _yaml(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Merge:
-    """How to make one output tensor, options bound.
+    """How to compute one output tensor, with the options bound.
 
     ``mix(values, *arguments)`` is the equation of ONE parameter. ``values`` holds one number per model (the
     task-vector entries in delta space); ``arguments`` are numbers, numbers per model, facts, or noise. In
-    delta space ``mix`` returns what is added to the base, and where that is exactly 0 the base's bits are
+    delta space ``mix`` returns the number added to the base; where it is exactly 0 the base's bits are
     written.
 
     ``copies`` is the position of the model whose bytes are the result, "base" for the base's, or None.
@@ -227,10 +227,9 @@ class Merge:
         return of_model(self.arguments)
 
     def check_numbers(self, real: Real) -> None:
-        """Refuse numbers that the arithmetic of a tensor cannot hold, or whose sum it cannot: they would
-        become infinity or 0.
+        """Refuse numbers that the arithmetic of a tensor cannot hold, or whose sum it cannot hold.
 
-        Errors: MethodError.
+        They would become infinity or 0. Errors: MethodError.
         """
         limits = np.finfo(real)
         least, most = float(limits.smallest_normal), float(limits.max)
@@ -273,15 +272,15 @@ class Matrices(Protocol):
 
 @dataclass(frozen=True)
 class MatrixMethod:
-    """How to make one output matrix, options bound, where its numbers depend on whole matrices.
+    """How to compute one output matrix, with the options bound, from whole matrices.
 
-    ``make(matrices, *arguments)`` returns (rows, columns) float64; in delta space what is added to the base.
-    It runs in one thread, and BLAS in one. ``arguments`` are numbers, numbers per model, and entries of
+    ``make(matrices, *arguments)`` returns (rows, columns) float64; in delta space the matrix added to the
+    base. It runs in one thread, and BLAS too. ``arguments`` are numbers, numbers per model, and entries of
     statistics; ``sides`` are the kinds of statistics that it reads, each of which must have the tensor.
     ``numbers(rows, columns, models, *arguments)`` is the most float64 numbers it holds at once, including
-    those it has read and its result. ``fixes_equal_inputs`` declares that matrices that are equal in all
-    models give that matrix: its bits are kept. ``otherwise`` merges tensors that are not matrices, or that
-    the statistics lack.
+    those it has read and its result. ``fixes_equal_inputs`` declares that equal matrices in all models give
+    that matrix, and its bits are kept. ``otherwise`` merges tensors that are not matrices, or that the
+    statistics lack.
     """
 
     make: Callable[..., np.ndarray]
@@ -322,8 +321,9 @@ class Method:
     def bind(
         self, options: Mapping[str, Any], models: int, *, in_places: bool = False
     ) -> Merge | MatrixMethod:
-        """Build the ``Merge`` for ``models`` values (non-base models in delta space), ``in_places``: for some
-        of the tensors only.
+        """Build the ``Merge`` for ``models`` values (non-base models in delta space).
+
+        ``in_places``: the options apply to some of the tensors only.
 
         A per-model option takes one value, or a sequence with one per model. Errors: MethodError, naming the
         option, for unknown and missing options, values outside their range, or a wrong number of them.

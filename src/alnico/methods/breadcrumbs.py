@@ -21,7 +21,7 @@ def breadcrumbs(
     divide: Literal["weight", "none"] = "none",
     rescale: Rescale = "none",
 ) -> Merge:
-    """Leave out the largest and the smallest entries of each task vector, and add up what is left.
+    """Leave out the largest and the smallest entries of each task vector, and add up the others.
 
     Of the n entries of a tensor of ``model_i - base``, ordered by magnitude, the largest ``int(gamma_i * n)``
     are left out and the ``int(density_i * n)`` below them are kept; ``out = base + scale * sum_i weight_i *

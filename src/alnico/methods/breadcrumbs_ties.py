@@ -1,4 +1,4 @@
-"""Model Breadcrumbs with the sign election of TIES."""
+"""Model Breadcrumbs with the sign election of TIES: drops both tails, merges what agrees."""
 
 from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
 from alnico.methods.shared.elect import Divide, Elect, Tie, sum_elected
@@ -19,8 +19,7 @@ def breadcrumbs_ties(
     divide: Divide = "none",
     rescale: Rescale = "none",
 ) -> Merge:
-    """Leave out the largest and the smallest entries of each task vector, then elect signs and keep the
-    entries that agree.
+    """Leave out the largest and smallest task-vector entries, elect signs, and keep the entries that agree.
 
     ``kept_i`` as in ``breadcrumbs``; ``sign = sign(sum_i weight_i * kept_i)``; ``out = base + scale * sum_A
     weight_i * kept_i`` over the models A with ``sign(weight_i * kept_i) = sign``.

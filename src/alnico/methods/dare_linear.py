@@ -1,4 +1,4 @@
-"""DARE with a plain sum."""
+"""DARE with a plain sum: drops random entries and adds up the others."""
 
 from typing import Literal
 

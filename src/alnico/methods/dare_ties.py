@@ -1,4 +1,4 @@
-"""DARE with the sign election of TIES."""
+"""DARE with the sign election of TIES: drops random entries, merges those that agree."""
 
 from alnico.methods.base import KeptShare, Merge, PerModel, each, method
 from alnico.methods.shared.elect import Divide, Elect, Tie, sum_elected

@@ -21,8 +21,7 @@ def della(
     divide: Divide = "weight",
     rescale: Rescale = "l1",
 ) -> Merge:
-    """Drop random task-vector entries, small ones more often, then elect signs and average the entries that
-    agree.
+    """Drop random task-vector entries, small ones more often, elect signs, average the entries that agree.
 
     In each row of ``model_i - base`` the entry of magnitude rank r (0 the smallest, n - 1 the largest) is
     kept with probability ``density_i - epsilon_i + 2 * epsilon_i * r / (n - 1)``, times a factor (see

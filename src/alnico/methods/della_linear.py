@@ -1,4 +1,4 @@
-"""DELLA with a plain sum."""
+"""DELLA with a plain sum: drops entries by rank and adds up the others."""
 
 from typing import Literal
 

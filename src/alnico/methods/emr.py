@@ -5,8 +5,7 @@ from alnico.methods.base import Merge, PerModel, each, method
 
 @method(space="delta", source="Huang et al. 2024, EMR-Merging, https://arxiv.org/abs/2405.17461, section 3.2")
 def emr(*, weight: PerModel[float] = each(1.0), scale: float = 1.0) -> Merge:
-    """Elect a sign for each parameter, and take the entry of largest magnitude among those that agree with
-    it.
+    """Elect a sign for each parameter, and take the largest entry that agrees with it.
 
     ``out = base + scale * sign * max_A |v_i|`` with ``v_i = weight_i * (model_i - base)``, ``sign =
     sign(sum_i v_i)``, over the models A whose ``v_i`` has that sign.

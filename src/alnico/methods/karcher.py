@@ -1,4 +1,4 @@
-"""The Riemannian mean of any number of models on the sphere."""
+"""Karcher mean: the Riemannian mean of any number of models on the sphere."""
 
 from functools import partial
 from typing import Annotated

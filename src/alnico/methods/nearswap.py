@@ -12,8 +12,7 @@ from alnico.methods.base import Between, Merge, method
     presets={"author": {"t": 0.0001}},
 )
 def nearswap(*, t: Annotated[float, Between(0)]) -> Merge:
-    """Take the model's parameter where it is near the base's, and go a bounded step towards it where it is
-    not.
+    """Take the model's parameter where it is near the base's, elsewhere a bounded step towards it.
 
     ``out = (1 - w) * base + w * model`` with ``w = min(1, t / |model - base|)``; that is, ``base + clip(model
     - base, -t, t)``.

@@ -7,8 +7,8 @@ from alnico.methods.base import Merge, PerModel, combine, each, method
 def passthrough(*, scale: PerModel[float] = each(1.0)) -> Merge:
     """Take one model as it is, or multiplied by a number.
 
-    ``out = scale * model``. At scale 1 the bytes are copied and never decoded, unless another output dtype is
-    asked for.
+    ``out = scale * model``. At scale 1 the bytes are copied and never decoded, unless the recipe sets another
+    output dtype.
 
     Use when: you take tensors of one model: its layers in a stack of several models, a part that is not
         merged, or a model in another dtype.

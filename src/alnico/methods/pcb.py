@@ -16,8 +16,7 @@ CLIPPED = 1e-4
 def pcb(
     *, density: PerModel[Share] = each(0.1), weight: PerModel[float] = each(1.0), scale: float = 1.0
 ) -> Merge:
-    """Keep the entries that win a competition within their model and agree with the other models, weighted by
-    how clearly.
+    """Keep entries that win within their model and agree with the others, weighted by how clearly.
 
     With the task-vector entries ``d_i``, ``s_i`` their magnitudes scaled to [0, 1] over the tensor, and N
     models: ``b_i = exp(N * s_i^2) * d_i * sum_j d_j``. Of each model the share ``density_i`` of largest b is

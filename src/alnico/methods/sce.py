@@ -12,8 +12,7 @@ from alnico.methods.base import KeptShare, Merge, method
     presets={"paper": {"select_topk": 0.1}},
 )
 def sce(*, select_topk: KeptShare = 1.0) -> Merge:
-    """Select where the models differ most, weight each model by its energy there, erase entries against the
-    majority.
+    """Select where the models differ most, weight each model by its energy there, erase minority signs.
 
     Select: ``kept_i = model_i - base`` at the share ``select_topk`` of entries with the largest variance over
     the models, of those where it is not 0; elsewhere 0. Calculate: ``w_i = mean(kept_i^2) / sum_j

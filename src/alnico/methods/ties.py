@@ -52,7 +52,7 @@ def ties(
             ``none`` with ``elect: count`` and else ``plus``, as in mergekit.
         divide: by the ``weight`` or the ``count`` (the paper) of the models that agree, or ``none``;
             ``normalize: true`` and ``false`` of mergekit are ``weight`` and ``none``.
-        rescale: ``l1`` scales what is kept of a tensor to the magnitude of the whole, ``inverse`` by
+        rescale: ``l1`` scales the kept entries of a tensor to its L1 norm, ``inverse`` by
             1/density, ``none``.
         scope: ``tensor`` keeps the density of each tensor; ``model`` (the paper) that of a model's whole task
             vector, with one threshold for all tensors that are merged with the same densities of the same

@@ -1,1 +1,1 @@
-"""Small pure mathematics: dtypes, digests, noise, arcs. Knows nothing of files, models or methods."""
+"""Holds small pure mathematics: dtypes, digests, noise, arcs. Uses no files, models or methods."""

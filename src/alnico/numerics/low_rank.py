@@ -1,11 +1,10 @@
-"""Sums of products of thin matrices: their singular values and best approximations, without the large matrix
-that they stand for.
+"""Decomposes sums of products of thin matrices without forming the large matrix.
 
-``sum_i c_i B_i A_i`` is ``L R`` with the ``B_i`` beside one another in ``L`` and the ``A_i`` under one
-another in ``R``. With the QR decompositions ``L = Q S`` and ``R^T = P T`` the singular values of ``L R`` are
-those of the small ``S T^T``, and its singular vectors follow by ``Q`` and ``P``. The best approximation of
-rank k keeps the k largest (Eckart and Young 1936, https://doi.org/10.1007/BF02288367). All in float64: a
-float32 QR loses singular values below 1e-7 of the largest.
+``sum_i c_i B_i A_i`` is ``L R`` with the ``B_i`` side by side in ``L`` and the ``A_i`` stacked in ``R``. With
+the QR decompositions ``L = Q S`` and ``R^T = P T`` the singular values of ``L R`` are those of the small ``S
+T^T``, and its singular vectors come from ``Q`` and ``P``. The best approximation of rank k keeps the k
+largest (Eckart and Young 1936, https://doi.org/10.1007/BF02288367). All in float64: a float32 QR loses
+singular values below 1e-7 of the largest.
 """
 
 from __future__ import annotations

@@ -84,22 +84,23 @@ def randomized_svd(
     """Return the leading ``rank`` singular vectors of a matrix D, nearly: ``D @ Q @ Q.T``, truncated.
 
     Q spans a block Krylov space: ``D.T D X``, ``(D.T D)^2 X``, ... for a Gaussian X (n, l), ``iterations`` of
-    them, each made orthogonal before the next; ``l`` is :func:`width_of`. Each power is one reading of the
-    matrix, since a block of rows is multiplied twice while it is in the cache, and one more reads ``D Q``.
-    Products are in the dtype of the blocks, what is small in float64. Where :func:`is_whole` says so, the
+    them, each made orthogonal before the next; ``l`` is :func:`width_of`. Each power reads the matrix once,
+    since a block of rows is multiplied twice while it is in the cache; one more reading computes ``D Q``.
+    Products are in the dtype of the blocks, small matrices in float64. Where :func:`is_whole` says so, the
     result is :func:`exact_svd`'s.
 
-    The factors project D on a space, so the error follows exactly: its square is ``squares -
+    The factors project D on a space, so the error is known exactly: its square is ``squares -
     sum(values**2)``. Measured as the excess of that error over the best of the rank, at ranks 4 to 128,
-    largest over 12 encoder matrices of all-MiniLM-L6-v2's fine-tune and made spectra (powers 0 to -1.5,
+    largest over 12 encoder matrices of all-MiniLM-L6-v2's fine-tune and synthetic spectra (powers 0 to -1.5,
     exponentials): 0.6 % with the default of 2 powers and 16 more directions. With the subspace iteration of
     Halko et al., which keeps only the last power, 3.0 % on MiniLM alone; with one power 14 %; with 8 more
     directions in the Krylov space 1.2 %.
 
-    Shapes: ``blocks`` gives D (m, n); left (m, k), right (k, n), values (k,), k at most ``rank``: what is
-        rounding alone is left out.
+    Shapes: ``blocks`` gives D (m, n); left (m, k), right (k, n), values (k,), k at most ``rank``: values that
+        are only rounding are left out.
     Memory: X and its powers, (n, iterations l) three times; ``D Q``, (m, iterations l); the factors.
-    Edge cases: a matrix of zeros has rank 0. A NaN or an infinity makes ``squares`` one, and the rank 0.
+    Edge cases: a matrix of zeros has rank 0. With a NaN or an infinity, ``squares`` is not finite and the
+        rank is 0.
     Differs from the source: Krylov space by blocks of rows, smaller factorisations by eigenvalues instead of
         SVD.
     Source: Halko, Martinsson, Tropp 2011, https://arxiv.org/abs/0909.4061; Musco, Musco 2015,
@@ -130,13 +131,13 @@ def randomized_svd(
 
 
 def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -> LowRankFactors:
-    """Return the leading ``rank`` singular vectors of a matrix, or all, from the eigenvectors of the product
-    of its smaller side.
+    """Return the leading ``rank`` singular vectors of a matrix, or all, by eigenvectors of its smaller
+    product.
 
-    The product is summed in float64: singular values above 1e-8 of the largest are told apart, below it is
-    rounding, which a float32 matrix has at 1e-7 already. The factors are a projection on these vectors as in
-    :func:`randomized_svd`, so that all of them give the matrix back. Memory: the square of the smaller side
-    in float64, about five times; a pair of blocks.
+    The product is summed in float64: it resolves singular values above 1e-8 of the largest; a float32 matrix
+    already has rounding at 1e-7. The factors are a projection on these vectors as in :func:`randomized_svd`,
+    so that all of them give the matrix back. Memory: the square of the smaller side in float64, about five
+    times; a pair of blocks.
     """
     rows, columns = shape
     squares = 0.0

@@ -12,11 +12,13 @@ Put this into a test file of your package; pytest then runs every law on the met
         def reference(self, models, base, options, noise):
             return base + options.get("t", 0.5) * (models[0] - base)
 
-The laws: threads, blocks, tiles, the order of tensors and an interrupt change no bit; equal inputs are kept as declared; zeros
-give zeros; every shape, dtype and number of models is merged; a NaN is refused; the result agrees with the reference; a merge
-stays inside its memory budget; the docstring has its parts; options have ranges; a recipe finds the method.
+The laws: threads, blocks, tiles, the order of tensors and an interrupt change no bit; equal inputs are kept
+as declared; zeros give zeros; every shape, dtype and number of models is merged; a NaN is refused; the result
+agrees with the reference; a merge stays inside its memory budget; the docstring has its parts; options have
+ranges; a recipe finds the method.
 
-Each law is also a function of :mod:`alnico.testing.checks`, which takes a :class:`MethodCase` and needs no pytest:
+Each law is also a function of :mod:`alnico.testing.checks`, which takes a :class:`MethodCase` and needs no
+pytest:
 
 >>> from alnico.methods import find
 >>> from alnico.testing import MethodCase, check_docstring, check_options

@@ -1,7 +1,7 @@
 """Checks that a merge method keeps the laws of alnico: one function per law.
 
-Each function takes a :class:`MethodCase` and, where it merges, an empty folder. It returns None, or raises :class:`BrokenLaw`
-with the method, what was found, what was expected and what to do.
+Each function takes a :class:`MethodCase` and, where it merges, an empty folder. It returns None, or raises
+:class:`BrokenLaw` with the method, what was found, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from alnico.testing.small_models import (
 )
 
 Reference = Callable[[list[np.ndarray], np.ndarray, Mapping[str, Any], list[np.ndarray]], np.ndarray]
-"""The method on whole float64 arrays: the models, the base, the options (a list per per-model option), uniform noise per model."""
+"""The method on whole float64 arrays: the models, the base, the options (a list per per-model option),
+uniform noise per model."""
 
 Draw = Callable[[int, str, int, tuple[int, ...]], Any]
 """Uniform noise in [0, 1): of a seed, a tensor, a model's position and a shape."""
@@ -79,8 +80,16 @@ def check_registered(case: MethodCase) -> None:
 
 
 def check_docstring(case: MethodCase) -> None:
-    """The docstring has its parts, in order, and explains every option."""
+    """The docstring has a summary of one line and its parts, in order, and explains every option."""
     method, text = case.method, case.method.documentation
+    summary, _, rest = text.partition("\n")
+    if not summary.endswith(".") or rest.partition("\n")[0]:
+        _fail(
+            case,
+            f"the docstring begins with {summary!r}",
+            "one line that ends with a full stop, then an empty line",
+            "Shorten the summary",
+        )
     parts = [part for part in DOCSTRING_PARTS if part != "\nOptions:" or method.options]
     places = [text.find(part) for part in parts]
     if missing := [part.strip() for part, place in zip(parts, places, strict=True) if place < 0]:
@@ -124,7 +133,8 @@ def check_docstring(case: MethodCase) -> None:
 
 
 def check_options(case: MethodCase) -> None:
-    """Every number has a range, or its docstring says "any number"; the ends of the ranges bind, or are a MethodError."""
+    """Every number has a range, or its docstring says "any number"; the ends of the ranges bind, or are a
+    MethodError."""
     method = case.method
     texts = read_documentation(method).options
     options = case.options_of([Path("model")] * case.models, None)
@@ -226,7 +236,8 @@ def check_interrupt_and_resume(case: MethodCase, folder: Path, inputs: ModelFold
 def check_tile_size(
     case: MethodCase, folder: Path, inputs: ModelFolders | None = None, *, tile: int = 512
 ) -> None:
-    """The number of elements that a kernel holds at a time changes no bit. Compiles the method's kernels again."""
+    """The number of elements that a kernel holds at a time changes no bit. Compiles the method's kernels
+    again."""
     from alnico.kernels import measure_kernels, mix_kernel
     from alnico.kernels.build import compile_kernel
 
@@ -258,7 +269,8 @@ def check_order_of_tensors(case: MethodCase, folder: Path) -> None:
 
 
 def check_equal_models(case: MethodCase, folder: Path, dtype: str = "F32") -> None:
-    """Models equal to the base give the base's values; in delta space its bits, the sign of zeros included."""
+    """Models equal to the base give the base's values; in delta space its bits, the sign of zeros
+    included."""
     base, _ = random_models({"w": (65, 33), "n": (17,)}, 1)
     base["w"][0, :5] = [-0.0, 0.0, 1e-30, -1e-30, 3.0]
     merged = merge_arrays(case, folder, base, [base] * case.models, dtype)
@@ -277,7 +289,8 @@ def check_equal_models(case: MethodCase, folder: Path, dtype: str = "F32") -> No
 
 
 def keeps_equal_models(case: MethodCase) -> bool:
-    """Whether equal models must give their own values: by the method's declaration, or because it adds to the base."""
+    """Whether equal models must give their own values: by the method's declaration, or because it adds to the
+    base."""
     merge = case.bind()
     copies = isinstance(merge, Merge) and merge.copies is not None
     return case.method.space == "delta" or merge.fixes_equal_inputs or copies
@@ -439,8 +452,9 @@ def check_reference(
 ) -> None:
     """The result is within ``tolerance`` of a float64 reference, relative to its largest value.
 
-    ``undecided(models, base, options)`` marks elements where rounding decides, such as votes that tie within rounding; they
-    are not compared. ``draw(seed, tensor, position, shape)`` returns the noise; without it alnico's own is passed.
+    ``undecided(models, base, options)`` marks elements where rounding decides, such as votes that tie within
+    rounding; they are not compared. ``draw(seed, tensor, position, shape)`` returns the noise; without it
+    alnico's own is passed.
     """
     draw = draw or draw_noise
     wide_dtype = np.float64 if dtype == "F64" else np.float32
@@ -511,7 +525,8 @@ def check_in_memory(case: MethodCase, folder: Path) -> None:
 
 
 def check_memory(case: MethodCase, folder: Path, budget: int = 400 << 20) -> None:
-    """A tensor larger than the budget is merged inside it, and inside the peak that the plan projects. Linux only."""
+    """A tensor larger than the budget is merged inside it, and inside the peak that the plan projects. Linux
+    only."""
     shapes = {"n": (1000,), "w": (budget // 40_000 + 100, 10_000)}
     models = [_write_sparse(folder / f"m{i}.safetensors", shapes, i) for i in range(case.models + 1)]
     recipe = case.recipe(models[1:], models[0])
@@ -528,7 +543,8 @@ def check_memory(case: MethodCase, folder: Path, budget: int = 400 << 20) -> Non
 
 
 def measure_peak(recipe: Mapping[str, Any], out: Path, budget: int) -> dict[str, int]:
-    """Merge in a new process; return its peak resident size and the plan's projection, in bytes. Linux only."""
+    """Merge in a new process; return its peak resident size and the plan's projection, in bytes. Linux
+    only."""
     ended = subprocess.run(
         [sys.executable, "-c", MEASURE_PEAK, json.dumps(recipe), str(out), str(budget)],
         capture_output=True,
@@ -558,7 +574,8 @@ def run_case(
     watch: Watcher | None = None,
     **memory: Any,
 ) -> dict[str, bytes]:
-    """Merge into ``folder``/out with other values in the plan's memory, such as threads; return the bytes of its files."""
+    """Merge into ``folder``/out with other values in the plan's memory, such as threads; return the bytes of
+    its files."""
     import alnico
     from alnico.engine.run import run_plan
 
@@ -588,7 +605,8 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _write_sparse(path: Path, shapes: Mapping[str, tuple[int, ...]], position: int) -> Path:
-    """Write an F32 file whose first million elements per tensor are numbers and the rest holes that read as 0."""
+    """Write an F32 file whose first million elements per tensor are numbers and the rest holes that read as
+    0."""
     path.parent.mkdir(parents=True, exist_ok=True)
     block = (np.random.default_rng(0).standard_normal(1_000_000) * 0.02).astype(np.float32)
     header: dict[str, Any] = {}

@@ -17,10 +17,12 @@ from alnico.testing.small_models import MethodCase, method_of
 class MethodLaws:
     """Tests of one merge method. Subclass it as ``Test...`` in a test file and set ``method``.
 
-    ``settings`` are the options to test, each a dict. A per-model option is one value for all models, or a list, which is cut to
-    the number of models or repeated. ``models`` is the number of models; by default 3, or as close to 3 as the method takes.
+    ``settings`` are the options to test, each a dict. A per-model option is one value for all models, or a
+    list, which is cut to the number of models or repeated. ``models`` is the number of models; by default 3,
+    or as close to 3 as the method takes.
 
-    Override ``reference`` to compare the method with float64 arithmetic, and ``write_statistics`` if options name statistics.
+    Override ``reference`` to compare the method with float64 arithmetic, and ``write_statistics`` if options
+    name statistics.
     """
 
     method: ClassVar[Method | str]
@@ -38,8 +40,8 @@ class MethodLaws:
     ) -> np.ndarray:
         """The merged tensor by the equation of the source, in numpy float64. Override it.
 
-        ``options`` are those of the setting, per-model ones as lists. ``noise`` has one array of uniform numbers in [0, 1) per
-        model: those that alnico draws for the tensor.
+        ``options`` are those of the setting, per-model ones as lists. ``noise`` has one array of uniform
+        numbers in [0, 1) per model: those that alnico draws for the tensor.
         """
         raise NotImplementedError
 

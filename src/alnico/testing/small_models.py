@@ -15,7 +15,8 @@ from alnico.methods.base import MatrixMethod, Merge, Method
 
 TensorArrays = Mapping[str, np.ndarray]
 WriteStatistics = Callable[[str, Path, int], Path]
-"""Writes the statistics of one model: the option's name (their kind), the model's folder, its position; returns their folder."""
+"""Writes the statistics of one model: the option's name (their kind), the model's folder, its position;
+returns their folder."""
 
 STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
@@ -26,10 +27,11 @@ class BrokenLaw(AssertionError):
 
 @dataclass(frozen=True)
 class MethodCase:
-    """A method with its options, tested with ``models`` values (the base not counted, unless it is the first value).
+    """A method with its options, tested with ``models`` values (the base not counted, unless it is the first
+    value).
 
-    A per-model option is one value for all models, or a list, which is cut to the number of models or repeated.
-    ``write_statistics`` writes the folders for options that name statistics.
+    A per-model option is one value for all models, or a list, which is cut to the number of models or
+    repeated. ``write_statistics`` writes the folders for options that name statistics.
     """
 
     method: Method
@@ -58,7 +60,8 @@ class MethodCase:
         return spelled
 
     def recipe(self, models: Sequence[Path], base: Path | None, **keys: Any) -> dict[str, Any]:
-        """A recipe that merges ``models``; a method whose base is its first value takes the first model as the base."""
+        """A recipe that merges ``models``; a method whose base is its first value takes the first model as
+        the base."""
         if self.method.statistics and self.write_statistics is None:
             raise BrokenLaw(
                 f"{self.method.name}: {', '.join(self.method.statistics)} names statistics; expected write_statistics. "
@@ -106,7 +109,8 @@ def random_models(
     dtype: Any = np.float32,
     growth: float = 0.0,
 ) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
-    """A base of normal numbers, and ``count`` fine-tunes: the base plus normal numbers of size 0.1, more by ``growth`` per model."""
+    """A base of normal numbers, and ``count`` fine-tunes: the base plus normal numbers of size 0.1, more by
+    ``growth`` per model."""
     random = np.random.default_rng(seed)
     base = {n: random.standard_normal(s).astype(dtype) for n, s in shapes.items()}
     return base, [
@@ -157,7 +161,8 @@ def merge_arrays(
     dtype: str = "F32",
     **keys: Any,
 ) -> dict[str, np.ndarray]:
-    """Write models, merge them with the method of a case, and read the result. ``keys`` are keys of the recipe."""
+    """Write models, merge them with the method of a case, and read the result. ``keys`` are keys of the
+    recipe."""
     import alnico
 
     paths = [write_model(folder / f"m{i}", model, dtype) for i, model in enumerate(models)]
