@@ -210,7 +210,7 @@ def extract(
             embeddings=options.embeddings,
         )
         caps = [options.cap(s) if s.treatment == "factors" else 0 for s in subjects.compared]
-        room = fit(models[0], models[1], subjects.compared, caps, run.memory_bytes, run.threads)
+        room = fit(models[0], models[1], subjects.compared, caps, run)
         check_output_place(target, needed_files(models), may_replace)
         saved = sum(
             s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.treatment == "saved"

@@ -15,6 +15,7 @@ from alnico.numerics.dtypes import DTYPES, decode, decode_into
 from alnico.numerics.randomized import BLOCK_ELEMENTS, ITERATIONS, is_whole, row_blocks, width_of
 from alnico.numerics.sizes import format_size
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, BYTES_A_TENSOR
+from alnico.run_options import RunOptions
 
 CHECKED_ELEMENTS = 1 << 17
 """Elements compared at a time when an adapter is verified."""
@@ -134,8 +135,7 @@ def fit(
     base: Source,
     subjects: Sequence[ExtractTarget],
     caps: Sequence[int],
-    budget_bytes: int,
-    threads: int,
+    run: RunOptions,
 ) -> ExtractMemory:
     """Choose the number of threads and how much each caches. ``caps`` are the largest ranks allowed.
 
@@ -155,15 +155,15 @@ def fit(
     most = max(needs, default=0)
     worker = max(most, 12 * 8 * CHECKED_ELEMENTS + 3 * max(factors, default=0)) + reading + BLAS_BYTES
     largest = max((s.elements * real_of(tuned, base, s.name).itemsize for s in subjects), default=0)
-    for workers in range(max(threads, 1), 0, -1):
-        room = (budget_bytes - fixed) // workers - worker
+    for workers in range(run.threads, 0, -1):
+        room = (run.memory_bytes - fixed) // workers - worker
         if room >= 0:
             held = min(room, largest)
-            return ExtractMemory(budget_bytes, fixed + workers * (worker + held), workers, held)
+            return ExtractMemory(run.memory_bytes, fixed + workers * (worker + held), workers, held)
     name = subjects[needs.index(most)].name if subjects else "a tensor"
     raise ResourceError(
         f"extract: {name} needs {format_size(worker)} in addition to {format_size(fixed)} for the rest; the budget is "
-        f"{format_size(budget_bytes)}. Raise --memory to {-(-(fixed + worker) // (1 << 20))}MiB, or choose a smaller rank."
+        f"{format_size(run.memory_bytes)}. Raise --memory to {-(-(fixed + worker) // (1 << 20))}MiB, or choose a smaller rank."
     )
 
 
