@@ -1,13 +1,16 @@
-"""Records how much processor time each test takes, and starts the longest tests first.
+"""Decides by recorded times which tests are slow, and starts the longest first.
 
-``./check --all --durations`` writes tests/durations.json again. Only tests above one second are listed. The numbers order tests, and nothing else.
+``./check --record`` runs the tests of ``./check --all`` and writes tests/durations.json again. A test that takes ``slow_from`` seconds of
+processor time or more is marked slow, so that the rest, which ./check runs, takes FAST_BUDGET seconds in all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +20,26 @@ RECORD = Path(__file__).with_name("durations.json")
 FOLDER = os.environ.get("ALNICO_TEST_DURATIONS")
 """Where each worker writes the times of its tests; not set in ordinary runs."""
 
+FAST_BUDGET = 110
+"""Seconds of processor time for the tests of ./check; two workers need as much again to import what they test."""
 
-@pytest.hookimpl(trylast=True)
+STEPS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+
+TIERS: dict[str, str] = {}
+"""The tier that the source gives each test, before recorded times are looked at: a test that became quick is fast again."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    seconds = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    # The sort is stable: all other tests stay in the order of their files.
-    items.sort(key=lambda item: -seconds.get(item.nodeid, 0.0))
+    recorded = json.loads(RECORD.read_text())
+    seconds: dict[str, float] = recorded["seconds"]
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        TIERS[item.nodeid] = next((tier for tier in ("nightly", "slow") if tier in marks), "fast")
+        if seconds.get(item.nodeid, 0.0) >= recorded["slow_from"]:
+            item.add_marker(pytest.mark.slow)
+    # The sort is stable: all other tests stay in the order of their files, and share what their files set up.
+    items.sort(key=lambda item: -seconds.get(item.nodeid, 0.0) if seconds.get(item.nodeid, 0.0) > 1 else 0.0)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -32,11 +49,38 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return
     start = _processor_seconds()
     yield
-    with Path(FOLDER, f"{os.getpid()}.txt").open("a") as out:
-        out.write(json.dumps([item.nodeid, round(_processor_seconds() - start, 3)]) + "\n")
+    with Path(FOLDER, f"{os.getpid()}.jsonl").open("a") as out:
+        out.write(
+            json.dumps([item.nodeid, TIERS[item.nodeid], round(_processor_seconds() - start, 3)]) + "\n"
+        )
 
 
 def _processor_seconds() -> float:
     """Of this process, its threads, and the processes that it started and that ended."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
+
+
+def main(folder: str) -> None:
+    """Write the record from what the workers of one run wrote, and print the tiers."""
+    times = [
+        json.loads(line) for path in Path(folder).glob("*.jsonl") for line in path.read_text().splitlines()
+    ]
+    fast = sorted((seconds, name) for name, tier, seconds in times if tier == "fast")
+    slow_from = max(
+        (step for step in STEPS if sum(s for s, _ in fast if s < step) <= FAST_BUDGET), default=STEPS[0]
+    )
+    seconds = {name: s for name, tier, s in sorted(times) if s >= (slow_from if tier == "fast" else 1)}
+    RECORD.write_text(json.dumps({"slow_from": slow_from, "seconds": seconds}, indent=0) + "\n")
+    for step in STEPS:
+        below = [s for s, _ in fast if s < step]
+        print(f"below {step:4} s: {len(below):5} tests, {sum(below):6.0f} s of processor time")
+    rooms = Counter(name.split("/")[1] for s, name in fast if s < slow_from)
+    print(f"slow from {slow_from} s; fast tests: {dict(sorted(rooms.items()))}")
+    print(f"all: {len(times)} tests, {sum(s for _, _, s in times):.0f} s of processor time")
+    for name, _, s in sorted(times, key=lambda entry: -entry[2])[:20]:
+        print(f"{s:7.1f} {name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
