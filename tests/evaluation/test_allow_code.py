@@ -17,7 +17,7 @@ from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.user_function import UserFunction
 from made_tasks import Made
 
-OPTION = "say --allow-code (in Python allow_code=True)"
+OPTION = "use --allow-code (in Python allow_code=True)"
 
 CODE = """
 from pathlib import Path
@@ -111,15 +111,15 @@ def test_with_the_option_the_function_is_run(run, made: Made, mark: Path, tmp_pa
         ),
         (
             HARNESS | {"tasks": ["mine"], "include_path": "."},
-            "tasks[0].include_path is '.', a folder of tasks of the harness, which may hold Python code and templates that run code",
+            "tasks[0].include_path is '.', a folder of harness tasks, which may contain Python code and templates that run code",
         ),
         (
             HARNESS | {"tasks": ["stranger/task.yaml"]},
-            "tasks[0].tasks is a list, with a file of a task of the harness in it",
+            "tasks[0].tasks is a list, with the file of a harness task",
         ),
         (
             HARNESS | {"tasks": ["arc_easy", "~/task"]},
-            "tasks[0].tasks is a list, with a file of a task of the harness in it",
+            "tasks[0].tasks is a list, with the file of a harness task",
         ),
     ],
 )

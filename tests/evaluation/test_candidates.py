@@ -152,7 +152,7 @@ def test_a_candidate_that_was_replaced_says_so(made: Made) -> None:
             with pytest.raises(EvaluationError) as caught:
                 asked()
             assert str(caught.value) == (
-                "linear: was replaced by the next candidate, whose values its memory holds. Score one before making another."
+                "linear: was replaced by the next candidate, which uses the same memory. Score each candidate before making another."
             )
 
 

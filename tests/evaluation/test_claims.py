@@ -59,7 +59,7 @@ SMALL = {
         ({**SMALL, "vocab_size": BIG}, r"embeddings\.word_embeddings\.weight is \(4, 4\) in the files, \(1000000000, 8\) in the module"),
         ({**SMALL, "max_position_embeddings": BIG}, "describes a module of"),
         ({**SMALL, "vocab_size": 10**18}, "cannot load it as an encoder|describes a module of"),
-        ({**SMALL, "num_hidden_layers": BIG}, "num_hidden_layers is 1000000000; its files hold 1 tensors, and cannot mean more than 1000"),
+        ({**SMALL, "num_hidden_layers": BIG}, "num_hidden_layers is 1000000000; its files contain 1 tensors; expected at most 1000"),
         ({**SMALL, "num_hidden_layers": 1e9}, "num_hidden_layers is 1000000000"),
         ({**SMALL, "num_attention_heads": BIG, "hidden_size": BIG}, "num_attention_heads is 1000000000"),
         ({**SMALL, "num_labels": BIG}, "num_labels is 1000000000"),

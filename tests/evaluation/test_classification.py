@@ -93,7 +93,7 @@ def test_logits_carry_the_gradient_of_the_module_and_never_read_labels(made):
     module = subject.module("encoder")
     assert all(p.grad is not None for name, p in module.named_parameters() if not name.startswith("pooler."))
     with pytest.raises(
-        EvaluationError, match=r"^food: has no labels; a score needs them\. Name the field of the labels\.$"
+        EvaluationError, match=r"^food: has no labels, which a score needs\. Name the field of the labels\.$"
     ):
         Classification("food", lines, None).evaluate(ModuleSubject("m", torch.nn.Linear(1, 1)))
 
@@ -195,7 +195,7 @@ def test_a_label_outside_the_head_is_told_with_its_line(classifier):
     with pytest.raises(EvaluationError) as caught:
         task.evaluate(open_subject(classifier))
     assert str(caught.value) == (
-        "pets: pets.jsonl:2: the label is 'cow'; expected a class of the head: cat, dog, bird. Add it to labels, or leave the example out."
+        "pets: pets.jsonl:2: the label is 'cow'; expected a class of the head: cat, dog, bird. Add it to labels, or remove the example."
     )
 
 
@@ -203,7 +203,7 @@ def test_a_head_of_another_size_is_told(classifier):
     with pytest.raises(EvaluationError) as caught:
         Classification("pets", ["noise1"], ["cat"], classes=("cat", "dog")).evaluate(open_subject(classifier))
     assert str(caught.value) == (
-        f"pets: the head of {classifier} has 3 classes, labels has 2; expected as many. Name the head's classes in its order."
+        f"pets: the head of {classifier} has 3 classes, labels has 2; expected the same number. Name the head's classes in its order."
     )
 
 
@@ -237,7 +237,7 @@ def test_what_a_module_raises_is_told_with_task_and_model(made):
     with pytest.raises(EvaluationError) as caught:
         Classification("pets", ["noise1"], ["cat"]).evaluate(subject)
     assert str(caught.value) == (
-        "pets: merged: the evaluation raised KeyError: 'pixel_values'; expected a score. Mend what was called, or the data."
+        "pets: merged: the evaluation raised KeyError: 'pixel_values'; expected a score. Correct the called code, or the data."
     )
 
 
@@ -245,8 +245,8 @@ def test_a_checkpoint_without_the_head_is_refused_not_filled_at_random(made):
     with pytest.raises(ModelError) as caught:
         Classification("pets", ["noise1"], ["cat"]).evaluate(open_subject(made.base))
     assert str(caught.value) == (
-        f"{made.base}: lacks 2 tensors of a classifier, classifier.bias first; they would be random. "
-        "Give a checkpoint that has them, or a task that needs none of them."
+        f"{made.base}: lacks 2 tensors of a classifier, the first is classifier.bias; they would be random. "
+        "Give a checkpoint with them, or a task that does not need them."
     )
 
 
@@ -258,7 +258,7 @@ def test_a_module_in_memory_is_written_when_a_task_wants_a_directory(made):
     assert task.evaluate(again).value == task.evaluate(in_memory).value == task.evaluate(subject).value
     with pytest.raises(
         EvaluationError,
-        match=r"^merged: holds no causal; a task needs a causal language model\. Give a module that is one\.$",
+        match=r"^merged: contains no causal; a task needs a causal language model\. Give such a module\.$",
     ):
         in_memory.module("causal")
     with pytest.raises(
@@ -268,7 +268,7 @@ def test_a_module_in_memory_is_written_when_a_task_wants_a_directory(made):
         ModuleSubject("merged", subject.module("encoder")).tokenizer()
     with pytest.raises(
         EvaluationError,
-        match=r"^merged: Linear cannot be written as a checkpoint; expected a module of transformers\.",
+        match=r"^merged: Linear cannot be written as a checkpoint; expected a transformers module\.",
     ):
         _ = ModuleSubject("merged", torch.nn.Linear(1, 1)).directory
 

@@ -98,7 +98,7 @@ def test_a_folder_of_other_things_is_left_alone(made, tmp_path):
         alnico.evaluate(made.base, made.test, out=tmp_path)
     assert (
         str(caught.value)
-        == f"{tmp_path}: holds other things than an evaluation. Choose a new folder, or empty it."
+        == f"{tmp_path}: contains files that are not from an evaluation. Choose a new folder, or empty it."
     )
     assert alnico.evaluate(made.base, made.test, out=tmp_path / "new").models[0].role == "model"
     assert alnico.evaluate(made.base, made.test, out=tmp_path / "new").models[0].role == "model"

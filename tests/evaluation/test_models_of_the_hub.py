@@ -27,5 +27,5 @@ def test_a_single_file_is_no_checkpoint(made):
     with pytest.raises(ModelError) as caught:
         open_subject(path)
     assert str(caught.value) == (
-        f"{path}: is no directory; tasks score transformers checkpoints. Make one of it with `alnico merge` first."
+        f"{path}: is not a directory; tasks score transformers checkpoints. Create one with `alnico merge` first."
     )

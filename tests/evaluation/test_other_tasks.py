@@ -88,7 +88,7 @@ def test_a_limit_makes_windows_known_and_parts_pool(causal):
             task.evaluate(subject, part)
         assert str(caught.value) == (
             f"noise: has 7 windows of 8 tokens, and limit is {task.size or 'not given'}; "
-            "expected a limit of at most the windows that there are. Lower it, or give more text."
+            "expected a limit of at most the number of windows. Lower it, or give more text."
         )
 
 
@@ -107,11 +107,11 @@ def test_a_text_that_says_nothing_is_told(causal, tmp_path):
         )
     assert str(caught.value).splitlines()[:2] == [
         "tasks: tasks[0]: wiki: the text is empty; expected some words. Give another.",
-        "tasks: tasks[1].name is 'wiki', as tasks[0].name; expected names that differ.",
+        "tasks: tasks[1].name is 'wiki', like tasks[0].name; expected different names.",
     ]
     with pytest.raises(
         EvaluationError,
-        match=r"^b: stride is 5, window 4; a stride above it leaves tokens out\. Choose at most 4\.$",
+        match=r"^b: stride is 5, window 4; a larger stride would skip tokens\. Choose at most 4\.$",
     ):
         Perplexity("b", WORDS, window=4, stride=5)
     module = LlamaForCausalLM.from_pretrained(causal).eval()
@@ -120,7 +120,7 @@ def test_a_text_that_says_nothing_is_told(causal, tmp_path):
         Perplexity("b", WORDS).evaluate(ModuleSubject("merged", module, open_subject(causal).tokenizer()))
     assert (
         str(caught.value)
-        == "b: merged gives a perplexity that is not finite. Look for NaN in the model: `alnico inspect`."
+        == "b: merged gives a perplexity that is not finite. Check the model for NaN: `alnico inspect`."
     )
 
 
@@ -193,16 +193,16 @@ def broken(*_):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda _: broken(), "the evaluation raised ZeroDivisionError: division by zero; expected a score. Mend what was called, or the data."),
-        (lambda _: sys.exit("out"), "the evaluation raised SystemExit: out; expected a score. Mend what was called, or the data."),
-        (lambda _: math.nan, "the evaluation gave nan; expected a finite number. Look for NaN in the model, or mend what was called."),
-        (lambda _: "0.5", "the evaluation gave a str; expected a finite number. Mend what was called."),
-        (lambda _: None, "the evaluation gave a NoneType; expected a finite number. Mend what was called."),
-        (lambda _: True, "the evaluation gave a bool; expected a finite number. Mend what was called."),
-        (lambda _: np.zeros(2), "the evaluation gave a ndarray that is no number; expected a finite number. Mend what was called."),
-        (lambda _: {"a": 1, "b": 2}, "the evaluation gave a, b, and no score; expected one score. Say `metric`, the one that counts."),
-        (lambda _: {"a": -math.inf}, "the evaluation gave -inf; expected a finite number. Look for NaN in the model, or mend what was called."),
-        (lambda _: Score(math.nan), "the evaluation gave nan; expected a finite number. Look for NaN in the model, or mend what was called."),
+        (lambda _: broken(), "the evaluation raised ZeroDivisionError: division by zero; expected a score. Correct the called code, or the data."),
+        (lambda _: sys.exit("out"), "the evaluation raised SystemExit: out; expected a score. Correct the called code, or the data."),
+        (lambda _: math.nan, "the evaluation returned nan; expected a finite number. Check the model for NaN, or correct the called code."),
+        (lambda _: "0.5", "the evaluation returned a str; expected a finite number. Correct the called code."),
+        (lambda _: None, "the evaluation returned a NoneType; expected a finite number. Correct the called code."),
+        (lambda _: True, "the evaluation returned a bool; expected a finite number. Correct the called code."),
+        (lambda _: np.zeros(2), "the evaluation returned a ndarray that is not a number; expected a finite number. Correct the called code."),
+        (lambda _: {"a": 1, "b": 2}, "the evaluation returned a, b but no score; expected one score. Name the score with `metric`."),
+        (lambda _: {"a": -math.inf}, "the evaluation returned -inf; expected a finite number. Check the model for NaN, or correct the called code."),
+        (lambda _: Score(math.nan), "the evaluation returned nan; expected a finite number. Check the model for NaN, or correct the called code."),
     ],
 )  # fmt: skip
 def test_what_is_no_score_is_told(made, function, message):
@@ -215,11 +215,11 @@ def test_functions_that_cannot_be_called_are_told(tmp_path):
     (tmp_path / "scoring.py").write_text("number = 3\n")
     (tmp_path / "failing.py").write_text("1 / 0\n")
     for reference, message in [
-        ("scoring", "'scoring': is no function; expected module:function, as in scoring:accuracy."),
+        ("scoring", "'scoring': is not a function; expected module:function, for example scoring:accuracy."),
         ("scoring:accuracy", "scoring:accuracy: the module has no accuracy; expected a function. Check the name."),
         ("scoring:number", "scoring:number: the module has no function number; expected a function. Check the name."),
-        ("nowhere:f", f"nowhere:f: there is no {tmp_path}/nowhere.py, and Python finds no module nowhere; expected one of both. Check the name."),
-        ("failing:f", "failing:f: the evaluation raised ZeroDivisionError: division by zero; expected a score. Mend what was called, or the data."),
+        ("nowhere:f", f"nowhere:f: {tmp_path}/nowhere.py does not exist, and Python finds no module nowhere; expected one of them. Check the name."),
+        ("failing:f", "failing:f: the evaluation raised ZeroDivisionError: division by zero; expected a score. Correct the called code, or the data."),
     ]:  # fmt: skip
         with pytest.raises(EvaluationError) as caught:
             find_function(reference, tmp_path)

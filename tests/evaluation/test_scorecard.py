@@ -163,7 +163,7 @@ def test_pooled_scores_need_their_examples():
     assert pool([score([1.0, 2.0], "exp"), score([6.0], "exp")]).value == pytest.approx(math.exp(3.0))
     with pytest.raises(
         EvaluationError,
-        match=r"^scores without their examples cannot be pooled; expected what each example contributed\.",
+        match=r"^scores without examples cannot be pooled; expected the contribution of each example\.",
     ):
         pool([Score(0.5)])
 
@@ -172,20 +172,20 @@ def test_scores_that_cannot_be_compared_are_told():
     for call, message in [
         (
             lambda: scorecard({}, [Told("a")]),
-            "there are no models to score; expected one at least. Give some.",
+            "there are no models to score; expected at least one. Give some.",
         ),
-        (lambda: scorecard({"m": {}}, []), "there are no tasks to score; expected one at least. Give some."),
+        (lambda: scorecard({"m": {}}, []), "there are no tasks to score; expected at least one. Give some."),
         (
             lambda: scorecard({"m": {"a": Score(1.0)}}, [Told("a")], base="b"),
             "b: has no scores; expected one of m. Score it, too.",
         ),
         (
             lambda: scorecard({"m": {"a": Score(1.0)}}, [Told("a")], base="m", merged=["m"]),
-            "m: is the base and a merge of its own; expected one of both. Leave it out of one.",
+            "m: is given as the base and as a merge; expected one of them. Remove it from one.",
         ),
         (
             lambda: scorecard({"m": {"a": score([1.0])}, "n": {"a": score([1.0, 0.0])}}, [Told("a")]),
-            "a: models have 1 and 2 examples; expected the same ones for all. Score all on the same data.",
+            "a: models have 1 and 2 examples; expected the same examples for all. Score all on the same data.",
         ),
     ]:
         with pytest.raises(EvaluationError) as caught:
@@ -196,7 +196,7 @@ def test_scores_that_cannot_be_compared_are_told():
 def test_a_model_given_twice_is_told(made):
     with pytest.raises(EvaluationError) as caught:
         score_models([open_subject(made.base)] * 2, read_tasks(made.valid)[:1])
-    assert str(caught.value) == f"{made.base}: is given twice; expected models that differ. Leave one out."
+    assert str(caught.value) == f"{made.base}: is given twice; expected different models. Remove one."
 
 
 def test_a_base_that_stands_among_the_models_is_scored_once(made):

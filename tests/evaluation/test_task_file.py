@@ -113,38 +113,38 @@ def test_all_mistakes_are_told_with_their_lines(tmp_path):
     assert told(where).splitlines() == [
         f"{where}:2: tasks[0] has the unknown key 'max_lenght'. Did you mean max_length?",
         f"{where}:3: tasks[1].batch_size is 0; expected a whole number of at least 1.",
-        f"{where}:3: tasks[1].name is 'a', as tasks[0].name; expected names that differ.",
+        f"{where}:3: tasks[1].name is 'a', like tasks[0].name; expected different names.",
         f"{where}:3: tasks[1].pooling is 'max'; expected mean or cls.",
         f"{where}:3: tasks[1].weight is -1; expected a number above 0.",
         f"{where}:4: tasks[2].encoder is missing; expected text.",
-        f"{where}:4: tasks[2].labels is one class; expected two classes at least, a list or {{name: words}}.",
+        f"{where}:4: tasks[2].labels is one class; expected at least two classes, a list or {{name: words}}.",
         f"{where}:5: tasks[3]: c: {tmp_path}/rows.jsonl:2: the label is 'dog'; expected a class of the head: cat, cow. "
-        "Add it to labels, or leave the example out.",
+        "Add it to labels, or remove the example.",
     ]
 
 
 def test_a_mapping_has_no_lines(tmp_path):
     assert told(task(tmp_path, head="names", encoder="base"), tmp_path) == (
-        "tasks: tasks[0].labels is missing; head: names needs the classes, as in {earn: company earnings}."
+        "tasks: tasks[0].labels is missing; head: names needs the classes, for example {earn: company earnings}."
     )
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("r.jsonl", "text\n", "{}:1: is not JSON (Expecting value: line 1 column 1 (char 0)); expected an object on each line. Bring the file into that form."),
-        ("r.jsonl", '{"text": "a", "label": "b"}\n[1]\n', "{}:2: is a list; expected an object on each line. Bring the file into that form."),
-        ("r.jsonl", '{"text": "a", "class": "b"}\n', "{}:1: has no field 'label'; found 'text', 'class'. Say which field is the label, as in `label: text`."),
-        ("r.jsonl", '{"text": null, "label": "b"}\n', "{}:1: text is null; expected text. Mend the line, or leave it out."),
-        ("r.jsonl", '{"text": "a", "label": 0.5}\n', "{}:1: label is a number; expected text or a whole number. Mend the line, or leave it out."),
-        ("r.jsonl", "\n", "{}: holds no examples; expected one at least. Check the file."),
-        ("r.csv", "text,label\na\n", "{}:2: has 1 values, the header 2; expected as many. Mend the line."),
+        ("r.jsonl", "text\n", "{}:1: is not JSON (Expecting value: line 1 column 1 (char 0)); expected an object on each line. Convert the file."),
+        ("r.jsonl", '{"text": "a", "label": "b"}\n[1]\n', "{}:2: is a list; expected an object on each line. Convert the file."),
+        ("r.jsonl", '{"text": "a", "class": "b"}\n', "{}:1: has no field 'label'; found 'text', 'class'. Name the field of the label, for example `label: text`."),
+        ("r.jsonl", '{"text": null, "label": "b"}\n', "{}:1: text is null; expected text. Correct the line, or remove it."),
+        ("r.jsonl", '{"text": "a", "label": 0.5}\n', "{}:1: label is a number; expected text or a whole number. Correct the line, or remove it."),
+        ("r.jsonl", "\n", "{}: contains no examples; expected at least one. Check the file."),
+        ("r.csv", "text,label\na\n", "{}:2: has 1 values, but the header has 2; expected the same number. Correct the line."),
         ("r.csv", "text,text,label\na,b,c\n", "{}:1: the header has 'text' twice; expected each name once. Rename one of the columns."),
-        ("r.jsonl", '{"text": "\\ud800", "label": "x"}\n', "{}:1: holds half of a character, expected Unicode text. Mend the line, or leave it out."),
-        ("r.jsonl", '{"text": "a", "label": "\\udfff"}\n', "{}:1: holds half of a character, expected Unicode text. Mend the line, or leave it out."),
-        ("r.csv", "text,kind\na,b\n", "{}:2: has no field 'label'; found 'text', 'kind'. Say which field is the label, as in `label: text`."),
-        ("r.txt", "a\n", "{}: ends in '.txt'; expected .jsonl, .csv, .npz. Bring the examples into such a file."),
-        ("r.npz", "a\n", "{}: is no npz file of plain arrays"),
+        ("r.jsonl", '{"text": "\\ud800", "label": "x"}\n', "{}:1: contains half of a surrogate pair, expected Unicode text. Correct the line, or remove it."),
+        ("r.jsonl", '{"text": "a", "label": "\\udfff"}\n', "{}:1: contains half of a surrogate pair, expected Unicode text. Correct the line, or remove it."),
+        ("r.csv", "text,kind\na,b\n", "{}:2: has no field 'label'; found 'text', 'kind'. Name the field of the label, for example `label: text`."),
+        ("r.txt", "a\n", "{}: ends in '.txt'; expected .jsonl, .csv, .npz. Convert the examples to one of these."),
+        ("r.npz", "a\n", "{}: is not an npz file of plain arrays"),
         ("r.jsonl", None, "{}: cannot be read (No such file or directory). Check the path and its permissions."),
     ],
 )  # fmt: skip
@@ -210,20 +210,20 @@ def packed(path, shape, held=b"", method=zipfile.ZIP_DEFLATED):
 def test_pictures_that_claim_more_than_the_file_holds_are_refused(tmp_path):
     path = packed(tmp_path / "i.npz", (10**9, 3, 1000, 1000))
     with pytest.raises(
-        EvaluationError, match=r"is no npz file of plain arrays \(images.npy claims the shape \(1000000000, 3"
+        EvaluationError, match=r"is not an npz file of plain arrays \(images.npy claims the shape \(1000000000, 3"
     ):
         read_examples(path, label=None)
     packed(path, (64, 4, 256, 256), bytes(4 * 64 * 4 * 256 * 256))
     with pytest.raises(
         EvaluationError,
-        match=r"images.npy is \d+ bytes in the file and 67108992 outside of it; expected at most 100 times",
+        match=r"images.npy is \d+ bytes compressed and 67108992 bytes uncompressed; expected at most 100 times",
     ):
         read_examples(path, label=None)
     packed(path, (2, 3, 4, 4), bytes(4 * 2 * 3 * 4 * 4))
     assert read_examples(path, label=None).inputs.shape == (2, 3, 4, 4)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images", b"no array")
-    with pytest.raises(EvaluationError, match="is no npz file of plain arrays"):
+    with pytest.raises(EvaluationError, match="is not an npz file of plain arrays"):
         read_examples(path, label=None)
 
 

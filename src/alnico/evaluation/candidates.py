@@ -1,4 +1,4 @@
-"""Merges that are tried one after the other: made in memory from models that stay open, and scored where they are."""
+"""Merges candidate recipes in memory, from models that stay open, so that tasks can score them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ CONFIG = "config.json"
 
 
 class Candidates:
-    """Models that are merged again and again, to be scored. Close it, or use it in ``with``.
+    """Models that are merged repeatedly for scoring. Close it, or use it in ``with``.
 
-    ``references`` are the models that recipes may name, as they stand there; ``folder`` is where a path is looked for that is not found
-    from the working directory. They are opened once and stay in memory, what is measured of them is kept
-    (:class:`alnico.engine.merge_session.Resident`), and nothing is written. Every merge has the bits that ``alnico merge`` of its recipe
-    writes. ``donor`` is the model whose config and tokenizer are taken where that of a recipe is a file without any. ``run.memory_bytes`` is the
-    budget of what a merge works with; beside it are the result, its modules, and the models in the system's page cache.
-    ``caller`` says in whose words unrelated models are refused.
+    ``references`` are the models that recipes may use, as written there; relative paths are also looked up in ``folder``.
+    Models are opened once and stay in memory, measured facts are cached (:class:`alnico.engine.merge_session.Resident`),
+    and nothing is written. Every merge has the same bits as ``alnico merge`` of its recipe. ``donor`` provides config
+    and tokenizer if a recipe's own donor is a file without them. ``run.memory_bytes`` is the working memory of a merge;
+    the result, its modules, and the models in the system's page cache come on top. ``caller`` selects the wording of the
+    error for unrelated models.
     Errors: ModelError, HubError, and those of :meth:`make`.
     """
 
@@ -65,7 +65,7 @@ class Candidates:
         self._donor = os.fspath(donor) if donor is not None else None
         self._modules: dict[ModelKind, LiveModule] = {}
         self._tokenizers: dict[str, Any] = {}
-        self._made_like: tuple[Any, ...] = ()
+        self._signature: tuple[Any, ...] = ()
         self._state: dict[str, Any] | None = None
         self._current: Candidate | None = None
         try:
@@ -76,21 +76,21 @@ class Candidates:
             raise
 
     def make(self, recipe: Recipe, *, label: str | None = None) -> Candidate:
-        """Merge a recipe in memory. The candidate before it is one no more.
+        """Merge a recipe in memory. The previous candidate becomes invalid.
 
-        Its modules are those of the one before, with new values, as long as names, dtypes, shapes and config stay the same.
-        Errors: as for :func:`alnico.plan`; NonFiniteError, MismatchError for models that are not of one base.
+        The modules are reused with new values as long as names, dtypes, shapes and config stay the same.
+        Errors: as for :func:`alnico.plan`; NonFiniteError, MismatchError for models without a common base.
         """
         self._drop()
         plan = self._resident.plan(recipe)
         self._resident.merge(plan)
         config = self._config(plan)
-        made_like = (self._resident.layout, json.dumps(config, sort_keys=True, default=str))
-        if made_like != self._made_like:
+        signature = (self._resident.layout, json.dumps(config, sort_keys=True, default=str))
+        if signature != self._signature:
             self._modules.clear()
             self._resident.unfollow()
             self._state = None
-            self._made_like = made_like
+            self._signature = signature
         for module in self._modules.values():
             module.follow()
         self._current = Candidate(self, plan, config, label or recipe.stage or recipe.merge_method)
@@ -107,7 +107,7 @@ class Candidates:
             self._current = None
 
     def close(self) -> None:
-        """Close the models and let go of the modules."""
+        """Close the models and release the modules."""
         self._drop()
         self._modules.clear()
         self._tokenizers.clear()
@@ -121,7 +121,7 @@ class Candidates:
         self.close()
 
     def state(self, candidate: Candidate) -> dict[str, Any]:
-        """What :meth:`Candidate.state` gives."""
+        """Implements :meth:`Candidate.state`."""
         self._check(candidate)
         if self._state is None:
             import_torch("a merge in memory")
@@ -132,7 +132,7 @@ class Candidates:
         return self._state
 
     def module(self, candidate: Candidate, kind: ModelKind) -> Any:
-        """What :meth:`Candidate.module` gives."""
+        """Implements :meth:`Candidate.module`."""
         state = self.state(candidate)
         if kind not in self._modules:
             from alnico.evaluation.live_module import LiveModule  # with torch
@@ -147,7 +147,7 @@ class Candidates:
         return self._modules[kind].module
 
     def tokenizer(self, candidate: Candidate) -> Any:
-        """What :meth:`Candidate.tokenizer` gives."""
+        """Implements :meth:`Candidate.tokenizer`."""
         self._check(candidate)
         donor = candidate.plan.sources[candidate.plan.donor]
         if donor.directory is None and self._donor is not None:
@@ -170,12 +170,12 @@ class Candidates:
     def _check(self, candidate: Candidate) -> None:
         if candidate is not self._current:
             raise EvaluationError(
-                f"{candidate.label}: was replaced by the next candidate, whose values its memory holds. Score one before making another."
+                f"{candidate.label}: was replaced by the next candidate, which uses the same memory. Score each candidate before making another."
             )
 
 
 class Candidate:
-    """A merge in memory as tasks see it (:class:`alnico.evaluation.tasks.EvaluatedModel`), until the next one is made."""
+    """A merge in memory as an :class:`alnico.evaluation.tasks.EvaluatedModel`, valid until the next one is made."""
 
     def __init__(self, candidates: Candidates, plan: Plan, config: Mapping[str, Any], label: str) -> None:
         self.label = label
@@ -185,12 +185,12 @@ class Candidate:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def state(self) -> dict[str, Any]:
-        """The merged tensors by name, in the memory that the next candidate takes: torch tensors on the CPU."""
+        """Return the merged torch tensors on the CPU, by name; the next candidate reuses their memory."""
         return self._candidates.state(self)
 
     @property
     def directory(self) -> Path:
-        """A checkpoint of it, written by an ordinary merge when first asked, and removed with the candidate."""
+        """A checkpoint, written by an ordinary merge on first use, and removed with the candidate."""
         self._candidates.state(self)
         if self._folder is None:
             with temporary_files():
@@ -200,15 +200,15 @@ class Candidate:
         return Path(self._folder.name) / "merged"
 
     def module(self, kind: ModelKind) -> Any:
-        """The transformers module in evaluation mode and float32; its values are rounded to the dtype of the recipe's output."""
+        """Return the transformers module in evaluation mode and float32, with values rounded to the output dtype."""
         return self._candidates.module(self, kind)
 
     def tokenizer(self) -> Any:
-        """The transformers tokenizer: the same object for all candidates with the same tokenizer files."""
+        """Return the transformers tokenizer, one object for all candidates with the same tokenizer files."""
         return self._candidates.tokenizer(self)
 
     def forget(self) -> None:
-        """Remove what was written."""
+        """Remove the written checkpoint."""
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None

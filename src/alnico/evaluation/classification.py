@@ -1,4 +1,4 @@
-"""Classification of texts and images: by the checkpoint's own head, or by a frozen head made of the names of the classes."""
+"""Classifies texts and images with the checkpoint's head, or with a frozen head made from class names."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ Pooling = Literal["mean", "cls"]
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """Texts as a tokenizer cuts them: ``ids`` (n, longest) int64, filled up on the right; ``lengths`` (n,) int64."""
+    """Tokenised texts: ``ids`` (n, longest) int64, padded on the right; ``lengths`` (n,) int64."""
 
     ids: torch.Tensor
     lengths: torch.Tensor
 
 
 class Classification:
-    """Share of examples whose class a model tells, of texts or images.
+    """The accuracy of a model in classifying texts or images.
 
-    ``inputs`` are texts, or images (n, channels, height, width) float32 as the model takes them; ``labels`` the names of their
-    classes, or none: then there are only logits. ``head`` says what gives the scores of classes:
+    ``inputs`` are texts, or preprocessed images (n, channels, height, width) float32; ``labels`` are the names of their
+    classes, or None if only logits are needed. ``head`` selects what scores the classes:
 
-    own: the classifier of the checkpoint. ``classes`` are in its order; by default they are its config's ``id2label``.
-    names: a frozen head, ``logits = logit_scale * unit(embedding) @ head.T``. Its rows are the embeddings of the words of
-    ``classes`` (name to words) by ``encoder``, pooled, of length one, less their mean, and of length one again. ``encoder`` is the
-    base of the merges, so that all of them share one head; the words are embedded once.
+    own: the classifier of the checkpoint. ``classes`` are in its order; default its config's ``id2label``.
+    names: a frozen head, ``logits = logit_scale * unit(embedding) @ head.T``. Its rows are the pooled embeddings by
+    ``encoder`` of the words of ``classes`` (name to words), normalised, centred, and normalised again. ``encoder`` is the
+    base of the merges, so that all merges share one head; the words are embedded once.
 
     Options:
-        pooling: embedding of a text, from the last hidden states: their ``mean`` over the text's tokens, or the first (``cls``).
-        max_length: tokens of a text that are read.
-        batch_size: examples in one pass of the model; those of like length go together.
+        pooling: embedding of a text: the ``mean`` of the last hidden states over its tokens, or the first (``cls``).
+        max_length: the most tokens of a text that are read.
+        batch_size: examples in one pass of the model; examples of similar length are batched together.
         precision: float32, or bfloat16 by autocast.
         weight: of the task in a mean over tasks.
-    Texts are tokenised once for each tokenizer, and kept. Errors: EvaluationError.
+    Texts are tokenised once per tokenizer. Errors: EvaluationError.
     """
 
     goal: Goal = "max"
@@ -87,31 +87,31 @@ class Classification:
         self._encoded = ForEachTokenizer(lambda tokenizer: self._tokenised(tokenizer, self._inputs))
         if head == "names" and (encoder is None or self._words is None or isinstance(inputs, np.ndarray)):
             raise EvaluationError(
-                f"{name}: a head of names needs texts, classes and an encoder. Give them, or take head: own."
+                f"{name}: a head of names needs texts, classes and an encoder. Give them, or use head: own."
             )
         if self._words is not None and len(self._words) < 2:
             raise EvaluationError(
-                f"{name}: has {len(self._words)} class; expected two at least. Name all classes."
+                f"{name}: has {len(self._words)} class; expected at least two. Name all classes."
             )
         if self.classes is not None and self._labels is not None:
             self._targets(self._labels, self.classes)
 
     def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
-        """The accuracy; ``examples`` are 1 where the class is right. Labels outside the head, and logits that are not finite, are errors."""
+        """Compute the accuracy; ``examples`` are 1 for correct classes. Unknown labels and non-finite logits are errors."""
         import_extra("torch", self.name, "eval")
         import torch
 
         chosen = range(self.size) if examples is None else examples
         if self._labels is None:
             raise EvaluationError(
-                f"{self.name}: has no labels; a score needs them. Name the field of the labels."
+                f"{self.name}: has no labels, which a score needs. Name the field of the labels."
             )
         targets = self._targets(self._labels, self.classes or self._of_config(subject))[list(chosen)]
         with torch.inference_mode():
             logits = self.logits(subject, chosen)
         self._check(logits, subject, targets)
-        right = (logits.argmax(1).cpu().numpy() == targets).astype(np.float64)
-        return Score(float(right.mean()), right)
+        is_correct = (logits.argmax(1).cpu().numpy() == targets).astype(np.float64)
+        return Score(float(is_correct.mean()), is_correct)
 
     def logits(self, subject: EvaluatedModel, examples: Sequence[int]) -> torch.Tensor:
         """Return (n, classes) float32 on the device of the module. Labels are never read."""
@@ -121,12 +121,12 @@ class Classification:
         device = next(module.parameters()).device
         parts, order = [], []
         if self.kind == "encoder" and self._head is None:
-            self._head = self._made_head()
+            self._head = self._build_head()
         with computing_in(self._precision, device):
             for rows, batch in self._batches(subject, examples):
-                given = {name: value.to(device) for name, value in batch.items()}
+                inputs = {name: value.to(device) for name, value in batch.items()}
                 try:
-                    parts.append(self._classified(module, given).float())
+                    parts.append(self._classified(module, inputs).float())
                 except Exception as error:
                     raise evaluation_failed(f"{self.name}: {subject.label}", error) from error
                 order += rows
@@ -136,15 +136,15 @@ class Classification:
         return joined[places.to(device)]
 
     def pooled(self, scores: Sequence[Score]) -> Score:
-        """The accuracy on all examples of several scores."""
+        """Combine scores on different examples."""
         return pool(scores)
 
     def digests(self) -> frozenset[str]:
-        """Hashes of the texts or of the pixels."""
+        """Return hashes of the texts or pixels."""
         return frozenset(self.known_by())
 
     def known_by(self) -> tuple[str, ...]:
-        """The hash of each example, in their order."""
+        """Return the hash of each example, in order."""
         values = (
             x.encode() if isinstance(x, str) else np.ascontiguousarray(x).tobytes() for x in self._inputs
         )
@@ -169,7 +169,7 @@ class Classification:
         unit: torch.Tensor = torch.nn.functional.normalize(pooled, dim=-1)
         return unit
 
-    def _made_head(self) -> torch.Tensor:
+    def _build_head(self) -> torch.Tensor:
         import torch
 
         assert self._encoder is not None  # checked at the beginning
@@ -232,12 +232,12 @@ class Classification:
         names = getattr(getattr(subject.module(self.kind), "config", None), "id2label", None)
         if not names:
             raise EvaluationError(
-                f"{self.name}: {subject.label} does not say its classes; expected id2label in its config. List them under labels."
+                f"{self.name}: {subject.label} does not name its classes; expected id2label in its config. List them under labels."
             )
         return tuple(str(names[i]) for i in range(len(names)))
 
     def _targets(self, labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-        """The class of each example; without ``classes`` of its own, a task's labels may be numbers of the head's rows, too."""
+        """Return the class of each example; in a task without ``classes``, labels may also be row numbers of the head."""
         places = {name: i for i, name in enumerate(classes)}
         if self.classes is None:
             places = {str(i): i for i in range(len(classes))} | places
@@ -245,7 +245,7 @@ class Classification:
             if label not in places:
                 raise EvaluationError(
                     f"{self.name}: {place}: the label is {label!r}; expected a class of the head: {_listed(classes)}. "
-                    "Add it to labels, or leave the example out."
+                    "Add it to labels, or remove the example."
                 )
         return np.array([places[label] for label in labels])
 
@@ -253,12 +253,12 @@ class Classification:
         classes = logits.shape[1]
         if self.classes is not None and classes != len(self.classes):
             raise EvaluationError(
-                f"{self.name}: the head of {subject.label} has {classes} classes, labels has {len(self.classes)}; expected as many. "
+                f"{self.name}: the head of {subject.label} has {classes} classes, labels has {len(self.classes)}; expected the same number. "
                 "Name the head's classes in its order."
             )
         if not bool(logits.isfinite().all()):
             raise EvaluationError(
-                f"{self.name}: {subject.label} gives scores of classes that are not finite. Look for NaN in the model: `alnico inspect`."
+                f"{self.name}: {subject.label} gives logits that are not finite. Check the model for NaN: `alnico inspect`."
             )
 
 

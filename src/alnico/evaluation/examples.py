@@ -1,4 +1,4 @@
-"""Examples of a task as files hold them: JSONL, CSV and npz."""
+"""Reads the examples of tasks from JSONL, CSV and npz files."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from alnico.errors import EvaluationError
 ENDINGS = (".jsonl", ".csv", ".npz")
 
 MOST_TEXT = 1 << 30
-"""Bytes of a text that is scored."""
+"""The largest text that is scored, in bytes."""
 
 MOST_LINE = 1 << 24
-"""Characters of one example in a JSONL file."""
+"""The longest example in a JSONL file, in characters."""
 
 MOST_UNPACKED = 100
-"""How many times larger than in the file an array of an npz may be: pictures pack less, and what packs more may fill the memory."""
+"""The largest compression ratio of an array in an npz file: images compress less, and more could exhaust the memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs in the order of the file: texts, or images (n, channels, height, width) float32; their labels; their lines, for messages."""
+    """Inputs in file order (texts, or images (n, channels, height, width) float32), labels, and places for messages."""
 
     inputs: Sequence[str] | np.ndarray
     labels: tuple[str, ...] | None
@@ -44,23 +44,23 @@ class Examples:
 def read_examples(
     path: str | os.PathLike[str], text: str = "text", label: str | None = "label", limit: int | None = None
 ) -> Examples:
-    """Read labelled examples: JSONL (an object a line), CSV (with a header), or npz (arrays ``images`` and ``labels``).
+    """Read labelled examples: JSONL (one object per line), CSV (with a header), or npz (arrays ``images`` and ``labels``).
 
-    ``text`` and ``label`` are the names of fields or columns; without ``label`` no labels are read. ``limit`` takes the first
-    examples. Labels of numbers become text. Errors: EvaluationError with file and line.
+    ``text`` and ``label`` are names of fields or columns; without ``label`` no labels are read. ``limit`` keeps only the
+    first examples. Numeric labels become text. Errors: EvaluationError with file and line.
     """
     file = Path(path)
     try:
         _check_regular(file)
         if file.suffix == ".npz":
-            found = _images(file, label, limit)
+            examples = _images(file, label, limit)
         elif file.suffix == ".csv":
-            found = _texts(file, _csv_rows(file), text, label, limit)
+            examples = _texts(file, _csv_rows(file), text, label, limit)
         elif file.suffix == ".jsonl":
-            found = _texts(file, _json_rows(file), text, label, limit)
+            examples = _texts(file, _json_rows(file), text, label, limit)
         else:
             raise EvaluationError(
-                f"{file}: ends in {file.suffix!r}; expected {', '.join(ENDINGS)}. Bring the examples into such a file."
+                f"{file}: ends in {file.suffix!r}; expected {', '.join(ENDINGS)}. Convert the examples to one of these."
             )
     except OSError as error:
         raise EvaluationError(
@@ -70,13 +70,13 @@ def read_examples(
         raise EvaluationError(
             f"{file}: is not UTF-8 text; expected {file.suffix[1:].upper()}. Check the file."
         ) from None
-    if not len(found.inputs):
-        raise EvaluationError(f"{file}: holds no examples; expected one at least. Check the file.")
-    return found
+    if not len(examples.inputs):
+        raise EvaluationError(f"{file}: contains no examples; expected at least one. Check the file.")
+    return examples
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a text of UTF-8. Errors: EvaluationError."""
+    """Read UTF-8 text. Errors: EvaluationError."""
     try:
         _check_regular(Path(path))
         with open_binary(path) as file:
@@ -95,7 +95,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def _check_regular(file: Path) -> None:
-    """Refuse what would be waited for, or never ends. Errors: EvaluationError, OSError."""
+    """Refuse files that could block or never end. Errors: EvaluationError, OSError."""
     if not stat.S_ISREG(file.stat().st_mode) and not file.is_dir():
         raise EvaluationError(f"{file}: is a pipe or a device; expected a regular file. Check the path.")
 
@@ -114,23 +114,23 @@ def _texts(
             if field not in row:
                 raise EvaluationError(
                     f"{file}:{line}: has no field {field!r}; found {', '.join(map(repr, row)) or 'none'}. "
-                    f"Say which field is the {role}, as in `{role}: {next(iter(row), 'name')}`."
+                    f"Name the field of the {role}, for example `{role}: {next(iter(row), 'name')}`."
                 )
         if any(
             isinstance(value, str) and not is_text(value)
             for value in (row[text], row.get(label) if label is not None else "")
         ):
             raise EvaluationError(
-                f"{file}:{line}: holds half of a character, expected Unicode text. Mend the line, or leave it out."
+                f"{file}:{line}: contains half of a surrogate pair, expected Unicode text. Correct the line, or remove it."
             )
         if not isinstance(row[text], str):
             raise EvaluationError(
-                f"{file}:{line}: {text} is {_kind(row[text])}; expected text. Mend the line, or leave it out."
+                f"{file}:{line}: {text} is {_kind(row[text])}; expected text. Correct the line, or remove it."
             )
         if label is not None:
             if not isinstance(row[label], str | int):
                 raise EvaluationError(
-                    f"{file}:{line}: {label} is {_kind(row[label])}; expected text or a whole number. Mend the line, or leave it out."
+                    f"{file}:{line}: {label} is {_kind(row[label])}; expected text or a whole number. Correct the line, or remove it."
                 )
             labels.append(str(row[label]))
         texts.append(row[text])
@@ -151,11 +151,11 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise EvaluationError(
-                    f"{file}:{number}: is not JSON ({str(error)[:80]}); expected an object on each line. Bring the file into that form."
+                    f"{file}:{number}: is not JSON ({str(error)[:80]}); expected an object on each line. Convert the file."
                 ) from None
             if not isinstance(row, dict):
                 raise EvaluationError(
-                    f"{file}:{number}: is {_kind(row)}; expected an object on each line. Bring the file into that form."
+                    f"{file}:{number}: is {_kind(row)}; expected an object on each line. Convert the file."
                 )
             yield number, row
 
@@ -174,7 +174,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             for row in reader:
                 if row and len(row) != len(header):
                     raise EvaluationError(
-                        f"{file}:{reader.line_num}: has {len(row)} values, the header {len(header)}; expected as many. Mend the line."
+                        f"{file}:{reader.line_num}: has {len(row)} values, but the header has {len(header)}; expected the same number. Correct the line."
                     )
                 if row:
                     yield reader.line_num, dict(zip(header, row, strict=True))
@@ -188,7 +188,7 @@ def _images(file: Path, label: str | None, limit: int | None) -> Examples:
     try:
         _check_packed(file)
         with open_binary(file) as packed, np.load(packed, allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files if name in ("images", "labels")}
+            stored = {name: arrays[name] for name in arrays.files if name in ("images", "labels")}
             names = list(arrays.files)
     except (
         ValueError,
@@ -201,14 +201,14 @@ def _images(file: Path, label: str | None, limit: int | None) -> Examples:
         zlib.error,
     ) as error:
         raise EvaluationError(
-            f"{file}: is no npz file of plain arrays ({str(error)[:80]}). Write it with numpy.savez."
+            f"{file}: is not an npz file of plain arrays ({str(error)[:80]}). Write it with numpy.savez."
         ) from None
-    for wanted in ("images", "labels") if label is not None else ("images",):
-        if wanted not in held:
+    for required in ("images", "labels") if label is not None else ("images",):
+        if required not in stored:
             raise EvaluationError(
-                f"{file}: has no array {wanted!r}; found {', '.join(map(repr, names)) or 'none'}. Write it with numpy.savez(file, images=..., labels=...)."
+                f"{file}: has no array {required!r}; found {', '.join(map(repr, names)) or 'none'}. Write it with numpy.savez(file, images=..., labels=...)."
             )
-    images, labels = held["images"][:limit], held["labels"][:limit] if label is not None else None
+    images, labels = stored["images"][:limit], stored["labels"][:limit] if label is not None else None
     if images.ndim != 4 or images.dtype.kind != "f":
         raise EvaluationError(
             f"{file}: images are {images.dtype} of shape {images.shape}; expected floating-point pixels as the model takes them, "
@@ -225,17 +225,17 @@ def _images(file: Path, label: str | None, limit: int | None) -> Examples:
 
 
 def _check_packed(file: Path) -> None:
-    """Refuse arrays that claim more than their part of the file holds. Errors: ValueError, BadZipFile, EvaluationError."""
+    """Refuse arrays that claim more data than the file has. Errors: ValueError, BadZipFile, EvaluationError."""
     with open_binary(file) as packed, zipfile.ZipFile(packed) as archive:
         for part in archive.infolist():
             if part.filename in ("images", "labels"):
-                raise ValueError(f"{part.filename} is no array")
+                raise ValueError(f"{part.filename} is not an array")
             if part.filename not in ("images.npy", "labels.npy"):
                 continue
             if part.file_size > max(MOST_UNPACKED * part.compress_size, 1 << 20):
                 raise EvaluationError(
-                    f"{file}: {part.filename} is {part.compress_size} bytes in the file and {part.file_size} outside of it; expected at most "
-                    f"{MOST_UNPACKED} times as many. Write it with numpy.savez, which does not pack."
+                    f"{file}: {part.filename} is {part.compress_size} bytes compressed and {part.file_size} bytes uncompressed; expected at most "
+                    f"{MOST_UNPACKED} times as many. Write it with numpy.savez, which does not compress."
                 )
             with archive.open(part) as stream:
                 version = np.lib.format.read_magic(stream)
@@ -247,7 +247,7 @@ def _check_packed(file: Path) -> None:
                 shape, _, dtype = read(stream)
                 if math.prod(shape) * dtype.itemsize > part.file_size:
                     raise ValueError(
-                        f"{part.filename} claims the shape {shape} of {dtype}, and holds {part.file_size} bytes"
+                        f"{part.filename} claims the shape {shape} of {dtype}, but has {part.file_size} bytes"
                     )
 
 

@@ -1,4 +1,4 @@
-"""Packages that only some of this room needs, and how they are installed."""
+"""Imports optional packages, and says how to install a missing one."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from typing import Any, Literal
 from alnico.errors import AlnicoError
 
 Precision = Literal["float32", "bfloat16"]
-"""In what a task computes."""
+"""The precision in which a task computes."""
 
 
 def import_extra(module: str, purpose: str, extra: str) -> Any:
-    """Return a module that comes with an extra of alnico. Errors: AlnicoError, saying how it is installed.
+    """Import a module of an optional extra. Errors: AlnicoError, with the command that installs it.
 
     >>> import_extra("json", "an example", "eval").dumps([1])
     '[1]'
     """
     try:
         return importlib.import_module(module)
-    except ValueError as error:  # of a variable of the environment, HF_HUB_DOWNLOAD_TIMEOUT=abc
+    except ValueError as error:  # caused by an environment variable, such as HF_HUB_DOWNLOAD_TIMEOUT=abc
         raise AlnicoError(
-            f"{purpose} needs {module}, which cannot be imported ({error}). Check the variables of the environment, such as HF_HUB_DOWNLOAD_TIMEOUT."
+            f"{purpose} needs {module}, which cannot be imported ({error}). Check environment variables such as HF_HUB_DOWNLOAD_TIMEOUT."
         ) from None
     except ImportError as error:
         package = (error.name or module).partition(".")[0]
         raise AlnicoError(
-            f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[{extra}]'"
+            f"{purpose} needs {package}, which is not installed. Run: pip install 'alnico[{extra}]'"
         ) from None
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[Any]:
-    """transformers without its progress bars, notes and questions, as they were before when this ends. Errors: AlnicoError.
+    """Yield transformers without progress bars, notes and questions; the settings are restored at the end.
 
-    A call inside transformers that is not told whether code of a model may run asks on standard input; with no time to answer it refuses.
+    If a call inside transformers does not say whether a model's code may run, transformers asks on standard input; with
+    a timeout of 0 it refuses. Errors: AlnicoError.
     """
     transformers = import_extra("transformers", "a transformers checkpoint", "eval")
     logging = transformers.utils.logging
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(
-        logging.CRITICAL
-    )  # its errors quote values of configs as they are, with newlines; what fails raises, too
+    # Its error logs quote values of configs with newlines; real failures also raise exceptions.
+    logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     asking = transformers.dynamic_module_utils
     seconds = asking.TIME_OUT_REMOTE_CODE
@@ -58,6 +58,6 @@ def quiet_transformers() -> Iterator[Any]:
 
 
 def computing_in(precision: Precision, device: Any) -> AbstractContextManager[Any]:
-    """A context in which torch multiplies matrices in bfloat16, or nothing."""
+    """Return a context in which torch multiplies matrices in bfloat16, or one without effect."""
     torch = import_extra("torch", "a task", "eval")
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()

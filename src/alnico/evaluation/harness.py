@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, those in a folder of one's own among them."""
+"""Runs tasks of EleutherAI's lm-evaluation-harness, including your own task folders."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, checked_value, 
 
 
 class Harness:
-    """The mean of a metric over tasks of the harness (``lm_eval``), on the module and the tokenizer of a model.
+    """The mean of a metric over tasks of the harness (``lm_eval``).
 
-    ``tasks`` are the harness's names; ``include_path`` is a folder of YAML files that it reads as tasks, too. ``metric`` is one of
-    its names, as ``acc``, or with the filter, ``acc,none``. Where a task tells a number for each of its documents whose mean is the
-    metric, these are the examples; of several tasks or a metric that is no mean, an interval is not known.
+    ``tasks`` are names in the harness; ``include_path`` is a folder of YAML files with more tasks. ``metric`` is a name
+    such as ``acc``, or with a filter, ``acc,none``. If a single task reports a number per document whose mean is the
+    metric, these are the examples; otherwise there are no intervals.
 
     Options:
-        num_fewshot: solved examples before each question; by default the task's own number.
-        limit: documents of each task that are scored, the first ones. With one task and a limit a search can take a part of them.
+        num_fewshot: solved examples before each question; default the task's own number.
+        limit: score only the first documents of each task. With one task and a limit, a search can use a part of them.
         batch_size: requests in one pass of the model.
-        goal: max, or min where less is better.
+        goal: max, or min if lower is better.
         weight: of the task in a mean over tasks.
-        is_packaged: take tasks only from the harness itself, and no file. A YAML file of a task is code: ``!function`` imports Python, and
-            its templates are not confined. Tasks whose metric the package evaluate would load are refused, too: such a metric is a Python
-            file of the hub, or of a folder of its name in the working directory.
-    Data sets of tasks come from the hub or files, as their YAML says; ``HF_HUB_OFFLINE=1`` keeps them to what the cache holds.
+        is_packaged: use only tasks of the harness itself, and no files. A task's YAML file is code: ``!function`` imports
+            Python, and its templates are not sandboxed. Tasks whose metric the package evaluate would load are refused
+            too: such a metric is a Python file on the hub, or in a folder of its name in the working directory.
+    Data sets come from the hub or from files, as the task's YAML says; ``HF_HUB_OFFLINE=1`` uses only the cache.
     Source: Gao et al., https://github.com/EleutherAI/lm-evaluation-harness. Errors: EvaluationError; AlnicoError without lm_eval.
     """
 
@@ -67,7 +67,7 @@ class Harness:
         self._manager: Any = None
 
     def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
-        """The metric on all documents, or on some of the first ``limit``."""
+        """Compute the metric on all documents, or on some of the first ``limit``."""
         _check_datasets(self.name)
         lm_eval = import_extra("lm_eval", self.name, "eval")
         models = import_extra("lm_eval.models.huggingface", self.name, "eval")
@@ -77,11 +77,10 @@ class Harness:
         if examples is not None:
             if not self.size:
                 raise EvaluationError(
-                    f"{self.name}: cannot be taken in part; expected one task and a limit. Give both."
+                    f"{self.name}: cannot be scored on a part of its documents; expected one task and a limit. Give both."
                 )
-            part = {
-                "samples": {self._tasks[0]: sorted(examples)}
-            }  # of another order the harness mixes up the numbers
+            # Sorted: in another order the harness mixes up the numbers.
+            part = {"samples": {self._tasks[0]: sorted(examples)}}
         with _quietly(), self._without_code() as refused:
             try:
                 model = models.HFLM(
@@ -91,10 +90,10 @@ class Harness:
                     device=str(module.device),
                     trust_remote_code=False,
                 )
-                found = lm_eval.simple_evaluate(
+                outcome = lm_eval.simple_evaluate(
                     model=model,
                     tasks=self._tasks,
-                    task_manager=self._found_tasks(),
+                    task_manager=self._task_manager(),
                     confirm_run_unsafe_code=False,
                     **self._asked,
                     **part,
@@ -102,23 +101,23 @@ class Harness:
             except EvaluationError:
                 raise
             except (Exception, SystemExit) as error:
-                if refused:  # the harness makes another error of it
+                if refused:  # the harness turns it into another error
                     raise refused[0] from None
                 raise evaluation_failed(where, error) from error
-        values = [self._value(found["results"], task, where) for task in self._tasks]
+        values = [self._value(outcome["results"], task, where) for task in self._tasks]
         value = checked_value(sum(values) / len(values), where)
-        return Score(value, self._examples(found.get("samples") or {}, value, examples))
+        return Score(value, self._examples(outcome.get("samples") or {}, value, examples))
 
     def pooled(self, scores: Sequence[Score]) -> Score:
-        """The metric on the documents of several scores, where it is their mean."""
+        """Combine scores on different documents, if the metric is a mean."""
         return pool(scores)
 
     def digests(self) -> frozenset[str]:
-        """The names of the tasks: their documents are the harness's."""
+        """Return the names of the tasks: the harness owns their documents."""
         return frozenset(f"lm_eval:{task}" for task in self._tasks)
 
-    def _found_tasks(self) -> Any:
-        """The harness's tasks: of its own ones only where the folder does not have all that are asked for, as it has thousands."""
+    def _task_manager(self) -> Any:
+        """Return the manager of tasks; the harness's thousands of own tasks are loaded only if the folder lacks one."""
         if self._manager is None:
             manager = import_extra("lm_eval.tasks", self.name, "eval").TaskManager
             if self._include_path is not None:
@@ -126,16 +125,16 @@ class Harness:
             if self._manager is None or not set(self._tasks) <= set(self._manager.all_tasks):
                 self._manager = manager(include_path=self._include_path)
         strange = [task for task in self._tasks if self._is_packaged and task not in self._manager.task_index]
-        if strange:  # the harness takes it for the path of a file, and would run the code in it
+        if strange:  # the harness would read it as the path of a file and run its code
             raise EvaluationError(
                 f"{self.name}: the harness has no task {strange[0][:100]!r}; expected names from `lm-eval ls tasks`. "
-                "Check the name. For tasks of your own give include_path, and say --allow-code (in Python allow_code=True)."
+                "Check the name. For your own tasks give include_path and --allow-code (in Python allow_code=True)."
             )
         return self._manager
 
     @contextmanager
     def _without_code(self) -> Iterator[list[EvaluationError]]:
-        """Keep ``evaluate.load`` from loading a metric, and gather what was refused."""
+        """Prevent ``evaluate.load`` from loading a metric, and collect the refusals."""
         refused: list[EvaluationError] = []
         if not self._is_packaged:
             yield refused
@@ -145,8 +144,8 @@ class Harness:
         def refuse(path: object, *_: object, **__: object) -> None:
             refused.append(
                 EvaluationError(
-                    f"{self.name}: a task of the harness loads the metric {str(path)[:100]!r} of the package evaluate, which is Python code of "
-                    f"the hub, or of a folder {str(path)[:100]!r} here; expected metrics of the harness itself. Choose another task; or say "
+                    f"{self.name}: a task of the harness loads the metric {str(path)[:100]!r} of the package evaluate, which is Python code from "
+                    f"the hub, or from a folder {str(path)[:100]!r} here; expected metrics of the harness itself. Choose another task, or use "
                     "--allow-code (in Python allow_code=True) if you trust both."
                 )
             )
@@ -161,38 +160,42 @@ class Harness:
 
     def _value(self, results: Mapping[str, Mapping[str, Any]], task: str, where: str) -> float:
         of_task = results.get(task, {})
-        named = [key for key in of_task if self._metric in (key, key.partition(",")[0])]
-        if not named:
+        matches = [key for key in of_task if self._metric in (key, key.partition(",")[0])]
+        if not matches:
             metrics = sorted({key for key in of_task if "," in key and "_stderr" not in key})
             raise EvaluationError(
                 f"{where}: {task} has no metric {self._metric!r}; found {', '.join(metrics) or 'none'}. Choose one of these."
             )
-        if len(named) > 1:
+        if len(matches) > 1:
             raise EvaluationError(
-                f"{where}: {task} has {self._metric!r} by {len(named)} filters; expected one of {', '.join(named)}."
+                f"{where}: {task} has {self._metric!r} with {len(matches)} filters; expected one of {', '.join(matches)}."
             )
-        return checked_value(of_task[named[0]], f"{where}: {task}")
+        return checked_value(of_task[matches[0]], f"{where}: {task}")
 
     def _examples(
         self, samples: Mapping[str, Sequence[Mapping[str, Any]]], value: float, asked: Sequence[int] | None
     ) -> np.ndarray | None:
-        """What each document contributed, in the order asked; None where that is not told, or their mean is not the value."""
+        """Return the contribution of each document in order; None if unknown, or if their mean is not the value."""
         name, _, chosen = self._metric.partition(",")
         documents = [
             d for d in samples.get(self._tasks[0], ()) if not chosen or d.get("filter", chosen) == chosen
         ]
         by_document = {d["doc_id"]: d.get(name) for d in documents}
-        told = [by_document.get(i) for i in (sorted(by_document) if asked is None else asked)]
-        if len(self._tasks) > 1 or not told or not all(isinstance(number, int | float) for number in told):
+        numbers = [by_document.get(i) for i in (sorted(by_document) if asked is None else asked)]
+        if (
+            len(self._tasks) > 1
+            or not numbers
+            or not all(isinstance(number, int | float) for number in numbers)
+        ):
             return None
-        examples = np.array(told, np.float64)
+        examples = np.array(numbers, np.float64)
         return examples if abs(examples.mean() - value) < 1e-9 else None
 
 
-def is_file_of_a_task(name: object) -> bool:
-    """Would the harness read a file for this name?
+def is_task_file(name: object) -> bool:
+    """Check whether the harness would read a file for this name.
 
-    >>> is_file_of_a_task("./mine.yaml"), is_file_of_a_task("arc_easy")
+    >>> is_task_file("./mine.yaml"), is_task_file("arc_easy")
     (True, False)
     """
     return isinstance(name, str) and (
@@ -202,7 +205,7 @@ def is_file_of_a_task(name: object) -> bool:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """The harness without its bars and notes."""
+    """Silence the harness's progress bars and notes."""
     import logging
 
     before = logging.root.manager.disable
@@ -215,13 +218,13 @@ def _quietly() -> Iterator[None]:
 
 
 def _check_datasets(name: str) -> None:
-    """Refuse versions of datasets that run the scripts of data sets, whatever the task. Errors: AlnicoError."""
+    """Refuse versions of datasets that run scripts of data sets. Errors: AlnicoError."""
     try:
-        found = version("datasets")
-    except PackageNotFoundError:  # lm_eval's own import says so
+        installed = version("datasets")
+    except PackageNotFoundError:  # the import of lm_eval reports it
         return
-    major = found.partition(".")[0]
+    major = installed.partition(".")[0]
     if not major.isdecimal() or int(major) < 4:
         raise AlnicoError(
-            f"{name}: datasets {found} runs scripts of data sets; expected 4 or later. Run: pip install --upgrade 'datasets>=4'"
+            f"{name}: datasets {installed} runs scripts of data sets; expected 4 or later. Run: pip install --upgrade 'datasets>=4'"
         )

@@ -1,4 +1,4 @@
-"""A transformers module whose tensors are those of a merge in memory: the next merge in the same memory changes it in place."""
+"""Binds a transformers module to the memory of a merge, so that the next merge changes it in place."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from alnico.evaluation.loading import load_state
 from alnico.evaluation.tasks import ModelKind
 
 FOLLOWED = (torch.bfloat16, torch.float16)
-"""Dtypes whose values a float32 parameter takes over while they are made: nothing is read again, and every thread takes part."""
+"""Dtypes whose values are copied to float32 parameters by the threads that merge, without another pass."""
 
 
 class LiveModule:
-    """A module of a ``kind``, made once from a config and a state, whose values are then kept up with the state's memory.
+    """A module of a ``kind``, created once from a config and a state; its values follow the state's memory.
 
-    Parameters and buffers of the state's dtype and layout are its tensors themselves. Of others (a merge in bfloat16 is scored in
-    float32) ``followers`` has the memory, by the names of the state, for whoever makes the next merge to fill; what cannot be filled so is
-    copied by :meth:`follow`. Names are those of the module, with or without the prefix of its base model. Where
-    transformers makes one tensor of several, or turns one, ``follow`` loads the whole state anew. Errors: ModelError, for tensors that
-    the state lacks.
+    Parameters and buffers with the state's dtype and layout share its memory. For others (a bfloat16 merge is scored in
+    float32) ``followers`` lists the memory to fill, by names of the state, during the next merge; the rest is copied by
+    :meth:`follow`. Names are those of the module, with or without the prefix of its base model. Where transformers joins
+    or transposes tensors, ``follow`` loads the whole state again. Errors: ModelError for tensors missing in the state.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class LiveModule:
         self._bind(missing)
 
     def follow(self) -> None:
-        """Take over what the state's memory holds now."""
+        """Copy the current values of the state's memory."""
         with torch.no_grad():
             if self._is_converted:
                 fresh, _ = load_state(self._config, self._state, self._kind, self._label)
@@ -52,13 +51,13 @@ class LiveModule:
         saved = dict(self.module.state_dict(keep_vars=True))
         bound: dict[int, str] = {}
         for name, own in saved.items():
-            found = _named(name, self._state, self.module.base_model_prefix)
-            new = self._state.get(found)
+            state_name = _state_name(name, self._state, self.module.base_model_prefix)
+            new = self._state.get(state_name)
             if id(own) in bound or name in missing or not isinstance(own, torch.Tensor):
                 continue
-            # A tied tensor has two names, and the state may have either or both: what was loaded says which it is.
+            # A tied tensor has two names, and the state may have either or both: the loaded values decide.
             if new is not None and new.shape == own.shape and torch.equal(own.detach(), new.to(own.dtype)):
-                bound[id(own)] = found
+                bound[id(own)] = state_name
         unbound = [
             own
             for name, own in saved.items()
@@ -80,8 +79,8 @@ class LiveModule:
                 self._copied.append((own.data, new))
 
 
-def _named(name: str, state: Mapping[str, torch.Tensor], prefix: str) -> str:
-    """What the state calls a tensor of the module; its own name if it has none."""
+def _state_name(name: str, state: Mapping[str, torch.Tensor], prefix: str) -> str:
+    """Return the name of a module's tensor in the state; its own name if the state lacks it."""
     names = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
     return next((n for n in names if n in state), name)
 

@@ -1,4 +1,4 @@
-"""Models as tasks see them: checkpoints on disk, loaded when a task first asks; and modules in memory."""
+"""Models for tasks: checkpoints on disk, loaded on first use, and modules in memory."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from alnico.run_options import RunOptions
 def open_subject(
     reference: str | os.PathLike[str], *, offline: bool = False, may_be_plain: bool = False
 ) -> EvaluatedModel:
-    """Open a transformers checkpoint to be scored: a directory, a model of the hub, which is fetched, or ``base+adapter``, which is
-    folded into a checkpoint among the system's temporary files, for as long as this lives.
+    """Open a transformers checkpoint for scoring: a directory, a hub model, or ``base+adapter``.
 
-    Modules are loaded when they are first asked for, in float32, and kept. No code of a model is run. With ``may_be_plain`` weights alone
-    do: a file, or a folder without a config, for tasks that are functions of one's own. Errors: ModelError, HubError.
+    A hub model is downloaded; ``base+adapter`` is folded into a temporary checkpoint that lives as long as the result.
+    Modules are loaded in float32 on first use and cached. No code of a model is run. With ``may_be_plain`` a file or a
+    folder without a config is accepted, for tasks that are your own functions. Errors: ModelError, HubError.
     """
     label = os.fspath(reference)
     path = Path(os.path.expanduser(label))
@@ -70,7 +70,7 @@ def open_subject(
 
 
 def _folded(label: str, offline: bool) -> Path:
-    """Write a base with its adapters as a checkpoint; returns the folder that it lies in."""
+    """Write a base with its adapters as a checkpoint; returns its folder."""
     with temporary_files():
         folder = Path(tempfile.mkdtemp(prefix="alnico-"))
     try:
@@ -92,7 +92,7 @@ def _fetched(label: str, offline: bool) -> Path:
     with closing(open_model(label, offline=offline)) as model:
         if not isinstance(model, FileModel) or model.directory is None:
             raise ModelError(
-                f"{label}: is no directory; tasks score transformers checkpoints. Make one of it with `alnico merge` first."
+                f"{label}: is not a directory; tasks score transformers checkpoints. Create one with `alnico merge` first."
             )
         model.fetch(model.absent(list(model.tensors), True))
         return model.directory
@@ -118,30 +118,30 @@ class _Checkpoint:
         return self._tokenizer
 
     def state(self) -> dict[str, Any]:
-        """The tensors by name, as they are stored: torch tensors on the CPU."""
+        """Return the stored tensors by name, as torch tensors on the CPU."""
         with closing(open_model(self.directory)) as model:
             return torch_state(model)
 
 
 class _Plain:
-    """Weights without a config: a file, or a folder of them. It is to tasks what a merge in memory of it alone is."""
+    """Weights without a config: a file or a folder. Tasks see it as a merge in memory of this model alone."""
 
     def __init__(self, label: str, offline: bool) -> None:
         self.label = label
         self._offline = offline
-        self._made: Any = None
-        open_model(label, offline=offline).close()  # what is no model is told before the first task
+        self._merged: Any = None
+        open_model(label, offline=offline).close()  # an invalid model is reported before the first task
 
     @property
     def directory(self) -> Path:
-        """A folder with the weights as safetensors, and what lies beside them; it is made when first asked for."""
-        found: Path = self._candidate().directory
-        return found
+        """A folder with the weights as safetensors and their side files, created on first use."""
+        directory: Path = self._candidate().directory
+        return directory
 
     def state(self) -> dict[str, Any]:
-        """The tensors by name: torch tensors on the CPU."""
-        found: dict[str, Any] = self._candidate().state()
-        return found
+        """Return the tensors by name, as torch tensors on the CPU."""
+        state: dict[str, Any] = self._candidate().state()
+        return state
 
     def module(self, kind: ModelKind) -> Any:
         raise ModelError(
@@ -155,26 +155,26 @@ class _Plain:
         )
 
     def _candidate(self) -> Any:
-        if self._made is None:
+        if self._merged is None:
             from alnico.evaluation.candidates import Candidates
             from alnico.recipe.load import load_recipe
 
             candidates = Candidates([self.label], run=RunOptions(offline=self._offline))
             weakref.finalize(self, candidates.close)
-            self._made = candidates.make(
+            self._merged = candidates.make(
                 load_recipe({"merge_method": "passthrough", "models": [self.label]}), label=self.label
             )
-        return self._made
+        return self._merged
 
 
 class ModuleSubject:
-    """A transformers module in memory as tasks see it, or one module for each kind.
+    """A transformers module in memory for tasks, or one module for each kind.
 
-    ``module`` is what tasks call; the encoder of a model with a head is its ``base_model``. A mapping of ``encoder``, ``classifier``
-    and ``causal`` to modules says it outright, and so does a module that is none of transformers': it is given for any kind. Modules inside
-    of ``torch.compile`` and ``DataParallel`` are taken out. A module of PEFT is folded into a copy, once, when this is made: the names are then those of
-    its base. Modules must be in evaluation mode. ``directory`` writes the module and the tokenizer once, when first asked, and keeps them as
-    long as this lives.
+    The encoder of a ``module`` with a head is its ``base_model``. A mapping of ``encoder``, ``classifier`` and ``causal``
+    gives a module for each kind; a module that is not from transformers is used for any kind. Wrappers of
+    ``torch.compile`` and ``DataParallel`` are removed. A PEFT module is folded into a copy, whose tensor names are those
+    of its base. Modules must be in evaluation mode. ``directory`` writes the module and the tokenizer on first use and
+    keeps them as long as this object exists.
     """
 
     def __init__(self, label: str, module: Any, tokenizer: Any = None) -> None:
@@ -193,7 +193,7 @@ class ModuleSubject:
             module = next(iter(self._module.values())) if isinstance(self._module, Mapping) else self._module
             if not hasattr(module, "save_pretrained"):
                 raise EvaluationError(
-                    f"{self.label}: {type(module).__name__} cannot be written as a checkpoint; expected a module of transformers. "
+                    f"{self.label}: {type(module).__name__} cannot be written as a checkpoint; expected a transformers module. "
                     "Give one, or a task that takes the module."
                 )
             with temporary_files():
@@ -206,15 +206,15 @@ class ModuleSubject:
         return self._folder
 
     def module(self, kind: ModelKind) -> Any:
-        found = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)
-        if found is None:
+        module = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)
+        if module is None:
             raise EvaluationError(
-                f"{self.label}: holds no {kind}; a task needs {article(kind)}. Give a module that is one."
+                f"{self.label}: contains no {kind}; a task needs {article(kind)}. Give such a module."
             )
-        if id(found) not in self._checked and hasattr(found, "named_parameters"):
-            refuse_not_finite(found, self.label)
-            self._checked.add(id(found))
-        return found
+        if id(module) not in self._checked and hasattr(module, "named_parameters"):
+            refuse_not_finite(module, self.label)
+            self._checked.add(id(module))
+        return module
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -225,7 +225,7 @@ class ModuleSubject:
 
 
 def _plain(label: str, module: Any) -> Any:
-    """A module without wrappers, and with its adapters folded. Errors: EvaluationError for adapters that cannot be."""
+    """Remove wrappers and fold adapters. Errors: EvaluationError for adapters that cannot be folded."""
     inner = unwrap_module(module)
     if not hasattr(inner, "peft_config") or not hasattr(inner, "get_base_model"):
         return inner
@@ -233,13 +233,13 @@ def _plain(label: str, module: Any) -> Any:
         return copy.deepcopy(inner).merge_and_unload()
     except (AttributeError, ValueError, NotImplementedError) as error:
         raise EvaluationError(
-            f"{label}: its adapter cannot be folded into its base ({first_line(error)}); expected one that can, as LoRA. "
-            "Give the module that it changes."
+            f"{label}: its adapter cannot be folded into its base ({first_line(error)}); expected an adapter that can, such as LoRA. "
+            "Give the module without it."
         ) from None
 
 
 def _part(module: Any, kind: ModelKind) -> Any:
-    """The part of a module that is of a kind; None where there is none."""
+    """Return the part of a module of a kind, or None."""
     name = type(module).__name__
     if not hasattr(module, "base_model"):
         return module

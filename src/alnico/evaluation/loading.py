@@ -1,12 +1,13 @@
-"""Modules and tokenizers of checkpoints, loaded by transformers: without code of the model, and no larger than its files.
+"""Loads modules and tokenizers with transformers, without running a model's code and within its files' size.
 
-Every call of alnico into transformers that could run code of a model is here or in ``placed.py``, with ``trust_remote_code=False``
-(tests/evaluation/test_no_code.py lists them). What a config says about code is taken out before transformers sees it:
+Every call into transformers that could run a model's code is here or in ``module_names.py``, with
+``trust_remote_code=False`` (tests/evaluation/test_no_code.py lists them). Keys of a config that name code are removed
+before transformers reads it:
 
-- ``auto_map``. A model whose type transformers knows is loaded with the class of transformers, as many uploads carry code that is not
-  needed any more. Any other is refused.
-- which kernels compute attention and experts, where they would be fetched from the hub. transformers' own are used.
-- which files are read (``transformers_weights``, ``configuration_files``). Those that alnico reads are used.
+- ``auto_map``: a model whose type transformers knows is loaded with its class, because many uploads contain code that is
+  no longer needed. Any other model is refused.
+- kernels for attention and experts that would be fetched from the hub: those of transformers are used.
+- the files to read (``transformers_weights``, ``configuration_files``): those that alnico reads are used.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ IMPLEMENTATIONS = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
 }
-"""Keys of configs that choose how something is computed, and what comes with torch. Others are packages or fetched from the hub."""
+"""Keys of configs that select an implementation, and the values included in torch; others are fetched from the hub."""
 
 MOST_LAYERS = 1_000
-"""Layers, heads and experts that a config may claim whatever its files hold: some models use the same weights in all layers."""
+"""Layers, heads and experts that any config may claim: some models share weights between all layers."""
 
 MOST_LABELS = 10_000
-"""Labels that a config may claim whatever its files hold: transformers names each."""
+"""Labels that any config may claim: transformers creates a name for each."""
 
 COUNTS = re.compile(
     r"(^|_)(layers?|blocks?|depths?|stages|experts|heads|n_layer|n_head|repeats)($|_(?!dim|size|drop|norm|init|scale|id))"
@@ -59,45 +60,45 @@ COUNTS = re.compile(
 
 REPEATED = re.compile(r"(^|_)(num_hashes|num_chunks_(before|after))$")
 STRETCHED = re.compile(r"(^|_)(attention_window|num_buckets|chunk_length)$")
-"""Keys of what is computed as often for each input, and of lengths that each input is filled up to. No tensor in the files has their size."""
+"""Keys of repeat counts and of lengths that inputs are padded to. No tensor in the files has their size."""
 
 MOST_GROWTH = 1_000
-"""How many times longer the replacements of a tokenizer may make a text."""
+"""The largest factor by which a tokenizer's replacements may lengthen a text."""
 
 SLACK_ELEMENTS = 1 << 20
-"""Parameters that a module may have beyond twice those of the files: a pooler, what is tied."""
+"""Parameters that a module may have beyond twice those of the files: a pooler, tied tensors."""
 
 PACKED = 16
-"""Numbers that a quantised element of 32 bits holds at most, of two bits each."""
+"""The most numbers in a quantised 32-bit element, of two bits each."""
 
 SLACK_BYTES = 1 << 28
-"""Bytes of buffers (masks, tables of positions) that a small model may have."""
+"""Bytes of buffers (masks, position tables) that a small model may have."""
 
 
 # ---- configs ----------------------------------------------------------------------------------------------------------
 
 
 def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what names code, at any depth.
+    """Return a config without keys that name code, at any depth.
 
     >>> without_code({"model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}, "text_config": {"attn_implementation": "a/b"}})
     {'model_type': 'llama', 'text_config': {}}
     """
-    found: dict[str, Any] = {}
+    cleaned: dict[str, Any] = {}
     for key, value in config.items():
         if key in OF_CODE:
             continue
         allowed = IMPLEMENTATIONS.get(key.strip("_").removesuffix("_internal"))
         if allowed is not None and value not in allowed:
             continue
-        if key == "use_pretrained_backbone":  # its weights would be fetched, and are in the files
+        if key == "use_pretrained_backbone":  # its weights are in the files and must not be fetched
             value = False
-        found[key] = without_code(value) if isinstance(value, Mapping) else value
-    return found
+        cleaned[key] = without_code(value) if isinstance(value, Mapping) else value
+    return cleaned
 
 
 def check_claims(config: Mapping[str, Any], files: Mapping[str, Shape], where: str) -> None:
-    """Refuse counts that no files of this size can mean, before anything is made as often as they say. Errors: ModelError."""
+    """Refuse counts that are too large for files of this size, before anything is created. Errors: ModelError."""
     count, longest = (
         max(MOST_LAYERS, len(files)),
         max([MOST_LABELS, *(n for shape in files.values() for n in shape)]),
@@ -108,12 +109,12 @@ def check_claims(config: Mapping[str, Any], files: Mapping[str, Shape], where: s
         most = longest if is_long else count
         if (is_long or COUNTS.search(key) or REPEATED.search(key)) and number > most:
             raise ModelError(
-                f"{where}: {path} is {number}; its files hold {len(files)} tensors, and cannot mean more than {most}. Check config.json."
+                f"{where}: {path} is {number}; its files contain {len(files)} tensors; expected at most {most}. Check config.json."
             )
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
-    """Every number of a config, with the keys that lead to it."""
+    """Yield every number of a config with its path."""
     if isinstance(value, Mapping):
         for key, one in value.items():
             yield from _numbers(one, f"{path}.{key}" if path else str(key))
@@ -125,18 +126,18 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
 
 
 def config_of(transformers: Any, config: Mapping[str, Any], label: str) -> Any:
-    """The config of a model as transformers has it, without code. Errors: ModelError for a model that needs code of its own."""
+    """Return transformers' config of a model, without code. Errors: ModelError for a model that needs its own code."""
     kind = config.get("model_type")
     mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     if "auto_map" in config and not (isinstance(kind, str) and kind in mapping):
         raise ModelError(
             f"{label}: auto_map in config.json names code ({_named_code(config['auto_map'])}), and model_type is {kind!r}, which transformers "
-            "does not know by itself; alnico runs no code of a model. Use a model that transformers knows, or a version of transformers "
-            "that knows this one."
+            "does not include; alnico does not run a model's code. Use a model that transformers includes, or a version of "
+            "transformers that includes this one."
         )
     with temporary_files():
-        made = tempfile.TemporaryDirectory(prefix="alnico-")
-    with made as folder:
+        temporary = tempfile.TemporaryDirectory(prefix="alnico-")
+    with temporary as folder:
         (Path(folder) / "config.json").write_text(json.dumps(without_code(config)), "utf-8")
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
@@ -158,15 +159,15 @@ def auto_class(transformers: Any, config: Any, kind: ModelKind) -> Any:
     return transformers.AutoModelForSequenceClassification
 
 
-# ---- the module that a config describes, before it takes memory -----------------------------------------------------------
+# ---- the module that a config describes, before memory is allocated -----------------------------------------------------------
 
 
 def class_that_fits(
     transformers: Any, config: Any, kind: ModelKind, files: Mapping[str, Shape], held: int, where: str
 ) -> Any:
-    """The class of the module that a config describes, built without memory and held against the headers of the files.
+    """Return the class of the module that a config describes, built without memory and compared with the headers.
 
-    ``held`` are the numbers that the files may stand for. Errors: ModelError for a module that is larger than they can fill.
+    ``held`` is the most elements that the files can contain. Errors: ModelError for a module larger than that.
     """
     torch = import_extra("torch", "a transformers checkpoint", "eval")
     with ExitStack() as stack:
@@ -189,8 +190,8 @@ def class_that_fits(
     return type(module)
 
 
-class _ReadCounter:
-    """What a module registers while it is built, and how much of it there may be."""
+class _RegistrationCounter:
+    """Counts what a module registers while it is built, and stops at a limit."""
 
     def __init__(self, files: Mapping[str, Shape], held: int, where: str) -> None:
         self._where = where
@@ -224,11 +225,11 @@ class _ReadCounter:
 
 
 @contextmanager
-def _counted(files: Mapping[str, Shape], held: int, where: str) -> Iterator[_ReadCounter]:
-    """Watch what is registered in modules: a config may ask for a billion of them."""
+def _counted(files: Mapping[str, Shape], held: int, where: str) -> Iterator[_RegistrationCounter]:
+    """Count registered modules and parameters: a config may ask for a billion of them."""
     import torch.nn.modules.module as of
 
-    counted = _ReadCounter(files, held, where)
+    counted = _RegistrationCounter(files, held, where)
     handles = (
         of.register_module_module_registration_hook(counted.module),
         of.register_module_parameter_registration_hook(counted.parameter),
@@ -243,8 +244,8 @@ def _counted(files: Mapping[str, Shape], held: int, where: str) -> Iterator[_Rea
 
 def _too_many(count: int, what: str, files: Mapping[str, Shape], where: str) -> ModelError:
     return ModelError(
-        f"{where}: config.json describes a module of more than {count - 1} {what}, and the files hold {len(files)} tensors; expected a module that "
-        "they fill. Check config.json: the number of layers."
+        f"{where}: config.json describes a module of more than {count - 1} {what}, but the files contain {len(files)} tensors; expected a module "
+        "that they fill. Check the number of layers in config.json."
     )
 
 
@@ -253,25 +254,25 @@ def _too_large(
 ) -> ModelError:
     first = ""
     for name, shape in own.items():
-        found = next(
+        match = next(
             (n for n in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if n in files), None
         )
-        if found is None and len(own) == 1:
-            found = next((n for n in files if n.rpartition(".")[2] == name), None)
-        if found is not None and math.prod(shape) > math.prod(files[found]):
-            first = f" ({found} is {files[found]} in the files, {shape} in the module)"
+        if match is None and len(own) == 1:
+            match = next((n for n in files if n.rpartition(".")[2] == name), None)
+        if match is not None and math.prod(shape) > math.prod(files[match]):
+            first = f" ({match} is {files[match]} in the files, {shape} in the module)"
             break
     held = sum(map(math.prod, files.values()))
     return ModelError(
-        f"{where}: config.json describes a module of {elements} parameters or more, and the files hold {held}{first}; expected a module that they "
-        "fill. Check the sizes in config.json."
+        f"{where}: config.json describes a module of at least {elements} parameters, but the files contain {held}{first}; expected a module that "
+        "they fill. Check the sizes in config.json."
     )
 
 
 def _buffers(count: int, most: int, where: str) -> ModelError:
     return ModelError(
-        f"{where}: config.json describes tables of {count} bytes or more beside the parameters, as for positions; expected at most {most}. "
-        "Check config.json: the number of positions."
+        f"{where}: config.json describes buffers of at least {count} bytes in addition to the parameters; expected at most {most}. "
+        "Check the number of positions in config.json."
     )
 
 
@@ -279,15 +280,17 @@ def _buffers(count: int, most: int, where: str) -> ModelError:
 
 
 def load_module(directory: Path, kind: ModelKind, label: str) -> Any:
-    """Load a checkpoint's module in evaluation mode and float32. Errors: ModelError, also for tensors that the checkpoint lacks, and for
-    a config that describes a larger module than the files fill."""
+    """Load a checkpoint's module in evaluation mode and float32.
+
+    Errors: ModelError, also for missing tensors and for a config that describes a larger module than the files.
+    """
     torch = import_extra("torch", "a transformers checkpoint", "eval")
     with closing(open_headers(directory)) as model, quiet_transformers() as transformers:
         files = {name: tensor.shape for name, tensor in model.tensors.items()}
         given = read_json(directory / "config.json")
         if (directory / "adapter_config.json").exists():
             raise ModelError(
-                f"{label}: has a config.json and an adapter_config.json; expected a model or an adapter. Give the model without the "
+                f"{label}: has both config.json and adapter_config.json; expected a model or an adapter. Give the model without the "
                 "adapter's files, or both as BASE+ADAPTER."
             )
         config = _config(transformers, given, files, kind, label)
@@ -299,10 +302,9 @@ def load_module(directory: Path, kind: ModelKind, label: str) -> Any:
             "trust_remote_code": False,
         }
         with _named_errors(given, kind, label):
-            if any(
-                path.suffix in PICKLES for path in model.paths()
-            ):  # read by alnico, which runs nothing of them
-                module, told = class_.from_pretrained(
+            # alnico reads pickles, and runs no code in them.
+            if any(path.suffix in PICKLES for path in model.paths()):
+                module, report = class_.from_pretrained(
                     None, state_dict=torch_state(model), output_loading_info=True, **options
                 )
                 if (directory / "generation_config.json").exists():
@@ -311,26 +313,26 @@ def load_module(directory: Path, kind: ModelKind, label: str) -> Any:
                     )
             else:
                 _set_files(config, directory)
-                module, told = class_.from_pretrained(
+                module, report = class_.from_pretrained(
                     directory, use_safetensors=True, output_loading_info=True, **options
                 )
-    _refuse_missing(told["missing_keys"], kind, label)
+    _refuse_missing(report["missing_keys"], kind, label)
     refuse_not_finite(module, label)
     return module.eval()
 
 
 def torch_state(model: Source) -> dict[str, Any]:
-    """The tensors of a model by name, as they are stored: torch tensors on the CPU."""
-    found = {}
+    """Return the stored tensors by name, as torch tensors on the CPU."""
+    tensors = {}
     for name, tensor in model.tensors.items():
         raw = np.empty(tensor.byte_size, np.uint8)
         model.read_into(name, 0, memoryview(raw))
-        found[name] = to_torch(raw, tensor.dtype, tensor.shape)
-    return found
+        tensors[name] = to_torch(raw, tensor.dtype, tensor.shape)
+    return tensors
 
 
 def _set_files(config: Any, directory: Path) -> None:
-    """Have transformers read the files that alnico reads: of an index and a single file it would take the file."""
+    """Make transformers read the same files as alnico: given an index and a single file, it would read the file."""
     index = next((name for name in INDICES if (directory / name).is_file()), None)
     if index is not None and (directory / "model.safetensors").is_file():
         config.transformers_weights = index
@@ -339,24 +341,26 @@ def _set_files(config: Any, directory: Path) -> None:
 def load_state(
     config: Mapping[str, Any], state: Mapping[str, Any], kind: ModelKind, label: str
 ) -> tuple[Any, frozenset[str]]:
-    """Load a module as :func:`load_module` does, from a config and tensors in memory; return it with the names that no task needs
-    and the state lacks. It may hold tensors of the state themselves. Errors: as there."""
+    """Load a module like :func:`load_module`, from a config and tensors in memory; also returns missing, unneeded names.
+
+    The module may share tensors with the state. Errors: as for :func:`load_module`.
+    """
     torch = import_extra("torch", "a transformers checkpoint", "eval")
     files = {name: tuple(tensor.shape) for name, tensor in state.items()}
     with quiet_transformers() as transformers:
-        made = _config(transformers, config, files, kind, label)
-        class_ = _fitting(transformers, made, config, kind, files, label)
+        parsed = _config(transformers, config, files, kind, label)
+        class_ = _fitting(transformers, parsed, config, kind, files, label)
         with _named_errors(config, kind, label):
-            module, told = class_.from_pretrained(
+            module, report = class_.from_pretrained(
                 None,
-                config=made,
+                config=parsed,
                 state_dict=dict(state),
                 dtype=torch.float32,
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    _refuse_missing(told["missing_keys"], kind, label)
-    return module.eval(), frozenset(told["missing_keys"])
+    _refuse_missing(report["missing_keys"], kind, label)
+    return module.eval(), frozenset(report["missing_keys"])
 
 
 def _config(
@@ -390,15 +394,12 @@ def _fitting(
 def _named_errors(
     given: Mapping[str, Any], kind: ModelKind | Literal["tokenizer"], label: str
 ) -> Iterator[None]:
-    """What transformers makes of a damaged or hostile model, as an error that names it."""
+    """Turn exceptions of transformers for a damaged or hostile model into an error that names it."""
     try:
         yield
     except ModelError:
         raise
-    except (
-        Exception,
-        MemoryError,
-    ) as error:  # whatever its many classes raise for values that they do not expect
+    except (Exception, MemoryError) as error:  # its many classes raise any exception for unexpected values
         code = (
             f"; auto_map in config.json names code ({_named_code(given['auto_map'])}), which alnico does not run"
             if "auto_map" in given
@@ -410,25 +411,25 @@ def _named_errors(
 
 
 def load_tokenizer(directory: Path, label: str) -> Any:
-    """Load a checkpoint's tokenizer. Errors: ModelError, also for a tokenizer that needs code of its own."""
+    """Load a checkpoint's tokenizer. Errors: ModelError, also for a tokenizer that needs its own code."""
     with quiet_transformers() as transformers:
-        settings = _read_if_there(directory / "tokenizer_config.json")
-        given = _read_if_there(directory / "config.json")
-        named = transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES
+        settings = _read_if_exists(directory / "tokenizer_config.json")
+        given = _read_if_exists(directory / "config.json")
+        class_names = transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES
         kind = given.get("model_type")
         for name in (
             settings.get("tokenizer_class"),
             given.get("tokenizer_class"),
-            named.get(kind) if isinstance(kind, str) else None,
+            class_names.get(kind) if isinstance(kind, str) else None,
         ):
             _check_tokenizer(transformers, name, label)
         config = None
         if given:
-            config = _tokenizers_config(transformers, given, label)
+            config = _tokenizer_config(transformers, given, label)
             config.name_or_path = str(directory)
         _check_growth(directory / "tokenizer.json", label)
         try:
-            made = transformers.AutoTokenizer.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
                 directory, config=config, local_files_only=True, trust_remote_code=False
             )
         except (Exception, MemoryError) as error:  # the tokenizers package raises Exception itself
@@ -438,21 +439,21 @@ def load_tokenizer(directory: Path, label: str) -> Any:
             raise ModelError(
                 f"{label}: transformers cannot load its tokenizer ({first_line(error)}{code}). Check its tokenizer files."
             ) from None
-        if not isinstance(made, transformers.PreTrainedTokenizerBase):
+        if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
             raise ModelError(
-                f"{label}: transformers loads its tokenizer as {type(made).__name__}, expected a class of tokenizers. Check tokenizer_config.json."
+                f"{label}: transformers loads its tokenizer as {type(tokenizer).__name__}, expected a tokenizer class. Check tokenizer_config.json."
             )
-        longest = made.model_max_length
+        longest = tokenizer.model_max_length
         if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
             raise ModelError(
                 f"{label}: model_max_length is {str(longest)[:100]!r}, expected a number of at least 1. Check tokenizer_config.json."
             )
-        return made
+        return tokenizer
 
 
 def _check_growth(path: Path, label: str) -> None:
-    """Refuse a normaliser whose replacements, one after the other, make a text longer without end. Errors: ModelError."""
-    growth, left = 1.0, [_read_if_there(path).get("normalizer")]
+    """Refuse a normaliser whose consecutive replacements lengthen a text too much. Errors: ModelError."""
+    growth, left = 1.0, [_read_if_exists(path).get("normalizer")]
     while left:
         value = left.pop()
         if isinstance(value, list):
@@ -461,16 +462,16 @@ def _check_growth(path: Path, label: str) -> None:
             left += [one for one in value.values() if isinstance(one, list)]
             content = value.get("content")
             if isinstance(content, str):
-                growth *= max(1, len(content) + _fits_nothing(value.get("pattern")))
+                growth *= max(1, len(content) + _matches_empty(value.get("pattern")))
         if growth > MOST_GROWTH:
             raise ModelError(
-                f"{label}: the normalizer of tokenizer.json may make a text {growth:.0f} times as long or more; expected at most {MOST_GROWTH} "
+                f"{label}: the normalizer of tokenizer.json may make a text at least {growth:.0f} times as long; expected at most {MOST_GROWTH} "
                 "times. Check tokenizer.json."
             )
 
 
-def _fits_nothing(pattern: Any) -> bool:
-    """May a pattern of a replacement fit between any two characters?"""
+def _matches_empty(pattern: Any) -> bool:
+    """Check whether the pattern of a replacement may match between any two characters."""
     if isinstance(pattern, dict) and isinstance(pattern.get("String"), str):
         return not pattern["String"]
     try:
@@ -479,12 +480,12 @@ def _fits_nothing(pattern: Any) -> bool:
         return True
 
 
-def _read_if_there(path: Path) -> dict[str, Any]:
+def _read_if_exists(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _tokenizers_config(transformers: Any, given: Mapping[str, Any], label: str) -> Any:
-    """The config by which a tokenizer's class is chosen; of a model that transformers does not know, a general one."""
+def _tokenizer_config(transformers: Any, given: Mapping[str, Any], label: str) -> Any:
+    """Return the config that selects a tokenizer's class; a generic one for a model that transformers does not include."""
     check_claims(given, {}, label)
     if given.get("model_type") in list(transformers.models.auto.configuration_auto.CONFIG_MAPPING.keys()):
         try:
@@ -495,33 +496,33 @@ def _tokenizers_config(transformers: Any, given: Mapping[str, Any], label: str) 
 
 
 def _check_tokenizer(transformers: Any, name: Any, label: str) -> None:
-    """Refuse the name of a thing of transformers that is no tokenizer: its ``from_pretrained`` would be called.
+    """Refuse a name in transformers that is not a tokenizer: its ``from_pretrained`` would be called.
 
-    transformers looks for a name without its last "Fast", too. A class whose package is not installed stands there as a dummy.
+    transformers also looks up the name without "Fast". A class whose package is not installed is a dummy object.
     """
     if not isinstance(name, str):
         return
     for one in {name, name.removesuffix("Fast")}:
-        found = getattr(transformers, one, None) if one.isidentifier() else None
-        is_dummy = type(found).__name__ == "DummyObject" and one.endswith(
+        target = getattr(transformers, one, None) if one.isidentifier() else None
+        is_dummy = type(target).__name__ == "DummyObject" and one.endswith(
             ("Tokenizer", "TokenizerFast", "Backend")
         )
-        is_tokenizer = isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
-        if found is not None and not is_tokenizer and not is_dummy:
+        is_tokenizer = isinstance(target, type) and issubclass(target, transformers.PreTrainedTokenizerBase)
+        if target is not None and not is_tokenizer and not is_dummy:
             raise ModelError(
-                f"{label}: tokenizer_class is {name!r}, expected a class of tokenizers. Check tokenizer_config.json."
+                f"{label}: tokenizer_class is {name!r}, expected a tokenizer class. Check tokenizer_config.json."
             )
 
 
 def refuse_not_finite(module: Any, label: str) -> None:
-    """Refuse a module with a NaN or an infinity before it is scored or measured. Errors: NonFiniteError, naming tensor and index."""
+    """Refuse a module with a NaN or an infinity. Errors: NonFiniteError, naming tensor and index."""
     for name, value in module.named_parameters():
         if not value.is_floating_point() or value.is_meta or bool(value.isfinite().all()):
             continue
         place = (~value.isfinite()).nonzero()[0].tolist()
-        found = "NaN" if bool(value[tuple(place)].isnan()) else "an infinity"
+        kind = "NaN" if bool(value[tuple(place)].isnan()) else "an infinity"
         raise NonFiniteError(
-            f"{name}{place or ''}: {label} has {found}; expected finite numbers. Repair or exclude this model."
+            f"{name}{place or ''}: {label} has {kind}; expected finite numbers. Repair or exclude this model."
         )
 
 
@@ -529,8 +530,8 @@ def _refuse_missing(absent: Iterable[str], kind: ModelKind, label: str) -> None:
     missing = sorted(name for name in absent if kind != "encoder" or not name.startswith(MAY_BE_MISSING))
     if missing:
         raise ModelError(
-            f"{label}: lacks {len(missing)} tensors of {article(kind)}, {missing[0]} first; they would be random. "
-            "Give a checkpoint that has them, or a task that needs none of them."
+            f"{label}: lacks {len(missing)} tensors of {article(kind)}, the first is {missing[0]}; they would be random. "
+            "Give a checkpoint with them, or a task that does not need them."
         )
 
 

@@ -1,4 +1,4 @@
-"""Perplexity of a text: how surprised a causal language model is by it, token by token."""
+"""Computes the perplexity of a text under a causal language model."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from alnico.evaluation.tokens import ForEachTokenizer
 if TYPE_CHECKING:
     import torch
 
-LEAST_TOLD = 40
-"""Characters of a line by which texts are known: shorter ones, headings say, are in many texts."""
+SHORTEST_LINE = 40
+"""The shortest line used to identify a text: shorter lines, such as headings, occur in many texts."""
 
 
 class Perplexity:
-    """``exp`` of the mean negative log-likelihood of a text's tokens, all but the first; less is better.
+    """``exp`` of the mean negative log-likelihood of a text's tokens, except the first; lower is better.
 
-    The text is tokenised as a whole, once for each tokenizer. Window i predicts tokens ``1 + i stride .. (i + 1) stride`` from at most
-    ``window`` tokens before each last one of them, so that every token is predicted once and all windows predict as many. Tokens at
-    the end that fill no window are left out; a text shorter than one is a window of its own.
+    The text is tokenised as a whole, once per tokenizer. Window i predicts tokens ``1 + i stride .. (i + 1) stride`` from
+    at most ``window`` preceding tokens, so every token is predicted once and all windows predict the same number. Tokens
+    at the end that do not fill a window are dropped; a text shorter than a window is a single window.
 
     Options:
-        window: tokens that the model sees at once, at most.
-        stride: tokens that a window predicts; below ``window``, each has context. By default ``window``.
-        limit: windows that are scored, the first ones. With it a search can take a part of them; the text must have as many.
+        window: the most tokens that the model sees at once.
+        stride: tokens that a window predicts; below ``window``, each has context. Default ``window``.
+        limit: score only the first windows. With it a search can use a part of them; the text must have that many.
         batch_size: windows in one pass of the model.
         precision: float32, or bfloat16 by autocast.
-        weight: of the task; a mean over tasks leaves it out, as less is better.
-    Perplexities of models with different tokenizers cannot be compared: they are over different tokens. Errors: EvaluationError.
+        weight: of the task; not used in a mean over tasks, because lower is better.
+    Perplexities of models with different tokenizers are not comparable: they count different tokens. Errors:
+    EvaluationError.
     """
 
     goal: Goal = "min"
@@ -66,11 +67,11 @@ class Perplexity:
             raise EvaluationError(f"{name}: the text is empty; expected some words. Give another.")
         if self._stride > window:
             raise EvaluationError(
-                f"{name}: stride is {self._stride}, window {window}; a stride above it leaves tokens out. Choose at most {window}."
+                f"{name}: stride is {self._stride}, window {window}; a larger stride would skip tokens. Choose at most {window}."
             )
 
     def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
-        """The perplexity of the text or of some windows; ``examples`` are the means over a window's tokens."""
+        """Compute the perplexity of the text or of some windows; ``examples`` are the means over a window's tokens."""
         import_extra("torch", self.name, "eval")
         import torch
 
@@ -82,33 +83,33 @@ class Perplexity:
         if count < self.size or (examples is not None and not self.size):
             raise EvaluationError(
                 f"{self.name}: has {count} windows of {stride} tokens, and limit is {self.size or 'not given'}; "
-                "expected a limit of at most the windows that there are. Lower it, or give more text."
+                "expected a limit of at most the number of windows. Lower it, or give more text."
             )
         chosen = range(self.size or count) if examples is None else examples
-        surprise = np.empty(len(chosen))
+        losses_by_window = np.empty(len(chosen))
         with torch.inference_mode(), computing_in(self._precision, device):
             for places, batch in self._batches(tokens, chosen, stride):
                 try:
-                    found = _surprise(module, batch.to(device), stride)
+                    losses = _mean_loss(module, batch.to(device), stride)
                 except Exception as error:
                     raise evaluation_failed(f"{self.name}: {subject.label}", error) from error
-                surprise[places] = found.cpu().numpy()
-        mean = float(surprise.mean())
+                losses_by_window[places] = losses.cpu().numpy()
+        mean = float(losses_by_window.mean())
         if not mean < math.log(np.finfo(np.float64).max):
             raise EvaluationError(
-                f"{self.name}: {subject.label} gives a perplexity that is not finite. Look for NaN in the model: `alnico inspect`."
+                f"{self.name}: {subject.label} gives a perplexity that is not finite. Check the model for NaN: `alnico inspect`."
             )
-        return Score(math.exp(mean), surprise, "exp")
+        return Score(math.exp(mean), losses_by_window, "exp")
 
     def pooled(self, scores: Sequence[Score]) -> Score:
-        """The perplexity of all windows of several scores."""
+        """Combine scores of different windows."""
         return pool(scores)
 
     def digests(self) -> frozenset[str]:
-        """Hashes of the text's longer lines, or of all of it where it has none."""
+        """Return hashes of the text's longer lines, or of the whole text if it has none."""
         lines = [line.strip() for line in self._text.splitlines()]
-        told = [line for line in lines if len(line) >= LEAST_TOLD] or [self._text]
-        return frozenset(xxhash.xxh3_128_hexdigest(line.encode()) for line in told)
+        long_lines = [line for line in lines if len(line) >= SHORTEST_LINE] or [self._text]
+        return frozenset(xxhash.xxh3_128_hexdigest(line.encode()) for line in long_lines)
 
     def _tokenised(self, tokenizer: Any) -> torch.Tensor:
         import torch
@@ -116,14 +117,14 @@ class Perplexity:
         tokens = tokenizer(self._text, verbose=False)["input_ids"]
         if len(tokens) < 2:
             raise EvaluationError(
-                f"{self.name}: the text has {len(tokens)} tokens; expected two at least. Give more text."
+                f"{self.name}: the text has {len(tokens)} tokens; expected at least two. Give more text."
             )
         return torch.tensor(tokens)
 
     def _batches(
         self, tokens: torch.Tensor, chosen: Sequence[int], stride: int
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Places among the windows chosen, and their tokens with the one after the last, windows of one length together."""
+        """Yield positions of the chosen windows with their tokens and the next one, grouped by length."""
         import torch
 
         by_length: dict[int, list[tuple[int, int]]] = {}
@@ -139,12 +140,12 @@ class Perplexity:
                 )
 
 
-def _surprise(module: Any, batch: torch.Tensor, count: int) -> torch.Tensor:
-    """The mean negative log-likelihood, (windows,) float64, of the last ``count`` tokens of each window."""
+def _mean_loss(module: Any, batch: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the mean negative log-likelihood (windows,) float64 of the last ``count`` tokens of each window."""
     import torch
 
     logits = module(input_ids=batch[:, :-1]).logits[:, -count:].float()
-    told = torch.nn.functional.cross_entropy(
+    losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), batch[:, -count:].flatten(), reduction="none"
     )
-    return told.view(len(batch), count).double().mean(1)
+    return losses.view(len(batch), count).double().mean(1)

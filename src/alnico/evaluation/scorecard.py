@@ -1,4 +1,4 @@
-"""Scores of models on tasks with their uncertainty: intervals, paired differences, and what merges kept of specialists."""
+"""Scores models on tasks with uncertainty: intervals, paired differences, and how much merges kept."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, Task
 from alnico.events import Scored, Watcher
 
 LEVEL = 0.95
-"""Of all intervals."""
+"""The confidence level of all intervals."""
 
 DRAWS = 2000
 
 MOST_DRAWN = 4_000_000
-"""Indices drawn at once."""
+"""The most indices drawn at once."""
 
 Role = Literal["base", "model", "merged"]
 TaskScores = Mapping[str, Score]
-"""Of one model: task to score."""
+"""The scores of one model by task."""
 
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """A task of a scorecard; ``examples`` is 0 where it does not tell what its examples contributed."""
+    """A task of a scorecard; ``examples`` is 0 if it does not report the contribution of each example."""
 
     name: str
     goal: Goal
@@ -41,7 +41,7 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class ModelScores:
-    """A model's scores by task, and their mean over the tasks where more is better; None where there are none."""
+    """A model's scores by task, and their mean over the tasks where higher is better; None if there are none."""
 
     name: str
     reference: str
@@ -52,7 +52,7 @@ class ModelScores:
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """Scores of ``model`` less those of ``other``, by task and on the mean, with the intervals of the paired difference."""
+    """Scores of ``model`` minus those of ``other``, by task and for the mean, with intervals of the paired difference."""
 
     model: str
     other: str
@@ -64,11 +64,11 @@ class ScoreDifference:
 class Scorecard:
     """Scores of models on tasks.
 
-    Intervals (95 %) are percentiles of a bootstrap: examples are drawn anew with replacement within each task, the same for all
-    models, so that differences are paired. Tasks themselves are not drawn: intervals say what other examples of these tasks would
-    give, not what other tasks would. ``mean`` is over the tasks where more is better, by their weights. ``differences`` are of each
-    merged model to all others, or without merged models of each model to the base. ``kept`` says, for each merged model, what share
-    of the best parent's score it has, and of that parent's gain over the base.
+    Intervals (95 %) are bootstrap percentiles: examples are resampled with replacement within each task, with the same
+    draws for all models, so differences are paired. Tasks are not resampled: intervals describe other examples of these
+    tasks, not other tasks. ``mean`` is the weighted mean over the tasks where higher is better. ``differences`` compare
+    each merged model with all others or, without merged models, each model with the base. ``kept`` is, for each merged
+    model, the share of the best parent's score, and of that parent's gain over the base.
     """
 
     tasks: tuple[TaskSummary, ...]
@@ -79,7 +79,7 @@ class Scorecard:
     seed: int
 
     def data(self) -> dict[str, Any]:
-        """The scorecard as JSON can hold it; ``alnico compare --scores`` reads it."""
+        """Return plain data for JSON; ``alnico compare --scores`` reads it."""
         return {
             "tasks": [asdict(task) for task in self.tasks],
             "models": [
@@ -89,7 +89,9 @@ class Scorecard:
             "differences": [
                 {"model": d.model, "other": d.other, **_estimates(d.scores, d.mean)} for d in self.differences
             ],
-            "kept": {model: [asdict(kept) for kept in of_tasks] for model, of_tasks in self.kept.items()},
+            "kept": {
+                model: [asdict(accuracy) for accuracy in of_tasks] for model, of_tasks in self.kept.items()
+            },
             "bootstrap": {"level": LEVEL, "draws": self.draws, "seed": self.seed},
         }
 
@@ -106,25 +108,25 @@ def score_models(
 ) -> Scorecard:
     """Score models on all examples of tasks. ``base`` and ``merged`` are labels of subjects; all others are parents.
 
-    Each subject is let go before the next is taken. ``watch`` receives each score.
+    Each subject is released before the next is loaded. ``watch`` receives each score.
     Errors: EvaluationError, ModelError.
     """
-    found: dict[str, dict[str, Score]] = {}
+    results: dict[str, dict[str, Score]] = {}
     for subject in subjects:
-        check_once([*found, subject.label])
-        scores = found[subject.label] = {}
+        check_once([*results, subject.label])
+        scores = results[subject.label] = {}
         for task in tasks:
             scores[task.name] = task.evaluate(subject)
             if watch is not None:
                 watch(Scored(subject.label, task.name, scores[task.name]))
-    return scorecard(found, tasks, base=base, merged=merged, draws=draws, seed=seed)
+    return scorecard(results, tasks, base=base, merged=merged, draws=draws, seed=seed)
 
 
 def check_once(labels: Sequence[str]) -> None:
-    """Refuse a model that is given twice. Errors: EvaluationError."""
+    """Refuse a model that is listed twice. Errors: EvaluationError."""
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
-        raise EvaluationError(f"{twice}: is given twice; expected models that differ. Leave one out.")
+        raise EvaluationError(f"{twice}: is given twice; expected different models. Remove one.")
 
 
 def scorecard(
@@ -136,20 +138,20 @@ def scorecard(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Scorecard:
-    """Make the scorecard of scores that are there: label to task to score. Arguments as for :func:`score_models`."""
+    """Build a scorecard from scores by label and task. Arguments as for :func:`score_models`."""
     if not tasks or not scores:
         raise EvaluationError(
-            f"there are no {'models' if tasks else 'tasks'} to score; expected one at least. Give some."
+            f"there are no {'models' if tasks else 'tasks'} to score; expected at least one. Give some."
         )
     labels = list(scores)
     for label in (*merged, *([base] if base is not None else [])):
         if label not in scores:
             raise EvaluationError(
-                f"{label}: has no scores; expected one of {', '.join(labels)}. Score it, too."
+                f"{label}: has no scores; expected one of {', '.join(labels)}. Score it too."
             )
     if base in merged:
         raise EvaluationError(
-            f"{base}: is the base and a merge of its own; expected one of both. Leave it out of one."
+            f"{base}: is given as the base and as a merge; expected one of them. Remove it from one."
         )
     names = dict(zip(labels, short_names(labels), strict=True))
     drawn = _Drawn(scores, tasks, draws, seed)
@@ -171,16 +173,16 @@ def scorecard(
     kept = {names[one]: _kept(one, scores, names, roles, tasks, base) for one in labels if one in merged}
     measured = tuple(TaskSummary(t.name, t.goal, t.weight, drawn.examples(t.name)) for t in tasks)
     return Scorecard(
-        measured, models, differences, {name: found for name, found in kept.items() if found}, draws, seed
+        measured, models, differences, {name: shares for name, shares in kept.items() if shares}, draws, seed
     )
 
 
 def interval(score: Score, task: str = "", *, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """A score with its interval; without one where its examples are not known. ``task`` and ``seed`` choose the draws.
+    """Return a score with its interval, if its examples are known. ``task`` and ``seed`` select the draws.
 
     >>> import numpy as np
-    >>> found = interval(Score(0.5, np.arange(100) % 2.0))
-    >>> round(found.low, 1), round(found.high, 1)
+    >>> estimate = interval(Score(0.5, np.arange(100) % 2.0))
+    >>> round(estimate.low, 1), round(estimate.high, 1)
     (0.4, 0.6)
     """
     values = _resampled([score], task, draws, seed)
@@ -190,20 +192,20 @@ def interval(score: Score, task: str = "", *, draws: int = DRAWS, seed: int = 0)
 def paired(
     a: TaskScores, b: TaskScores, tasks: Sequence[Task], *, draws: int = DRAWS, seed: int = 0
 ) -> ScoreDifference:
-    """What model a has more than model b, on each task and on the mean: the examples drawn are the same for both."""
+    """Return the scores of model a minus those of model b, by task and for the mean, with paired draws."""
     drawn = _Drawn({"a": a, "b": b}, tasks, draws, seed)
     return ScoreDifference("a", "b", *drawn.differences("a", "b"))
 
 
 def mean_score(scores: TaskScores, tasks: Sequence[Task]) -> float | None:
-    """The mean over the tasks where more is better, by their weights; None where there are none."""
+    """Return the weighted mean over the tasks where higher is better; None if there are none."""
     chosen = [task for task in tasks if task.goal == "max"]
     total = sum(task.weight for task in chosen)
     return sum(task.weight * scores[task.name].value for task in chosen) / total if chosen else None
 
 
 class _Drawn:
-    """Scores with what they are on the draws of a bootstrap, (draws,) for each task and model; None where examples are not known."""
+    """Scores and their bootstrap values (draws,) for each task and model; None if examples are not known."""
 
     def __init__(
         self, scores: Mapping[str, TaskScores], tasks: Sequence[Task], draws: int, seed: int
@@ -231,16 +233,16 @@ class _Drawn:
         return values, None if mean is None else _estimate(mean, self._mean(label))
 
     def differences(self, one: str, other: str) -> tuple[Mapping[str, Estimate], Estimate | None]:
-        found = {}
+        estimates = {}
         for task in self._tasks:
             value = self._scores[one][task.name].value - self._scores[other][task.name].value
-            found[task.name] = _estimate(
+            estimates[task.name] = _estimate(
                 value, _less(self._values[task.name][one], self._values[task.name][other])
             )
         means = [mean_score(self._scores[label], self._tasks) for label in (one, other)]
         if means[0] is None or means[1] is None:
-            return found, None
-        return found, _estimate(means[0] - means[1], _less(self._mean(one), self._mean(other)))
+            return estimates, None
+        return estimates, _estimate(means[0] - means[1], _less(self._mean(one), self._mean(other)))
 
     def _mean(self, label: str) -> np.ndarray | None:
         total, weights = np.zeros(1), 0.0
@@ -259,15 +261,15 @@ def _less(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None
 
 
 def _resampled(scores: Sequence[Score], task: str, draws: int, seed: int) -> np.ndarray | None:
-    """Scores of one task on examples drawn anew, (scores, draws): the same examples for all of them."""
-    known = [score.examples for score in scores if score.examples is not None]
-    if len(known) < len(scores):
+    """Return scores of one task on resampled examples, (scores, draws), with the same draws for all."""
+    example_sets = [score.examples for score in scores if score.examples is not None]
+    if len(example_sets) < len(scores):
         return None
-    if len({len(examples) for examples in known}) > 1:
+    if len({len(examples) for examples in example_sets}) > 1:
         raise EvaluationError(
-            f"{task}: models have {' and '.join(str(len(e)) for e in known[:2])} examples; expected the same ones for all. Score all on the same data."
+            f"{task}: models have {' and '.join(str(len(e)) for e in example_sets[:2])} examples; expected the same examples for all. Score all on the same data."
         )
-    examples = np.stack(known).astype(np.float64)
+    examples = np.stack(example_sets).astype(np.float64)
     count = examples.shape[1]
     random = np.random.default_rng([seed, xxhash.xxh64_intdigest(task.encode())])
     means = np.empty((len(scores), draws))
@@ -294,8 +296,8 @@ def _kept(
     tasks: Sequence[Task],
     base: str | None,
 ) -> tuple[Accuracy, ...]:
-    """What a merged model kept of the best parent, on tasks where more is better."""
-    known = {label: AnalysedModel(names[label], label) for label in scores}
+    """Compute how much a merged model kept of the best parent, on tasks where higher is better."""
+    model_of = {label: AnalysedModel(names[label], label) for label in scores}
     parents = [label for label in scores if roles[label] == "model"]
     compared = [one, *parents, *([base] if base is not None else [])]
     table = {
@@ -303,7 +305,9 @@ def _kept(
     }
     if not parents:
         return ()
-    return accuracies(table, [known[p] for p in parents], known[one], None if base is None else known[base])
+    return accuracies(
+        table, [model_of[p] for p in parents], model_of[one], None if base is None else model_of[base]
+    )
 
 
 def _estimates(scores: Mapping[str, Estimate], mean: Estimate | None) -> dict[str, Any]:

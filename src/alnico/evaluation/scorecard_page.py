@@ -1,4 +1,4 @@
-"""A scorecard as files: its numbers as JSON and, with the extra [report], a page with bars, a radar and tables."""
+"""Writes a scorecard as JSON and, with the extra [report], as a page with charts and tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE = "report.html"
 
 
 def scorecard_folder(out: str | os.PathLike[str]) -> Path:
-    """Make the folder of an evaluation's report. An older evaluation in it is replaced; a folder of other things is an error.
+    """Create the folder of an evaluation. An older evaluation in it is replaced; other files are an error.
 
     Errors: OutputError.
     """
@@ -33,12 +33,12 @@ def scorecard_folder(out: str | os.PathLike[str]) -> Path:
             )
         if folder.is_dir() and any(folder.iterdir()) and not is_evaluation(folder / DATA):
             raise OutputError(
-                f"{folder}: holds other things than an evaluation. Choose a new folder, or empty it."
+                f"{folder}: contains files that are not from an evaluation. Choose a new folder, or empty it."
             )
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder, folder)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
+        raise OutputError(f"{folder}: cannot be created ({error.strerror}). Choose another folder.") from None
     return folder
 
 
@@ -55,7 +55,7 @@ def write_scorecard(card: Scorecard, folder: Path) -> None:
 
 
 def scorecard_sections(card: Scorecard) -> list[PageSection]:
-    """The scorecard as parts of a page: bars and a radar, all scores, differences, what merges kept."""
+    """Return the sections of a page: charts, all scores, differences, and what merges kept."""
     more = [task.name for task in card.tasks if task.goal == "max"]
     scores = {task: {m.name: m.scores[task] for m in card.models} for task in more}
     return [
@@ -71,7 +71,7 @@ def _page(card: Scorecard) -> str:
     facts = [
         ("Models", str(len(card.models))),
         ("Tasks", str(len(card.tasks))),
-        ("Examples", ", ".join(examples) or "not told"),
+        ("Examples", ", ".join(examples) or "unknown"),
         ("Bootstrap", f"{card.draws} draws, seed {card.seed}"),
     ]
     title = (
@@ -84,7 +84,7 @@ def _page(card: Scorecard) -> str:
         "alnico evaluation",
         facts,
         scorecard_sections(card),
-        f"Made by alnico {__version__}. The same numbers are in {DATA} beside this page.",
+        f"Made by alnico {__version__}. The same numbers are in {DATA} next to this page.",
     )
 
 
@@ -99,16 +99,14 @@ def _table(card: Scorecard) -> PageSection:
         ("mean", "number"),
         *((_heading(card, t.name), "number") for t in card.tasks),
     ]
-    words = (
-        "Scores with their 95 % intervals. The mean is over the tasks where more is better, by their weights."
-    )
+    words = "Scores with their 95 % intervals. The mean is weighted, over the tasks where higher is better."
     return PageSection(
         "table", "All scores", [words], table(columns, rows, anchor="scores-table", sortable=True)
     )
 
 
 def _heading(card: Scorecard, task: str) -> str:
-    return task + next(" (less is better)" if t.goal == "min" else "" for t in card.tasks if t.name == task)
+    return task + next(" (lower is better)" if t.goal == "min" else "" for t in card.tasks if t.name == task)
 
 
 def _differences(card: Scorecard) -> PageSection:
@@ -119,11 +117,11 @@ def _differences(card: Scorecard) -> PageSection:
     ]
     columns = [
         ("model", "text"),
-        ("less", "text"),
+        ("minus", "text"),
         ("mean", "number"),
         *((_heading(card, t.name), "number") for t in card.tasks),
     ]
-    words = "Paired: both models on the same examples, drawn anew together. Where the interval leaves out 0, other examples would hardly turn the sign."
+    words = "Paired: both models on the same resampled examples. If the interval excludes 0, the sign is likely to hold on other examples."
     return PageSection(
         "differences", "Differences", [words], table(columns, rows, anchor="differences-table", sortable=True)
     )
@@ -140,7 +138,7 @@ def _kept(card: Scorecard) -> PageSection:
         ("merge", "text"), ("task", "text"), ("score", "number"), ("best parent", "text"), ("its score", "number"), ("kept", "number"),
         ("of its gain", "number"),
     ]  # fmt: skip
-    words = "Kept: the merge's score over that of the best parent on the task. Of its gain: the same after the base's score is taken from both."
+    words = "Kept: the merge's score over that of the best parent on the task. Of its gain: the same after subtracting the base's score from both."
     return PageSection(
         "kept", "Kept of the specialists", [words], table(columns, rows, anchor="kept-table", sortable=True)
     )

@@ -1,4 +1,4 @@
-"""Parts of a task's examples: those held out for the report, and growing ones for the halving."""
+"""Splits a task's examples: held-out examples for the report, and growing parts for halving."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _WHOLE = float(1 << 64)
 
 
 def split(task: Task, held_out: float | None) -> tuple[list[int], list[int]]:
-    """The examples to search on and those held out, each in an order that follows from their content.
+    """Return the examples to search on and the held-out ones, each ordered by the hash of its content.
 
-    An example is held out if the hash of its content is among the lowest share: the same example is on the same side in every file
-    and at every place. A task that does not tell its examples apart is split by the hash of their places. Errors: EvaluationError
-    where a side is left without examples.
+    An example is held out if its hash is in the lowest ``held_out`` share: an example is on the same side in every file
+    and at every position. Examples without content hashes are split by the hash of their position. Errors:
+    EvaluationError if a side has no examples.
     """
     hashes = _hashes(task)
     order = [int(i) for i in np.argsort(hashes, kind="stable")]
     if held_out is None:
         return order, []
-    held = [i for i in order if hashes[i] / _WHOLE < held_out]
-    searched = order[len(held) :]
-    if not held or not searched:
+    reserved = [i for i in order if hashes[i] / _WHOLE < held_out]
+    searched = order[len(reserved) :]
+    if not reserved or not searched:
         raise EvaluationError(
             f"{task.name}: {task.size} examples with the share {held_out:g} held out leave {len(searched)} to search on and "
-            f"{len(held)} to report on; expected some of both. Give report a file of its own, or more examples."
+            f"{len(reserved)} to report on; expected some of both. Give a separate report file, or more examples."
         )
-    return searched, held
+    return searched, reserved
 
 
 def _hashes(task: Task) -> np.ndarray:
-    """A number of 64 bits for each example, equal for equal ones. Returns (n,) uint64."""
+    """Return a 64-bit hash per example, (n,) uint64; equal examples have equal hashes."""
     known_by = getattr(task, "known_by", None)
     keys: Sequence[str] = (
         known_by() if known_by is not None else [f"{task.name}/{i}" for i in range(task.size)]
@@ -46,7 +46,7 @@ def _hashes(task: Task) -> np.ndarray:
 
 
 def steps(count: int, shares: Sequence[float]) -> list[range]:
-    """The places of the examples that each share adds to the one before.
+    """Return the positions of the examples that each share adds to the previous one.
 
     >>> steps(10, (0.25, 0.5, 1.0))
     [range(0, 3), range(3, 5), range(5, 10)]

@@ -1,4 +1,4 @@
-"""Tasks as a YAML file lists them: strict, with the line of every mistake, all mistakes together.
+"""Reads tasks from a YAML file, strictly; all mistakes are reported together, each with its line.
 
 Every task has a ``name`` and a ``type``, and may have a ``weight`` in the mean (default 1). Paths are relative to the file.
 
@@ -21,8 +21,8 @@ Every task has a ``name`` and a ``type``, and may have a ``weight`` in the mean 
       - {name: mine, type: call, function: "scoring:accuracy", kind: encoder, metric: accuracy, goal: max}   # needs allow_code
       - {name: arc, type: lm_eval, tasks: [arc_easy], metric: "acc,none", include_path: ., num_fewshot: 0, limit: 200, batch_size: 8}
 
-A task that runs code of whoever wrote the file (``type: call``, ``include_path``, a file among the harness's ``tasks``) is read only with
-``allow_code``, which the caller gives and the file cannot.
+A task that runs code chosen by the file (``type: call``, ``include_path``, a file among the harness's ``tasks``) is read
+only with ``allow_code``, which the caller sets and the file cannot.
 
 See :class:`alnico.evaluation.classification.Classification`, :class:`alnico.evaluation.perplexity.Perplexity`, :class:`alnico.evaluation.user_function.UserFunction` and
 :class:`alnico.evaluation.harness.Harness`.
@@ -43,7 +43,7 @@ from alnico.checkpoint.files import open_named
 from alnico.errors import AlnicoError, EvaluationError, RecipeError
 from alnico.evaluation.classification import Classification
 from alnico.evaluation.examples import read_examples, read_text
-from alnico.evaluation.harness import Harness, is_file_of_a_task
+from alnico.evaluation.harness import Harness, is_task_file
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.perplexity import Perplexity
 from alnico.evaluation.tasks import EvaluatedModel, Task
@@ -52,7 +52,7 @@ from alnico.recipe import scalars
 from alnico.recipe.yaml_nodes import Node, ParseContext, compose, to_plain_data
 
 MAX_BYTES = 1_000_000
-EXPECTED = "a list under tasks, of things such as {name: news, type: classification, data: news.jsonl}"
+EXPECTED = "a list under tasks, with entries such as {name: news, type: classification, data: news.jsonl}"
 
 
 TasksLike = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task]
@@ -60,7 +60,7 @@ TasksLike = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task]
 
 
 def as_tasks(tasks: TasksLike, *, allow_code: bool = False) -> Sequence[Task]:
-    """Return tasks, read from their file or mapping where they are not tasks already. Errors: as for :func:`read_tasks`."""
+    """Return tasks, reading a file or mapping if needed. Errors: as for :func:`read_tasks`."""
     if isinstance(tasks, (str, os.PathLike, Mapping)):
         return read_tasks(tasks, allow_code=allow_code)
     return tasks
@@ -72,10 +72,10 @@ def read_tasks(
     *,
     allow_code: bool = False,
 ) -> tuple[Task, ...]:
-    """Read the tasks of a YAML file, or of a mapping that says the same; their data is read and checked, no model is loaded.
+    """Read tasks from a YAML file or an equivalent mapping; data is read and checked, no model is loaded.
 
-    Paths are relative to the file, of a mapping to ``folder``. Without ``allow_code`` a task that would run code is a mistake, and none of it
-    is run. Errors: EvaluationError, with a line for every mistake in the file.
+    Paths are relative to the file, or to ``folder`` for a mapping. Without ``allow_code`` a task that would run code is a
+    mistake, and no code is run. Errors: EvaluationError, with one line per mistake.
     """
     if isinstance(source, Mapping):
         try:
@@ -91,16 +91,16 @@ def read_tasks(
     if len(documents) > 1:
         reading.wrong(
             documents[1].root.line,
-            "a second document begins; expected one list of tasks. Put it into a file of its own.",
+            "a second document begins; expected one list of tasks. Move it to another file.",
         )
-    found = (
+    tasks = (
         _tasks(documents[0].root, Path(folder), reading, allow_code)
         if documents and not reading.is_broken
         else []
     )
     if reading.mistakes:
         raise EvaluationError(*reading.error().args)
-    return tuple(found)
+    return tuple(tasks)
 
 
 def _text(name: str) -> str:
@@ -132,7 +132,7 @@ def _tasks(root: Node, folder: Path, reading: ParseContext, allow_code: bool) ->
                 root.line if listed is None else listed.line, f"tasks is {what}; expected {EXPECTED}."
             )
         return []
-    found: list[Task] = []
+    tasks: list[Task] = []
     names: dict[str, int] = {}
     subjects: dict[str, EvaluatedModel] = {}
     for index, node in enumerate(listed.value):
@@ -147,7 +147,7 @@ def _tasks(root: Node, folder: Path, reading: ParseContext, allow_code: bool) ->
         if name is not None and name in names:
             reading.wrong(
                 node.line,
-                f"tasks[{index}].name is {name!r}, as tasks[{names[name]}].name; expected names that differ.",
+                f"tasks[{index}].name is {name!r}, like tasks[{names[name]}].name; expected different names.",
             )
         kind = entry.choice("type", tuple(READERS), None)
         if name is None or kind is None:
@@ -155,58 +155,58 @@ def _tasks(root: Node, folder: Path, reading: ParseContext, allow_code: bool) ->
         names.setdefault(name, index)
         task = READERS[kind](name, entry)
         if task is not None:
-            found.append(task)
-    return found
+            tasks.append(task)
+    return tasks
 
 
 @dataclasses.dataclass
 class _TaskReader:
-    """One task being read. What is wrong is told to ``reading``; a key that is wrong has its default from then on."""
+    """Reads one task. Mistakes are reported to ``reading``; a wrong key gets its default."""
 
     node: Node
     where: str
     folder: Path
     reading: ParseContext
     subjects: dict[str, EvaluatedModel]
-    """Encoders that were opened: those of one path are one."""
+    """Opened encoders, one per path."""
     allow_code: bool
-    """May the file name code that is run?"""
+    """Whether the file may name code to run."""
     is_wrong: bool = False
 
     @property
     def keys(self) -> Mapping[str, Node]:
-        found: dict[str, Node] = self.node.value
-        return found
+        keys: dict[str, Node] = self.node.value
+        return keys
 
     def wrong(self, node: Node, message: str) -> None:
         self.is_wrong = True
         self.reading.wrong(node.line, message)
 
     def runs(self, key: str, what: str) -> None:
-        """Tell a key that names code to run, unless the caller allows it."""
+        """Report a key that names code to run, unless the caller allows it."""
         node = self.keys.get(key)
         if node is not None and not self.allow_code:
             shown = repr(node.value[:100]) if isinstance(node.value, str) else node.kind
             self.wrong(node, f"{self.where}.{key} is {shown}, {what}; {ASK_FOR_CODE}")
 
-    def only(self, *known: str) -> None:
-        """Tell keys that are none of these."""
+    def only(self, *keys: str) -> None:
+        """Report all other keys."""
         for key, value in self.keys.items():
-            if key not in (*COMMON, *known):
+            if key not in (*COMMON, *keys):
                 self.wrong(
                     value,
-                    f"{self.where} has the unknown key {key[:60]!r}. {scalars.nearest(key, [*COMMON, *known])}",
+                    f"{self.where} has the unknown key {key[:60]!r}. {scalars.nearest(key, [*COMMON, *keys])}",
                 )
 
     def text(self, key: str, default: str | None) -> str | None:
-        """Text of one line; without a default it must be given."""
+        """Return one line of text; it is required without a default."""
         if key not in self.keys:
             if default is None:
                 self.wrong(self.node, f"{self.where}.{key} is missing; expected text.")
             return default
-        found = scalars.text(self.keys[key], f"{self.where}.{key}", self.reading)
-        self.is_wrong |= found is None
-        return found
+        text = scalars.text(self.keys[key], f"{self.where}.{key}", self.reading)
+        self.is_wrong |= text is None
+        return text
 
     def choice(self, key: str, among: tuple[str, ...], default: str | None) -> str | None:
         node = self.keys.get(key)
@@ -224,32 +224,32 @@ class _TaskReader:
     def whole(self, key: str, default: int | None, least: int = 1) -> int | None:
         if key not in self.keys:
             return default
-        found = scalars.integer(self.keys[key], f"{self.where}.{key}", least, self.reading)
-        self.is_wrong |= found is None
-        return found
+        number = scalars.integer(self.keys[key], f"{self.where}.{key}", least, self.reading)
+        self.is_wrong |= number is None
+        return number
 
     def positive(self, key: str, default: float) -> float:
         if key not in self.keys:
             return default
         node = self.keys[key]
-        found = scalars.finite_number(node, f"{self.where}.{key}", node.line, self.reading)
-        if found is not None and found <= 0:
-            self.wrong(node, f"{self.where}.{key} is {found:g}; expected a number above 0.")
-        self.is_wrong |= found is None
-        return found or default
+        number = scalars.finite_number(node, f"{self.where}.{key}", node.line, self.reading)
+        if number is not None and number <= 0:
+            self.wrong(node, f"{self.where}.{key} is {number:g}; expected a number above 0.")
+        self.is_wrong |= number is None
+        return number or default
 
     def path(self, key: str) -> Path | None:
-        """A file, from the folder of the tasks."""
-        found = self.text(key, None)
-        return None if found is None else self.folder / Path(os.path.expanduser(found))
+        """Return the path of a file, relative to the folder of the tasks."""
+        path = self.text(key, None)
+        return None if path is None else self.folder / Path(os.path.expanduser(path))
 
     def model(self, key: str) -> str | None:
-        """A model: a path from the folder of the tasks, or one of the hub."""
-        found = self.text(key, None)
-        if found is None:
+        """Return a model: a path relative to the folder of the tasks, or a hub id."""
+        reference = self.text(key, None)
+        if reference is None:
             return None
-        beside = self.folder / Path(os.path.expanduser(found))
-        return os.fspath(beside) if beside.exists() else found
+        path = self.folder / Path(os.path.expanduser(reference))
+        return os.fspath(path) if path.exists() else reference
 
     def opened(self, reference: str) -> EvaluatedModel:
         if reference not in self.subjects:
@@ -257,7 +257,7 @@ class _TaskReader:
         return self.subjects[reference]
 
     def attempt(self, make: Callable[[], Task]) -> Task | None:
-        """What is made of values that were read, unless one was wrong or it fails: then that is told, at the task's line."""
+        """Make a task from the values; a failure is reported at the task's line. Returns None after any mistake."""
         if self.is_wrong:
             return None
         try:
@@ -269,7 +269,7 @@ class _TaskReader:
 
 COMMON = ("name", "type", "weight")
 
-ASK_FOR_CODE = "expected only data and settings. If you trust whoever wrote this file and the code it names, say --allow-code (in Python allow_code=True)."
+ASK_FOR_CODE = "expected only data and settings. If you trust the author of this file and the code it names, use --allow-code (in Python allow_code=True)."
 
 
 def _either(among: tuple[str, ...]) -> str:
@@ -290,7 +290,7 @@ def _classification(name: str, entry: _TaskReader) -> Task | None:
     if head == "names" and "labels" not in entry.keys:
         entry.wrong(
             entry.node,
-            f"{entry.where}.labels is missing; head: names needs the classes, as in {{earn: company earnings}}.",
+            f"{entry.where}.labels is missing; head: names needs the classes, for example {{earn: company earnings}}.",
         )
     options: dict[str, Any] = {
         "pooling": entry.choice("pooling", ("mean", "cls"), "mean"),
@@ -306,16 +306,16 @@ def _classification(name: str, entry: _TaskReader) -> Task | None:
         assert data is not None  # nothing was wrong
         assert text is not None
         examples = read_examples(data, text, label, limit)
-        given = entry.opened(encoder) if head == "names" and encoder is not None else None
+        subject = entry.opened(encoder) if head == "names" and encoder is not None else None
         return Classification(
-            name, examples.inputs, examples.labels, classes=classes, head=head, encoder=given, places=examples.places, **options  # type: ignore[arg-type]
+            name, examples.inputs, examples.labels, classes=classes, head=head, encoder=subject, places=examples.places, **options  # type: ignore[arg-type]
         )  # fmt: skip
 
     return entry.attempt(make)
 
 
 def _labels(entry: _TaskReader) -> Mapping[str, str] | None:
-    """Classes to their words; of a list, each is its own word."""
+    """Return the words of each class; in a list, each class is its own word."""
     node = entry.keys.get("labels")
     if node is None:
         return None
@@ -327,21 +327,21 @@ def _labels(entry: _TaskReader) -> Mapping[str, str] | None:
         if isinstance(node.value, list)
         else ()
     )
-    found: dict[str, str] = {}
+    words: dict[str, str] = {}
     for key, word in items:
         text = str(word.value) if isinstance(word.value, str | int) else None
         if text is None or not text.strip():
-            entry.wrong(word, f"{where} holds {word.kind}; expected the words of a class.")
-        elif (key or text) in found:
+            entry.wrong(word, f"{where} contains {word.kind}; expected the words of a class.")
+        elif (key or text) in words:
             entry.wrong(word, f"{where} names {text!r} twice; expected each class once.")
         else:
-            found[key or text] = text
-    if len(found) < 2 and not entry.is_wrong:
+            words[key or text] = text
+    if len(words) < 2 and not entry.is_wrong:
         entry.wrong(
             node,
-            f"{where} is {node.kind if not found else 'one class'}; expected two classes at least, a list or {{name: words}}.",
+            f"{where} is {node.kind if not words else 'one class'}; expected at least two classes, a list or {{name: words}}.",
         )
-    return found
+    return words
 
 
 def _perplexity(name: str, entry: _TaskReader) -> Task | None:
@@ -388,19 +388,19 @@ def _lm_eval(name: str, entry: _TaskReader) -> Task | None:
     listed = entry.keys.get("tasks")
     tasks = [n.value for n in listed.value] if listed is not None and isinstance(listed.value, list) else []
     if not tasks or not all(isinstance(task, str) for task in tasks):
-        found = "missing" if listed is None else listed.kind
+        kind = "missing" if listed is None else listed.kind
         entry.wrong(
             listed or entry.node,
-            f"{entry.where}.tasks is {found}; expected a list of the harness's names, as in [arc_easy].",
+            f"{entry.where}.tasks is {kind}; expected a list of names in the harness, for example [arc_easy].",
         )
     entry.runs(
         "include_path",
-        "a folder of tasks of the harness, which may hold Python code and templates that run code",
+        "a folder of harness tasks, which may contain Python code and templates that run code",
     )
-    if not entry.allow_code and any(is_file_of_a_task(task) for task in tasks):
+    if not entry.allow_code and any(is_task_file(task) for task in tasks):
         entry.runs(
             "tasks",
-            "with a file of a task of the harness in it, which may hold Python code and templates that run code",
+            "with the file of a harness task, which may contain Python code and templates that run code",
         )
     metric = entry.text("metric", None)
     options: dict[str, Any] = {

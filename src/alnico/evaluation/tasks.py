@@ -1,4 +1,4 @@
-"""What scores a model: the one interface of evaluation, soups, search and everything else that measures on data."""
+"""Defines tasks and scores: the interface of evaluation, soups, search and everything else that scores models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 ModelKind = Literal["encoder", "classifier", "causal"]
-"""What a task needs of a transformers checkpoint: the model without a head, with its classifier, or with its language-model head."""
+"""The module a task needs: the model without a head, with its classifier, or with its language-model head."""
 
 Goal = Literal["max", "min"]
-"""Is more better, or less?"""
+"""Whether a higher or a lower score is better."""
 
 Link = Literal["mean", "exp"]
 
@@ -28,9 +28,9 @@ Link = Literal["mean", "exp"]
 class Score:
     """A model's result on one task, in the task's unit.
 
-    ``examples`` (n,) float64 is what each example contributed, in the task's order: 1 or 0 for an accuracy, the negative log-likelihood
-    of a token, on the mean of a window, for a perplexity. None where a task tells its value alone. ``link`` says how the value follows
-    from them: it is their mean, or exp of it.
+    ``examples`` (n,) float64 has the contribution of each example, in the task's order: 1 or 0 for an accuracy, the mean
+    negative log-likelihood of a window's tokens for a perplexity. It is None if the task reports only its value. ``link``
+    says how the value is computed from them: their mean, or exp of it.
     """
 
     value: float
@@ -39,7 +39,7 @@ class Score:
 
 
 def pool(scores: Sequence[Score]) -> Score:
-    """The score on all examples of several scores of one task, on different ones. Each must have its examples.
+    """Combine scores of one task on different examples into the score on all of them. Each needs its examples.
 
     >>> pool([Score(1.0, np.ones(1)), Score(0.0, np.zeros(3))]).value
     0.25
@@ -47,7 +47,7 @@ def pool(scores: Sequence[Score]) -> Score:
     examples = [score.examples for score in scores if score.examples is not None]
     if len(examples) != len(scores) or not examples:
         raise EvaluationError(
-            "scores without their examples cannot be pooled; expected what each example contributed. Score all at once."
+            "scores without examples cannot be pooled; expected the contribution of each example. Score all examples at once."
         )
     joined, link = np.concatenate(examples), scores[0].link
     mean = float(joined.mean())
@@ -55,29 +55,29 @@ def pool(scores: Sequence[Score]) -> Score:
 
 
 def evaluation_failed(where: str, error: BaseException) -> EvaluationError:
-    """What is said where something that alnico called has raised: its kind and its first line.
+    """Return the error for an exception in code that alnico called: its type and its first line.
 
     >>> evaluation_failed("news: merged", KeyError("pixel_values"))
-    EvaluationError("news: merged: the evaluation raised KeyError: 'pixel_values'; expected a score. Mend what was called, or the data.")
+    EvaluationError("news: merged: the evaluation raised KeyError: 'pixel_values'; expected a score. Correct the called code, or the data.")
     """
     try:
-        text = (str(error).strip() or "without a word").splitlines()[0][:300].rstrip(".")
-    except Exception:  # of a class whose text fails, too
-        text = "without a word"
+        text = (str(error).strip() or "no message").splitlines()[0][:300].rstrip(".")
+    except Exception:  # its own text raises an exception
+        text = "no message"
     return EvaluationError(
-        f"{where}: the evaluation raised {type(error).__name__}: {text}; expected a score. Mend what was called, or the data."
+        f"{where}: the evaluation raised {type(error).__name__}: {text}; expected a score. Correct the called code, or the data."
     )
 
 
 def checked_value(value: Any, where: str) -> float:
-    """A finite number as a task gives it. Errors: EvaluationError, for anything else.
+    """Return a task's value as a finite number. Errors: EvaluationError otherwise.
 
     >>> checked_value(1, "mine: merged")
     1.0
     """
     if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
         raise EvaluationError(
-            f"{where}: the evaluation gave a {type(value).__name__}; expected a finite number. Mend what was called."
+            f"{where}: the evaluation returned a {type(value).__name__}; expected a finite number. Correct the called code."
         )
     try:
         number = float(
@@ -85,11 +85,11 @@ def checked_value(value: Any, where: str) -> float:
         )  # torch warns of a loss with its graph
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise EvaluationError(
-            f"{where}: the evaluation gave a {type(value).__name__} that is no number; expected a finite number. Mend what was called."
+            f"{where}: the evaluation returned a {type(value).__name__} that is not a number; expected a finite number. Correct the called code."
         ) from None
     if not math.isfinite(number):
         raise EvaluationError(
-            f"{where}: the evaluation gave {number}; expected a finite number. Look for NaN in the model, or mend what was called."
+            f"{where}: the evaluation returned {number}; expected a finite number. Check the model for NaN, or correct the called code."
         )
     return number
 
@@ -101,54 +101,54 @@ class EvaluatedModel(Protocol):
 
     @property
     def directory(self) -> Path:
-        """Where it lies as a checkpoint. What is in memory alone is written there when first asked."""
+        """Its directory as a checkpoint. A model in memory is written on first use."""
         ...
 
     def module(self, kind: ModelKind) -> Any:
-        """The transformers module, in evaluation mode: the same object at every call. Errors: ModelError, EvaluationError."""
+        """Return the transformers module in evaluation mode, always the same object. Errors: ModelError, EvaluationError."""
         ...
 
     def tokenizer(self) -> Any:
-        """The transformers tokenizer."""
+        """Return the transformers tokenizer."""
         ...
 
 
 class Task(Protocol):
-    """One thing to be good at, measured on some examples."""
+    """One ability, measured on examples."""
 
     name: str
     goal: Goal
     weight: float
-    """Of the task in a mean over tasks, above 0."""
+    """The weight of the task in a mean over tasks, above 0."""
     size: int
-    """Examples there are; 0 where a task cannot be taken in part."""
+    """The number of examples; 0 if the task cannot be scored on a part of them."""
 
     def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
-        """Score a model, on all examples or on some. Errors: EvaluationError, with the task's name, for anything but a finite number."""
+        """Score a model on all examples or on some. Errors: EvaluationError, with the task's name, unless finite."""
         ...
 
     def pooled(self, scores: Sequence[Score]) -> Score:
-        """The score on all examples of several scores on different ones."""
+        """Combine scores on different examples into the score on all of them."""
         ...
 
     def digests(self) -> frozenset[str]:
-        """What its examples are known by: tasks that share one share an example."""
+        """Return the digests of its examples: tasks with a common digest share an example."""
         ...
 
 
 @runtime_checkable
 class Differentiable(Task, Protocol):
-    """A task whose model can be asked for the scores of classes, before the softmax, without its labels."""
+    """A task that can return the logits of classes without using labels."""
 
     kind: ModelKind
 
     def logits(self, subject: EvaluatedModel, examples: Sequence[int]) -> torch.Tensor:
-        """Return (n, classes) float32, with the graph of the module's parameters where torch records one. Labels are never read."""
+        """Return logits (n, classes) float32, with the autograd graph if torch records one. Labels are never read."""
         ...
 
 
 def shared_examples(tasks: Sequence[Task], others: Sequence[Task]) -> Iterator[tuple[Task, Task, int]]:
-    """Give every two tasks, one of each, that share examples, and how many."""
+    """Yield pairs of tasks, one of each list, that share examples, with the number shared."""
     for task in tasks:
         for other in others:
             if count := len(task.digests() & other.digests()):

@@ -1,4 +1,4 @@
-"""What a task makes of its texts with a tokenizer: once for each tokenizer, and kept."""
+"""Caches what a task computes from its texts with a tokenizer, once per tokenizer."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ import xxhash
 from alnico.errors import AlnicoError
 from alnico.evaluation.tasks import evaluation_failed
 
-Made = TypeVar("Made")
+Tokenised = TypeVar("Tokenised")
 
 
-class ForEachTokenizer(Generic[Made]):
-    """What ``make`` gives for a tokenizer; for one that is read from equal files, the same again."""
+class ForEachTokenizer(Generic[Tokenised]):
+    """Caches the result of ``make`` per tokenizer; tokenizers read from equal files share it."""
 
-    def __init__(self, make: Callable[[Any], Made]) -> None:
+    def __init__(self, make: Callable[[Any], Tokenised]) -> None:
         self._make = make
         self._digests: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-        self._made: dict[str, Made] = {}
+        self._cache: dict[str, Tokenised] = {}
 
-    def of(self, tokenizer: Any, where: str) -> Made:
-        """Errors: EvaluationError, beginning with ``where``, for whatever a tokenizer raises."""
+    def of(self, tokenizer: Any, where: str) -> Tokenised:
+        """Return the result for a tokenizer. Errors: EvaluationError, starting with ``where``, if it raises."""
         with named_failures(where):
             digest = self._digests.get(tokenizer)
             if digest is None:
                 digest = self._digests[tokenizer] = _digest(tokenizer)
-            if digest not in self._made:
-                self._made[digest] = self._make(tokenizer)
-        return self._made[digest]
+            if digest not in self._cache:
+                self._cache[digest] = self._make(tokenizer)
+        return self._cache[digest]
 
 
 @contextmanager
 def named_failures(where: str) -> Iterator[None]:
-    """What a tokenizer of a stranger raises, as an error of an evaluation. Errors: EvaluationError."""
+    """Turn exceptions of a tokenizer into an error of the evaluation. Errors: EvaluationError."""
     try:
         yield
     except AlnicoError:
@@ -50,10 +50,8 @@ def _digest(tokenizer: Any) -> str:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
         return f"object {id(tokenizer)}"
-    held = json.loads(fast.to_str()) | {
-        "padding": None,
-        "truncation": None,
-    }  # of its last call, not of its own
+    # Padding and truncation are those of its last call.
+    settings = json.loads(fast.to_str()) | {"padding": None, "truncation": None}
     return xxhash.xxh3_128_hexdigest(
-        f"{tokenizer.pad_token_id} {tokenizer.model_max_length} {json.dumps(held)}".encode()
+        f"{tokenizer.pad_token_id} {tokenizer.model_max_length} {json.dumps(settings)}".encode()
     )
