@@ -210,7 +210,8 @@ def packed(path, shape, held=b"", method=zipfile.ZIP_DEFLATED):
 def test_pictures_that_claim_more_than_the_file_holds_are_refused(tmp_path):
     path = packed(tmp_path / "i.npz", (10**9, 3, 1000, 1000))
     with pytest.raises(
-        EvaluationError, match=r"is not an npz file of plain arrays \(images.npy claims the shape \(1000000000, 3"
+        EvaluationError,
+        match=r"is not an npz file of plain arrays \(images.npy claims the shape \(1000000000, 3",
     ):
         read_examples(path, label=None)
     packed(path, (64, 4, 256, 256), bytes(4 * 64 * 4 * 256 * 256))
