@@ -548,7 +548,7 @@ def test_unfinished_work_of_an_archive_is_not_taken_up(models: Path, tmp_path: P
     out, place = tmp_path / "out", tmp_path / f".out.alnico-{kind}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "alnico.output.publish.complete_output"
+            "alnico.engine.run.complete_output"
             if kind == "part"
             else "alnico.analysis.analyze.write_analysis",
             _interrupted,
