@@ -515,7 +515,7 @@ def test_the_check_is_made_again_before_the_old_output_goes(tmp_path: Path) -> N
             Path("out/mine.txt").write_text("mine")
 
     with pytest.raises(
-        OutputError, match=r"out: came to be while merging\. The finished model is in .*; move it yourself"
+        OutputError, match=r"out: was created while merging\. The finished model is in .*; move it yourself"
     ):
         alnico.merge(tmp_path / "r.yml", "out", overwrite=True, watch=watch)
     assert Path("out/mine.txt").read_text() == "mine"

@@ -73,7 +73,7 @@ def test_what_could_not_be_checked_exits_with_11_after_what_passed(run: Run) -> 
     assert run("verify", "out", "--against-inputs") == (
         11,
         PASSED,
-        "alnico: out: could not check against its inputs: tuned-1 is neither here nor beside it; expected what was merged. Say where with "
+        "alnico: out: could not check against its inputs: tuned-1 is neither here nor next to it; expected the inputs of the merge. Say where with "
         "--input tuned-1=PATH.\n",
     )
     assert run("verify", "out", "--against-inputs", "--input", "tuned-1=moved")[0] == 0

@@ -188,7 +188,7 @@ def test_what_came_to_stand_under_the_outputs_name_is_not_replaced(recipe: Path,
 
         with pytest.raises(
             OutputError,
-            match=f"{name}: came to be while merging. The finished model is in .*; move it yourself",
+            match=f"{name}: was created while merging. The finished model is in .*; move it yourself",
         ):
             alnico.merge(recipe, tmp_path / name, watch=watch)
         assert (tmp_path / name).read_text() == "mine"

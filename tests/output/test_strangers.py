@@ -152,7 +152,7 @@ def test_what_another_user_may_have_planted_is_refused_and_no_link_is_followed(
     assert caught.value.exit_code == 8
     chmod = f"run `chmod -R go-w {place}` or " if "written by others" in fault else ""
     assert str(caught.value) == (
-        f"{out}: unfinished work stands beside it that is not taken up: {fault}; expected files and folders of yours that nobody else can "
+        f"{out}: the unfinished work next to it cannot be resumed: {fault}; expected files and folders of yours that nobody else can "
         f"write. Choose another output, or, if you know what it is, {chmod}remove {place}."
     )
     assert everything(victim) == {"precious": b"mine"}
@@ -397,7 +397,7 @@ def test_in_a_sticky_folder_an_output_of_another_user_is_refused_before_the_merg
         with pytest.raises(OutputError) as caught:
             merged(recipe, shared / "out", overwrite=True, watch=begun.append)
         assert str(caught.value) == (
-            f"{shared}/out: stands there already and belongs to the user root (0); in {shared}, which has the sticky bit, only they can "
+            f"{shared}/out: exists and belongs to the user root (0); in {shared}, which has the sticky bit, only they can "
             "rename it. Choose another output."
         )
         assert not begun
@@ -561,7 +561,7 @@ def test_unfinished_work_of_an_archive_is_not_taken_up(models: Path, tmp_path: P
     os.rename(tmp_path / "copy", place)
     with pytest.raises(
         OutputError,
-        match=rf"{place}: holds an unfinished {'merge' if kind == 'part' else 'analysis'} that was not begun in this place",
+        match=rf"{place}: holds an unfinished {'merge' if kind == 'part' else 'analysis'} that was not started here",
     ):
         run(models, out)
     assert not out.exists() or not any(out.iterdir())

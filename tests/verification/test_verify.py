@@ -362,7 +362,7 @@ def test_one_file_has_no_lock() -> None:
 
 def test_a_model_of_others_has_no_lock() -> None:
     assert told(lambda: alnico.verify("base"), UncheckedError) == (
-        "base: could not check: it has no alnico.lock.json, which says what must be there; expected the output of `alnico merge`. Check the path."
+        "base: could not check: it has no alnico.lock.json, which lists what must be there; expected the output of `alnico merge`. Check the path."
     )
     assert told(lambda: alnico.verify("nowhere"), OutputError).startswith("nowhere: no such directory; ")
 
@@ -418,7 +418,7 @@ def test_an_input_that_is_gone_or_another_is_named_and_where_it_lies_now_is_take
     alnico.merge(TIES, "out")
     Path("tuned-1").rename("moved")
     assert told(lambda: alnico.verify("out", against_inputs=True), UncheckedError) == (
-        "out: could not check against its inputs: tuned-1 is neither here nor beside it; expected what was merged. Say where with "
+        "out: could not check against its inputs: tuned-1 is neither here nor next to it; expected the inputs of the merge. Say where with "
         "--input tuned-1=PATH."
     )
     assert alnico.verify("out", against_inputs=True, inputs={"tuned-1": "moved"}).recomputed.tensors == 20
@@ -439,7 +439,7 @@ def test_an_input_that_is_gone_or_another_is_named_and_where_it_lies_now_is_take
     assert told(
         lambda: alnico.verify("out", against_inputs=True, inputs={"tuned-9": "moved"}), ModelError
     ) == (
-        "input 'tuned-9': is none of out/alnico.lock.json; it lists tuned-0, tuned-1, base. Check the name before the =."
+        "input 'tuned-9': is not in out/alnico.lock.json; it lists tuned-0, tuned-1, base. Check the name before the =."
     )
 
 
@@ -488,7 +488,7 @@ def test_a_recipe_in_the_lock_that_cannot_be_read_is_no_pass() -> None:
     alnico.merge(TIES, "out")
     edit_lock(lambda lock: lock["recipe"].update(merge_method="later"))
     assert told(lambda: alnico.verify("out", against_inputs=True), UncheckedError).startswith(
-        "out/alnico.lock.json: its recipe is not read by this version of alnico (recipe: unknown merge method 'later'"
+        "out/alnico.lock.json: this version of alnico cannot read its recipe (recipe: unknown merge method 'later'"
     )
 
 

@@ -21,6 +21,7 @@ from alnico.output.staging import PartDirectory
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
 from alnico.run_options import RunOptions
+from alnico.threads import Abandoned
 
 BASE = "a base of zeros"
 
@@ -72,6 +73,8 @@ class Merging:
         merged = Merged(name, job.dtype, job.shape, files, part.folder)
         try:
             self._run(name, files)
+        except Abandoned:  # a thread may still write into the file
+            raise
         except BaseException:
             merged.close()
             raise

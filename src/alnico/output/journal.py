@@ -217,7 +217,7 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
         raise _damaged(path, what)
     if not _is_from_here(start.get("made"), path):
         raise OutputError(
-            f"{path.parent}: holds an unfinished {what} that was not begun in this place: it was copied or unpacked, and may be anybody's. "
+            f"{path.parent}: holds an unfinished {what} that was not started here: it was copied or unpacked, and may be someone else's. "
             "Pass --restart to start over."
         )
     changed = _changes(start["fingerprint"], json.loads(json.dumps(fingerprint)))

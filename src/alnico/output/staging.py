@@ -102,7 +102,7 @@ class Hold:
         # Versions before this check made folders with the mode of the umask.
         advice = f"run `chmod -R go-w {self.path}` or " if WRITABLE in fault else ""
         return OutputError(
-            f"{self.out}: unfinished work stands beside it that is not taken up: {fault}; expected files and folders of yours that nobody "
+            f"{self.out}: the unfinished work next to it cannot be resumed: {fault}; expected files and folders of yours that nobody "
             f"else can write. Choose another output, or, if you know what it is, {advice}remove {self.path}."
         )
 
@@ -231,7 +231,7 @@ class PartDirectory(Hold):
             return
         if fault is not None:
             raise OutputError(
-                f"{self.out}: {self.old} stands beside it, where the model is put that --overwrite replaces, and {fault}; expected nothing, or "
+                f"{self.out}: {self.old} exists, where --overwrite moves the old model, and {fault}; expected nothing, or "
                 "what a run of yours left. Choose another output, or remove it."
             )
 
@@ -294,7 +294,7 @@ class PartDirectory(Hold):
         except (OSError, OutputError) as error:
             if isinstance(error, OutputError) or error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise OutputError(
-                    f"{self.out}: came to be while merging. The finished model is in {finished}; move it yourself."
+                    f"{self.out}: was created while merging. The finished model is in {finished}; move it yourself."
                 ) from None
             raise RunError(
                 f"{self.out}: the finished model could not be renamed ({error.strerror}). It is in {finished}."
@@ -339,7 +339,7 @@ def check_renamable(out: Path) -> None:
         return
     if is_sticky and not is_ours:
         raise OutputError(
-            f"{out}: stands there already and belongs to {user_name(status.st_uid)}; in {out.parent}, which has the sticky bit, only they can rename "
+            f"{out}: exists and belongs to {user_name(status.st_uid)}; in {out.parent}, which has the sticky bit, only they can rename "
             "it. Choose another output."
         )
     if (
@@ -348,7 +348,7 @@ def check_renamable(out: Path) -> None:
         and not os.access(out, os.W_OK, effective_ids=HAS_DESCRIPTORS)
     ):
         raise OutputError(
-            f"{out}: stands there already, and you cannot write into it (its mode is {stat.S_IMODE(status.st_mode):04o}), so it cannot be replaced. "
+            f"{out}: exists, and you cannot write into it (its mode is {stat.S_IMODE(status.st_mode):04o}), so it cannot be replaced. "
             f"Choose another output, or remove it."
         )
 

@@ -67,7 +67,7 @@ def recipe_in(lock: Lock, options: ReplanOptions) -> Recipe:
         recipe = load_recipe(_renamed(lock.recipe, moved))
     except AlnicoError as error:
         raise UncheckedError(
-            f"{lock.path}: its recipe is not read by this version of alnico ({' '.join(error.args)}). Use alnico {lock.version}."
+            f"{lock.path}: this version of alnico cannot read its recipe ({' '.join(error.args)}). Use alnico {lock.version}."
         ) from None
     if len(recipe.references) != len(lock.models):
         raise UncheckedError(
@@ -110,7 +110,7 @@ def check_places(lock: Lock, options: ReplanOptions) -> None:
     unknown = [old for old in options.places if old not in names and repr(old) not in text]
     if unknown:
         raise ModelError(
-            f"input {unknown[0]!r}: is none of {lock.path}; it lists {', '.join(inputs)}. Check the name before the =."
+            f"input {unknown[0]!r}: is not in {lock.path}; it lists {', '.join(inputs)}. Check the name before the =."
         )
     folder = str(lock.path.parent.absolute().parent)
     absent = [
@@ -122,7 +122,7 @@ def check_places(lock: Lock, options: ReplanOptions) -> None:
     if absent:
         raise UncheckedError(
             f"{lock.path.parent}: could not check against its inputs: {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} neither here nor "
-            f"beside it; expected what was merged. Say where with --input {absent[0]}=PATH."
+            f"next to it; expected the inputs of the merge. Say where with --input {absent[0]}=PATH."
         )
 
 
@@ -211,7 +211,7 @@ def replan(lock: Lock, options: ReplanOptions, stages: Mapping[str, Source]) -> 
         for source in plan.sources:
             source.close()
         raise UncheckedError(
-            f"{lock.path}: {name} is {_describe(planned.get(name))} from the inputs that are found, the lock says {_describe(locked.get(name))}; expected "
+            f"{lock.path}: {name} is {_describe(planned.get(name))} from the inputs found, the lock says {_describe(locked.get(name))}; expected "
             "the inputs that were merged. Say where they are with --input NAME=PATH."
         )
     return plan

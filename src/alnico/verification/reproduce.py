@@ -102,7 +102,7 @@ def reproduce(
     target = new or place.parent / f".{place.name}.alnico-again"
     if new is not None and new.resolve().is_relative_to(out.resolve()):
         raise OutputError(
-            f"{new}: lies in {out}, with which it is to be compared; expected a place of its own. Choose another output."
+            f"{new}: is inside {out}, with which it is compared; expected a separate place. Choose another output."
         )
     if new is None:
         check_twins(place, input_places(lock, options), (".alnico-again",))
@@ -140,8 +140,8 @@ def _remove_earlier(target: Path) -> None:
     except OSError as error:
         fault = f"cannot be removed ({error.strerror})"
     raise OutputError(
-        f"{target}: stands where the second merge is made, and {fault}; expected nothing, or what an earlier comparison of yours left. Remove it, "
-        "or give a place for the second merge."
+        f"{target}: is the place of the second merge, and {fault}; expected nothing there, or the leftover of your own comparison. Remove it, "
+        "or give another place for the second merge."
     )
 
 

@@ -321,7 +321,7 @@ def _stage_folder(steps: Sequence[_RepeatedMerge], out: Path) -> Iterator[Path]:
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise ResourceError(
-            f"{out.parent}: making the stages of {out.name} again needs {format_size(needed)}, {format_size(free)} are free. Make room, or "
+            f"{out.parent}: repeating the stages of {out.name} needs {format_size(needed)}, {format_size(free)} are free. Make room, or "
             "give a smaller --sample."
         )
     try:
@@ -360,7 +360,7 @@ def _make_chunks(
         ).all()
     except (NonFiniteError, MismatchError) as error:
         raise UncheckedError(
-            f"{step.lock.path}: could not be merged again from the inputs that are found: {' '.join(error.args)} Say where those of the merge are with "
+            f"{step.lock.path}: could not be merged again from the inputs found: {' '.join(error.args)} Say where those of the merge are with "
             "--input NAME=PATH."
         ) from None
     return noting

@@ -161,7 +161,7 @@ def open_lock(out: Path) -> Lock:
     check_folder(out)
     if not (out / LOCK).is_file():
         raise UncheckedError(
-            f"{out}: could not check: it has no {LOCK}, which says what must be there; expected the output of `alnico merge`. Check the path."
+            f"{out}: could not check: it has no {LOCK}, which lists what must be there; expected the output of `alnico merge`. Check the path."
         )
     return read_lock(out)
 
