@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import subprocess
@@ -31,10 +32,15 @@ def room_of(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
 def imported_rooms(path: Path) -> set[str]:
     """Rooms a file imports, imports inside functions included."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -73,7 +79,7 @@ def modules() -> dict[str, Path]:
 def imported_modules(path: Path, names: dict[str, Path]) -> set[str]:
     """The files that a file imports, imports inside functions included; a name of a package counts as its ``__init__``."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name in names}
         elif isinstance(node, ast.ImportFrom):
@@ -112,7 +118,7 @@ def test_no_files_import_one_another_in_a_circle() -> None:
 def public_types(path: Path) -> list[str]:
     """Names of the classes and type aliases that a file defines at its top level; a leading underscore does not count."""
     names = []
-    for node in ast.parse(path.read_text()).body:
+    for node in tree_of(path).body:
         if isinstance(node, ast.ClassDef):
             names.append(node.name)
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -150,7 +156,7 @@ def test_threads_are_made_in_one_place() -> None:
     users = {
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(tree_of(path))
         if (isinstance(node, ast.Name) and node.id in names)
         or (isinstance(node, ast.Attribute) and node.attr in names)
         or (isinstance(node, ast.alias) and node.name in names)
@@ -255,9 +261,7 @@ def test_every_public_name_is_there_and_documented() -> None:
 def test_type_checkers_see_the_names_that_are_imported_on_first_use(package: str) -> None:
     path = modules()[package]
     block = next(
-        n
-        for n in ast.parse(path.read_text()).body
-        if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+        n for n in tree_of(path).body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
     )
     seen = {
         (a.name, "" if n.module == package else n.module)
@@ -291,7 +295,7 @@ def test_every_error_has_an_exit_code_of_its_own_and_is_in_the_tree() -> None:
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
 def test_a_line_of_an_error_is_an_argument_of_it(path: Path) -> None:
     """AlnicoError escapes newlines in its arguments, so that no name forges a line: messages of several lines have several arguments."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(tree_of(path)):
         name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
         if isinstance(node, ast.Call) and name.rpartition(".")[2].endswith("Error"):
             constants = [
@@ -318,7 +322,7 @@ def test_nothing_is_printed_but_by_the_functions_for_it() -> None:
     calls = {
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
     }
