@@ -13,7 +13,7 @@ from alnico.checkpoint.json_files import parse_json, read_json
 from alnico.checkpoint.source import Source
 from alnico.errors import RecipeError
 from alnico.vocabulary.output_vocabulary import VocabularyPlan
-from alnico.vocabulary.tokenizer import CONFIG, as_json, read_bytes
+from alnico.vocabulary.tokenizer import CONFIG, as_json, read_tokenizer_file
 
 NAMES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 FILE, PROCESSOR_FILE = "chat_template.jinja", "chat_template.json"
@@ -95,7 +95,7 @@ def plan_chat_template(
             or (vocabulary is not None and name in vocabulary.excluded)
         ):
             return None
-        return read_bytes(directory / name)
+        return read_tokenizer_file(directory / name)
 
     files: dict[str, bytes] = {}
     config = current_file(CONFIG)
@@ -124,7 +124,7 @@ def template_of(directory: Path | None) -> str | None:
     if directory is None:
         return None
     if (directory / FILE).exists():
-        return read_bytes(directory / FILE).decode("utf-8", "replace")
+        return read_tokenizer_file(directory / FILE).decode("utf-8", "replace")
     for name in (CONFIG, PROCESSOR_FILE):
         value = read_json(directory / name).get("chat_template") if (directory / name).exists() else None
         if isinstance(value, list):

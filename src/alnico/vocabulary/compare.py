@@ -13,10 +13,10 @@ from alnico.vocabulary.tokenizer import (
     assign_added_ids,
     check_rows,
     read_added,
-    read_bytes,
     read_lines,
     read_model_vocabulary,
     read_sentencepiece,
+    read_tokenizer_file,
 )
 
 READABLE = (JSON, "vocab.json", "vocab.txt", *PIECES)
@@ -70,7 +70,7 @@ def same_files(a: Path | None, b: Path | None) -> bool:
     for name in FILES:
         first, second = a / name, b / name
         if first.exists() and second.exists():
-            return read_bytes(first) == read_bytes(second)
+            return read_tokenizer_file(first) == read_tokenizer_file(second)
     return False
 
 

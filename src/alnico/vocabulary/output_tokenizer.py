@@ -18,7 +18,7 @@ from alnico.vocabulary.tokenizer import (
     as_json,
     assign_added_ids,
     plain_entry,
-    read_bytes,
+    read_tokenizer_file,
     role_tokens,
 )
 
@@ -79,7 +79,7 @@ def combine_tokens(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]
     removed = len(template.tokens) - len(present)
     if not new and not removed:
         return OutputTokenizer(
-            template.tokens, {n: read_bytes(template.directory / n) for n in template.files}, 0, 0
+            template.tokens, {n: read_tokenizer_file(template.directory / n) for n in template.files}, 0, 0
         )
     fillers = _fillers(parts, template) if has_document else {}
     parts |= fillers
@@ -123,7 +123,7 @@ def _files(
     has_other_parts: bool,
 ) -> dict[str, bytes]:
     dropped = PARTS if has_other_parts and template.document is not None else ()
-    files = {n: read_bytes(template.directory / n) for n in template.files if n not in dropped}
+    files = {n: read_tokenizer_file(template.directory / n) for n in template.files if n not in dropped}
     if template.document is not None:
         try:
             files[JSON] = as_json(_document(template.document, parts, added, tokens, has_other_parts))

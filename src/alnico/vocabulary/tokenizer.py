@@ -202,7 +202,7 @@ def _row(value: Any) -> int:
 def read_sentencepiece(path: Path) -> dict[str, int]:
     """Return the pieces of a sentencepiece model with their positions. Errors: ModelError."""
     try:
-        return {piece: row for row, piece in enumerate(read_pieces(read_bytes(path)))}
+        return {piece: row for row, piece in enumerate(read_pieces(read_tokenizer_file(path)))}
     except ValueError as error:
         reason = "a piece is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise ModelError(
@@ -212,11 +212,11 @@ def read_sentencepiece(path: Path) -> dict[str, int]:
 
 def read_lines(path: Path) -> dict[str, int]:
     """Return the tokens of a ``vocab.txt``, one per line."""
-    lines = read_bytes(path).decode("utf-8", "replace").split("\n")
+    lines = read_tokenizer_file(path).decode("utf-8", "replace").split("\n")
     return {token: row for row, line in enumerate(lines) if (token := line.rstrip("\r"))}
 
 
-def read_bytes(path: Path) -> bytes:
+def read_tokenizer_file(path: Path) -> bytes:
     """Read a tokenizer file. Errors: ModelError naming it."""
     return read_small(path, MAX_BYTES, "a tokenizer")
 
