@@ -52,14 +52,14 @@ class CommandCall:
         names = inspect.signature(self.command.target).parameters
         return {k: v for k, v in self.values.items() if k in names and (v is not None or k in self.given)}
 
-    def run(self, *, shows_tensors: bool = False, **more: Any) -> Any:
+    def invoke(self, *, shows_tensors: bool = False, **more: Any) -> Any:
         """Call the function with the options and ``more``, and show its progress."""
         from alnico.cli import progress
 
         arguments = {**self.options, **more}
         function = self.command.target
         try:
-            if "watch" in more or "watch" not in inspect.signature(function).parameters:
+            if "watch" not in inspect.signature(function).parameters:
                 return function(**arguments)
             with progress.bar(self.is_quiet or self.is_json, self.verbose if shows_tensors else 0) as watch:
                 return function(**arguments, watch=watch)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -53,7 +53,8 @@ class CommandParameter:
         if self.is_argument:
             info: Any = typer.Argument(metavar=self.metavar, show_default=False, **common)
         else:
-            shows = self.default not in (None, False, "") and not self.flag.is_count
+            is_empty = self.default is None or self.default is False or self.default == ""
+            shows = not is_empty and not self.flag.is_count
             more: dict[str, Any] = {"count": True} if self.flag.is_count else {}
             more |= {"metavar": self.flag.metavar, "show_default": shows}
             info = typer.Option(*self.names, **more, **common)  # type: ignore[misc]
@@ -74,10 +75,11 @@ def parameters_of(
 ) -> tuple[CommandParameter, ...]:
     """Arguments, then options: those of ``function`` without ``fills`` and ``watch``, then those that only ``flags`` has."""
     names = _ModuleNames(vars(inspect.getmodule(inspect.unwrap(function))))
+    types = get_type_hints(inspect.unwrap(function), {}, names)
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     texts = option_texts(function)
     derived = [
-        _derived(p, eval(str(p.annotation), {}, names), texts.get(p.name, ""), flags.get(p.name, Flag()))
+        _derived(p, types.get(p.name), texts.get(p.name, ""), flags.get(p.name, Flag()))
         for p in inspect.signature(function).parameters.values()
         if p.name not in (*fills, "watch") and p.kind not in variable
     ]
@@ -177,7 +179,7 @@ def _in_options(text: str, labels: Mapping[str, str]) -> str:
     """A help text in which parameters are called by their options."""
 
     def option(match: re.Match[str]) -> str:
-        return labels.get(match[1], match[0])
+        return labels.get(next(filter(None, match.groups())), match[0])
 
-    text = re.sub(r"``(\w+)``", option, text)
-    return plain(re.sub(r"\b([a-z]+(?:_[a-z]+)+)\b", option, text))
+    named = r"``(\w+)``|(?<=^With )(\w+)(?=:)|\b([a-z]+(?:_[a-z]+)+)\b"
+    return plain(re.sub(named, option, text))

@@ -1,10 +1,10 @@
-"""The progress bar on stderr: download, tensor, GB/s and time left; where there is no terminal, a line about downloads."""
+"""The progress of every command on stderr: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,58 +14,114 @@ from alnico.errors import visible
 from alnico.events import (
     Advanced,
     Compiling,
+    Counted,
     Event,
     Fetched,
     Fetching,
+    Learned,
     Measuring,
     Reading,
+    ScaleTried,
+    Scored,
+    SoupTried,
     Started,
     TensorDone,
+    TrialDone,
     Watcher,
 )
 from alnico.numerics.sizes import format_size
 
+PATIENCE = 2.0
+"""Seconds before the first line that counts parts."""
+
 
 @contextmanager
 def bar(quiet: bool, verbose: int) -> Iterator[Watcher | None]:
-    """Lend a watcher that draws a bar, or prints a line a tensor if ``verbose``."""
+    """Lend a watcher that draws a bar on a terminal, or prints lines; with ``verbose`` a line for each tensor."""
     if quiet:
         yield None
     elif verbose or not is_terminal(sys.stderr):
         yield _lines(verbose)
     else:
         with _drawn() as watch:
-            yield _while_it_goes(watch)
+            yield _until_it_fails(watch)
 
 
-def _while_it_goes(watch: Watcher) -> Watcher:
-    """The watcher until it raises: a terminal that is gone, or that cannot show a sign, ends the bar and not the merge."""
-    going = [True]
+def _until_it_fails(watch: Watcher) -> Watcher:
+    """The watcher until it raises: a terminal that is gone, or that cannot show a character, ends the bar and not the merge."""
+    is_alive = [True]
 
-    def told(event: Event) -> None:
-        if going[0]:
+    def guarded(event: Event) -> None:
+        if is_alive[0]:
             try:
                 watch(event)
             except Exception:
-                going[0] = False
+                is_alive[0] = False
 
-    return told
+    return guarded
 
 
 def _lines(verbose: int) -> Watcher:
+    begin = time.monotonic()
+
     def watch(event: Event) -> None:
-        if isinstance(event, Fetching):
+        line = _result_line(event)
+        if line is not None:
+            say(line)
+        elif isinstance(event, Fetching):
             say(_fetching(event))
         elif isinstance(event, Started) and event.resumed:
-            say(f"taking up an unfinished merge: {event.resumed} tensors are done")
+            say(f"resuming an unfinished merge: {event.resumed} tensors are done")
         elif verbose and isinstance(event, TensorDone):
             say(f"{event.digest}  {event.tensor}")
+        elif isinstance(event, Learned):
+            if _is_shown(event.step.number, event.total, 20) or event.step.number == 1:
+                say(_learned(event))
+        elif isinstance(event, (Counted, ScaleTried)):
+            what, done = _count(event)
+            if time.monotonic() - begin >= PATIENCE and _is_shown(done, event.total, 10):
+                say(f"{what} {done}/{event.total}")
 
     return watch
 
 
+def _is_shown(done: int, total: int, lines: int) -> bool:
+    """Is it one of about that many steps, evenly spread, or the last?"""
+    return done % max(1, total // lines) == 0 or done == total
+
+
+def _count(event: Counted | ScaleTried) -> tuple[str, int]:
+    return (event.what, event.done) if isinstance(event, Counted) else ("trials", event.trial.number + 1)
+
+
 def _fetching(event: Fetching) -> str:
     return f"fetching {event.files} files of {', '.join(event.models)}, {format_size(event.total_bytes)}"
+
+
+def _learned(event: Learned) -> str:
+    step = event.step
+    losses = "  ".join(f"{task} {loss:.3f}" for task, loss in step.losses.items())
+    return f"step {step.number}/{event.total}  entropy {step.loss:.4f}  {losses}"
+
+
+def _result_line(event: Event) -> str | None:
+    """The line of an event that is a result: a score, an average of a soup, a trial."""
+    if isinstance(event, Scored):
+        return f"{event.model}  {event.task}  {event.score.value:.4g}"
+    if isinstance(event, SoupTried):
+        step, size = event.step, sum(event.step.counts.values())
+        gain = "" if step.best is None else f"  {step.score - step.best:+.6f}"
+        return f"{'+' if step.is_kept else ' '} {step.tried}: {step.score:.6f}{gain}{f'  of {size}' if size > 1 else ''}"
+    return _trial_line(event.trial) if isinstance(event, TrialDone) else None
+
+
+def _trial_line(trial: Any) -> str:
+    seconds = "" if trial.seconds is None else f"  {trial.seconds:.1f} s"
+    if trial.state == "complete":
+        return f"trial {trial.number:4}  {'  '.join(f'{v:.6g}' for v in trial.values)}{seconds}"
+    if trial.state == "pruned":
+        return f"trial {trial.number:4}  stopped early at {trial.rungs[-1]:.6g}{seconds}"
+    return f"trial {trial.number:4}  failed: {trial.reason}"
 
 
 @contextmanager
@@ -83,37 +139,63 @@ def _drawn() -> Iterator[Watcher]:
     file: Any = Canvas(sys.stderr)
     with Progress(*columns, console=Console(file=file), transient=True) as progress:
         task = progress.add_task("reading headers", total=None, rate="")
-        state = {"done": 0, "before": 0, "begin": time.perf_counter(), "traffic": 1.0}
 
-        def watch(event: Event) -> None:
-            if isinstance(event, Fetching):
-                state["begin"] = time.perf_counter()
-                progress.update(
-                    task, total=event.total_bytes, completed=0, description=visible(_fetching(event))
-                )
-            elif isinstance(event, Fetched):
-                state["done"] += event.bytes_done
-                rate = f"{state['done'] / max(time.perf_counter() - state['begin'], 1e-6) / 1e6:.0f} MB/s"
-                progress.update(task, completed=state["done"], rate=rate)
-            elif isinstance(event, Started):
-                total = sum(s.byte_size - len(s.start) for s in event.plan.shards)
-                # Rates count bytes read and written, as the demo and the benchmarks do.
-                state["traffic"] = 1 + event.plan.bytes_to_read / max(total, 1)
-                state["done"] = state["before"] = event.resumed_bytes
-                progress.update(task, total=total, completed=event.resumed_bytes, description="", rate="")
-            elif isinstance(event, Compiling):
-                progress.update(task, description=f"compiling {event.kernels} kernels")
-                state["begin"] = time.perf_counter()
-            elif isinstance(event, Measuring):
-                progress.update(task, description=f"measuring {event.tensors} tensors")
-            elif isinstance(event, Reading):
-                state["begin"], state["traffic"] = time.perf_counter(), 1.0
-                state["done"] = state["before"] = 0
-                progress.update(task, total=event.total_bytes, completed=0, description="", rate="")
-            elif isinstance(event, Advanced):
-                state["done"] += event.bytes_done
-                seconds = max(time.perf_counter() - state["begin"], 1e-6)
-                rate = f"{(state['done'] - state['before']) * state['traffic'] / seconds / 1e9:.2f} GB/s"
-                progress.update(task, completed=state["done"], description=visible(event.tensor), rate=rate)
+        def update(**fields: Any) -> None:
+            progress.update(task, **fields)
 
-        yield watch
+        def write(line: str) -> None:
+            progress.console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+
+        yield ProgressBar(update, write).watch
+
+
+class ProgressBar:
+    """The state of a bar. Rates count bytes read and written, as the demo and the benchmarks do."""
+
+    def __init__(self, update: Callable[..., None], write: Callable[[str], None]) -> None:
+        self._update = update
+        self._write = write
+        self._begin = time.perf_counter()
+        self._done = self._resumed = 0
+        self._traffic = 1.0
+
+    def watch(self, event: Event) -> None:
+        line = _result_line(event)
+        if line is not None:
+            self._write(line)
+        elif isinstance(event, Fetching):
+            self._restart(event.total_bytes, description=visible(_fetching(event)))
+        elif isinstance(event, Fetched):
+            self._advance(event.bytes_done, 1e6, "0f} MB/s")
+        elif isinstance(event, Started):
+            total = sum(s.byte_size - len(s.start) for s in event.plan.shards)
+            self._restart(total, event.resumed_bytes, 1 + event.plan.bytes_to_read / max(total, 1))
+        elif isinstance(event, Compiling):
+            self._update(description=f"compiling {event.kernels} kernels")
+            self._begin = time.perf_counter()
+        elif isinstance(event, Measuring):
+            self._update(description=f"measuring {event.tensors} tensors")
+        elif isinstance(event, Reading):
+            self._restart(event.total_bytes)
+        elif isinstance(event, Advanced):
+            self._advance(event.bytes_done, 1e9, "2f} GB/s", description=visible(event.tensor))
+        elif isinstance(event, Learned):
+            description = visible(_learned(event))
+            self._update(total=event.total, completed=event.step.number, description=description, rate="")
+        elif isinstance(event, (Counted, ScaleTried)):
+            what, done = _count(event)
+            self._update(
+                total=event.total, completed=done, description=f"{what} {done}/{event.total}", rate=""
+            )
+
+    def _restart(self, total: int, resumed: int = 0, traffic: float = 1.0, *, description: str = "") -> None:
+        self._begin = time.perf_counter()
+        self._done = self._resumed = resumed
+        self._traffic = traffic
+        self._update(total=total, completed=resumed, description=description, rate="")
+
+    def _advance(self, more: int, unit: float, form: str, **fields: Any) -> None:
+        self._done += more
+        seconds = max(time.perf_counter() - self._begin, 1e-6)
+        rate = (self._done - self._resumed) * self._traffic / seconds / unit
+        self._update(completed=self._done, rate=("{:." + form).format(rate), **fields)

@@ -9,11 +9,7 @@ import numpy as np
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
 from alnico.cli.printing import Page, page, recipe_page, say
-from alnico.events import Event, Learned, Watcher
 from alnico.tune.adamerge import AdaMergingResult, group_of
-
-TOLD = 20
-"""Steps of a course that are told, about."""
 
 COLUMN = 10
 """Room for the name of a model."""
@@ -29,7 +25,7 @@ COLUMN = 10
 )
 def run(call: CommandCall) -> None:
     is_silent, out = call.is_quiet or call.is_json, call["out"]
-    result = call.run(watch=None if is_silent else step_watch(call["steps"]))
+    result = call.invoke()
     call.note(note_lines(result, call["tasks"]))
     call.show(
         result.data,
@@ -40,21 +36,6 @@ def run(call: CommandCall) -> None:
     )
     if out is not None:
         say(f"written: {out} and its course", is_silent)
-
-
-def step_watch(steps: int) -> Watcher:
-    """Print some of the steps to stderr, evenly spread, and the last."""
-    every = max(1, steps // TOLD)
-
-    def watch(event: Event) -> None:
-        if not isinstance(event, Learned):
-            return
-        step = event.step
-        if step.number % every == 0 or step.number in (1, steps):
-            losses = "  ".join(f"{task} {loss:.3f}" for task, loss in step.losses.items())
-            say(f"step {step.number}/{steps}  entropy {step.loss:.4f}  {losses}")
-
-    return watch
 
 
 def note_lines(result: AdaMergingResult, tasks: str) -> list[str]:

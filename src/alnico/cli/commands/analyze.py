@@ -23,7 +23,7 @@ NAME = 24
     verbose=VERBOSE,
 )
 def run(call: CommandCall) -> None:
-    analysis, folder = call.run(), call["out"]
+    analysis, folder = call.invoke(), call["out"]
     call.show(analysis.data, lambda: analysis_text(analysis, call.verbose), besides=folder, indent=None)
     say_report(call, folder)
 

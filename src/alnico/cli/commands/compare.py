@@ -22,7 +22,7 @@ NAME = 24
     verbose=VERBOSE,
 )
 def run(call: CommandCall) -> None:
-    retention, folder = call.run(), call["out"]
+    retention, folder = call.invoke(), call["out"]
     call.note(retention.notes)
     call.show(retention.data, lambda: retention_text(retention, call.verbose), besides=folder)
     say_report(call, folder)

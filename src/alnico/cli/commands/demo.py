@@ -131,11 +131,11 @@ class Outcome:
 
 @command("alnico.cli.commands.demo.demo", folder=Flag(metavar="FOLDER"), json=JSON)
 def run(call: CommandCall) -> None:
-    outcome = call.run()
+    outcome = call.invoke()
     call.show(outcome.data, outcome.text, besides=call["folder"])
 
 
-def demo(folder: str | os.PathLike[str] = "alnico-demo", threads: int | None = None) -> Outcome:
+def demo(folder: str | os.PathLike[str] = "alnico-demo", *, threads: int | None = None) -> Outcome:
     """Merge two real models (all-MiniLM-L6-v2 and a fine-tune of it) by several methods, and show the results.
 
     Options:

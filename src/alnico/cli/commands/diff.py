@@ -35,7 +35,7 @@ VERDICTS = {
     verbose=VERBOSE,
 )
 def run(call: CommandCall) -> None:
-    difference = call.run()
+    difference = call.invoke()
     tells_by_code = EXIT_CODE if call["exit_code"] else None
     call.show(difference.data, lambda: difference_text(difference, call.verbose), besides=tells_by_code)
     if call["exit_code"] and not difference.is_equal:

@@ -12,10 +12,9 @@ from alnico.analysis.scores import Estimate
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.analyze import say_report
 from alnico.cli.options import JSON, QUIET, REQUIRED, VERBOSE, Flag
-from alnico.cli.printing import Page, json_page, page, say
+from alnico.cli.printing import Page, json_page, page
 from alnico.errors import OutputError
 from alnico.evaluation.scorecard import Scorecard
-from alnico.events import Event, Scored
 
 NAME = 24
 """Room for the name of a model."""
@@ -51,8 +50,7 @@ def run(call: CommandCall) -> None:
     is_streamed = file is not None and is_stream(Path(file))
     if file is not None and not is_streamed and not is_evaluation(Path(file)):
         check_new_file(Path(file))
-    is_silent = call.is_quiet or call.is_json
-    card = call.run(watch=None if is_silent else _watch)
+    card = call.invoke()
     if file is not None:
         text = json_page(card.data()) + "\n"
         if is_streamed:
@@ -61,12 +59,6 @@ def run(call: CommandCall) -> None:
             replace_file(Path(file), text)
     call.show(card.data, lambda: scorecard_text(card, call.verbose), besides=file or folder)
     say_report(call, folder)
-
-
-def _watch(event: Event) -> None:
-    """Print a line to stderr for each score."""
-    if isinstance(event, Scored):
-        say(f"{event.model}  {event.task}  {event.score.value:.4g}")
 
 
 def scorecard_text(card: Scorecard, verbose: int) -> Page:

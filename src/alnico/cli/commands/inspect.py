@@ -14,7 +14,7 @@ from alnico.numerics.sizes import format_size
 
 @command("alnico.inspect", json=JSON, verbose=VERBOSE)
 def run(call: CommandCall) -> None:
-    inspection = call.run()
+    inspection = call.invoke()
     text = adapter_text if inspection.kind == "adapter" else model_text
     call.show(inspection.data, lambda: text(inspection.data(), call.verbose))
 

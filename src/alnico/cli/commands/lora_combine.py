@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import typer
@@ -10,13 +9,9 @@ import typer
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.lora_fold import check_weights
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
-from alnico.cli.printing import Page, page, say
-from alnico.events import Counted, Event, Watcher
+from alnico.cli.printing import Page, page
 from alnico.lora.combine import Combined
 from alnico.numerics.sizes import format_size
-
-TOLD = 10
-"""Lines of progress, about."""
 
 
 @command(
@@ -37,7 +32,7 @@ def run(call: CommandCall) -> None:
     options = dict(_method_option(text) for text in call["set"] or ())
     if call["majority_sign_method"] is not None:
         options["majority_sign_method"] = call["majority_sign_method"]
-    combined = call.run(watch=_watch(call.is_quiet or call.is_json), **options)
+    combined = call.invoke(**options)
     call.note(combined.notes)
     call.show(combined.data, lambda: combined_text(combined, call.verbose), besides=combined.path)
 
@@ -55,20 +50,6 @@ def combined_text(combined: Combined, verbose: int) -> Page:
         worst = max(combined.modules, key=lambda m: m.error)
         lines.append(f"largest error: {worst.error:.3g}, {worst.name}")
     return page(lines)
-
-
-def _watch(is_silent: bool) -> Watcher | None:
-    """Print some of the steps to stderr, if they take longer than 2 seconds."""
-    begin = time.monotonic()
-
-    def watch(event: Event) -> None:
-        if not isinstance(event, Counted):
-            return
-        done, total = event.done, event.total
-        if time.monotonic() - begin > 2 and (done % max(1, total // TOLD) == 0 or done == total):
-            say(f"combined {done}/{total}")
-
-    return None if is_silent else watch
 
 
 def _method_option(text: str) -> tuple[str, Any]:

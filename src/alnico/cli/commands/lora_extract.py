@@ -22,7 +22,7 @@ SHOWN = 10
     verbose=VERBOSE,
 )
 def run(call: CommandCall) -> None:
-    extraction = call.run()
+    extraction = call.invoke()
     run_facts = {
         "out": str(extraction.path),
         "seconds": extraction.seconds,

@@ -61,7 +61,7 @@ def run(call: CommandCall) -> None:
     options = plan.recipe_options(call)
     if call["allow_crimes"]:
         options["recipe"] = allow_crimes(load_recipes(options["recipe"]))
-    show_merge(call, call.run(shows_tensors=True, **options))
+    show_merge(call, call.invoke(shows_tensors=True, **options))
 
 
 def show_merge(call: CommandCall, results: Sequence[MergeResult]) -> None:

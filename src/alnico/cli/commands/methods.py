@@ -21,7 +21,7 @@ from alnico.methods.shared.documentation import (
 
 @command("alnico.methods", json=JSON)
 def run(call: CommandCall) -> None:
-    methods = call.run()
+    methods = call.invoke()
     if call["name"] is not None:
         (method,) = methods.values()
         call.show(lambda: method_data(method), lambda: method_text(method))

@@ -19,7 +19,7 @@ def run(call: CommandCall) -> None:
         raise typer.BadParameter(
             f"{call['base']} is the base, not one of the models. Leave it out of the models."
         )
-    weights = call.run()
+    weights = call.invoke()
     call.note(weights.notes)
     call.show(weights.data, lambda: weights_text(weights))
 

@@ -50,7 +50,7 @@ MERGEKIT_SHARD_SIZE = Flag(type=str, is_hidden=True, parse=mergekit_size_of)
 def run(call: CommandCall) -> None:
     check_signature_options(call)
     out = call["out"]
-    plans = call.run(
+    plans = call.invoke(
         **recipe_options(call), single_file=Path(out).name if out.endswith(".safetensors") else None
     )
     if out:

@@ -25,5 +25,5 @@ def run(call: CommandCall) -> None:
             for path in local_paths(Path(call["out"]))
         ]
     )
-    url = call.run(quiet=call.is_json or not is_terminal(sys.stderr))
+    url = call.invoke(quiet=call.is_json or not is_terminal(sys.stderr))
     call.show(lambda: {"url": url}, lambda: page([url]), besides=url)

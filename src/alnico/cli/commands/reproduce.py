@@ -12,7 +12,7 @@ from alnico.verification.reproduce import Reproduction
 
 @command("alnico.reproduce", new=Flag(metavar="NEWOUT"), json=JSON, quiet=QUIET)
 def run(call: CommandCall) -> None:
-    result = call.run()
+    result = call.invoke()
     call.show(result.data, lambda: reproduction_text(result), besides=EXIT_CODE)
 
 

@@ -8,4 +8,4 @@ from alnico.cli.printing import json_page, show_result
 
 @command("alnico.schema")
 def run(call: CommandCall) -> None:
-    show_result(json_page(call.run()))
+    show_result(json_page(call.invoke()))

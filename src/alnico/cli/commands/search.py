@@ -7,10 +7,8 @@ from pathlib import Path
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.evaluate import scorecard_text
 from alnico.cli.options import JSON, QUIET, Flag
-from alnico.cli.printing import Page, page, say
-from alnico.events import Event, TrialDone
+from alnico.cli.printing import Page, page
 from alnico.tune.search.result import SearchResult
-from alnico.tune.search.samplers.request import Trial
 
 
 @command(
@@ -25,25 +23,8 @@ from alnico.tune.search.samplers.request import Trial
 )
 def run(call: CommandCall) -> None:
     folder = call["out"] or f"{Path(call['recipe']).stem}-search"
-    is_silent = call.is_quiet or call.is_json
-    result = call.run(out=folder, watch=None if is_silent else _watch)
+    result = call.invoke(out=folder)
     call.show(result.data, lambda: search_text(result, Path(folder)), besides=folder, even_quiet=True)
-
-
-def _watch(event: Event) -> None:
-    """Print a line to stderr for each trial that ends."""
-    if isinstance(event, TrialDone):
-        say(trial_text(event.trial))
-
-
-def trial_text(trial: Trial) -> str:
-    """One trial on one line."""
-    seconds = "" if trial.seconds is None else f"  {trial.seconds:.1f} s"
-    if trial.state == "complete":
-        return f"trial {trial.number:4}  {'  '.join(f'{v:.6g}' for v in trial.values)}{seconds}"
-    if trial.state == "pruned":
-        return f"trial {trial.number:4}  given up at {trial.rungs[-1]:.6g}{seconds}"
-    return f"trial {trial.number:4}  failed: {trial.reason}"
 
 
 def search_text(result: SearchResult, out: Path | None) -> Page:

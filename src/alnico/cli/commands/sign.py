@@ -9,7 +9,7 @@ from alnico.cli.printing import page
 
 @command("alnico.sign", key=Flag(metavar="KEY", is_option=True), json=JSON)
 def run(call: CommandCall) -> None:
-    path = call.run()
+    path = call.invoke()
     call.show(
         lambda: {"signature": str(path)},
         lambda: page([f"{path}: signs all files in its folder"]),

@@ -8,9 +8,8 @@ from alnico.checkpoint.output_path import check_new_file, write_new_file
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.evaluate import scorecard_text
 from alnico.cli.options import JSON, NEW_FILE, QUIET, Flag
-from alnico.cli.printing import Page, page, recipe_page, say, say_page
-from alnico.events import Event, SoupTried
-from alnico.tune.soup import Soup, SoupStep
+from alnico.cli.printing import Page, page, recipe_page, say_page
+from alnico.tune.soup import Soup
 
 
 @command(
@@ -25,7 +24,7 @@ def run(call: CommandCall) -> None:
     out = call["out"]
     if out is not None:
         check_new_file(Path(out))
-    soup = call.run(watch=None if call.is_json or call.is_quiet else _watch)
+    soup = call.invoke()
     recipe = soup.recipe(Path(out).parent if out else ".")
     if out is not None:
         write_new_file(Path(out), recipe)
@@ -40,19 +39,6 @@ def run(call: CommandCall) -> None:
         besides=out,
         even_quiet=True,
     )
-
-
-def _watch(event: Event) -> None:
-    """Print a line to stderr for each average that was tried."""
-    if isinstance(event, SoupTried):
-        say(step_text(event.step))
-
-
-def step_text(step: SoupStep) -> str:
-    """A line for an average that was tried."""
-    size = sum(step.counts.values())
-    gain = "" if step.best is None else f"  {step.score - step.best:+.6f}"
-    return f"{'+' if step.is_kept else ' '} {step.tried}: {step.score:.6f}{gain}{f'  of {size}' if size > 1 else ''}"
 
 
 def soup_text(soup: Soup) -> Page:

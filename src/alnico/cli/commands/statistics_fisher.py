@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.commands.statistics_gram import show_statistics, watch
+from alnico.cli.commands.statistics_gram import show_statistics
 from alnico.cli.options import JSON, QUIET, Flag
 
 
@@ -16,5 +16,5 @@ from alnico.cli.options import JSON, QUIET, Flag
     quiet=QUIET,
 )
 def run(call: CommandCall) -> None:
-    written = call.run(watch=None if call.is_quiet or call.is_json else watch)
+    written = call.invoke()
     show_statistics(call, "fisher", "fisher", [call["model"]], [written], {})

@@ -8,12 +8,8 @@ from typing import Any
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, QUIET, Flag
-from alnico.cli.printing import recipe_page, say
-from alnico.events import Counted, Event
+from alnico.cli.printing import recipe_page
 from alnico.methods.shared.documentation import recipe_text
-
-TOLD = 10
-"""Lines of progress, about."""
 
 
 @command(
@@ -27,7 +23,7 @@ TOLD = 10
 )
 def run(call: CommandCall) -> None:
     tasks = call["tasks"] if len(call["tasks"]) > 1 else call["tasks"][0]
-    written = call.run(tasks=tasks, watch=None if call.is_quiet or call.is_json else watch)
+    written = call.invoke(tasks=tasks)
     settings = {name: call[name] for name in ("alpha", "ridge", "normalize")} if call["plus"] else {}
     show_statistics(call, "gram", "regmean", call["models"], written, settings)
 
@@ -55,12 +51,3 @@ def show_statistics(
         besides=call["out"],
         indent=None,
     )
-
-
-def watch(event: Event) -> None:
-    """Print some of the steps to stderr, evenly spread, and the last."""
-    if not isinstance(event, Counted):
-        return
-    done, total = event.done, event.total
-    if done % max(1, total // TOLD) == 0 or done == total:
-        say(f"measured {done}/{total}")

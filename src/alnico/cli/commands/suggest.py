@@ -24,7 +24,7 @@ def run(call: CommandCall) -> None:
         )
     if out is not None:
         check_new_file(Path(out))
-    suggestion = call.run(folder=Path(out).parent if out else ".")
+    suggestion = call.invoke(folder=Path(out).parent if out else ".")
     if suggestion.recipe is None:
         raise MismatchError(*suggestion.findings, *suggestion.reasons)
     if out is not None:

@@ -26,7 +26,7 @@ def run(call: CommandCall) -> None:
         call.show(verification.data, lambda: verification_text(verification), besides=EXIT_CODE)
 
     try:
-        verification = call.run()
+        verification = call.invoke()
     except UncheckedError as error:
         if error.result is not None:
             show(error.result)
