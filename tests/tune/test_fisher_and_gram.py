@@ -415,7 +415,10 @@ def test_statistics_are_written_and_merged_by_the_commands(
         assert np.isfinite(merged[name]).all()
 
 
-def test_what_a_command_prints_is_the_recipe(run: Callable[..., Any], made: Made, tmp_path: Path) -> None:
+def test_what_a_command_prints_is_the_recipe(
+    run: Callable[..., Any], made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alnico.cli.progress.PATIENCE", 0.0)
     pets = str(made.tuned["pets"])
     code, out, err = run(
         "statistics",
@@ -430,7 +433,7 @@ def test_what_a_command_prints_is_the_recipe(run: Callable[..., Any], made: Made
     )
     assert code == 0
     assert alnico.load_recipe(out).models[0].parameters == {"gram": str(tmp_path / "g")}
-    assert err.splitlines()[-1] == "measured 3/3"
+    assert err.splitlines()[-1] == "layers 3/3"
 
 
 def test_statistics_are_not_written_over_others_unless_asked(made: Made, tmp_path: Path) -> None:

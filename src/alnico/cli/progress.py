@@ -21,7 +21,6 @@ from alnico.events import (
     Learned,
     Measuring,
     Reading,
-    ScaleTried,
     Scored,
     SoupTried,
     Started,
@@ -77,10 +76,9 @@ def _lines(verbose: int) -> Watcher:
         elif isinstance(event, Learned):
             if _is_shown(event.step.number, event.total, 20) or event.step.number == 1:
                 say(_learned(event))
-        elif isinstance(event, (Counted, ScaleTried)):
-            what, done = _count(event)
-            if time.monotonic() - begin >= PATIENCE and _is_shown(done, event.total, 10):
-                say(f"{what} {done}/{event.total}")
+        elif isinstance(event, Counted):
+            if time.monotonic() - begin >= PATIENCE and _is_shown(event.done, event.total, 10):
+                say(_counted(event))
 
     return watch
 
@@ -90,12 +88,12 @@ def _is_shown(done: int, total: int, lines: int) -> bool:
     return done % max(1, total // lines) == 0 or done == total
 
 
-def _count(event: Counted | ScaleTried) -> tuple[str, int]:
-    return (event.what, event.done) if isinstance(event, Counted) else ("trials", event.trial.number + 1)
-
-
 def _fetching(event: Fetching) -> str:
     return f"fetching {event.files} files of {', '.join(event.models)}, {format_size(event.total_bytes)}"
+
+
+def _counted(event: Counted) -> str:
+    return f"{event.what} {event.done}/{event.total}"
 
 
 def _learned(event: Learned) -> str:
@@ -182,11 +180,8 @@ class ProgressBar:
         elif isinstance(event, Learned):
             description = visible(_learned(event))
             self._update(total=event.total, completed=event.step.number, description=description, rate="")
-        elif isinstance(event, (Counted, ScaleTried)):
-            what, done = _count(event)
-            self._update(
-                total=event.total, completed=done, description=f"{what} {done}/{event.total}", rate=""
-            )
+        elif isinstance(event, Counted):
+            self._update(total=event.total, completed=event.done, description=_counted(event), rate="")
 
     def _restart(self, total: int, resumed: int = 0, traffic: float = 1.0, *, description: str = "") -> None:
         self._begin = time.perf_counter()

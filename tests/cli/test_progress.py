@@ -1,0 +1,84 @@
+"""One display for the events of every command: lines where there is no terminal, a bar on one."""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+
+from alnico import events
+from alnico.cli import progress
+
+SHARDS = (SimpleNamespace(byte_size=110, start=b"x" * 10),)
+SOUP = SimpleNamespace(counts={"a": 1, "b": 1}, best=0.5, score=0.75, is_kept=True, tried="b")
+TRIAL = SimpleNamespace(number=3, state="complete", values=(0.5, 2), seconds=1.5)
+STEP = SimpleNamespace(number=5, loss=0.25, losses={"pets": 0.125})
+
+EVENTS = [
+    events.Fetching(("owner/m",), 2, 1000),
+    events.Fetched(500),
+    events.Started(SimpleNamespace(shards=SHARDS, bytes_to_read=300), 2, 50),
+    events.Compiling(3),
+    events.Measuring(4),
+    events.Reading(4, 1000),
+    events.Advanced("w", 10),
+    events.TensorDone("w", "0123"),
+    events.Finished("out", 1.0),
+    events.Counted("updates", 3, 9),
+    events.Scored("m", "pets", SimpleNamespace(value=0.875)),
+    events.SoupTried(SOUP),
+    events.TrialDone(TRIAL),
+    events.TrialDone(SimpleNamespace(number=4, state="pruned", rungs=[0.25], seconds=None)),
+    events.TrialDone(SimpleNamespace(number=5, state="failed", reason="no memory", seconds=None)),
+    events.Learned(STEP, 10),
+]
+RESULTS = [
+    "m  pets  0.875",
+    "+ b: 0.750000  +0.250000  of 2",
+    "trial    3  0.5  2  1.5 s",
+    "trial    4  stopped early at 0.25",
+    "trial    5  failed: no memory",
+]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, verbose: int = 0) -> list[str]:
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "200")
+    with progress.bar(False, verbose) as watch:
+        assert watch is not None
+        for event in EVENTS:
+            watch(event)
+    return stream.getvalue().splitlines()
+
+
+def test_every_event_of_a_command_is_here() -> None:
+    assert {type(e) for e in EVENTS} == set(get_args(events.Event)) - {events.ScaleTried}
+
+
+def test_lines_are_results_and_some_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = ["fetching 2 files of owner/m, 1.0 kB", "resuming an unfinished merge: 2 tensors are done"]
+    step = "step 5/10  entropy 0.2500  pets 0.125"
+    assert drawn(io.StringIO(), monkeypatch) == [*head, *RESULTS, step]
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    lines = drawn(io.StringIO(), monkeypatch, verbose=1)
+    assert lines == [*head, "0123  w", "updates 3/9", *RESULTS, step]
+
+
+def test_a_terminal_has_a_bar_and_the_lines_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n".join(drawn(Terminal(), monkeypatch))
+    for line in RESULTS:
+        assert line in text
+    assert "step 5/10  entropy 0.2500  pets 0.125" in text
+
+
+def test_a_quiet_command_watches_nothing() -> None:
+    with progress.bar(True, 1) as watch:
+        assert watch is None
