@@ -25,6 +25,9 @@ FAST_BUDGET = 110
 
 STEPS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
+ALWAYS = "test_house.py"
+"""The tests of this file are never slow: each ./check runs all of them."""
+
 TIERS: dict[str, str] = {}
 """The tier that the source gives each test, before recorded times are looked at: a test that became quick is fast again."""
 
@@ -36,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         TIERS[item.nodeid] = next((tier for tier in ("nightly", "slow") if tier in marks), "fast")
-        if seconds.get(item.nodeid, 0.0) >= recorded["slow_from"]:
+        if seconds.get(item.nodeid, 0.0) >= recorded["slow_from"] and item.path.name != ALWAYS:
             item.add_marker(pytest.mark.slow)
     # The sort is stable: all other tests stay in the order of their files, and share what their files set up.
     items.sort(key=lambda item: -seconds.get(item.nodeid, 0.0) if seconds.get(item.nodeid, 0.0) > 1 else 0.0)
