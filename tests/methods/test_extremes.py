@@ -128,12 +128,12 @@ def test_an_option_at_the_end_of_its_range_gives_the_right_result_or_an_error(
         (
             "ties",
             {"weights": [1e39, 1.0]},
-            "w: is computed in float32 with 1e\\+39; expected 0, or a size from 1.2e-38 to 3.4e\\+38",
+            "w: is computed in float32 with 1e\\+39; expected 0, or a magnitude from 1.2e-38 to 3.4e\\+38",
         ),
         (
             "ties",
             {"weights": [3e38, 3e38]},
-            "w: is computed in float32 with 6e\\+38; .*of all weights together",
+            "w: is computed in float32 with 6e\\+38; .*also for the sum of all weights",
         ),
         (
             "ties",

@@ -226,7 +226,6 @@ def test_a_declaration_of_equal_inputs_is_compared_with_what_the_method_does(pac
     )
 
 
-@pytest.mark.slow
 def test_a_method_without_an_entry_point_is_told_what_to_add(package: Path) -> None:
     (package / "outside-1.0.dist-info" / "entry_points.txt").write_text("")
     code, shown = run_laws(package, "-k", "recipe_finds")

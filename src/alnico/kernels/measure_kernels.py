@@ -214,8 +214,9 @@ class MeasureKernel:
             "    for j in range(measured.size):\n        over = np.int32(measured[j] > high)\n        at = np.int32(measured[j] >= low)\n"
             "        above += over\n        reached += at\n        flags[j] = np.uint8(at - over)\n"
             "    counts[0] += above\n    counts[1] += reached - above",
-            # Eight flags are one word, and most words are 0. No branch depends on a flag: branches would be mispredicted. The
-            # number of every word, and every value of a word with flags, is stored; the place advances past flagged ones only.
+            # Eight flags are one word, and most words are 0. No branch depends on a flag: it would be mispredicted.
+            # The number of every word, and every value of a word with flags, is stored; the place advances past
+            # flagged ones only.
             "def gather(measured, flags, gathered, place, marked):\n    words = flags.view(np.uint64)\n    n = 0\n"
             "    for w in range(words.size):\n        marked[n] = w\n        n += np.int64(words[w] != 0)\n"
             "    for m in range(n):\n        if place + 8 <= gathered.size:\n            first = 8 * marked[m]\n"

@@ -156,7 +156,7 @@ class Interface:
             )
         call = f"run({self.signature()})"
         lines += [f"return {call}"] if self.returns else [call, "return 0"]
-        # No wrappers for Python: they refer to numba, which is not imported when a kernel comes from the cache.
+        # No wrappers for Python: they refer to numba, which is not imported with a cached kernel.
         wrappers = "no_cpython_wrapper=True, no_cfunc_wrapper=True, "
         decorator = DECORATOR.format(options=f"types.int64(types.CPointer(types.int64)), {wrappers}")
         return decorator + "\ndef entry(t):\n" + "".join(f"    {line}\n" for line in lines)

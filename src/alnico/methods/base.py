@@ -242,8 +242,8 @@ class Merge:
                 wrong = sum(numbers)
             if wrong is not None:
                 raise MethodError(
-                    f"is computed in {real} with {wrong:g}; expected 0, or a size from {least:.1e} to {most:.1e}, of all weights together, "
-                    f"too. Choose {'a smaller' if abs(wrong) > 1 else 'a larger'} weight or scale."
+                    f"is computed in {real} with {wrong:g}; expected 0, or a magnitude from {least:.1e} to {most:.1e}, "
+                    f"also for the sum of all weights. Choose {'a smaller' if abs(wrong) > 1 else 'a larger'} weight or scale."
                 )
 
     @functools.cached_property

@@ -73,7 +73,8 @@ def fisher(
             plain += share[i] * value[i]
         return weighted_sum / total if total > 0 else plain
 
-    # float64: Fisher numbers go down to 1e-40, where float32 has few digits left, and their products with values have none.
+    # float64: Fisher numbers go down to 1e-40, where float32 has few digits, and their products with values
+    # have none.
     return Merge(
         mix,
         (

@@ -327,7 +327,7 @@ def check_declaration_of_equal_inputs(
             "Declare it",
         )
     if merge.fixes_equal_inputs and case.method.space == "weight":
-        # The engine writes values that are equal; the equation itself must agree with that on values that nearly are.
+        # The engine keeps values that are equal; the equation itself must agree on values that nearly are.
         near = [{"w": base["w"] * np.float32(1 + 1e-6 * i)} for i in range(case.models)]
         merged = merge_arrays(case, folder / "near", base, near)["w"]
         apart = np.abs(merged - base["w"])
