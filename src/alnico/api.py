@@ -198,6 +198,7 @@ def open_model(model: str | os.PathLike[str], *, offline: bool = False) -> Model
     return open_checkpoint(model, offline=offline, may_be_adapter=True)
 
 
+@ieee_arithmetic()
 def schema(*, search: bool = False) -> dict[str, Any]:
     """Return the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Model
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.vocabulary.compare import read_vocabulary
 
 
@@ -26,6 +27,7 @@ class Inspection:
         return dict(self.summary)
 
 
+@ieee_arithmetic()
 def inspect(model: str | os.PathLike[str], *, offline: bool = False) -> Inspection:
     """Summarize a model or a LoRA adapter from its headers.
 
