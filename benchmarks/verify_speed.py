@@ -38,7 +38,7 @@ def main() -> None:
     for i in range(4):
         beside(make, home / f"m{i}", layout, i, "BF16", max(count * 2 // 3, 1))
     out, tuned = home / "out", [home / f"m{i}" for i in (1, 2, 3)]
-    alnico = [sys.executable, "-m", "alnico.cli.main"]
+    alnico = [sys.executable, "-m", "alnico"]
     print(f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, BF16, 3 models\n")
     print("| method | command | s | CPU s | peak MiB |")
     print("|---|---|---|---|---|")

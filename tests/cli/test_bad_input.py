@@ -265,7 +265,7 @@ def test_all_mistakes_of_a_recipe_are_told_at_once(run: Run) -> None:
 def test_standard_input_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path.cwd())
     done = subprocess.run(
-        [sys.executable, "-m", "alnico.cli.main", "merge", "-", "out"],
+        [sys.executable, "-m", "alnico", "merge", "-", "out"],
         input=b"\xff\xfe",
         capture_output=True,
         check=False,

@@ -386,7 +386,7 @@ def test_help_and_version_answer(run: Run) -> None:
 
 
 def test_the_program_runs_from_a_shell() -> None:
-    command = [sys.executable, "-m", "alnico.cli.main"]
+    command = [sys.executable, "-m", "alnico"]
     done = subprocess.run(
         [*command, "merge", "-", "out"], input=Path("r.yml").read_bytes(), capture_output=True, check=False
     )
@@ -399,7 +399,7 @@ def test_the_program_runs_from_a_shell() -> None:
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     tensors = {f"layers.{i}.{'x' * 90}": ("F32", MATRIX[0]) for i in range(2000)}
     save_model(Path("many"), tensors)
-    code = f"{sys.executable} -m alnico.cli.main inspect many -v | head -n 1; echo ${{PIPESTATUS[0]}}"
+    code = f"{sys.executable} -m alnico inspect many -v | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.splitlines()[1:] == ["0"]

@@ -261,7 +261,7 @@ def test_ctrl_c_at_any_moment_of_the_start_is_quiet(folder: Path, tmp_path: Path
     for i in range(10):
         command = [w if w != "OUT" else str(tmp_path / f"out{i}") for w in words]
         program = (
-            f"from alnico.cli import entry; entry.guard(); import signal, sys; sys.argv = ['alnico', *{command!r}]; "
+            f"from alnico.cli import entry, signals; signals.guard(); import signal, sys; sys.argv = ['alnico', *{command!r}]; "
             "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)); "
             f"signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.05 * {i}); entry.command()"
         )

@@ -191,7 +191,7 @@ def test_the_command_says_how_it_goes_on_after_ctrl_c(recipe: Path, tmp_path: Pa
     """As a user does it: the signal comes from outside, while threads work."""
     code = (
         "import os, signal, sys\n"
-        "from alnico.cli import main, progress\n"
+        "from alnico.cli import entry, progress\n"
         "from alnico.events import TensorDone\n"
         "from contextlib import contextmanager\n"
         "@contextmanager\n"
@@ -199,7 +199,7 @@ def test_the_command_says_how_it_goes_on_after_ctrl_c(recipe: Path, tmp_path: Pa
         "    yield lambda event: os.kill(os.getpid(), signal.SIGINT) if isinstance(event, TensorDone) else None\n"
         "progress.bar = bar\n"
         f"sys.argv = ['alnico', 'merge', {str(recipe)!r}, {str(tmp_path / 'out')!r}]\n"
-        "main.command()\n"
+        "entry.command()\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stderr) == (

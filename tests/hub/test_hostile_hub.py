@@ -792,7 +792,7 @@ def test_an_interrupt_ends_the_waiting_for_a_hub(hub: Hub) -> None:
         "ALNICO_HUB_WAIT": "100",
         "HF_HUB_OFFLINE": "0",
     }
-    words = [sys.executable, "-m", "alnico.cli.main", "merge", "r.yml", "out"]
+    words = [sys.executable, "-m", "alnico", "merge", "r.yml", "out"]
     process = subprocess.Popen(
         words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

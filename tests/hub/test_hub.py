@@ -548,7 +548,7 @@ def test_the_program_as_people_run_it(hub: Hub) -> None:
     }
 
     def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "alnico.cli.main", *words]
+        command = [sys.executable, "-m", "alnico", *words]
         return subprocess.run(
             command, env={**environment, **more}, capture_output=True, text=True, check=False
         )

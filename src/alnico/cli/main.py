@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from alnico.cli import entry
-
-_guarded = entry.guard()  # before the slow imports: Ctrl-C during them ends quietly
-
 import importlib
 import os
 import re
@@ -14,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from alnico.cli import printing
+from alnico.cli import printing, signals
 from alnico.cli.printing import interrupted, page, show_result
 from alnico.cli.summaries import SUMMARIES
 from alnico.errors import INTERRUPTED, AlnicoError, RunError
@@ -93,11 +89,11 @@ def main() -> None:
         code = INTERRUPTED
     except AlnicoError as error:
         code = error.exit_code
-        if not entry.is_interrupted():
+        if not signals.is_interrupted():
             printing.say_error(error)
     except OSError as error:
         code = RunError.exit_code
-        if not entry.is_interrupted():
+        if not signals.is_interrupted():
             if error.filename is None:
                 raise
             printing.say_error(
@@ -106,21 +102,11 @@ def main() -> None:
                 )
             )
     except Exception:
-        if not entry.is_interrupted():  # a library made another exception of it
+        if not signals.is_interrupted():  # a library made another exception of it
             raise
         code = INTERRUPTED
-    if code and (entry.is_interrupted() or code == INTERRUPTED):
+    if code and (signals.is_interrupted() or code == INTERRUPTED):
         if not printing.is_told():
             interrupted(None)
-        raise SystemExit(entry.code_of_signal())
+        raise SystemExit(signals.code_of_signal())
     raise SystemExit(printing.verdict(code) if isinstance(code, int) else code)
-
-
-def command() -> None:
-    """The ``alnico`` command."""
-    entry.command(main)
-
-
-if __name__ == "__main__":
-    command()
-entry.release(_guarded)

@@ -73,12 +73,12 @@ def _lines(verbose: int) -> Watcher:
             say(f"resuming an unfinished merge: {event.resumed} tensors are done")
         elif verbose and isinstance(event, TensorDone):
             say(f"{event.digest}  {event.tensor}")
-        elif isinstance(event, Learned):
-            if _is_shown(event.step.number, event.total, 20) or event.step.number == 1:
-                say(_learned(event))
-        elif isinstance(event, Counted):
-            if time.monotonic() - begin >= PATIENCE and _is_shown(event.done, event.total, 10):
-                say(_counted(event))
+        elif isinstance(event, Learned) and (
+            event.step.number == 1 or _is_shown(event.step.number, event.total, 20)
+        ):
+            say(_learned(event))
+        elif isinstance(event, Counted) and time.monotonic() - begin >= PATIENCE:
+            say(_counted(event), quiet=not _is_shown(event.done, event.total, 10))
 
     return watch
 
