@@ -120,5 +120,5 @@ def test_mistakes_are_told_in_one_message_with_the_errors_code(run, made, tmp_pa
     assert (code, out) == (8, "")
     assert (
         err
-        == f"alnico: {file}: cannot be written; expected a file in a folder that is there. Choose another name.\n"
+        == f"alnico: {file}: cannot be written; expected a file in an existing folder. Choose another name.\n"
     )
