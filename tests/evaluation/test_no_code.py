@@ -122,12 +122,12 @@ def test_a_model_that_transformers_knows_is_loaded_by_it(
     [
         ({"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "tokenizer_class": "Strange"}, None),
         ({"auto_map": ["evil.Tokenizer", None], "tokenizer_class": None}, None),
-        ({"tokenizer_class": "AutoModel"}, "tokenizer_class is 'AutoModel', expected a class of tokenizers"),
+        ({"tokenizer_class": "AutoModel"}, "tokenizer_class is 'AutoModel', expected a tokenizer class"),
         (
             {"tokenizer_class": "AutoTokenizer"},
-            "tokenizer_class is 'AutoTokenizer', expected a class of tokenizers",
+            "tokenizer_class is 'AutoTokenizer', expected a tokenizer class",
         ),
-        ({"tokenizer_class": "pipeline"}, "tokenizer_class is 'pipeline', expected a class of tokenizers"),
+        ({"tokenizer_class": "pipeline"}, "tokenizer_class is 'pipeline', expected a tokenizer class"),
     ],
 )
 def test_no_tokenizer_runs_code(
@@ -172,7 +172,7 @@ def test_nothing_but_a_tokenizer_is_loaded_as_one(
     monkeypatch.setattr(
         "transformers.AutoModel.from_pretrained", lambda *_, **__: pytest.fail("a model was loaded")
     )
-    with pytest.raises(ModelError, match="expected a class of tokenizers"):
+    with pytest.raises(ModelError, match="expected a tokenizer class"):
         load_tokenizer(model, "strange")
 
 
@@ -193,7 +193,7 @@ def test_a_tokenizer_that_makes_texts_longer_without_end_is_refused(strange: Cal
     ):
         (model / "tokenizer.json").write_text(json.dumps({**held, "normalizer": normalizer}))
         with pytest.raises(
-            ModelError, match=r"the normalizer of tokenizer\.json may make a text \d+ times as long"
+            ModelError, match=r"the normalizer of tokenizer\.json may make a text at least \d+ times as long"
         ):
             load_tokenizer(model, "strange")
     fine = [
@@ -262,7 +262,7 @@ def test_a_model_with_an_adapter_beside_it_is_refused(strange: Callable[..., Pat
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "evil")})
     )
     with pytest.raises(
-        ModelError, match=r"has a config\.json and an adapter_config\.json; expected a model or an adapter"
+        ModelError, match=r"has both config\.json and adapter_config\.json; expected a model or an adapter"
     ):
         load_module(model, "encoder", "strange")
 

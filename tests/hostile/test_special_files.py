@@ -345,6 +345,7 @@ OTHERS = {
     "cli/streams.py",  # /dev/null
     "tune/search/study.py", "checkpoint/output_path.py",  # of /proc
     "lora/combine.py",  # of the unfinished output, which is ours alone
+    "testing/checks.py", "testing/small_models.py",  # models that the tests of a method make themselves
 }  # fmt: skip
 """Files of the source that open no file of a stranger by themselves."""
 
