@@ -433,7 +433,7 @@ def test_what_a_command_prints_is_the_recipe(
     )
     assert code == 0
     assert alnico.load_recipe(out).models[0].parameters == {"gram": str(tmp_path / "g")}
-    assert err.splitlines()[-1] == "layers 3/3"
+    assert err.splitlines()[-1] == "tasks 3/3"
 
 
 def test_statistics_are_not_written_over_others_unless_asked(made: Made, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""One command with verbs. A verb parses, calls one library function, and prints: results to stdout, people's text to stderr."""
+"""The command line, derived from the public functions: ``main.py`` finds a command, ``commands/`` declares each."""

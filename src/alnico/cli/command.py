@@ -99,7 +99,7 @@ class TakesModels(TyperCommand):
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does with a call, its public function by name, and what it adds to the function's parameters."""
+    """A command: its public function by name, what it adds to the parameters, and what it does with a call."""
 
     body: Callable[[CommandCall], None]
     function: str

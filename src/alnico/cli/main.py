@@ -102,11 +102,11 @@ def main() -> None:
                 )
             )
     except Exception:
-        if not signals.is_interrupted():  # a library made another exception of it
+        if not signals.is_interrupted():  # a library turned it into another exception
             raise
         code = INTERRUPTED
     if code and (signals.is_interrupted() or code == INTERRUPTED):
-        if not printing.is_told():
+        if not printing.is_reported():
             interrupted(None)
         raise SystemExit(signals.code_of_signal())
     raise SystemExit(printing.verdict(code) if isinstance(code, int) else code)

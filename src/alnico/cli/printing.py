@@ -1,4 +1,7 @@
-"""What is printed, and where: results as pages to stdout, lines for people to stderr. Printing never fails a command that made something."""
+"""Prints results to stdout and lines for people to stderr.
+
+A failure to print never fails a command that wrote something.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ import typer
 from alnico.errors import INTERRUPTED, AlnicoError, RunError, visible
 
 Page = NewType("Page", str)
-"""Text whose newlines are ours: made by :func:`page` or :func:`json_page`. Names in it cannot make lines of their own."""
+"""Text whose newlines are ours, from :func:`page` or :func:`json_page`. Names in it cannot start lines of their own."""
 
 EXIT_CODE = "the exit code says what was found"
-"""What there is besides the page of a command that checks something."""
+"""What says the result of a command that checks something, besides its page."""
 
 _state: dict[str, Any] = {}
-"""Of the command that runs: why stdout took not all (``failure``), what there is besides it (``besides``), if Ctrl-C was told (``told``)."""
+"""Of the running command: why stdout did not take everything (``failure``), where the result also is (``besides``), and whether
+an interrupt was reported (``is_reported``)."""
 
 
 def begin() -> None:
@@ -29,14 +33,14 @@ def begin() -> None:
 
 
 def page(lines: Iterable[str]) -> Page:
-    """Lines as one text, each with what a terminal would obey or hide escaped, newlines included."""
+    """Lines as one text, each with everything escaped that a terminal would obey or hide, newlines included."""
     return Page("\n".join(map(visible, lines)))
 
 
 def recipe_page(text: str) -> Page:
-    """A recipe that says the same after it was printed and read again, whatever characters its names have and stdout takes.
+    """A recipe that reads back as the same after printing, whatever characters its names have and stdout accepts.
 
-    Where a character cannot be printed as it is, the recipe is written anew in ASCII, with YAML's own escapes; its comments come first.
+    If a character cannot be printed as it is, the recipe is rewritten in ASCII, with YAML's own escapes; its comments come first.
     """
     lines = text.rstrip().split("\n")
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -63,8 +67,8 @@ def json_page(data: Any, indent: int | None = 1) -> Page:
 def show_result(text: Page, besides: object = None) -> None:
     """Write a result to stdout.
 
-    A reader that has left (``| head``) is no error. Of a stream that is closed or full the command is told at its end, by
-    :func:`verdict`; ``besides`` is where the result is, too, or what else says it.
+    A reader that has left (``| head``) is not an error. :func:`verdict` reports a closed or full stream when the command ends.
+    ``besides`` is where the result also is, or what else states it.
     """
     _state["besides"] = besides
     failure = _written(f"{text}\n", sys.stdout)
@@ -73,7 +77,7 @@ def show_result(text: Page, besides: object = None) -> None:
 
 
 def say(line: str, quiet: bool = False) -> None:
-    """Write a line for people, to stderr. A stream that does not take it is no error."""
+    """Write a line for people, to stderr. A stream that does not take it is not an error."""
     if not quiet:
         _written(f"{visible(line)}\n", sys.stderr)
 
@@ -99,18 +103,18 @@ def is_terminal(stream: Any) -> bool:
 
 def interrupted(what: str | None) -> typer.Exit:
     """Say that a signal ended a command, and what the same command resumes; typer would say nothing."""
-    _state["told"] = True
+    _state["is_reported"] = True
     say("alnico: interrupted." + (f" The same command resumes the {what}." if what else ""))
     return typer.Exit(INTERRUPTED)
 
 
-def is_told() -> bool:
-    """Was it said that the command was interrupted?"""
-    return "told" in _state
+def is_reported() -> bool:
+    """Has the interrupt been reported?"""
+    return "is_reported" in _state
 
 
 def verdict(code: int) -> int:
-    """The exit code of a command that would end with ``code``: another where stdout was closed or full and there is nothing besides it."""
+    """The exit code of a command that would end with ``code``: another if stdout was closed or full and the result is nowhere else."""
     failure = _failure()
     if failure is None or code != 0 or getattr(failure, "errno", None) == errno.EPIPE:
         return code

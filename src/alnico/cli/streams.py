@@ -1,7 +1,7 @@
-"""Standard output and standard error that no command ends by: what they cannot take is dropped, and the first reason is kept.
+"""Makes standard output and standard error that never end a command: they drop what they cannot write.
 
-A stream that is closed, on a full disk, at a terminal that is gone or read by nobody must not end a merge, whoever writes to it: alnico,
-a warning, a library, a thread that fails. What has to be printed is looked after in :mod:`alnico.cli.printing`.
+A stream that is closed, on a full disk, at a terminal that is gone or read by nobody must not end a merge, whoever writes to it:
+alnico, a warning, a library, a failing thread. :mod:`alnico.cli.printing` takes care of what must be printed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from alnico.errors import visible
 
 
 class Descriptor(io.FileIO):
-    """A descriptor that is written to until a write fails. ``failure`` is why one did; what comes after it is dropped."""
+    """A descriptor that is written to until a write fails. ``failure`` is the reason; later writes are dropped."""
 
     failure: OSError | None = None
     is_closed_outside = False
@@ -31,13 +31,13 @@ class Descriptor(io.FileIO):
                 written = super().write(data)
                 if written is not None:
                     return written
-                select.select([], [self], [])  # somebody else made the terminal non-blocking
+                select.select([], [self], [])  # another program made the terminal non-blocking
         except OSError as error:
             self.fail(error)
         return len(data)
 
     def fail(self, error: OSError) -> None:
-        """Take a reason, and put nothing in the descriptor's place, so that processes that are started meet no failure either."""
+        """Keep a reason, and open the descriptor on the null device, so that child processes meet no failure either."""
         self.failure = error
         nothing = os.open(os.devnull, os.O_WRONLY)
         if nothing != self.fileno():
@@ -46,9 +46,9 @@ class Descriptor(io.FileIO):
 
 
 class Text(io.TextIOWrapper):
-    """Text on a :class:`Descriptor`. Control characters but newlines are escaped, and what the encoding does not have.
+    """Text on a :class:`Descriptor`. Control characters except newlines are escaped, and so is what the encoding lacks.
 
-    ``write`` is what alnico and all libraries print with. :meth:`draw` writes as it is: for a progress bar, which moves the cursor.
+    alnico and all libraries print with ``write``. :meth:`draw` escapes nothing: a progress bar moves the cursor.
     """
 
     def __init__(self, number: int, before: Any) -> None:
@@ -71,7 +71,7 @@ class Text(io.TextIOWrapper):
 
 
 class Canvas:
-    """Any stream as a file to draw on, which takes nothing more after a write that failed."""
+    """Any stream as a file to draw on; it drops everything after a failed write."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -102,9 +102,9 @@ class Canvas:
 
 
 def install() -> None:
-    """Make the process's streams such ones. Descriptors 0, 1 and 2 are opened where they are closed.
+    """Replace the process's streams. Descriptors 0, 1 and 2 are opened if they are closed.
 
-    The next file to be opened would get a free number, and what is printed would go into it: into the model.
+    Otherwise the next file to be opened, a model, would get the free number, and what is printed would go into it.
     """
     closed = []
     for number in range(3):

@@ -42,17 +42,17 @@ def note_lines(result: AdaMergingResult, tasks: str) -> list[str]:
     """What the coefficients were learned on, and which of them were not."""
     inputs = ", ".join(f"{task} {count}" for task, count in result.used.items())
     lines = [
-        f"learned on inputs of {tasks}, without labels ({inputs}); a score on them is no honest one, take other examples."
+        f"learned on inputs of {tasks}, without labels ({inputs}); a score on them is too high, use other examples."
     ]
     if result.fixed:
         lines.append(
-            f"{len(result.fixed)} of {len(result.groups)} coefficients a model stayed as they began, as no input depends on them: "
+            f"{len(result.fixed)} of {len(result.groups)} coefficients per model kept their initial values, as no input depends on them: "
             f"{', '.join(result.fixed[:3])}{', ...' if len(result.fixed) > 3 else ''}."
         )
     if result.left_out:
         first, why = next(iter(result.left_out.items()))
         lines.append(
-            f"{len(result.left_out)} tensors have no part in the entropy and are merged as the model began: {first} ({why})"
+            f"{len(result.left_out)} tensors do not affect the entropy and are merged with the coefficient of their group: {first} ({why})"
             f"{' and others' if len(result.left_out) > 1 else ''}."
         )
     return lines
