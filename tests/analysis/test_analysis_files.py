@@ -226,7 +226,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(AlnicoError, match="at least one model"):
         alnico.analyze([], base=base)
     save_file({"other": np.zeros(3, np.float32)}, tuned / "model.safetensors")
-    with pytest.raises(MismatchError, match="no float tensor of one name and shape"):
+    with pytest.raises(MismatchError, match=r"share no float tensor \(name and shape\)"):
         alnico.analyze([tuned], base=base)
 
 

@@ -179,8 +179,8 @@ def test_a_model_that_changes_while_it_is_measured_ends_the_analysis(
     with pytest.raises(ModelError) as caught:
         alnico.analyze(models[1], base=models[0], out=tmp_path / "out", threads=1, watch=watch)
     assert str(caught.value) == (
-        f"{file} (its modification time differs): was changed while it was measured; expected the file as it was. "
-        "Run the command again when nobody writes the file."
+        f"{file} (its modification time differs): changed during the analysis; expected a file that stays the same. "
+        "Run the command again when nothing writes to the file."
     )
     assert not list(tmp_path.glob(".*"))
     assert not any((tmp_path / "out").iterdir())

@@ -127,7 +127,7 @@ def test_the_page_says_the_numbers_of_the_analysis(tmp_path: Path) -> None:
         "37.5 %",
         "cancels \N{EN DASH} of",
         "ties < dare & so on",
-        "no tensor of it could be compared",
+        "none of its tensors could be compared",
     ):
         assert said in words, said
 
@@ -209,7 +209,7 @@ def test_without_the_extra_the_error_says_what_to_install(
     assert not has_report()
     for missing in ("plotly", "plotly.offline", "matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, missing, None)
-    says = r"needs {}, which is not installed\. Say: pip install 'alnico\[report\]'$"
+    says = r"needs {}, which is not installed\. Run: pip install 'alnico\[report\]'$"
     with pytest.raises(AlnicoError, match=r"^report\.html " + says.format("plotly")):
         write_report(made_analysis(1, 1), tmp_path / "report.html")
     with pytest.raises(AlnicoError, match=r"^group_l2_bar\.png " + says.format("matplotlib")):

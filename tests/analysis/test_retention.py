@@ -13,7 +13,7 @@ import pytest
 
 import alnico
 from alnico.analysis.results import AnalysedModel
-from alnico.analysis.retention import Retention, kept, kept_without_base, recorded_base
+from alnico.analysis.retention import Retention, measure_distances, measure_retention, recorded_base
 from alnico.analysis.scores import accuracies, read_scores
 from alnico.checkpoint.open_model import open_model
 from alnico.cli.commands.demo import BASE as BASE_MODEL
@@ -43,7 +43,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
 
 def kept_of(merged: dict[str, np.ndarray], parents: list[dict[str, np.ndarray]] = PARENTS) -> Retention:
     models = {f"p{i}": parent for i, parent in enumerate(parents)} | {"m": merged}
-    return kept(reference_analysis(BASE, models), len(parents))
+    return measure_retention(reference_analysis(BASE, models), len(parents))
 
 
 def flat(model: dict[str, np.ndarray], names: list[str] | None = None) -> np.ndarray:
@@ -106,10 +106,10 @@ def test_the_top_parameters_kept_are_a_share_of_the_parents_where_the_merged_mod
     few[95:] = ramp[95:]
     few[:3] = 1000.0
     base, models = {"w": np.ones(100)}, {"p0": {"w": 1.0 + ramp}, "m": {"w": 1.0 + few}}
-    (share,) = kept(reference_analysis(base, models), 1).whole.parents
+    (share,) = measure_retention(reference_analysis(base, models), 1).whole.parents
     assert share is not None
     assert share.top_kept == 5 / 20
-    (back,) = kept(reference_analysis(base, models), 0).whole.parents
+    (back,) = measure_retention(reference_analysis(base, models), 0).whole.parents
     assert back is not None
     assert back.top_kept == 5 / 8, "the other way it is of the eight that there are"
 
@@ -169,7 +169,7 @@ def test_tensors_that_the_merged_model_has_not_do_not_count_against_it() -> None
 
 def test_without_a_base_the_distances_are_the_same_and_nothing_else_is_known() -> None:
     merged = {n: BASE[n] + 0.6 * DELTAS[0][n] for n in SHAPES}
-    found = kept_without_base(reference_analysis(merged, {"p0": PARENTS[0], "p1": PARENTS[1]}))
+    found = measure_distances(reference_analysis(merged, {"p0": PARENTS[0], "p1": PARENTS[1]}))
     expected = kept_of(merged)
     assert found.base is None
     for scope, other in ((found.whole, expected.whole), (found.groups["mlp"], expected.groups["mlp"])):
@@ -318,7 +318,7 @@ def test_compare_takes_the_base_that_the_merge_records_and_finds_its_weights(
     )  # fmt: skip
     assert [p.weight for p in found.whole.parents if p] == pytest.approx([0.75, 0.25], abs=1e-4)
     models = [read_model(Path(name)) for name in ("tuned-0", "tuned-1")]
-    expected = kept(
+    expected = measure_retention(
         reference_analysis(read_model(Path("base")), {"a": models[0], "b": models[1], "m": merged}), 2
     )
     for scope, other in ((found.whole, expected.whole), (found.groups["mlp"], expected.groups["mlp"])):

@@ -14,8 +14,8 @@ from test_report_in_chromium import CHOOSE, OVERLAPS
 
 from alnico.analysis.report import write_report
 from alnico.analysis.results import Analysis
-from alnico.analysis.retention import Retention, kept, kept_without_base
-from alnico.analysis.retention_section import kept_section
+from alnico.analysis.retention import Retention, measure_distances, measure_retention
+from alnico.analysis.retention_section import retention_section
 from alnico.analysis.scores import Accuracy
 
 
@@ -27,8 +27,8 @@ def test_the_section_has_a_row_a_parent_and_group_and_a_line_a_parent_and_layer(
     from plotly.graph_objects import Figure as Known
 
     analysis = made_analysis(3, 6)
-    found = scored(kept(analysis, 2))
-    text, page = written(analysis, tmp_path, sections=[kept_section(found)])
+    found = scored(measure_retention(analysis, 2))
+    text, page = written(analysis, tmp_path, sections=[retention_section(found)])
     words = page.words.replace("\xa0", " ")
     assert f"{analysis.models[2].name} is " in words
     assert text.partition("id=kept-table")[2].partition("</table>")[0].count("<tr><td>") == 2 * (
@@ -48,13 +48,13 @@ def test_the_section_has_a_row_a_parent_and_group_and_a_line_a_parent_and_layer(
 
 def test_without_a_base_the_section_has_distances_alone(tmp_path: Path) -> None:
     analysis = made_analysis(2, 3)
-    found = dataclasses.replace(kept_without_base(analysis), notes=("only distances are known: no base.",))
-    text, page = written(analysis, tmp_path, sections=[kept_section(found)])
+    found = dataclasses.replace(measure_distances(analysis), notes=("only distances are known: no base.",))
+    text, page = written(analysis, tmp_path, sections=[retention_section(found)])
     assert "only distances are known: no base." in page.words
     assert "projection" not in text.partition("id=kept-table")[2].partition("</thead>")[0]
     assert json.loads(page.data["kept-layers"])["choices"][0]["options"] == ["Distance"]
-    assert kept_section(kept_without_base(made_analysis(2, 0))).figures == []
-    (figure,) = kept_section(kept_without_base(hostile(analysis))).figures
+    assert retention_section(measure_distances(made_analysis(2, 0))).figures == []
+    (figure,) = retention_section(measure_distances(hostile(analysis))).figures
     assert figure.views["0"]["data"][0]["name"].startswith("1 &lt;/script&gt;")
 
 
@@ -63,7 +63,10 @@ def test_without_a_base_the_section_has_distances_alone(tmp_path: Path) -> None:
 def test_the_section_is_legible_in_a_browser_and_its_names_cannot_run(width: int, tmp_path: Path) -> None:
     def shown(browser: Chromium, analysis: Analysis) -> None:
         write_report(
-            analysis, tmp_path / "report.html", ["Because."], [kept_section(scored(kept(analysis, 4)))]
+            analysis,
+            tmp_path / "report.html",
+            ["Because."],
+            [retention_section(scored(measure_retention(analysis, 4)))],
         )
         browser.open(tmp_path / "report.html", width, dark=width == 390)
         assert browser.value(CHOOSE) == 0, "numbers behind a figure are missing"

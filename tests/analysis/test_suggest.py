@@ -118,7 +118,7 @@ def test_opposed_models_whose_few_entries_hold_it_all_go_to_ties() -> None:
     densities = [one["density"] for one in of_each(found)]
     assert densities[0] == 0.2  # 0.17 is less than the least
     assert densities[1] == pytest.approx(0.2, abs=0.04)
-    assert "one, other pull against one another: cosine -0.4" in found.reasons[1]
+    assert "one, other oppose each other: cosine -0.4" in found.reasons[1]
 
 
 def test_the_density_of_ties_is_what_the_sparsity_leaves() -> None:
@@ -144,7 +144,7 @@ def test_large_changes_are_not_dropped_at_random() -> None:
     found = suggested({"one": first, "other": plus(drawn(2, 0.01), first, -0.5)})
     assert (found.rule, found.method) == ("conflict, few entries hold it", "ties")
     assert parameters(found) == {"density": 0.5}
-    assert "deviate by 0.011, too much for a random drop" in found.reasons[2]
+    assert "their standard deviation is 0.011, too large for a random drop" in found.reasons[2]
 
 
 def test_models_that_contest_the_same_top_parameters_conflict() -> None:
@@ -179,7 +179,7 @@ def test_runs_of_one_task_among_others_share_a_weight() -> None:
     )
     assert found.method == "task_arithmetic"
     assert of_each(found) == [{"weight": 1.0}, {"weight": 0.5}, {"weight": 0.5}]
-    assert "chat-1, chat-2 learned much the same and share one weight of 1." in found.reasons
+    assert "chat-1, chat-2 learned almost the same and share a weight of 1." in found.reasons
 
 
 def test_a_model_that_went_much_farther_is_weighted_down_to_the_middle_one() -> None:
@@ -204,9 +204,9 @@ def test_of_near_duplicates_the_first_is_taken() -> None:
     assert references(found) == ["one", "other"]
     assert (
         found.findings[0]
-        == "twin is left out: it and one are 5.0% of their way from the base apart, and would count twice."
+        == "twin is left out: it differs from one by 5.0% of their distance to the base, so one model would count twice."
     )
-    assert found.findings[1] == "copy is left out: it and one are equal, and would count twice."
+    assert found.findings[1] == "copy is left out: it equals one, so one model would count twice."
 
 
 @pytest.mark.parametrize("length", [0.5, 1.0, 2.0])
@@ -232,7 +232,7 @@ def test_a_model_of_another_size_is_named_and_left_out() -> None:
     )
     assert references(found) == ["one", "two"]
     assert found.findings[0].startswith(
-        "large is left out: it has no tensor of the name and shape of one of the base"
+        "large is left out: it shares no tensor (name and shape) with the base"
     )
 
 

@@ -169,7 +169,7 @@ def test_the_command_prints_a_recipe_that_merges_from_there(
     monkeypatch.chdir(models)
     code, out, err = run("suggest", "--base", "base", "--models", "tuned-0", "tuned-1")
     assert code == 0
-    assert "note: These numbers say how parameters lie to one another" in err
+    assert "note: These numbers compare parameters, not abilities" in err
     assert yaml.safe_load(out)["models"] == [{"model": "tuned-0"}, {"model": "tuned-1"}]
     file = tmp_path / "recipe.yml"
     assert (

@@ -9,8 +9,8 @@ from contextlib import ExitStack, closing
 from alnico.analysis.files import report_folder, write_analysis
 from alnico.analysis.measure import SUBSPACE_SIDE
 from alnico.analysis.report import write_pages
-from alnico.analysis.retention import Retention, base_of, keep_sources, write_kept
-from alnico.analysis.retention_section import kept_section
+from alnico.analysis.retention import Retention, base_of, compare_sources, write_retention
+from alnico.analysis.retention_section import retention_section
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate, Estimates, ScoreTable, read_estimates, values_of
 from alnico.checkpoint.open_model import open_model
@@ -38,10 +38,10 @@ def compare(
 ) -> Retention:
     """Measure what a merged model kept of its parents.
 
-    Measured are distances, task vectors, signs, largest parameters and scores, by group of tensors. The base
-    is the one that the merged model's recipe names, unless ``base`` is given. Without a base only distances
-    are measured, and ``retention.notes`` says so. With ``out`` the folder gets ``kept.json``, ``kept.csv``
-    and everything that :func:`analyze` writes about the parents and the merged model.
+    It compares distances, task vectors, signs, largest parameters and scores, by group of tensors. The base
+    is the one that the merged model's recipe names, unless ``base`` is given. Without a base it measures only
+    distances, and ``retention.notes`` says so. With ``out`` the folder gets ``kept.json``, ``kept.csv`` and
+    everything that :func:`analyze` writes about the parents and the merged model.
 
     Options:
         parents: The models that were merged: directories, files, or owner/name@revision on the hub.
@@ -53,7 +53,7 @@ def compare(
     Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError.
     """
     if not parents:
-        raise AlnicoError("compare needs at least one parent beside the merged model.")
+        raise AlnicoError("compare needs a merged model and at least one parent.")
     if isinstance(scores, Mapping):
         estimates: Estimates = {
             task: {model: Estimate(value) for model, value in of.items()} for task, of in scores.items()
@@ -67,12 +67,14 @@ def compare(
         def open_source(reference: str | os.PathLike[str]) -> Source:
             return opened.enter_context(closing(open_model(reference, offline=run.offline)))
 
-        of_merged = open_source(merged)
-        of_base, notes = (open_source(base), ()) if base is not None else base_of(of_merged, open_source)
-        retention, analysis = keep_sources(
+        merged_source = open_source(merged)
+        base_source, notes = (
+            (open_source(base), ()) if base is not None else base_of(merged_source, open_source)
+        )
+        retention, analysis = compare_sources(
             [open_source(parent) for parent in path_list(parents)],
-            of_merged,
-            of_base,
+            merged_source,
+            base_source,
             scores=values_of(estimates),
             notes=notes,
             top_share=top_share,
@@ -81,7 +83,7 @@ def compare(
         )
     if folder is not None:
         write_analysis(analysis, folder)
-        write_kept(retention, folder)
-        of_scores = [score_section(estimates)] if any(estimates.values()) else []
-        write_pages(analysis, folder, sections=[kept_section(retention), *of_scores])
+        write_retention(retention, folder)
+        score_sections = [score_section(estimates)] if any(estimates.values()) else []
+        write_pages(analysis, folder, sections=[retention_section(retention), *score_sections])
     return retention

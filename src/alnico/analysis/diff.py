@@ -1,7 +1,7 @@
-"""Two models side by side: which tensors are equal, byte for byte, and by how much the others differ.
+"""Compares two models: which tensors are equal byte for byte, and how the others differ.
 
-First every tensor of both is hashed, as merges hash them; then the values of those whose hashes differ are compared. Each step
-takes the tensors chunk by chunk, all threads at once.
+First all tensors of both are hashed, as merges hash them; then the values of tensors whose hashes differ are
+compared. Each step goes through the tensors in chunks, with all threads.
 """
 
 from __future__ import annotations
@@ -35,26 +35,28 @@ from alnico.threads import Crew
 TensorVerdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
 
 RUN = 15 << 10
-"""Elements whose values are compared and summed as one. As float64 they take just less than the 128 KiB from which on an allocation is a
-fresh mapping of pages, which cost more than the arithmetic."""
+"""Elements whose values are compared and summed together. As float64 they take just under 128 KiB; from there
+on each allocation maps fresh pages, which costs more than the arithmetic."""
 
 CHUNK_RUNS = 256
-"""Runs that a thread takes at a time, one after the other."""
+"""Runs that a thread processes at a time, one after the other."""
 
 WORKER_BYTES = 2 * READ_BYTES
-"""What a thread works in: what is hashed, or two runs with their values and differences as float64."""
+"""Memory of one thread: the bytes that it hashes, or two runs with their values and differences as
+float64."""
 
 MAX_KEYED_BYTES = 4 << 20
-"""Longest side file whose keys are compared; of longer ones it is said that they differ."""
+"""Longest side file whose keys are compared; longer ones are only reported as different."""
 
 
 @dataclass(frozen=True)
 class ValuesDiffer:
-    """How the values of a tensor b differ from those of a. In float64.
+    """How the values of a tensor b differ from those of a, in float64.
 
-    ``differing`` entries have other values; two NaN count as equal, 0 and -0 too. ``not_finite`` of these are a NaN or an infinity
-    on a side, and are left out of what follows. ``max_abs`` is max |b - a|, ``l2`` |b - a|, ``relative_l2`` |b - a| / |a|, ``cosine`` a b / (|a| |b|); None where there is
-    nothing to divide by.
+    ``differing`` entries have different values; two NaN count as equal, and so do 0 and -0. In ``not_finite``
+    of these one side is a NaN or an infinity; they are left out of the other figures. ``max_abs`` is max |b -
+    a|, ``l2`` |b - a|, ``relative_l2`` |b - a| / |a|, ``cosine`` a b / (|a| |b|). A value is None if the
+    divisor is 0.
     """
 
     elements: int
@@ -70,8 +72,9 @@ class ValuesDiffer:
 class TensorPair:
     """A tensor that both models have; pairs are (in a, in b).
 
-    ``equal``: one dtype, one shape and the same bytes, by their digests. ``same values``: other bytes, all values equal: another
-    dtype that holds them, 0 and -0, a NaN with other bits. ``differs``: see ``values``. ``other bytes``: of a dtype whose values cannot be compared.
+    ``equal``: the same dtype, shape and bytes, by their digests. ``same values``: different bytes but equal
+    values: another dtype that holds them, 0 and -0, or a NaN with other bits. ``differs``: see ``values``.
+    ``other bytes``: different bytes, of a dtype whose values cannot be compared.
     """
 
     name: str
@@ -84,7 +87,7 @@ class TensorPair:
 
 @dataclass(frozen=True)
 class Alone:
-    """A tensor that one model has; ``twins`` are those of the other model with its dtype, shape and bytes, under other names."""
+    """A tensor of one model only; ``twins`` are equal tensors of the other model under other names."""
 
     name: str
     dtype: str
@@ -95,7 +98,10 @@ class Alone:
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A key of a JSON file, with those it is in before it (``rope_scaling.factor``), and its values as JSON; None where it is not there."""
+    """A key of a JSON file that differs, and its values as JSON; None where the key is missing.
+
+    A key in a nested object has the path to it: ``rope_scaling.factor``.
+    """
 
     key: str
     a: str | None
@@ -104,8 +110,11 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class FilePair:
-    """A file beside the weights that is not the same in both. ``keys`` are those that differ where it holds a JSON object in both
-    (none: only the writing differs), else None."""
+    """A file next to the weights that differs, or that only one model has.
+
+    If it holds a JSON object in both, ``keys`` are the keys that differ (empty if only the formatting does);
+    else it is None.
+    """
 
     name: str
     in_a: bool
@@ -115,8 +124,10 @@ class FilePair:
 
 @dataclass(frozen=True)
 class ModelDiff:
-    """How model b differs from model a. ``files`` (``config.json`` first) is None where a model is no directory, so
-    that it has none to compare."""
+    """How model b differs from model a.
+
+    ``files`` (``config.json`` first) is None if a model is not a directory and so has no files to compare.
+    """
 
     a: str
     b: str
@@ -126,16 +137,16 @@ class ModelDiff:
     files: tuple[FilePair, ...] | None
     seconds: float
     layout: str = ""
-    """How b's names differ from a's, under which its tensors are compared; '' where they do not."""
+    """How b's names differ from a's, which b's tensors are compared under; '' if they do not."""
 
     @property
     def is_equal(self) -> bool:
-        """Have both the same tensors, byte for byte and under the same names, and the same files?"""
+        """Do both have the same tensors, byte for byte and by name, and the same files?"""
         is_same = all(t.verdict == "equal" for t in self.tensors) and not self.layout
         return is_same and not (self.only_in_a or self.only_in_b or self.files)
 
     def data(self) -> dict[str, Any]:
-        """All of it as plain data, for ``--json``."""
+        """Return everything as plain data, for ``--json``."""
         return {"is_equal": self.is_equal, **asdict(self)}
 
 
@@ -150,8 +161,8 @@ def diff(
 ) -> ModelDiff:
     """Compare two models: tensors by content hash and by value, configs by key, side files by content.
 
-    Both are read in full, in blocks; files of models on the hub are downloaded. ``difference.is_equal`` is
-    the short answer.
+    Both are read completely, in blocks; files of models on the hub are downloaded. ``difference.is_equal``
+    is the short answer.
 
     Options:
         a: A model: a directory, a file, or owner/name@revision on the hub.
@@ -160,17 +171,17 @@ def diff(
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline)
     with ExitStack() as opened:
-        one, other = (
+        first, second = (
             opened.enter_context(closing(open_model(r, offline=run.offline, may_be_adapter=True)))
             for r in (a, b)
         )
-        return diff_sources(one, other, run)
+        return diff_sources(first, second, run)
 
 
 def diff_sources(a: Source, b: Source, run: RunOptions) -> ModelDiff:
-    """Compare two open models, tensor by tensor and file by file. The number of threads changes nothing in the result.
+    """Compare two open models, tensor by tensor and file by file. Threads do not change the result.
 
-    Errors: ResourceError for a budget in which one thread cannot work; those of reading, and HubError.
+    Errors: ResourceError if the budget does not suffice for one thread; those of reading; HubError.
     """
     begin = time.perf_counter()
     b = with_names_of(b, a)
@@ -181,16 +192,16 @@ def diff_sources(a: Source, b: Source, run: RunOptions) -> ModelDiff:
     with Crew(workers, name="alnico-diff") as crew:
         digests = [hash_tensors(source, source.tensors, crew) for source in (a, b)]
         both = [name for name in a.tensors if name in b.tensors]
-        found = {
+        verdicts = {
             name: _verdict(a.tensors[name], b.tensors[name], *(d[name] for d in digests)) for name in both
         }
-        values = _compared(a, b, [name for name in both if found[name] is None], crew)
+        values = _compare_values(a, b, [name for name in both if verdicts[name] is None], crew)
     tensors = []
     for name in both:
-        one, other = a.tensors[name], b.tensors[name]
+        in_a, in_b = a.tensors[name], b.tensors[name]
         differ = values.get(name)
-        verdict = found[name] or ("differs" if differ and differ.differing else "same values")
-        pair = (one.dtype, other.dtype), (one.shape, other.shape), (digests[0][name], digests[1][name])
+        verdict = verdicts[name] or ("differs" if differ and differ.differing else "same values")
+        pair = (in_a.dtype, in_b.dtype), (in_a.shape, in_b.shape), (digests[0][name], digests[1][name])
         tensors.append(TensorPair(name, verdict, *pair, differ if verdict == "differs" else None))
     only_in_a, only_in_b = _alone(a, b, *digests), _alone(b, a, *digests[::-1])
     files, seconds = _files(a, b), time.perf_counter() - begin
@@ -198,7 +209,7 @@ def diff_sources(a: Source, b: Source, run: RunOptions) -> ModelDiff:
 
 
 def _workers(sources: Sequence[Source], run: RunOptions) -> int:
-    """The threads that fit the budget. Errors: ResourceError if not one does."""
+    """Return the number of threads that fit the budget. Errors: ResourceError if not even one fits."""
     fixed = BASELINE_BYTES + sum(s.held_bytes + BYTES_A_TENSOR * len(s.tensors) for s in sources)
     worker = WORKER_BYTES + max(s.reading_bytes for s in sources)
     if fixed + worker > run.memory_bytes:
@@ -209,13 +220,13 @@ def _workers(sources: Sequence[Source], run: RunOptions) -> int:
     return min(run.threads, (run.memory_bytes - fixed) // worker)
 
 
-def _verdict(one: Tensor, other: Tensor, digest: str, other_digest: str) -> TensorVerdict | None:
-    """What can be said of two tensors without their values; None where these must be compared."""
-    if one.shape != other.shape:
+def _verdict(a: Tensor, b: Tensor, digest_a: str, digest_b: str) -> TensorVerdict | None:
+    """Return the verdict on two tensors without their values; None if these must be compared."""
+    if a.shape != b.shape:
         return "other shape"
-    if digest == other_digest:
+    if digest_a == digest_b:
         return "equal"
-    return None if _has_values(one.dtype) and _has_values(other.dtype) else "other bytes"
+    return None if _has_values(a.dtype) and _has_values(b.dtype) else "other bytes"
 
 
 def _has_values(dtype: str) -> bool:
@@ -224,7 +235,7 @@ def _has_values(dtype: str) -> bool:
 
 @dataclass(frozen=True)
 class _RunSums:
-    """Sums over a run."""
+    """Sums over a run of elements."""
 
     differing: int = 0
     not_finite: int = 0
@@ -235,22 +246,22 @@ class _RunSums:
     product: float = 0.0
 
 
-def _compared(a: Source, b: Source, names: Sequence[str], crew: Crew) -> dict[str, ValuesDiffer]:
-    """The values of tensors of one shape, compared."""
+def _compare_values(a: Source, b: Source, names: Sequence[str], crew: Crew) -> dict[str, ValuesDiffer]:
+    """Compare the values of tensors of the same shape in both models."""
     parts = {name: [_RunSums()] * -(-a.tensors[name].elements // RUN) for name in names}
 
-    def compared(name: str, first: int, last: int) -> None:
+    def compare(name: str, first: int, last: int) -> None:
         elements = a.tensors[name].elements
         for run in range(first, last):
             crew.check()
             span = run * RUN, min((run + 1) * RUN, elements)
-            parts[name][run] = _part_of(_read(a, name, *span), _read(b, name, *span))
+            parts[name][run] = _sum_run(_read(a, name, *span), _read(b, name, *span))
 
     spans = [
         (n, s, min(s + CHUNK_RUNS, len(p))) for n, p in parts.items() for s in range(0, len(p), CHUNK_RUNS)
     ]
-    crew.run([(compared, span) for span in spans])
-    return {name: _joined(a.tensors[name].elements, found) for name, found in parts.items()}
+    crew.run([(compare, span) for span in spans])
+    return {name: _join(a.tensors[name].elements, sums) for name, sums in parts.items()}
 
 
 def _read(source: Source, name: str, start: int, stop: int) -> np.ndarray:
@@ -261,8 +272,8 @@ def _read(source: Source, name: str, start: int, stop: int) -> np.ndarray:
     return decode(raw, dtype) if dtype in MERGEABLE else raw.view(np.dtype(DTYPES[dtype].storage))
 
 
-def _part_of(a: np.ndarray, b: np.ndarray) -> _RunSums:
-    # Compared before they become float64, which does not tell large integers apart.
+def _sum_run(a: np.ndarray, b: np.ndarray) -> _RunSums:
+    # Compare before converting to float64, which cannot distinguish large integers.
     differ = a != b
     a, b = a.astype(np.float64), b.astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -280,11 +291,11 @@ def _part_of(a: np.ndarray, b: np.ndarray) -> _RunSums:
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    # Not a @ b: BLAS sends so short a sum to all threads.
+    # Not a @ b: BLAS spreads even so short a sum over all threads.
     return float(np.einsum("i,i->", a, b))
 
 
-def _joined(elements: int, parts: Sequence[_RunSums]) -> ValuesDiffer:
+def _join(elements: int, parts: Sequence[_RunSums]) -> ValuesDiffer:
     def total(name: str) -> float:
         return math.fsum(getattr(part, name) for part in parts)
 
@@ -315,30 +326,30 @@ def _alone(
 
 
 def _files(a: Source, b: Source) -> tuple[FilePair, ...] | None:
-    """The configs and side files that are not the same; None if a model has no directory."""
+    """Return the configs and side files that differ; None if a model is not a directory."""
     if a.directory is None or b.directory is None:
         return None
-    mine, others = _carried(a.directory), _carried(b.directory)
-    found = []
+    mine, others = _files_in(a.directory), _files_in(b.directory)
+    pairs = []
     for name in sorted(mine | others, key=lambda name: (name != "config.json", name)):
         pair = FilePair(name, name in mine, name in others)
         if not (pair.in_a and pair.in_b):
-            found.append(pair)
+            pairs.append(pair)
         elif hash_file(a.directory / name) != hash_file(b.directory / name):
-            one, other = _mapping(a.directory / name), _mapping(b.directory / name)
-            found.append(
-                FilePair(name, True, True, None if one is None or other is None else tuple(_keys(one, other)))
+            in_a, in_b = _read_object(a.directory / name), _read_object(b.directory / name)
+            pairs.append(
+                FilePair(name, True, True, None if in_a is None or in_b is None else tuple(_keys(in_a, in_b)))
             )
-    return tuple(found)
+    return tuple(pairs)
 
 
-def _carried(directory: Path) -> set[str]:
+def _files_in(directory: Path) -> set[str]:
     files = {path.as_posix() for path in side_files(directory)[0]}
     return files | {"config.json"} if (directory / "config.json").exists() else files
 
 
-def _mapping(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None for a file that holds no such thing, or is long."""
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None if it holds something else or is too long."""
     if path.suffix != ".json" or path.stat().st_size > MAX_KEYED_BYTES:
         return None
     try:
@@ -349,14 +360,14 @@ def _mapping(path: Path) -> dict[str, Any] | None:
 
 
 def _keys(a: Mapping[str, Any], b: Mapping[str, Any], above: str = "") -> list[KeyPair]:
-    """The keys whose values differ in two JSON objects, those of objects inside them one by one."""
-    found: list[KeyPair] = []
+    """Return the keys whose values differ in two JSON objects; of nested objects, each key."""
+    pairs: list[KeyPair] = []
     for key in dict.fromkeys([*a, *b]):
         if key in a and key in b and isinstance(a[key], dict) and isinstance(b[key], dict):
-            found += _keys(a[key], b[key], f"{above}{key}.")
+            pairs += _keys(a[key], b[key], f"{above}{key}.")
         else:
-            one, other = (
+            in_a, in_b = (
                 json.dumps(d[key], ensure_ascii=False, sort_keys=True) if key in d else None for d in (a, b)
             )
-            found += [KeyPair(above + key, one, other)] if one != other else []
-    return found
+            pairs += [KeyPair(above + key, in_a, in_b)] if in_a != in_b else []
+    return pairs

@@ -17,13 +17,13 @@ from alnico.vocabulary.compare import read_vocabulary
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the headers of a model or an adapter say; ``summary`` is plain data."""
+    """The summary of a model's or an adapter's headers; ``summary`` is plain data."""
 
     kind: Literal["model", "adapter"]
     summary: Mapping[str, Any]
 
     def data(self) -> dict[str, Any]:
-        """The summary as plain data, for ``--json``."""
+        """Return the summary as plain data, for ``--json``."""
         return dict(self.summary)
 
 
@@ -45,7 +45,7 @@ def inspect(model: str | os.PathLike[str], *, offline: bool = False) -> Inspecti
 
 
 def _is_adapter(reference: str) -> bool:
-    """Is a path the directory of an adapter, without a whole model next to it?"""
+    """Is a path the directory of an adapter, without a whole model in it?"""
     folder = os.path.expanduser(reference)
     return os.path.isfile(os.path.join(folder, CONFIG)) and not os.path.isfile(
         os.path.join(folder, "config.json")
@@ -53,7 +53,7 @@ def _is_adapter(reference: str) -> bool:
 
 
 def _adapter_data(adapter: Adapter) -> dict[str, Any]:
-    """Return an adapter as plain data."""
+    """Summarize an adapter as plain data."""
     tensors = adapter.files.tensors
     return {
         "adapter": adapter.label,
@@ -79,7 +79,7 @@ def _adapter_data(adapter: Adapter) -> dict[str, Any]:
 
 
 def _model_data(model: Model) -> dict[str, Any]:
-    """Return a model as plain data."""
+    """Summarize a model as plain data."""
     dtypes: dict[str, dict[str, int]] = {}
     for tensor in model.tensors.values():
         entry = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})

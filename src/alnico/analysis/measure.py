@@ -1,8 +1,9 @@
-"""Measures task vectors: all statistics of all tensors in at most two readings of base and models, inside a budget.
+"""Measures task vectors: all statistics of all tensors, in at most two readings of base and models.
 
-The first reading of a tensor gives sums, counts and a coarse histogram, the second the exact quantiles and what the largest
-entries of the models share; a tensor that fits into a block is read once. Sums are kept a leaf each and added exactly
-(``math.fsum``), counts are integers: neither blocks nor threads can be seen in the result.
+The first reading of a tensor gives sums, counts and a coarse histogram; the second gives the exact quantiles
+and what the largest entries of the models have in common. A tensor that fits into a block is read once. Sums
+are stored per leaf and added exactly (``math.fsum``), and counts are integers, so neither block sizes nor
+threads change the result.
 """
 
 from __future__ import annotations
@@ -47,33 +48,34 @@ from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.threads import Crew
 
 SORTED = 65_536
-"""Up to this many elements quantiles are taken from the sorted entries themselves."""
+"""Up to this many elements, quantiles come from the sorted entries themselves."""
 
 TABLE_BYTES = 65_536 * 4
-"""One histogram of a thread."""
+"""Memory of one histogram of a thread."""
 
 MOST_SLOTS = 2 * (len(LEVELS) - 2)
-"""Most bins of one model that the quantiles of a tensor lie in."""
+"""Most bins of one model that contain the quantiles of a tensor."""
 
 HISTOGRAM_BYTES = 128 << 10
-"""What a histogram of a group or layer takes; measured 20 to 80 KiB."""
+"""Memory of the histogram of a group or layer; measured 20 to 80 KiB."""
 
 RESULT_BYTES = 1_200
-"""What is kept of one model, or pair of models, in one tensor."""
+"""Memory of the results for one model, or pair of models, in one tensor."""
 
 SHARED_CHUNKS = 8
-"""Chunks from which on all threads work on one tensor."""
+"""From this many chunks on, all threads work on one tensor."""
 
 HELD_BYTES = 64 << 20
-"""Up to this many bytes, in all models, a tensor is held by a worker between its two readings, where the budget allows."""
+"""Up to this many bytes over all models, a worker holds a tensor between its two readings, if the budget
+allows."""
 
 SUBSPACE_SIDE = 512
-"""Matrices whose smaller side is at most this have their subspaces compared, unless it is asked otherwise."""
+"""Default: subspaces are compared for matrices whose smaller side is at most this."""
 
 
 @dataclass(frozen=True)
 class AnalysisMemory:
-    """How an analysis fits its budget: a tensor that takes ``held_bytes`` or less in all models is read once."""
+    """How an analysis uses its budget: a tensor of ``held_bytes`` or less in all models is read once."""
 
     threads: int
     block_elements: int
@@ -90,16 +92,18 @@ def analyze_sources(
     block_elements: int | None = None,
     unfinished: AnalysisJournal | None = None,
 ) -> Analysis:
-    """Measure the task vectors of ``models`` against ``base``; all that :class:`Analysis` says.
+    """Measure the task vectors of ``models``, relative to ``base``.
 
-    ``top_share`` in (0, 1] is the share of each model's entries that count as its top parameters; ``subspace_side`` the largest
-    smaller side of matrices whose singular vectors are compared, 0 for none. Sources stay open. What ``unfinished`` holds of an interrupted
-    analysis is not measured again, and what is measured is noted there. Errors: AlnicoError for a wrong share, MismatchError for a model that
-    has no tensor in common with the base, ModelError for a file that changes meanwhile, NonFiniteError, ResourceError, HubError, RunError.
+    ``top_share`` in (0, 1] is the share of each model's entries that count as its top parameters.
+    ``subspace_side`` is the largest smaller side of matrices whose singular vectors are compared, 0 for none.
+    Sources stay open. Tensors that ``unfinished`` has from an interrupted analysis are not measured again;
+    others are added to it.
+    Errors: AlnicoError for a wrong share, MismatchError for a model that shares no tensor with the base,
+    ModelError for a file that changes meanwhile, NonFiniteError, ResourceError, HubError, RunError.
     """
     begin = time.perf_counter()
     if not models:
-        raise AlnicoError("an analysis needs at least one model beside the base.")
+        raise AlnicoError("an analysis needs a base and at least one model.")
     subspace_side = whole_number(subspace_side, "subspace_side", 0)
     top_share = finite_number(
         top_share, "the share of top parameters", "a number in (0, 1]. The default is 0.2"
@@ -113,8 +117,8 @@ def analyze_sources(
     for position, model in enumerate(models):
         if not any(position in subject.models for subject in subjects):
             raise MismatchError(
-                f"{base.label} and {model.label} have no float tensor of one name and shape; expected models of one architecture. "
-                "`alnico inspect` lists what they hold."
+                f"{base.label} and {model.label} share no float tensor (name and shape); expected models of one architecture. "
+                "`alnico inspect` lists their tensors."
             )
     sources = (*models, base)
     read = [
@@ -124,20 +128,20 @@ def analyze_sources(
     fetch_files(
         sources, [source.absent(names, False) for source, names in zip(sources, read, strict=True)], run.watch
     )
-    room = _room(subjects, sources, run, subspace_side, block_elements)
+    memory = _fit_memory(subjects, sources, run, subspace_side, block_elements)
     before = file_states(path for source in sources for path in source.paths())
-    known: dict[str, Mapping[str, Any]] = {}
+    recorded: dict[str, Mapping[str, Any]] = {}
     if unfinished is not None:
-        known = unfinished.begin(base, models, subjects, top_share=top_share, subspace_side=subspace_side)
-    found = _AnalysisRun(
-        subjects, sources, room, top_share, subspace_side, run.watch, known, unfinished
-    ).all()
+        recorded = unfinished.begin(base, models, subjects, top_share=top_share, subspace_side=subspace_side)
+    measurements = _AnalysisRun(
+        subjects, sources, memory, top_share, subspace_side, run.watch, recorded, unfinished
+    ).measure()
     if changed := describe_change(before):
         raise ModelError(
-            f"{changed}: was changed while it was measured; expected the file as it was. "
-            "Run the command again when nobody writes the file."
+            f"{changed}: changed during the analysis; expected a file that stays the same. "
+            "Run the command again when nothing writes to the file."
         )
-    return _analysis(base, models, top_share, subjects, found, skipped, time.perf_counter() - begin)
+    return _analysis(base, models, top_share, subjects, measurements, skipped, time.perf_counter() - begin)
 
 
 def _analysis(
@@ -145,16 +149,16 @@ def _analysis(
     models: Sequence[Source],
     top_share: float,
     subjects: Sequence[CommonTensor],
-    found: Measurements,
+    measurements: Measurements,
     skipped: Sequence[Skipped],
     seconds: float,
 ) -> Analysis:
-    count, tallies = len(models), found.tallies
+    count, tallies = len(models), measurements.tallies
     groups = [group for group in GROUPS if any(s.group == group for s in subjects)]
     layers = sorted({s.layer for s in subjects if s.layer is not None})
 
     def over(name: str, chosen: Sequence[int], key: Any) -> PooledTallies:
-        return PooledTallies(name, [tallies[i] for i in chosen], count, found.histograms[key])
+        return PooledTallies(name, [tallies[i] for i in chosen], count, measurements.histograms[key])
 
     return Analysis(
         version=__version__,
@@ -174,14 +178,14 @@ def _analysis(
     )
 
 
-def _room(
+def _fit_memory(
     subjects: Sequence[CommonTensor],
     sources: Sequence[Source],
     run: RunOptions,
     side: int,
     block: int | None,
 ) -> AnalysisMemory:
-    """Fit threads and blocks into the budget. Errors: ResourceError, with the budget that would do."""
+    """Choose threads and blocks that fit the budget. Errors: ResourceError with the smallest budget."""
     models = len(sources) - 1
     pairs = models * (models - 1) // 2
     scopes = 1 + len({s.group for s in subjects}) + len({s.layer for s in subjects})
@@ -219,29 +223,29 @@ def _room(
 
 @dataclass(frozen=True)
 class Measurements:
-    """A tally for each subject, and the histograms of each scope: one a model, under its group, its layer's number or "whole"."""
+    """A tally per tensor, and histograms per model for each group, each layer number and "whole"."""
 
     tallies: list[Tally]
     histograms: dict[Any, list[Histogram]]
 
 
 class _AnalysisRun:
-    """The threads that measure all subjects."""
+    """Measures all tensors with threads."""
 
     def __init__(
         self,
         subjects: Sequence[CommonTensor],
         sources: Sequence[Source],
-        room: AnalysisMemory,
+        memory: AnalysisMemory,
         top_share: float,
         subspace_side: int,
         watch: Watcher | None,
-        known: Mapping[str, Mapping[str, Any]],
+        recorded: Mapping[str, Mapping[str, Any]],
         unfinished: AnalysisJournal | None,
     ) -> None:
         self.subjects = subjects
         self.sources = sources
-        self.room = room
+        self.memory = memory
         self.top_share = top_share
         self.subspace_side = subspace_side
         self.tallies: list[Tally | None] = [None] * len(subjects)
@@ -251,34 +255,36 @@ class _AnalysisRun:
             key: [Histogram() for _ in range(models)] for key in keys
         }
         self._unfinished = unfinished
-        self._crew = Crew(room.threads, watch)
+        self._crew = Crew(memory.threads, watch)
         self._own = threading.local()
-        self._arena = Arena(room.held_bytes + ALIGNMENT * len(sources))
-        self._missing = [number for number, subject in enumerate(subjects) if subject.job.name not in known]
+        self._arena = Arena(memory.held_bytes + ALIGNMENT * len(sources))
+        self._missing = [
+            number for number, subject in enumerate(subjects) if subject.job.name not in recorded
+        ]
         for number, subject in enumerate(subjects):
-            if subject.job.name in known:
-                self._take(number, measured(known[subject.job.name]))
+            if subject.job.name in recorded:
+                self._take(number, measured(recorded[subject.job.name]))
 
-    def all(self) -> Measurements:
+    def measure(self) -> Measurements:
         missing = [self.subjects[number] for number in self._missing]
         self._compile(missing)
         self._crew.tell(Reading(len(missing), sum(i.byte_size for s in missing for i in s.job.read)))
-        with self._calm(), self._crew:
+        with self._single_blas_thread(), self._crew:
             shared: list[tuple[int, list[Span]]] = []
             alone: list[tuple[int, list[Span]]] = []
             for number in self._missing:
                 spans = chunks(self.subjects[number].job)
-                (shared if self.room.threads > 1 and len(spans) >= SHARED_CHUNKS else alone).append(
+                (shared if self.memory.threads > 1 and len(spans) >= SHARED_CHUNKS else alone).append(
                     (number, spans)
                 )
             for number, spans in shared:
-                self._shared(number, spans)
-            # The largest first: a thread that takes one last works on while the others have nothing to do.
+                self._measure_shared(number, spans)
+            # The largest first, so that no thread ends alone on a large tensor.
             alone.sort(key=lambda item: -self.subjects[item[0]].job.elements)
-            self._crew.run([(self._alone, (number, spans)) for number, spans in alone])
+            self._crew.run([(self._measure_alone, (number, spans)) for number, spans in alone])
         return Measurements([tally for tally in self.tallies if tally is not None], self.histograms)
 
-    def _calm(self) -> AbstractContextManager[None]:
+    def _single_blas_thread(self) -> AbstractContextManager[None]:
         has_matrices = any(s.has_subspace(self.subspace_side) for s in self.subjects)
         return one_blas_thread() if has_matrices else nullcontext()
 
@@ -290,30 +296,30 @@ class _AnalysisRun:
         for kernel in needed:
             compile_kernel(kernel)
 
-    def _shared(self, number: int, spans: Sequence[Span]) -> None:
-        """A large tensor: all threads take part in each reading of it."""
+    def _measure_shared(self, number: int, spans: Sequence[Span]) -> None:
+        """Measure a large tensor, with all threads in each reading of it."""
         state = _TensorMeasurement(self.subjects[number].job, self.top_share)
-        for reading in (self._first, self._second):
-            rest = iter(spans)  # each thread takes the next one when it is free
-            self._crew.run([(reading, (state, rest))] * self.room.threads)
+        for reading in (self._first_reading, self._second_reading):
+            rest = iter(spans)  # each thread takes the next span when it is free
+            self._crew.run([(reading, (state, rest))] * self.memory.threads)
         self._finish(number, state)
 
-    def _alone(self, number: int, spans: Sequence[Span]) -> None:
-        """A tensor of one worker, read once where it has room."""
+    def _measure_alone(self, number: int, spans: Sequence[Span]) -> None:
+        """Measure a tensor in one worker, with one reading if it fits."""
         job = self.subjects[number].job
         state = _TensorMeasurement(job, self.top_share)
         held = (
             self._arena.read(job, self.sources, (0, job.elements))
-            if sum(i.byte_size for i in job.read) <= self.room.held_bytes
+            if sum(i.byte_size for i in job.read) <= self.memory.held_bytes
             else None
         )
-        self._first(state, iter(spans), held)
+        self._first_reading(state, iter(spans), held)
         if held is not None and job.elements <= SORTED:
             state.sort(held)
-        self._second(state, iter(spans), held, is_alone=True)
+        self._second_reading(state, iter(spans), held, is_alone=True)
         self._finish(number, state)
 
-    def _first(
+    def _first_reading(
         self, state: _TensorMeasurement, spans: Iterator[Span], held: list[np.ndarray] | None = None
     ) -> None:
         tables = self._table("tables", len(state.job.inputs) * TABLES)
@@ -322,28 +328,28 @@ class _AnalysisRun:
                 self._refuse(state.job, block[0], views)
         state.take(tables)
 
-    def _second(
+    def _second_reading(
         self,
         state: _TensorMeasurement,
         spans: Iterator[Span],
         held: list[np.ndarray] | None = None,
         is_alone: bool = False,
     ) -> None:
-        state.turn()
+        state.start_second()
         fine = self._table("fine", state.places)
         for _, views in self._blocks(state.job, spans, held):
             state.order(views, fine, self._work())
             self._crew.tell(Advanced(state.job.name, sum(view.nbytes for view in views)))
-        state.find(fine, is_alone)
+        state.take_fine(fine, is_alone)
         fine[:] = 0
 
     def _blocks(
         self, job: Job, spans: Iterator[Span], held: list[np.ndarray] | None
     ) -> Iterator[tuple[Span, list[np.ndarray]]]:
-        """The blocks of spans with what is in them: of what is held, or read now."""
+        """Yield the blocks of spans with their data: from memory if the tensor is held, else read now."""
         widths = [i.width for i in job.read]
         for span in spans:
-            for start, stop in blocks(span, self.room.block_elements):
+            for start, stop in blocks(span, self.memory.block_elements):
                 self._crew.check()
                 if held is None:
                     yield (start, stop), self._arena.read(job, self.sources, (start, stop))
@@ -354,7 +360,7 @@ class _AnalysisRun:
                     )
 
     def _table(self, name: str, rows: int) -> np.ndarray:
-        """This thread's histograms, all 0; whoever uses them leaves them so."""
+        """Return this thread's histograms, all 0; the caller sets them back to 0."""
         table: np.ndarray | None = getattr(self._own, name, None)
         if table is None or len(table) < rows:
             table = np.zeros((rows, 65_536), np.uint32)
@@ -376,25 +382,25 @@ class _AnalysisRun:
 
     def _finish(self, number: int, state: _TensorMeasurement) -> None:
         subject = self.subjects[number]
-        found: list[Subspace | None] = [None] * len(state.pairs)
-        if found and subject.has_subspace(self.subspace_side):
-            found = subspaces(self.sources, subject.job)
-        done = MeasuredTensor(state.result(subject.models, found), state.histograms)
-        self._take(number, done)
+        alignments: list[Subspace | None] = [None] * len(state.pairs)
+        if alignments and subject.has_subspace(self.subspace_side):
+            alignments = subspaces(self.sources, subject.job)
+        measurement = MeasuredTensor(state.result(subject.models, alignments), state.histograms)
+        self._take(number, measurement)
         if self._unfinished is not None:
-            self._unfinished.add(subject.job.name, done)
+            self._unfinished.add(subject.job.name, measurement)
 
-    def _take(self, number: int, done: MeasuredTensor) -> None:
+    def _take(self, number: int, measurement: MeasuredTensor) -> None:
         subject = self.subjects[number]
-        self.tallies[number] = done.tally
+        self.tallies[number] = measurement.tally
         with self._crew.lock:
             for key in ("whole", subject.group, subject.layer):
-                for model, histogram in zip(subject.models, done.histograms, strict=True):
+                for model, histogram in zip(subject.models, measurement.histograms, strict=True):
                     self.histograms[key][model].add(histogram)
 
 
 class ThreadBuffers:
-    """What the kernels work in, of one thread; each array for the first k models."""
+    """Buffers of one thread for the kernels; each method returns those of the first k models."""
 
     def __init__(self, models: int) -> None:
         self._values = np.empty(models * TILE, np.float64)
@@ -416,7 +422,7 @@ class ThreadBuffers:
 
 
 class _TensorMeasurement:
-    """One tensor being measured: ``describe`` for every block, ``turn``, ``order`` for every block, then ``result``."""
+    """The measurement of one tensor: ``describe`` blocks, ``start_second``, ``order`` blocks, ``result``."""
 
     def __init__(self, job: Job, top_share: float) -> None:
         self.job = job
@@ -438,11 +444,11 @@ class _TensorMeasurement:
         self.histograms = [Histogram() for _ in range(k)]
         self.fine: np.ndarray | None = None
         self.quantiles: list[tuple[float, ...]] = []
-        self.is_turned = False
+        self.has_second = False
         self.lock = threading.Lock()
 
     def describe(self, span: Span, views: list[np.ndarray], tables: np.ndarray, work: ThreadBuffers) -> int:
-        """Take in a block of the first reading; returns 0 unless something in it is not finite."""
+        """Add a block of the first reading; return 0 unless a value in it is not finite."""
         first, last = span[0] // LEAF, -(-span[1] // LEAF)
         k = len(self.codes)
         counts = np.zeros(k, np.int64), np.zeros_like(self.both), np.zeros(2, np.int64), _no_ends(k)
@@ -453,16 +459,20 @@ class _TensorMeasurement:
             self.of_sum[first:last],
         )
         values, narrow = work.values(self.real, k), work.narrow(k)
-        wrong = self.describing(*self._given(views), *of_leaf, *counts, tables, values, narrow, work.lanes(k))
+        status = self.describing(
+            *self._kernel_arguments(views), *of_leaf, *counts, tables, values, narrow, work.lanes(k)
+        )
         with self.lock:
             self.unchanged += counts[0]
             self.both += counts[1]
             self.together += counts[2]
             self.ends[:, 0] = np.minimum(self.ends[:, 0], counts[3][:, 0])
             self.ends[:, 1] = np.maximum(self.ends[:, 1], counts[3][:, 1])
-        return wrong
+        return status
 
-    def _given(self, views: list[np.ndarray]) -> tuple[np.ndarray, int, np.ndarray, np.ndarray, int]:
+    def _kernel_arguments(
+        self, views: list[np.ndarray]
+    ) -> tuple[np.ndarray, int, np.ndarray, np.ndarray, int]:
         addresses = np.array([view.ctypes.data for view in views[:-1]], np.int64)
         return (
             addresses,
@@ -473,49 +483,51 @@ class _TensorMeasurement:
         )
 
     def take(self, tables: np.ndarray) -> None:
-        """Take in what a thread counted in the first reading."""
+        """Add what a thread counted in the first reading."""
         with self.lock:
             for i, histogram in enumerate(self.histograms):
                 histogram.take(tables[TABLES * i : TABLES * (i + 1)])
 
-    def turn(self) -> None:
-        """End the first reading: say what the second looks for."""
+    def start_second(self) -> None:
+        """End the first reading: choose the bins that the second counts finely."""
         with self.lock:
-            if not self.is_turned:
-                self._turn()
-                self.is_turned = True
+            if not self.has_second:
+                self._choose_bins()
+                self.has_second = True
 
-    def _turn(self) -> None:
+    def _choose_bins(self) -> None:
         n, k = self.job.elements, len(self.codes)
         self.slots = np.zeros((k, 65_536), np.uint8)
-        self.wanted: list[list[int]] = [[] for _ in range(k)]
+        self.fine_bins: list[list[int]] = [[] for _ in range(k)]
         self.tops = np.zeros(k, np.int64)
         self.shared = np.zeros((len(self.pairs), 2), np.int64)
-        kept = max(1, int(self.top_share * n))
-        least = [max(h.kth_largest_magnitude(kept), 1) if n else 1 for h in self.histograms]
+        top_count = max(1, int(self.top_share * n))
+        least = [max(h.kth_largest_magnitude(top_count), 1) if n else 1 for h in self.histograms]
         self.least = np.array(least, np.uint32)
         if n > SORTED:
             below, above, _ = neighbours(n, LEVELS[1:-1])
             for i, histogram in enumerate(self.histograms):
                 bins, _, counts = histogram.places(np.concatenate([below, above]))
-                # Zeros have a bin that other entries are hardly ever in: where it holds nothing else, it needs no second look.
-                known = {0x8000} if self.unchanged[i] == counts[bins == 0x8000][:1].sum() else set()
-                self.wanted[i] = sorted(set(bins.tolist()) - known)
-                self.slots[i, self.wanted[i]] = np.arange(1, len(self.wanted[i]) + 1)
-        self.places = k * max(map(len, self.wanted))
+                # Zeros have a bin that hardly ever has other entries. If it has none, it needs no second count.
+                settled = {0x8000} if self.unchanged[i] == counts[bins == 0x8000][:1].sum() else set()
+                self.fine_bins[i] = sorted(set(bins.tolist()) - settled)
+                self.slots[i, self.fine_bins[i]] = np.arange(1, len(self.fine_bins[i]) + 1)
+        self.places = k * max(map(len, self.fine_bins))
 
     def order(self, views: list[np.ndarray], fine: np.ndarray, work: ThreadBuffers) -> None:
-        """Take in a block of the second reading, with its fine histograms in ``fine``."""
+        """Add a block of the second reading, and its fine histograms to ``fine``."""
         tops, shared = np.zeros_like(self.tops), np.zeros_like(self.shared)
         k = len(self.codes)
-        found = self.slots, fine, self.least, tops, shared
-        self.ordering(*self._given(views), *found, work.values(self.real, k), work.narrow(k), work.flags(k))
+        outputs = self.slots, fine, self.least, tops, shared
+        self.ordering(
+            *self._kernel_arguments(views), *outputs, work.values(self.real, k), work.narrow(k), work.flags(k)
+        )
         with self.lock:
             self.tops += tops
             self.shared += shared
 
-    def find(self, fine: np.ndarray, is_alone: bool) -> None:
-        """Take in what a thread counted in the second reading; all of it, if the thread ``is_alone``."""
+    def take_fine(self, fine: np.ndarray, is_alone: bool) -> None:
+        """Add what a thread counted in the second reading; it is everything if the thread ``is_alone``."""
         if is_alone:
             # Not a copy: fresh memory for each tensor took a third of the time on a virtual machine.
             self.quantiles = self.quantiles or [self._quantiles(i, fine) for i in range(len(self.codes))]
@@ -524,7 +536,7 @@ class _TensorMeasurement:
                 self.fine = fine.copy() if self.fine is None else self.fine + fine
 
     def sort(self, views: list[np.ndarray]) -> None:
-        """Take the quantiles from the sorted entries of a small tensor, which is held."""
+        """Compute the quantiles of a small tensor in memory from its sorted entries."""
         base = decode(views[-1], self.job.read[-1].dtype)
         below, above, share = neighbours(self.job.elements, LEVELS)
         for view, tensor in zip(views[:-1], self.job.inputs, strict=True):
@@ -560,21 +572,21 @@ class _TensorMeasurement:
         return tuple((low + (high - low) * share).tolist())
 
     def _entries(self, model: int, ranks: np.ndarray, fine: np.ndarray | None) -> np.ndarray:
-        """The entries of a model with these ranks, exactly."""
+        """Return the exact entries of a model with these ranks."""
         bins, inside, _ = self.histograms[model].places(ranks)
         ends = value_of(self.ends[model])
         each = self.places // len(self.codes)
-        found = np.zeros(len(ranks))
+        entries = np.zeros(len(ranks))
         for n, (rank, at, place) in enumerate(
             zip(ranks.tolist(), bins.tolist(), inside.tolist(), strict=True)
         ):
             if rank in (0, self.job.elements - 1):
-                found[n] = ends[0] if rank == 0 else ends[1]
-            elif at in self.wanted[model]:
+                entries[n] = ends[0] if rank == 0 else ends[1]
+            elif at in self.fine_bins[model]:
                 assert fine is not None
-                lower = place_in(fine[model * each + self.wanted[model].index(at)], place)
-                found[n] = value_of(np.array(at << 16 | lower))
-        return found
+                lower = place_in(fine[model * each + self.fine_bins[model].index(at)], place)
+                entries[n] = value_of(np.array(at << 16 | lower))
+        return entries
 
 
 def _no_ends(models: int) -> np.ndarray:

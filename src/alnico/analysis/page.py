@@ -1,4 +1,4 @@
-"""A page that stands by itself: sections of words, tables and figures, with all that draws them inside one file of HTML."""
+"""Builds a self-contained HTML page from sections of text, tables and figures."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SERIES = (
     ("#7F7F7F", "star"),
     ("#B5A400", "x"),
 )
-"""Colour and mark of the first model, the second, ...: those of Okabe and Ito, that the colour-blind can tell, with grey for
-black, that is seen on both grounds, and a darker yellow."""
+"""Colour and marker of the first model, the second, ...: the palette of Okabe and Ito, which colour-blind
+readers can tell apart, with grey instead of black, visible on both backgrounds, and a darker yellow."""
 
 CIVIDIS = (
     "#00224E",
@@ -54,26 +54,27 @@ DIVERGING = (
     "#4393C3",
     "#2166AC",
 )
-"""Against one another (orange) by unrelated to together (blue)."""
+"""From opposed (orange) through unrelated to aligned (blue)."""
 
 SEQUENTIAL = (*DIVERGING[4:], "#0B3C73")
-"""Little to much, where it stands beside the diverging one."""
+"""From little to much, where it appears next to the diverging scale."""
 
 INK, PAPER = "#14181c", "#ffffff"
-"""Of text on a coloured ground."""
+"""Text colours on a coloured background."""
 
 EXTRA = ("plotly", "matplotlib")
-"""What the extra [report] brings."""
+"""Packages of the extra [report]."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing by plotly with choices above it, a legend and its numbers as a table below.
+    """A plotly drawing with choices above it, and a legend and a table of its numbers below it.
 
-    ``views`` holds, for every combination of the choices' options («0|2» for the first of the first choice and the third of the
-    second; «» without choices), ``{"data": traces, "layout": ...}``. A layout says its ``height`` and what is its own: colours of text
-    and grid are the page's. ``narrow`` beside these changes keys of the layout on a phone, ``table`` (columns and rows) is shown
-    where the traces do not say the numbers. Names in traces and ticks are :func:`escaped`.
+    ``views`` holds ``{"data": traces, "layout": ...}`` for every combination of the choices' options: "0|2"
+    is the first option of the first choice and the third of the second, "" a figure without choices. A layout
+    has its ``height`` and its own settings; the page sets the colours of text and grid. Next to these two,
+    ``narrow`` changes keys of the layout on a phone, and ``table`` (columns and rows) is shown if the traces
+    do not contain the numbers. Names in traces and ticks are :func:`escaped`.
     """
 
     name: str
@@ -85,9 +86,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class PageSection:
-    """A part of the page: a heading, words (plain text, a paragraph each) and a body of HTML with the figures that it shows.
+    """A section of the page: a heading, paragraphs of plain text, and an HTML body with its figures.
 
-    ``body`` is made with the functions of this file and :func:`escaped`; ``drawn`` makes a figure's place in it.
+    ``body`` is built with the functions of this file and :func:`escaped`; :func:`drawn` returns a figure's
+    placeholder.
     """
 
     anchor: str
@@ -98,26 +100,28 @@ class PageSection:
 
 
 def has_report() -> bool:
-    """Whether the extra [report] is installed, so that pages and pictures can be made."""
+    """Is the extra [report] installed, so that pages and pictures can be written?"""
     return all(importlib.util.find_spec(name) is not None for name in EXTRA)
 
 
 def import_extra(module: str, purpose: str) -> Any:
-    """Return a module of the extra [report]. Errors: AlnicoError, saying how it is installed."""
+    """Import a module of the extra [report]. Errors: AlnicoError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError:
         package = module.partition(".")[0]
         raise AlnicoError(
-            f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[report]'"
+            f"{purpose} needs {package}, which is not installed. Run: pip install 'alnico[report]'"
         ) from None
 
 
 def page(
     title: str, kind: str, facts: Sequence[tuple[str, str]], sections: Sequence[PageSection], foot: str
 ) -> str:
-    """Make the page: ``title`` as heading and in the window, ``facts`` (name, value) below it, the sections and a last line; all plain
-    text but the bodies of sections. Errors: AlnicoError without plotly."""
+    """Return the page: ``title`` as heading, ``facts`` (name, value), the sections and a footer.
+
+    Everything except the bodies of sections is plain text. Errors: AlnicoError without plotly.
+    """
     plotly = import_extra("plotly.offline", "report.html").get_plotlyjs()
     own = resources.files("alnico.analysis")
     style, script = own.joinpath("page.css").read_text("utf-8"), own.joinpath("page.js").read_text("utf-8")
@@ -126,15 +130,15 @@ def page(
         f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts
     )
     links = "".join(f'<li><a href="#{s.anchor}">{escaped(s.heading)}</a></li>' for s in sections)
-    known = "".join(f"<li>{escaped(name)} <b>{escaped(value)}</b></li>" for name, value in facts)
+    listed = "".join(f"<li>{escaped(name)} <b>{escaped(value)}</b></li>" for name, value in facts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Nothing is fetched, and nothing but what stands in the file runs.
+        # Nothing is fetched, and only the scripts of this file run.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         f'script-src {allowed}; img-src data: blob:">\n'
         f'<title>{escaped(title)} · {escaped(kind)}</title>\n<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
-        f'<div class="frame">\n<header>\n<p class="kind">{escaped(kind)}</p>\n<h1>{escaped(title)}</h1>\n<ul class="facts">{known}</ul>\n</header>\n'
+        f'<div class="frame">\n<header>\n<p class="kind">{escaped(kind)}</p>\n<h1>{escaped(title)}</h1>\n<ul class="facts">{listed}</ul>\n</header>\n'
         f'<nav aria-label="Contents"><ol>{links}</ol></nav>\n<main>\n{"".join(map(_section, sections))}</main>\n'
         f"<footer><p>{escaped(foot)}</p></footer>\n</div>\n"
         f"{''.join(f'<script>{s}</script>' for s in scripts)}\n</body>\n</html>\n"
@@ -154,7 +158,7 @@ def _section(section: PageSection) -> str:
 
 
 def drawn(figure: Figure) -> str:
-    """The place of a figure in its section's body."""
+    """Return the placeholder of a figure in its section's body."""
     heading = f"<h3>{escaped(figure.heading)}</h3>" if figure.heading else ""
     return (
         f'<figure class="card">{heading}<div class="plot" data-figure="{figure.name}" role="img" aria-label="{escaped(figure.label)}"></div>'
@@ -164,7 +168,10 @@ def drawn(figure: Figure) -> str:
 
 
 def inlined(data: Any) -> str:
-    """JSON that can stand in a script element: nothing in it ends the element or opens a comment. Infinities and NaN become null."""
+    """Return JSON for a script element: nothing in it ends the element or opens a comment.
+
+    Infinities and NaN become null.
+    """
     text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -180,17 +187,17 @@ def _finite(data: Any) -> Any:
 
 
 def escaped(text: str) -> str:
-    """Text as HTML, for elements, attributes and plotly's labels."""
+    """Return text as HTML, for elements, attributes and plotly's labels."""
     return html.escape(text, quote=True)
 
 
 def name(text: str) -> str:
-    """A name of a tensor or a model as HTML."""
+    """Return a name of a tensor or a model as HTML."""
     return f'<bdi class="name">{escaped(text)}</bdi>'
 
 
 def shortened(text: str, length: int) -> str:
-    """Text of at most this length, its middle left out.
+    """Return text of at most this length, with its middle left out.
 
     >>> shortened("wizardlm-13b-uncensored", 12)
     'wizard…sored'
@@ -201,7 +208,7 @@ def shortened(text: str, length: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits, and powers of ten as they are written.
+    """Return a number with three digits, and with a power of ten if it is very large or small.
 
     >>> [number(v) for v in (0.0, 1.25, 4321.0, -0.00002, 123456.0, None)]
     ['0', '1.25', '4321', '−2.00×10⁻⁵', '1.23×10⁵', '–']
@@ -217,12 +224,12 @@ def number(value: float | None) -> str:
 
 
 def raised(exponent: int) -> str:
-    """An exponent in small raised digits."""
+    """Return an exponent in superscript digits."""
     return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def percent(share: float | None) -> str:
-    """A share as per cent.
+    """Return a share as a percentage.
 
     >>> [percent(s) for s in (0.0123, 0.5, 1.0, 0.0, 0.00001, None)]
     ['1.23\xa0%', '50.0\xa0%', '100\xa0%', '0\xa0%', '0.00100\xa0%', '–']
@@ -231,7 +238,7 @@ def percent(share: float | None) -> str:
 
 
 def counted(count: int) -> str:
-    """A count, its thousands told apart.
+    """Return a count with separators between thousands.
 
     >>> counted(1234567)
     '1,234,567'
@@ -240,18 +247,18 @@ def counted(count: int) -> str:
 
 
 def colour(value: float, scale: Sequence[str]) -> str:
-    """The colour of a value in [0, 1] on a scale, as #rrggbb."""
+    """Return the colour of a value in [0, 1] on a scale, as #rrggbb."""
     place = min(max(value, 0.0), 1.0) * (len(scale) - 1)
     low = min(int(place), len(scale) - 2)
     share = place - low
     return "#" + "".join(
-        f"{round((1 - share) * one + share * other):02x}"
-        for one, other in zip(_rgb(scale[low]), _rgb(scale[low + 1]), strict=True)
+        f"{round((1 - share) * start + share * end):02x}"
+        for start, end in zip(_rgb(scale[low]), _rgb(scale[low + 1]), strict=True)
     )
 
 
 def ink_on(ground: str) -> str:
-    """The colour of text that is read best on a ground (WCAG's contrast)."""
+    """Return the text colour with the better contrast on a background (WCAG)."""
     red, green, blue = (
         c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in _rgb(ground)
     )
@@ -263,18 +270,18 @@ def _rgb(hexadecimal: str) -> tuple[int, int, int]:
 
 
 def series(index: int) -> tuple[str, str]:
-    """Colour and mark of a model, by its position."""
+    """Return the colour and marker of a model by its position."""
     return SERIES[index % len(SERIES)]
 
 
 def badge(index: int) -> str:
-    """A model's number on its colour, as HTML."""
+    """Return a model's number on its colour, as HTML."""
     ground, _ = series(index)
     return f'<span class="badge" style="background:{ground};color:{ink_on(ground)}">{index + 1}</span>'
 
 
 def tinted(value: float | None, share: float, text: str, scale: Sequence[str]) -> str:
-    """A cell of a table on the colour of ``share`` (in [0, 1]) on a scale; a dash where there is no value."""
+    """Return a table cell with the colour of ``share`` (in [0, 1]) on a scale; a dash without a value."""
     if value is None:
         return '<td class="none">–</td>'
     ground = colour(share, scale)
@@ -282,13 +289,13 @@ def tinted(value: float | None, share: float, text: str, scale: Sequence[str]) -
 
 
 def ramp(scale: Sequence[str], least: str, most: str) -> str:
-    """A bar of colours with its ends, as HTML."""
+    """Return a colour bar with a label at each end, as HTML."""
     bar = f'<i style="background:linear-gradient(90deg,{",".join(scale)})"></i>'
     return f'<p class="ramp"><span>{escaped(least)}</span>{bar}<span>{escaped(most)}</span></p>\n'
 
 
 def chooser(label: str, shows: str, options: Sequence[str]) -> str:
-    """A choice among the children of the element ``shows``: one is shown."""
+    """Return a select box that shows one of the children of the element ``shows``."""
     listed = "".join(f"<option>{escaped(option)}</option>" for option in options)
     return f'<div class="choices"><label>{escaped(label)}<select data-shows="{shows}">{listed}</select></label></div>\n'
 
@@ -296,7 +303,10 @@ def chooser(label: str, shows: str, options: Sequence[str]) -> str:
 def table(
     columns: Sequence[tuple[str, str]], rows: Sequence[str], *, anchor: str = "", sortable: bool = False
 ) -> str:
-    """A table with columns (heading, "text" or "number") of rows as HTML (``<tr>...``); sorted by a press on a heading."""
+    """Return an HTML table of columns (heading, "text" or "number") and rows (``<tr>...``).
+
+    If it is ``sortable``, a click on a heading sorts it.
+    """
     headings = "".join(
         f'<th scope="col"{" class=n" if kind == "number" else ""}{f" data-sorts={kind}" if sortable else ""}>{escaped(heading)}</th>'
         for heading, kind in columns
@@ -308,5 +318,5 @@ def table(
 
 
 def cell(text: str, value: float | None = None) -> str:
-    """A cell of numbers: what is read, and by what it is sorted (below all others without a value)."""
+    """Return a table cell of a number: its text and its sort value. Cells without a value sort lowest."""
     return f'<td class="n" data-value="{-1e300 if value is None else value!r}">{text}</td>'

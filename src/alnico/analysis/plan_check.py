@@ -103,7 +103,7 @@ def recheck(analysis: Analysis, *, offline: bool = False) -> tuple[Fit, ...]:
         try:
             return check_plan(analysis.base, model, offline=offline)
         except (ModelError, HubError) as error:
-            return Fit(found=f"it is not known whether its vocabulary fits. {error}")
+            return Fit(note=f"it is not known whether its vocabulary fits. {error}")
 
     return tuple(check(model) for model in analysis.models)
 

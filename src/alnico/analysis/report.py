@@ -1,4 +1,4 @@
-"""report.html: an analysis as one page to look at, with plotly's drawings, that needs no network."""
+"""Writes report.html: an analysis as one interactive page that needs no network."""
 
 from __future__ import annotations
 
@@ -50,56 +50,59 @@ from alnico.errors import OutputError
 from alnico.folders import write_new
 
 MOVERS = 20
-"""Tensors of each model among the largest movers, for each of the three ways to rank them."""
+"""Tensors of each model in the table of largest movers, for each of its three rankings."""
 
 LISTED = 100
-"""Longest list of tensors that were skipped, and of those outside the layers."""
+"""Longest list of skipped tensors, and of tensors outside the layers."""
 
 GLOSSARY = (
-    ("Task vector", "The difference model − base, entry by entry. All figures here are of task vectors."),
-    ("L2 and L1 norm", "The length of the task vector: the root of the sum of its squares, and the sum of its magnitudes. Large tensors have long ones."),
-    ("Relative change", "The L2 norm of the task vector over that of the base: 1 % is a light fine-tune, 10 % a long one. Comparable among tensors of all sizes."),
-    ("Unchanged", "The share of entries that are exactly those of the base: frozen layers, or steps too small for the dtype."),
+    ("Task vector", "The difference model − base, entry by entry. All figures on this page are about task vectors."),
+    ("L2 and L1 norm", "The length of the task vector: the root of the sum of its squares, and the sum of its magnitudes. Large tensors have large norms."),
+    ("Relative change", "The L2 norm of the task vector divided by that of the base: 1 % is a light fine-tune, 10 % a long one. Comparable across tensors of all sizes."),
+    ("Unchanged", "The share of entries that equal the base exactly: frozen layers, or steps too small for the dtype."),
     (
         "Effective sparsity",
-        "0 where all entries moved by the same amount, 0.36 for a normal distribution, near 1 where few entries hold the whole change: "
-        "then trimming (ties, dare) loses little.",
+        "0 where all entries changed by the same amount, 0.36 for a normal distribution, near 1 where few entries hold the whole "
+        "change: trimming (ties, dare) then loses little.",
     ),
-    ("Skewness, excess kurtosis", "How lopsided the entries are, and how heavy their tails; both 0 for a normal distribution."),
-    ("Cosine", "The angle between two task vectors: 1 the same direction, 0 unrelated (usual for different tasks), below 0 against one another."),
-    ("Sign conflict", "Among the entries that both models changed, the share they changed in opposite directions; unrelated task vectors have about 50 %."),
-    ("Weighted conflict", "The same with each entry counted by the product of both changes: a conflict of large entries costs more than one of noise."),
-    ("Top overlap", "The share of one model's largest changes that are among the other's largest, too."),
-    ("Subspace alignment", "Whether the strongest directions (leading singular vectors) of two task vectors span the same space: 1 the same, 0 orthogonal. Left: what a matrix writes; right: what it reads."),
-    ("Cancelled", "The share of all magnitude that is lost when the task vectors are added up, since they pull against one another."),
-    ("Quantiles", "The value below which that share of the entries lies. Between the ends, those of groups and the whole are within 0.8 % of the exact value."),
+    ("Skewness, excess kurtosis", "How lopsided the entries are, and how heavy their tails are; both are 0 for a normal distribution."),
+    ("Cosine", "The cosine of the angle between two task vectors: 1 is the same direction, 0 unrelated (usual for different tasks), below 0 opposed."),
+    ("Sign conflict", "Of the entries that both models changed, the share they changed in opposite directions; about 50 % for unrelated task vectors."),
+    ("Weighted conflict", "The same, with each entry weighted by the product of both changes: a conflict of large entries costs more than one of noise."),
+    ("Top overlap", "The share of one model's largest changes that are also among the other's largest."),
+    ("Subspace alignment", "Whether the strongest directions (leading singular vectors) of two task vectors span the same space: 1 is the same, 0 orthogonal. Left: the output directions of a matrix; right: its input directions."),
+    ("Cancelled", "The share of all magnitude that is lost when the task vectors are added, because they oppose each other."),
+    ("Quantiles", "The value below which that share of the entries is. Minimum and maximum are exact; other quantiles of groups and of the whole model are within 0.8 % of the exact value."),
 )  # fmt: skip
 
-AGAINST = DIVERGING[::-1]
-"""Of shares of opposite signs: blue below one half, where unrelated task vectors lie, orange above."""
+CONFLICT = DIVERGING[::-1]
+"""Colours of a share of opposite signs: blue below one half, the value for unrelated task vectors, orange
+above."""
 
 MEASURES: tuple[tuple[str, str, Sequence[str]], ...] = (
     ("Cosine", "−1 opposite, 0 unrelated, 1 the same", DIVERGING),
-    ("Sign conflict", "share of entries pulled both ways", AGAINST),
-    ("Weighted conflict", "the same, by magnitude", AGAINST),
-    ("Top overlap", "largest changes that both have", SEQUENTIAL),
-    ("Conflict at the top", "opposite signs among these", AGAINST),
-    ("Subspace, left", "leading directions written", SEQUENTIAL),
-    ("Subspace, right", "leading directions read", SEQUENTIAL),
+    ("Sign conflict", "share of entries with opposite signs", CONFLICT),
+    ("Weighted conflict", "the same, by magnitude", CONFLICT),
+    ("Top overlap", "largest changes in common", SEQUENTIAL),
+    ("Conflict at the top", "opposite signs among these", CONFLICT),
+    ("Subspace, left", "leading output directions", SEQUENTIAL),
+    ("Subspace, right", "leading input directions", SEQUENTIAL),
 )
-"""What is shown of a pair: name, words, scale. The first lies in [-1, 1], the others in [0, 1]."""
+"""The measures of a pair: name, explanation, colour scale. The first is in [-1, 1], the others are in [0,
+1]."""
 
 
 def write_report(
     analysis: Analysis, path: Path, advice: Sequence[str] | None = None, sections: Sequence[PageSection] = ()
 ) -> None:
-    """Write ``report.html``: everything of an analysis on one page, with its scripts inside.
+    """Write ``report.html``: everything of an analysis on one page, with its scripts in the file.
 
-    ``advice`` is what alnico suggests and why, a line each; ``sections`` are more parts of the page, shown after the models.
+    ``advice`` is what alnico suggests and why, one line per item; ``sections`` are more sections, shown after
+    the advice.
     Errors: AlnicoError without the extra [report].
     """
     models = [m.name for m in analysis.models]
-    found: list[PageSection | None] = [
+    listed: list[PageSection | None] = [
         _models(analysis),
         _advice(analysis, advice),
         *sections,
@@ -112,13 +115,13 @@ def write_report(
         _skipped(analysis),
         _glossary(),
     ]
-    said = models[0] if len(models) == 1 else f"{len(models)} models"
+    subject = models[0] if len(models) == 1 else f"{len(models)} models"
     text = page(
-        f"{said} and the base {analysis.base.name}",
+        f"{subject} and the base {analysis.base.name}",
         "alnico analysis",
         _facts(analysis),
-        [s for s in found if s is not None],
-        f"Made by alnico {analysis.version} with: {_command(analysis)}. The same numbers are in summary.json and the CSV files beside this page.",
+        [s for s in listed if s is not None],
+        f"Made by alnico {analysis.version} with: {_command(analysis)}. The same numbers are in summary.json and the CSV files next to this page.",
     )
     write_new(path, text.encode("utf-8", "replace").decode("utf-8"))
 
@@ -129,15 +132,15 @@ def write_pages(
     advice: Sequence[str] | None = None,
     sections: Sequence[PageSection] = (),
 ) -> None:
-    """Write the page and the pictures into the folder of a report; nothing where the extra [report] is not installed.
+    """Write the page and the pictures into the folder of a report; write nothing without the extra [report].
 
-    Errors: OutputError where they cannot be written.
+    Errors: OutputError if they cannot be written.
     """
     if not has_report():
         return
     try:
         for index, model in enumerate(analysis.models):
-            (folder / model.name / PICTURE).unlink(missing_ok=True)  # what draws it would follow a link
+            (folder / model.name / PICTURE).unlink(missing_ok=True)  # matplotlib would follow a link
             write_group_bars(analysis, folder / model.name / PICTURE, [index])
         write_report(analysis, folder / PAGE, advice, sections)
     except OSError as error:
@@ -179,7 +182,7 @@ def _models(analysis: Analysis) -> PageSection:
         )
         if change is None:
             cards.append(
-                f'<article class="card">{head}<p class="under">{source}: no tensor of it could be compared.</p></article>\n'
+                f'<article class="card">{head}<p class="under">{source}: none of its tensors could be compared.</p></article>\n'
             )
             continue
         figures = (
@@ -199,13 +202,13 @@ def _models(analysis: Analysis) -> PageSection:
             f'<article class="card">{head}<p class="big">{percent(change.relative_l2)}</p><p class="under">relative change · '
             f'<span class="name">{source}</span></p><dl class="figures">{listed}</dl>'
             + (
-                f'<p class="under" style="margin:0">Moved most, for their size</p><ol>{movers}</ol>'
+                f'<p class="under" style="margin:0">Changed most for their size</p><ol>{movers}</ol>'
                 if movers
                 else ""
             )
             + "</article>\n"
         )
-    words = "How far each model went from the base: the length of its task vector over the base's own. The numbers and colours of the models are the same on the whole page."
+    words = "How far each model is from the base: the length of its task vector divided by the base's. A model has the same number and colour on the whole page."
     return PageSection("models", "The models", [words], f'<div class="cards">\n{"".join(cards)}</div>\n')
 
 
@@ -214,19 +217,19 @@ def _advice(analysis: Analysis, advice: Sequence[str] | None) -> PageSection:
         command = escaped(_command(analysis).replace("analyze", "suggest", 1))
         return PageSection(
             "advice",
-            "What it suggests",
+            "What alnico suggests",
             [],
-            f"<p>A recipe with its reasons is written by <code>{command}</code>.</p>\n",
+            f"<p><code>{command}</code> writes a recipe with its reasons.</p>\n",
         )
     listed = "".join(f"<li>{escaped(line)}</li>\n" for line in advice)
-    return PageSection("advice", "What it suggests", [], f'<ul class="advice">\n{listed}</ul>\n')
+    return PageSection("advice", "What alnico suggests", [], f'<ul class="advice">\n{listed}</ul>\n')
 
 
 def _where(analysis: Analysis) -> PageSection | None:
     rows, cells = _map(analysis)
     numbers = sorted({layer for _, layer in cells})
     outside = _outside(analysis)
-    shares = [share for found in cells.values() for share, _ in found if share is not None]
+    shares = [share for row in cells.values() for share, _ in row if share is not None]
     if not rows or not shares:
         body = outside
         figures: list[Figure] = []
@@ -238,9 +241,9 @@ def _where(analysis: Analysis) -> PageSection | None:
         least = 420 if len(numbers) <= 16 else 560 if len(numbers) <= 48 else 900
         over = "≥ " if max(shares) > most else ""
         maps = "".join(map(drawn, figures))
-        body = f'{ramp(CIVIDIS, "0 %", f"{over}{percent(most)} (half way: {percent(most / 4)})")}<div class="maps" style="--least:{least}px">\n{maps}</div>\n{outside}'
+        body = f'{ramp(CIVIDIS, "0 %", f"{over}{percent(most)} (halfway: {percent(most / 4)})")}<div class="maps" style="--least:{least}px">\n{maps}</div>\n{outside}'
     words = (
-        "Relative change of every part of every layer, on one scale for all models. Blank: not there, or not to be compared. "
+        "Relative change of every part of every layer, on one scale for all models. Blank: missing, or not comparable. "
         "Columns are layers, from input to output."
     )
     return PageSection("where", "Where they changed", [words], body, figures) if body else None
@@ -250,10 +253,11 @@ Cells = Mapping[tuple[str, int], Sequence[tuple[float | None, float]]]
 
 
 def _map(analysis: Analysis) -> tuple[list[str], Cells]:
-    """The rows (parts of a layer) and, of each (row, layer), relative L2 change and L2 of every model; experts are taken together.
+    """Return the rows (parts of a layer) and, per (row, layer), each model's relative change and L2 norm.
 
-    The base's norm of a tensor is the task vector's over the relative one; of a tensor that no model changed it is not known, and
-    where it stands with others in one cell, it is left out.
+    Experts are combined. The base's norm of a tensor is the task vector's norm divided by the relative
+    change. It is unknown for a tensor that no model changed; such a tensor is left out where it shares a cell
+    with others.
     """
     stacks = {_stack(t) for t in analysis.tensors if t.layer is not None}
     order: dict[str, str] = {}
@@ -268,15 +272,15 @@ def _map(analysis: Analysis) -> tuple[list[str], Cells]:
     rank = {"attention": 0, "mlp": 1, "other": 2, "norm": 3}
     rows = sorted(order, key=lambda row: rank.get(order[row], 2))
     models = range(len(analysis.models))
-    return rows, {place: [_together(tensors, index) for index in models] for place, tensors in parts.items()}
+    return rows, {place: [_combine(tensors, index) for index in models] for place, tensors in parts.items()}
 
 
 def _stack(tensor: TensorScope) -> str:
-    """What stands before a layer's number, ``model.layers``."""
+    """Return what precedes a layer's number in a name: ``model.layers``."""
     return tensor.name.removesuffix(tensor.module).rstrip(".").removesuffix(str(tensor.layer)).rstrip(".")
 
 
-def _together(tensors: Sequence[TensorScope], index: int) -> tuple[float | None, float]:
+def _combine(tensors: Sequence[TensorScope], index: int) -> tuple[float | None, float]:
     changes = [(change, _base_norm(t)) for t in tensors if (change := t.changes[index])]
     if len(changes) == 1:
         return changes[0][0].relative_l2, changes[0][0].l2
@@ -291,7 +295,7 @@ def _base_norm(tensor: TensorScope) -> float:
 
 
 def _end(shares: Iterable[float]) -> float:
-    """The end of a scale: the largest value, or the 98th percentile where few values would leave all others dark."""
+    """Return the end of a scale: the largest value, or the 98th percentile if a few values are far larger."""
     ordered = sorted(shares)
     high = ordered[int(0.98 * (len(ordered) - 1))]
     return ordered[-1] if ordered[-1] <= 2 * high or high == 0 else high
@@ -301,8 +305,8 @@ def _heat_map(
     analysis: Analysis, index: int, rows: Sequence[str], numbers: Sequence[int], cells: Cells, most: float
 ) -> Figure:
     def at(row: str, layer: int) -> tuple[float | None, float]:
-        found = cells.get((row, layer))
-        return found[index] if found else (None, 0.0)
+        changes = cells.get((row, layer))
+        return changes[index] if changes else (None, 0.0)
 
     values = [
         [None if (share := at(row, layer)[0]) is None else 100 * share for layer in numbers] for row in rows
@@ -351,14 +355,14 @@ def _heat_map(
     heading = f"{index + 1} · {analysis.models[index].name}"
     return Figure(
         f"map-{index}",
-        f"Heat-map: relative change of every part of every layer of {analysis.models[index].name}",
+        f"Heat map: relative change of every part of every layer of {analysis.models[index].name}",
         {"": {"data": [trace], "layout": layout, "narrow": narrow, "table": behind}},
         heading=heading,
     )
 
 
 def _outside(analysis: Analysis) -> str:
-    """Tensors of no layer, as a table."""
+    """Return an HTML table of the tensors outside the layers."""
     tensors = [t for t in analysis.tensors if t.layer is None]
     if not tensors:
         return ""
@@ -447,7 +451,7 @@ def _groups(analysis: Analysis) -> PageSection:
         {"0": view(True), "1": view(False)},
         [("Measure", ["relative change", "L2 norm"])],
     )
-    words = "The same by kind of tensor. The L2 norm says where most of the change is, the relative change where the base was moved hardest."
+    words = "The same by kind of tensor. The L2 norm shows where most of the change is, the relative change where the base changed most for its size."
     return PageSection("groups", "By group", [words], drawn(figure), [figure])
 
 
@@ -463,7 +467,7 @@ def _group_names(analysis: Analysis) -> list[str]:
 
 
 def _values(pair: Pair) -> tuple[float | None, ...]:
-    """Of a pair, what MEASURES name."""
+    """Return the values of a pair, in the order of MEASURES."""
     left, right = (None, None) if pair.subspace is None else (pair.subspace.left, pair.subspace.right)
     return (
         pair.cosine,
@@ -481,8 +485,8 @@ def _pairs(analysis: Analysis) -> PageSection | None:
         return None
     scopes = _scopes(analysis)
     words = (
-        "Whether two models changed the same parameters, and in the same direction. Low conflict: their sum is a fair merge. "
-        "High conflict: one undoes what the other learned, which methods that elect a sign or trim are made for."
+        "Whether two models changed the same parameters, and in the same direction. With low conflict, their sum is a fair merge. "
+        "With high conflict, each undoes part of what the other learned; methods that trim or elect a sign are made for this."
     )
     if len(analysis.models) == 2:
         return PageSection(
@@ -503,13 +507,13 @@ def _pairs(analysis: Analysis) -> PageSection | None:
 
 def _joint(scope: ScopeStatistics) -> str:
     return (
-        f"Of the entries that two models or more changed, {percent(scope.sign_conflict)} are pulled both ways; adding the task "
-        f"vectors up cancels {percent(scope.cancelled)} of their magnitude."
+        f"Of the entries that two or more models changed, {percent(scope.sign_conflict)} have opposite signs; adding the task "
+        f"vectors cancels {percent(scope.cancelled)} of their magnitude."
     )
 
 
 def _one_pair(scopes: Sequence[tuple[str, ScopeStatistics]]) -> str:
-    """Where there is one pair: all measures of every scope in one table."""
+    """Return a table of all measures for every scope, if there is only one pair of models."""
     heads = "".join(
         f'<th scope="col" class="n" title="{explained}">{heading}</th>' for heading, explained, _ in MEASURES
     )
@@ -577,25 +581,27 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
     models = len(analysis.models)
     if len(numbers) < 2 or models < 2:
         return None
-    pairs = [(one, other) for one in range(models) for other in range(one + 1, models)]
+    pairs = [(first, second) for first in range(models) for second in range(first + 1, models)]
     all_at_once = len(pairs) <= 6
-    known = {n: {pair.models: _values(pair) for pair in analysis.layers[n].pairs} for n in numbers}
+    by_layer = {n: {pair.models: _values(pair) for pair in analysis.layers[n].pairs} for n in numbers}
     shown = [
         w
         for w in range(len(MEASURES))
-        if any(v[w] is not None for found in known.values() for v in found.values())
+        if any(v[w] is not None for values in by_layer.values() for v in values.values())
     ]
     if not shown:
         return None
     views = {}
     for place, which in enumerate(shown):
         if all_at_once:
-            lines = [_line(analysis, numbers, known, which, pair, series(i)) for i, pair in enumerate(pairs)]
+            lines = [
+                _line(analysis, numbers, by_layer, which, pair, series(i)) for i, pair in enumerate(pairs)
+            ]
             views[str(place)] = _lines(lines, MEASURES[which][0], which, numbers)
             continue
         for model in range(models):
             lines = [
-                _line(analysis, numbers, known, which, (model, other), series(other))
+                _line(analysis, numbers, by_layer, which, (model, other), series(other))
                 for other in range(models)
                 if other != model
             ]
@@ -616,12 +622,12 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
     ]
     scopes = [analysis.layers[n] for n in numbers]
     both = [
-        ("pulled both ways", [s.sign_conflict for s in scopes], series(1)),
+        ("opposite signs", [s.sign_conflict for s in scopes], series(1)),
         ("cancelled by the sum", [s.cancelled for s in scopes], series(0)),
     ]
     together = [
-        _trace(label, numbers, values, look)
-        for label, values, look in both
+        _trace(label, numbers, values, style)
+        for label, values, style in both
         if any(v is not None for v in values)
     ]
     if together:
@@ -633,7 +639,7 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
                 heading="All models together",
             )
         )
-    words = "Where in the depth of the network the models agree. A merge can give layers of conflict a method or a weight of their own."
+    words = "At which depth of the network the models agree. A recipe can give layers in conflict their own method or weight."
     body = f'<div class="maps" style="--least:520px">\n{"".join(map(drawn, figures))}</div>\n'
     return PageSection("layers", "Between the models, by layer", [words], body, figures)
 
@@ -641,21 +647,21 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
 def _line(
     analysis: Analysis,
     numbers: Sequence[int],
-    known: Mapping[int, Mapping[tuple[int, int], Sequence[float | None]]],
+    by_layer: Mapping[int, Mapping[tuple[int, int], Sequence[float | None]]],
     which: int,
     pair: tuple[int, int],
-    look: tuple[str, str],
+    style: tuple[str, str],
 ) -> dict[str, Any]:
-    one, other = pair
-    values = [known[n].get((min(pair), max(pair)), (None,) * len(MEASURES))[which] for n in numbers]
-    names = f"{one + 1} {analysis.models[one].name} – {other + 1} {analysis.models[other].name}"
-    return _trace(names, numbers, values, look)
+    first, second = pair
+    values = [by_layer[n].get((min(pair), max(pair)), (None,) * len(MEASURES))[which] for n in numbers]
+    names = f"{first + 1} {analysis.models[first].name} – {second + 1} {analysis.models[second].name}"
+    return _trace(names, numbers, values, style)
 
 
 def _trace(
-    label: str, numbers: Sequence[int], values: Sequence[float | None], look: tuple[str, str]
+    label: str, numbers: Sequence[int], values: Sequence[float | None], style: tuple[str, str]
 ) -> dict[str, Any]:
-    ground, mark = look
+    ground, mark = style
     every = math.ceil(len(numbers) / 20)
     return {
         "type": "scatter",
@@ -707,33 +713,36 @@ def _lines(
 
 def _distributions(analysis: Analysis) -> PageSection:
     scopes = _scopes(analysis)
-    looks = [series(i) for i in range(len(analysis.models))]
+    styles = [series(i) for i in range(len(analysis.models))]
     views: dict[str, Mapping[str, Any]] = {}
     labels: list[str] = []
     for label, scope in scopes:
         rows = [
-            (f"{i + 1} {m.name}", c, looks[i])
+            (f"{i + 1} {m.name}", c, styles[i])
             for i, m in enumerate(analysis.models)
             if (c := scope.changes[i])
         ]
         views[str(len(labels))] = _boxes(rows, [r[0].partition(" ")[0] for r in rows])
         labels.append(f"all models, {label}")
     for index, model in enumerate(analysis.models):
-        rows = [(label, c, looks[index]) for label, scope in scopes if (c := scope.changes[index])]
+        rows = [(label, c, styles[index]) for label, scope in scopes if (c := scope.changes[index])]
         views[str(len(labels))] = _boxes(rows, [shortened(label, 11) for label, _, _ in rows])
         labels.append(f"{index + 1} {shortened(model.name, 30)}, by group")
     figure = Figure(
-        "boxes", "Box drawing: quantiles of the entries of the task vectors", views, [("Show", labels)]
+        "boxes", "Box plot: quantiles of the entries of the task vectors", views, [("Show", labels)]
     )
     words = (
         "The entries of the task vectors, on an axis that is linear around 0 and logarithmic further out. Thin line: all entries; line: 98 % of them; box: "
-        "the middle half; mark: the median. A box far narrower than its lines: few entries hold the change, and trimming loses little."
+        "the middle half; mark: the median. Where a box is far narrower than its lines, few entries hold the change, and trimming loses little."
     )
     return PageSection("distributions", "Distribution of the entries", [words], drawn(figure), [figure])
 
 
 def _unit(changes: Sequence[DeltaStatistics]) -> float:
-    """Where the axis turns from linear to logarithmic: a power of ten below the smallest box, within four decades of the largest entry."""
+    """Return where the axis turns from linear to logarithmic.
+
+    This is a power of ten below the smallest box, within four decades of the largest entry.
+    """
     far = max((c.max_abs for c in changes), default=0.0) or 1.0
     least = min((abs(q) for c in changes for q in (c.quantiles[4], c.quantiles[6]) if q), default=far)
     return float(10.0 ** math.floor(math.log10(max(least, far * 1e-4))))
@@ -751,7 +760,7 @@ def _boxes(
     for place, (label, change, (ground, mark)) in enumerate(rows):
         q = change.quantiles
         texts = [
-            f"{escaped(label)}<br>{percent(level)} of the entries lie below {number(v)}"
+            f"{escaped(label)}<br>{percent(level)} of the entries are below {number(v)}"
             for level, v in zip(LEVELS, q, strict=True)
         ]
         for low, high, width, opacity in ((0, 10, 1, 0.9), (1, 9, 4, 0.75), (4, 6, 15, 0.6)):
@@ -785,13 +794,13 @@ def _boxes(
     far = max((c.max_abs for _, c, _ in rows), default=0.0)
     least = round(math.log10(unit))
     most = max(math.floor(math.log10(far)) if far else least, least)
-    # The tick of the unit itself stands close to 0, and is left out where there is another.
+    # The tick of the unit itself is close to 0; leave it out if there is another.
     exponents = list(range(min(least + 1, most), most + 1))
 
     def ticks(step: int) -> dict[str, Any]:
-        kept = exponents[::-1][::step][::-1]
-        places = [-(10.0**e) for e in reversed(kept)] + [0.0] + [10.0**e for e in kept]
-        texts = [f"−10{raised(e)}" for e in reversed(kept)] + ["0"] + [f"10{raised(e)}" for e in kept]
+        shown = exponents[::-1][::step][::-1]
+        places = [-(10.0**e) for e in reversed(shown)] + [0.0] + [10.0**e for e in shown]
+        texts = [f"−10{raised(e)}" for e in reversed(shown)] + ["0"] + [f"10{raised(e)}" for e in shown]
         return {"tickvals": [at(p) for p in places], "ticktext": texts}
 
     end = at(far or unit) * 1.04
@@ -824,11 +833,11 @@ def _movers(analysis: Analysis) -> PageSection:
     rows = []
     for index, model in enumerate(analysis.models):
         changed = [(t, c) for t in analysis.tensors if (c := t.changes[index]) and c.l2]
-        kept: dict[str, tuple[TensorScope, DeltaStatistics]] = {}
+        movers: dict[str, tuple[TensorScope, DeltaStatistics]] = {}
         for rank in (lambda c: c.l2, lambda c: c.relative_l2 or 0.0, lambda c: c.max_abs):
             largest = sorted(changed, key=lambda entry, rank=rank: -rank(entry[1]))[:MOVERS]  # type: ignore[misc]
-            kept |= {t.name: (t, c) for t, c in largest}
-        for tensor, change in sorted(kept.values(), key=lambda entry: -entry[1].l2):
+            movers |= {t.name: (t, c) for t, c in largest}
+        for tensor, change in sorted(movers.values(), key=lambda entry: -entry[1].l2):
             rows.append(
                 f'<tr data-model="{index + 1} {escaped(shortened(model.name, 30))}"><td data-value="{index + 1}">{badge(index)}<span class="unseen"> {escaped(model.name)}</span></td>'
                 f"<td>{name(tensor.name)}</td><td>{tensor.group}</td>"
@@ -852,7 +861,7 @@ def _movers(analysis: Analysis) -> PageSection:
     choice = f'<div class="choices"><label>Model<select data-filters="movers-table"><option value="">all</option>{names}</select></label></div>\n'
     words = (
         f"For each model the {MOVERS} tensors with the longest task vector, the {MOVERS} that changed most for their size and the {MOVERS} with the largest single entry. "
-        "Press a heading to sort."
+        "Click a heading to sort."
     )
     body = (choice if len(analysis.models) > 1 else "") + table(
         columns, rows, anchor="movers-table", sortable=True
@@ -869,9 +878,7 @@ def _skipped(analysis: Analysis) -> PageSection | None:
     ]
     elements = sum(s.elements for s in analysis.skipped)
     count = f"{counted(len(analysis.skipped))} tensor{'s' if len(analysis.skipped) > 1 else ''}"
-    words = (
-        f"Could not be compared, and counts nowhere on this page: {count} with {counted(elements)} elements."
-    )
+    words = f"{count} with {counted(elements)} elements could not be compared and count nowhere on this page."
     if len(analysis.skipped) > LISTED:
         words += f" The first {LISTED} are listed here, all of them in summary.json."
     columns = (("tensor", "text"), ("model", "text"), ("reason", "text"), ("elements", "number"))
@@ -882,4 +889,4 @@ def _glossary() -> PageSection:
     listed = "".join(
         f"<div><dt>{escaped(word)}</dt><dd>{escaped(meaning)}</dd></div>\n" for word, meaning in GLOSSARY
     )
-    return PageSection("glossary", "What the words mean", [], f'<dl class="glossary">\n{listed}</dl>\n')
+    return PageSection("glossary", "Glossary", [], f'<dl class="glossary">\n{listed}</dl>\n')

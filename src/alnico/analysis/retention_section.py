@@ -22,7 +22,7 @@ from alnico.analysis.page import (
     table,
     tinted,
 )
-from alnico.analysis.retention import KeptScope, ParentRetention, Retention
+from alnico.analysis.retention import ParentRetention, Retention, ScopeRetention
 
 RetentionColumn = tuple[str, Callable[[ParentRetention], float | None], str]
 """A quantity drawn by layer: its name, its value, and the format of the axis."""
@@ -36,7 +36,7 @@ BY_LAYER: tuple[RetentionColumn, ...] = (
 )
 
 
-def kept_section(retention: Retention) -> PageSection:
+def retention_section(retention: Retention) -> PageSection:
     """Build the section: a table of the whole model and its groups, figures by layer, and the scores."""
     figures = [_by_layer(retention)] if len(retention.layers) > 1 else []
     scores = f'<h3 style="margin-top:24px">Scores</h3>\n{_scores(retention)}' if retention.scores else ""
@@ -84,7 +84,7 @@ def _table(retention: Retention) -> str:
     return table(columns, rows, anchor="kept-table", sortable=True)
 
 
-def _shares(scope: KeptScope) -> list[tuple[int, ParentRetention]]:
+def _shares(scope: ScopeRetention) -> list[tuple[int, ParentRetention]]:
     return [(i, share) for i, share in enumerate(scope.parents) if share is not None]
 
 

@@ -1,4 +1,4 @@
-"""A recipe to begin with, from what an analysis found, with its reasons: the rules of docs/choosing.md."""
+"""Derives a first recipe, with its reasons, from an analysis: the rules of docs/choosing.md."""
 
 from __future__ import annotations
 
@@ -16,51 +16,58 @@ from alnico.engine.relatedness import LARGE, LEAST_TENSORS, NEAR_DUPLICATE, NEAR
 from alnico.errors import visible
 
 ANOTHER_START = 0.99
-"""Relative change of a matrix from which it has nothing to do with the base's. Independent ones are at least at 1, whatever their
-lengths: |model - base|^2 = |model|^2 + |base|^2; a cosine of 0.1, the bound of the judge before a merge, is 0.995 at least."""
+"""Relative change of a matrix from which it is unrelated to the base's. Independent matrices are at 1 or
+more, whatever their lengths: |model - base|^2 = |model|^2 + |base|^2. At a cosine of 0.1, the bound of the
+check before a merge, it is at least 0.995."""
 
 FAR = 0.5
-"""Relative change of a whole model from which it is worth a word: fine-tunes lie at some per cent."""
+"""Relative change of a whole model from which a finding mentions it: fine-tunes are at a few per cent."""
 
 SAME_TASK = 0.6
-"""Cosine of two task vectors from which they are taken for one task learned twice. Measured (docs/choosing.md): 0.91 at least between
-runs of one task, 0.31 at most between different ones, of which Model Stock then keeps a third of what the mean does."""
+"""Cosine of two task vectors from which they count as one task learned twice. Measured (docs/choosing.md): at
+least 0.91 between runs of one task, at most 0.31 between different tasks, of which Model Stock keeps a third
+of what the mean does."""
 
 AVERAGE = 0.9
-"""Model Stock's way from the base to the mean from which it says no more than the mean itself."""
+"""Share of the way from the base to the mean that Model Stock goes, from which the mean itself is
+suggested."""
 
 OPPOSED = -0.1
-"""Cosine of two task vectors from which on downwards they pull against one another."""
+"""Cosine of two task vectors at or below which they oppose each other."""
 
 CROWDED = 2.0
-"""How many times more often than by chance two models may have the same top parameters before these count as contested."""
+"""Overlap of two models' top parameters, as a multiple of that by chance, from which they count as
+contested."""
 
 CONTESTED = 0.4
-"""Share of opposite signs among the top parameters that both have, from which they count as contested; by chance it is 0.5."""
+"""Share of opposite signs among shared top parameters from which they count as contested; by chance it is
+0.5."""
 
 APART = 0.1
-"""Share of all magnitude that adding up loses, up to which models have changed different parameters."""
+"""Share of all magnitude that adding cancels, up to which the models changed different parameters."""
 
 UNEQUAL = 3.0
-"""Times by which the longest task vector is longer than the shortest, from which the long ones are weighted down."""
+"""Ratio of the longest task vector to the shortest from which the long ones get smaller weights."""
 
 MANY = 4
-"""Models of different tasks above which the scale is taken smaller than the distance says: tuned ones are."""
+"""Number of different tasks above which the scale is smaller than the distance suggests, as tuned scales
+are."""
 
 DENSITIES = (0.2, 0.5)
-"""Least and largest share that ties is told to keep: the paper's, and that of mergekit's examples."""
+"""Smallest and largest density that is suggested: the paper's of ties, and that of mergekit's examples."""
 
 STANDING_OUT = 0.5
-"""Effective sparsity from which few entries hold most of a task vector, so that trimming by magnitude keeps it; 0.36 is a normal
-distribution's, where none stands out."""
+"""Effective sparsity from which few entries hold most of a task vector, so that trimming by magnitude keeps
+it. A normal distribution, where no entry stands out, has 0.36."""
 
 SMALL = 0.005
-"""Standard deviation of a task vector's entries up to which dropping some at random and enlarging the others was found to work."""
+"""Standard deviation of a task vector's entries up to which dropping random entries and rescaling the others
+works, as published results show."""
 
 
 @dataclass(frozen=True)
 class SuggestRule:
-    """One of :data:`RULES`: when it goes, what it suggests, what speaks for it and what against."""
+    """One of :data:`RULES`: its condition, what it suggests, and the evidence for and against it."""
 
     name: str
     when: str
@@ -73,81 +80,82 @@ RULES = (
         "alone",
         "one model is left",
         "`linear` of the base and the model, half of each",
-        "Half way keeps much of the base where the data shift (WiSE-FT, 2109.01903). It is no merge of skills.",
+        "The midpoint keeps much of the base's accuracy when the data shift (WiSE-FT, 2109.01903). It does not merge skills.",
     ),
     SuggestRule(
         "same task, one direction",
-        f"all cosines are linked at {SAME_TASK:g} or more, and k c / (1 + (k - 1) c) with the mean cosine c is at least {AVERAGE:g}",
+        f"cosines of {SAME_TASK:g} or more link all models, and k c / (1 + (k - 1) c), with the mean cosine c, is at least {AVERAGE:g}",
         "`linear`, the uniform soup",
         "72 CLIP fine-tunes on ImageNet: uniform soup 80.0 %, greedy soup, which needs labels, 81.0 (2203.05482).",
     ),
     SuggestRule(
         "same task",
-        f"all cosines are linked at {SAME_TASK:g} or more, and that share is below {AVERAGE:g}",
+        f"cosines of {SAME_TASK:g} or more link all models, and that share is below {AVERAGE:g}",
         "`model_stock`, which goes that share of the way from the base to the mean",
-        "Two CLIP fine-tunes of one task: 87.8 % on ImageNet without anything to tune (2403.19522). "
-        "Of different tasks it stays near the base, and on language models found in the wild it gained nothing (2511.21437).",
+        "Two CLIP fine-tunes of one task: 87.8 % on ImageNet with nothing to tune (2403.19522). For different tasks it "
+        "stays near the base, and on language models found in the wild it gained nothing (2511.21437).",
     ),
     SuggestRule(
         "adapters",
         "all models are the base with a LoRA adapter, of several tasks",
         "`task_arithmetic` at the scale of the distance",
-        "Sums the products B A exactly; merging A and B apart adds cross terms. Of Qwen-14B adapters task arithmetic came to 54.7 and "
-        "DARE with TIES to 54.6. Methods in the adapters' common space (2410.19735, 2509.17786) report more; alnico has none yet.",
+        "Adds the products B A exactly; merging A and B separately adds cross terms. On Qwen-14B adapters task arithmetic reached "
+        "54.7, DARE with TIES 54.6. Methods in the adapters' common space (2410.19735, 2509.17786) report more; alnico has none yet.",
     ),
     SuggestRule(
         "conflict, few entries hold it",
         f"several tasks, and two models are opposed (cosine {OPPOSED:g} or less) or contest the same top parameters (shared {CROWDED:g} "
-        f"times as often as by chance, {CONTESTED:.0%} or more of them with opposite signs); effective sparsity {STANDING_OUT:g} or more, or "
-        f"entries that deviate by more than {SMALL:g}",
+        f"times as often as by chance, {CONTESTED:.0%} or more of them with opposite signs); effective sparsity {STANDING_OUT:g} or "
+        f"more, or entries with a standard deviation above {SMALL:g}",
         f"`ties`, density 1 - effective sparsity of each model, within {DENSITIES[0]:g} to {DENSITIES[1]:g}",
-        "8 CLIP tasks: 75.1 against 70.8 of task arithmetic, both tuned (2306.01708, its successors' tables). Against: 8 GLUE tasks 54.9 "
-        "against 58.5; on language models found in the wild no gain (2511.21437).",
+        "8 CLIP tasks: 75.1, task arithmetic 70.8, both tuned (2306.01708, tables of later papers). Against: 8 GLUE tasks 54.9, "
+        "task arithmetic 58.5; no gain on language models found in the wild (2511.21437).",
     ),
     SuggestRule(
         "conflict, no entry stands out",
-        f"the same conflict; effective sparsity below {STANDING_OUT:g}, and entries that deviate by at most {SMALL:g}",
+        f"the same conflict; effective sparsity below {STANDING_OUT:g}, and entries with a standard deviation of at most {SMALL:g}",
         f"`dare_ties`, density 1/k for k tasks, within {DENSITIES[0]:g} to {DENSITIES[1]:g}",
-        "A language, a mathematics and a code model of 13 B: 87.2 % of the experts, TIES 82.6, task arithmetic 80.4 (2311.03099, its "
-        "successors' tables). It fails where changes are large; in the wild no gain (2511.21437).",
+        "A language, a mathematics and a code model of 13 B: 87.2 % of the experts' scores, TIES 82.6, task arithmetic 80.4 "
+        "(2311.03099, tables of later papers). It fails where changes are large; no gain in the wild (2511.21437).",
     ),
     SuggestRule(
         "apart",
-        f"several tasks, and adding up loses at most {APART:g} of all magnitude",
+        f"several tasks, and adding cancels at most {APART:g} of all magnitude",
         "`task_arithmetic`, scale 1",
-        "Where regions do not overlap, putting all in place keeps each as it was trained (2408.13656).",
+        "Where the changed regions do not overlap, adding all of them keeps each as it was trained (2408.13656).",
     ),
     SuggestRule(
         "different tasks",
-        "several tasks, and none of the above; also in doubt",
+        "several tasks, and none of the above; the default",
         "`task_arithmetic` at the scale of the distance",
-        "On language models found in the wild the only method that gained reliably over the base, with a tuned scale (2511.21437). Tuned "
-        "scales: 0.2 to 0.3 for 8 tasks, 0.1 for 14 and 20 (2212.04089, 2405.07813).",
+        "The only method with reliable gains over the base on language models found in the wild, with a tuned scale (2511.21437). "
+        "Tuned scales: 0.2 to 0.3 for 8 tasks, 0.1 for 14 and 20 (2212.04089, 2405.07813).",
     ),
 )
-"""In the order in which they are asked; the first that holds is taken."""
+"""In the order in which they are tried; the first that holds is used."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What headers and vocabularies say of a model and its base.
+    """What headers and vocabularies show about merging a model with its base.
 
-    ``keys`` of the recipe make them fit, ``found`` says why they are needed; ``refused`` why nothing does. See ``analysis.fit``.
+    ``keys`` are recipe keys that make the merge possible, and ``note`` says why they are needed. ``refused``
+    says why no keys do. See :mod:`alnico.analysis.plan_check`.
     """
 
     is_adapter: bool = False
     keys: Mapping[str, Any] = field(default_factory=dict)
-    found: str = ""
+    note: str = ""
     refused: str = ""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A recipe to begin with.
+    """A first recipe, with reasons.
 
-    ``rule`` is the name of one of :data:`RULES`; it, ``method`` and ``recipe`` are None where no model is left to merge. ``recipe`` is
-    YAML, with all the rest as comments. ``findings`` are about models and pairs, ``reasons`` about the method and its values,
-    ``warnings`` about what to check.
+    ``rule`` is the name of one of :data:`RULES`. ``rule``, ``method`` and ``recipe`` are None if no model is
+    left to merge. ``recipe`` is YAML, with everything else as comments. ``findings`` are about models and
+    pairs, ``reasons`` about the method and its values, ``warnings`` about what to check.
     """
 
     rule: str | None
@@ -167,30 +175,33 @@ class Suggestion:
 def suggest_recipe(
     analysis: Analysis, fits: Sequence[Fit] = (), *, left_out: Sequence[str] = ()
 ) -> Suggestion:
-    """Suggest a recipe: methods, weights, scale and densities from distances, cosines and conflicts. Pure, and quick.
+    """Suggest a method, weights, scale and densities from distances, cosines and conflicts. Reads no files.
 
-    ``fits`` are those of the models, in their order; without them all models are taken to fit. The recipe names the models as
-    ``analysis`` does: its paths hold from where those do. ``left_out`` is said of models that were not analysed.
+    ``fits`` has one entry per model, in order; without it all models are taken to fit. The recipe names the
+    models as ``analysis`` does, so its paths are relative to the same folder. ``left_out`` are findings about
+    models that were not analyzed.
     """
-    found = _Evidence(analysis, fits or [Fit()] * len(analysis.models))
-    found.said += left_out
-    kept = found.without_duplicates(found.usable())
-    if not kept:
-        return nothing_left(found.said)
-    choice = found.choice(kept)
-    warnings = [*found.warnings, EVALUATE]
-    text = _recipe(analysis, found, kept, choice, warnings)
+    evidence = _Evidence(analysis, fits or [Fit()] * len(analysis.models))
+    evidence.findings += left_out
+    models = evidence.without_duplicates(evidence.usable())
+    if not models:
+        return nothing_left(evidence.findings)
+    choice = evidence.choose(models)
+    warnings = [*evidence.warnings, EVALUATE]
+    text = _recipe(analysis, evidence, models, choice, warnings)
     return Suggestion(
-        choice.rule, choice.method, text, tuple(found.said), tuple(choice.reasons), tuple(warnings)
+        choice.rule, choice.method, text, tuple(evidence.findings), tuple(choice.reasons), tuple(warnings)
     )
 
 
 def nothing_left(findings: Sequence[str]) -> Suggestion:
-    """What is suggested where no model can be merged."""
+    """Return the suggestion for when no model can be merged."""
     return Suggestion(None, None, None, tuple(findings), ("No model is left to merge.",), ())
 
 
-EVALUATE = "These numbers say how parameters lie to one another, not what the models can do: evaluate the merge, and each model, on your tasks."
+EVALUATE = (
+    "These numbers compare parameters, not abilities: evaluate the merge, and each model, on your tasks."
+)
 
 
 @dataclass(frozen=True)
@@ -204,33 +215,33 @@ class _Choice:
 
 
 class _Evidence:
-    """What the rules ask of an analysis, and what was said on the way."""
+    """The quantities that the rules use, and the findings and warnings so far."""
 
     def __init__(self, analysis: Analysis, fits: Sequence[Fit]) -> None:
         self.analysis = analysis
         self.fits = fits
         self.names = [m.name for m in analysis.models]
         self.lengths = [0.0 if c is None else c.l2 for c in analysis.whole.changes]
-        self.said: list[str] = []
+        self.findings: list[str] = []
         self.warnings: list[str] = []
 
     def usable(self) -> list[int]:
-        """The models that can be merged with this base."""
-        kept = []
+        """Return the models that can be merged with this base."""
+        usable = []
         for i, (name, fit) in enumerate(zip(self.names, self.fits, strict=True)):
-            why = fit.refused or self._refused(i)
+            why = fit.refused or self._why_unusable(i)
             if why:
-                self.said.append(f"{name} is left out: {why}")
+                self.findings.append(f"{name} is left out: {why}")
                 continue
-            kept.append(i)
+            usable.append(i)
             change = self.analysis.whole.changes[i]
             if change is not None and (change.relative_l2 or 0.0) >= FAR:
-                self.said.append(
-                    f"{name} is far from the base: its task vector is {change.relative_l2:.0%} as long as the base. Fine-tunes lie at "
-                    "some per cent; check that it was tuned from this base and not trained on for long."
+                self.findings.append(
+                    f"{name} is far from the base: its task vector is {change.relative_l2:.0%} as long as the base. Fine-tunes are at "
+                    "a few per cent; check that it was tuned from this base and not trained much further."
                 )
-            if fit.found:
-                self.said.append(f"{name}: {fit.found}")
+            if fit.note:
+                self.findings.append(f"{name}: {fit.note}")
             skipped = [
                 s for s in self.analysis.skipped if s.model in (name, self.analysis.models[i].reference)
             ]
@@ -238,15 +249,15 @@ class _Evidence:
                 some = ", ".join(s.tensor for s in skipped[:3]) + (
                     f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
                 )
-                self.said.append(
+                self.findings.append(
                     f"{name}: {len(skipped)} tensor{'s' if len(skipped) > 1 else ''} could not be compared with the base's: {some}."
                 )
-        return kept
+        return usable
 
-    def _refused(self, model: int) -> str:
+    def _why_unusable(self, model: int) -> str:
         change = self.analysis.whole.changes[model]
         if change is None:
-            return "it has no tensor of the name and shape of one of the base: another kind or size of model, which no method merges."
+            return "it shares no tensor (name and shape) with the base: no method merges models of different kinds or sizes."
         if change.l2 == 0:
             return f"it equals the base in all {change.elements} parameters that were compared."
         matrices = [
@@ -261,137 +272,139 @@ class _Evidence:
         if len(matrices) >= LEAST_TENSORS and strange >= NEARLY_ALL * len(matrices):
             return (
                 f"{strange} of its {len(matrices)} matrices are as far from the base's as independent ones (its task vector is "
-                f"{change.relative_l2 or 0:.2f} times as long as the base); it was not tuned from this base. Give the base it was tuned from."
+                f"{change.relative_l2 or 0:.2f} times as long as the base); it was not tuned from this base. Name the base it was tuned from."
             )
         return ""
 
     def without_duplicates(self, models: Sequence[int]) -> list[int]:
-        """The models, and of those that are nearly one only the first."""
-        kept: list[int] = []
+        """Return the models, with only the first of those that are nearly equal."""
+        distinct: list[int] = []
         for j in models:
-            for i in kept:
+            for i in distinct:
                 pair = self.analysis.whole.pair(i, j)
                 longer = max(self.lengths[i], self.lengths[j])
                 if pair is not None and pair.distance <= NEAR_DUPLICATE * longer:
-                    apart = (
-                        f"{pair.distance / longer:.1%} of their way from the base apart"
+                    likeness = (
+                        f"differs from {self.names[i]} by {pair.distance / longer:.1%} of their distance to the base"
                         if pair.distance
-                        else "equal"
+                        else f"equals {self.names[i]}"
                     )
-                    self.said.append(
-                        f"{self.names[j]} is left out: it and {self.names[i]} are {apart}, and would count twice."
+                    self.findings.append(
+                        f"{self.names[j]} is left out: it {likeness}, so one model would count twice."
                     )
                     break
             else:
-                kept.append(j)
-        return kept
+                distinct.append(j)
+        return distinct
 
-    def choice(self, kept: Sequence[int]) -> _Choice:
-        """The first rule of :data:`RULES` that holds."""
-        if len(kept) == 1:
-            alone = f"{self.names[kept[0]]} is the only model to merge; half way between it and the base keeps some of both (WiSE-FT)."
+    def choose(self, models: Sequence[int]) -> _Choice:
+        """Return the choice of the first rule of :data:`RULES` that holds."""
+        if len(models) == 1:
+            alone = f"{self.names[models[0]]} is the only model to merge; the midpoint between it and the base keeps some of both (WiSE-FT)."
             return _Choice("alone", "linear", [alone], with_base=True)
-        groups = self.groups(kept)
+        groups = self.groups(models)
         if len(groups) == 1:
-            return self._of_one_task(kept)
-        said = [self._kinship(kept), *(self._alike(g) for g in groups if len(g) > 1)]
-        weights = self._weights(kept, groups, said)
-        if all(self.fits[i].is_adapter for i in kept):
-            said.append(
-                "All are LoRA adapters: their products B A are added up exactly, before one rounding; the output is a whole model."
+            return self._merge_one_task(models)
+        reasons = [self._describe_cosines(models), *(self._describe_group(g) for g in groups if len(g) > 1)]
+        weights = self._weights(models, groups, reasons)
+        if all(self.fits[i].is_adapter for i in models):
+            reasons.append(
+                "All are LoRA adapters: their products B A are added exactly and rounded once; the output is a whole model."
             )
-            return self._sum("adapters", kept, groups, weights, said)
-        conflict = self._conflict(kept)
+            return self._sum("adapters", models, groups, weights, reasons)
+        conflict = self._conflict(models)
         if conflict:
-            return self._elected(kept, groups, weights, [*said, conflict])
+            return self._elect_signs(models, groups, weights, [*reasons, conflict])
         lost = self.analysis.whole.cancelled
-        others = [n for i, n in enumerate(self.lengths) if i not in kept]
+        others = [n for i, n in enumerate(self.lengths) if i not in models]
         if lost is not None and lost <= APART and not any(others):
-            said.append(
-                f"Adding them up loses {lost:.1%} of all magnitude: they changed different parameters, and each can stay as it is."
+            reasons.append(
+                f"Adding the task vectors cancels {lost:.1%} of their magnitude: the models changed different parameters, "
+                "and each change can stay as it is."
             )
-            return self._sum("apart", kept, groups, weights, said, 1.0)
-        said.append(
-            "No pair conflicts more than independent task vectors do. In doubt task arithmetic: in the wild it gains most reliably."
+            return self._sum("apart", models, groups, weights, reasons, 1.0)
+        reasons.append(
+            "No pair conflicts more than independent task vectors do. Task arithmetic is the default: on models found in the wild it "
+            "gains most reliably."
         )
-        return self._sum("different tasks", kept, groups, weights, said)
+        return self._sum("different tasks", models, groups, weights, reasons)
 
     def cosine(self, i: int, j: int) -> float:
         pair = self.analysis.whole.pair(i, j)
         return 0.0 if pair is None or pair.cosine is None else pair.cosine
 
-    def groups(self, kept: Sequence[int]) -> list[list[int]]:
+    def groups(self, models: Sequence[int]) -> list[list[int]]:
         """Models linked by cosines of :data:`SAME_TASK` or more."""
         groups: list[list[int]] = []
-        for j in kept:
+        for j in models:
             linked = [g for g in groups if any(self.cosine(i, j) >= SAME_TASK for i in g)]
             groups = [g for g in groups if g not in linked] + [[*(i for g in linked for i in g), j]]
         return sorted(sorted(g) for g in groups)
 
-    def _of_one_task(self, kept: Sequence[int]) -> _Choice:
-        k = len(kept)
-        mean = sum(self.cosine(i, j) for i, j in combinations(kept, 2)) / (k * (k - 1) / 2)
-        way = k * mean / (1 + (k - 1) * mean)
-        said = [
+    def _merge_one_task(self, models: Sequence[int]) -> _Choice:
+        k = len(models)
+        mean = sum(self.cosine(i, j) for i, j in combinations(models, 2)) / (k * (k - 1) / 2)
+        share = k * mean / (1 + (k - 1) * mean)
+        reasons = [
             f"The task vectors have a mean cosine of {mean:.2f}: the same or very similar tasks, learned from one base."
         ]
-        if way >= AVERAGE:
-            said.append(
-                f"What they share is {way:.0%} of their mean, so the plain mean loses next to nothing by what they do not."
+        if share >= AVERAGE:
+            reasons.append(
+                f"Their common part is {share:.0%} of their mean, so the plain mean loses almost nothing."
             )
-            return _Choice("same task, one direction", "linear", said)
-        said.append(
-            f"What they share is {way:.0%} of the way to their mean; model_stock goes that far, tensor by tensor."
+            return _Choice("same task, one direction", "linear", reasons)
+        reasons.append(
+            f"Their common part is {share:.0%} of their mean; model_stock goes that share of the way to the mean, tensor by tensor."
         )
-        return _Choice("same task", "model_stock", said)
+        return _Choice("same task", "model_stock", reasons)
 
-    def _kinship(self, kept: Sequence[int]) -> str:
-        cosines = {pair: self.cosine(*pair) for pair in combinations(kept, 2)}
+    def _describe_cosines(self, models: Sequence[int]) -> str:
+        cosines = {pair: self.cosine(*pair) for pair in combinations(models, 2)}
         (a, least), (b, most) = (
             min(cosines.items(), key=lambda x: x[1]),
             max(cosines.items(), key=lambda x: x[1]),
         )
         if len(cosines) == 1:
             return f"The task vectors have a cosine of {least:.2f}: different tasks."
-        return f"The cosines of the task vectors lie between {least:.2f} ({self._both(a)}) and {most:.2f} ({self._both(b)}): different tasks."
+        return f"The cosines of the task vectors are between {least:.2f} ({self._pair_names(a)}) and {most:.2f} ({self._pair_names(b)}): different tasks."
 
-    def _both(self, pair: tuple[int, int]) -> str:
+    def _pair_names(self, pair: tuple[int, int]) -> str:
         return f"{self.names[pair[0]]}, {self.names[pair[1]]}"
 
-    def _alike(self, group: Sequence[int]) -> str:
-        return f"{', '.join(self.names[i] for i in group)} learned much the same and share one weight of 1."
+    def _describe_group(self, group: Sequence[int]) -> str:
+        return f"{', '.join(self.names[i] for i in group)} learned almost the same and share a weight of 1."
 
     def _weights(
-        self, kept: Sequence[int], groups: Sequence[Sequence[int]], said: list[str]
+        self, models: Sequence[int], groups: Sequence[Sequence[int]], reasons: list[str]
     ) -> dict[int, float]:
         weights = {i: 1 / len(g) for g in groups for i in g}
-        lengths = sorted(self.lengths[i] for i in kept)
+        lengths = sorted(self.lengths[i] for i in models)
         if lengths[-1] >= UNEQUAL * lengths[0]:
             middle = lengths[(len(lengths) - 1) // 2]
-            long = [i for i in kept if self.lengths[i] > middle]
+            long = [i for i in models if self.lengths[i] > middle]
             weights |= {i: weights[i] * middle / self.lengths[i] for i in long}
-            said.append(
-                f"The longest task vector is {lengths[-1] / lengths[0]:.1f} times the shortest and would drown the others: "
-                f"{', '.join(self.names[i] for i in long)} is weighted down to the length of the middle one."
+            reasons.append(
+                f"The longest task vector is {lengths[-1] / lengths[0]:.1f} times as long as the shortest and would dominate: "
+                f"the weight of {', '.join(self.names[i] for i in long)} is reduced to match the length of the median one."
             )
         return {i: round(w, 4) for i, w in weights.items()}
 
-    def _conflict(self, kept: Sequence[int]) -> str:
-        pairs = [p for i, j in combinations(kept, 2) if (p := self.analysis.whole.pair(i, j)) is not None]
+    def _conflict(self, models: Sequence[int]) -> str:
+        pairs = [p for i, j in combinations(models, 2) if (p := self.analysis.whole.pair(i, j)) is not None]
         opposed = [p for p in pairs if p.cosine is not None and p.cosine <= OPPOSED]
         if opposed:
             worst = min(opposed, key=lambda p: p.cosine or 0.0)
-            return f"{self._both(worst.models)} pull against one another: cosine {worst.cosine:.2f}."
-        contested = [p for p in pairs if self._contests(p)]
+            return f"{self._pair_names(worst.models)} oppose each other: cosine {worst.cosine:.2f}."
+        contested = [p for p in pairs if self._is_contested(p)]
         if contested:
             worst = max(contested, key=lambda p: p.top_overlap or 0.0)
             return (
-                f"{self._both(worst.models)} share {worst.top_overlap:.0%} of their top parameters (by chance {self.analysis.top_share:.0%}), "
+                f"{self._pair_names(worst.models)} share {worst.top_overlap:.0%} of their top parameters (by chance {self.analysis.top_share:.0%}), "
                 f"{worst.top_sign_conflict:.0%} of them with opposite signs."
             )
         return ""
 
-    def _contests(self, pair: Pair) -> bool:
+    def _is_contested(self, pair: Pair) -> bool:
         overlap, signs = pair.top_overlap, pair.top_sign_conflict
         return (
             overlap is not None
@@ -400,96 +413,97 @@ class _Evidence:
             and signs >= CONTESTED
         )
 
-    def _elected(
+    def _elect_signs(
         self,
-        kept: Sequence[int],
+        models: Sequence[int],
         groups: Sequence[Sequence[int]],
         weights: Mapping[int, float],
-        said: Sequence[str],
+        reasons: Sequence[str],
     ) -> _Choice:
-        changes = {i: self.analysis.whole.changes[i] for i in kept}
+        changes = {i: self.analysis.whole.changes[i] for i in models}
         sparsities = {i: 0.0 if c is None else c.effective_sparsity or 0.0 for i, c in changes.items()}
         deviation = max(0.0 if c is None else c.std for c in changes.values())
         low, high = DENSITIES
         shown = ", ".join(f"{self.names[i]} {s:.2f}" for i, s in sparsities.items())
-        doubt = (
-            "Compare with task_arithmetic: in the wild it gains more reliably than methods that elect signs."
-        )
+        doubt = "Compare with task_arithmetic: on models found in the wild it gains more reliably than methods that elect signs."
         if max(sparsities.values()) < STANDING_OUT and deviation <= SMALL:
             density = round(min(max(1 / len(groups), low), high), 2)
             reason = (
-                f"No entries stand out (effective sparsity {shown}), so a random share of {density:g} of each is kept: about one task a "
-                "parameter, then the sign with more weight."
+                f"No entries stand out (effective sparsity {shown}), so a random share of {density:g} of each is kept: about one task "
+                "per parameter. Then the sign with more weight wins."
             )
-            return self._weighted(
+            return self._with_values(
                 "conflict, no entry stands out",
                 "dare_ties",
-                kept,
+                models,
                 weights,
-                [*said, reason, doubt],
+                [*reasons, reason, doubt],
                 density=density,
             )
         densities = {i: round(min(max(1 - s, low), high), 2) for i, s in sparsities.items()}
-        reason = f"Few entries hold most of the task vectors (effective sparsity {shown}): the largest of each are kept, then the sign with more weight."
+        reason = f"Few entries hold most of the task vectors (effective sparsity {shown}): the largest of each are kept. Then the sign with more weight wins."
         if max(sparsities.values()) < STANDING_OUT:
             reason = (
-                f"No entries stand out (effective sparsity {shown}), but they deviate by {deviation:.2g}, too much for a random drop: the "
-                "largest are kept, then the sign with more weight."
+                f"No entries stand out (effective sparsity {shown}), but their standard deviation is {deviation:.2g}, too large for a "
+                "random drop: the largest are kept. Then the sign with more weight wins."
             )
-        return self._weighted(
-            "conflict, few entries hold it", "ties", kept, weights, [*said, reason, doubt], densities
+        return self._with_values(
+            "conflict, few entries hold it", "ties", models, weights, [*reasons, reason, doubt], densities
         )
 
-    def _weighted(
+    def _with_values(
         self,
         rule: str,
         method: str,
-        kept: Sequence[int],
+        models: Sequence[int],
         weights: Mapping[int, float],
-        said: Sequence[str],
+        reasons: Sequence[str],
         densities: Mapping[int, float] | None = None,
         **parameters: float,
     ) -> _Choice:
-        """A choice whose values stand at the top where all models have the same, and under the models where not."""
-        per_model: dict[int, dict[str, float]] = {i: {} for i in kept}
+        """Return a choice: values that all models have in common at the top, others under the models."""
+        per_model: dict[int, dict[str, float]] = {i: {} for i in models}
         for name, values in (("weight", weights), ("density", densities)):
             if not values:
                 continue
             if len(set(values.values())) > 1:
-                for i in kept:
+                for i in models:
                     per_model[i][name] = values[i]
-            elif name != "weight" or values[kept[0]] != 1:
-                parameters[name] = values[kept[0]]
-        return _Choice(rule, method, said, parameters, per_model)
+            elif name != "weight" or values[models[0]] != 1:
+                parameters[name] = values[models[0]]
+        return _Choice(rule, method, reasons, parameters, per_model)
 
     def _sum(
         self,
         rule: str,
-        kept: Sequence[int],
+        models: Sequence[int],
         groups: Sequence[Sequence[int]],
         weights: Mapping[int, float],
-        said: Sequence[str],
+        notes: Sequence[str],
         scale: float | None = None,
     ) -> _Choice:
-        """Task arithmetic, by default at the scale of the distance: the merge as far from the base as one model."""
+        """Return task arithmetic, by default with the merge as far from the base as one model."""
         k = len(groups)
-        reasons = list(said)
+        reasons = list(notes)
         if scale is None:
             scale = self._scale(groups, weights)
-            whence = "the merge is as far from the base as one model on the average"
+            origin = "the merge is as far from the base as one model on average"
             if k > MANY:
                 scale = math.sqrt(scale / k)
-                whence = f"between 1/{k} and where {whence}, as tuned scales of many tasks are"
+                origin = f"between 1/{k} and the scale at which {origin}, like tuned scales of many tasks"
             scale = round(scale, 2)
             reasons.append(
-                f"scale {scale:g}: {whence}. Search {1 / k:.2f} to {k**-0.5:.2f} on held-out data."
+                f"scale {scale:g}: {origin}. Search {1 / k:.2f} to {k**-0.5:.2f} on held-out data."
             )
-        chosen = self._weighted(rule, "task_arithmetic", kept, weights, reasons)
+        chosen = self._with_values(rule, "task_arithmetic", models, weights, reasons)
         return _Choice(rule, chosen.method, reasons, {**chosen.parameters, "scale": scale}, chosen.per_model)
 
     def _scale(self, groups: Sequence[Sequence[int]], weights: Mapping[int, float]) -> float:
-        """Length of one task vector (the root mean square, of those weighted down what is left) over that of the weighted sum; at
-        most 1/sqrt(k), which is that of k at right angles."""
+        """Return the length of one task vector over that of the weighted sum; at most 1/sqrt(k).
+
+        The length of one is the root mean square of the weighted lengths; k task vectors at right angles have
+        1/sqrt(k).
+        """
         pull = {i: weights[i] * self.lengths[i] for group in groups for i in group}
         squares = [(pull[i] * len(group)) ** 2 for group in groups for i in group]
         summed = sum(pull[i] * pull[j] * (1.0 if i == j else self.cosine(i, j)) for i in pull for j in pull)
@@ -500,19 +514,19 @@ class _Evidence:
 
 
 def _recipe(
-    analysis: Analysis, found: _Evidence, kept: Sequence[int], choice: _Choice, warnings: Sequence[str]
+    analysis: Analysis, evidence: _Evidence, models: Sequence[int], choice: _Choice, warnings: Sequence[str]
 ) -> str:
-    said = ["Suggested by alnico.", *found.said, *choice.reasons, *warnings]
+    comments = ["Suggested by alnico.", *evidence.findings, *choice.reasons, *warnings]
     lines = [
         line
-        for text in said
+        for text in comments
         for line in textwrap.wrap(visible(text), 110, initial_indent="# ", subsequent_indent="#   ")
     ]
     lines += [_key("merge_method", choice.method), _key("base_model", reference(analysis.base))]
     lines.append("models:")
     if choice.with_base:
         lines.append(f"  - {_key('model', reference(analysis.base))}")
-    for i in kept:
+    for i in models:
         change = analysis.whole.changes[i]
         far = (
             f"  # changed by {change.relative_l2:.2%}"
@@ -526,7 +540,10 @@ def _recipe(
         lines.append(_key("parameters", choice.parameters))
     return (
         "\n".join(
-            [*lines, *(_key(name, value) for name, value in _keys(found.fits[i].keys for i in kept).items())]
+            [
+                *lines,
+                *(_key(name, value) for name, value in _keys(evidence.fits[i].keys for i in models).items()),
+            ]
         )
         + "\n"
     )
@@ -538,11 +555,11 @@ def _key(name: str, value: Any) -> str:
     return f"{name}: " + text.removesuffix("...\n").rstrip()
 
 
-def _keys(asked: Any) -> dict[str, Any]:
-    """The keys of all models in one recipe: the rules of all, and the vocabulary of all tokens where one model asks for it."""
+def _keys(every_keys: Any) -> dict[str, Any]:
+    """Combine the keys of all models: all their rules, and all tokens if one model needs them."""
     keys: dict[str, Any] = {}
-    for one in asked:
-        for name, value in one.items():
+    for recipe_keys in every_keys:
+        for name, value in recipe_keys.items():
             if name == "methods":
                 keys[name] = [
                     *keys.get(name, []),
@@ -556,6 +573,6 @@ def _keys(asked: Any) -> dict[str, Any]:
 
 
 def reference(model: AnalysedModel) -> str:
-    """What a recipe calls a model: on the hub, with the commit that was looked at."""
+    """Return how a recipe names a model: on the hub, with the commit that was analyzed."""
     pinned = model.commit is not None and not {"@", "+"} & set(model.reference)
     return f"{model.reference}@{model.commit}" if pinned else model.reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alnico.analysis.retention import KeptScope, ParentRetention, Retention
+from alnico.analysis.retention import ParentRetention, Retention, ScopeRetention
 from alnico.analysis.scores import Accuracy
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.analyze import say_report
@@ -60,7 +60,7 @@ def retention_text(retention: Retention, verbose: int) -> Page:
     return page(lines)
 
 
-def _scope(label: str, retention: Retention, scope: KeptScope) -> list[str]:
+def _scope(label: str, retention: Retention, scope: ScopeRetention) -> list[str]:
     lines = []
     if scope.distance is not None:
         outside = (
