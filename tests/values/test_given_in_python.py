@@ -81,9 +81,9 @@ def test_lengths_and_angles_of_very_short_and_long_task_vectors(factor: float) -
 
 def test_a_task_vector_beyond_float64_is_an_error() -> None:
     tau = TaskVector(one(3, 4), BASE)
-    with pytest.raises(AlnicoError, match=r"is longer than float64 holds; expected a finite length\."):
+    with pytest.raises(AlnicoError, match=r"is longer than float64 can hold; expected a finite length\."):
         (1e308 * tau).norm()
-    with pytest.raises(AlnicoError, match="has a coefficient beyond float64; expected finite ones"):
+    with pytest.raises(AlnicoError, match="has a coefficient beyond float64; expected finite coefficients"):
         1.7e308 * tau + 1.7e308 * tau
     with pytest.raises(AlnicoError, match="its coefficients add up to more than float64 holds"):
         (1.7e308 * tau + 1.7e308 * TaskVector(next(iter(tau._terms))[0].value, one(1, 1))).norm()

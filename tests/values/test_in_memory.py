@@ -317,7 +317,7 @@ def test_compiled_modules_are_looked_into() -> None:
 
 def test_a_prefix_of_data_parallel_is_taken_off_where_others_have_it_not() -> None:
     plain, wrapped = {"a": np.zeros(2)}, {"module.a": np.ones(2)}
-    with pytest.warns(UserWarning, match=r"state_dicts\[1\]: `module\.` is taken off its names"):
+    with pytest.warns(UserWarning, match=r"state_dicts\[1\]: `module\.` is removed from its names"):
         assert alnico.merge_state_dicts([plain, wrapped])["a"].tolist() == [0.5, 0.5]
     assert list(alnico.merge_state_dicts([wrapped, wrapped])) == ["module.a"]
 
@@ -453,7 +453,7 @@ def test_a_layer_without_a_method_has_that_of_the_call() -> None:
 def test_keys_of_layers_that_fit_nothing_are_errors_with_the_nearest_names() -> None:
     given = [layered(0), layered(1)]
     assert told(RecipeError, given, layers={"fc2": {"method": "linear"}}) == (
-        "layers['fc2'] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. Did you mean fc1?"
+        "layers['fc2'] matches no tensor; expected whole parts of a name, such as fc1 of fc1.weight. Did you mean fc1?"
     )
     assert "layers['fc1'] is of type str; expected a name with a dict" in told(
         RecipeError, given, layers={"fc1": "ties"}

@@ -91,15 +91,15 @@ def test_evaluations_that_fail_are_trials_without_a_score() -> None:
         "5 of 5 trials failed; the last: trial 4: the evaluation returned inf; expected a finite number. Check the model for NaN, or "
         "correct the called code."
     )
-    with pytest.raises(EvaluationError, match=r"all 2 trials failed; trial 0: the evaluation gave inf"):
+    with pytest.raises(EvaluationError, match=r"all 2 trials failed; trial 0: the evaluation returned inf"):
         alnico.search_scales(base, models, lambda _: float("inf"), trials=2)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"models": []}, "models: expected a list of one model at least, beside the base."),
-        ({"trials": 0}, "trials is 0; expected 1 at least."),
+        ({"models": []}, "models: expected a list of at least one model, in addition to the base."),
+        ({"trials": 0}, "trials is 0; expected at least 1."),
         ({"low": 1.0, "high": 1.0}, "scales from 1 to 1; expected two numbers, low below high."),
     ],
 )

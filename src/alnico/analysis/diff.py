@@ -214,7 +214,8 @@ def _workers(sources: Sequence[Source], run: RunOptions) -> int:
     worker = WORKER_BYTES + max(s.reading_bytes for s in sources)
     if fixed + worker > run.memory_bytes:
         raise ResourceError(
-            f"diff: needs at least {format_size(fixed + worker)} of memory, the budget is {format_size(run.memory_bytes)}. "
+            f"diff: needs at least {format_size(fixed + worker)} of memory, the budget is "
+            f"{format_size(run.memory_bytes)}. "
             f"Raise --memory to {-(-(fixed + worker) // (1 << 20))}MiB."
         )
     return min(run.threads, (run.memory_bytes - fixed) // worker)

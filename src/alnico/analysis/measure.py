@@ -110,14 +110,16 @@ def analyze_sources(
     )
     if not 0 < top_share <= 1:
         raise AlnicoError(
-            f"the share of top parameters is {quote_value(top_share)}; expected a number in (0, 1]. The default is 0.2."
+            f"the share of top parameters is {quote_value(top_share)}; expected a number in (0, 1]. The "
+            "default is 0.2."
         )
     models = [with_names_of(model, base) for model in models]
     subjects, skipped = pair_tensors(base, models)
     for position, model in enumerate(models):
         if not any(position in subject.models for subject in subjects):
             raise MismatchError(
-                f"{base.label} and {model.label} share no float tensor (name and shape); expected models of one architecture. "
+                f"{base.label} and {model.label} share no float tensor (name and shape); expected models of "
+                "one architecture. "
                 "`alnico inspect` lists their tensors."
             )
     sources = (*models, base)
@@ -216,7 +218,8 @@ def _fit_memory(
             if fixed + count * (worker + held) <= run.memory_bytes:
                 return AnalysisMemory(count, size, held)
     raise ResourceError(
-        f"the analysis needs at least {format_size(least)} of memory, the budget is {format_size(run.memory_bytes)}. "
+        f"the analysis needs at least {format_size(least)} of memory, the budget is "
+        f"{format_size(run.memory_bytes)}. "
         f"Raise --memory to {-(-least // (1 << 20))}MiB."
     )
 
@@ -376,7 +379,8 @@ class _AnalysisRun:
     def _refuse(self, job: Job, start: int, views: list[np.ndarray]) -> None:
         refuse_inputs(job, self.sources, start, Block(views[:-1], views[-1]))
         raise NonFiniteError(
-            f"{job.name}: a difference from {self.sources[-1].label} is too large for float32; expected fine-tunes of one base. "
+            f"{job.name}: a difference from {self.sources[-1].label} is too large for float32; expected "
+            "fine-tunes of one base. "
             "Repair or exclude that model."
         )
 

@@ -62,7 +62,8 @@ GLOSSARY = (
     ("Unchanged", "The share of entries that equal the base exactly: frozen layers, or steps too small for the dtype."),
     (
         "Effective sparsity",
-        "0 where all entries changed by the same amount, 0.36 for a normal distribution, near 1 where few entries hold the whole "
+        "0 where all entries changed by the same amount, 0.36 for a normal distribution, near 1 where few "
+        "entries hold the whole "
         "change: trimming (ties, dare) then loses little.",
     ),
     ("Skewness, excess kurtosis", "How lopsided the entries are, and how heavy their tails are; both are 0 for a normal distribution."),
@@ -121,7 +122,8 @@ def write_report(
         "alnico analysis",
         _facts(analysis),
         [s for s in listed if s is not None],
-        f"Made by alnico {analysis.version} with: {_command(analysis)}. The same numbers are in summary.json and the CSV files next to this page.",
+        f"Made by alnico {analysis.version} with: {_command(analysis)}. The same numbers are in summary.json "
+        "and the CSV files next to this page.",
     )
     write_new(path, text.encode("utf-8", "replace").decode("utf-8"))
 
@@ -145,7 +147,8 @@ def write_pages(
         write_report(analysis, folder / PAGE, advice, sections)
     except OSError as error:
         raise OutputError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another "
+            "folder."
         ) from None
 
 
@@ -243,7 +246,8 @@ def _where(analysis: Analysis) -> PageSection | None:
         maps = "".join(map(drawn, figures))
         body = f'{ramp(CIVIDIS, "0 %", f"{over}{percent(most)} (halfway: {percent(most / 4)})")}<div class="maps" style="--least:{least}px">\n{maps}</div>\n{outside}'
     words = (
-        "Relative change of every part of every layer, on one scale for all models. Blank: missing, or not comparable. "
+        "Relative change of every part of every layer, on one scale for all models. Blank: missing, or not "
+        "comparable. "
         "Columns are layers, from input to output."
     )
     return PageSection("where", "Where they changed", [words], body, figures) if body else None
@@ -485,8 +489,10 @@ def _pairs(analysis: Analysis) -> PageSection | None:
         return None
     scopes = _scopes(analysis)
     words = (
-        "Whether two models changed the same parameters, and in the same direction. With low conflict, their sum is a fair merge. "
-        "With high conflict, each undoes part of what the other learned; methods that trim or elect a sign are made for this."
+        "Whether two models changed the same parameters, and in the same direction. With low conflict, "
+        "their sum is a fair merge. "
+        "With high conflict, each undoes part of what the other learned; methods that trim or elect a sign "
+        "are made for this."
     )
     if len(analysis.models) == 2:
         return PageSection(
@@ -507,7 +513,8 @@ def _pairs(analysis: Analysis) -> PageSection | None:
 
 def _joint(scope: ScopeStatistics) -> str:
     return (
-        f"Of the entries that two or more models changed, {percent(scope.sign_conflict)} have opposite signs; adding the task "
+        f"Of the entries that two or more models changed, {percent(scope.sign_conflict)} have opposite "
+        "signs; adding the task "
         f"vectors cancels {percent(scope.cancelled)} of their magnitude."
     )
 
@@ -732,8 +739,10 @@ def _distributions(analysis: Analysis) -> PageSection:
         "boxes", "Box plot: quantiles of the entries of the task vectors", views, [("Show", labels)]
     )
     words = (
-        "The entries of the task vectors, on an axis that is linear around 0 and logarithmic further out. Thin line: all entries; line: 98 % of them; box: "
-        "the middle half; mark: the median. Where a box is far narrower than its lines, few entries hold the change, and trimming loses little."
+        "The entries of the task vectors, on an axis that is linear around 0 and logarithmic further out. "
+        "Thin line: all entries; line: 98 % of them; box: "
+        "the middle half; mark: the median. Where a box is far narrower than its lines, few entries hold "
+        "the change, and trimming loses little."
     )
     return PageSection("distributions", "Distribution of the entries", [words], drawn(figure), [figure])
 
@@ -860,7 +869,8 @@ def _movers(analysis: Analysis) -> PageSection:
     )
     choice = f'<div class="choices"><label>Model<select data-filters="movers-table"><option value="">all</option>{names}</select></label></div>\n'
     words = (
-        f"For each model the {MOVERS} tensors with the longest task vector, the {MOVERS} that changed most for their size and the {MOVERS} with the largest single entry. "
+        f"For each model the {MOVERS} tensors with the longest task vector, the {MOVERS} that changed most "
+        f"for their size and the {MOVERS} with the largest single entry. "
         "Click a heading to sort."
     )
     body = (choice if len(analysis.models) > 1 else "") + table(

@@ -80,55 +80,69 @@ RULES = (
         "alone",
         "one model is left",
         "`linear` of the base and the model, half of each",
-        "The midpoint keeps much of the base's accuracy when the data shift (WiSE-FT, 2109.01903). It does not merge skills.",
+        "The midpoint keeps much of the base's accuracy when the data shift (WiSE-FT, 2109.01903). It does "
+        "not merge skills.",
     ),
     SuggestRule(
         "same task, one direction",
-        f"cosines of {SAME_TASK:g} or more link all models, and k c / (1 + (k - 1) c), with the mean cosine c, is at least {AVERAGE:g}",
+        f"cosines of {SAME_TASK:g} or more link all models, and k c / (1 + (k - 1) c), with the mean cosine "
+        f"c, is at least {AVERAGE:g}",
         "`linear`, the uniform soup",
-        "72 CLIP fine-tunes on ImageNet: uniform soup 80.0 %, greedy soup, which needs labels, 81.0 (2203.05482).",
+        "72 CLIP fine-tunes on ImageNet: uniform soup 80.0 %, greedy soup, which needs labels, 81.0 "
+        "(2203.05482).",
     ),
     SuggestRule(
         "same task",
         f"cosines of {SAME_TASK:g} or more link all models, and that share is below {AVERAGE:g}",
         "`model_stock`, which goes that share of the way from the base to the mean",
-        "Two CLIP fine-tunes of one task: 87.8 % on ImageNet with nothing to tune (2403.19522). For different tasks it "
+        "Two CLIP fine-tunes of one task: 87.8 % on ImageNet with nothing to tune (2403.19522). For "
+        "different tasks it "
         "stays near the base, and on language models found in the wild it gained nothing (2511.21437).",
     ),
     SuggestRule(
         "adapters",
         "all models are the base with a LoRA adapter, of several tasks",
         "`task_arithmetic` at the scale of the distance",
-        "Adds the products B A exactly; merging A and B separately adds cross terms. On Qwen-14B adapters task arithmetic reached "
-        "54.7, DARE with TIES 54.6. Methods in the adapters' common space (2410.19735, 2509.17786) report more; alnico has none yet.",
+        "Adds the products B A exactly; merging A and B separately adds cross terms. On Qwen-14B adapters "
+        "task arithmetic reached "
+        "54.7, DARE with TIES 54.6. Methods in the adapters' common space (2410.19735, 2509.17786) report "
+        "more; alnico has none yet.",
     ),
     SuggestRule(
         "conflict, few entries hold it",
-        f"several tasks, and two models are opposed (cosine {OPPOSED:g} or less) or contest the same top parameters (shared {CROWDED:g} "
-        f"times as often as by chance, {CONTESTED:.0%} or more of them with opposite signs); effective sparsity {STANDING_OUT:g} or "
+        f"several tasks, and two models are opposed (cosine {OPPOSED:g} or less) or contest the same top "
+        f"parameters (shared {CROWDED:g} "
+        f"times as often as by chance, {CONTESTED:.0%} or more of them with opposite signs); effective "
+        f"sparsity {STANDING_OUT:g} or "
         f"more, or entries with a standard deviation above {SMALL:g}",
         f"`ties`, density 1 - effective sparsity of each model, within {DENSITIES[0]:g} to {DENSITIES[1]:g}",
-        "8 CLIP tasks: 75.1, task arithmetic 70.8, both tuned (2306.01708, tables of later papers). Against: 8 GLUE tasks 54.9, "
+        "8 CLIP tasks: 75.1, task arithmetic 70.8, both tuned (2306.01708, tables of later papers). "
+        "Against: 8 GLUE tasks 54.9, "
         "task arithmetic 58.5; no gain on language models found in the wild (2511.21437).",
     ),
     SuggestRule(
         "conflict, no entry stands out",
-        f"the same conflict; effective sparsity below {STANDING_OUT:g}, and entries with a standard deviation of at most {SMALL:g}",
+        f"the same conflict; effective sparsity below {STANDING_OUT:g}, and entries with a standard "
+        f"deviation of at most {SMALL:g}",
         f"`dare_ties`, density 1/k for k tasks, within {DENSITIES[0]:g} to {DENSITIES[1]:g}",
-        "A language, a mathematics and a code model of 13 B: 87.2 % of the experts' scores, TIES 82.6, task arithmetic 80.4 "
-        "(2311.03099, tables of later papers). It fails where changes are large; no gain in the wild (2511.21437).",
+        "A language, a mathematics and a code model of 13 B: 87.2 % of the experts' scores, TIES 82.6, task "
+        "arithmetic 80.4 "
+        "(2311.03099, tables of later papers). It fails where changes are large; no gain in the wild "
+        "(2511.21437).",
     ),
     SuggestRule(
         "apart",
         f"several tasks, and adding cancels at most {APART:g} of all magnitude",
         "`task_arithmetic`, scale 1",
-        "Where the changed regions do not overlap, adding all of them keeps each as it was trained (2408.13656).",
+        "Where the changed regions do not overlap, adding all of them keeps each as it was trained "
+        "(2408.13656).",
     ),
     SuggestRule(
         "different tasks",
         "several tasks, and none of the above; the default",
         "`task_arithmetic` at the scale of the distance",
-        "The only method with reliable gains over the base on language models found in the wild, with a tuned scale (2511.21437). "
+        "The only method with reliable gains over the base on language models found in the wild, with a "
+        "tuned scale (2511.21437). "
         "Tuned scales: 0.2 to 0.3 for 8 tasks, 0.1 for 14 and 20 (2212.04089, 2405.07813).",
     ),
 )
@@ -237,7 +251,8 @@ class _Evidence:
             change = self.analysis.whole.changes[i]
             if change is not None and (change.relative_l2 or 0.0) >= FAR:
                 self.findings.append(
-                    f"{name} is far from the base: its task vector is {change.relative_l2:.0%} as long as the base. Fine-tunes are at "
+                    f"{name} is far from the base: its task vector is {change.relative_l2:.0%} as long as "
+                    "the base. Fine-tunes are at "
                     "a few per cent; check that it was tuned from this base and not trained much further."
                 )
             if fit.note:
@@ -250,7 +265,8 @@ class _Evidence:
                     f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
                 )
                 self.findings.append(
-                    f"{name}: {len(skipped)} tensor{'s' if len(skipped) > 1 else ''} could not be compared with the base's: {some}."
+                    f"{name}: {len(skipped)} tensor{'s' if len(skipped) > 1 else ''} could not be compared "
+                    f"with the base's: {some}."
                 )
         return usable
 
@@ -271,8 +287,10 @@ class _Evidence:
         strange = sum(r >= ANOTHER_START for r in matrices)
         if len(matrices) >= LEAST_TENSORS and strange >= NEARLY_ALL * len(matrices):
             return (
-                f"{strange} of its {len(matrices)} matrices are as far from the base's as independent ones (its task vector is "
-                f"{change.relative_l2 or 0:.2f} times as long as the base); it was not tuned from this base. Name the base it was tuned from."
+                f"{strange} of its {len(matrices)} matrices are as far from the base's as independent ones "
+                "(its task vector is "
+                f"{change.relative_l2 or 0:.2f} times as long as the base); it was not tuned from this base. "
+                "Name the base it was tuned from."
             )
         return ""
 
@@ -285,7 +303,8 @@ class _Evidence:
                 longer = max(self.lengths[i], self.lengths[j])
                 if pair is not None and pair.distance <= NEAR_DUPLICATE * longer:
                     likeness = (
-                        f"differs from {self.names[i]} by {pair.distance / longer:.1%} of their distance to the base"
+                        f"differs from {self.names[i]} by {pair.distance / longer:.1%} of their distance to "
+                        "the base"
                         if pair.distance
                         else f"equals {self.names[i]}"
                     )
@@ -309,7 +328,8 @@ class _Evidence:
         weights = self._weights(models, groups, reasons)
         if all(self.fits[i].is_adapter for i in models):
             reasons.append(
-                "All are LoRA adapters: their products B A are added exactly and rounded once; the output is a whole model."
+                "All are LoRA adapters: their products B A are added exactly and rounded once; the output "
+                "is a whole model."
             )
             return self._sum("adapters", models, groups, weights, reasons)
         conflict = self._conflict(models)
@@ -319,12 +339,14 @@ class _Evidence:
         others = [n for i, n in enumerate(self.lengths) if i not in models]
         if lost is not None and lost <= APART and not any(others):
             reasons.append(
-                f"Adding the task vectors cancels {lost:.1%} of their magnitude: the models changed different parameters, "
+                f"Adding the task vectors cancels {lost:.1%} of their magnitude: the models changed "
+                "different parameters, "
                 "and each change can stay as it is."
             )
             return self._sum("apart", models, groups, weights, reasons, 1.0)
         reasons.append(
-            "No pair conflicts more than independent task vectors do. Task arithmetic is the default: on models found in the wild it "
+            "No pair conflicts more than independent task vectors do. Task arithmetic is the default: on "
+            "models found in the wild it "
             "gains most reliably."
         )
         return self._sum("different tasks", models, groups, weights, reasons)
@@ -346,7 +368,8 @@ class _Evidence:
         mean = sum(self.cosine(i, j) for i, j in combinations(models, 2)) / (k * (k - 1) / 2)
         share = k * mean / (1 + (k - 1) * mean)
         reasons = [
-            f"The task vectors have a mean cosine of {mean:.2f}: the same or very similar tasks, learned from one base."
+            f"The task vectors have a mean cosine of {mean:.2f}: the same or very similar tasks, learned "
+            "from one base."
         ]
         if share >= AVERAGE:
             reasons.append(
@@ -354,7 +377,8 @@ class _Evidence:
             )
             return _Choice("same task, one direction", "linear", reasons)
         reasons.append(
-            f"Their common part is {share:.0%} of their mean; model_stock goes that share of the way to the mean, tensor by tensor."
+            f"Their common part is {share:.0%} of their mean; model_stock goes that share of the way to the "
+            "mean, tensor by tensor."
         )
         return _Choice("same task", "model_stock", reasons)
 
@@ -384,8 +408,10 @@ class _Evidence:
             long = [i for i in models if self.lengths[i] > middle]
             weights |= {i: weights[i] * middle / self.lengths[i] for i in long}
             reasons.append(
-                f"The longest task vector is {lengths[-1] / lengths[0]:.1f} times as long as the shortest and would dominate: "
-                f"the weight of {', '.join(self.names[i] for i in long)} is reduced to match the length of the median one."
+                f"The longest task vector is {lengths[-1] / lengths[0]:.1f} times as long as the shortest "
+                "and would dominate: "
+                f"the weight of {', '.join(self.names[i] for i in long)} is reduced to match the length of "
+                "the median one."
             )
         return {i: round(w, 4) for i, w in weights.items()}
 
@@ -399,7 +425,8 @@ class _Evidence:
         if contested:
             worst = max(contested, key=lambda p: p.top_overlap or 0.0)
             return (
-                f"{self._pair_names(worst.models)} share {worst.top_overlap:.0%} of their top parameters (by chance {self.analysis.top_share:.0%}), "
+                f"{self._pair_names(worst.models)} share {worst.top_overlap:.0%} of their top parameters (by "
+                f"chance {self.analysis.top_share:.0%}), "
                 f"{worst.top_sign_conflict:.0%} of them with opposite signs."
             )
         return ""
@@ -429,7 +456,8 @@ class _Evidence:
         if max(sparsities.values()) < STANDING_OUT and deviation <= SMALL:
             density = round(min(max(1 / len(groups), low), high), 2)
             reason = (
-                f"No entries stand out (effective sparsity {shown}), so a random share of {density:g} of each is kept: about one task "
+                f"No entries stand out (effective sparsity {shown}), so a random share of {density:g} of "
+                "each is kept: about one task "
                 "per parameter. Then the sign with more weight wins."
             )
             return self._with_values(
@@ -444,7 +472,8 @@ class _Evidence:
         reason = f"Few entries hold most of the task vectors (effective sparsity {shown}): the largest of each are kept. Then the sign with more weight wins."
         if max(sparsities.values()) < STANDING_OUT:
             reason = (
-                f"No entries stand out (effective sparsity {shown}), but their standard deviation is {deviation:.2g}, too large for a "
+                f"No entries stand out (effective sparsity {shown}), but their standard deviation is "
+                f"{deviation:.2g}, too large for a "
                 "random drop: the largest are kept. Then the sign with more weight wins."
             )
         return self._with_values(

@@ -1,1 +1,1 @@
-"""Models as values: merges in memory, and task vectors one computes with."""
+"""Merges models in memory, and computes with task vectors."""

@@ -1,4 +1,4 @@
-"""Merges of dicts of tensors and of modules: an ordinary recipe over models in memory."""
+"""Merges dicts of tensors and modules in memory, by an ordinary recipe."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def merge_state_dicts(
     threads: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Merge dicts of tensors in memory; the bits are those of the same merge on disk.
+    """Merge dicts of tensors in memory; the bits are equal to those of the same merge on disk.
 
     Torch tensors give torch tensors on the CPU; numpy arrays give numpy arrays. A list may also contain
     modules, paths and hub ids; a module with PEFT adapters counts as its merged weights. ``options`` are
@@ -50,14 +50,14 @@ def merge_state_dicts(
         layers: Other methods for some tensors: ``{"fc1": {"method": "ties", "density": 0.7}}``. A key matches
             whole dotted components of names; the first match wins.
         seed: Seed of random methods.
-        missing: What to do with tensors that some model lacks, as in recipes.
+        missing: What to do with tensors that some models lack, as in recipes.
     Errors: all of ``alnico.errors``, worded as for a recipe.
 
     >>> import numpy as np
     >>> merge_state_dicts([{"w": np.float32([1, 2])}, {"w": np.float32([3, 6])}], weights=[1, 3])
     {'w': array([2.5, 5. ], dtype=float32)}
     """
-    asked = {
+    arguments = {
         "weights": weights,
         "dtype": dtype,
         "seed": seed,
@@ -65,7 +65,7 @@ def merge_state_dicts(
         "unrelated": unrelated,
         "options": options,
     }
-    return _merge(state_dicts, base, "state_dicts", method, layers, threads, **asked)
+    return _merge(state_dicts, base, "state_dicts", method, layers, threads, **arguments)
 
 
 @ieee_arithmetic()
@@ -87,12 +87,12 @@ def merge_models(
 
     The copy has the merged parameters and buffers on the devices of the original, and everything else as in
     the original, including the training mode. A module in ``torch.compile`` or ``DataParallel`` is unwrapped.
-    With ``missing="drop"`` a tensor that some model lacks stays in the copy as it is. Paths and hub ids may
+    With ``missing="drop"`` a tensor that some models lack stays as it is in the copy. Paths and hub ids may
     be among the models. Inputs are never changed. Other arguments are those of :func:`merge_state_dicts`.
 
     Errors: all of ``alnico.errors``, worded as for a recipe.
     """
-    asked = {
+    arguments = {
         "weights": weights,
         "dtype": dtype,
         "seed": seed,
@@ -106,7 +106,7 @@ def merge_models(
         raise RecipeError(
             "models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors."
         )
-    state = _merge(models, base, "models", method, layers, threads, **asked)
+    state = _merge(models, base, "models", method, layers, threads, **arguments)
     result = plain_copy(template)
     fill(result, state, partly=missing == "drop")
     return result
@@ -119,9 +119,9 @@ def _merge(
     method: str,
     layers: Mapping[str, Mapping[str, Any]] | None,
     threads: int | None,
-    **asked: Any,
+    **arguments: Any,
 ) -> dict[str, Any]:
-    """Merge models in memory into a dict of tensors. ``called`` is what messages call the list of them."""
+    """Merge models in memory into a dict of tensors. ``called`` is the name of their list in messages."""
     if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence):
         raise RecipeError(f"{called} is of type {type(models).__name__}; expected a list of models.")
     named = {f"{called}[{i}]": model for i, model in enumerate(models)}
@@ -133,7 +133,7 @@ def _merge(
     else:
         base_reference = None
     run = RunOptions.of(threads=threads)
-    recipe = recipe_of(references, base_reference, called, method, **asked)
+    recipe = recipe_of(references, base_reference, called, method, **arguments)
     opened = open_models(named)
     try:
         if layers:
@@ -158,7 +158,10 @@ def recipe_of(
     unrelated: str,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the recipe of a call. A list for an option of a model gives one value for each, in order. Errors: RecipeError."""
+    """Return the recipe of a call. A list for a per-model option has one value per model, in order.
+
+    Errors: RecipeError.
+    """
     lists: dict[str, Sequence[Any]] = {}
     options = {name: plain_list(value) for name, value in options.items()}
     weights = plain_list(weights)
@@ -168,12 +171,15 @@ def recipe_of(
         lists["weight"] = weights
     elif weights is not None:
         raise RecipeError(
-            f"weights is of type {type(weights).__name__}; expected a list with a number for each of the {called}, or one number for all."
+            f"weights is of type {type(weights).__name__}; expected a list with one number for each of the "
+            f"{called}, or one number for all."
         )
     refuse_idle(method, [*options, *(["weight"] if weights is not None else [])])
-    known = find(method).options
+    method_options = find(method).options
     lists |= {
-        n: v for n, v in options.items() if isinstance(v, (list, tuple)) and n in known and known[n].per_model
+        n: v
+        for n, v in options.items()
+        if isinstance(v, (list, tuple)) and n in method_options and method_options[n].per_model
     }
     for name, values in lists.items():
         if len(values) != len(references):
@@ -200,9 +206,10 @@ def recipe_of(
 
 
 def refuse_idle(method: str, names: Iterable[str]) -> None:
-    """Refuse options that the loader of recipes would take with a note, which a call in Python has no place for.
+    """Refuse options that recipes accept with a note, because a call in Python has nowhere to show it.
 
-    What mergekit has for this very method is taken. Errors: RecipeError, in the words of the call.
+    Options that mergekit has for this very method are accepted. Errors: RecipeError, in the words of the
+    call.
     """
     merges = find(method)
     for name in names:
@@ -210,23 +217,24 @@ def refuse_idle(method: str, names: Iterable[str]) -> None:
         if is_of_mergekits or not (name in dialect.WITHOUT_EFFECT or dialect.why_no_effect(merges, name)):
             continue
         written = "weights" if name == "weight" else name
-        known = ["weights" if n == "weight" else n for n in dialect.option_names(merges)]
+        valid = ["weights" if n == "weight" else n for n in dialect.option_names(merges)]
         raise RecipeError(
-            f"{written} has no effect on {method}; expected options of {method}: {', '.join(known) or 'it has none'}. Leave it out."
+            f"{written} has no effect on {method}; expected options of {method}: "
+            f"{', '.join(valid) or 'it has none'}. Leave it out."
         )
 
 
 def plain_list(value: Any) -> Any:
-    """Return the list in an array or tensor, the number in one without dimensions, and anything else as it is."""
+    """Return a 1-D array or tensor as a list, a 0-D one as a number, and anything else unchanged."""
     return plain_number(value.tolist() if len(getattr(value, "shape", ())) == 1 else value)
 
 
 def rules_of(
     layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Write ``layers`` as a recipe's ``methods``. A key fits whole dotted components of a name; the first that fits wins.
+    """Return ``layers`` as a recipe's ``methods``. A key matches whole dotted components of names; the first match wins.
 
-    Errors: RecipeError for a key that fits no tensor, with the nearest components.
+    Errors: RecipeError for a key that matches no tensor, with the nearest components.
 
     >>> rules_of({"fc1": {"method": "ties", "density": 0.7}}, "linear", ["fc1.weight", "fc10.weight"])
     [{'filter': 're:(^|\\\\.)fc1(\\\\.|$)', 'merge_method': 'ties', 'parameters': {'density': 0.7}}]
@@ -234,12 +242,14 @@ def rules_of(
     rules: list[dict[str, Any]] = []
     if not isinstance(layers, Mapping):
         raise RecipeError(
-            f"layers is of type {type(layers).__name__}; expected a dict of names, each with a dict of a method and options."
+            f"layers is of type {type(layers).__name__}; expected a dict of names, each with a dict of a "
+            "method and options."
         )
-    for key, asked in layers.items():
-        if not isinstance(key, str) or not isinstance(asked, Mapping):
+    for key, settings in layers.items():
+        if not isinstance(key, str) or not isinstance(settings, Mapping):
             raise RecipeError(
-                f"layers[{key!r}] is of type {type(asked).__name__}; expected a name with a dict of a method and options."
+                f"layers[{key!r}] is of type {type(settings).__name__}; expected a name with a dict of a "
+                "method and options."
             )
         pattern = rf"(^|\.){re.escape(key)}(\.|$)"
         if not any(re.search(pattern, name) for name in names):
@@ -248,13 +258,15 @@ def rules_of(
             )
             hint = f"Did you mean {' or '.join(near)}?" if near else f"The first tensor is {names[0]}."
             raise RecipeError(
-                f"layers[{key!r}] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. {hint}"
+                f"layers[{key!r}] matches no tensor; expected whole parts of a name, such as fc1 of "
+                f"fc1.weight. {hint}"
             )
         refuse_idle(
-            asked.get("method", method), [{"weights": "weight"}.get(n, n) for n in asked if n != "method"]
+            settings.get("method", method),
+            [{"weights": "weight"}.get(n, n) for n in settings if n != "method"],
         )
-        rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": asked.get("method", method)}
-        plain = {n: plain_list(v) for n, v in asked.items()}
+        rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": settings.get("method", method)}
+        plain = {n: plain_list(v) for n, v in settings.items()}
         options = {
             n: [plain_number(x) for x in v] if isinstance(v, (list, tuple)) else v for n, v in plain.items()
         }
@@ -264,7 +276,7 @@ def rules_of(
 
 
 def dtype_name(dtype: Any) -> str:
-    """Return what a recipe calls a dtype given as text, as torch's or as numpy's.
+    """Return the name in recipes of a dtype, which is text, a torch dtype or a numpy dtype.
 
     >>> import numpy
     >>> dtype_name(numpy.float32), dtype_name("bfloat16")
@@ -274,7 +286,7 @@ def dtype_name(dtype: Any) -> str:
 
 
 def plain_number(value: Any) -> Any:
-    """Return the Python number in a scalar of numpy or torch; anything else as it is."""
+    """Return a numpy or torch scalar as a Python number; anything else unchanged."""
     if isinstance(value, np.longdouble):
         return float(value)
     return value.item() if getattr(value, "shape", None) == () else value

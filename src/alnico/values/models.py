@@ -1,4 +1,4 @@
-"""What may stand for a model in Python, opened as sources under the names a recipe uses; and results as dicts of tensors."""
+"""Opens everything that stands for a model in Python, and returns merges as dicts of tensors."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ from alnico.values.peft_modules import has_adapters, state_without_adapters, wit
 
 @dataclass(frozen=True)
 class Opened:
-    """The models of one merge, by the reference that its recipe has for each.
+    """The models of one merge, by their references in its recipe.
 
-    ``names`` are those of the models in memory, in their order; ``tied`` maps those that share another's memory to it.
+    ``names`` are those of the tensors in memory, in order; ``tied`` maps a tensor that shares another's
+    memory to that tensor.
     """
 
     sources: Mapping[str, Source]
@@ -60,16 +61,17 @@ class Opened:
 
 
 def path_of(model: Any) -> str | None:
-    """Return the path or hub id that stands for a model, or None for a model in memory."""
+    """Return the path or hub id of a model, or None for a model in memory."""
     if isinstance(model, MODEL_TYPES):
         return model.label
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 
 
 def open_models(models: Mapping[str, Any]) -> Opened:
-    """Open paths and hub ids, and take dicts and modules as they are. Errors: ModelError, HubError.
+    """Open paths and hub ids, and wrap dicts and modules. Errors: ModelError, HubError.
 
-    ``module.`` before the names of some models is taken off, with a warning, where the others have it not.
+    The prefix ``module.`` is removed from the names of a model, with a warning, if the other models do not
+    have it.
     """
     paths = {reference: path for reference, model in models.items() if (path := path_of(model)) is not None}
     states: dict[str, dict[str, Any]] = {}
@@ -87,7 +89,8 @@ def open_models(models: Mapping[str, Any]) -> Opened:
         ):
             if state.keys() != states[reference].keys():
                 warnings.warn(
-                    f"{visible(reference)}: `module.` is taken off its names, as the other models have it not.",
+                    f"{visible(reference)}: `module.` is removed from its names, because the other models do "
+                    "not have it.",
                     stacklevel=4,
                 )
             states[reference] = state
@@ -107,25 +110,31 @@ def open_models(models: Mapping[str, Any]) -> Opened:
 
 
 def _refuse_other_masks(states: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse modules that torch prunes by masks that differ: a mean of masks times a mean of weights is no mean. Errors: MismatchError."""
+    """Refuse modules that torch prunes with different masks. Errors: MismatchError.
+
+    The mean of the masks times the mean of the weights is not the mean of the pruned weights.
+    """
     first: dict[str, tuple[str, np.ndarray]] = {}
     for reference, state in states.items():
         for name, mask in state.items():
             if not name.endswith("_mask") or f"{name.removesuffix('_mask')}_orig" not in state:
                 continue
-            found = np.asarray(mask.detach().cpu().double().numpy() if is_torch_tensor(mask) else mask)
-            other, values = first.setdefault(name, (reference, found))
-            if not np.array_equal(values, found):
+            array = np.asarray(mask.detach().cpu().double().numpy() if is_torch_tensor(mask) else mask)
+            other, values = first.setdefault(name, (reference, array))
+            if not np.array_equal(values, array):
                 raise MismatchError(
-                    f"{name}: {other} and {reference} are pruned by masks that differ; expected one mask, or weights that are pruned for good. "
-                    f"Say torch.nn.utils.prune.remove(layer, {name.removesuffix('_mask').rpartition('.')[2]!r}) in each model."
+                    f"{name}: {other} and {reference} are pruned with different masks; expected one mask, or "
+                    "permanently pruned weights. "
+                    "Call torch.nn.utils.prune.remove(layer, "
+                    f"{name.removesuffix('_mask').rpartition('.')[2]!r}) in each model."
                 )
 
 
 def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors of a model, and the dtypes that some count as. A module with adapters of PEFT stands for its merged weights.
+    """Return the tensors of a model, and the dtypes that some of them count as.
 
-    Errors: ModelError, also for the factors of an adapter by themselves, whose mean makes not the mean of their products.
+    A module with PEFT adapters counts as its merged weights. Errors: ModelError, also for the factors of an
+    adapter alone: their means do not give the mean of their products.
     """
     if is_torch_module(model) and has_adapters(unwrap_module(model)):
         return state_without_adapters(unwrap_module(model), reference)
@@ -134,20 +143,24 @@ def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str
         name for name in state if ".base_layer." in name and any(map(is_factor, state))
     ]:
         raise ModelError(
-            f"{reference}: has the factors of an adapter, such as {next(n for n in state if is_factor(n))}, and not what they add to "
-            f"{'weights' if is_factor(factors[0]) else factors[0]}; expected a whole model. The mean of factors does not make the mean of their products. "
-            "Give the PEFT module itself, which stands for its merged weights, or what its merge_and_unload() returns; or combine the adapters' "
-            "folders with alnico.lora.combine."
+            f"{reference}: has the factors of an adapter, such as {next(n for n in state if is_factor(n))}, "
+            "not merged into "
+            f"{'weights' if is_factor(factors[0]) else factors[0]}; expected a whole model. The mean of "
+            "factors does not give the mean of their products. "
+            "Pass the PEFT module itself, which counts as its merged weights, or the result of its "
+            "merge_and_unload(); or combine the "
+            "adapters' folders with alnico.lora.combine."
         )
     return state, {}
 
 
 def plain_copy(module: Any) -> Any:
-    """Return a copy of a module, of the one inside of ``torch.compile``, ``DataParallel`` and adapters of PEFT, to be filled."""
+    """Copy a module to fill, without ``torch.compile``, ``DataParallel`` and PEFT adapters around it."""
     inner = unwrap_module(module)
     if has_adapters(inner):
         return without_adapters(inner, type(inner).__name__, merge=False)
-    # Weights that a module computes from its parameters (weight_norm, pruning) have a graph, and torch copies none. Hooks make them anew.
+    # Weights that a module computes from its parameters (weight_norm, pruning) have a graph, which torch does
+    # not copy. Hooks compute them again.
     computed = {
         id(v): v.detach().clone()
         for m in inner.modules()
@@ -156,16 +169,21 @@ def plain_copy(module: Any) -> Any:
     }
     try:
         return copy.deepcopy(inner, computed)
-    except Exception as error:  # whatever the caller's classes raise
+    except Exception as error:  # the caller's classes may raise anything
         raise ModelError(
-            f"the module ({type(inner).__name__}) cannot be copied ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}); "
-            "expected one that copy.deepcopy takes. Take locks, open files and tensors with a graph out of its attributes, or merge with "
-            "merge_state_dicts and load the result into a module of your own."
+            f"the module ({type(inner).__name__}) cannot be copied ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0][:200]}); "
+            "expected one that copy.deepcopy can copy. Remove locks, open files and tensors with a graph "
+            "from its attributes, or merge "
+            "with merge_state_dicts and load the result into your own module."
         ) from None
 
 
 def merged(opened: Opened, recipe: Mapping[str, Any], run: RunOptions) -> dict[str, Any]:
-    """Merge a recipe over opened models into a dict of torch tensors on the CPU, or of numpy arrays. Closes the models."""
+    """Merge a recipe over open models into a dict of torch tensors on the CPU, or of numpy arrays.
+
+    Closes the models.
+    """
     try:
         if opened.gives_torch:
             import_torch("a dict of torch tensors")
@@ -174,28 +192,32 @@ def merged(opened: Opened, recipe: Mapping[str, Any], run: RunOptions) -> dict[s
             if not opened.gives_torch:
                 to_numpy(
                     np.empty(0, np.uint8), job.dtype, (0,)
-                )  # a dtype without an array is refused before the work
+                )  # refuses dtypes that numpy lacks before the work
         return named(opened, plan, run_in_memory(plan))
     finally:
         opened.close()
 
 
 def named(opened: Opened, plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """View the bytes of a plan's tensors as torch tensors, or as numpy arrays: under all names that the models have for them, in
-    their order."""
+    """View the bytes of a plan's tensors as torch tensors or numpy arrays, under the names in the models.
+
+    A tied tensor has all its names. The order is that of the models.
+    """
     view = to_torch if opened.gives_torch else to_numpy
-    found = {job.name: view(arrays[job.name], job.dtype, job.shape) for job in plan.jobs}
-    given = [name for name in opened.names if opened.tied.get(name, name) in found]
-    order = dict.fromkeys([*given, *found] if set(found) <= set(given) else [*found, *given])
-    return {name: found[opened.tied.get(name, name)] for name in order}
+    tensors = {job.name: view(arrays[job.name], job.dtype, job.shape) for job in plan.jobs}
+    in_models = [name for name in opened.names if opened.tied.get(name, name) in tensors]
+    order = dict.fromkeys(
+        [*in_models, *tensors] if set(tensors) <= set(in_models) else [*tensors, *in_models]
+    )
+    return {name: tensors[opened.tied.get(name, name)] for name in order}
 
 
 def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None:
     """Put tensors into the parameters and buffers of a module, with their dtype, on the module's devices.
 
-    Buffers that the module does not save are filled if they are given: files made by others may hold them.
-    Errors: MismatchError, before anything is changed, for a name that the module has not or a shape that differs; and, but
-    for ``partly``, for one that the module saves and that is not given.
+    Buffers that the module does not save are filled if ``state`` has them: files by other programs may hold
+    them. Errors: MismatchError, before anything changes, for a name that the module lacks, for another shape
+    and, unless ``partly``, for a name that the module saves and ``state`` lacks.
     """
     inner = unwrap_module(module)
     needed = {
@@ -215,20 +237,21 @@ def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None
         if n not in held
     ]
     problems += [
-        f"{n}: the module ({kind}) has it, the merged models have not."
+        f"{n}: the module ({kind}) has it, the merged models do not."
         for n in needed
         if n not in state and not partly
     ]
     problems += [
-        f"{n}: is {tuple(v.shape)}, in the module ({kind}) {tuple(held[n].shape)}; expected one shape."
+        f"{n}: is {tuple(v.shape)} in the merge, {tuple(held[n].shape)} in the module ({kind}); expected one "
+        "shape."
         for n, v in state.items()
         if n in held and v.shape != held[n].shape
     ]
     if not problems:
-        problems = _tied_apart(state, held, kind)
+        problems = _tie_problems(state, held, kind)
     if problems:
         rest = f" There are {len(problems)} such tensors." if len(problems) > 1 else ""
-        raise MismatchError(f"{problems[0]} Give a module of the models' architecture.{rest}")
+        raise MismatchError(f"{problems[0]} Pass a module of the models' architecture.{rest}")
     for name, value in state.items():
         target = held[name]
         if target.dtype == value.dtype and all(
@@ -239,20 +262,21 @@ def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None
             target.data = value.to(target.device)
 
 
-def _tied_apart(state: Mapping[str, Any], held: Mapping[str, Any], kind: str) -> list[str]:
-    """Tensors that are one in a module, and differ in what is to fill it."""
+def _tie_problems(state: Mapping[str, Any], held: Mapping[str, Any], kind: str) -> list[str]:
+    """Return a problem for each tensor that a module ties and that differs in what fills it."""
     first: dict[int, str] = {}
     problems = []
     for name, value in state.items():
         other = first.setdefault(id(held[name]), name)
         if other != name and value is not state[other] and not bool((value == state[other]).all()):
             problems.append(
-                f"{name}: is one tensor with {other} in the module ({kind}), and differs from it in the merge; expected two."
+                f"{name}: is tied to {other} in the module ({kind}), but differs from it in the merge; "
+                "expected separate tensors."
             )
     return problems
 
 
 def check_module(model: Any, where: str) -> None:
-    """Errors: AlnicoError for what is no ``nn.Module``."""
+    """Check that a model is an ``nn.Module``. Errors: AlnicoError."""
     if not is_torch_module(model):
         raise AlnicoError(f"{where} is of type {type(model).__name__}; expected an nn.Module.")

@@ -1,6 +1,6 @@
-"""Modules with adapters of PEFT on them, as the modules that they are once the adapters are merged into their weights.
+"""Merges the PEFT adapters of a module into its weights, in a copy.
 
-PEFT is never imported here: a module that has adapters brings it along.
+PEFT is never imported here: a module with adapters has imported it already.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from alnico.checkpoint.memory_model import TORCH_DTYPES, import_torch, is_torch_
 from alnico.errors import ModelError
 
 INSIDE = re.compile(r"\.(?:base_layer|original_module|modules_to_save\.[^.]+)(?=\.)")
-"""What PEFT puts between a module's name and its tensors'."""
+"""What PEFT inserts between the name of a module and those of its tensors."""
 
 
 def _kinds(module: Any) -> set[str]:
@@ -23,7 +23,7 @@ def _kinds(module: Any) -> set[str]:
 
 
 def has_adapters(module: Any) -> bool:
-    """Is a module wrapped by PEFT, or has it a layer that is?"""
+    """Is a module, or a layer in it, wrapped by PEFT?"""
     return any(
         _kinds(m) & {"PeftModel", "BaseTuner", "BaseTunerLayer", "AuxiliaryTrainingWrapper"}
         for m in module.modules()
@@ -31,44 +31,47 @@ def has_adapters(module: Any) -> bool:
 
 
 def without_adapters(module: Any, label: str, *, merge: bool) -> Any:
-    """Return a copy of the module that PEFT wraps, with the active adapters merged into its weights if ``merge``.
+    """Return a copy of a module without PEFT; with ``merge`` the active adapters are merged into its weights.
 
-    Merging happens in float32, or float64 where a tensor is: ``W + s B A`` of LoRA, and what PEFT's layers of other kinds say of
-    themselves. Errors: ModelError for adapters that no weights can stand for, that are disabled, or on quantised weights.
+    Merging uses float32, or float64 if a tensor has it: ``W + s B A`` for LoRA, and for other kinds what
+    PEFT's layers compute. Errors: ModelError for adapters that cannot be merged into weights, are disabled,
+    or are on quantised weights.
     """
     layers = [m for m in module.modules() if "BaseTunerLayer" in _kinds(m)]
     _check(module, layers, label)
-    made = copy.deepcopy(module)
-    if "PeftModel" in _kinds(made):
-        made = made.base_model
-    if "BaseTuner" in _kinds(made):
-        made = made.model
+    plain_module = copy.deepcopy(module)
+    if "PeftModel" in _kinds(plain_module):
+        plain_module = plain_module.base_model
+    if "BaseTuner" in _kinds(plain_module):
+        plain_module = plain_module.model
     if merge:
         torch = import_torch("merging adapters")
         real = torch.float64 if any(p.dtype == torch.float64 for p in module.parameters()) else torch.float32
-        made._apply(lambda t: t.to(real) if t.is_floating_point() else t)
+        plain_module._apply(lambda t: t.to(real) if t.is_floating_point() else t)
     try:
         with ExitStack() as plain:
             for kind in {p.device.type for p in module.parameters()} - {"meta"}:
                 plain.enter_context(
                     import_torch("merging adapters").autocast(kind, enabled=False)
-                )  # the caller's would round products
+                )  # the caller's autocast would round products
             plain.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")  # of PEFT, on what is looked after here
-            made = _unloaded(made, merge)
+            warnings.simplefilter("ignore")  # PEFT warns of what is handled here
+            plain_module = _unload(plain_module, merge)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{label}: PEFT cannot merge its adapters into its weights ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-            "expected adapters that weights can stand for, as of LoRA. Give the module without adapters."
+            f"{label}: PEFT cannot merge its adapters into its weights "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+            "expected adapters that can be merged, such as LoRA. Pass the module without adapters."
         ) from None
-    _untie(made)
-    return made
+    _untie(plain_module)
+    return plain_module
 
 
 def state_without_adapters(module: Any, label: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tensors of a module with its adapters merged, in the base's names, and what the dtypes of the merged ones count as.
+    """Return the tensors of a module with its adapters merged, and the dtypes that they count as.
 
-    What the adapters leave as it is are the module's own tensors. Errors: as for :func:`without_adapters`.
+    The names are the base's. Merged tensors count as the dtype that they had; others are the module's own.
+    Errors: as for :func:`without_adapters`.
     """
     held: dict[str, list[Any]] = {}
     prefix = ""
@@ -94,31 +97,34 @@ def state_without_adapters(module: Any, label: str) -> tuple[dict[str, Any], dic
 def _check(module: Any, layers: list[Any], label: str) -> None:
     if not layers and "PeftModel" in _kinds(module) and "BaseTuner" not in _kinds(module.base_model):
         raise ModelError(
-            f"{label}: has an adapter that is no change of weights ({type(module).__name__} of PEFT, a prompt or prefix); expected one that "
-            "can be merged into them. Give the module without it."
+            f"{label}: has an adapter that does not change weights ({type(module).__name__} of PEFT, a "
+            "prompt or prefix); expected one "
+            "that can be merged into them. Pass the module without it."
         )
     if any(getattr(layer, "disable_adapters", False) for layer in layers):
         raise ModelError(
-            f"{label}: its adapters are disabled; expected them to be part of the model. Enable them, or give the module without adapters."
+            f"{label}: its adapters are disabled; expected enabled ones. Enable them, or pass the module "
+            "without adapters."
         )
     for layer in layers:
         for name, value in layer.get_base_layer().named_parameters(recurse=False):
             if not value.is_floating_point():
                 raise ModelError(
-                    f"{label}: has adapters on quantised weights ({name} of {type(layer).__name__} is {value.dtype}); expected weights in "
-                    "floating point. Load the base without quantisation, with the adapter on it."
+                    f"{label}: has adapters on quantised weights ({name} of {type(layer).__name__} is "
+                    f"{value.dtype}); expected floating-point "
+                    "weights. Load the base without quantisation and put the adapter on it."
                 )
 
 
-def _unloaded(module: Any, merge: bool) -> Any:
-    """Put the layers that PEFT wraps in place of their wrappers, as its ``merge_and_unload`` does."""
+def _unload(module: Any, merge: bool) -> Any:
+    """Replace the wrappers of PEFT by the layers in them, as its ``merge_and_unload`` does."""
     torch = import_torch("merging adapters")
 
     def plain(layer: Any) -> Any:
         if hasattr(layer, "get_base_layer"):
             base = layer.get_base_layer()
             for name, value in list(base.named_parameters(recurse=False)):
-                # A tied tensor is changed in this layer alone, as the adapter is on this layer alone.
+                # A tied tensor changes only in this layer, because the adapter is only on this layer.
                 setattr(
                     base, name, torch.nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
                 )
@@ -142,7 +148,7 @@ def _unloaded(module: Any, merge: bool) -> Any:
 
 
 def _untie(module: Any) -> None:
-    """Say in the config that input and output embeddings are two, where an adapter has made them so."""
+    """Mark the embeddings as untied in the config if an adapter has made them separate tensors."""
     config: Any = getattr(module, "config", None)
     if getattr(config, "tie_word_embeddings", False) and hasattr(module, "get_output_embeddings"):
         ends = (module.get_input_embeddings(), module.get_output_embeddings())

@@ -1,4 +1,4 @@
-"""A random search of how much of each task vector a merge should have: a few lines for who has models in memory and a score."""
+"""Searches at random for the scale of each model's task vector, with models and merges in memory."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from alnico.values.merge import recipe_of
 from alnico.values.models import fill, named, open_models, plain_copy
 
 MOST_FAILURES = 5
-"""Evaluations that may fail before the search gives up."""
+"""Number of failed evaluations that ends the search."""
 
 
 @dataclass(frozen=True)
 class ScaleTrial:
-    """One merge that was tried; ``failure`` says why it has no score."""
+    """One merge and its score; ``failure`` says why it has none."""
 
     scales: tuple[float, ...]
     score: float | None
@@ -37,7 +37,7 @@ class ScaleTrial:
 
 @dataclass(frozen=True)
 class ScaleSearch:
-    """The best scales, one for each model, and all that was tried, in order."""
+    """The best scales, one per model, and all trials in order."""
 
     scales: tuple[float, ...]
     score: float
@@ -61,24 +61,29 @@ def search_scales(
 ) -> ScaleSearch:
     """Try random scales of task vectors and return the best: ``base + sum_i scale_i * (model_i - base)``.
 
-    ``base`` and ``models`` are modules, dicts of tensors or paths. ``evaluate`` gets the merge and returns a finite number, of which
-    more is better unless ``minimize`` says otherwise: a module like ``base`` if that is one (a copy, the same object each time), else a
-    dict of tensors, in memory that the next trial takes. The first trial has the scale 1/n for all n models, which is their mean;
-    the others draw each scale evenly from [``low``, ``high``]. What is found is made again, bit for bit, by
-    ``alnico.merge_models(models, "task_arithmetic", base=base, weights=found.scales)`` or a recipe with these weights.
+    ``base`` and ``models`` are modules, dicts of tensors or paths. ``evaluate`` gets the merge and returns a
+    finite number; more is better, unless ``minimize`` is set. If ``base`` is a module, the merge is a module
+    like it (the same copy each time); otherwise it is a dict of tensors, in memory that the next trial
+    overwrites. The first trial has the scale 1/n for each of n models, which gives their mean; the others
+    draw each scale uniformly from [``low``, ``high``]. To make the best merge again, bit for bit, pass
+    ``weights=result.scales`` to :func:`alnico.merge_models` with the method ``task_arithmetic`` and the same
+    ``base``, or put these weights into a recipe.
 
-    The score of the best of many is too good: score the merge on data that did not choose it. Each trial is told to ``watch``. An
-    evaluation that raises, or gives no finite number, is a failed trial; after five of them the search ends.
-    For more than scales, or a study that can be taken up again: ``alnico.search``.
+    The best score of many trials is too high: score the merge on data that was not used to choose it. Each
+    trial is reported to ``watch``. An evaluation that raises, or returns no finite number, is a failed trial;
+    the fifth one ends the search. To search more than scales, or to resume a study: ``alnico.search``.
 
     Models that were not tuned from ``base`` are refused, unless ``unrelated="allow"``.
 
-    Errors: RecipeError for options that cannot be, EvaluationError for evaluations that fail too often; those of merging.
+    Errors: RecipeError for invalid options, EvaluationError for too many failed evaluations; those of
+    merging.
 
     >>> import numpy as np
-    >>> base, one, other = ({"w": np.array(v, np.float32)} for v in ([0, 0], [1, 0], [0, 1]))
-    >>> found = search_scales(base, [one, other], lambda made: abs(made["w"] - [0.5, 0.5]).sum(), minimize=True)
-    >>> found.scales, found.score
+    >>> base, first, second = ({"w": np.array(v, np.float32)} for v in ([0, 0], [1, 0], [0, 1]))
+    >>> def distance(merge):
+    ...     return abs(merge["w"] - [0.5, 0.5]).sum()
+    >>> result = search_scales(base, [first, second], distance, minimize=True)
+    >>> result.scales, result.score
     ((0.5, 0.5), 0.0)
     """
     _check(models, trials, low, high, seed)
@@ -87,7 +92,7 @@ def search_scales(
     opened = open_models({"base": base, **dict(zip(references, models, strict=True))})
     module = plain_copy(base) if is_torch_module(base) else None
     sign = -1.0 if minimize else 1.0
-    done: list[ScaleTrial] = []
+    tried: list[ScaleTrial] = []
     try:
         with Resident(
             opened.sources.__getitem__, run=RunOptions.of(threads=threads), caller=IN_PYTHON
@@ -95,7 +100,7 @@ def search_scales(
             for number in range(trials):
                 drawn = random.uniform(low, high, len(models))
                 scales = tuple((np.full(len(models), 1 / len(models)) if number == 0 else drawn).tolist())
-                asked = recipe_of(
+                recipe = recipe_of(
                     references,
                     "base",
                     "models",
@@ -107,32 +112,32 @@ def search_scales(
                     unrelated=unrelated,
                     options={},
                 )
-                plan = resident.plan(load_recipe(asked))
+                plan = resident.plan(load_recipe(recipe))
                 state = named(opened, plan, resident.merge(plan))
                 if module is not None:
                     fill(module, state)
-                done.append(_tried(evaluate, state if module is None else module, scales, number))
+                tried.append(_run_trial(evaluate, state if module is None else module, scales, number))
                 if watch is not None:
-                    watch(ScaleTried(done[-1], trials))
-                _check_failures(done)
+                    watch(ScaleTried(tried[-1], trials))
+                _check_failures(tried)
     finally:
         opened.close()
-    scored = [(sign * trial.score, trial) for trial in done if trial.score is not None]
+    scored = [(sign * trial.score, trial) for trial in tried if trial.score is not None]
     if not scored:
-        raise EvaluationError(f"all {trials} trials failed; {done[0].failure}")
-    best = max(scored, key=lambda one: one[0])[1]
+        raise EvaluationError(f"all {trials} trials failed; {tried[0].failure}")
+    best = max(scored, key=lambda pair: pair[0])[1]
     assert best.score is not None
-    return ScaleSearch(best.scales, best.score, tuple(done))
+    return ScaleSearch(best.scales, best.score, tuple(tried))
 
 
-def _tried(
+def _run_trial(
     evaluate: Callable[[Any], float], merged: Any, scales: tuple[float, ...], number: int
 ) -> ScaleTrial:
     where = f"trial {number}"
     try:
         with callers_arithmetic():
             value = evaluate(merged)
-    except Exception as error:  # whatever the caller's function raises is its failure
+    except Exception as error:  # any exception of the caller's function is a failed trial
         return ScaleTrial(scales, None, str(evaluation_failed(where, error)))
     try:
         return ScaleTrial(scales, checked_value(value, where))
@@ -140,26 +145,26 @@ def _tried(
         return ScaleTrial(scales, None, str(error))
 
 
-def _check_failures(done: Sequence[ScaleTrial]) -> None:
-    failed = [trial for trial in done if trial.score is None]
+def _check_failures(trials: Sequence[ScaleTrial]) -> None:
+    failed = [trial for trial in trials if trial.score is None]
     if len(failed) >= MOST_FAILURES:
-        raise EvaluationError(f"{len(failed)} of {len(done)} trials failed; the last: {failed[-1].failure}")
+        raise EvaluationError(f"{len(failed)} of {len(trials)} trials failed; the last: {failed[-1].failure}")
 
 
 def _check(models: Sequence[Any], trials: int, low: float, high: float, seed: int) -> None:
     if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence) or not models:
-        raise RecipeError("models: expected a list of one model at least, beside the base.")
+        raise RecipeError("models: expected a list of at least one model, in addition to the base.")
     if not isinstance(trials, numbers.Integral) or trials < 1:
         raise RecipeError(
-            f"trials is {trials!r}; expected {'1 at least' if isinstance(trials, int) else 'a whole number'}."
+            f"trials is {trials!r}; expected {'at least 1' if isinstance(trials, int) else 'a whole number'}."
         )
     if not isinstance(seed, numbers.Integral) or seed < 0:
-        raise RecipeError(f"seed is {seed!r}; expected a whole number of 0 at least.")
+        raise RecipeError(f"seed is {seed!r}; expected a whole number, at least 0.")
     if not isinstance(low, numbers.Real) or not isinstance(high, numbers.Real):
         raise RecipeError(f"scales from {low!r} to {high!r}; expected two numbers, low below high.")
     try:
         is_range = math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(high - low)
-    except OverflowError:  # of whole numbers of hundreds of digits
+    except OverflowError:  # for whole numbers of hundreds of digits
         raise RecipeError("scales are beyond float64; expected two numbers, low below high.") from None
     if not is_range:
         raise RecipeError(f"scales from {low:g} to {high:g}; expected two numbers, low below high.")

@@ -1,4 +1,4 @@
-"""Task vectors as values: sums of differences between models, computed only when they are asked for."""
+"""Task vectors as values: sums of differences between models, computed only when needed."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from alnico.values.models import check_module, fill, merged, open_models, path_o
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """A model in a sum. Two paths are equal if they lead to one ``place``, two models in memory if they are one object.
+    """A model in a sum: equal paths lead to one ``place``, equal models in memory are one object.
 
-    Equality is not kept as a number: of what was copied or came from another process, ids mean nothing.
+    The id of an object is not stored for this: it is meaningless in a copy or in another process.
     """
 
     value: Any = field(repr=False)
     place: str | None
-    """Where a path led when it was given; None for a model in memory."""
+    """Where the path led when it was passed; None for a model in memory."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Operand):
@@ -51,11 +51,14 @@ class Operand:
 
     @property
     def name(self) -> str:
-        """What it is called in ``repr``: the path, or what kind of thing it is."""
+        """The name in ``repr``: the path, or the type of the object."""
         return visible(str(path_of(self.value)) if self.place is not None else type(self.value).__name__)
 
     def path(self) -> str | None:
-        """The path as it was given, if it still leads to the same place; else the place. None for a model in memory."""
+        """Return the path as it was passed, if it still leads to the same place; otherwise the place.
+
+        None for a model in memory.
+        """
         if self.place is None:
             return None
         path = str(path_of(self.value))
@@ -72,10 +75,11 @@ def is_model(value: object) -> bool:
 
 
 def operand(value: Any) -> Operand:
-    """Errors: ModelError for what stands for no model."""
+    """Return a model as an operand. Errors: ModelError for a value that is not a model."""
     if not is_model(value):
         raise ModelError(
-            f"{value!r} is of type {type(value).__name__}; expected the path or hub id of a model, a dict of tensors or an nn.Module."
+            f"{value!r} is of type {type(value).__name__}; expected the path or hub id of a model, a dict of "
+            "tensors or an nn.Module."
         )
     path = path_of(value)
     return Operand(value, None if path is None else _place(path))
@@ -84,9 +88,10 @@ def operand(value: Any) -> Operand:
 class TaskVector:
     """What fine-tuning added: ``finetuned - base``, and sums of such differences.
 
-    ``finetuned`` and ``base`` are paths, hub ids, what :func:`alnico.open_model` gives, dicts of tensors, or modules. Nothing is
-    read: a task vector is a list of terms ``coefficient x (model - base)``, in which equal differences are one. Task vectors
-    are added, subtracted, negated, multiplied and divided by numbers; a model plus a task vector is a :class:`LazyModel`.
+    ``finetuned`` and ``base`` are paths, hub ids, results of :func:`alnico.open_model`, dicts of tensors or
+    modules. Nothing is read: a task vector is a list of terms ``coefficient x (model - base)``, in which
+    equal differences are combined. Task vectors can be added, subtracted, negated, and multiplied or divided
+    by numbers; a model plus a task vector is a :class:`LazyModel`.
 
     >>> import numpy as np
     >>> base, tuned = {"w": np.float32([1, 2])}, {"w": np.float32([4, 6])}
@@ -102,13 +107,13 @@ class TaskVector:
 
     @classmethod
     def _of(cls, terms: dict[tuple[Operand, Operand], float]) -> TaskVector:
-        made = cls.__new__(cls)
-        made._terms = terms
-        return made
+        vector = cls.__new__(cls)
+        vector._terms = terms
+        return vector
 
     @property
     def terms(self) -> tuple[tuple[float, Operand, Operand], ...]:
-        """The terms (coefficient, model, base) in the order in which they came."""
+        """The terms (coefficient, model, base), in the order in which they were added."""
         return tuple((c, model, base) for (model, base), c in self._terms.items())
 
     @ieee_arithmetic()
@@ -119,11 +124,12 @@ class TaskVector:
                 terms[pair] = terms.get(pair, 0.0) + c
             if not all(map(math.isfinite, terms.values())):
                 raise AlnicoError(
-                    "the sum of two task vectors has a coefficient beyond float64; expected finite ones. Multiply by smaller numbers."
+                    "the sum of two task vectors has a coefficient beyond float64; expected finite "
+                    "coefficients. Multiply by smaller numbers."
                 )
             return self._of(terms)
         if isinstance(other, numbers.Real) and other == 0:
-            return self  # where sum() begins
+            return self  # the start value of sum()
         return LazyModel(other, self) if is_model(other) else NotImplemented
 
     def __radd__(self, other: Any) -> Any:
@@ -142,12 +148,13 @@ class TaskVector:
     def __mul__(self, factor: Any) -> TaskVector:
         if not isinstance(factor, numbers.Real):
             return NotImplemented
-        found = {pair: c * _as_float(factor) for pair, c in self._terms.items()}
-        if not all(map(math.isfinite, found.values())):
+        terms = {pair: c * _as_float(factor) for pair, c in self._terms.items()}
+        if not all(map(math.isfinite, terms.values())):
             raise AlnicoError(
-                f"a task vector times {_as_float(factor):g}; expected a finite number, and finite coefficients."
+                f"a task vector is multiplied by {_as_float(factor):g}; expected a finite factor and finite "
+                "coefficients."
             )
-        return self._of(found)
+        return self._of(terms)
 
     __rmul__ = __mul__
 
@@ -156,53 +163,60 @@ class TaskVector:
         if not isinstance(divisor, numbers.Real):
             return NotImplemented
         if divisor == 0:
-            raise AlnicoError("a task vector divided by 0; expected another number.")
+            raise AlnicoError("a task vector is divided by 0; expected another number.")
         return self * (1.0 / _as_float(divisor))
 
     @ieee_arithmetic()
     def norm(self) -> float:
-        """Return the length over all float tensors, from float64 sums. Errors: NonFiniteError naming tensor and index of a NaN or infinity."""
-        ((product,),), (exponent,) = _products([self])
+        """Return the length over all float tensors, from float64 sums.
+
+        Errors: NonFiniteError with tensor and index of a NaN or an infinity; AlnicoError for a length beyond
+        float64.
+        """
+        ((product,),), (exponent,) = _vector_products([self])
         try:
             return math.ldexp(math.sqrt(max(product, 0.0)), exponent)
         except OverflowError:
             raise AlnicoError(
-                f"{self!r} is longer than float64 holds; expected a finite length. Multiply it by less."
+                f"{self!r} is longer than float64 can hold; expected a finite length. Multiply it by a "
+                "smaller number."
             ) from None
 
     @ieee_arithmetic()
     def cosine(self, other: TaskVector) -> float:
         """Return the cosine of the angle to another task vector, from float64 sums.
 
-        Errors: AlnicoError if one is 0; NonFiniteError naming tensor and index of a NaN or an infinity.
+        Errors: AlnicoError if one of them is 0; NonFiniteError with tensor and index of a NaN or an infinity.
         """
-        ((one, both), (_, two)), _ = _products([self, other])
-        if one <= 0 or two <= 0:
+        ((own, product), (_, others)), _ = _vector_products([self, other])
+        if own <= 0 or others <= 0:
             raise AlnicoError(
-                f"{self if one <= 0 else other!r} is 0 in every tensor; a cosine needs two directions."
+                f"{self if own <= 0 else other!r} is 0 in every tensor; a cosine needs two directions."
             )
-        return both / math.sqrt(one) / math.sqrt(two)
+        return product / math.sqrt(own) / math.sqrt(others)
 
     def __repr__(self) -> str:
-        return f"<task vector {_written(self)}>"
+        return f"<task vector {_format_terms(self)}>"
 
 
 class LazyModel:
-    """A model plus task vectors, ``base + sum_j c_j (model_j - base_j)``, computed by :meth:`save` or :meth:`state_dict`.
+    """A model plus task vectors, ``base + sum_j c_j (model_j - base_j)``, computed only when needed.
 
-    It is merged by ``task_arithmetic`` in one pass, from the base to which is added: ``base + sum_j c_j ((model_j - base) -
-    (base_j - base))``, where a difference from the base to itself is left out. So the bits are those of the recipe that
-    :attr:`recipe` shows. Both sides of a pair lose the same in their differences from the base: where a model equals the
-    base that it was tuned from, the pair adds exactly 0, and where all pairs do, the base's bits are kept.
+    ``task_arithmetic`` merges it in one pass, as ``base + sum_j c_j ((model_j - base) - (base_j - base))``;
+    the difference of the base to itself is left out. So the bits are those of the recipe that :attr:`recipe`
+    shows. The two differences of a pair round alike: where a model equals the base that it was tuned from,
+    the pair adds exactly 0, and where all pairs do, the result has the base's bits.
 
-    Differences taken pair by pair would lie nearer to the float64 result, but need a method that no recipe names. Measured
-    in float32, mean distances in units in the last place of the largest model: with one base 0.25, which is one rounding;
-    with a pair from an unrelated base 0.39, from a related one 0.27 (pair by pair 0.18 and 0.22; a weighted sum of all
-    models, ``linear`` without ``normalize``, 0.27 and 0.30, and it keeps no bits where nothing changes). In 16 bits the
-    output's rounding hides all of it.
+    Computing each pair's difference directly would be closer to the float64 result, but needs a method that
+    no recipe has. Mean distances, measured in float32, in units in the last place of the largest model: 0.25
+    with one base, which is one rounding; 0.39 with a pair from an unrelated base, 0.27 from a related one
+    (pair by pair 0.18 and 0.22; with a weighted sum of all models, ``linear`` without ``normalize``, 0.27 and
+    0.30, and it does not keep the base's bits where nothing changes). With 16 bits, the rounding of the
+    output hides all of this.
 
-    Config, tokenizer and buffers come from the base. ``+`` and ``-`` take more task vectors. Inputs are never changed.
-    Models that were not tuned from one base are refused when it is computed, unless ``unrelated="allow"`` is passed there.
+    Config, tokenizer and buffers come from the base. ``+`` and ``-`` accept more task vectors. Inputs are
+    never changed. Computing refuses models that were not tuned from one base, unless it gets
+    ``unrelated="allow"``.
     """
 
     def __init__(self, base: Any, tau: TaskVector) -> None:
@@ -219,8 +233,8 @@ class LazyModel:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The recipe that makes the model; models in memory have a made-up name in it."""
-        return self._made()[0]
+        """The recipe of the model, with generated names for models in memory."""
+        return self._recipe_and_models()[0]
 
     @ieee_arithmetic()
     def save(
@@ -239,11 +253,12 @@ class LazyModel:
     ) -> MergeResult:
         """Write the model into a directory, or into one file if the name ends in ``.safetensors``.
 
-        Arguments as for :func:`alnico.merge`; ``dtype`` is the output's, by default the promotion of the models'. With models
-        in memory an interrupted merge begins anew. Errors: all of ``alnico.errors``.
+        Arguments are those of :func:`alnico.merge`; ``dtype`` is the output's, by default the promotion of
+        the models' dtypes. An interrupted merge with models in memory starts again from the beginning.
+        Errors: all of ``alnico.errors``.
         """
         run = RunOptions.of(memory=memory, threads=threads, watch=watch)
-        recipe, models = self._made(dtype, unrelated)
+        recipe, models = self._recipe_and_models(dtype, unrelated)
         target = Path(out)
         check_publishable(target)
         may_replace = replace_mode(overwrite, overwrite_anything)
@@ -256,8 +271,10 @@ class LazyModel:
                 single_file=target.name if target.suffix == ".safetensors" else None,
             )
             fetch_inputs(plan, target, overwrite=may_replace, watch=watch)
-            anew = restart or any(path_of(model) is None for model in models.values())
-            return run_plan(plan, target, overwrite=may_replace, restart=anew, watch=watch, caller=IN_PYTHON)
+            must_restart = restart or any(path_of(model) is None for model in models.values())
+            return run_plan(
+                plan, target, overwrite=may_replace, restart=must_restart, watch=watch, caller=IN_PYTHON
+            )
         finally:
             opened.close()
 
@@ -265,34 +282,37 @@ class LazyModel:
     def state_dict(
         self, *, dtype: Any = None, unrelated: str = "error", threads: int | None = None
     ) -> dict[str, Any]:
-        """Return the tensors: numpy arrays if all models are dicts of them, else torch tensors on the CPU."""
-        recipe, models = self._made(dtype, unrelated)
+        """Return the tensors: numpy arrays if all models are dicts of them, otherwise torch tensors."""
+        recipe, models = self._recipe_and_models(dtype, unrelated)
         return merged(open_models(models), recipe, RunOptions.of(threads=threads))
 
     @ieee_arithmetic()
     def apply(self, module: Any, *, unrelated: str = "error", threads: int | None = None) -> Any:
         """Put the tensors into a module, in place, and return it.
 
-        Errors: AlnicoError for a module that the model is computed from; MismatchError if its names or shapes differ.
+        Errors: AlnicoError for a module that is an input of the model; MismatchError if its names or shapes
+        differ.
         """
         check_module(module, "the module to fill")
-        if any(value is module for value in self._made()[1].values()):
+        if any(value is module for value in self._recipe_and_models()[1].values()):
             raise AlnicoError(
-                "the module to fill is one that the model is computed from, and those are never changed. Fill a copy."
+                "the module to fill is an input of the model, and inputs are never changed. Fill a copy."
             )
         fill(module, self.state_dict(unrelated=unrelated, threads=threads))
         return module
 
-    def _made(self, dtype: Any = None, unrelated: str = "error") -> tuple[dict[str, Any], dict[str, Any]]:
-        """The recipe, and the models by the references in it."""
-        names, models = _named([self._base, *_operands([self._tau])])
+    def _recipe_and_models(
+        self, dtype: Any = None, unrelated: str = "error"
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the recipe, and the models by their references in it."""
+        names, models = _name_models([self._base, *_operands([self._tau])])
         entries = []
         for coefficient, model, base in self._tau.terms:
             entries += [(model, coefficient), (base, -coefficient)]
-        entries = [(one, weight) for one, weight in entries if one != self._base]
+        entries = [(model, weight) for model, weight in entries if model != self._base]
         recipe: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": names[self._base]}
         recipe["models"] = [
-            {"model": names[one], "parameters": {"weight": weight}} for one, weight in entries
+            {"model": names[model], "parameters": {"weight": weight}} for model, weight in entries
         ]
         if not entries:
             recipe = {"merge_method": "passthrough", "models": [names[self._base]]}
@@ -303,11 +323,11 @@ class LazyModel:
         return recipe, models
 
     def __repr__(self) -> str:
-        return f"<model {self._base.name} + {_written(self._tau)}>"
+        return f"<model {self._base.name} + {_format_terms(self._tau)}>"
 
 
 def _as_float(number: Any) -> float:
-    """A real number as float: infinite where it is a whole number of hundreds of digits."""
+    """Return a real number as float; infinity for a whole number beyond float64."""
     try:
         return float(number)
     except OverflowError:
@@ -315,43 +335,47 @@ def _as_float(number: Any) -> float:
 
 
 def _operands(vectors: Sequence[TaskVector]) -> list[Operand]:
-    return [one for vector in vectors for _, model, base in vector.terms for one in (model, base)]
+    return [side for vector in vectors for _, model, base in vector.terms for side in (model, base)]
 
 
-def _named(operands: Sequence[Operand]) -> tuple[dict[Operand, str], dict[str, Any]]:
-    """References for a recipe: paths as they are, a made-up name for each model in memory; and the models by reference."""
+def _name_models(operands: Sequence[Operand]) -> tuple[dict[Operand, str], dict[str, Any]]:
+    """Return the references for a recipe, and the models by reference.
+
+    Paths are their own reference; each model in memory gets a generated one.
+    """
     distinct = list(dict.fromkeys(operands))
-    names = {one: path for one in distinct if (path := one.path()) is not None}
-    taken, numbers = set(names.values()), itertools.count(1)
-    for one in distinct:
-        if one not in names:
-            # A path may be called like this, too.
-            names[one] = next(
-                name for name in (f"{one.name} {number}" for number in numbers) if name not in taken
+    names = {model: path for model in distinct if (path := model.path()) is not None}
+    used, numbers = set(names.values()), itertools.count(1)
+    for model in distinct:
+        if model not in names:
+            # A path may have this name, too.
+            names[model] = next(
+                name for name in (f"{model.name} {number}" for number in numbers) if name not in used
             )
-    names = {one: names[one] for one in distinct}
+    names = {model: names[model] for model in distinct}
     return names, {
-        name: name if isinstance(one.value, (str, os.PathLike)) else one.value for one, name in names.items()
+        name: name if isinstance(model.value, (str, os.PathLike)) else model.value
+        for model, name in names.items()
     }
 
 
-def _products(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], list[int]]:
-    """Inner products in float64 of task vectors, each divided by a power of 2, and the exponents of these.
+def _vector_products(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], list[int]]:
+    """Return inner products of task vectors, divided by powers of 2, and the exponents of each one's power.
 
-    So the products of very large and very small coefficients neither overflow nor vanish, and all others keep their bits.
-
-    The coefficients of the models in a task vector sum to 0, so it is the same sum over differences from any one model; the
-    first base serves. One pass gives the products of these differences, and those of the task vectors follow.
+    The powers keep products of very large and very small coefficients from overflowing or vanishing, and
+    change no bits of others. The coefficients of the models in a task vector sum to 0, so the differences may
+    be taken from any one model: here from the first base. One pass gives the float64 inner products of these
+    differences, and those of the task vectors are computed from them.
     """
     origin = vectors[0].terms[0][2]
-    names, models = _named([origin, *_operands(vectors)])
-    others = [one for one in names if one != origin]
+    names, models = _name_models([origin, *_operands(vectors)])
+    others = [model for model in names if model != origin]
     if not others:
         return [[0.0] * len(vectors) for _ in vectors], [0] * len(vectors)
     recipe = {
         "merge_method": "task_arithmetic",
         "base_model": names[origin],
-        "models": [{"model": names[one], "parameters": {"weight": 0.5}} for one in others],
+        "models": [{"model": names[model], "parameters": {"weight": 0.5}} for model in others],
         "dtype": "float64",
     }
     opened = open_models(models)
@@ -363,20 +387,21 @@ def _products(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], list[in
     for vector in vectors:
         row = dict.fromkeys(others, 0.0)
         for coefficient, model, base in vector.terms:
-            for one, sign in ((model, 1.0), (base, -1.0)):
-                if one in row:
-                    row[one] += sign * coefficient
+            for side, sign in ((model, 1.0), (base, -1.0)):
+                if side in row:
+                    row[side] += sign * coefficient
         largest = max(map(abs, row.values()))
         if not math.isfinite(largest):
             raise AlnicoError(
-                f"{vector!r}: its coefficients add up to more than float64 holds; expected finite sums. Multiply by less."
+                f"{vector!r}: its coefficients add up to more than float64 can hold; expected finite sums. "
+                "Multiply by smaller numbers."
             )
         exponents.append(math.frexp(largest)[1])
         rows.append(np.ldexp(list(row.values()), -exponents[-1]))
     return [[float(a @ products @ b) for b in rows] for a in rows], exponents
 
 
-def _written(vector: TaskVector) -> str:
+def _format_terms(vector: TaskVector) -> str:
     parts = []
     for i, (coefficient, model, base) in enumerate(vector.terms):
         sign = ("-" if coefficient < 0 else "") if i == 0 else (" - " if coefficient < 0 else " + ")
