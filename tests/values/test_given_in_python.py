@@ -85,7 +85,7 @@ def test_a_task_vector_beyond_float64_is_an_error() -> None:
         (1e308 * tau).norm()
     with pytest.raises(AlnicoError, match="has a coefficient beyond float64; expected finite coefficients"):
         1.7e308 * tau + 1.7e308 * tau
-    with pytest.raises(AlnicoError, match="its coefficients add up to more than float64 holds"):
+    with pytest.raises(AlnicoError, match="its coefficients add up to more than float64 can hold"):
         (1.7e308 * tau + 1.7e308 * TaskVector(next(iter(tau._terms))[0].value, one(1, 1))).norm()
 
 
