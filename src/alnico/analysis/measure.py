@@ -119,8 +119,7 @@ def analyze_sources(
         if not any(position in subject.models for subject in subjects):
             raise MismatchError(
                 f"{base.label} and {model.label} share no float tensor (name and shape); expected models of "
-                "one architecture. "
-                "`alnico inspect` lists their tensors."
+                "one architecture. `alnico inspect` lists their tensors."
             )
     sources = (*models, base)
     read = [
@@ -140,8 +139,8 @@ def analyze_sources(
     ).measure()
     if changed := describe_change(before):
         raise ModelError(
-            f"{changed}: changed during the analysis; expected a file that stays the same. "
-            "Run the command again when nothing writes to the file."
+            f"{changed}: changed during the analysis; expected a file that stays the same. Run the command "
+            "again when nothing writes to the file."
         )
     return _analysis(base, models, top_share, subjects, measurements, skipped, time.perf_counter() - begin)
 
@@ -380,8 +379,7 @@ class _AnalysisRun:
         refuse_inputs(job, self.sources, start, Block(views[:-1], views[-1]))
         raise NonFiniteError(
             f"{job.name}: a difference from {self.sources[-1].label} is too large for float32; expected "
-            "fine-tunes of one base. "
-            "Repair or exclude that model."
+            "fine-tunes of one base. Repair or exclude that model."
         )
 
     def _finish(self, number: int, state: _TensorMeasurement) -> None:
@@ -512,7 +510,7 @@ class _TensorMeasurement:
             below, above, _ = neighbours(n, LEVELS[1:-1])
             for i, histogram in enumerate(self.histograms):
                 bins, _, counts = histogram.places(np.concatenate([below, above]))
-                # Zeros have a bin that hardly ever has other entries. If it has none, it needs no second count.
+                # The bin of zeros hardly ever has other entries. If it has none, it needs no second count.
                 settled = {0x8000} if self.unchanged[i] == counts[bins == 0x8000][:1].sum() else set()
                 self.fine_bins[i] = sorted(set(bins.tolist()) - settled)
                 self.slots[i, self.fine_bins[i]] = np.arange(1, len(self.fine_bins[i]) + 1)

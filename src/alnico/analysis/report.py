@@ -63,8 +63,7 @@ GLOSSARY = (
     (
         "Effective sparsity",
         "0 where all entries changed by the same amount, 0.36 for a normal distribution, near 1 where few "
-        "entries hold the whole "
-        "change: trimming (ties, dare) then loses little.",
+        "entries hold the whole change: trimming (ties, dare) then loses little.",
     ),
     ("Skewness, excess kurtosis", "How lopsided the entries are, and how heavy their tails are; both are 0 for a normal distribution."),
     ("Cosine", "The cosine of the angle between two task vectors: 1 is the same direction, 0 unrelated (usual for different tasks), below 0 opposed."),
@@ -247,8 +246,7 @@ def _where(analysis: Analysis) -> PageSection | None:
         body = f'{ramp(CIVIDIS, "0 %", f"{over}{percent(most)} (halfway: {percent(most / 4)})")}<div class="maps" style="--least:{least}px">\n{maps}</div>\n{outside}'
     words = (
         "Relative change of every part of every layer, on one scale for all models. Blank: missing, or not "
-        "comparable. "
-        "Columns are layers, from input to output."
+        "comparable. Columns are layers, from input to output."
     )
     return PageSection("where", "Where they changed", [words], body, figures) if body else None
 
@@ -490,9 +488,8 @@ def _pairs(analysis: Analysis) -> PageSection | None:
     scopes = _scopes(analysis)
     words = (
         "Whether two models changed the same parameters, and in the same direction. With low conflict, "
-        "their sum is a fair merge. "
-        "With high conflict, each undoes part of what the other learned; methods that trim or elect a sign "
-        "are made for this."
+        "their sum is a fair merge. With high conflict, each undoes part of what the other learned; methods "
+        "that trim or elect a sign are made for this."
     )
     if len(analysis.models) == 2:
         return PageSection(
@@ -514,8 +511,7 @@ def _pairs(analysis: Analysis) -> PageSection | None:
 def _joint(scope: ScopeStatistics) -> str:
     return (
         f"Of the entries that two or more models changed, {percent(scope.sign_conflict)} have opposite "
-        "signs; adding the task "
-        f"vectors cancels {percent(scope.cancelled)} of their magnitude."
+        f"signs; adding the task vectors cancels {percent(scope.cancelled)} of their magnitude."
     )
 
 
@@ -740,9 +736,8 @@ def _distributions(analysis: Analysis) -> PageSection:
     )
     words = (
         "The entries of the task vectors, on an axis that is linear around 0 and logarithmic further out. "
-        "Thin line: all entries; line: 98 % of them; box: "
-        "the middle half; mark: the median. Where a box is far narrower than its lines, few entries hold "
-        "the change, and trimming loses little."
+        "Thin line: all entries; line: 98 % of them; box: the middle half; mark: the median. Where a box is "
+        "far narrower than its lines, few entries hold the change, and trimming loses little."
     )
     return PageSection("distributions", "Distribution of the entries", [words], drawn(figure), [figure])
 
@@ -870,8 +865,7 @@ def _movers(analysis: Analysis) -> PageSection:
     choice = f'<div class="choices"><label>Model<select data-filters="movers-table"><option value="">all</option>{names}</select></label></div>\n'
     words = (
         f"For each model the {MOVERS} tensors with the longest task vector, the {MOVERS} that changed most "
-        f"for their size and the {MOVERS} with the largest single entry. "
-        "Click a heading to sort."
+        f"for their size and the {MOVERS} with the largest single entry. Click a heading to sort."
     )
     body = (choice if len(analysis.models) > 1 else "") + table(
         columns, rows, anchor="movers-table", sortable=True

@@ -96,29 +96,27 @@ RULES = (
         f"cosines of {SAME_TASK:g} or more link all models, and that share is below {AVERAGE:g}",
         "`model_stock`, which goes that share of the way from the base to the mean",
         "Two CLIP fine-tunes of one task: 87.8 % on ImageNet with nothing to tune (2403.19522). For "
-        "different tasks it "
-        "stays near the base, and on language models found in the wild it gained nothing (2511.21437).",
+        "different tasks it stays near the base, and on language models found in the wild it gained nothing "
+        "(2511.21437).",
     ),
     SuggestRule(
         "adapters",
         "all models are the base with a LoRA adapter, of several tasks",
         "`task_arithmetic` at the scale of the distance",
         "Adds the products B A exactly; merging A and B separately adds cross terms. On Qwen-14B adapters "
-        "task arithmetic reached "
-        "54.7, DARE with TIES 54.6. Methods in the adapters' common space (2410.19735, 2509.17786) report "
-        "more; alnico has none yet.",
+        "task arithmetic reached 54.7, DARE with TIES 54.6. Methods in the adapters' common space "
+        "(2410.19735, 2509.17786) report more; alnico has none yet.",
     ),
     SuggestRule(
         "conflict, few entries hold it",
         f"several tasks, and two models are opposed (cosine {OPPOSED:g} or less) or contest the same top "
-        f"parameters (shared {CROWDED:g} "
-        f"times as often as by chance, {CONTESTED:.0%} or more of them with opposite signs); effective "
-        f"sparsity {STANDING_OUT:g} or "
-        f"more, or entries with a standard deviation above {SMALL:g}",
+        f"parameters (shared {CROWDED:g} times as often as by chance, {CONTESTED:.0%} or more of them with "
+        f"opposite signs); effective sparsity {STANDING_OUT:g} or more, or entries with a standard deviation "
+        f"above {SMALL:g}",
         f"`ties`, density 1 - effective sparsity of each model, within {DENSITIES[0]:g} to {DENSITIES[1]:g}",
         "8 CLIP tasks: 75.1, task arithmetic 70.8, both tuned (2306.01708, tables of later papers). "
-        "Against: 8 GLUE tasks 54.9, "
-        "task arithmetic 58.5; no gain on language models found in the wild (2511.21437).",
+        "Against: 8 GLUE tasks 54.9, task arithmetic 58.5; no gain on language models found in the wild "
+        "(2511.21437).",
     ),
     SuggestRule(
         "conflict, no entry stands out",
@@ -126,9 +124,8 @@ RULES = (
         f"deviation of at most {SMALL:g}",
         f"`dare_ties`, density 1/k for k tasks, within {DENSITIES[0]:g} to {DENSITIES[1]:g}",
         "A language, a mathematics and a code model of 13 B: 87.2 % of the experts' scores, TIES 82.6, task "
-        "arithmetic 80.4 "
-        "(2311.03099, tables of later papers). It fails where changes are large; no gain in the wild "
-        "(2511.21437).",
+        "arithmetic 80.4 (2311.03099, tables of later papers). It fails where changes are large; no gain in "
+        "the wild (2511.21437).",
     ),
     SuggestRule(
         "apart",
@@ -142,8 +139,8 @@ RULES = (
         "several tasks, and none of the above; the default",
         "`task_arithmetic` at the scale of the distance",
         "The only method with reliable gains over the base on language models found in the wild, with a "
-        "tuned scale (2511.21437). "
-        "Tuned scales: 0.2 to 0.3 for 8 tasks, 0.1 for 14 and 20 (2212.04089, 2405.07813).",
+        "tuned scale (2511.21437). Tuned scales: 0.2 to 0.3 for 8 tasks, 0.1 for 14 and 20 (2212.04089, "
+        "2405.07813).",
     ),
 )
 """In the order in which they are tried; the first that holds is used."""
@@ -252,8 +249,8 @@ class _Evidence:
             if change is not None and (change.relative_l2 or 0.0) >= FAR:
                 self.findings.append(
                     f"{name} is far from the base: its task vector is {change.relative_l2:.0%} as long as "
-                    "the base. Fine-tunes are at "
-                    "a few per cent; check that it was tuned from this base and not trained much further."
+                    "the base. Fine-tunes are at a few per cent; check that it was tuned from this base and "
+                    "not trained much further."
                 )
             if fit.note:
                 self.findings.append(f"{name}: {fit.note}")
@@ -273,7 +270,10 @@ class _Evidence:
     def _why_unusable(self, model: int) -> str:
         change = self.analysis.whole.changes[model]
         if change is None:
-            return "it shares no tensor (name and shape) with the base: no method merges models of different kinds or sizes."
+            return (
+                "it shares no tensor (name and shape) with the base: no method merges models of different kinds "
+                "or sizes."
+            )
         if change.l2 == 0:
             return f"it equals the base in all {change.elements} parameters that were compared."
         matrices = [
@@ -288,9 +288,8 @@ class _Evidence:
         if len(matrices) >= LEAST_TENSORS and strange >= NEARLY_ALL * len(matrices):
             return (
                 f"{strange} of its {len(matrices)} matrices are as far from the base's as independent ones "
-                "(its task vector is "
-                f"{change.relative_l2 or 0:.2f} times as long as the base); it was not tuned from this base. "
-                "Name the base it was tuned from."
+                f"(its task vector is {change.relative_l2 or 0:.2f} times as long as the base); it was not "
+                "tuned from this base. Name the base it was tuned from."
             )
         return ""
 
@@ -319,7 +318,10 @@ class _Evidence:
     def choose(self, models: Sequence[int]) -> _Choice:
         """Return the choice of the first rule of :data:`RULES` that holds."""
         if len(models) == 1:
-            alone = f"{self.names[models[0]]} is the only model to merge; the midpoint between it and the base keeps some of both (WiSE-FT)."
+            alone = (
+                f"{self.names[models[0]]} is the only model to merge; the midpoint between it and the base "
+                "keeps some of both (WiSE-FT)."
+            )
             return _Choice("alone", "linear", [alone], with_base=True)
         groups = self.groups(models)
         if len(groups) == 1:
@@ -340,14 +342,12 @@ class _Evidence:
         if lost is not None and lost <= APART and not any(others):
             reasons.append(
                 f"Adding the task vectors cancels {lost:.1%} of their magnitude: the models changed "
-                "different parameters, "
-                "and each change can stay as it is."
+                "different parameters, and each change can stay as it is."
             )
             return self._sum("apart", models, groups, weights, reasons, 1.0)
         reasons.append(
             "No pair conflicts more than independent task vectors do. Task arithmetic is the default: on "
-            "models found in the wild it "
-            "gains most reliably."
+            "models found in the wild it gains most reliably."
         )
         return self._sum("different tasks", models, groups, weights, reasons)
 
@@ -390,7 +390,10 @@ class _Evidence:
         )
         if len(cosines) == 1:
             return f"The task vectors have a cosine of {least:.2f}: different tasks."
-        return f"The cosines of the task vectors are between {least:.2f} ({self._pair_names(a)}) and {most:.2f} ({self._pair_names(b)}): different tasks."
+        return (
+            f"The cosines of the task vectors are between {least:.2f} ({self._pair_names(a)}) and {most:.2f} "
+            f"({self._pair_names(b)}): different tasks."
+        )
 
     def _pair_names(self, pair: tuple[int, int]) -> str:
         return f"{self.names[pair[0]]}, {self.names[pair[1]]}"
@@ -409,9 +412,8 @@ class _Evidence:
             weights |= {i: weights[i] * middle / self.lengths[i] for i in long}
             reasons.append(
                 f"The longest task vector is {lengths[-1] / lengths[0]:.1f} times as long as the shortest "
-                "and would dominate: "
-                f"the weight of {', '.join(self.names[i] for i in long)} is reduced to match the length of "
-                "the median one."
+                f"and would dominate: the weight of {', '.join(self.names[i] for i in long)} is reduced to "
+                "match the length of the median one."
             )
         return {i: round(w, 4) for i, w in weights.items()}
 
@@ -426,8 +428,8 @@ class _Evidence:
             worst = max(contested, key=lambda p: p.top_overlap or 0.0)
             return (
                 f"{self._pair_names(worst.models)} share {worst.top_overlap:.0%} of their top parameters (by "
-                f"chance {self.analysis.top_share:.0%}), "
-                f"{worst.top_sign_conflict:.0%} of them with opposite signs."
+                f"chance {self.analysis.top_share:.0%}), {worst.top_sign_conflict:.0%} of them with opposite "
+                "signs."
             )
         return ""
 
@@ -452,32 +454,37 @@ class _Evidence:
         deviation = max(0.0 if c is None else c.std for c in changes.values())
         low, high = DENSITIES
         shown = ", ".join(f"{self.names[i]} {s:.2f}" for i, s in sparsities.items())
-        doubt = "Compare with task_arithmetic: on models found in the wild it gains more reliably than methods that elect signs."
+        caution = (
+            "Compare with task_arithmetic: on models found in the wild it gains more reliably than methods that "
+            "elect signs."
+        )
         if max(sparsities.values()) < STANDING_OUT and deviation <= SMALL:
             density = round(min(max(1 / len(groups), low), high), 2)
             reason = (
                 f"No entries stand out (effective sparsity {shown}), so a random share of {density:g} of "
-                "each is kept: about one task "
-                "per parameter. Then the sign with more weight wins."
+                "each is kept: about one task per parameter. Then the sign with more weight wins."
             )
             return self._with_values(
                 "conflict, no entry stands out",
                 "dare_ties",
                 models,
                 weights,
-                [*reasons, reason, doubt],
+                [*reasons, reason, caution],
                 density=density,
             )
         densities = {i: round(min(max(1 - s, low), high), 2) for i, s in sparsities.items()}
-        reason = f"Few entries hold most of the task vectors (effective sparsity {shown}): the largest of each are kept. Then the sign with more weight wins."
+        reason = (
+            f"Few entries hold most of the task vectors (effective sparsity {shown}): the largest of each are "
+            "kept. Then the sign with more weight wins."
+        )
         if max(sparsities.values()) < STANDING_OUT:
             reason = (
                 f"No entries stand out (effective sparsity {shown}), but their standard deviation is "
-                f"{deviation:.2g}, too large for a "
-                "random drop: the largest are kept. Then the sign with more weight wins."
+                f"{deviation:.2g}, too large for a random drop: the largest are kept. Then the sign with "
+                "more weight wins."
             )
         return self._with_values(
-            "conflict, few entries hold it", "ties", models, weights, [*reasons, reason, doubt], densities
+            "conflict, few entries hold it", "ties", models, weights, [*reasons, reason, caution], densities
         )
 
     def _with_values(

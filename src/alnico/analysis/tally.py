@@ -200,13 +200,13 @@ class PooledTallies:
         return (low, *(first + (second - first) * share + 0.0).tolist(), high)
 
     def _pairs(self) -> tuple[Pair, ...]:
-        found = []
-        for one in range(self.models):
-            for other in range(one + 1, self.models):
-                parts = [part for part in self.parts if one in part.models and other in part.models]
+        pairs = []
+        for first in range(self.models):
+            for second in range(first + 1, self.models):
+                parts = [part for part in self.parts if first in part.models and second in part.models]
                 if parts:
-                    found.append(_pair(one, other, parts))
-        return tuple(found)
+                    pairs.append(_pair(first, second, parts))
+        return tuple(pairs)
 
     def _together(self) -> tuple[float | None, float | None]:
         several = [part for part in self.parts if len(part.models) > 1]
@@ -215,8 +215,8 @@ class PooledTallies:
         return conflict, None if added is None else max(0.0, 1 - added)
 
 
-def _pair(one: int, other: int, parts: Sequence[Tally]) -> Pair:
-    places = [(part, part.models.index(one), part.models.index(other)) for part in parts]
+def _pair(a: int, b: int, parts: Sequence[Tally]) -> Pair:
+    places = [(part, part.models.index(a), part.models.index(b)) for part in parts]
     numbers = [_number(i, j, len(part.models)) for part, i, j in places]
 
     def total(value: Callable[[Tally, int], float]) -> float:
@@ -228,7 +228,7 @@ def _pair(one: int, other: int, parts: Sequence[Tally]) -> Pair:
     tops = min(sum(part.tops[i] for part, i, _ in places), sum(part.tops[j] for part, _, j in places))
     shared = total(lambda part, n: part.shared[n][0])
     return Pair(
-        models=(one, other),
+        models=(a, b),
         cosine=None if first == 0 or second == 0 else min(max(product / (first * second) ** 0.5, -1.0), 1.0),
         distance=max(math.fsum((first, second, -2 * product)), 0.0) ** 0.5,
         sign_conflict=_share(total(lambda part, n: part.both[n][1]), total(lambda part, n: part.both[n][0])),

@@ -232,9 +232,9 @@ def plain_list(value: Any) -> Any:
 def rules_of(
     layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return ``layers`` as a recipe's ``methods``. A key matches whole dotted components of names; the first match wins.
+    """Return ``layers`` as a recipe's ``methods``; a key matches whole dotted components of names.
 
-    Errors: RecipeError for a key that matches no tensor, with the nearest components.
+    The first match wins. Errors: RecipeError for a key that matches no tensor, with the nearest components.
 
     >>> rules_of({"fc1": {"method": "ties", "density": 0.7}}, "linear", ["fc1.weight", "fc10.weight"])
     [{'filter': 're:(^|\\\\.)fc1(\\\\.|$)', 'merge_method': 'ties', 'parameters': {'density': 0.7}}]

@@ -52,7 +52,7 @@ class Opened:
     gives_torch: bool
 
     def plan(self, recipe: Mapping[str, Any], **arguments: Any) -> Plan:
-        """Plan a recipe that names these models. Errors: as for :func:`alnico.plan.build.build_plan`; RecipeError."""
+        """Plan a recipe that names these models. Errors: as for :func:`build_plan`; RecipeError."""
         return build_plan(load_recipe(recipe), open_source=self.sources.__getitem__, **arguments)
 
     def close(self) -> None:
@@ -124,8 +124,7 @@ def _refuse_other_masks(states: Mapping[str, Mapping[str, Any]]) -> None:
             if not np.array_equal(values, array):
                 raise MismatchError(
                     f"{name}: {other} and {reference} are pruned with different masks; expected one mask, or "
-                    "permanently pruned weights. "
-                    "Call torch.nn.utils.prune.remove(layer, "
+                    "permanently pruned weights. Call torch.nn.utils.prune.remove(layer, "
                     f"{name.removesuffix('_mask').rpartition('.')[2]!r}) in each model."
                 )
 
@@ -144,11 +143,9 @@ def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str
     ]:
         raise ModelError(
             f"{reference}: has the factors of an adapter, such as {next(n for n in state if is_factor(n))}, "
-            "not merged into "
-            f"{'weights' if is_factor(factors[0]) else factors[0]}; expected a whole model. The mean of "
-            "factors does not give the mean of their products. "
-            "Pass the PEFT module itself, which counts as its merged weights, or the result of its "
-            "merge_and_unload(); or combine the "
+            f"not merged into {'weights' if is_factor(factors[0]) else factors[0]}; expected a whole model. "
+            "The mean of factors does not give the mean of their products. Pass the PEFT module itself, "
+            "which counts as its merged weights, or the result of its merge_and_unload(); or combine the "
             "adapters' folders with alnico.lora.combine."
         )
     return state, {}
@@ -172,10 +169,9 @@ def plain_copy(module: Any) -> Any:
     except Exception as error:  # the caller's classes may raise anything
         raise ModelError(
             f"the module ({type(inner).__name__}) cannot be copied ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0][:200]}); "
-            "expected one that copy.deepcopy can copy. Remove locks, open files and tensors with a graph "
-            "from its attributes, or merge "
-            "with merge_state_dicts and load the result into your own module."
+            f"{(str(error).splitlines() or [''])[0][:200]}); expected one that copy.deepcopy can copy. "
+            "Remove locks, open files and tensors with a graph from its attributes, or merge with "
+            "merge_state_dicts and load the result into your own module."
         ) from None
 
 

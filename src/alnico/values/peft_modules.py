@@ -60,8 +60,8 @@ def without_adapters(module: Any, label: str, *, merge: bool) -> Any:
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             f"{label}: PEFT cannot merge its adapters into its weights "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-            "expected adapters that can be merged, such as LoRA. Pass the module without adapters."
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); expected adapters that "
+            "can be merged, such as LoRA. Pass the module without adapters."
         ) from None
     _untie(plain_module)
     return plain_module
@@ -98,8 +98,7 @@ def _check(module: Any, layers: list[Any], label: str) -> None:
     if not layers and "PeftModel" in _kinds(module) and "BaseTuner" not in _kinds(module.base_model):
         raise ModelError(
             f"{label}: has an adapter that does not change weights ({type(module).__name__} of PEFT, a "
-            "prompt or prefix); expected one "
-            "that can be merged into them. Pass the module without it."
+            "prompt or prefix); expected one that can be merged into them. Pass the module without it."
         )
     if any(getattr(layer, "disable_adapters", False) for layer in layers):
         raise ModelError(
@@ -111,8 +110,8 @@ def _check(module: Any, layers: list[Any], label: str) -> None:
             if not value.is_floating_point():
                 raise ModelError(
                     f"{label}: has adapters on quantised weights ({name} of {type(layer).__name__} is "
-                    f"{value.dtype}); expected floating-point "
-                    "weights. Load the base without quantisation and put the adapter on it."
+                    f"{value.dtype}); expected floating-point weights. Load the base without quantisation "
+                    "and put the adapter on it."
                 )
 
 
