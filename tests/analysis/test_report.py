@@ -18,7 +18,7 @@ from made_analyses import made_analysis
 
 from alnico.analysis import page
 from alnico.analysis.charts import write_group_bars
-from alnico.analysis.page import Figure, PageSection, drawn, has_report, inlined
+from alnico.analysis.page import Figure, PageSection, figure_html, has_report, inline_json
 from alnico.analysis.report import write_report
 from alnico.analysis.results import Analysis, Skipped
 from alnico.errors import AlnicoError
@@ -177,7 +177,7 @@ def test_names_cannot_write_the_page(tmp_path: Path) -> None:
 
 
 def test_json_in_a_page_ends_no_script_and_holds_no_infinity() -> None:
-    text = inlined({"a": ["</script><!--", math.inf, math.nan, "\u2028&"], "b": (0.1234567891,)})
+    text = inline_json({"a": ["</script><!--", math.inf, math.nan, "\u2028&"], "b": (0.1234567891,)})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": ["</script><!--", None, None, "\u2028&"], "b": [0.123457]}
 
@@ -186,7 +186,7 @@ def test_more_sections_stand_after_the_models(tmp_path: Path) -> None:
     figure = Figure(
         "kept-bars", "Bars", {"": {"data": [{"type": "bar", "x": [1], "y": [2]}], "layout": {"height": 100}}}
     )
-    section = PageSection("kept", "What <it> kept", ["Words & more."], drawn(figure), [figure])
+    section = PageSection("kept", "What <it> kept", ["Words & more."], figure_html(figure), [figure])
     _, found = written(made_analysis(2, 2), tmp_path, sections=[section])
     assert found.ids.index("models") < found.ids.index("kept") < found.ids.index("where")
     assert "kept-bars" in found.data

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico.analysis.page import import_extra, series, shortened
+from alnico.analysis.page import import_extra, series, shorten
 from alnico.analysis.results import GROUPS, Analysis
 from alnico.libraries import without_local_settings
 
@@ -32,14 +32,14 @@ def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | Non
             change.l2 if (change := analysis.groups[group].changes[index]) else 0.0 for group in groups
         ]
         lefts = [number - 0.4 + (place + 0.5) * width for number in range(len(groups))]
-        label = f"{index + 1} {shortened(analysis.models[index].name, 40)}".replace("$", r"\$")
+        label = f"{index + 1} {shorten(analysis.models[index].name, 40)}".replace("$", r"\$")
         bars = axes.bar(lefts, heights, width * 0.92, color=series(index)[0], label=label)
         if len(chosen) > 1:
             axes.bar_label(bars, [str(index + 1)] * len(groups), fontsize=8, padding=1)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel("L2 norm of the task vector")
     axes.set_title(
-        f"Change from {shortened(analysis.base.name, 40)}, by group".replace("$", r"\$"),
+        f"Change from {shorten(analysis.base.name, 40)}, by group".replace("$", r"\$"),
         loc="left",
         fontsize=11,
     )

@@ -74,7 +74,7 @@ class Figure:
     is the first option of the first choice and the third of the second, "" a figure without choices. A layout
     has its ``height`` and its own settings; the page sets the colours of text and grid. Next to these two,
     ``narrow`` changes keys of the layout on a phone, and ``table`` (columns and rows) is shown if the traces
-    do not contain the numbers. Names in traces and ticks are :func:`escaped`.
+    do not contain the numbers. Names in traces and ticks are :func:`escape`.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Figure:
 class PageSection:
     """A section of the page: a heading, paragraphs of plain text, and an HTML body with its figures.
 
-    ``body`` is built with the functions of this file and :func:`escaped`; :func:`drawn` returns a figure's
+    ``body`` is built with the functions of this file and :func:`escape`; :func:`figure_html` returns a figure's
     placeholder.
     """
 
@@ -129,45 +129,45 @@ def page(
     allowed = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts
     )
-    links = "".join(f'<li><a href="#{s.anchor}">{escaped(s.heading)}</a></li>' for s in sections)
-    listed = "".join(f"<li>{escaped(name)} <b>{escaped(value)}</b></li>" for name, value in facts)
+    links = "".join(f'<li><a href="#{s.anchor}">{escape(s.heading)}</a></li>' for s in sections)
+    listed = "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in facts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # Nothing is fetched, and only the scripts of this file run.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         f'script-src {allowed}; img-src data: blob:">\n'
-        f'<title>{escaped(title)} · {escaped(kind)}</title>\n<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
-        f'<div class="frame">\n<header>\n<p class="kind">{escaped(kind)}</p>\n<h1>{escaped(title)}</h1>\n<ul class="facts">{listed}</ul>\n</header>\n'
+        f'<title>{escape(title)} · {escape(kind)}</title>\n<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
+        f'<div class="frame">\n<header>\n<p class="kind">{escape(kind)}</p>\n<h1>{escape(title)}</h1>\n<ul class="facts">{listed}</ul>\n</header>\n'
         f'<nav aria-label="Contents"><ol>{links}</ol></nav>\n<main>\n{"".join(map(_section, sections))}</main>\n'
-        f"<footer><p>{escaped(foot)}</p></footer>\n</div>\n"
+        f"<footer><p>{escape(foot)}</p></footer>\n</div>\n"
         f"{''.join(f'<script>{s}</script>' for s in scripts)}\n</body>\n</html>\n"
     )
 
 
 def _section(section: PageSection) -> str:
-    words = "".join(f'<p class="words">{escaped(text)}</p>\n' for text in section.words)
+    words = "".join(f'<p class="words">{escape(text)}</p>\n' for text in section.words)
     data = "".join(
-        f'<script type="application/json" id="{f.name}">{inlined({"choices": [{"label": c, "options": o} for c, o in f.choices], "views": f.views})}</script>\n'
+        f'<script type="application/json" id="{f.name}">{inline_json({"choices": [{"label": c, "options": o} for c, o in f.choices], "views": f.views})}</script>\n'
         for f in section.figures
     )
     return (
         f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-heading">\n'
-        f'<h2 id="{section.anchor}-heading">{escaped(section.heading)}</h2>\n{words}{section.body}\n{data}</section>\n'
+        f'<h2 id="{section.anchor}-heading">{escape(section.heading)}</h2>\n{words}{section.body}\n{data}</section>\n'
     )
 
 
-def drawn(figure: Figure) -> str:
+def figure_html(figure: Figure) -> str:
     """Return the placeholder of a figure in its section's body."""
-    heading = f"<h3>{escaped(figure.heading)}</h3>" if figure.heading else ""
+    heading = f"<h3>{escape(figure.heading)}</h3>" if figure.heading else ""
     return (
-        f'<figure class="card">{heading}<div class="plot" data-figure="{figure.name}" role="img" aria-label="{escaped(figure.label)}"></div>'
+        f'<figure class="card">{heading}<div class="plot" data-figure="{figure.name}" role="img" aria-label="{escape(figure.label)}"></div>'
         '<ul class="legend" aria-label="Shown; press to hide"></ul>'
         '<details><summary>The numbers</summary><div class="scroll" tabindex="0"></div></details></figure>\n'
     )
 
 
-def inlined(data: Any) -> str:
+def inline_json(data: Any) -> str:
     """Return JSON for a script element: nothing in it ends the element or opens a comment.
 
     Infinities and NaN become null.
@@ -186,20 +186,20 @@ def _finite(data: Any) -> Any:
     return data
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Return text as HTML, for elements, attributes and plotly's labels."""
     return html.escape(text, quote=True)
 
 
 def name(text: str) -> str:
     """Return a name of a tensor or a model as HTML."""
-    return f'<bdi class="name">{escaped(text)}</bdi>'
+    return f'<bdi class="name">{escape(text)}</bdi>'
 
 
-def shortened(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
     """Return text of at most this length, with its middle left out.
 
-    >>> shortened("wizardlm-13b-uncensored", 12)
+    >>> shorten("wizardlm-13b-uncensored", 12)
     'wizard…sored'
     """
     if len(text) <= length:
@@ -220,10 +220,10 @@ def number(value: float | None) -> str:
     mantissa, exponent = f"{value:.2e}".replace("-", "−", 1 if value < 0 else 0).split("e")
     if -4 < int(exponent) < 4:
         return f"{value:.{max(2 - int(exponent), 0)}f}".replace("-", "−")
-    return f"{mantissa}×10{raised(int(exponent))}"
+    return f"{mantissa}×10{superscript(int(exponent))}"
 
 
-def raised(exponent: int) -> str:
+def superscript(exponent: int) -> str:
     """Return an exponent in superscript digits."""
     return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
@@ -237,10 +237,10 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{number(100 * share)}\N{NO-BREAK SPACE}%"
 
 
-def counted(count: int) -> str:
+def format_count(count: int) -> str:
     """Return a count with separators between thousands.
 
-    >>> counted(1234567)
+    >>> format_count(1234567)
     '1,234,567'
     """
     return f"{count:,}"
@@ -280,7 +280,7 @@ def badge(index: int) -> str:
     return f'<span class="badge" style="background:{ground};color:{ink_on(ground)}">{index + 1}</span>'
 
 
-def tinted(value: float | None, share: float, text: str, scale: Sequence[str]) -> str:
+def tinted_cell(value: float | None, share: float, text: str, scale: Sequence[str]) -> str:
     """Return a table cell with the colour of ``share`` (in [0, 1]) on a scale; a dash without a value."""
     if value is None:
         return '<td class="none">–</td>'
@@ -291,13 +291,13 @@ def tinted(value: float | None, share: float, text: str, scale: Sequence[str]) -
 def ramp(scale: Sequence[str], least: str, most: str) -> str:
     """Return a colour bar with a label at each end, as HTML."""
     bar = f'<i style="background:linear-gradient(90deg,{",".join(scale)})"></i>'
-    return f'<p class="ramp"><span>{escaped(least)}</span>{bar}<span>{escaped(most)}</span></p>\n'
+    return f'<p class="ramp"><span>{escape(least)}</span>{bar}<span>{escape(most)}</span></p>\n'
 
 
-def chooser(label: str, shows: str, options: Sequence[str]) -> str:
+def select_box(label: str, shows: str, options: Sequence[str]) -> str:
     """Return a select box that shows one of the children of the element ``shows``."""
-    listed = "".join(f"<option>{escaped(option)}</option>" for option in options)
-    return f'<div class="choices"><label>{escaped(label)}<select data-shows="{shows}">{listed}</select></label></div>\n'
+    listed = "".join(f"<option>{escape(option)}</option>" for option in options)
+    return f'<div class="choices"><label>{escape(label)}<select data-shows="{shows}">{listed}</select></label></div>\n'
 
 
 def table(
@@ -308,7 +308,7 @@ def table(
     If it is ``sortable``, a click on a heading sorts it.
     """
     headings = "".join(
-        f'<th scope="col"{" class=n" if kind == "number" else ""}{f" data-sorts={kind}" if sortable else ""}>{escaped(heading)}</th>'
+        f'<th scope="col"{" class=n" if kind == "number" else ""}{f" data-sorts={kind}" if sortable else ""}>{escape(heading)}</th>'
         for heading, kind in columns
     )
     return (

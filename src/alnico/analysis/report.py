@@ -19,23 +19,23 @@ from alnico.analysis.page import (
     PageSection,
     badge,
     cell,
-    chooser,
     colour,
-    counted,
-    drawn,
-    escaped,
+    escape,
+    figure_html,
+    format_count,
     has_report,
     ink_on,
     name,
     number,
     page,
     percent,
-    raised,
     ramp,
+    select_box,
     series,
-    shortened,
+    shorten,
+    superscript,
     table,
-    tinted,
+    tinted_cell,
 )
 from alnico.analysis.results import (
     GROUPS,
@@ -161,8 +161,8 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     return [
         ("Base", base),
         ("Models", str(len(analysis.models))),
-        ("Tensors", counted(len(analysis.tensors))),
-        ("Parameters compared", counted(elements)),
+        ("Tensors", format_count(len(analysis.tensors))),
+        ("Parameters compared", format_count(elements)),
         ("Layers", str(len(analysis.layers))),
         ("Top share", percent(analysis.top_share)),
         ("Took", f"{number(analysis.seconds)} s"),
@@ -179,9 +179,7 @@ def _models(analysis: Analysis) -> PageSection:
     for index, model in enumerate(analysis.models):
         change = analysis.whole.changes[index]
         head = f"<h3>{badge(index)}{name(model.name)}</h3>"
-        source = escaped(
-            model.reference if model.commit is None else f"{model.reference}@{model.commit[:12]}"
-        )
+        source = escape(model.reference if model.commit is None else f"{model.reference}@{model.commit[:12]}")
         if change is None:
             cards.append(
                 f'<article class="card">{head}<p class="under">{source}: none of its tensors could be compared.</p></article>\n'
@@ -216,14 +214,14 @@ def _models(analysis: Analysis) -> PageSection:
 
 def _advice(analysis: Analysis, advice: Sequence[str] | None) -> PageSection:
     if advice is None:
-        command = escaped(_command(analysis).replace("analyze", "suggest", 1))
+        command = escape(_command(analysis).replace("analyze", "suggest", 1))
         return PageSection(
             "advice",
             "What alnico suggests",
             [],
             f"<p><code>{command}</code> writes a recipe with its reasons.</p>\n",
         )
-    listed = "".join(f"<li>{escaped(line)}</li>\n" for line in advice)
+    listed = "".join(f"<li>{escape(line)}</li>\n" for line in advice)
     return PageSection("advice", "What alnico suggests", [], f'<ul class="advice">\n{listed}</ul>\n')
 
 
@@ -242,7 +240,7 @@ def _where(analysis: Analysis) -> PageSection | None:
         ]
         least = 420 if len(numbers) <= 16 else 560 if len(numbers) <= 48 else 900
         over = "≥ " if max(shares) > most else ""
-        maps = "".join(map(drawn, figures))
+        maps = "".join(map(figure_html, figures))
         body = f'{ramp(CIVIDIS, "0 %", f"{over}{percent(most)} (halfway: {percent(most / 4)})")}<div class="maps" style="--least:{least}px">\n{maps}</div>\n{outside}'
     words = (
         "Relative change of every part of every layer, on one scale for all models. Blank: missing, or not "
@@ -316,7 +314,7 @@ def _heat_map(
     gap = 2 if len(numbers) <= 48 else 0
     trace = {
         "type": "heatmap",
-        "name": escaped(analysis.models[index].name),
+        "name": escape(analysis.models[index].name),
         "x": numbers,
         "y": list(range(len(rows))),
         "z": [[None if v is None else math.sqrt(v) for v in row] for row in values],
@@ -340,7 +338,7 @@ def _heat_map(
         "xaxis": {"title": {"text": "layer", "standoff": 6}, "tickvals": places, "ticktext": [str(n) for n in places], "showgrid": False, "zeroline": False},
         "yaxis": {
             "tickvals": list(range(len(rows))),
-            "ticktext": [escaped(shortened(row, 30)) for row in rows],
+            "ticktext": [escape(shorten(row, 30)) for row in rows],
             "autorange": "reversed",
             "showgrid": False,
             "zeroline": False,
@@ -348,7 +346,7 @@ def _heat_map(
     }  # fmt: skip
     narrow = {
         "xaxis": {"tickvals": few, "ticktext": [str(n) for n in few]},
-        "yaxis": {"ticktext": [escaped(row if len(row) <= 16 else "…" + row[-15:]) for row in rows]},
+        "yaxis": {"ticktext": [escape(row if len(row) <= 16 else "…" + row[-15:]) for row in rows]},
     }
     behind = {
         "columns": ["relative change, %, by layer", *map(str, numbers)],
@@ -374,14 +372,16 @@ def _outside(analysis: Analysis) -> str:
     for tensor in tensors[:LISTED]:
         shares = [c.relative_l2 if c else None for c in tensor.changes]
         shown = "".join(
-            tinted(share, math.sqrt((share or 0.0) / most), percent(share), CIVIDIS) for share in shares
+            tinted_cell(share, math.sqrt((share or 0.0) / most), percent(share), CIVIDIS) for share in shares
         )
         rows.append(f'<tr><th scope="row">{name(tensor.name)}</th>{shown}</tr>\n')
     heads = "".join(
-        f'<th scope="col" class="n">{badge(i)}<span class="unseen"> {escaped(m.name)}</span></th>'
+        f'<th scope="col" class="n">{badge(i)}<span class="unseen"> {escape(m.name)}</span></th>'
         for i, m in enumerate(analysis.models)
     )
-    left = f"; the {LISTED} that changed most of {counted(len(tensors))}" if len(tensors) > LISTED else ""
+    left = (
+        f"; the {LISTED} that changed most of {format_count(len(tensors))}" if len(tensors) > LISTED else ""
+    )
     return (
         f'<h3 style="margin-top:24px">Outside the layers{left}</h3>\n<div class="scroll tall" tabindex="0"><table class="list">'
         f'<thead><tr><th scope="col">tensor</th>{heads}</tr></thead><tbody>\n{"".join(rows)}</tbody></table></div>\n'
@@ -411,7 +411,7 @@ def _groups(analysis: Analysis) -> PageSection:
                 {
                     "type": "bar",
                     "orientation": "h",
-                    "name": escaped(f"{index + 1} {model.name}"),
+                    "name": escape(f"{index + 1} {model.name}"),
                     "y": list(range(len(groups))),
                     "x": values,
                     "marker": {"color": ground},
@@ -420,7 +420,7 @@ def _groups(analysis: Analysis) -> PageSection:
                     "textangle": 0,
                     "cliponaxis": False,
                     "hovertext": [
-                        f"{escaped(model.name)}, {g}<br>{percent(c.relative_l2)} · L2 {number(c.l2)}"
+                        f"{escape(model.name)}, {g}<br>{percent(c.relative_l2)} · L2 {number(c.l2)}"
                         if c
                         else ""
                         for g, c in zip(groups, changes, strict=True)
@@ -454,7 +454,7 @@ def _groups(analysis: Analysis) -> PageSection:
         [("Measure", ["relative change", "L2 norm"])],
     )
     words = "The same by kind of tensor. The L2 norm shows where most of the change is, the relative change where the base changed most for its size."
-    return PageSection("groups", "By group", [words], drawn(figure), [figure])
+    return PageSection("groups", "By group", [words], figure_html(figure), [figure])
 
 
 def _scopes(analysis: Analysis) -> list[tuple[str, ScopeStatistics]]:
@@ -499,10 +499,10 @@ def _pairs(analysis: Analysis) -> PageSection | None:
     for label, scope in scopes:
         matrices = "".join(_matrix(analysis, scope, which, label) for which in range(len(MEASURES)))
         parts.append(
-            f'<div role="group" aria-label="{escaped(label)}"><p>{_joint(scope)}</p><div class="matrices" style="--least:{_least(analysis)}px">\n{matrices}</div></div>\n'
+            f'<div role="group" aria-label="{escape(label)}"><p>{_joint(scope)}</p><div class="matrices" style="--least:{_least(analysis)}px">\n{matrices}</div></div>\n'
         )
     body = (
-        chooser("Over", "matrices", [label for label, _ in scopes])
+        select_box("Over", "matrices", [label for label, _ in scopes])
         + f'<div id="matrices">\n{"".join(parts)}</div>\n'
     )
     return PageSection("pairs", "Between the models", [words], body)
@@ -524,7 +524,7 @@ def _one_pair(scopes: Sequence[tuple[str, ScopeStatistics]]) -> str:
     for label, scope in scopes:
         values = _values(scope.pairs[0])
         shown = "".join(_tint(which, value) for which, value in enumerate(values))
-        rows.append(f'<tr><th scope="row">{escaped(label)}</th>{shown}</tr>\n')
+        rows.append(f'<tr><th scope="row">{escape(label)}</th>{shown}</tr>\n')
     return (
         f'<div class="scroll tall" tabindex="0"><table class="list"><thead><tr><th scope="col">over</th>{heads}</tr></thead>'
         f"<tbody>\n{''.join(rows)}</tbody></table></div>\n"
@@ -533,7 +533,7 @@ def _one_pair(scopes: Sequence[tuple[str, ScopeStatistics]]) -> str:
 
 def _tint(which: int, value: float | None) -> str:
     share = 0.0 if value is None else (value + 1) / 2 if which == 0 else value
-    return tinted(value, share, _short_value(which, value or 0.0), MEASURES[which][2])
+    return tinted_cell(value, share, _short_value(which, value or 0.0), MEASURES[which][2])
 
 
 def _short_value(which: int, value: float) -> str:
@@ -560,22 +560,22 @@ def _matrix(analysis: Analysis, scope: ScopeStatistics, which: int, label: str) 
         share = (value + 1) / 2 if which == 0 else value
         text = _short_value(which, value)
         ground = colour(share, scale)
-        title = escaped(f"{analysis.models[row].name} and {analysis.models[column].name}: {number(value)}")
+        title = escape(f"{analysis.models[row].name} and {analysis.models[column].name}: {number(value)}")
         return f'<td title="{title}" style="background:{ground};color:{ink_on(ground)}">{text}</td>'
 
     heads = "".join(
-        f'<th scope="col" title="{escaped(m.name)}">{badge(i)}<span class="unseen"> {escaped(m.name)}</span></th>'
+        f'<th scope="col" title="{escape(m.name)}">{badge(i)}<span class="unseen"> {escape(m.name)}</span></th>'
         for i, m in enumerate(analysis.models)
     )
     rows = "".join(
-        f'<tr><th scope="row" title="{escaped(analysis.models[row].name)}">{badge(row)} <span class="label">{escaped(shortened(analysis.models[row].name, 16))}</span></th>'
+        f'<tr><th scope="row" title="{escape(analysis.models[row].name)}">{badge(row)} <span class="label">{escape(shorten(analysis.models[row].name, 16))}</span></th>'
         f"{''.join(entry(row, column) for column in models)}</tr>\n"
         for row in models
     )  # fmt: skip
     columns = '<col class="head">' + "<col>" * len(models)
     return (
         f'<div class="scroll"><table class="matrix"><caption>{heading}<small>{explained}</small></caption><colgroup>{columns}</colgroup>'
-        f'<thead><tr><td class="self"><span class="unseen">{escaped(label)}</span></td>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>\n'
+        f'<thead><tr><td class="self"><span class="unseen">{escape(label)}</span></td>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>\n'
     )
 
 
@@ -612,7 +612,7 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
     choices: list[tuple[str, Sequence[str]]] = [("Measure", [MEASURES[w][0] for w in shown])]
     if not all_at_once:
         choices.append(
-            ("Pairs of", [f"{i + 1} {shortened(m.name, 30)}" for i, m in enumerate(analysis.models)])
+            ("Pairs of", [f"{i + 1} {shorten(m.name, 30)}" for i, m in enumerate(analysis.models)])
         )
     figures = [
         Figure(
@@ -643,7 +643,7 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
             )
         )
     words = "At which depth of the network the models agree. A recipe can give layers in conflict their own method or weight."
-    body = f'<div class="maps" style="--least:520px">\n{"".join(map(drawn, figures))}</div>\n'
+    body = f'<div class="maps" style="--least:520px">\n{"".join(map(figure_html, figures))}</div>\n'
     return PageSection("layers", "Between the models, by layer", [words], body, figures)
 
 
@@ -669,7 +669,7 @@ def _trace(
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": escaped(label),
+        "name": escape(label),
         "x": list(numbers),
         "y": list(values),
         "line": {"color": ground, "width": 2},
@@ -729,8 +729,8 @@ def _distributions(analysis: Analysis) -> PageSection:
         labels.append(f"all models, {label}")
     for index, model in enumerate(analysis.models):
         rows = [(label, c, styles[index]) for label, scope in scopes if (c := scope.changes[index])]
-        views[str(len(labels))] = _boxes(rows, [shortened(label, 11) for label, _, _ in rows])
-        labels.append(f"{index + 1} {shortened(model.name, 30)}, by group")
+        views[str(len(labels))] = _boxes(rows, [shorten(label, 11) for label, _, _ in rows])
+        labels.append(f"{index + 1} {shorten(model.name, 30)}, by group")
     figure = Figure(
         "boxes", "Box plot: quantiles of the entries of the task vectors", views, [("Show", labels)]
     )
@@ -739,7 +739,7 @@ def _distributions(analysis: Analysis) -> PageSection:
         "Thin line: all entries; line: 98 % of them; box: the middle half; mark: the median. Where a box is "
         "far narrower than its lines, few entries hold the change, and trimming loses little."
     )
-    return PageSection("distributions", "Distribution of the entries", [words], drawn(figure), [figure])
+    return PageSection("distributions", "Distribution of the entries", [words], figure_html(figure), [figure])
 
 
 def _unit(changes: Sequence[DeltaStatistics]) -> float:
@@ -764,7 +764,7 @@ def _boxes(
     for place, (label, change, (ground, mark)) in enumerate(rows):
         q = change.quantiles
         texts = [
-            f"{escaped(label)}<br>{percent(level)} of the entries are below {number(v)}"
+            f"{escape(label)}<br>{percent(level)} of the entries are below {number(v)}"
             for level, v in zip(LEVELS, q, strict=True)
         ]
         for low, high, width, opacity in ((0, 10, 1, 0.9), (1, 9, 4, 0.75), (4, 6, 15, 0.6)):
@@ -804,7 +804,9 @@ def _boxes(
     def ticks(step: int) -> dict[str, Any]:
         shown = exponents[::-1][::step][::-1]
         places = [-(10.0**e) for e in reversed(shown)] + [0.0] + [10.0**e for e in shown]
-        texts = [f"−10{raised(e)}" for e in reversed(shown)] + ["0"] + [f"10{raised(e)}" for e in shown]
+        texts = (
+            [f"−10{superscript(e)}" for e in reversed(shown)] + ["0"] + [f"10{superscript(e)}" for e in shown]
+        )
         return {"tickvals": [at(p) for p in places], "ticktext": texts}
 
     end = at(far or unit) * 1.04
@@ -816,13 +818,13 @@ def _boxes(
             "xaxis": {"range": [-end, end], "zeroline": True, "tickangle": 0, **ticks(math.ceil(len(exponents) / 5))},
             "yaxis": {
                 "tickvals": list(range(len(rows))),
-                "ticktext": [escaped(shortened(label, 26)) for label, _, _ in rows],
+                "ticktext": [escape(shorten(label, 26)) for label, _, _ in rows],
                 "range": [len(rows) - 0.4, -0.6],
                 "showgrid": False,
                 "zeroline": False,
             },
         },
-        "narrow": {"xaxis": ticks(math.ceil(len(exponents) / 2)), "yaxis": {"ticktext": [escaped(s) for s in short]}},
+        "narrow": {"xaxis": ticks(math.ceil(len(exponents) / 2)), "yaxis": {"ticktext": [escape(s) for s in short]}},
         "table": {
             "columns": ["", *(percent(level) for level in LEVELS), "mean", "std", "skewness", "excess kurtosis"],
             "rows": [
@@ -843,7 +845,7 @@ def _movers(analysis: Analysis) -> PageSection:
             movers |= {t.name: (t, c) for t, c in largest}
         for tensor, change in sorted(movers.values(), key=lambda entry: -entry[1].l2):
             rows.append(
-                f'<tr data-model="{index + 1} {escaped(shortened(model.name, 30))}"><td data-value="{index + 1}">{badge(index)}<span class="unseen"> {escaped(model.name)}</span></td>'
+                f'<tr data-model="{index + 1} {escape(shorten(model.name, 30))}"><td data-value="{index + 1}">{badge(index)}<span class="unseen"> {escape(model.name)}</span></td>'
                 f"<td>{name(tensor.name)}</td><td>{tensor.group}</td>"
                 f'<td class="n" data-value="{change.elements}">{"×".join(map(str, tensor.shape))}</td>'
                 f"{cell(number(change.l2), change.l2)}{cell(percent(change.relative_l2), change.relative_l2)}"
@@ -860,7 +862,7 @@ def _movers(analysis: Analysis) -> PageSection:
         ("unchanged", "number"),
     )
     names = "".join(
-        f"<option>{i + 1} {escaped(shortened(m.name, 30))}</option>" for i, m in enumerate(analysis.models)
+        f"<option>{i + 1} {escape(shorten(m.name, 30))}</option>" for i, m in enumerate(analysis.models)
     )
     choice = f'<div class="choices"><label>Model<select data-filters="movers-table"><option value="">all</option>{names}</select></label></div>\n'
     words = (
@@ -877,12 +879,12 @@ def _skipped(analysis: Analysis) -> PageSection | None:
     if not analysis.skipped:
         return None
     rows = [
-        f"<tr><td>{name(s.tensor)}</td><td>{name(s.model) if s.model is not None else 'base'}</td><td>{escaped(s.reason)}</td>{cell(counted(s.elements), float(s.elements))}</tr>\n"
+        f"<tr><td>{name(s.tensor)}</td><td>{name(s.model) if s.model is not None else 'base'}</td><td>{escape(s.reason)}</td>{cell(format_count(s.elements), float(s.elements))}</tr>\n"
         for s in analysis.skipped[:LISTED]
     ]
     elements = sum(s.elements for s in analysis.skipped)
-    count = f"{counted(len(analysis.skipped))} tensor{'s' if len(analysis.skipped) > 1 else ''}"
-    words = f"{count} with {counted(elements)} elements could not be compared and count nowhere on this page."
+    count = f"{format_count(len(analysis.skipped))} tensor{'s' if len(analysis.skipped) > 1 else ''}"
+    words = f"{count} with {format_count(elements)} elements could not be compared and count nowhere on this page."
     if len(analysis.skipped) > LISTED:
         words += f" The first {LISTED} are listed here, all of them in summary.json."
     columns = (("tensor", "text"), ("model", "text"), ("reason", "text"), ("elements", "number"))
@@ -891,6 +893,6 @@ def _skipped(analysis: Analysis) -> PageSection | None:
 
 def _glossary() -> PageSection:
     listed = "".join(
-        f"<div><dt>{escaped(word)}</dt><dd>{escaped(meaning)}</dd></div>\n" for word, meaning in GLOSSARY
+        f"<div><dt>{escape(word)}</dt><dd>{escape(meaning)}</dd></div>\n" for word, meaning in GLOSSARY
     )
     return PageSection("glossary", "Glossary", [], f'<dl class="glossary">\n{listed}</dl>\n')

@@ -12,15 +12,15 @@ from alnico.analysis.page import (
     PageSection,
     badge,
     cell,
-    drawn,
-    escaped,
+    escape,
+    figure_html,
     name,
     number,
     percent,
     series,
-    shortened,
+    shorten,
     table,
-    tinted,
+    tinted_cell,
 )
 from alnico.analysis.retention import ParentRetention, Retention, ScopeRetention
 
@@ -40,7 +40,7 @@ def retention_section(retention: Retention) -> PageSection:
     """Build the section: a table of the whole model and its groups, figures by layer, and the scores."""
     figures = [_by_layer(retention)] if len(retention.layers) > 1 else []
     scores = f'<h3 style="margin-top:24px">Scores</h3>\n{_scores(retention)}' if retention.scores else ""
-    drawings = f'<div style="margin-top:16px">{"".join(map(drawn, figures))}</div>\n' if figures else ""
+    drawings = f'<div style="margin-top:16px">{"".join(map(figure_html, figures))}</div>\n' if figures else ""
     body = f"{_table(retention)}{drawings}{scores}"
     return PageSection("kept", "What the merge kept", [*_words(retention), *retention.notes], body, figures)
 
@@ -75,7 +75,7 @@ def _table(retention: Retention) -> str:
             ("top kept", "number"),
         ]
     rows = [
-        f"<tr><td>{escaped('whole model' if kind == 'whole' else scope.name)}</td><td>{badge(i)} {name(retention.parents[i].name)}</td>"
+        f"<tr><td>{escape('whole model' if kind == 'whole' else scope.name)}</td><td>{badge(i)} {name(retention.parents[i].name)}</td>"
         f"{_cells(share, with_base)}</tr>\n"
         for kind, scope in retention.scopes()
         if kind != "layer"
@@ -97,7 +97,7 @@ def _cells(share: ParentRetention, with_base: bool) -> str:
     for value in (share.projection, share.weight):
         cells += cell(number(value), value)
     return cells + "".join(
-        tinted(v, v or 0.0, percent(v), CIVIDIS) for v in (share.sign_agreement, share.top_kept)
+        tinted_cell(v, v or 0.0, percent(v), CIVIDIS) for v in (share.sign_agreement, share.top_kept)
     )
 
 
@@ -156,7 +156,7 @@ def _trace(retention: Retention, parent: int, values: Sequence[float | None]) ->
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": f"{parent + 1} {escaped(shortened(retention.parents[parent].name, 30))}",
+        "name": f"{parent + 1} {escape(shorten(retention.parents[parent].name, 30))}",
         "x": list(retention.layers),
         "y": list(values),
         "line": {"color": ground, "width": 2},
@@ -176,7 +176,7 @@ def _scores(retention: Retention) -> str:
         ("of its gain", "number"),
     ]  # fmt: skip
     rows = [
-        f"<tr><td>{escaped(s.task)}</td>{cell(number(s.merged), s.merged)}<td>{name(s.best)}</td>{cell(number(s.of_best), s.of_best)}"
+        f"<tr><td>{escape(s.task)}</td>{cell(number(s.merged), s.merged)}<td>{name(s.best)}</td>{cell(number(s.of_best), s.of_best)}"
         f"{cell(number(s.of_base), s.of_base)}{cell(percent(s.kept), s.kept)}{cell(percent(s.gain_kept), s.gain_kept)}</tr>\n"
         for s in retention.scores
     ]

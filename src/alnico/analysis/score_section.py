@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alnico.analysis.common_tensors import short_names
-from alnico.analysis.page import Figure, PageSection, drawn, escaped, number, series, shortened
+from alnico.analysis.page import Figure, PageSection, escape, figure_html, number, series, shorten
 from alnico.analysis.scores import Estimate, Estimates
 
 LEAST_ON_A_RADAR = 3
@@ -30,7 +30,7 @@ def score_section(scores: Estimates) -> PageSection:
         "Higher is better. Lines at the ends of bars are 95 % intervals, if the scores have them: the range to expect on other examples of the same task."
     ]
     least = 420 if len(figures) > 1 else 0
-    body = f'<div class="maps" style="--least:{least}px">\n{"".join(map(drawn, figures))}</div>\n'
+    body = f'<div class="maps" style="--least:{least}px">\n{"".join(map(figure_html, figures))}</div>\n'
     return PageSection("scores", "Scores", words, body, figures)
 
 
@@ -42,13 +42,13 @@ def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": f"{index + 1} {escaped(shortened(name, 30))}",
+                "name": f"{index + 1} {escape(shorten(name, 30))}",
                 "y": list(range(len(scores))),
                 "x": [None if e is None else e.value for e in estimates],
                 "error_x": _whiskers(estimates),
                 "marker": {"color": series(index)[0]},
                 "hovertext": [
-                    f"{escaped(name)}, {escaped(task)}<br>{_text(e)}"
+                    f"{escape(name)}, {escape(task)}<br>{_text(e)}"
                     for task, e in zip(scores, estimates, strict=True)
                 ],
                 "hoverinfo": "text",
@@ -60,12 +60,12 @@ def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
         "xaxis": {"title": {"text": "score", "standoff": 8}, "rangemode": "tozero", "nticks": 8},
         "yaxis": {
             "tickvals": list(range(len(scores))),
-            "ticktext": [escaped(shortened(task, 24)) for task in scores],
+            "ticktext": [escape(shorten(task, 24)) for task in scores],
             "autorange": "reversed",
             "showgrid": False,
         },
     }
-    narrow = {"yaxis": {"ticktext": [escaped(shortened(task, 12)) for task in scores]}}
+    narrow = {"yaxis": {"ticktext": [escape(shorten(task, 12)) for task in scores]}}
     behind = {
         "columns": ["task", *(f"{i + 1} {name}" for i, name in enumerate(models.values()))],
         "rows": [[task, *(_text(of_task.get(r)) for r in models)] for task, of_task in scores.items()],
@@ -107,12 +107,12 @@ def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> d
             {
                 "type": "scatterpolar",
                 "mode": "lines+markers",
-                "name": f"{index + 1} {escaped(shortened(name, 30))}",
+                "name": f"{index + 1} {escape(shorten(name, 30))}",
                 "r": [*lengths, lengths[0]],
                 "theta": [*angles, angles[0]],
                 "line": {"color": ground, "width": 2},
                 "marker": {"color": ground, "symbol": mark, "size": 7},
-                "hovertext": [f"{escaped(name)}, {escaped(task)}<br>{number(length)}" for task, length in zip([*scores, next(iter(scores))], [*lengths, lengths[0]], strict=True)],
+                "hovertext": [f"{escape(name)}, {escape(task)}<br>{number(length)}" for task, length in zip([*scores, next(iter(scores))], [*lengths, lengths[0]], strict=True)],
                 "hoverinfo": "text",
             }
         )  # fmt: skip
@@ -127,7 +127,7 @@ def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> d
             "angularaxis": {
                 **axis,
                 "tickvals": angles,
-                "ticktext": [escaped(shortened(task, 14)) for task in scores],
+                "ticktext": [escape(shorten(task, 14)) for task in scores],
                 "rotation": 90,
                 "direction": "clockwise",
             },

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from alnico._version import __version__
-from alnico.analysis.page import PageSection, cell, escaped, has_report, name, number, page, percent, table
+from alnico.analysis.page import PageSection, cell, escape, has_report, name, number, page, percent, table
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate
 from alnico.checkpoint.output_path import check_writable
@@ -129,7 +129,7 @@ def _differences(card: Scorecard) -> PageSection:
 
 def _kept(card: Scorecard) -> PageSection:
     rows = [
-        f"<tr><td>{name(model)}</td><td>{escaped(k.task)}</td>{cell(number(k.merged), k.merged)}<td>{name(k.best)}</td>"
+        f"<tr><td>{name(model)}</td><td>{escape(k.task)}</td>{cell(number(k.merged), k.merged)}<td>{name(k.best)}</td>"
         f"{cell(number(k.of_best), k.of_best)}{cell(percent(k.kept), k.kept)}{cell(percent(k.gain_kept), k.gain_kept)}</tr>\n"
         for model, of_tasks in card.kept.items()
         for k in of_tasks

@@ -11,9 +11,9 @@ from alnico.analysis.page import (
     Figure,
     PageSection,
     cell,
-    counted,
-    drawn,
-    escaped,
+    escape,
+    figure_html,
+    format_count,
     number,
     page,
     percent,
@@ -51,9 +51,9 @@ def search_page(found: SearchResult) -> str:
     facts = [
         ("Sampler", found.settings.sampler),
         ("Seed", str(found.settings.seed)),
-        ("Trials", counted(len(found.trials))),
+        ("Trials", format_count(len(found.trials))),
         *(
-            (state.capitalize(), counted(counts[state]))
+            (state.capitalize(), format_count(counts[state]))
             for state in ("complete", "pruned", "failed")
             if counts.get(state)
         ),
@@ -70,13 +70,13 @@ def search_page(found: SearchResult) -> str:
 
 def _best(found: SearchResult) -> PageSection:
     names = ", ".join(o.name for o in found.objectives)
-    words = [f"The best of {counted(len(found.trials))} trials by {names}, on the examples searched on."]
+    words = [f"The best of {format_count(len(found.trials))} trials by {names}, on the examples searched on."]
     if len(found.best) > 1:
         words = [
             f"The {len(found.best)} trials that no other beats in all of {names}, on the examples searched on."
         ]
     body = "".join(
-        f'<h3>Trial {trial.number}: {escaped(_values(found, trial))}</h3><pre class="scroll">{escaped(recipe.text)}</pre>\n'
+        f'<h3>Trial {trial.number}: {escape(_values(found, trial))}</h3><pre class="scroll">{escape(recipe.text)}</pre>\n'
         for trial, recipe in zip(found.best[:20], found.recipes, strict=False)
     )
     return PageSection(
@@ -93,7 +93,11 @@ def _history(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
     label = "Points: the value of each trial, and the best so far as a line"
     figure = Figure("history-drawing", label, views if len(views) > 1 else {"": views["0"]}, _choices(found))
     return PageSection(
-        "history", "History", ["Each point is a trial; the line is the best so far."], drawn(figure), [figure]
+        "history",
+        "History",
+        ["Each point is a trial; the line is the best so far."],
+        figure_html(figure),
+        [figure],
     )
 
 
@@ -147,7 +151,7 @@ def _told(found: SearchResult, trial: Trial) -> str:
     lines = [f"trial {trial.number}"]
     lines += [f"{o.name} {number(v)}" for o, v in zip(found.objectives, trial.values, strict=False)]
     lines += [f"{name}: {_text(value)}" for name, value in list(trial.point.items())[:12]]
-    return "<br>".join(map(escaped, lines))
+    return "<br>".join(map(escape, lines))
 
 
 def _text(value: Any) -> str:
@@ -159,12 +163,12 @@ def _axes(x: str, y: str, height: int) -> dict[str, Any]:
         "height": height,
         "hovermode": "closest",
         "xaxis": {
-            "title": {"text": escaped(x), "standoff": 6},
+            "title": {"text": escape(x), "standoff": 6},
             "showgrid": False,
             "zeroline": False,
             "nticks": 12,
         },
-        "yaxis": {"title": {"text": escaped(y), "standoff": 8}, "zeroline": False, "nticks": 8},
+        "yaxis": {"title": {"text": escape(y), "standoff": 8}, "zeroline": False, "nticks": 8},
     }
 
 
@@ -182,7 +186,7 @@ def _front(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
     words = [
         "On the front are the trials that no other equals in all objectives and beats in one. Each has a recipe of its own."
     ]
-    return PageSection("front", "Pareto front", words, drawn(figure), [figure])
+    return PageSection("front", "Pareto front", words, figure_html(figure), [figure])
 
 
 def _of_pair(found: SearchResult, complete: Sequence[Trial], a: int, b: int) -> dict[str, Any]:
@@ -218,7 +222,7 @@ def _of_pair(found: SearchResult, complete: Sequence[Trial], a: int, b: int) -> 
 
 def _importance(found: SearchResult) -> PageSection:
     shares = sorted(found.importances.items(), key=lambda item: -item[1])[:40]
-    names = [escaped(name) for name, _ in shares]
+    names = [escape(name) for name, _ in shares]
     data = {
         "type": "bar", "orientation": "h", "name": "importance", "y": list(range(len(names))), "x": [s for _, s in shares],
         "marker": {"color": series(0)[0]}, "hovertext": [f"{n}<br>{percent(s)}" for n, (_, s) in zip(names, shares, strict=True)],
@@ -247,7 +251,7 @@ def _importance(found: SearchResult) -> PageSection:
     words = [
         f"How much of the variation of {found.objectives[0].name} each value explains among the better trials (PED-ANOVA); all together 100 %."
     ]
-    return PageSection("importance", "What mattered", words, drawn(figure), [figure])
+    return PageSection("importance", "What mattered", words, figure_html(figure), [figure])
 
 
 def _slices(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
@@ -268,13 +272,13 @@ def _slices(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
         "slices",
         "Slices",
         ["Each trial's objective over one of the values searched."],
-        drawn(figure),
+        figure_html(figure),
         [figure],
     )
 
 
 def _slice(found: SearchResult, complete: Sequence[Trial], name: str, index: int) -> dict[str, Any]:
-    x = [escaped(v) if isinstance(v, str) else v for v in (t.point[name] for t in complete)]
+    x = [escape(v) if isinstance(v, str) else v for v in (t.point[name] for t in complete)]
     traces = [
         _points("complete", 0, x, [t.values[index] for t in complete], [_told(found, t) for t in complete])
     ]
@@ -285,7 +289,7 @@ def _slice(found: SearchResult, complete: Sequence[Trial], name: str, index: int
             _points(
                 "best",
                 1,
-                [escaped(place) if isinstance(place, str) else place],
+                [escape(place) if isinstance(place, str) else place],
                 [best.values[index]],
                 [_told(found, best)],
             )
@@ -310,10 +314,10 @@ def _trials(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
         cells = "".join(cell(number(v), v) for v in values)
         for name in found.dimensions:
             value = trial.point.get(name, "")
-            cells += cell(escaped(_text(value)), float(value) if isinstance(value, (int, float)) else None)
+            cells += cell(escape(_text(value)), float(value) if isinstance(value, (int, float)) else None)
         state = trial.state if not trial.reason else f"{trial.state}: {trial.reason}"
         rows.append(
-            f"<tr>{cell(str(trial.number), float(trial.number))}<td>{escaped(state[:200])}</td>{cells}</tr>\n"
+            f"<tr>{cell(str(trial.number), float(trial.number))}<td>{escape(state[:200])}</td>{cells}</tr>\n"
         )
     words = [] if len(ranked) <= MOST_ROWS else [f"The best {MOST_ROWS}; all are in trials.csv."]
     return PageSection("trials", "Trials", words, table(columns, rows, anchor="trials-table", sortable=True))
