@@ -12,7 +12,7 @@ from alnico.libraries import without_local_settings
 
 
 def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | None = None) -> None:
-    """Write ``group_l2_bar.png``: the L2 norm of the task vectors by group, for all models or those at these positions.
+    """Write ``group_l2_bar.png``: the L2 norm of the task vectors by group, for all models or some positions.
 
     Errors: AlnicoError without the extra [report].
     """

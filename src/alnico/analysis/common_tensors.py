@@ -120,9 +120,10 @@ def _folded(name: str) -> str:
 
 
 def short_names(references: Sequence[str]) -> list[str]:
-    """Return a short name for each model, valid for a folder: the last part of its path or id, numbered if not unique.
+    """Return a short, unique name for each model, valid for a folder: the last part of its path or id.
 
-    A model with an adapter is named after the adapter; a file with a usual name after its folder.
+    Names that occur twice get numbers. A model with an adapter is named after the adapter; a file with a
+    usual name after its folder.
 
     >>> short_names(["runs/a/model.safetensors", "hub/a", "b"])
     ['a', 'a-2', 'b']

@@ -52,9 +52,10 @@ _OF_PAIRS = (
 
 
 def report_folder(out: str | os.PathLike[str], is_half_written: bool = False) -> Path:
-    """Create the folder of a report. An older analysis in it is replaced, also an incomplete one (``is_half_written``).
+    """Create the folder of a report.
 
-    Errors: OutputError for a file of that name, a folder with other files, and a folder that is not writable.
+    An older analysis in it is replaced, also an incomplete one (``is_half_written``). Errors: OutputError for
+    a file of that name, a folder with other files, and a folder that is not writable.
     """
     folder = Path(out)
     try:
@@ -86,18 +87,21 @@ def _older(folder: Path) -> list[str] | None:
 def write_analysis(analysis: Analysis, folder: Path) -> None:
     """Write the numbers of an analysis; ``summary.json`` is written last, so it marks a complete analysis.
 
-    Only the files of an older analysis are removed. Errors: OutputError, also if the folder of a model has other files.
+    Only the files of an older analysis are removed. Errors: OutputError, also if the folder of a model has
+    other files.
     """
     try:
         for model in analysis.models:
             own = folder / model.name
             if own.is_symlink():
                 raise OutputError(
-                    f"{own}: is a link; the tables of {model.name} go into a folder of that name. Choose a new folder, or remove it."
+                    f"{own}: is a link; the tables of {model.name} go into a folder of that name. Choose a "
+                    "new folder, or remove it."
                 )
             if own.exists() and not (own.is_dir() and all(path.name in OF_MODEL for path in own.iterdir())):
                 raise OutputError(
-                    f"{own}: contains files that are not from an analysis; the tables of {model.name} go there. Choose a new folder."
+                    f"{own}: contains files that are not from an analysis; the tables of {model.name} go "
+                    "there. Choose a new folder."
                 )
         _remove(folder)
         for index, model in enumerate(analysis.models):
@@ -114,7 +118,8 @@ def write_analysis(analysis: Analysis, folder: Path) -> None:
         os.replace(whole, folder / SUMMARY)  # readers see the whole file, an older one, or none
     except OSError as error:
         raise OutputError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another "
+            "folder."
         ) from None
 
 

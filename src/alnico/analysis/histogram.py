@@ -37,14 +37,16 @@ class Histogram:
         return bins, np.concatenate([self.pages[page] for page in pages])
 
     def places(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return bin, rank in the bin and count of the bin for entries of these ranks; rank 0 is the smallest."""
+        """Return bin, rank in the bin and count of the bin, for entries of these ranks (0 is the
+        smallest)."""
         bins, counts = self.flat()
         until = np.cumsum(counts)
         at = np.searchsorted(until, ranks, side="right")
         return bins[at], ranks - (until[at] - counts[at]), counts[at]
 
     def estimated(self, ranks: np.ndarray) -> np.ndarray:
-        """Estimate the entries of these ranks, with even spacing inside a bin; the relative error is below 2^-7."""
+        """Estimate the entries of these ranks, evenly spaced inside a bin; the relative error is below
+        2^-7."""
         bins, inside, counts = self.places(ranks)
         upward = bins >= 0x8000
         least, most = value_of(bins << 16), value_of((bins << 16) | 0xFFFF)

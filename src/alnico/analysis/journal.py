@@ -42,9 +42,9 @@ class MeasuredTensor:
 class AnalysisJournal(Hold):
     """``.NAME.alnico-analysis`` next to the folder of a report, locked by one process; use it in ``with``.
 
-    It exists until the report is complete: ``with`` removes it at the end, or when an input is wrong. A kill, an
-    interrupt, and a full or failing disk keep it. ``restart`` discards its contents. Errors: OutputError if another
-    process has locked it.
+    It exists until the report is complete: ``with`` removes it at the end, or when an input is wrong. A kill,
+    an interrupt, and a full or failing disk keep it. ``restart`` discards its contents. Errors: OutputError
+    if another process has locked it.
     """
 
     def __init__(self, folder: Path, restart: bool = False) -> None:
@@ -107,7 +107,10 @@ class AnalysisJournal(Hold):
 
 
 def is_half_written(folder: Path) -> bool:
-    """Check whether an analysis was killed while it wrote this folder. Errors: OutputError for work of another user."""
+    """Check whether an analysis was killed while it wrote this folder.
+
+    Errors: OutputError for work of another user.
+    """
     unfinished = AnalysisJournal(folder)
     unfinished.check()
     return os.path.lexists(unfinished.path / WRITING)

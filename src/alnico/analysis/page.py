@@ -88,8 +88,8 @@ class Figure:
 class PageSection:
     """A section of the page: a heading, paragraphs of plain text, and an HTML body with its figures.
 
-    ``body`` is built with the functions of this file and :func:`escape`; :func:`figure_html` returns a figure's
-    placeholder.
+    ``body`` is built with the functions of this file and :func:`escape`; :func:`figure_html` returns a
+    figure's placeholder.
     """
 
     anchor: str

@@ -27,9 +27,9 @@ RecipeKeys = dict[str, Any]
 def check_plan(base: AnalysedModel, model: AnalysedModel, *, offline: bool = False) -> Fit:
     """Plan the model with its base, adding keys until the plan succeeds.
 
-    The keys tried are: a union of vocabularies, or the base's without padding; the base's tensor where only a few have
-    another shape; ``missing: copy`` where only a few are missing. Errors: ModelError, HubError for models that cannot
-    be opened.
+    The keys tried are: a union of vocabularies, or the base's without padding; the base's tensor where only a
+    few have another shape; ``missing: copy`` where only a few are missing. Errors: ModelError, HubError for
+    models that cannot be opened.
     """
     is_adapter = split_adapter(model.reference, is_path) is not None
     names = reference(base), reference(model)

@@ -208,7 +208,10 @@ def _models(analysis: Analysis) -> PageSection:
             )
             + "</article>\n"
         )
-    words = "How far each model is from the base: the length of its task vector divided by the base's. A model has the same number and colour on the whole page."
+    words = (
+        "How far each model is from the base: the length of its task vector divided by the base's. A model "
+        "has the same number and colour on the whole page."
+    )
     return PageSection("models", "The models", [words], f'<div class="cards">\n{"".join(cards)}</div>\n')
 
 
@@ -453,7 +456,10 @@ def _groups(analysis: Analysis) -> PageSection:
         {"0": view(True), "1": view(False)},
         [("Measure", ["relative change", "L2 norm"])],
     )
-    words = "The same by kind of tensor. The L2 norm shows where most of the change is, the relative change where the base changed most for its size."
+    words = (
+        "The same by kind of tensor. The L2 norm shows where most of the change is, the relative change "
+        "where the base changed most for its size."
+    )
     return PageSection("groups", "By group", [words], figure_html(figure), [figure])
 
 
@@ -642,7 +648,10 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
                 heading="All models together",
             )
         )
-    words = "At which depth of the network the models agree. A recipe can give layers in conflict their own method or weight."
+    words = (
+        "At which depth of the network the models agree. A recipe can give layers in conflict their own "
+        "method or weight."
+    )
     body = f'<div class="maps" style="--least:520px">\n{"".join(map(figure_html, figures))}</div>\n'
     return PageSection("layers", "Between the models, by layer", [words], body, figures)
 

@@ -23,9 +23,9 @@ LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 """The quantiles of a task vector's entries, as shares."""
 
 QUANTILE_ERROR = 2.0**-7
-"""The largest relative error of the entries from which quantiles of groups, layers and the whole model are interpolated
-(entries below 2^-133 count as 0). Minimum and maximum are exact, and so are all quantiles of tensors. Entries of a float64
-tensor are rounded to float32."""
+"""The largest relative error of the entries from which quantiles of groups, layers and the whole model are
+interpolated (entries below 2^-133 count as 0). Minimum and maximum are exact, and so are all quantiles of
+tensors. Entries of a float64 tensor are rounded to float32."""
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head", "other")
 
@@ -34,13 +34,12 @@ GROUPS = ("embedding", "attention", "mlp", "norm", "head", "other")
 class DeltaStatistics:
     """Statistics of one model's task vector d = model - base over some elements. Sums are in float64.
 
-    ``l1`` is sum |d|, ``l2`` sqrt(sum d^2); the relative norms are divided by the
-    same norm of the base, None where that is 0.
-    ``skewness`` and ``excess_kurtosis`` are m3 / m2^1.5 and m4 / m2^2 - 3 of the entries, with m the central moments, and None
-    where all entries are equal; ``std`` is sqrt(m2). ``quantiles`` are of the signed entries at :data:`LEVELS`, with
-    linear interpolation.
-    ``unchanged`` is the share of entries that are 0. ``effective_sparsity`` is 1 - l1^2 / (elements x l2^2): 0 if all
-    magnitudes are equal, near 1 if a few entries dominate, 0.36 for a normal distribution; None for a task vector of zeros.
+    ``l1`` is sum |d|, ``l2`` sqrt(sum d^2); the relative norms are divided by the same norm of the base, None
+    where that is 0. ``skewness`` and ``excess_kurtosis`` are m3 / m2^1.5 and m4 / m2^2 - 3 of the entries,
+    with m the central moments, and None where all entries are equal; ``std`` is sqrt(m2). ``quantiles`` are
+    of the signed entries at :data:`LEVELS`, with linear interpolation. ``unchanged`` is the share of entries
+    that are 0. ``effective_sparsity`` is 1 - l1^2 / (elements x l2^2): 0 if all magnitudes are equal, near 1
+    if a few entries dominate, 0.36 for a normal distribution; None for a task vector of zeros.
     """
 
     elements: int
@@ -60,11 +59,11 @@ class DeltaStatistics:
 
 @dataclass(frozen=True)
 class Subspace:
-    """The overlap of the leading singular vectors of two task vectors: ``||U1^T U2||_F^2 / rank``, 1 same, 0 orthogonal.
+    """The overlap of the leading singular vectors of two task vectors: ``||U1^T U2||_F^2 / rank``.
 
-    ``left`` is for the outputs of a matrix (its rows), ``right`` for its inputs. ``rank`` is 8, or less if the smaller
-    side is less or a matrix has fewer singular values above 1e-6 of its largest. For several matrices: the mean, and
-    the largest rank.
+    It is 1 for the same space, 0 for orthogonal ones. ``left`` is for the outputs of a matrix (its rows),
+    ``right`` for its inputs. ``rank`` is 8, or less if the smaller side is less or a matrix has fewer
+    singular values above 1e-6 of its largest. For several matrices: the mean, and the largest rank.
     """
 
     left: float
@@ -75,13 +74,15 @@ class Subspace:
 
 @dataclass(frozen=True)
 class Pair:
-    """Comparison of the task vectors d1, d2 of two models (positions in ``Analysis.models``) over some elements.
+    """Comparison of the task vectors d1, d2 of two models over some elements.
 
-    ``cosine`` is d1 d2 / (|d1| |d2|), ``distance`` |d1 - d2|. ``sign_conflict`` is the share of opposite signs among the
-    entries that both changed; ``weighted_sign_conflict`` weighs each entry by |d1 d2|. The top parameters of a model
-    are, per tensor, the ``top_share`` of its entries with the largest |d| (including entries equal to the smallest of
-    them in 8 significant bits, never entries of 0). ``top_overlap`` is the number of shared top parameters over that of
-    the model with fewer, ``top_sign_conflict`` the share of opposite signs among them. None where the divisor is 0.
+    ``models`` are positions in ``Analysis.models``. ``cosine`` is d1 d2 / (|d1| |d2|), ``distance`` |d1 -
+    d2|. ``sign_conflict`` is the share of opposite signs among the entries that both changed;
+    ``weighted_sign_conflict`` weighs each entry by |d1 d2|. The top parameters of a model are, per tensor,
+    the ``top_share`` of its entries with the largest |d| (including entries equal to the smallest of them in
+    8 significant bits, never entries of 0). ``top_overlap`` is the number of shared top parameters over that
+    of the model with fewer, ``top_sign_conflict`` the share of opposite signs among them. None where the
+    divisor is 0.
     """
 
     models: tuple[int, int]
@@ -98,10 +99,10 @@ class Pair:
 class ScopeStatistics:
     """Results over the elements of one tensor, group, layer or the whole model.
 
-    ``changes`` has one entry per model, None for a model without a comparable tensor here. ``sign_conflict`` is the share
-    of entries with both signs among those that at least two models changed. ``cancelled`` is the share of magnitude lost
-    when the task vectors are added: 1 - sum |d1 + d2 + ...| / sum (|d1| + |d2| + ...). Both cover the tensors that at
-    least two models have, and are None where the divisor is 0.
+    ``changes`` has one entry per model, None for a model without a comparable tensor here. ``sign_conflict``
+    is the share of entries with both signs among those that at least two models changed. ``cancelled`` is the
+    share of magnitude lost when the task vectors are added: 1 - sum |d1 + d2 + ...| / sum (|d1| + |d2| +
+    ...). Both cover the tensors that at least two models have, and are None where the divisor is 0.
     """
 
     name: str
@@ -117,8 +118,11 @@ class ScopeStatistics:
 
 @dataclass(frozen=True)
 class TensorScope(ScopeStatistics):
-    """A tensor, with its dtype and shape in the base, its group, the number of its layer (or None), and its name in the layer
-    (``self_attn.q_proj.weight``; the whole name outside of layers)."""
+    """A tensor: its dtype and shape in the base, its group and its layer.
+
+    ``layer`` is the number of the layer, None outside of layers. ``module`` is the name in the layer
+    (``self_attn.q_proj.weight``), or the whole name outside of layers.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -131,7 +135,8 @@ class TensorScope(ScopeStatistics):
 class AnalysedModel:
     """A model: ``name`` is short, unique and valid for a folder; ``reference`` is the path or hub id.
 
-    ``commit`` is the commit on the hub. ``layout`` says how its tensor names differ from the base's; '' if they do not.
+    ``commit`` is the commit on the hub. ``layout`` says how its tensor names differ from the base's; '' if
+    they do not.
     """
 
     name: str
@@ -142,8 +147,10 @@ class AnalysedModel:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor that could not be compared with the base's, and why. ``model`` is a reference, or None for a tensor of the
-    base that is never compared, such as integers."""
+    """A tensor that could not be compared with the base's, and why.
+
+    ``model`` is a reference, or None for a tensor of the base that is never compared, such as integers.
+    """
 
     tensor: str
     model: str | None
@@ -153,8 +160,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All results. ``whole`` covers all tensors, ``groups`` those of :data:`GROUPS` that the model has, ``layers`` each layer
-    number, over all stacks of layers."""
+    """The results of an analysis.
+
+    ``whole`` covers all tensors, ``groups`` those of :data:`GROUPS` that the model has, ``layers`` each layer
+    number, over all stacks of layers.
+    """
 
     version: str
     base: AnalysedModel
@@ -187,7 +197,8 @@ def read_analysis(path: str | os.PathLike[str]) -> Analysis:
     data = read_json(file)
     if data.get("schema") != SCHEMA:
         raise ModelError(
-            f"{file}: is not an analysis of schema {SCHEMA} (schema {json.dumps(data.get('schema'))}). Create it with `alnico analyze`."
+            f"{file}: is not an analysis of schema {SCHEMA} (schema {json.dumps(data.get('schema'))}). "
+            "Create it with `alnico analyze`."
         )
     try:
         return Analysis(

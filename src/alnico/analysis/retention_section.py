@@ -48,7 +48,8 @@ def retention_section(retention: Retention) -> PageSection:
 def _words(retention: Retention) -> list[str]:
     if retention.base is None:
         return [
-            f"How far {retention.merged.name} is from each parent; relative: over its own norm. More needs the base of the parents."
+            f"How far {retention.merged.name} is from each parent; relative: over its own norm. More needs "
+            "the base of the parents."
         ]
     whole = retention.whole
     outside = (
@@ -58,8 +59,10 @@ def _words(retention: Retention) -> list[str]:
     )
     return [
         f"{retention.merged.name} is {percent(whole.relative_distance)} away from the base{outside}.",
-        "Projection: its task vector projected on a parent's; 1 if it contains all of it. Weight: the same, without what the other "
-        "parents explain. Signs agree: among the entries that both changed. Top kept: the share of the parent's largest changes "
+        "Projection: its task vector projected on a parent's; 1 if it contains all of it. Weight: the same, "
+        "without what the other "
+        "parents explain. Signs agree: among the entries that both changed. Top kept: the share of the "
+        "parent's largest changes "
         "that are also among the largest changes of the merge.",
     ]
 

@@ -17,7 +17,7 @@ QUIET = "rgba(127,127,127,0.4)"
 
 
 def score_section(scores: Estimates) -> PageSection:
-    """Build the section: a bar per model and task, with its interval if known, and a radar for three or more tasks.
+    """Build the section: bars by model and task, with known intervals, and a radar from three tasks on.
 
     Errors: none; scores must not be empty.
     """
@@ -27,7 +27,8 @@ def score_section(scores: Estimates) -> PageSection:
     if len(scores) >= LEAST_ON_A_RADAR:
         figures.append(_radar(scores, models))
     words = [
-        "Higher is better. Lines at the ends of bars are 95 % intervals, if the scores have them: the range to expect on other examples of the same task."
+        "Higher is better. Lines at the ends of bars are 95 % intervals, if the scores have them: the range "
+        "to expect on other examples of the same task."
     ]
     least = 420 if len(figures) > 1 else 0
     body = f'<div class="maps" style="--least:{least}px">\n{"".join(map(figure_html, figures))}</div>\n'

@@ -48,8 +48,8 @@ BASE = "base"
 class Accuracy:
     """How much the merged model kept on a task, compared with the ``best`` parent (a name) on it.
 
-    ``kept`` is merged / best, ``gain_kept`` is (merged - base) / (best - base); None if the divisor is 0 or the base has
-    no score.
+    ``kept`` is merged / best, ``gain_kept`` is (merged - base) / (best - base); None if the divisor is 0 or
+    the base has no score.
     """
 
     task: str
@@ -77,8 +77,9 @@ def values_of(estimates: Estimates) -> ScoreTable:
 def read_estimates(sources: Iterable[str | os.PathLike[str]]) -> Estimates:
     """Read scores, with intervals where given, from files and from text written ``TASK:MODEL=SCORE``.
 
-    A ``.json`` file contains ``{"task": {"model": 0.5}}``, or is written by ``alnico evaluate``: then tasks where lower is
-    better are skipped. A ``.csv`` file has the header ``task,model,score``. Errors: ModelError.
+    A ``.json`` file contains ``{"task": {"model": 0.5}}``, or is written by ``alnico evaluate``: then tasks
+    where lower is better are skipped. A ``.csv`` file has the header ``task,model,score``. Errors:
+    ModelError.
     """
     estimates: dict[str, dict[str, Estimate]] = {}
     for item in sources:
@@ -97,8 +98,8 @@ def accuracies(
 ) -> tuple[Accuracy, ...]:
     """Compute how much a merged model kept on each task.
 
-    Models are named as in an analysis, by path or hub id, or ``merged`` and ``base``. Errors: ModelError for any other
-    model, and for a task without a score of the merged model or of any parent.
+    Models are named as in an analysis, by path or hub id, or ``merged`` and ``base``. Errors: ModelError for
+    any other model, and for a task without a score of the merged model or of any parent.
     """
     model_of: dict[str, AnalysedModel] = {}
     for model, word in (
@@ -116,19 +117,22 @@ def accuracies(
             if name not in model_of:
                 near = difflib.get_close_matches(name, model_of, 1)
                 raise ModelError(
-                    f"scores: {task}: {name} is not one of the models; expected {', '.join(dict.fromkeys(m.name for m in model_of.values()))}."
+                    f"scores: {task}: {name} is not one of the models; expected "
+                    f"{', '.join(dict.fromkeys(m.name for m in model_of.values()))}."
                     + (f" Did you mean {near[0]}?" if near else " Give one of these names, or its path.")
                 )
             if model_of[name] in own:
                 raise ModelError(
-                    f"scores: {task}: {model_of[name].name} has two scores, the second as {name}; expected one. Remove one."
+                    f"scores: {task}: {model_of[name].name} has two scores, the second as {name}; expected "
+                    "one. Remove one."
                 )
             own[model_of[name]] = _number(score, f"scores: {task}: {name}")
         of_parents = [(own[p], p.name) for p in parents if p in own]
         if merged not in own or not of_parents:
             lacking = "the merged model" if merged not in own else "any parent"
             raise ModelError(
-                f"scores: {task}: has no score of {lacking}; expected one of each. Add it, or remove the task."
+                f"scores: {task}: has no score of {lacking}; expected one of each. Add it, or remove the "
+                "task."
             )
         best = max(of_parents, key=lambda entry: entry[0])
         of_base = own.get(base) if base is not None else None
@@ -160,7 +164,8 @@ def _rows(text: str) -> list[tuple[str, str, Any]]:
     task, colon, model = name.partition(":")
     if not (equals and colon and task and model):
         raise ModelError(
-            f"{text!r}: is not a score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write for example `gsm8k:merged=0.52`."
+            f"{text!r}: is not a score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write for "
+            "example `gsm8k:merged=0.52`."
         )
     return [(task, model, score)]
 
@@ -177,7 +182,8 @@ def _evaluation(text: str, data: Mapping[str, Any]) -> list[tuple[str, str, Any]
         ]
     except (KeyError, TypeError, AttributeError):
         raise ModelError(
-            f"{text}: is not a file of scores; expected the output of `alnico evaluate --json`. Write it again."
+            f"{text}: is not a file of scores; expected the output of `alnico evaluate --json`. Write it "
+            "again."
         ) from None
 
 
@@ -211,7 +217,8 @@ def _table(path: Path) -> list[tuple[str, str, Any]]:
             else f"has {len(lines[wrong or 0])} values in row {(wrong or 0) + 2}"
         )
         raise ModelError(
-            f"{path}: {what}; expected the header task,model,score and three values in each row. Convert it to this form."
+            f"{path}: {what}; expected the header task,model,score and three values in each row. Convert it "
+            "to this form."
         )
     return [(task.strip(), model.strip(), score) for task, model, score in lines]
 

@@ -20,12 +20,12 @@ Moments = tuple[float, float, float, float, float]
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums and counts of a tensor: for each of its ``models`` (positions), each pair of them in order, and all together.
+    """Sums and counts of a tensor: for each of its ``models`` (positions), for each pair, for all together.
 
-    ``l1``, ``squares``: sum |d|, sum d^2. ``products``, ``sizes``: sum d1 d2, sum |d1 d2|. ``both``: the number of
-    entries that both models changed, and of those with opposite signs. ``shared``: the same for top parameters of both.
-    ``together``: the number of entries that at least two models changed, and of those with both signs. ``of_sum``:
-    sum |d1 + d2 + ...|.
+    ``l1``, ``squares``: sum |d|, sum d^2. ``products``, ``sizes``: sum d1 d2, sum |d1 d2|. ``both``: the
+    number of entries that both models changed, and of those with opposite signs. ``shared``: the same for top
+    parameters of both. ``together``: the number of entries that at least two models changed, and of those
+    with both signs. ``of_sum``: sum |d1 + d2 + ...|.
     """
 
     models: tuple[int, ...]
@@ -66,7 +66,7 @@ class Tally:
         quantiles: Sequence[tuple[float, ...]],
         subspaces: Sequence[Subspace | None],
     ) -> Tally:
-        """Add up the kernels' results for each leaf (see :class:`alnico.kernels.analysis_kernels.DescribingKernel`)."""
+        """Add up the kernels' results for each leaf; see :class:`DescribingKernel`."""
         counts = np.minimum(LEAF, elements - np.arange(len(moments)) * LEAF).astype(np.float64)
         of_models = moments.reshape(len(moments), len(models), MOMENTS + 1).transpose(1, 2, 0)
         return cls(

@@ -16,7 +16,7 @@ from alnico.methods import find
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe import dialect
 from alnico.run_options import RunOptions
-from alnico.values.models import fill, merged, open_models, plain_copy
+from alnico.values.models import fill, merge_open_models, open_models, plain_copy
 
 
 @ieee_arithmetic()
@@ -142,7 +142,7 @@ def _merge(
     except BaseException:
         opened.close()
         raise
-    return merged(opened, recipe, run)
+    return merge_open_models(opened, recipe, run)
 
 
 def recipe_of(

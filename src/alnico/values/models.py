@@ -39,11 +39,11 @@ from alnico.values.peft_modules import has_adapters, state_without_adapters, wit
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenModels:
     """The models of one merge, by their references in its recipe.
 
-    ``names`` are those of the tensors in memory, in order; ``tied`` maps a tensor that shares another's
-    memory to that tensor.
+    ``names`` are those of the tensors in memory, in order; ``tied`` maps a tensor that shares
+    another's memory to that tensor.
     """
 
     sources: Mapping[str, Source]
@@ -67,7 +67,7 @@ def path_of(model: Any) -> str | None:
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 
 
-def open_models(models: Mapping[str, Any]) -> Opened:
+def open_models(models: Mapping[str, Any]) -> OpenModels:
     """Open paths and hub ids, and wrap dicts and modules. Errors: ModelError, HubError.
 
     The prefix ``module.`` is removed from the names of a model, with a warning, if the other models do not
@@ -106,7 +106,7 @@ def open_models(models: Mapping[str, Any]) -> Opened:
         raise
     names = tuple(dict.fromkeys(n for state in states.values() for n in state))
     has_torch = any(is_torch_tensor(v) for state in states.values() for v in state.values())
-    return Opened(sources, names, tied, has_torch or not states)
+    return OpenModels(sources, names, tied, has_torch or not states)
 
 
 def _refuse_other_masks(states: Mapping[str, Mapping[str, Any]]) -> None:
@@ -175,7 +175,7 @@ def plain_copy(module: Any) -> Any:
         ) from None
 
 
-def merged(opened: Opened, recipe: Mapping[str, Any], run: RunOptions) -> dict[str, Any]:
+def merge_open_models(opened: OpenModels, recipe: Mapping[str, Any], run: RunOptions) -> dict[str, Any]:
     """Merge a recipe over open models into a dict of torch tensors on the CPU, or of numpy arrays.
 
     Closes the models.
@@ -189,12 +189,12 @@ def merged(opened: Opened, recipe: Mapping[str, Any], run: RunOptions) -> dict[s
                 to_numpy(
                     np.empty(0, np.uint8), job.dtype, (0,)
                 )  # refuses dtypes that numpy lacks before the work
-        return named(opened, plan, run_in_memory(plan))
+        return name_tensors(opened, plan, run_in_memory(plan))
     finally:
         opened.close()
 
 
-def named(opened: Opened, plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def name_tensors(opened: OpenModels, plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """View the bytes of a plan's tensors as torch tensors or numpy arrays, under the names in the models.
 
     A tied tensor has all its names. The order is that of the models.

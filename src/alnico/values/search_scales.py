@@ -20,7 +20,7 @@ from alnico.numerics.arithmetic import callers_arithmetic, ieee_arithmetic
 from alnico.recipe.load import load_recipe
 from alnico.run_options import RunOptions
 from alnico.values.merge import recipe_of
-from alnico.values.models import fill, named, open_models, plain_copy
+from alnico.values.models import fill, name_tensors, open_models, plain_copy
 
 MOST_FAILURES = 5
 """Number of failed evaluations that ends the search."""
@@ -113,7 +113,7 @@ def search_scales(
                     options={},
                 )
                 plan = resident.plan(load_recipe(recipe))
-                state = named(opened, plan, resident.merge(plan))
+                state = name_tensors(opened, plan, resident.merge(plan))
                 if module is not None:
                     fill(module, state)
                 tried.append(_run_trial(evaluate, state if module is None else module, scales, number))

@@ -27,7 +27,7 @@ from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.sizes import bytes_of
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.values.merge import dtype_name
-from alnico.values.models import check_module, fill, merged, open_models, path_of
+from alnico.values.models import check_module, fill, merge_open_models, open_models, path_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +284,7 @@ class LazyModel:
     ) -> dict[str, Any]:
         """Return the tensors: numpy arrays if all models are dicts of them, otherwise torch tensors."""
         recipe, models = self._recipe_and_models(dtype, unrelated)
-        return merged(open_models(models), recipe, RunOptions.of(threads=threads))
+        return merge_open_models(open_models(models), recipe, RunOptions.of(threads=threads))
 
     @ieee_arithmetic()
     def apply(self, module: Any, *, unrelated: str = "error", threads: int | None = None) -> Any:
