@@ -1,1 +1,1 @@
-"""Questions about models before and after a merge: statistics of task vectors, interference, reports."""
+"""Analyzes models before and after a merge: task vectors, conflicts, suggestions, reports."""

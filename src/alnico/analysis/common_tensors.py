@@ -114,7 +114,7 @@ def names_of(sources: Sequence[Source]) -> list[str]:
     return short_names([source.label for source in sources])
 
 
-def _folded(name: str) -> str:
+def _fold_name(name: str) -> str:
     """Normalise a name as file systems do that ignore case and accents' encoding."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
@@ -139,8 +139,8 @@ def short_names(references: Sequence[str]) -> list[str]:
         ).strip(".-")
         stem = short[:60] or "model"
         name, number = stem, 2
-        while _folded(name) in taken:
+        while _fold_name(name) in taken:
             name, number = f"{stem}-{number}", number + 1
-        taken.add(_folded(name))
+        taken.add(_fold_name(name))
         names.append(name)
     return names

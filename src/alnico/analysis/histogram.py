@@ -44,7 +44,7 @@ class Histogram:
         at = np.searchsorted(until, ranks, side="right")
         return bins[at], ranks - (until[at] - counts[at]), counts[at]
 
-    def estimated(self, ranks: np.ndarray) -> np.ndarray:
+    def estimate(self, ranks: np.ndarray) -> np.ndarray:
         """Estimate the entries of these ranks, evenly spaced inside a bin; the relative error is below
         2^-7."""
         bins, inside, counts = self.places(ranks)

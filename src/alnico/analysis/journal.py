@@ -72,7 +72,7 @@ class AnalysisJournal(Hold):
     ) -> dict[str, Mapping[str, Any]]:
         """Open the journal; returns the lines of an interrupted analysis by tensor name.
 
-        :func:`measured` decodes a line; encoded lines need less memory.
+        :func:`decode_measurement` decodes a line; encoded lines need less memory.
 
         Errors: OutputError, naming what changed, if the journal belongs to another analysis; RunError.
         """
@@ -120,29 +120,29 @@ def _line(name: str, measurements: MeasuredTensor) -> dict[str, Any]:
     return {
         "tensor": name,
         "tally": dataclasses.asdict(measurements.tally),
-        "histograms": [*map(_packed, measurements.histograms)],
+        "histograms": [*map(_pack, measurements.histograms)],
     }
 
 
-def measured(line: Mapping[str, Any]) -> MeasuredTensor:
+def decode_measurement(line: Mapping[str, Any]) -> MeasuredTensor:
     """Decode the line of a tensor."""
-    fields = {key: _tupled(value) for key, value in line["tally"].items() if key != "subspaces"}
+    fields = {key: _to_tuples(value) for key, value in line["tally"].items() if key != "subspaces"}
     subspaces = tuple(None if s is None else Subspace(**s) for s in line["tally"]["subspaces"])
-    return MeasuredTensor(Tally(**fields, subspaces=subspaces), [*map(_unpacked, line["histograms"])])
+    return MeasuredTensor(Tally(**fields, subspaces=subspaces), [*map(_unpack, line["histograms"])])
 
 
-def _tupled(value: Any) -> Any:
-    return tuple(map(_tupled, value)) if isinstance(value, list) else value
+def _to_tuples(value: Any) -> Any:
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
-def _packed(histogram: Histogram) -> dict[str, Any]:
+def _pack(histogram: Histogram) -> dict[str, Any]:
     pages = sorted(histogram.pages)
     counts = b"".join(histogram.pages[page].astype("<i8").tobytes() for page in pages)
     # Counts are small or 0: compressed, a histogram takes 1/20 of the space, in 0.3 ms.
     return {"pages": pages, "counts": base64.b85encode(zlib.compress(counts, 1)).decode("ascii")}
 
 
-def _unpacked(packed: Mapping[str, Any]) -> Histogram:
+def _unpack(packed: Mapping[str, Any]) -> Histogram:
     counts = np.frombuffer(zlib.decompress(base64.b85decode(packed["counts"])), "<i8").reshape(
         len(packed["pages"]), PAGE
     )

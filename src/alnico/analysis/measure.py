@@ -20,7 +20,7 @@ import numpy as np
 from alnico._version import __version__
 from alnico.analysis.common_tensors import CommonTensor, model_of, names_of, pair_tensors
 from alnico.analysis.histogram import Histogram, neighbours, place_in, value_of
-from alnico.analysis.journal import AnalysisJournal, MeasuredTensor, measured
+from alnico.analysis.journal import AnalysisJournal, MeasuredTensor, decode_measurement
 from alnico.analysis.results import GROUPS, LEVELS, Analysis, Skipped, Subspace
 from alnico.analysis.subspace import subspaces
 from alnico.analysis.tally import PooledTallies, Tally
@@ -265,7 +265,7 @@ class _AnalysisRun:
         ]
         for number, subject in enumerate(subjects):
             if subject.job.name in recorded:
-                self._take(number, measured(recorded[subject.job.name]))
+                self._take(number, decode_measurement(recorded[subject.job.name]))
 
     def measure(self) -> Measurements:
         missing = [self.subjects[number] for number in self._missing]

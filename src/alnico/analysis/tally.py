@@ -1,4 +1,4 @@
-"""Sums and counts of tensors in float64, and statistics from them; the order of tensors does not matter."""
+"""Sums and counts over tensors in float64, in any order, and the statistics computed from them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Tally:
             base_squares=math.fsum(of_base[:, 1]),
             l1=tuple(math.fsum(m[4]) for m in of_models),
             squares=tuple(math.fsum(m[5]) for m in of_models),
-            moments=tuple(joined(_centred(counts, m)) for m in of_models),
+            moments=tuple(combine_moments(_center_moments(counts, m)) for m in of_models),
             ends=tuple((low, high) for low, high in ends.tolist()),
             unchanged=tuple(unchanged.tolist()),
             tops=tuple(tops.tolist()),
@@ -91,7 +91,7 @@ class Tally:
         )
 
 
-def _centred(counts: np.ndarray, sums: np.ndarray) -> list[Moments]:
+def _center_moments(counts: np.ndarray, sums: np.ndarray) -> list[Moments]:
     """Compute the moments of leaves from the sums of powers of deviations from ``sums[MOMENTS]``."""
     y1, y2, y3, y4, shift = sums[0], sums[1], sums[2], sums[3], sums[MOMENTS]
     m = y1 / counts
@@ -110,10 +110,10 @@ def _centred(counts: np.ndarray, sums: np.ndarray) -> list[Moments]:
     )
 
 
-def joined(parts: Sequence[Moments]) -> Moments:
+def combine_moments(parts: Sequence[Moments]) -> Moments:
     """Combine the moments of parts into those of all numbers.
 
-    >>> joined([(2.0, 0.0, 2.0, 0.0, 2.0), (2.0, 2.0, 0.0, 0.0, 0.0)])  # -1, 1 and 2, 2
+    >>> combine_moments([(2.0, 0.0, 2.0, 0.0, 2.0), (2.0, 2.0, 0.0, 0.0, 0.0)])  # -1, 1 and 2, 2
     (4.0, 1.0, 6.0, -6.0, 18.0)
     """
     n = math.fsum(p[0] for p in parts)
@@ -168,7 +168,7 @@ class PooledTallies:
         filled = [(part, i) for part, i in own if part.elements]
         low = min((part.ends[i][0] for part, i in filled), default=0.0)
         high = max((part.ends[i][1] for part, i in filled), default=0.0)
-        n, mean, second, third, fourth = joined([part.moments[i] for part, i in own])
+        n, mean, second, third, fourth = combine_moments([part.moments[i] for part, i in own])
         is_spread = low < high and second > 0
         return DeltaStatistics(
             elements=elements,
@@ -196,7 +196,7 @@ class PooledTallies:
             return (0.0,) * len(LEVELS)
         below, above, share = neighbours(elements, LEVELS[1:-1])
         histogram = self.histograms[model]
-        first, second = (np.clip(histogram.estimated(ranks), low, high) for ranks in (below, above))
+        first, second = (np.clip(histogram.estimate(ranks), low, high) for ranks in (below, above))
         return (low, *(first + (second - first) * share + 0.0).tolist(), high)
 
     def _pairs(self) -> tuple[Pair, ...]:

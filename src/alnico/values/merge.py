@@ -115,16 +115,16 @@ def merge_models(
 def _merge(
     models: Sequence[Any],
     base: Any,
-    called: str,
+    list_name: str,
     method: str,
     layers: Mapping[str, Mapping[str, Any]] | None,
     threads: int | None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Merge models in memory into a dict of tensors. ``called`` is the name of their list in messages."""
+    """Merge models in memory into a dict of tensors. ``list_name`` is the name of their list in messages."""
     if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence):
-        raise RecipeError(f"{called} is of type {type(models).__name__}; expected a list of models.")
-    named = {f"{called}[{i}]": model for i, model in enumerate(models)}
+        raise RecipeError(f"{list_name} is of type {type(models).__name__}; expected a list of models.")
+    named = {f"{list_name}[{i}]": model for i, model in enumerate(models)}
     references = list(named)
     if base is not None:
         same = next((reference for reference, model in named.items() if model is base), None)
@@ -133,7 +133,7 @@ def _merge(
     else:
         base_reference = None
     run = RunOptions.of(threads=threads)
-    recipe = recipe_of(references, base_reference, called, method, **arguments)
+    recipe = recipe_of(references, base_reference, list_name, method, **arguments)
     opened = open_models(named)
     try:
         if layers:
@@ -148,7 +148,7 @@ def _merge(
 def recipe_of(
     references: Sequence[str],
     base: str | None,
-    called: str,
+    list_name: str,
     method: str,
     *,
     weights: Sequence[float] | float | Mapping[str, Any] | None,
@@ -172,7 +172,7 @@ def recipe_of(
     elif weights is not None:
         raise RecipeError(
             f"weights is of type {type(weights).__name__}; expected a list with one number for each of the "
-            f"{called}, or one number for all."
+            f"{list_name}, or one number for all."
         )
     refuse_idle(method, [*options, *(["weight"] if weights is not None else [])])
     method_options = find(method).options
@@ -183,9 +183,9 @@ def recipe_of(
     }
     for name, values in lists.items():
         if len(values) != len(references):
-            written = "weights" if values is weights else name
+            argument = "weights" if values is weights else name
             raise RecipeError(
-                f"{written} has {len(values)} values for {len(references)} {called}; expected one for each."
+                f"{argument} has {len(values)} values for {len(references)} {list_name}; expected one for each."
             )
     entries = [
         {
@@ -216,10 +216,10 @@ def refuse_idle(method: str, names: Iterable[str]) -> None:
         is_of_mergekits = name in dialect.MERGEKIT_OPTIONS.get(method, ()) or name == "int8_mask"
         if is_of_mergekits or not (name in dialect.WITHOUT_EFFECT or dialect.why_no_effect(merges, name)):
             continue
-        written = "weights" if name == "weight" else name
+        argument = "weights" if name == "weight" else name
         valid = ["weights" if n == "weight" else n for n in dialect.option_names(merges)]
         raise RecipeError(
-            f"{written} has no effect on {method}; expected options of {method}: "
+            f"{argument} has no effect on {method}; expected options of {method}: "
             f"{', '.join(valid) or 'it has none'}. Leave it out."
         )
 

@@ -1,4 +1,4 @@
-"""Opens everything that stands for a model in Python, and returns merges as dicts of tensors."""
+"""Opens paths, dicts and modules as models, and returns merges as dicts of tensors."""
 
 from __future__ import annotations
 
