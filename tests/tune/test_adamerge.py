@@ -400,8 +400,8 @@ def no_graph(_: Any, examples: Sequence[int]) -> torch.Tensor:
         ),
         (
             no_graph,
-            "a: its loss depends on no merged tensor; expected logits with the graph of the module's parameters. "
-            "Give tasks for the models that are merged, and models that differ from the base.",
+            "a: its loss does not depend on any merged tensor; expected logits computed from the module's parameters. "
+            "Give tasks for the merged models, and models that differ from the base.",
         ),
     ],
 )
@@ -422,10 +422,10 @@ def test_tasks_must_give_scores_of_classes(wide: Models) -> None:
     with pytest.raises(EvaluationError) as caught:
         wide.learn([Perplexity()])
     assert str(caught.value) == (
-        "wiki: gives no scores of classes; expected a classification. Leave the task out: entropy is minimised over classes."
+        "wiki: gives no class scores, whose entropy is minimized; expected a classification. Remove the task."
     )
     with pytest.raises(
-        EvaluationError, match=r"^a: has no examples; expected some inputs\. Give the task's data\.$"
+        EvaluationError, match=r"^a: has no examples; expected at least one input\. Give the task's data\.$"
     ):
         wide.learn([Unlabelled("a", inputs(0))])
     with pytest.raises(EvaluationError, match=r"^tasks: there are none; "):
@@ -458,7 +458,7 @@ def test_a_classifier_must_mean_the_same_in_all_models(tmp_path: Path) -> None:
     with pytest.raises(MismatchError) as caught:
         learn([one, two], base, [task], InMemory({}), learning_options())
     assert str(caught.value).startswith(
-        f"a: asks for the classifier of the merge, and {one} has other classes (id2label) than {two}; "
+        f"a: uses the merged classifier, but {one} has different classes (id2label) from {two}; "
     )
 
 

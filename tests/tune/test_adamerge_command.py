@@ -155,7 +155,7 @@ def test_a_wrong_option_is_a_mistake_of_the_recipe(made: Made, run: Run) -> None
     assert code == 3
     assert (
         said
-        == f"alnico: adamerge: {made.base} is the base, and among the models; expected models tuned from it. Leave it out of the models.\n"
+        == f"alnico: adamerge: {made.base} is both the base and one of the models; expected models tuned from it. Remove it from the models.\n"
     )
 
 

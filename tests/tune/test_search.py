@@ -101,12 +101,14 @@ def test_tasks_and_folders_that_do_not_fit_are_refused(made: Made, tmp_path: Pat
     with pytest.raises(RecipeError) as missing:
         alnico.search({**recipe(made), "search": {}})
     assert str(missing.value) == (
-        "recipe: search.tasks is missing; expected the file of the tasks to search on. Add it, or give --tasks."
+        "recipe: search.tasks is missing; expected the tasks file to search on. Add it, or give --tasks."
     )
     with pytest.raises(EvaluationError) as shared:
         alnico.search(recipe(made), report=made.valid)
     assert str(shared.value).startswith("pets: ")
-    assert "of its examples are searched on, in pets, and its score would flatter" in str(shared.value)
+    assert "of its examples are also in pets, which is searched on, so its score would be too high" in str(
+        shared.value
+    )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(OutputError, match="contains files that are not from a search"):
@@ -155,10 +157,10 @@ def test_held_out_examples_are_those_that_no_trial_has_scored(made: Made) -> Non
 
 
 def test_a_search_says_when_its_scores_flatter(made: Made) -> None:
-    assert "flatter the best recipe" in alnico.search(recipe(made, trials=1)).notes[0]
+    assert "so the best recipe's score is too high" in alnico.search(recipe(made, trials=1)).notes[0]
     asked = alnico.search(recipe(made, trials=1, report="same"))
     assert asked.report is not None
-    assert "as asked (report: same)" in asked.notes[0]
+    assert "as requested (report: same)" in asked.notes[0]
 
 
 def test_layer_stacks_are_searched_too(made: Made) -> None:

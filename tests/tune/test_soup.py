@@ -174,21 +174,21 @@ def test_the_recipe_makes_the_model_that_was_scored(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"models": ["a"]}, "a soup of 1 models; expected two at least. Give more models."),
+        ({"models": ["a"]}, "models: there are 1; expected at least two for a soup. Give more models."),
         (
             {"models": ["a", "b", "a"]},
-            "a: is given twice; expected models that differ. Leave one out, or let order all replace.",
+            "a: appears twice in the models; expected different models. Remove one, or use order all with replace.",
         ),
-        ({"order": "best"}, "order is 'best'; expected sorted, all or uniform."),
+        ({"order": "best"}, "order is 'best'; expected sorted, all or uniform. Choose one."),
         (
             {"replace": True},
-            "replace goes with order all; the order is sorted. Leave replace out, or choose all.",
+            "replace is set, but order is sorted; expected order all. Remove replace, or choose order all.",
         ),
         (
             {"order": "all", "replace": True, "least_gain": -1.0},
-            "least_gain is -1; expected 0 or more with replace.",
+            "least_gain is -1; expected 0 or more with replace. Choose such a number.",
         ),
-        ({"least_gain": float("nan")}, "least_gain is nan; expected a finite number."),
+        ({"least_gain": float("nan")}, "least_gain is nan; expected a finite number. Choose such a number."),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -203,13 +203,18 @@ def test_options_that_do_not_go_together_are_refused(wrong: dict[str, Any], mess
         (
             [],
             "mean",
-            "there are no tasks; expected one at least, to choose a soup by. Name some in the tasks file.",
+            "tasks: there are none; expected at least one to choose a soup by. Add tasks to the tasks file.",
         ),
-        ([Near((0, 0))], "far", "objective 'far' is no task; expected mean or near. Name one of them."),
+        (
+            [Near((0, 0))],
+            "far",
+            "objective is 'far', which is not a task; expected mean or near. Name one of them.",
+        ),
         (
             [Near((0, 0)), Near((0, 0), "loss", "min")],
             "mean",
-            "objective mean: less is better of loss; expected scores that can be added. Name one task as the objective.",
+            "objective is mean, but lower is better for loss; expected tasks whose scores can be averaged. "
+            "Name one task as the objective.",
         ),
     ],
 )
@@ -279,8 +284,9 @@ def test_the_report_scores_soup_models_and_base_on_held_out_examples(
     with pytest.raises(EvaluationError) as caught:
         alnico.soup(names, "valid.yml", report="valid.yml")
     assert str(caught.value) == (
-        f"pets: {len(tasks[0].digests())} of its examples are also in pets, by which the models were chosen; expected others, or the "
-        "score is too good. Give data that was held out, or say that sharing is meant."
+        f"pets: {len(tasks[0].digests())} of its examples are also in pets, which chose the models, so its "
+        "score would be too high; expected other examples. Give held-out data, or accept shared examples "
+        "(shared=True, --shared)."
     )
     same = alnico.soup(names, "valid.yml", report="valid.yml", shared=True)
     assert same.report is not None

@@ -64,7 +64,7 @@ def test_a_search_stops_after_so_many_failures_in_a_row() -> None:
     ]
     assert str(error.value) == (
         "3 trials in a row have failed; expected scores. The last, trial 6: trial 6: ValueError: broken\n"
-        "Mend it and give the same command, which goes on; or allow more with search.failures."
+        "Correct the cause and run the same command, which resumes; or allow more failures with search.failures."
     )
 
 

@@ -1,4 +1,4 @@
-"""AdaMerging: how much of each task vector, learned from inputs without labels."""
+"""Learns the coefficients of task vectors from unlabelled inputs (AdaMerging)."""
 
 from __future__ import annotations
 
@@ -34,27 +34,30 @@ from alnico.plan.layers import layer_position
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
 from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_RUN, RunOptions, Size
-from alnico.tune.task_vectors import TaskVectors, Written
+from alnico.tune.task_vectors import MergedModules, TaskVectors
 
 if TYPE_CHECKING:
     import torch
 
 Per = Literal["task", "layer", "tensor"]
-"""What has a coefficient of its own for each model: the whole task vector, each layer of it, or each tensor."""
+"""What has its own coefficient for each model: the whole task vector, each layer, or each tensor."""
 
 WHOLE = "all"
-"""The group of every tensor, where a model has one coefficient."""
+"""The group of all tensors, if each model has one coefficient."""
 
 PLACES = 6
-"""Decimal places of the coefficients that a recipe has; the model is written with these."""
+"""Decimal places of the coefficients in a recipe; the module is written with the rounded values."""
 
 LEAST = 1e-6
-"""What the first model keeps where a tensor's coefficients are all 0: a tensor that is not merged has no part in a model's threshold."""
+"""Coefficient of the first model if all coefficients of a tensor are 0.
+
+Without it the merge would skip the tensor, and a model's threshold would not count its entries.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class LearningStep:
-    """One step: the loss (the sum of ``losses``, a task's mean entropy in nats) at ``coefficients``, an array (groups, models)."""
+    """One step: ``loss`` is the sum of ``losses``, each task's mean entropy (nats) at ``coefficients``."""
 
     number: int
     loss: float
@@ -64,12 +67,13 @@ class LearningStep:
 
 @dataclass(frozen=True, eq=False)
 class AdaMergingResult:
-    """Coefficients that were learned: an array (groups, models), float64; ``recipe`` is the YAML of the merge with them.
+    """The learned coefficients, float64 (groups, models); ``recipe`` is the YAML of the merge with them.
 
-    ``groups`` names what each row is for: ``all``, layers and the tensors in none (``per: layer``), or tensors. ``steps`` is the course;
-    each has the coefficients it was taken at. ``used`` counts the inputs of each task, none of whose labels was read.
-    ``fixed`` are groups whose coefficients no input says anything about: they stayed as they were. ``left_out`` names the tensors that
-    have no part in the entropy, and why: the recipe merges them with the coefficient of their group all the same.
+    ``groups`` names the rows: ``all``; layers, and the tensors outside layers (``per: layer``); or tensors.
+    ``steps`` has the coefficients that each step started from. ``used`` counts the inputs of each task.
+    ``fixed`` lists groups without a gradient from any input; their coefficients stayed at the start value.
+    ``left_out`` maps tensors that the entropy does not depend on to the reason; the recipe still merges them
+    with the coefficient of their group.
     """
 
     models: tuple[str, ...]
@@ -84,7 +88,7 @@ class AdaMergingResult:
     recipe: str
 
     def data(self) -> dict[str, Any]:
-        """The course as plain data, for JSON."""
+        """Return the steps and the result as plain data, for JSON."""
         return {
             "models": list(self.models),
             "base": self.base,
@@ -108,7 +112,7 @@ class AdaMergingResult:
 
 @dataclass(frozen=True)
 class LearningOptions:
-    """How coefficients are learned; see :func:`adamerge`, which has the defaults."""
+    """Options of the learning; :func:`adamerge` describes them and has the defaults."""
 
     per: Per
     plus: bool
@@ -148,18 +152,18 @@ def adamerge(
 ) -> AdaMergingResult:
     """Learn the coefficients of task vectors from inputs without labels (AdaMerging), and return the recipe.
 
-    Coefficients are moved so that the merge becomes certain of its answers on the inputs of ``tasks``; labels
-    are never read. Needs ``alnico[eval]``. ``watch`` receives each step (:class:`alnico.events.Learned`). The
-    method, its edge cases and its differences from the paper are described in
-    :func:`alnico.tune.adamerge.learn`.
+    The coefficients are learned so that the merged model becomes certain of its answers on the inputs of
+    ``tasks``. Labels are never read. Needs ``alnico[eval]``. ``watch`` receives each step
+    (:class:`alnico.events.Learned`). The method, its edge cases and its differences from the paper are
+    described in :func:`alnico.tune.adamerge.learn`.
 
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.
         base: The model that the others were tuned from.
-        tasks: Tasks file whose inputs are learned from; its labels are never read (label: null where there
+        tasks: Tasks file with the inputs to learn from; its labels are never read (label: null where there
             are none).
-        out: File of the recipe; its course is written next to it as NAME.course.json.
-        per: What has a coefficient of its own for each model: task, layer or tensor.
+        out: File of the recipe; the steps are written next to it as NAME.course.json.
+        per: What has its own coefficient for each model: task, layer or tensor.
         plus: AdaMerging++: trim the task vectors and elect signs first, as TIES does.
         density: With plus: share of each task vector that the trim keeps, in (0, 1].
         scope: With plus: what density is a share of: model or tensor.
@@ -174,7 +178,7 @@ def adamerge(
     """
     run = RunOptions.of(memory=memory, offline=offline, watch=watch)
     names = [os.fspath(base), *path_list(models)]
-    for path in () if out is None else (Path(out), course_beside(out)):
+    for path in () if out is None else (Path(out), course_path(out)):
         check_new_file(path)
     options = LearningOptions(
         per,  # type: ignore[arg-type]
@@ -215,55 +219,64 @@ def learn(
     run: RunOptions = DEFAULT_RUN,
     written_from: Sequence[str] | None = None,
 ) -> AdaMergingResult:
-    """Learn the coefficients of task vectors by making a merge sure of its answers; labels are never read.
+    """Learn the coefficients of task vectors by minimizing the entropy of the merge; labels are never read.
 
-    ``theta = base + sum_i c_i^l * vector_i^l`` for models i and groups of tensors l is written into the modules of ``subject``, which begin as
-    the base's. The loss is the sum over tasks of the mean entropy of softmax(logits) over a batch: each step takes one batch of every task,
-    so that no task pulls alone, and one task's graph is in memory at a time. The derivative of ``c_i^l`` is the inner product of the
-    parameters' gradient with the task vector, so a step is an ordinary forward and backward pass and one reading of the task vectors. Adam moves the
-    coefficients, in float64, and ``clamp`` puts them back into its range. At the end they are rounded to 6 places, ``subject`` holds the merge
-    with them, and the recipe makes the same model.
+    ``theta = base + sum_i c_i^l * vector_i^l``, for models i and groups of tensors l, is written into the
+    modules of ``subject``, which must hold the base's values. The loss is the sum over tasks of the mean
+    entropy of softmax(logits) over a batch. Each step takes one batch of every task, so that no task
+    dominates, and keeps one task's graph in memory at a time. The derivative of ``c_i^l`` is the inner
+    product of the parameters' gradient with the task vector, so a step is an ordinary forward and backward
+    pass plus one pass over the task vectors. Adam updates the coefficients in float64, and ``clamp`` clips
+    them to its range. At the end they are rounded to 6 places, ``subject`` holds the merge with them, and the
+    recipe gives the same model.
 
-    Use when: unlabelled inputs of every task are at hand and the tasks are classifications. The paper finds large gains over task arithmetic with
-        a coefficient a tensor, small ones with a coefficient a model. Entropy says nothing of regression or generation, and a batch of one class
-        teaches a model to say always that: give inputs as they come.
+    Use when: the tasks are classifications, and you have unlabelled inputs of every task. The paper finds
+        large gains over task arithmetic with one coefficient per tensor, small gains with one per model.
+        Entropy does not apply to regression or generation. A batch of a single class teaches a model to
+        always answer with that class: give inputs in their natural order.
 
-    ``written_from`` says how the recipe names the base and the models, where that differs from here. ``run.memory_bytes`` limits the
-    task vectors; what does not fit is read again at every step. Without ``clamp`` coefficients may run away.
+    ``written_from`` has the names of the base and the models in the recipe, if they differ from ``base`` and
+    ``models``. ``run.memory_bytes`` limits the task vectors in memory; the others are read again at every
+    step. Without ``clamp`` coefficients may diverge.
 
-    Edge cases: tensors that are equal in base and models take no part; coefficients that no input has a gradient for, of a head that no task
-        uses say, stay at ``init`` (``fixed``). Names are those of the files: experts that the module packs into one parameter have a
-        coefficient for each of the files' matrices, and a tied tensor that the files hold twice has one.
-    Errors: EvaluationError for tasks without logits or inputs, and for a loss that is not finite; MismatchError for models that do not fit together or
-        not the module, and for models with classifiers of different classes; MethodError for options out of range; and those of a merge.
-    Differs from the source: the authors clamp in the forward pass, where a coefficient outside has no gradient any more, and learn on test inputs.
+    Edge cases: tensors that are equal in the base and all models take no part. Coefficients without a
+        gradient, such as those of a head that no task uses, stay at ``init`` (``fixed``). Tensors have the
+        names of the files: experts that the module packs into one parameter have one coefficient per matrix
+        in the files, and a tied tensor that the files store twice has one.
+    Errors: EvaluationError for tasks without logits or inputs, and for a loss that is not finite;
+        MismatchError for models that do not fit one another or the module, and for classifiers of different
+        classes; MethodError for options out of range; those of a merge.
+    Differs from the source: the authors clamp in the forward pass, so a coefficient outside the range no
+        longer has a gradient, and they learn on test inputs.
     Source: Yang et al. 2024, AdaMerging, https://arxiv.org/abs/2310.02575, section 3.
     """
     _check_options(options, models, base)
     per, plus, scope = options.per, options.plus, options.scope
     import_extra("torch", "adamerge", "eval")
-    asked = _logit_tasks(tasks)
-    kinds = " and ".join(dict.fromkeys(task.kind for task in asked))
+    logit_tasks = _logit_tasks(tasks)
+    kinds = " and ".join(dict.fromkeys(task.kind for task in logit_tasks))
     names = tuple(written_from) if written_from is not None else (base, *models)
     plan = build_plan(
         load_recipe(_mapping((base, *models), options, 0.5)), run=RunOptions(offline=run.offline)
     )
     try:
-        _check_heads(plan, asked)
+        _check_heads(plan, logit_tasks)
         fetch_weights(plan)
         check_relatedness(plan, PYTHON_OR_COMMAND)
         vectors = TaskVectors(
             plan, density=options.density if plus else None, scope=scope, memory_bytes=run.memory_bytes
         )
-        written = Written(
-            vectors, {kind: subject.module(kind) for kind in dict.fromkeys(task.kind for task in asked)}, plan
+        modules = MergedModules(
+            vectors,
+            {kind: subject.module(kind) for kind in dict.fromkeys(task.kind for task in logit_tasks)},
+            plan,
         )
         try:
-            groups = Groups(per, [job.name for job in vectors.changing], written.copies)
+            groups = Groups(per, [job.name for job in vectors.changing], modules.copies)
             course = _descend(
-                asked,
+                logit_tasks,
                 subject,
-                written,
+                modules,
                 groups,
                 len(models),
                 options,
@@ -272,49 +285,52 @@ def learn(
             final = course.coefficients.round(PLACES)
             if plus and scope == "model":
                 final[~final.any(axis=1), 0] = LEAST
-            written.write(_weights(written, groups, final, options.init))
+            modules.write(_weights(modules, groups, final, options.init))
         finally:
-            written.close()
+            modules.close()
         weights = [
             _setting(groups, column, options.init, [job.name for job in vectors.jobs]) for column in final.T
         ]
     finally:
         close([plan])
-    said = (
-        f"# AdaMerging{'++' if plus else ''}, coefficients per {per}, {options.steps} steps of {options.batch_size} unlabelled inputs a task, seed {options.seed}.\n"
-        f"# Learned on {', '.join(f'{visible(task)} ({count} inputs)' for task, count in course.used.items())}.\n"
+    header = (
+        f"# AdaMerging{'++' if plus else ''}, coefficients per {per}, {options.steps} steps of "
+        f"{options.batch_size} unlabelled inputs per task, seed {options.seed}.\n# Learned on "
+        f"{', '.join(f'{visible(task)} ({count} inputs)' for task, count in course.used.items())}.\n"
     )
-    text = said + yaml.safe_dump(
+    text = header + yaml.safe_dump(
         _mapping(names, options, weights),
         sort_keys=False,
         default_flow_style=None,
         width=1000,
     )
     fixed = tuple(g for g, is_moved in zip(groups.names, course.moved, strict=True) if not is_moved)
-    left_out = dict.fromkeys(written.absent, f"not in the module of the tasks ({kinds})")
+    left_out = dict.fromkeys(modules.absent, f"not in the module of the tasks ({kinds})")
     return AdaMergingResult(
         tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, left_out, text
     )
 
 
-def course_beside(recipe: str | os.PathLike[str]) -> Path:
-    """Where the course of a learned recipe is kept.
+def course_path(recipe: str | os.PathLike[str]) -> Path:
+    """Return the path of the steps of a learned recipe.
 
-    >>> course_beside("merges/mine.yml").as_posix()
+    >>> course_path("merges/mine.yml").as_posix()
     'merges/mine.course.json'
     """
     return Path(recipe).with_suffix(".course.json")
 
 
 def write_learned(learned: AdaMergingResult, recipe: str | os.PathLike[str]) -> None:
-    """Write the recipe, and the course beside it. Errors: OutputError, RunError."""
-    write_new_file(course_beside(recipe), json.dumps(learned.data()) + "\n")
+    """Write the recipe, and the steps next to it. Errors: OutputError, RunError."""
+    write_new_file(course_path(recipe), json.dumps(learned.data()) + "\n")
     write_new_file(Path(recipe), learned.recipe)
 
 
 class Groups:
-    """Which coefficient is a tensor's: the rows of an array (groups, models). ``copies`` have the coefficient of what they are copies of:
-    a tied tensor that is in the files twice stays one."""
+    """Assigns each tensor a row of the coefficients (groups, models).
+
+    ``copies`` maps the second copy of a tied tensor to the first; both have one coefficient.
+    """
 
     def __init__(
         self, per: Per, names: Sequence[str], copies: Mapping[str, str] = MappingProxyType({})
@@ -326,7 +342,7 @@ class Groups:
 
 
 def group_of(name: str, per: Per) -> str:
-    """What a tensor shares its coefficient with.
+    """Return the group of a tensor; its tensors share one coefficient per model.
 
     >>> [group_of("encoder.layer.3.output.weight", per) for per in ("task", "layer", "tensor")]
     ['all', 'encoder.layer.3', 'encoder.layer.3.output.weight']
@@ -350,13 +366,13 @@ class _Course:
 def _descend(
     tasks: Sequence[Differentiable],
     subject: EvaluatedModel,
-    written: Written,
+    modules: MergedModules,
     groups: Groups,
     models: int,
     options: LearningOptions,
     run: RunOptions,
 ) -> _Course:
-    """Take the steps."""
+    """Run the gradient descent."""
     steps, init, clamp = options.steps, options.init, options.clamp
     coefficients = np.full((len(groups.names), models), float(init))
     adam = _Adam(coefficients.shape, options.learning_rate)
@@ -365,30 +381,32 @@ def _descend(
     moved = np.zeros(len(groups.names), bool)
     course = []
     for number in range(1, steps + 1):
-        written.write(_weights(written, groups, coefficients, init))
+        modules.write(_weights(modules, groups, coefficients, init))
         losses = {}
-        for task, order, known in zip(tasks, batches, seen, strict=True):
+        for task, order, used in zip(tasks, batches, seen, strict=True):
             batch = next(order)
-            known.update(batch)
+            used.update(batch)
             loss = entropy(task.logits(subject, batch))
             if not loss.requires_grad:
                 raise EvaluationError(
-                    f"{task.name}: its loss depends on no merged tensor; expected logits with the graph of the module's parameters. "
-                    "Give tasks for the models that are merged, and models that differ from the base."
+                    f"{task.name}: its loss does not depend on any merged tensor; expected logits computed "
+                    "from the module's parameters. Give tasks for the merged models, and models that differ "
+                    "from the base."
                 )
             losses[task.name] = _finite(float(loss.detach()), task, number)
             loss.backward()  # type: ignore[no-untyped-call]
         slopes = np.zeros_like(coefficients)
-        for job, slope in written.slopes():
+        for job, slope in modules.slopes():
             slopes[groups.row[groups.of[job.name]]] += slope
         if not np.isfinite(slopes).all():
             raise EvaluationError(
-                f"step {number}: a gradient is not finite; the losses are {losses}. Lower the learning rate."
+                f"step {number}: a gradient is not finite (losses {losses}); expected finite numbers. Lower "
+                "the learning rate."
             )
         moved |= slopes.any(axis=1)
         step = LearningStep(number, math.fsum(losses.values()), losses, coefficients.copy())
         course.append(step)
-        coefficients = adam.moved(coefficients, slopes)
+        coefficients = adam.step(coefficients, slopes)
         if clamp is not None:
             coefficients = coefficients.clip(*clamp)
         run.report(Learned(step, steps))
@@ -411,13 +429,13 @@ class _Adam:
         self.mean, self.square = np.zeros(shape), np.zeros(shape)
         self.time = 0
 
-    def moved(self, values: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    def step(self, values: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         self.time += 1
         self.mean = 0.9 * self.mean + 0.1 * gradient
         self.square = 0.999 * self.square + 0.001 * gradient**2
         mean, square = self.mean / (1 - 0.9**self.time), self.square / (1 - 0.999**self.time)
-        found: np.ndarray = values - self.rate * mean / (np.sqrt(square) + 1e-8)
-        return found
+        updated: np.ndarray = values - self.rate * mean / (np.sqrt(square) + 1e-8)
+        return updated
 
 
 def _batches(size: int, batch_size: int, seed: int, task: int) -> Iterator[list[int]]:
@@ -430,18 +448,18 @@ def _batches(size: int, batch_size: int, seed: int, task: int) -> Iterator[list[
 
 
 def _weights(
-    written: Written, groups: Groups, coefficients: np.ndarray, init: float
+    modules: MergedModules, groups: Groups, coefficients: np.ndarray, init: float
 ) -> dict[str, np.ndarray]:
-    """The coefficients of every merged tensor; those without a group are equal in all models, and any will do."""
+    """Return the coefficients of every merged tensor; tensors without a group are equal in all models."""
     idle = np.full(coefficients.shape[1], init)
     return {
         job.name: coefficients[groups.row[groups.of[job.name]]] if job.name in groups.of else idle
-        for job in written.vectors.jobs
+        for job in modules.vectors.jobs
     }
 
 
 def _setting(groups: Groups, column: np.ndarray, init: float, names: Sequence[str]) -> Any:
-    """One model's weights as a recipe has them."""
+    """Return one model's weights in the form of a recipe."""
     values = [float(value) for value in column]
     if groups.per == "task":
         return values[0]
@@ -454,18 +472,18 @@ def _setting(groups: Groups, column: np.ndarray, init: float, names: Sequence[st
 
 
 def _filters(group: str, groups: Groups, names: Sequence[str]) -> list[str]:
-    """Filters that fit the tensors of a group alone."""
+    """Return filters that match only the tensors of a group."""
     part = f"{group}."
     of_group = [name for name, own in groups.of.items() if own == group]
-    strangers = [f"={name}" for name in of_group if name == group or not name.startswith(part)]
-    if len(strangers) == len(of_group):
-        return strangers
+    outside = [f"={name}" for name in of_group if name == group or not name.startswith(part)]
+    if len(outside) == len(of_group):
+        return outside
     layer = part if all(name.startswith(part) for name in names if part in name) else f"re:^{re.escape(part)}"
-    return [*strangers, layer]
+    return [*outside, layer]
 
 
 def _mapping(names: Sequence[str], options: LearningOptions, weights: Any) -> dict[str, Any]:
-    """The recipe of a base and models with these weights: one for all, or one each."""
+    """Return the recipe with these weights: one for all models, or one for each."""
     base, *models = names
     each = weights if isinstance(weights, list) else [weights] * len(models)
     trim = (
@@ -493,21 +511,22 @@ def _mapping(names: Sequence[str], options: LearningOptions, weights: Any) -> di
 
 
 def _logit_tasks(tasks: Sequence[Task]) -> list[Differentiable]:
-    asked = [task for task in tasks if isinstance(task, Differentiable)]
+    logit_tasks = [task for task in tasks if isinstance(task, Differentiable)]
     for task in tasks:
         if not isinstance(task, Differentiable):
             raise EvaluationError(
-                f"{task.name}: gives no scores of classes; expected a classification. Leave the task out: entropy is minimised over classes."
+                f"{task.name}: gives no class scores, whose entropy is minimized; expected a classification. "
+                "Remove the task."
             )
         if not task.size:
             raise EvaluationError(
-                f"{task.name}: has no examples; expected some inputs. Give the task's data."
+                f"{task.name}: has no examples; expected at least one input. Give the task's data."
             )
-    if not asked:
+    if not logit_tasks:
         raise EvaluationError(
-            "tasks: there are none; expected a classification of each model's kind. Add tasks to the file."
+            "tasks: there are none; expected a classification for each model. Add tasks to the file."
         )
-    return asked
+    return logit_tasks
 
 
 def _finite(loss: float, task: Task, step: int) -> float:
@@ -520,19 +539,20 @@ def _finite(loss: float, task: Task, step: int) -> float:
 
 
 def _check_heads(plan: Plan, tasks: Sequence[Differentiable]) -> None:
-    """A classifier that is merged must mean the same in all models."""
-    own = [task.name for task in tasks if task.kind == "classifier"]
+    """Check that a merged classifier has the same classes in all models. Errors: MismatchError."""
+    classifier_tasks = [task.name for task in tasks if task.kind == "classifier"]
     classes = [(source.label, source.config.get("id2label")) for source in plan.sources]
     other = next((c for c in classes if c[1] != classes[0][1]), None)
-    if own and other is not None:
+    if classifier_tasks and other is not None:
         raise MismatchError(
-            f"{own[0]}: asks for the classifier of the merge, and {classes[0][0]} has other classes (id2label) than {other[0]}; "
-            "expected one classifier for all. Give the task head: names, a head of the classes' words that is not merged."
+            f"{classifier_tasks[0]}: uses the merged classifier, but {classes[0][0]} has different classes "
+            f"(id2label) from {other[0]}; expected the same classes in all models. Set head: names for the "
+            "task, a head built from the class names that is not merged."
         )
 
 
 def _check_options(options: LearningOptions, models: Sequence[str], base: str) -> None:
-    """Errors: MethodError for what is out of its range."""
+    """Check the ranges of the options. Errors: MethodError."""
     per, scope, density, clamp, init = (
         options.per,
         options.scope,
@@ -561,14 +581,14 @@ def _check_options(options: LearningOptions, models: Sequence[str], base: str) -
             f"a number from {low:g} to {high:g}, the range of clamp",
             "Change one of them.",
         ),
-        (bool(models), "there are no models", "at least one beside the base", "Give the models."),
+        (bool(models), "there are no models", "at least one model besides the base", "Give the models."),
         (
             base not in models,
-            f"{base} is the base, and among the models",
+            f"{base} is both the base and one of the models",
             "models tuned from it",
-            "Leave it out of the models.",
+            "Remove it from the models.",
         ),
     ]
-    for is_right, found, expected, remedy in checks:
+    for is_right, value, expected, remedy in checks:
         if not is_right:
-            raise MethodError(f"adamerge: {found}; expected {expected}. {remedy}")
+            raise MethodError(f"adamerge: {value}; expected {expected}. {remedy}")

@@ -1,4 +1,4 @@
-"""Soups: which models to average, found by scoring the averages."""
+"""Chooses which models to average (a soup) by scoring the averages."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ SoupOrder = Literal["sorted", "all", "uniform"]
 """How the models of a soup are chosen."""
 
 SOUP, UNIFORM = "soup", "uniform soup"
-"""What they are called in a report."""
+"""Their labels in a report."""
 
 MOST_IN_ALL = 16
-"""Times as many portions as models, at which a soup with replacement ends."""
+"""A soup with replacement ends when its counts sum to this many times the number of models."""
 
 Counts = Mapping[str, int]
-"""How many times each model is in a soup."""
+"""How often each model is in a soup."""
 
 
 @dataclass(frozen=True)
 class SoupStep:
-    """One average that was tried: ``tried`` in the soup as it was, and what became of it."""
+    """One average that was scored: the soup so far with the model ``tried`` added."""
 
     tried: str
     counts: Counts
-    """The average's models, ``tried`` among them."""
+    """The average's models, including ``tried``."""
     score: float
     best: float | None
     """The soup's score before; None for the first model."""
@@ -64,10 +64,10 @@ class SoupStep:
 
 @dataclass(frozen=True)
 class Soup:
-    """A soup that was found. All scores are on the tasks that it was chosen by, which makes its own too good.
+    """The chosen soup. All scores are on the tasks that chose it, so its own score is too high.
 
-    ``counts`` are the models in it, in the order in which they were given; ``alone`` is each model's score, ``uniform`` that of the
-    plain mean of all.
+    ``counts`` has the models of the soup, in the caller's order; ``alone`` has the score of each model, and
+    ``uniform`` is the score of the plain mean of all models.
     """
 
     counts: Counts
@@ -81,29 +81,33 @@ class Soup:
     base: str | None = None
     unrelated: str = "error"
     report: Scorecard | None = None
-    """The soup, the uniform soup, every model and the base on tasks that chose nothing."""
+    """Scores of the soup, the uniform soup, every model and the base on tasks that did not choose."""
 
     @property
     def best(self) -> str:
-        """The model that scores best alone."""
+        """The model with the best score of its own."""
         sign = 1.0 if self.goal == "max" else -1.0
         return max(self.alone, key=lambda reference: sign * self.alone[reference])
 
     def recipe(self, folder: str | os.PathLike[str] = ".") -> str:
-        """The recipe that makes the soup, as YAML that lies in ``folder``: its merge is the model that was scored, bit for bit."""
+        """Return the soup's recipe as YAML, with paths relative to ``folder``.
+
+        Merging it gives the scored model, bit for bit.
+        """
         mapping = _recipe(self.counts, self.base, self.unrelated)
         for entry in mapping["models"]:
             entry["model"] = relative_reference(entry["model"], folder)
         if self.base is not None:
             mapping["base_model"] = relative_reference(self.base, folder)
         head = (
-            f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup of {len(self.counts)} of "
-            f"{len(self.alone)} models: {visible(self.objective)} {self.score:.6g} on the tasks it was chosen by.\n"
+            f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup of "
+            f"{len(self.counts)} of {len(self.alone)} models: {visible(self.objective)} {self.score:.6g} on "
+            "the tasks it was chosen by.\n"
         )
         return head + yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
 
     def data(self) -> dict[str, Any]:
-        """The soup as plain data, for ``--json``."""
+        """Return the soup as plain data, for ``--json``."""
         return {
             "order": self.order,
             "objective": self.objective,
@@ -141,8 +145,8 @@ def soup(
 
     ``soup.recipe(folder)`` is the recipe of the result. An average is the mean of its models in float32,
     rounded once, so the model is the recipe's, bit for bit. ``watch`` receives each step
-    (:class:`alnico.events.SoupTried`) and, with ``report``, each score. Needs ``alnico[eval]`` for tasks that
-    do.
+    (:class:`alnico.events.SoupTried`) and, with ``report``, each score. Needs
+    ``alnico[eval]`` if a task does.
 
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.
@@ -174,33 +178,35 @@ def soup(
         [*references, *([donor] if donor else [])],
         run=run,
         caller=PYTHON_OR_COMMAND,
-    ) as made:
+    ) as candidates:
 
         @functools.cache
-        def value(portions: tuple[int, ...]) -> float:
-            counts = {r: n for r, n in zip(references, portions, strict=True) if n}
-            subject = made.make(load_recipe(_recipe(counts, donor, unrelated)), label=" + ".join(counts))
+        def value(counts: tuple[int, ...]) -> float:
+            models_in = {r: n for r, n in zip(references, counts, strict=True) if n}
+            subject = candidates.make(
+                load_recipe(_recipe(models_in, donor, unrelated)), label=" + ".join(models_in)
+            )
             return seeks.value(
                 {task.name: task.evaluate(subject).value for task in chosen_by if task.name in sought}
             )
 
-        def score(portions: Sequence[int]) -> float:
-            return value(_reduced(portions))
+        def score(counts: Sequence[int]) -> float:
+            return value(_reduced(counts))
 
-        ones = [_with([0] * len(references), i) for i in range(len(references))]
-        alone = [score(one) for one in ones]
-        portions, steps = [1] * len(references), list[SoupStep]()
+        singles = [_with([0] * len(references), i) for i in range(len(references))]
+        alone = [score(single) for single in singles]
+        chosen, steps = [1] * len(references), list[SoupStep]()
         if order != "uniform":
-            cooking = _GreedySoup(
+            greedy = _GreedySoup(
                 references, alone, score, 1.0 if seeks.goal == "max" else -1.0, strict, least_gain, run
             )
-            portions, steps = cooking.in_order() if order == "sorted" else cooking.trying_all(replace)
-        counts = {r: n for r, n in zip(references, _reduced(portions), strict=True) if n}
+            chosen, steps = greedy.in_order() if order == "sorted" else greedy.trying_all(replace)
+        counts = {r: n for r, n in zip(references, _reduced(chosen), strict=True) if n}
         scores = dict(zip(references, alone, strict=True))
         uniform = score([1] * len(references))
-        found = Soup(
+        result = Soup(
             counts,
-            score(portions),
+            score(chosen),
             scores,
             uniform,
             order,  # type: ignore[arg-type]
@@ -210,37 +216,38 @@ def soup(
             donor,
             unrelated,
         )
-    return _with_report(found, others, run) if others else found
+    return _with_report(result, others, run) if others else result
 
 
-def _with_report(found: Soup, tasks: Sequence[Task], run: RunOptions) -> Soup:
-    """Score a soup, the uniform soup, every model and the base on other tasks. Errors: those of scoring."""
-    references = list(found.alone)
-    merges = {SOUP: found.counts, UNIFORM: dict.fromkeys(references, 1)}
-    every = [*([found.base] if found.base is not None and found.base not in references else []), *references]
-    with Candidates(every, run=run) as made:
-        each = (made.make(load_recipe(_recipe({r: 1}, None, found.unrelated)), label=r) for r in every)
+def _with_report(soup: Soup, tasks: Sequence[Task], run: RunOptions) -> Soup:
+    """Return the soup with the scores of it, the uniform soup, every model and the base on other tasks."""
+    references = list(soup.alone)
+    merges = {SOUP: soup.counts, UNIFORM: dict.fromkeys(references, 1)}
+    every = [*([soup.base] if soup.base is not None and soup.base not in references else []), *references]
+    with Candidates(every, run=run) as candidates:
+        each = (candidates.make(load_recipe(_recipe({r: 1}, None, soup.unrelated)), label=r) for r in every)
         merged = (
-            made.make(load_recipe(_recipe(counts, found.base, found.unrelated)), label=label)
+            candidates.make(load_recipe(_recipe(counts, soup.base, soup.unrelated)), label=label)
             for label, counts in merges.items()
         )
         card = score_models(
-            itertools.chain(each, merged), tasks, base=found.base, merged=list(merges), watch=run.watch
+            itertools.chain(each, merged), tasks, base=soup.base, merged=list(merges), watch=run.watch
         )
-    return dataclasses.replace(found, report=card)
+    return dataclasses.replace(soup, report=card)
 
 
 def _refuse_shared(tasks: Sequence[Task], chosen_by: Sequence[Task]) -> None:
-    """Refuse to report on what was chosen by. Errors: EvaluationError naming the tasks that share examples."""
+    """Refuse a report on examples that chose the soup. Errors: EvaluationError naming the tasks."""
     for task, other, count in shared_examples(tasks, chosen_by):
         raise EvaluationError(
-            f"{task.name}: {count} of its examples are also in {other.name}, by which the models were chosen; expected others, or the "
-            "score is too good. Give data that was held out, or say that sharing is meant."
+            f"{task.name}: {count} of its examples are also in {other.name}, which chose the models, so its "
+            "score would be too high; expected other examples. Give held-out data, or accept shared examples "
+            "(shared=True, --shared)."
         )
 
 
 class _GreedySoup:
-    """The greedy choices: ``score`` of portions of each model, larger times ``sign`` is better."""
+    """Greedy choices. ``score`` takes the count of each model; a larger score times ``sign`` is better."""
 
     def __init__(
         self,
@@ -260,88 +267,90 @@ class _GreedySoup:
         self._run = run
         self._ranked = sorted(range(len(references)), key=lambda i: -sign * alone[i])
         first = self._ranked[0]
-        self._portions = _with([0] * len(references), first)
+        self._counts = _with([0] * len(references), first)
         self._best = alone[first]
         self._steps: list[SoupStep] = []
-        self._tell(first, self._portions, self._best, None, is_kept=True)
+        self._report(first, self._counts, self._best, None, is_kept=True)
 
     def in_order(self) -> tuple[list[int], list[SoupStep]]:
         """Try each model once, the best first."""
         for i in self._ranked[1:]:
-            self._take([(i, self._score(_with(self._portions, i)))])
-        return self._portions, self._steps
+            self._take([(i, self._score(_with(self._counts, i)))])
+        return self._counts, self._steps
 
     def trying_all(self, replace: bool) -> tuple[list[int], list[SoupStep]]:
-        """Try all that may come in, and keep the best of them, until none is worth it."""
+        """Try every candidate model in each round and add the best one, until none gains enough."""
         self._strict |= replace
         while True:
-            open_ = [i for i in range(len(self._references)) if replace or not self._portions[i]]
-            tried = [(i, self._score(_with(self._portions, i))) for i in open_]
-            if (
-                not tried
-                or sum(self._portions) >= MOST_IN_ALL * len(self._references)
-                or not self._take(tried)
-            ):
-                return self._portions, self._steps
+            open_ = [i for i in range(len(self._references)) if replace or not self._counts[i]]
+            tried = [(i, self._score(_with(self._counts, i))) for i in open_]
+            if not tried or sum(self._counts) >= MOST_IN_ALL * len(self._references) or not self._take(tried):
+                return self._counts, self._steps
 
     def _take(self, tried: Sequence[tuple[int, float]]) -> bool:
-        """Keep the best of some averages if it gains enough."""
-        best, score = max(tried, key=lambda one: self._sign * one[1])
+        """Keep the best average of ``tried`` if it gains enough; return whether it does."""
+        best, score = max(tried, key=lambda entry: self._sign * entry[1])
         gain = self._sign * (score - self._best)
         is_kept = gain > self._least_gain if self._strict else gain >= self._least_gain
         before = self._best
-        for i, of_one in tried:
-            self._tell(i, _with(self._portions, i), of_one, before, is_kept=is_kept and i == best)
+        for i, its_score in tried:
+            self._report(i, _with(self._counts, i), its_score, before, is_kept=is_kept and i == best)
         if is_kept:
-            self._portions, self._best = _with(self._portions, best), score
+            self._counts, self._best = _with(self._counts, best), score
         return is_kept
 
-    def _tell(
-        self, tried: int, portions: Sequence[int], score: float, before: float | None, *, is_kept: bool
+    def _report(
+        self, tried: int, counts: Sequence[int], score: float, before: float | None, *, is_kept: bool
     ) -> None:
-        counts = {r: n for r, n in zip(self._references, portions, strict=True) if n}
-        step = SoupStep(self._references[tried], counts, score, before, is_kept)
+        models = {r: n for r, n in zip(self._references, counts, strict=True) if n}
+        step = SoupStep(self._references[tried], models, score, before, is_kept)
         self._steps.append(step)
         self._run.report(SoupTried(step))
 
 
-def _objective(tasks: Sequence[Task], asked: str) -> Objective:
+def _objective(tasks: Sequence[Task], objective: str) -> Objective:
     if not tasks:
         raise EvaluationError(
-            "there are no tasks; expected one at least, to choose a soup by. Name some in the tasks file."
+            "tasks: there are none; expected at least one to choose a soup by. Add tasks to the tasks file."
         )
     by_name = {task.name: task for task in tasks}
-    if asked in by_name:
-        return Objective(asked, by_name[asked].goal, ((asked, 1.0),))
-    if asked != MEAN:
+    if objective in by_name:
+        return Objective(objective, by_name[objective].goal, ((objective, 1.0),))
+    if objective != MEAN:
         raise EvaluationError(
-            f"objective {asked!r} is no task; expected mean or {', '.join(by_name)}. Name one of them."
+            f"objective is {objective!r}, which is not a task; expected mean or {', '.join(by_name)}. Name "
+            "one of them."
         )
     unfit = [task.name for task in tasks if task.goal == "min"]
     if unfit and len(tasks) > 1:
         raise EvaluationError(
-            f"objective mean: less is better of {', '.join(unfit)}; expected scores that can be added. Name one task as the objective."
+            f"objective is mean, but lower is better for {', '.join(unfit)}; expected tasks whose scores can "
+            "be averaged. Name one task as the objective."
         )
     return Objective(MEAN, tasks[0].goal, tuple((task.name, task.weight) for task in tasks))
 
 
 def _check(references: Sequence[str], order: str, replace: bool, least_gain: float) -> None:
     if len(references) < 2:
-        raise RecipeError(f"a soup of {len(references)} models; expected two at least. Give more models.")
+        raise RecipeError(
+            f"models: there are {len(references)}; expected at least two for a soup. Give more models."
+        )
     twice = [r for i, r in enumerate(references) if r in references[:i]]
     if twice:
         raise RecipeError(
-            f"{twice[0]}: is given twice; expected models that differ. Leave one out, or let order all replace."
+            f"{twice[0]}: appears twice in the models; expected different models. Remove one, or use order "
+            "all with replace."
         )
     if order not in ("sorted", "all", "uniform"):
-        raise RecipeError(f"order is {order!r}; expected sorted, all or uniform.")
+        raise RecipeError(f"order is {order!r}; expected sorted, all or uniform. Choose one.")
     if replace and order != "all":
         raise RecipeError(
-            f"replace goes with order all; the order is {order}. Leave replace out, or choose all."
+            f"replace is set, but order is {order}; expected order all. Remove replace, or choose order all."
         )
     if not math.isfinite(least_gain) or (replace and least_gain < 0):
         raise RecipeError(
-            f"least_gain is {least_gain:g}; expected {'0 or more with replace' if replace else 'a finite number'}."
+            f"least_gain is {least_gain:g}; expected "
+            f"{'0 or more with replace' if replace else 'a finite number'}. Choose such a number."
         )
 
 
@@ -356,11 +365,11 @@ def _recipe(counts: Counts, base: str | None, unrelated: str) -> dict[str, Any]:
     }
 
 
-def _with(portions: Sequence[int], one: int) -> list[int]:
-    return [n + (i == one) for i, n in enumerate(portions)]
+def _with(counts: Sequence[int], index: int) -> list[int]:
+    return [n + (i == index) for i, n in enumerate(counts)]
 
 
-def _reduced(portions: Sequence[int]) -> tuple[int, ...]:
-    """The same shares in the smallest whole numbers."""
-    divisor = math.gcd(*portions)
-    return tuple(n // divisor for n in portions)
+def _reduced(counts: Sequence[int]) -> tuple[int, ...]:
+    """Return the same proportions in the smallest whole numbers."""
+    divisor = math.gcd(*counts)
+    return tuple(n // divisor for n in counts)

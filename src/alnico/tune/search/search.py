@@ -1,4 +1,4 @@
-"""Searching the coefficients of a recipe: from the file to the best recipe and its report."""
+"""Searches the open values of a recipe and returns the best recipe with its report."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ from alnico.tune.search.trials import run_trials
 from alnico.tune.search.workers import Engine, WorkerSpec, start_workers
 
 NO_REPORT = (
-    "these scores are of the examples searched on, and flatter the best recipe; search.report or search.held_out gives it "
-    "examples that no trial has seen."
+    "these scores are on the examples searched on, so the best recipe's score is too high; set search.report "
+    "or search.held_out to score it on examples that no trial has seen."
 )
-FLATTERING = (
-    "the report is of the examples searched on, as asked (report: same), and flatters the best recipe."
+SAME_REPORT = (
+    "the report is on the examples searched on, as requested (report: same), so the best recipe's score is "
+    "too high."
 )
 
 Tasks = str | os.PathLike[str] | Sequence[Task]
@@ -88,8 +89,8 @@ def search(
     folder = None if out is None else search_folder(out)
     if folder is not None and settings.storage is None:
         settings = replace(settings, storage=f"sqlite:///{folder / STUDY}")
-    given = _source(tasks if tasks is not None else settings.tasks, space, "tasks")
-    making = functools.partial(
+    source = _source(tasks if tasks is not None else settings.tasks, space, "tasks")
+    open_candidates = functools.partial(
         Candidates,
         space.references,
         donor=_donor(space),
@@ -97,14 +98,14 @@ def search(
         run=replace(run, watch=None),
     )
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
-    order = WorkerSpec(space, given, shares, settings.held_out, making, allow_code)
-    asked = report if report is not None else settings.report
+    spec = WorkerSpec(space, source, shares, settings.held_out, open_candidates, allow_code)
+    report_source = report if report is not None else settings.report
     models = models_data(space.references, space.folder, offline=run.offline)
-    return _found(order, settings, models, asked, folder, workers, engine, run)
+    return _search(spec, settings, models, report_source, folder, workers, engine, run)
 
 
-def _found(
-    order: WorkerSpec,
+def _search(
+    spec: WorkerSpec,
     settings: SearchSettings,
     models: Any,
     report: Tasks | None,
@@ -113,22 +114,22 @@ def _found(
     engine: Engine,
     run: RunOptions,
 ) -> SearchResult:
-    opened = order.open_tasks()
+    opened = spec.open_tasks()
     objectives = objectives_of(settings.objective, opened)
     goals = [o.goal for o in objectives]
-    space = order.space
-    kept = _kept(report, opened, space, settings, order.allow_code)
+    space = spec.space
+    reported = _reported_tasks(report, opened, space, settings, spec.allow_code)
     check_sampler(settings.sampler, space.dimensions, goals)
     identity = Identity(space.data(), settings.data(), tasks_data(opened), models)
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
-        own = order if workers > 1 or engine == "ray" else replace(order, tasks=opened)
-        with start_workers(own, workers, engine, run.threads) as staff:
+        worker_spec = spec if workers > 1 or engine == "ray" else replace(spec, tasks=opened)
+        with start_workers(worker_spec, workers, engine, run.threads) as staff:
             run_trials(space, settings, objectives, study, staff, run.watch)
-        found = _result(space, settings, objectives, study)
-    found = _with_report(found, order, kept, is_same=report == SAME)
+        result = _result(space, settings, objectives, study)
+    result = _with_report(result, spec, reported, is_same=report == SAME)
     if folder is not None:
-        write_search(found, folder)
-    return found
+        write_search(result, folder)
+    return result
 
 
 def _result(
@@ -137,9 +138,10 @@ def _result(
     trials = tuple(t for t in study.trials() if t.state != "waiting")
     best = best_of(trials, [o.goal for o in objectives])
     if not best:
-        reasons = next((t.reason for t in reversed(trials) if t.reason), "the time was over before one ended")
+        reason = next((t.reason for t in reversed(trials) if t.reason), "the timeout passed before one ended")
         raise EvaluationError(
-            f"no trial of {len(trials)} is complete ({reasons}); expected one at least. Mend it, and search again."
+            f"none of {len(trials)} trials is complete ({reason}); expected at least one. Correct the cause, "
+            "and search again."
         )
     return SearchResult(
         name=Path(space.name).name,
@@ -158,27 +160,28 @@ def _donor(space: SearchSpace) -> str | None:
     return recipe.base_model or next(iter(recipe.references), None)
 
 
-def _source(given: Tasks | None, space: SearchSpace, key: str) -> tuple[Task, ...] | str:
-    """The tasks, or their file as a path from here: of the settings, relative to the recipe's folder."""
-    if given is None:
+def _source(tasks: Tasks | None, space: SearchSpace, key: str) -> tuple[Task, ...] | str:
+    """Return the tasks, or their file; a relative path may also start at the recipe's folder."""
+    if tasks is None:
         raise RecipeError(
-            f"{space.name}: search.{key} is missing; expected the file of the tasks to search on. Add it, or give --{key}."
+            f"{space.name}: search.{key} is missing; expected the tasks file to search on. Add it, or give "
+            f"--{key}."
         )
-    if not isinstance(given, (str, os.PathLike)):
-        return tuple(given)
-    path = Path(given)
-    beside = Path(space.folder) / path
-    return os.fspath(beside if not path.exists() and beside.exists() else path)
+    if not isinstance(tasks, (str, os.PathLike)):
+        return tuple(tasks)
+    path = Path(tasks)
+    in_folder = Path(space.folder) / path
+    return os.fspath(in_folder if not path.exists() and in_folder.exists() else path)
 
 
-def _kept(
+def _reported_tasks(
     report: Tasks | None,
     searched: Sequence[Task],
     space: SearchSpace,
     settings: SearchSettings,
     allow_code: bool,
 ) -> tuple[HeldOut, ...]:
-    """The tasks to report on, with their examples. Errors: EvaluationError for examples that are searched on, too."""
+    """Return the tasks to report on. Errors: EvaluationError for examples that are also searched on."""
     if settings.held_out is not None and report is None:
         return held_out(searched, settings.held_out)
     if report is None:
@@ -192,18 +195,19 @@ def _kept(
 
 
 def _with_report(
-    found: SearchResult, order: WorkerSpec, kept: Sequence[HeldOut], *, is_same: bool
+    result: SearchResult, spec: WorkerSpec, reported: Sequence[HeldOut], *, is_same: bool
 ) -> SearchResult:
-    if not kept:
-        return replace(found, notes=(*found.notes, NO_REPORT))
-    card, notes = report_on(order.space, found.recipes, kept, order.open_factory)
-    return replace(found, report=card, notes=(*found.notes, *notes, *([FLATTERING] if is_same else [])))
+    if not reported:
+        return replace(result, notes=(*result.notes, NO_REPORT))
+    card, notes = report_on(spec.space, result.recipes, reported, spec.open_factory)
+    return replace(result, report=card, notes=(*result.notes, *notes, *([SAME_REPORT] if is_same else [])))
 
 
 def _check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:
-    """Refuse to report on what was searched on. Errors: EvaluationError."""
+    """Refuse to report on examples that are searched on. Errors: EvaluationError."""
     for task, other, count in shared_examples(reported, searched):
         raise EvaluationError(
-            f"{task.name}: {count} of its examples are searched on, in {other.name}, and its score would flatter; expected "
-            "examples that no trial is scored on. Leave them out, or say report: same."
+            f"{task.name}: {count} of its examples are also in {other.name}, which is searched on, so its "
+            "score would be too high; expected examples that no trial is scored on. Remove them, or set "
+            "report: same."
         )

@@ -1,4 +1,4 @@
-"""Searching a space of recipes: trials are taken from the study, merged in memory, scored and written down, until enough are."""
+"""Runs the trials of a search: takes each from the study, merges it in memory and scores it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alnico.tune.search.workers import TrialScores, Worker, result_of
 
 @dataclass
 class _Running:
-    """A trial that a worker scores."""
+    """A trial that a worker is scoring."""
 
     number: int
     point: PointValues
@@ -37,11 +37,13 @@ def run_trials(
     workers: Sequence[Worker],
     watch: Watcher | None = None,
 ) -> None:
-    """Try recipes until the study has ``settings.trials``, or the time is over.
+    """Run trials until the study has ``settings.trials`` of them, or the timeout has passed.
 
-    With one worker the course depends on the settings alone, however often it was interrupted. Trials that another process of this
-    machine left unfinished run again, with their numbers and points. Errors: EvaluationError when ``settings.failures`` trials in a
-    row have failed; RunError when a worker is lost; ModelError, HubError. After an error, and Ctrl-C, trials that ran wait to run again.
+    With one worker the result depends only on the settings, however often the search was interrupted. Trials
+    that another process on this machine left unfinished run again with the same numbers and points. After an
+    error or Ctrl-C, the trials that were running wait to run again.
+    Errors: EvaluationError when ``settings.failures`` trials in a row have failed; RunError when a worker is
+    lost; ModelError, HubError.
     """
     _SearchRun(space, settings, tuple(objectives), study, watch).all(workers)
 
@@ -61,7 +63,7 @@ class _SearchRun:
         self._study = study
         self._watch = watch
         self._rungs = len(settings.halving.shares()) if settings.halving is not None else 1
-        self._ends = None if settings.timeout is None else time.monotonic() + settings.timeout
+        self._deadline = None if settings.timeout is None else time.monotonic() + settings.timeout
         self._failed = 0
         self._trials = settings.trials
         if settings.sampler == "grid":
@@ -80,7 +82,7 @@ class _SearchRun:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     trial = running.pop(future)
-                    if self._goes_on(trial, future):
+                    if self._continues(trial, future):
                         trial.rung += 1
                         running[trial.worker.scores(trial.number, trial.point, trial.rung)] = trial
                         continue
@@ -92,8 +94,8 @@ class _SearchRun:
                 self._study.wait(number)
 
     def _begin(self, taken: list[int]) -> tuple[int, PointValues] | None:
-        """Take the next trial and say what it tries; None if no more is to begin."""
-        if self._ends is not None and time.monotonic() >= self._ends:
+        """Take the next trial and return its number and point; None if no more trials should begin."""
+        if self._deadline is not None and time.monotonic() >= self._deadline:
             return None
         number = self._study.begin(self._trials)
         if number is None:
@@ -103,7 +105,7 @@ class _SearchRun:
         point: PointValues = next(t.point for t in trials if t.number == number)
         if not point:
             settings = self._settings
-            asked = PointRequest(
+            request = PointRequest(
                 self._space.dimensions,
                 self._study.goals,
                 settings.seed,
@@ -112,39 +114,39 @@ class _SearchRun:
                 settings.population,
                 settings.concentration,
             )
-            point = suggest(settings.sampler, asked)
+            point = suggest(settings.sampler, request)
             self._study.set_point(number, point)
         return number, point
 
-    def _goes_on(self, trial: _Running, future: Future[TrialScores]) -> bool:
-        """Write down what came of a rung; does the trial go on to the next?"""
+    def _continues(self, trial: _Running, future: Future[TrialScores]) -> bool:
+        """Record the result of a rung, and return whether the trial continues with the next one."""
         number = trial.number
         try:
             scores = result_of(future)
             values = [objective.value(scores) for objective in self._objectives]
-        except (RunError, ModelError, HubError):  # the next trial would meet them, too
+        except (RunError, ModelError, HubError):  # the next trial would fail alike
             raise
         except AlnicoError as error:
             self._study.fail(number, " ".join(error.args))
             self._failed += 1
-            self._tell(number)
+            self._report(number)
             return False
         self._failed = 0
         if trial.rung == self._rungs - 1:
             self._study.set_recipe(number, self._space.instantiate(trial.point).text)
             self._study.complete(number, values, scores)
-            self._tell(number)
+            self._report(number)
             return False
         self._study.report(number, trial.rung, values[0])
-        assert self._settings.halving is not None  # there are rungs
+        assert self._settings.halving is not None  # only halving has more than one rung
         before = [t for t in self._study.trials() if t.number < number]
         if is_behind(values[0], trial.rung, self._objectives[0].goal, self._settings.halving.keep, before):
             self._study.prune(number, scores)
-            self._tell(number)
+            self._report(number)
             return False
         return True
 
-    def _tell(self, number: int) -> None:
+    def _report(self, number: int) -> None:
         if self._watch is not None:
             self._watch(TrialDone(next(t for t in self._study.trials() if t.number == number)))
 
@@ -152,6 +154,8 @@ class _SearchRun:
         if self._failed >= self._settings.failures:
             last = max((t for t in self._study.trials() if t.state == "failed"), key=lambda t: t.number)
             raise EvaluationError(
-                f"{self._failed} trials in a row have failed; expected scores. The last, trial {last.number}: {last.reason}",
-                "Mend it and give the same command, which goes on; or allow more with search.failures.",
+                f"{self._failed} trials in a row have failed; expected scores. The last, trial "
+                f"{last.number}: {last.reason}",
+                "Correct the cause and run the same command, which resumes; or allow more failures with "
+                "search.failures.",
             )
