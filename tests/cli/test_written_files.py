@@ -179,5 +179,5 @@ def test_statistics_of_a_model_given_by_its_path_stay_in_their_folder(
     with pytest.raises(Reached):
         alnico.gram_statistics(["..", "."], "out", tasks={"tasks": []})
     assert folders == [Path("out/here"), Path("out/a")]
-    with pytest.raises(OutputError, match="two models have one name"):
+    with pytest.raises(OutputError, match="two models have the same name"):
         alnico.gram_statistics(["x/Model", "y/model"], "out", tasks={"tasks": []})

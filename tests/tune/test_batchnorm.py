@@ -85,14 +85,14 @@ def test_a_batch_may_be_keyword_arguments():
         (
             nn.Linear(2, 2),
             [torch.ones(2, 2)],
-            "Linear has no BatchNorm layer with running statistics, expected one at least.",
+            "Linear has no BatchNorm layer with running statistics; expected at least one.",
         ),
         (
             nn.BatchNorm1d(2, track_running_stats=False),
             [torch.ones(2, 2)],
             "BatchNorm1d has no BatchNorm layer with running",
         ),
-        (nn.BatchNorm1d(2), [], "there are no batches, expected one at least."),
+        (nn.BatchNorm1d(2), [], "there are no batches; expected at least one."),
     ],
 )
 def test_what_cannot_be_recalibrated_is_refused(model, data, told):

@@ -122,7 +122,7 @@ def test_fisher_information_is_that_of_a_plain_loop_in_float64(tmp_path: Path) -
         assert found.entries[name]["mean"] == pytest.approx(float(expected[name].mean()), rel=1e-10)
     assert {"idle.weight", "idle.bias"} == set(expected) - set(found.tensors)  # no prediction depends on them
     total = sum(float((expected[n] ** 2).sum()) for n in found.tensors)
-    assert found.told["l2_norm"] == pytest.approx(total**0.5, rel=1e-10)
+    assert found.summary["l2_norm"] == pytest.approx(total**0.5, rel=1e-10)
 
 
 def test_fisher_information_of_an_encoder_behind_a_frozen_head_is_that_of_a_plain_loop(made: Made) -> None:
@@ -139,7 +139,7 @@ def test_fisher_information_of_an_encoder_behind_a_frozen_head_is_that_of_a_plai
         wanted = expected[name].numpy()
         # A key's bias changes no prediction: what is left of it is rounding.
         assert np.abs(values - wanted).max() <= 2e-4 * np.abs(wanted).max() + 1e-12, name
-    assert found.told["examples"] == EXAMPLES
+    assert found.summary["examples"] == EXAMPLES
     assert not any(p.grad is not None for p in subject.module("encoder").parameters())
 
 
@@ -454,17 +454,17 @@ def test_statistics_are_not_written_over_others_unless_asked(made: Made, tmp_pat
 def test_tasks_that_statistics_cannot_be_measured_on_are_refused(made: Made) -> None:
     subject = open_subject(made.base)
     whole = SimpleNamespace(name="harness", size=0)
-    with pytest.raises(EvaluationError, match="harness: cannot be taken in part"):
+    with pytest.raises(EvaluationError, match="harness: cannot run on a subset"):
         measure_gram(subject, [whole])  # type: ignore[list-item]
-    with pytest.raises(EvaluationError, match="tasks: there are none; expected tasks of one kind of module"):
+    with pytest.raises(EvaluationError, match="tasks: there are none; expected tasks for one kind of module"):
         measure_gram(subject, [])
-    with pytest.raises(EvaluationError, match="pages: has no scores of classes"):
+    with pytest.raises(EvaluationError, match="pages: gives no class scores"):
         measure_fisher(subject, [SimpleNamespace(name="pages", size=4, kind="causal")])  # type: ignore[list-item]
-    with pytest.raises(EvaluationError, match="tasks: pets takes the encoder and other takes the classifier"):
+    with pytest.raises(EvaluationError, match="tasks: pets uses the encoder and other uses the classifier"):
         measure_gram(subject, [*tasks_of(made), SimpleNamespace(name="other", size=4, kind="classifier")])
     with pytest.raises(EvaluationError, match="there are 3 for 2 models"):
         alnico.gram_statistics([made.base, made.tuned["pets"]], "unused", tasks=[made.valid] * 3)
-    with pytest.raises(MismatchError, match="two of them are one module"):
+    with pytest.raises(MismatchError, match="two of them share one module"):
         measure_gram_plus([subject, subject], [tasks_of(made)] * 2)
 
 

@@ -1,1 +1,1 @@
-"""Statistics of a model on data: Fisher information, Gram matrices, and BatchNorm running statistics."""
+"""Measures Fisher information, Gram matrices and BatchNorm statistics of a model on data."""

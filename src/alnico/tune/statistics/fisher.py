@@ -1,4 +1,4 @@
-"""Fisher information: how much a model's predictions depend on each of its parameters, measured on examples without labels."""
+"""Measures the diagonal Fisher information of a model on unlabelled examples."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def fisher_statistics(
     Options:
         model: Model: a transformers checkpoint, or owner/name@revision on the hub.
         out: Directory to create.
-        tasks: Tasks file whose inputs are measured on.
+        tasks: Tasks file with the inputs to measure on.
         examples: Largest number of inputs per task.
         expectation: exact weighs all classes of an input by their probability; sampled draws one class per
             input.
@@ -81,38 +81,45 @@ def measure_fisher(
     seed: int = 0,
     watch: Watcher | None = None,
 ) -> MeasuredStatistics:
-    """Measure the diagonal of a model's Fisher information on ``examples`` of each task; labels are never read.
+    """Measure the diagonal of a model's Fisher information on ``examples`` of each task; labels are never
+    read.
 
-    ``F = mean over examples x of sum_c p(c|x) * (d log p(c|x) / d theta)^2``: gradients of single examples are squared, and the
-    model's own probabilities weigh the classes. ``exact`` takes a backward pass for each class but one; ``sampled`` draws one class an
-    example, by ``seed``: right in the mean, and faster by as much. Parameters that no task depends on are left out. ``watch``
-    is told how many of how many examples are done. Errors: EvaluationError, ModelError.
+    ``F = mean over examples x of sum_c p(c|x) * (d log p(c|x) / d theta)^2``: gradients of single examples
+    are squared, and the model's own probabilities weigh the classes. ``exact`` needs one backward pass per
+    class, minus one; ``sampled`` draws one class per example by ``seed``, which is unbiased and needs one
+    pass. Parameters that no prediction depends on are left out. ``watch`` receives the number of examples
+    done.
+    Errors: EvaluationError, ModelError.
     Source: Matena and Raffel 2022, https://arxiv.org/abs/2111.09832, section 3.2.
     """
     torch = import_extra("torch", "Fisher information", "eval")
-    given = differentiable(tasks)
+    class_tasks = differentiable(tasks)
     kind = kind_of(tasks, "Fisher information")
     module = subject.module(kind)
     stored = stored_in(subject, module, kind)
     parameters = dict(module.named_parameters())
     sums: dict[str, Any] = {}
     draws = torch.Generator().manual_seed(seed)
-    chosen = [(task, place) for task in given for place in places(task, examples)]
+    chosen = [(task, place) for task in class_tasks for place in places(task, examples)]
     with with_gradients(list(parameters.values())), torch.enable_grad():
         for done, (task, place) in enumerate(chosen):
             logits = task.logits(subject, [place])[0]
-            chances = torch.softmax(logits.detach().double().cpu(), -1)
-            if not bool(torch.isfinite(chances).all()):
+            probabilities = torch.softmax(logits.detach().double().cpu(), -1)
+            if not bool(torch.isfinite(probabilities).all()):
                 raise EvaluationError(
-                    f"{task.name}: {subject.label} gives scores of classes that are not finite. Look for NaN in the model: "
-                    "`alnico inspect`."
+                    f"{task.name}: {subject.label} gives class scores that are not finite; expected finite "
+                    "numbers. Look for NaN in the model with `alnico inspect`."
                 )
-            ways = _ways(chances) if expectation == "exact" else [_drawn(chances, draws)]
-            for left, (weight, way) in zip(range(len(ways) - 1, -1, -1), ways, strict=True):
+            directions = (
+                _directions(probabilities)
+                if expectation == "exact"
+                else [_drawn_direction(probabilities, draws)]
+            )
+            for left, (weight, direction) in zip(range(len(directions) - 1, -1, -1), directions, strict=True):
                 gradients = torch.autograd.grad(
                     logits,
                     list(parameters.values()),
-                    way.to(logits.device, logits.dtype),
+                    direction.to(logits.device, logits.dtype),
                     retain_graph=left > 0,
                     allow_unused=True,
                 )
@@ -126,24 +133,25 @@ def measure_fisher(
                 watch(Counted("examples", done + 1, len(chosen)))
     if not sums:
         raise EvaluationError(
-            f"{subject.label}: no prediction depends on its parameters; expected some that do. Look at the tasks: {given[0].name} first."
+            f"{subject.label}: no prediction depends on its parameters; expected at least one that does. "
+            f"Check the tasks, {class_tasks[0].name} first."
         )
     tensors: dict[str, Any] = {}
     entries: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     squares = []
     of_own = {id(parameters[name]): total for name, total in sums.items()}
-    for name, held in stored.placement.of.items():
+    for name, parts in stored.placement.of.items():
         shape = stored.shapes[name]
-        values = sum_of(held, math.prod(shape), lambda own: of_own.get(id(own)))
+        values = sum_of(parts, math.prod(shape), lambda own: of_own.get(id(own)))
         if values is None:
-            is_parameter = any(one.own is p for one in held for p in parameters.values())
+            is_parameter = any(part.own is p for part in parts for p in parameters.values())
             left_out[name] = (
                 f"not in the module of the tasks ({kind})"
-                if not held
+                if not parts
                 else "no prediction depends on it"
                 if is_parameter
-                else "a buffer, no parameter"
+                else "a buffer, not a parameter"
             )
             continue
         first = stored.original(name)
@@ -151,32 +159,32 @@ def measure_fisher(
             tensors[first] = values.reshape(shape).cpu().numpy()
             squares.append(float((tensors[first].astype("f8") ** 2).sum()))
         entries[name] = {"stored": first, "mean": float(tensors[first].astype("f8").mean())}
-    told = {
+    summary = {
         "l2_norm": math.sqrt(math.fsum(squares)),
         "examples": len(chosen),
-        "tasks": {task.name: min(task.size, examples) for task in given},
+        "tasks": {task.name: min(task.size, examples) for task in class_tasks},
         "settings": {"expectation": expectation, **({"seed": seed} if expectation == "sampled" else {})},
     }
-    return MeasuredStatistics("fisher", tensors, entries, told, left_out)
+    return MeasuredStatistics("fisher", tensors, entries, summary, left_out)
 
 
-def _ways(chances: Any) -> list[tuple[float, Any]]:
-    """Directions v of the scores and their weights w, for which ``sum_c p_c (d log p_c)^2`` is ``sum w (v . d scores)^2``.
+def _directions(probabilities: Any) -> list[tuple[float, Any]]:
+    """Return weights w and directions v with ``sum_c p_c (d log p_c)^2 = sum w (v . d scores)^2``.
 
-    With J the derivative of the scores, the former is the diagonal of ``J^T (diag(p) - p p^T) J``: the eigenvectors of what is in the
-    middle are one less than the classes, as it is 0 along the ones.
+    With J the derivative of the scores, the left side is the diagonal of ``J^T (diag(p) - p p^T) J``. The
+    matrix in the middle is 0 along the vector of ones, so it has one eigenvector less than there are classes.
     """
     import torch
 
-    values, vectors = torch.linalg.eigh(torch.diag(chances) - torch.outer(chances, chances))
+    values, vectors = torch.linalg.eigh(torch.diag(probabilities) - torch.outer(probabilities, probabilities))
     least = 1e-12 * float(values.sum())
     return [(float(value), vectors[:, i]) for i, value in enumerate(values) if float(value) > least]
 
 
-def _drawn(chances: Any, draws: Any) -> tuple[float, Any]:
-    """The derivative of the logarithm of one class's probability by the scores; the class is drawn by these probabilities."""
+def _drawn_direction(probabilities: Any, draws: Any) -> tuple[float, Any]:
+    """Draw a class by its probability; return the derivative of its log probability by the scores."""
     import torch
 
-    way = -chances
-    way[int(torch.multinomial(chances, 1, generator=draws))] += 1.0
-    return 1.0, way
+    direction = -probabilities
+    direction[int(torch.multinomial(probabilities, 1, generator=draws))] += 1.0
+    return 1.0, direction

@@ -1,4 +1,4 @@
-"""Gram matrices: the sums of outer products of what goes into each linear layer, measured on examples."""
+"""Measures Gram matrices: sums of outer products of the inputs of linear layers."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def gram_statistics(
     """Measure Gram matrices of models' linear layers on tasks, as files for ``merge_method: regmean``.
 
     The files of one model go to ``out``; those of several models go to one directory per model in ``out``,
-    named as the model. Labels are never read. Needs ``alnico[eval]``. ``watch`` receives the number of tasks
-    done, with ``plus`` of layers (:class:`alnico.events.Counted`).
+    named after the model. Labels are never read. Needs ``alnico[eval]``. ``watch`` receives the number of
+    tasks done, with ``plus`` of layers (:class:`alnico.events.Counted`).
 
     Options:
         models: Models: transformers checkpoints, or owner/name@revision on the hub.
         out: Directory to create; for several models it gets one directory per model.
-        tasks: Tasks file whose inputs are measured on; for several models one for all, or one per model.
+        tasks: Tasks file with the inputs to measure on; for several models one for all, or one per model.
         examples: Largest number of inputs per task.
         plus: Measure for RegMean++: all models together, each layer on the outputs of the merged layers
             before it.
@@ -78,7 +78,8 @@ def gram_statistics(
     folders = [Path(out)] if len(names) == 1 else [Path(out) / _folder_name(name) for name in names]
     if len({str(folder).casefold() for folder in folders}) < len(folders):
         raise OutputError(
-            f"{out}: two models have one name ({', '.join(f.name for f in folders)}); expected names of their own. Measure them one by one."
+            f"{out}: two models have the same name ({', '.join(f.name for f in folders)}); expected "
+            "different names. Measure them one by one."
         )
     may_replace = replace_mode(overwrite, overwrite_anything)
     for folder in folders:
@@ -87,12 +88,12 @@ def gram_statistics(
             may_replace,
             existing_paths((*names, *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))),
         )
-    given = _tasks_of_each(tasks, len(names), allow_code)
-    subjects = [open_subject(name, offline=offline) for name in names]
+    tasks_of_each = _tasks_of_each(tasks, len(names), allow_code)
+    evaluated = [open_subject(name, offline=offline) for name in names]
     if plus:
         measured = measure_gram_plus(
-            subjects,
-            given,
+            evaluated,
+            tasks_of_each,
             examples=examples,
             weight=weights,
             alpha=alpha,
@@ -100,10 +101,10 @@ def gram_statistics(
             normalize=normalize,
             watch=watch,
         )
-        for statistics, folder, subject in zip(measured, folders, subjects, strict=True):
+        for statistics, folder, subject in zip(measured, folders, evaluated, strict=True):
             statistics.write(folder, subject, overwrite=may_replace)
     else:
-        for subject, own, folder in zip(subjects, given, folders, strict=True):
+        for subject, own, folder in zip(evaluated, tasks_of_each, folders, strict=True):
             measure_gram(subject, own, examples=examples, watch=watch).write(
                 folder, subject, overwrite=may_replace
             )
@@ -111,7 +112,7 @@ def gram_statistics(
 
 
 def _folder_name(model: str) -> str:
-    """Name the directory of one model's statistics among several: the last part of its path or id."""
+    """Return the directory name of a model's statistics: the last part of its path or id."""
     name = Path(model).name
     return name if name not in ("", ".", "..") else Path(model).resolve().name
 
@@ -120,15 +121,18 @@ def _tasks_of_each(
     tasks: TasksLike | Sequence[TasksLike], models: int, allow_code: bool
 ) -> list[Sequence[Task]]:
     """Return the tasks of each model, from one list for all or one per model. Errors: EvaluationError."""
-    is_one = isinstance(tasks, (str, os.PathLike, Mapping)) or not isinstance(
+    is_single = isinstance(tasks, (str, os.PathLike, Mapping)) or not isinstance(
         tasks[0], (str, os.PathLike, Mapping, Sequence)
     )
-    listed: Sequence[Any] = [tasks] if is_one else tasks  # type: ignore[assignment]
+    listed: Sequence[Any] = [tasks] if is_single else tasks  # type: ignore[assignment]
     if len(listed) not in (1, models):
         raise EvaluationError(
-            f"tasks: there are {len(listed)} for {models} models; expected one for all, or one for each."
+            f"tasks: there are {len(listed)} for {models} models; expected one for all, or one for each. "
+            "Change the number."
         )
-    return [as_tasks(one, allow_code=allow_code) for one in listed] * (1 if len(listed) == models else models)
+    return [as_tasks(each, allow_code=allow_code) for each in listed] * (
+        1 if len(listed) == models else models
+    )
 
 
 def measure_gram(
@@ -138,13 +142,14 @@ def measure_gram(
     examples: int = 256,
     watch: Watcher | None = None,
 ) -> MeasuredStatistics:
-    """Measure ``X^T X`` of the inputs X of every linear layer of a model, on ``examples`` of each task; labels are never read where
-    the task gives scores of classes.
+    """Measure ``X^T X`` for the inputs X of every linear layer of a model, on ``examples`` of each task.
 
-    A row of X is a token; what an attention mask says is padding is left out. Products are float32 a batch, their sums float64.
-    Layers that always have the same input share one matrix. A layer whose weight is also something else (a tied head) is left out. Experts
-    that the module packs into one parameter are layers of their own where the files have them one by one, and measured an example at a time.
-    ``watch`` is told how many of how many tasks are done. Errors: EvaluationError, ModelError.
+    Labels are never read if the task gives class scores. A row of X is a token; tokens that the attention
+    mask marks as padding are left out. Products of a batch are float32, their sums float64. Layers that
+    always have the same input share one matrix. A layer whose weight has another use (a tied head) is left
+    out. Experts that the module packs into one parameter, but the files store one by one, are measured as
+    separate layers, one example at a time. ``watch`` receives the number of tasks done. Errors:
+    EvaluationError, ModelError.
     Source: Jin et al. 2023, https://arxiv.org/abs/2212.09849, section 3.2.
     """
     kind = kind_of(tasks, "Gram matrices")
@@ -152,12 +157,12 @@ def measure_gram(
     stored = stored_in(subject, module, kind)
     layers = _layers(module, stored)
     grams = _collected(subject, module, tasks, examples, layers, watch)
-    _refuse_none(grams, layers, subject)
+    _check_called(grams, layers, subject)
     return _measured(stored, module, kind, grams, tasks, examples, {})
 
 
 def measure_gram_plus(
-    subjects: Sequence[EvaluatedModel],
+    models: Sequence[EvaluatedModel],
     tasks: Sequence[Sequence[Task]],
     *,
     examples: int = 256,
@@ -167,24 +172,26 @@ def measure_gram_plus(
     normalize: bool = False,
     watch: Watcher | None = None,
 ) -> list[MeasuredStatistics]:
-    """Measure Gram matrices of models that are to be merged with one another, each on its own tasks, for RegMean++.
+    """Measure Gram matrices for RegMean++, of models to merge with one another, each on its own tasks.
 
-    Layer by layer: the inputs of a layer come from the layers before it as they are merged, by RegMean with ``weight`` (a number a
-    model), ``alpha``, ``ridge`` and ``normalize``; give the merge the same. What is in no layer and comes before them is merged first, and
-    what is no linear layer's matrix is the weighted mean. The models' modules are as before when this returns. ``watch`` is told how many of how
-    many layers are done. Errors: EvaluationError, ModelError, MismatchError for models of different layers.
+    It proceeds layer by layer: the inputs of a layer come from the merged layers before it. RegMean merges
+    them with ``weight`` (one number per model), ``alpha``, ``ridge`` and ``normalize``; use the same values
+    for the merge. Tensors before the first layer are merged first. Tensors that are not matrices of linear
+    layers become the weighted mean. The models' modules are restored at the end. ``watch`` receives the
+    number of layers done.
+    Errors: EvaluationError, ModelError; MismatchError for models with different layers.
     Source: Nguyen et al. 2025, https://arxiv.org/abs/2508.03121, section 3.
     """
     torch = import_extra("torch", "Gram matrices", "eval")
     kinds = [kind_of(t, "Gram matrices") for t in tasks]
-    modules = [s.module(kind) for s, kind in zip(subjects, kinds, strict=True)]
-    shares = np.array(weight if weight is not None else [1.0] * len(subjects))
+    modules = [s.module(kind) for s, kind in zip(models, kinds, strict=True)]
+    shares = np.array(weight if weight is not None else [1.0] * len(models))
     shares = shares / total_weight(list(shares), " of RegMean++")
     if len({id(m) for m in modules}) < len(modules):
         raise MismatchError(
-            "models: two of them are one module; expected modules of their own. Open each model once."
+            "models: two of them share one module; expected one module per model. Open each model separately."
         )
-    stored = [stored_in(*one) for one in zip(subjects, modules, kinds, strict=True)]
+    stored = [stored_in(*arguments) for arguments in zip(models, modules, kinds, strict=True)]
     parameters = [dict(m.named_parameters()) for m in modules]
     shared = [
         n
@@ -196,10 +203,10 @@ def measure_gram_plus(
     for name in sorted(shared, key=lambda n: _order(n, stacks)):
         steps.setdefault(_step_of(name), []).append(name)
     layers = [_layers(m, of) for m, of in zip(modules, stored, strict=True)]
-    found: list[dict[str, LayerGram]] = [{} for _ in subjects]
+    all_grams: list[dict[str, LayerGram]] = [{} for _ in models]
     settings = {
         "plus": True,
-        "models": [s.label for s in subjects],
+        "models": [s.label for s in models],
         "weight": [float(s) for s in shares],
         "alpha": alpha,
         "ridge": ridge,
@@ -208,49 +215,49 @@ def measure_gram_plus(
         for own in parameters:
             stack.enter_context(_restored([own[name] for name in shared]))
         for done, names in enumerate(steps.values()):
-            held = [{n: m for n, m in all_of.items() if _parameter_of(n, m) in names} for all_of in layers]
-            for i, (subject, given) in enumerate(zip(subjects, tasks, strict=True)):
-                if held[i]:
-                    found[i] |= _collected(subject, modules[i], given, examples, held[i], None)
+            called = [{n: m for n, m in all_of.items() if _parameter_of(n, m) in names} for all_of in layers]
+            for i, (subject, own_tasks) in enumerate(zip(models, tasks, strict=True)):
+                if called[i]:
+                    all_grams[i] |= _collected(subject, modules[i], own_tasks, examples, called[i], None)
             with torch.no_grad():
                 for name in names:
                     values = [own[name].detach().cpu().double().numpy() for own in parameters]
                     merged = sum((s * v for s, v in zip(shares, values, strict=True)), np.zeros(()))
                     for path, layer in layers[0].items():
                         if _parameter_of(path, layer) != name or any(
-                            path not in grams_of for grams_of in found
+                            path not in grams_of for grams_of in all_grams
                         ):
                             continue
-                        grams = [grams_of[path] for grams_of in found]
-                        part = getattr(layer, "expert", None)
-                        part = ... if part is None else part
-                        matrices = _Held([v[part] for v in values], [g.total for g in grams])
+                        grams = [grams_of[path] for grams_of in all_grams]
+                        index = getattr(layer, "expert", None)
+                        index = ... if index is None else index
+                        matrices = _MatricesInMemory([v[index] for v in values], [g.total for g in grams])
                         rows = tuple(float(g.rows) if normalize else 1.0 for g in grams)
                         turned = tuple(float(g.is_transposed) for g in grams)
-                        merged[part] = solve(matrices, tuple(map(float, shares)), rows, turned, alpha, ridge)
+                        merged[index] = solve(matrices, tuple(map(float, shares)), rows, turned, alpha, ridge)
                     for own in parameters:
                         own[name].copy_(torch.from_numpy(np.ascontiguousarray(merged)))
             if watch:
                 watch(Counted("layers", done + 1, len(steps)))
-    for one in zip(found, layers, subjects, strict=True):
-        _refuse_none(*one)
+    for arguments in zip(all_grams, layers, models, strict=True):
+        _check_called(*arguments)
     return [
         _measured(of, m, kind, f, t, examples, {**settings, "normalize": normalize})
-        for of, m, kind, f, t in zip(stored, modules, kinds, found, tasks, strict=True)
+        for of, m, kind, f, t in zip(stored, modules, kinds, all_grams, tasks, strict=True)
     ]
 
 
 @dataclass
 class LayerGram:
-    """What was found of one layer: ``total`` (inputs, inputs) float64 over ``rows``. Layers with the same inputs share ``total``."""
+    """A layer's Gram matrix ``total`` (inputs, inputs), float64, over ``rows``; equal inputs share it."""
 
     total: np.ndarray
     rows: int
     is_transposed: bool
 
 
-class _Held:
-    """Matrices in memory, as :class:`alnico.methods.base.Matrices`."""
+class _MatricesInMemory:
+    """Implements :class:`alnico.methods.base.Matrices` for matrices in memory."""
 
     def __init__(self, values: Sequence[np.ndarray], grams: Sequence[np.ndarray]) -> None:
         self.models = len(values)
@@ -261,11 +268,11 @@ class _Held:
         return self._values[model].copy()
 
     def side(self, kind: str, model: int) -> np.ndarray:
-        return self._grams[model].astype(np.float32).astype(np.float64)  # as the files will have them
+        return self._grams[model].astype(np.float32).astype(np.float64)  # the precision of the files
 
 
 def linears(module: Any) -> dict[str, Any]:
-    """The linear layers of a module, by path, whose weight is nothing else besides. transformers' Conv1D is one, turned."""
+    """Return linear layers (and transformers' Conv1D) whose weight has no other use, by path."""
     torch = import_extra("torch", "Gram matrices", "eval")
     holders: dict[int, int] = {}
     for _, parameter in module.named_parameters(remove_duplicate=False):
@@ -280,7 +287,7 @@ def linears(module: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Bare:
-    """A matrix, (outputs, inputs), that is a parameter outside of a linear layer, or with ``expert`` one of those that a parameter packs."""
+    """A matrix (outputs, inputs) outside of linear layers: a parameter, or with ``expert`` a part of one."""
 
     name: str
     weight: Any
@@ -288,13 +295,16 @@ class Bare:
 
 
 def bare(module: Any, stored: Stored) -> dict[str, Bare]:
-    """The matrices that may be applied outside of linear layers: routers of experts, and experts that a module packs into one
-    parameter and its checkpoint has one by one."""
+    """Return the matrices outside of linear layers, by path.
+
+    These are routers, and experts that the module packs into one parameter but the checkpoint stores one by
+    one.
+    """
     torch = import_extra("torch", "Gram matrices", "eval")
     holders: dict[int, int] = {}
     for _, parameter in module.named_parameters(remove_duplicate=False):
         holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    found = {}
+    matrices = {}
     for path, owner in module.named_modules():
         if isinstance(owner, torch.nn.Linear | torch.nn.Embedding) or type(owner).__name__ == "Conv1D":
             continue
@@ -302,10 +312,10 @@ def bare(module: Any, stored: Stored) -> dict[str, Bare]:
             name = f"{path}.{own}" if path else own
             files = stored.placement.files_of.get(id(weight), ())
             if weight.dim() == 2 and holders[id(weight)] == 1:
-                found[name] = Bare(name, weight)
+                matrices[name] = Bare(name, weight)
             elif weight.dim() == 3 and len(files) > 1 and all(len(stored.shapes[n]) == 2 for n in files):
-                found |= {f"{name}[{i}]": Bare(name, weight, i) for i in range(len(weight))}
-    return found
+                matrices |= {f"{name}[{i}]": Bare(name, weight, i) for i in range(len(weight))}
+    return matrices
 
 
 def _layers(module: Any, stored: Stored) -> dict[str, Any]:
@@ -317,7 +327,7 @@ def _parameter_of(path: str, layer: Any) -> str:
 
 
 def _order(name: str, stacks: Sequence[str]) -> tuple[int, int, int]:
-    """What comes before the layers, then one stack after the other (an encoder before its decoder), then what comes after."""
+    """Sort key: what precedes the layers, the stacks in order (encoder, decoder), then the rest."""
     place = layer_position(name)
     if place is not None:
         return 1, stacks.index(place.stack), place.layer
@@ -331,19 +341,20 @@ def _step_of(name: str) -> object:
 
 @contextmanager
 def _restored(parameters: Sequence[Any]) -> Iterator[None]:
-    """Give parameters their values back."""
-    kept = [p.detach().clone() for p in parameters]
+    """Restore the values of parameters after the block."""
+    values = [p.detach().clone() for p in parameters]
     try:
         yield
     finally:
-        for p, value in zip(parameters, kept, strict=True):
+        for p, value in zip(parameters, values, strict=True):
             p.data.copy_(value)
 
 
 class _Collector:
-    """Sums of outer products of the inputs of ``layers``, one forward pass of ``module`` after the other.
+    """Sums outer products of the inputs of ``layers`` over forward passes of ``module``.
 
-    ``groups`` are layers that have had the same inputs in every pass: they share a sum. One that leaves its group takes a copy along.
+    Layers that had the same inputs in every pass form one of ``groups`` and share a sum. A layer that leaves
+    its group takes a copy of the sum.
     """
 
     def __init__(self, module: Any, layers: Mapping[str, Any]) -> None:
@@ -364,42 +375,45 @@ class _Collector:
         ]
         packed = {path: layer for path, layer in self.layers.items() if isinstance(layer, Bare)}
         handles += [
-            layer.register_forward_pre_hook(self._noting(path))
+            layer.register_forward_pre_hook(self._recorder(path))
             for path, layer in self.layers.items()
             if path not in packed
         ]
         try:
-            with self._watched(packed) if packed else nullcontext():
+            with self._recorded(packed) if packed else nullcontext():
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
     @contextmanager
-    def _watched(self, packed: Mapping[str, Bare]) -> Iterator[None]:
-        """Note what is multiplied with the matrices of ``packed``, by calls of their own, as long as the block lasts."""
+    def _recorded(self, packed: Mapping[str, Bare]) -> Iterator[None]:
+        """Record the inputs that are multiplied with the matrices of ``packed`` inside the block."""
         torch = self.torch
         inputs = self._inputs_of
 
-        class Watching(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
-            def __torch_function__(self, function: Any, _: Any, given: Any = (), named: Any = None) -> Any:
+        class RecordInputs(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
+            def __torch_function__(
+                self, function: Any, _: Any, arguments: Any = (), keywords: Any = None
+            ) -> Any:
                 if function is torch.nn.functional.linear:
                     inputs(
-                        given[0] if given else named["input"], given[1] if len(given) > 1 else named["weight"]
+                        arguments[0] if arguments else keywords["input"],
+                        arguments[1] if len(arguments) > 1 else keywords["weight"],
                     )
-                return function(*given, **(named or {}))
+                return function(*arguments, **(keywords or {}))
 
-        for path, one in packed.items():
-            matrix = one.weight if one.expert is None else one.weight[one.expert]
+        for path, layer in packed.items():
+            matrix = layer.weight if layer.expert is None else layer.weight[layer.expert]
             self._packed[matrix.data_ptr(), tuple(matrix.shape)] = path
-        has_experts = any(one.expert is not None for one in packed.values())
+        has_experts = any(layer.expert is not None for layer in packed.values())
         chosen: dict[str, Any] = (
             getattr(self.module, "get_experts_implementation", dict)() if has_experts else {}
         )
         if chosen:
             self.module.set_experts_implementation("eager")
         try:
-            with Watching():
+            with RecordInputs():
                 yield
         finally:
             if chosen:
@@ -410,18 +424,18 @@ class _Collector:
         if path is not None:
             self._inputs.setdefault(path, []).append(x)
 
-    def _begin(self, module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _begin(self, module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self._inputs = {}
-        self._mask = self._parameters.bind(*given, **named).arguments.get("attention_mask")
+        self._mask = self._parameters.bind(*arguments, **keywords).arguments.get("attention_mask")
 
-    def _noting(self, path: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        def note(_: Any, given: tuple[Any, ...]) -> None:
-            self._inputs.setdefault(path, []).append(given[0])
+    def _recorder(self, path: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        def record(_: Any, arguments: tuple[Any, ...]) -> None:
+            self._inputs.setdefault(path, []).append(arguments[0])
 
-        return note
+        return record
 
-    def _end(self, module: Any, given: tuple[Any, ...], result: Any) -> None:
-        """Take in a pass."""
+    def _end(self, module: Any, arguments: tuple[Any, ...], result: Any) -> None:
+        """Add the inputs of one forward pass to the sums."""
         parts: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}
         group_of = {path: group for group in self.groups for path in group}
         for path in self.layers:
@@ -457,7 +471,7 @@ def _collected(
     layers: Mapping[str, Any],
     watch: Watcher | None,
 ) -> dict[str, LayerGram]:
-    """Run a model on its tasks and return what went into ``layers``, by path; those that were never called are not there."""
+    """Run a model on its tasks; return the Gram matrices of the ``layers`` that were called, by path."""
     torch = import_extra("torch", "Gram matrices", "eval")
     collector = _Collector(module, layers)
     has_experts = any(getattr(layer, "expert", None) is not None for layer in layers.values())
@@ -465,28 +479,30 @@ def _collected(
         for done, task in enumerate(tasks):
             if isinstance(task, Differentiable):
                 chosen = places(task, examples)
-                # An expert sees tokens without their mask: alone, an example has no padding.
-                for part in [[one] for one in chosen] if has_experts else [chosen]:
+                # Experts get tokens without a mask; a single example has no padding.
+                for part in [[example] for example in chosen] if has_experts else [chosen]:
                     task.logits(subject, part)
             else:
                 task.evaluate(subject, places(task, examples))
             if watch:
                 watch(Counted("tasks", done + 1, len(tasks)))
-    found: dict[str, LayerGram] = {}
+    grams: dict[str, LayerGram] = {}
     for paths, (total, rows) in collector.groups.items():
         if not np.isfinite(total).all():
             raise EvaluationError(
-                f"{subject.label}: the inputs of {paths[0]} are not finite. Look for NaN in the model: `alnico inspect`."
+                f"{subject.label}: the inputs of {paths[0]} are not finite; expected finite numbers. Look "
+                "for NaN in the model with `alnico inspect`."
             )
         if rows:
-            found |= {path: LayerGram(total, rows, type(layers[path]).__name__ == "Conv1D") for path in paths}
-    return found
+            grams |= {path: LayerGram(total, rows, type(layers[path]).__name__ == "Conv1D") for path in paths}
+    return grams
 
 
-def _refuse_none(found: Mapping[str, LayerGram], layers: Mapping[str, Any], subject: EvaluatedModel) -> None:
-    if layers and not found:
+def _check_called(grams: Mapping[str, LayerGram], layers: Mapping[str, Any], subject: EvaluatedModel) -> None:
+    if layers and not grams:
         raise EvaluationError(
-            f"{subject.label}: the tasks call none of its linear layers; expected some. Give tasks of this model."
+            f"{subject.label}: the tasks call none of its linear layers; expected at least one call. Give "
+            "tasks for this model."
         )
 
 
@@ -500,15 +516,17 @@ def _measured(
     settings: Mapping[str, Any],
 ) -> MeasuredStatistics:
     layers = _layers(module, stored)
-    weights = {(id(one.weight), getattr(one, "expert", None) or 0): path for path, one in layers.items()}
+    weights = {
+        (id(layer.weight), getattr(layer, "expert", None) or 0): path for path, layer in layers.items()
+    }
     tensors: dict[str, np.ndarray] = {}
     entries: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     stored_as: dict[int, str] = {}
-    for name, held in stored.placement.of.items():
+    for name, parts in stored.placement.of.items():
         shape = stored.shapes[name]
-        paths = [weights.get((id(one.own), _expert_at(one)), "") for one in held]
-        if not held:
+        paths = [weights.get((id(part.own), _expert_at(part)), "") for part in parts]
+        if not parts:
             left_out[name] = f"not in the module of the tasks ({kind})"
         elif not all(paths) or len(shape) != 2:
             left_out[name] = "not the weight of a linear layer alone"
@@ -518,37 +536,39 @@ def _measured(
                 "not the weight of a linear layer alone" if is_bare else "the tasks have no input for it"
             )
         else:
-            of = [grams[path] for path in paths]
-            turned = {_is_turned(one, shape, gram) for one, gram in zip(held, of, strict=True)}
-            if len({id(gram.total) for gram in of}) > 1 or len(turned) > 1 or None in turned:
+            own_grams = [grams[path] for path in paths]
+            transposed = {
+                _is_transposed(part, shape, gram) for part, gram in zip(parts, own_grams, strict=True)
+            }
+            if len({id(gram.total) for gram in own_grams}) > 1 or len(transposed) > 1 or None in transposed:
                 left_out[name] = "its inputs are not in the order of the module's layer"
                 continue
-            first = stored_as.setdefault(id(of[0].total), name)
-            tensors[first] = of[0].total.astype(np.float32)
-            entries[name] = {"stored": first, "rows": of[0].rows, "is_transposed": turned.pop()}
+            first = stored_as.setdefault(id(own_grams[0].total), name)
+            tensors[first] = own_grams[0].total.astype(np.float32)
+            entries[name] = {"stored": first, "rows": own_grams[0].rows, "is_transposed": transposed.pop()}
     taken = {task.name: min(task.size, examples) for task in tasks}
-    told = {"examples": sum(taken.values()), "tasks": taken, "settings": dict(settings)}
-    return MeasuredStatistics("gram", tensors, entries, told, left_out)
+    summary = {"examples": sum(taken.values()), "tasks": taken, "settings": dict(settings)}
+    return MeasuredStatistics("gram", tensors, entries, summary, left_out)
 
 
-def _expert_at(one: PlacedElements) -> int:
-    """Which matrix of a packed parameter a place lies in; 0 in a matrix that is no pack."""
-    if one.own.dim() != 3:
+def _expert_at(part: PlacedElements) -> int:
+    """Return the index of a part's matrix in a packed parameter; 0 for an ordinary matrix."""
+    if part.own.dim() != 3:
         return 0
-    first = one.at.start if isinstance(one.at, slice) else int(one.at.min())
-    return int(first // one.own[0].numel())
+    first = part.at.start if isinstance(part.at, slice) else int(part.at.min())
+    return int(first // part.own[0].numel())
 
 
-def _is_turned(one: PlacedElements, shape: tuple[int, ...], gram: LayerGram) -> bool | None:
-    """Is the checkpoint's matrix (inputs, outputs)? None if its inputs are in another order than the layer's."""
+def _is_transposed(part: PlacedElements, shape: tuple[int, ...], gram: LayerGram) -> bool | None:
+    """Return whether the checkpoint's matrix is (inputs, outputs); None if its inputs are reordered."""
     inputs = len(gram.total)
-    if isinstance(one.at, slice):
-        columns = one.own.shape[-1]
-        has_rows = shape[-1] == columns and one.at.start % columns == 0
+    if isinstance(part.at, slice):
+        columns = part.own.shape[-1]
+        has_rows = shape[-1] == columns and part.at.start % columns == 0
         return gram.is_transposed if has_rows else None
-    if not isinstance(one.of, slice) or len(one.at) != shape[0] * shape[1] or gram.is_transposed:
+    if not isinstance(part.of, slice) or len(part.at) != shape[0] * shape[1] or gram.is_transposed:
         return None
-    column = (one.at % inputs).reshape(shape).cpu().numpy()
+    column = (part.at % inputs).reshape(shape).cpu().numpy()
     order = np.arange(inputs)
     if shape[1] == inputs and (column == order).all():
         return False

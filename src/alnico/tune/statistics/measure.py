@@ -1,4 +1,4 @@
-"""What measurements of statistics share: the examples they take, and what a checkpoint calls a module's parameters."""
+"""Picks examples, finds checkpoint tensors in a module and writes measured statistics."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, T
 
 @dataclass(frozen=True)
 class MeasuredStatistics:
-    """The statistics of one model, under the names of its checkpoint.
+    """The statistics of one model, under the tensor names of its checkpoint.
 
-    ``tensors`` are what is stored, ``entries`` say of each tensor of the model under which name (``stored``) and numbers about it,
-    ``told`` is what goes for all. ``left_out`` are the tensors of the checkpoint that have no statistics, and why.
+    ``tensors`` are the stored arrays. ``entries`` gives, for each tensor of the model, the name of its array
+    (``stored``) and figures about it. ``summary`` describes the whole measurement. ``left_out`` maps the
+    tensors without statistics to the reason.
     """
 
     kind: StatisticsKind
     tensors: Mapping[str, np.ndarray] = field(repr=False)
     entries: Mapping[str, Mapping[str, Any]] = field(repr=False)
-    told: Mapping[str, Any]
+    summary: Mapping[str, Any]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, out: Path, subject: EvaluatedModel, *, overwrite: Replace = False) -> None:
-        """Write them into a directory, as ``merge_method: fisher`` and ``regmean`` read them. Errors: OutputError, RunError."""
+        """Write them to a directory that ``fisher`` or ``regmean`` reads. Errors: OutputError, RunError."""
         with open_model(subject.directory) as model:
             write_statistics(
                 out,
@@ -43,14 +44,14 @@ class MeasuredStatistics:
                 model,
                 self.tensors,
                 self.entries,
-                {**self.told, "left_out": dict(self.left_out)},
+                {**self.summary, "left_out": dict(self.left_out)},
                 reference=subject.label,
                 overwrite=overwrite,
             )
 
 
 def places(task: Task, examples: int) -> list[int]:
-    """Which examples of a task are taken: at most ``examples``, evenly spread.
+    """Return the indices of at most ``examples`` examples of a task, evenly spread.
 
     >>> from types import SimpleNamespace
     >>> places(SimpleNamespace(size=10), 4)
@@ -61,49 +62,50 @@ def places(task: Task, examples: int) -> list[int]:
 
 
 def kind_of(tasks: Sequence[Task], what: str) -> ModelKind:
-    """The one kind of module that tasks need. Errors: EvaluationError where there is none, or several."""
+    """Return the kind of module that all tasks need. Errors: EvaluationError if there is none, or several."""
     kinds: dict[Any, str] = {}
     for task in tasks:
         if task.size == 0 or not (kind := getattr(task, "kind", None)):
             raise EvaluationError(
-                f"{task.name}: cannot be taken in part, or does not say its module; expected a task of examples for {what}. "
-                "Take a classification, or a perplexity with a limit."
+                f"{task.name}: cannot run on a subset of examples, or does not state its kind of module; "
+                f"expected a task of examples for {what}. Use a classification, or a perplexity with a limit."
             )
         kinds.setdefault(kind, task.name)
     if len(kinds) != 1:
-        found = " and ".join(f"{name} takes the {kind}" for kind, name in kinds.items()) or "there are none"
+        needs = " and ".join(f"{name} uses the {kind}" for kind, name in kinds.items()) or "there are none"
         raise EvaluationError(
-            f"tasks: {found}; expected tasks of one kind of module for {what}. Measure those together that share it."
+            f"tasks: {needs}; expected tasks for one kind of module for {what}. Measure each kind on its own."
         )
     return next(iter(kinds))
 
 
 def differentiable(tasks: Sequence[Task]) -> list[Differentiable]:
-    """The tasks, each of which can be asked for scores of classes. Errors: EvaluationError."""
-    found = [task for task in tasks if isinstance(task, Differentiable)]
-    if len(found) < len(tasks):
-        stranger = next(task for task in tasks if not isinstance(task, Differentiable))
+    """Check that all tasks give class scores, and return them. Errors: EvaluationError."""
+    class_tasks = [task for task in tasks if isinstance(task, Differentiable)]
+    if len(class_tasks) < len(tasks):
+        other = next(task for task in tasks if not isinstance(task, Differentiable))
         raise EvaluationError(
-            f"{stranger.name}: has no scores of classes, of which Fisher information is made. Give classification tasks."
+            f"{other.name}: gives no class scores; expected a classification, which Fisher information "
+            "needs. Remove the task."
         )
-    return found
+    return class_tasks
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The tensors of a checkpoint, by name, and where they stand in a module that was loaded from it."""
+    """The tensors of a checkpoint by name, and their places in the module loaded from it."""
 
     shapes: Mapping[str, tuple[int, ...]]
     placement: Placement
 
     def original(self, name: str) -> str:
-        """The name under which a tensor's statistics are stored: a tied tensor may have several."""
-        whole = (one for one in self.placement.of[name] if one.is_whole)
-        return next((self.placement.files_of[id(one.own)][0] for one in whole), name)
+        """Return the name that stores a tensor's statistics; a tied tensor may have several names."""
+        whole = (part for part in self.placement.of[name] if part.is_whole)
+        return next((self.placement.files_of[id(part.own)][0] for part in whole), name)
 
 
 def stored_in(subject: EvaluatedModel, module: Any, kind: ModelKind) -> Stored:
-    """Find where a checkpoint's tensors stand in its module. Errors: MismatchError for a parameter that is in no file; ModelError."""
+    """Find a checkpoint's tensors in its module. Errors: MismatchError, ModelError."""
     with open_model(subject.directory) as model:
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
         return Stored(
@@ -113,17 +115,19 @@ def stored_in(subject: EvaluatedModel, module: Any, kind: ModelKind) -> Stored:
 
 @contextmanager
 def with_gradients(parameters: Sequence[Any]) -> Iterator[None]:
-    """Have a graph recorded for all parameters, as long as the block lasts."""
+    """Record gradients of all parameters inside the block."""
     before = [p.requires_grad for p in parameters]
     try:
         for p in parameters:
             p.requires_grad_(True)
         yield
     finally:
-        for p, wanted in zip(parameters, before, strict=True):
-            p.requires_grad_(wanted)
+        for p, requires_grad in zip(parameters, before, strict=True):
+            p.requires_grad_(requires_grad)
 
 
 def existing_paths(values: Iterable[Any]) -> list[Path]:
-    """Return the paths among some arguments that exist."""
-    return [Path(one) for one in values if isinstance(one, (str, os.PathLike)) and os.path.lexists(one)]
+    """Return the existing paths among ``values``."""
+    return [
+        Path(value) for value in values if isinstance(value, (str, os.PathLike)) and os.path.lexists(value)
+    ]
