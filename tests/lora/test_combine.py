@@ -100,7 +100,7 @@ def test_the_default_rank_of_a_sum_is_the_largest_of_the_adapters(tmp_path, two)
     result = combine(two, tmp_path / "out")
     assert {m.name: m.rank for m in result.modules} == {"m.q": 5, "m.o": 5, "m.v": 5}
     assert result.notes[-1] == (
-        "no rank was asked for: each update has the largest rank of the adapters there. Say rank or energy for another."
+        "no rank is set, so each update has the largest rank of the adapters. Set rank or energy to change that."
     )
 
 
@@ -458,7 +458,7 @@ def test_modules_to_save_are_averaged_or_left_out_if_that_is_asked_for(tmp_path)
     np.testing.assert_array_equal(
         made.read_model(tmp_path / "mean")["base_model.model.score.weight"], np.full((3, 4), 4.0)
     )
-    assert any("score.weight: the weighted mean of those that adapters hold" in n for n in result.notes)
+    assert any("score.weight: the weighted mean of the adapters' tensors" in n for n in result.notes)
     combine(adapters, tmp_path / "drop", method="ties", saved="drop")
     assert "base_model.model.score.weight" not in made.read_model(tmp_path / "drop")
     assert json.loads((tmp_path / "drop" / "adapter_config.json").read_text())["modules_to_save"] is None

@@ -90,17 +90,17 @@ def test_modules_to_save_without_the_base() -> None:
         tensors = factors("m.q", 6, 5, 2, 0) | {"score.weight": np.ones((3, 4), np.float32)}
         save(Path(name), tensors, r=2, lora_alpha=2, modules_to_save=["score"])
     assert refusal(MismatchError, ["c", "d"]) == (
-        "score.weight: c and d hold it whole (modules_to_save or a trained bias), with weights 1, 1; expected weights that sum to 1, as what "
-        "training added to it cannot be told without the base. Choose such weights, or say saved: average (--saved average) for the weighted "
-        "mean, or saved: drop to leave it out; or merge BASE+ADAPTER by a recipe."
+        "score.weight: c and d store it whole (modules_to_save or a trained bias), with weights 1, 1; expected weights that sum to 1, as its "
+        "change is unknown without the base. Choose such weights, or set saved: average (--saved average) for the weighted "
+        "mean, or saved: drop to leave it out; or merge BASE+ADAPTER with a recipe."
     )
     assert refusal(MismatchError, ["c", "d"], method="ties", weights=[0.5, 0.5]) == (
-        "score.weight: c and d hold it whole (modules_to_save or a trained bias), and ties needs what was added to it, as what training added "
-        "to it cannot be told without the base. Say saved: average (--saved average) for the weighted mean, or saved: drop to leave it "
-        "out; or merge BASE+ADAPTER by a recipe."
+        "score.weight: c and d store it whole (modules_to_save or a trained bias), and ties needs the change to it, as its change "
+        "is unknown without the base. Set saved: average (--saved average) for the weighted mean, or saved: drop to leave it "
+        "out; or merge BASE+ADAPTER with a recipe."
     )
     assert refusal(MethodError, ["c", "d"], weights=[1, -1], saved="average") == (
-        "score.weight: the weights of c and d sum to 0, so there is no mean; expected another sum. Change a weight, or say saved: drop "
+        "score.weight: the weights of c and d sum to 0, so there is no mean; expected another sum. Change a weight, or set saved: drop "
         "(--saved drop)."
     )
 
@@ -109,7 +109,7 @@ def test_whole_tensors_that_no_one_trained_and_that_differ() -> None:
     for i, name in enumerate("cd"):
         save(Path(name), factors("m.q", 6, 5, 1, 0) | {"lm_head.weight": np.full((3, 4), i, np.float32)})
     assert refusal(MismatchError, ["c", "d"]) == (
-        "lm_head.weight: c and d come with different ones, and neither trained it; expected the base's. Combine adapters of one base with one "
+        "lm_head.weight: c and d store different values, and neither trained it; expected the base's values. Combine adapters of one base with one "
         "vocabulary."
     )
 
@@ -135,8 +135,8 @@ def test_embeddings_and_lora_biases_together() -> None:
     )
     save(Path("d"), factors("m.q", 6, 5, 1, 0) | {"m.q.lora_B.bias": np.ones(6, np.float32)}, lora_bias=True)
     assert refusal(MismatchError, ["c", "d"]) == (
-        "e: an adapter changes this embedding, and d has lora_bias, which PEFT has not for embeddings; expected one or the other, as no "
-        "config says both. Leave one adapter out."
+        "e: an adapter changes this embedding, and d has lora_bias, which PEFT does not support for embeddings; expected one of the two, as no "
+        "config can have both. Leave one adapter out."
     )
 
 
@@ -178,7 +178,7 @@ def test_what_is_no_adapter() -> None:
     save(Path("d"), {"score.weight": np.ones((3, 4), np.float32)}, modules_to_save=["score"])
     assert (
         refusal(ModelError, ["d"])
-        == "d: has no LoRA update; expected one at least. Merge whole modules by a recipe."
+        == "d: has no LoRA update; expected at least one. Merge whole modules with a recipe."
     )
     file = Path("a") / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
@@ -191,9 +191,9 @@ def test_what_is_no_adapter() -> None:
     ("asked", "message"),
     [
         ({"rank": 0}, "rank is 0; expected a whole number of 1 or more."),
-        ({"energy": 1.5}, "energy is 1.5; expected a share in (0, 1]."),
-        ({"method": "cat", "rank": 3}, "cat keeps all ranks, and rank was asked for. Leave it out, or choose svd, which is the same sum cut to a rank."),
-        ({"method": "cat", "energy": 0.5}, "cat keeps all ranks, and energy was asked for. Leave it out, or choose svd, which is the same sum cut to a rank."),
+        ({"energy": 1.5}, "energy is 1.5; expected a share in (0, 1]. Choose 0.9, for example."),
+        ({"method": "cat", "rank": 3}, "cat keeps all ranks, but rank is set; expected neither rank nor energy. Remove it, or choose svd, which cuts the same sum to a rank."),
+        ({"method": "cat", "energy": 0.5}, "cat keeps all ranks, but energy is set; expected neither rank nor energy. Remove it, or choose svd, which cuts the same sum to a rank."),
         ({"method": "cat", "density": 0.5}, "cat has no option 'density'; it has none."),
         ({"weights": [1]}, "weights has 1 values for 2 adapters; expected one for each."),
         ({"weights": [1, float("nan")]}, "a weight is nan; expected a finite number."),
@@ -209,9 +209,9 @@ def test_what_is_no_adapter() -> None:
         ({"method": "sce", "weights": [1, 2]}, "sce has no option 'weight'; it has select_topk."),
         ({"method": "dare_linear", "majority_sign_method": "total"}, "dare_linear does not elect signs (majority_sign_method is 'total'). Remove the option, or choose ties or dare_ties."),
         ({"method": "ties", "majority_sign_method": "sum"}, "majority_sign_method is 'sum'; expected one of total, frequency (elect: mass, count)."),
-        ({"saved": "mean"}, "saved is 'mean'; expected one of error, average, drop."),
-        ({"unrelated": "yes"}, "unrelated is 'yes'; expected one of error, allow."),
-        ({"dtype": "int8"}, "dtype is 'int8'; expected one of bfloat16, float16, float32, float64."),
+        ({"saved": "mean"}, "saved is 'mean'; expected one of error, average, drop. Choose one."),
+        ({"unrelated": "yes"}, "unrelated is 'yes'; expected one of error, allow. Choose one."),
+        ({"dtype": "int8"}, "dtype is 'int8'; expected one of bfloat16, float16, float32, float64. Choose one."),
     ],
     ids=str,
 )  # fmt: skip
@@ -230,7 +230,9 @@ def test_unknown_methods_answer_with_the_nearest() -> None:
 
 def test_no_adapters() -> None:
     for adapters in ([], "a"):
-        assert refusal(RecipeError, adapters) == "adapters: expected a list of adapters, one at least."
+        assert (
+            refusal(RecipeError, adapters) == "adapters: expected a list with at least one adapter. Give one."
+        )
 
 
 def test_places_that_are_taken() -> None:
@@ -240,7 +242,7 @@ def test_places_that_are_taken() -> None:
         combine(["a", "b"], "full")
     with pytest.raises(OutputError, match="a: is one of the inputs or contains it"):
         combine(["a", "b"], "a", overwrite=True)
-    with pytest.raises(OutputError, match="an adapter is a directory"):
+    with pytest.raises(OutputError, match="expected a directory, for the adapter"):
         combine(["a", "b"], "out.safetensors")
     with pytest.raises(OutputError, match="full: holds file, not part of a model"):
         combine(["a", "b"], "full", overwrite=True)

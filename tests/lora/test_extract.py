@@ -116,7 +116,9 @@ def test_bytes_are_spent_up_to_the_size_and_no_further(pair: Pair, tmp_path: Pat
     assert written == found.byte_size
     assert 130_000 < written <= 150_000
     assert len({t.rank for t in found.of("factors")}) > 1
-    assert [t.why for t in found.of("left out")] == ["bytes keep more elsewhere"] * len(found.of("left out"))
+    assert [t.why for t in found.of("left out")] == ["the size keeps more energy elsewhere"] * len(
+        found.of("left out")
+    )
 
 
 def test_what_did_not_change_is_left_out_and_said(pair: Pair, tmp_path: Path) -> None:
@@ -331,9 +333,7 @@ def test_unrelated_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError) as caught:
         extract(one, other, tmp_path / "out")
     text = str(caught.value)
-    assert text.startswith(
-        f"{one} was not tuned from {other}: 10 of 10 matrices that were looked at have nothing to do with one another: "
-    )
+    assert text.startswith(f"{one} was not tuned from {other}: 10 of 10 compared matrices are unrelated: ")
     assert text.endswith("; expected cosines near 1. Give the base that it was tuned from.")
 
 
@@ -349,18 +349,18 @@ def test_models_of_other_sizes_are_refused(pair: Pair, tmp_path: Path) -> None:
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"rank": 0}, "extract: rank is 0; expected 1 at least. Choose a larger one."),
+    ({"rank": 0}, "extract: rank is 0; expected at least 1. Choose a larger one."),
     (
         {"energy": 1.5},
-        "extract: energy is 1.5; expected the share of squares that is kept, in (0, 1]. Choose 0.9, say.",
+        "extract: energy is 1.5; expected the share of squares to keep, in (0, 1]. Choose 0.9, for example.",
     ),
     (
         {"rank": 4, "energy": 0.9},
-        "extract: rank and energy both say how large ranks are; expected one of them. Leave one out.",
+        "extract: rank and energy both set the ranks; expected one of them. Remove one.",
     ),
     (
         {"rank": 4, "max_rank": 8},
-        "extract: max_rank is for energy and size, and rank is given; expected one of them. Leave one out.",
+        "extract: max_rank limits energy or size, but rank is set; expected one of the two. Remove one.",
     ),
     ({"others": "drop"}, "extract: others is 'drop'; expected save or leave. Choose one of them."),
     (
@@ -395,7 +395,8 @@ def test_too_small_a_budget_is_refused_before_anything_is_read(pair: Pair, tmp_p
         extract(*pair, tmp_path / "out", memory="100MiB")
     refuses(
         ResourceError,
-        "extract: what is saved as it is takes 9.2 kB, the size is 5.0 kB. Raise --size, or leave out what is no matrix (--others leave).",
+        "extract: the tensors saved whole need 9.2 kB, but the size is 5.0 kB. Raise --size, or leave out tensors that are not matrices "
+        "(--others leave).",
         pair,
         tmp_path / "out",
         size=5000,

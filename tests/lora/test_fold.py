@@ -359,10 +359,13 @@ def test_a_cut_off_adapter_is_refused(tmp_path: Path) -> None:
 
 def test_the_numbers_of_weights_and_adapters_must_agree() -> None:
     with pytest.raises(
-        AlnicoError, match=r"^weights: there are 2 for 1 adapters; expected one for all, or one for each\.$"
+        AlnicoError,
+        match=r"^weights: there are 2 for 1 adapters; expected one for all, or one for each\. Change the number\.$",
     ):
         fold_recipe("base", "a", weights=[1, 2])
-    with pytest.raises(AlnicoError, match=r"^fold needs an adapter at least\. Give one\.$"):
+    with pytest.raises(
+        AlnicoError, match=r"^adapters: there are none; expected at least one\. Give an adapter\.$"
+    ):
         fold_recipe("base", [])
 
 

@@ -54,12 +54,12 @@ def pair(root: Path, dtype: str, size: float) -> tuple[Path, Path]:
         (
             "F32",
             1e-43,
-            r"^m\.q\.weight: the change is so small \(.*e-43 in the mean\) that F32 cannot hold its factors",
+            r"^m\.q\.weight: the change is so small \(.*e-43 on average\) that F32 cannot represent its factors",
         ),
         (
             "F64",
             1e-150,
-            r"^m\.q\.weight: the change is so small \(.*e-15\d in the mean\) that F32 cannot hold its factors",
+            r"^m\.q\.weight: the change is so small \(.*e-15\d on average\) that F32 cannot represent its factors",
         ),
         (
             "F64",

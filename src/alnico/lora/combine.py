@@ -1,4 +1,4 @@
-"""Several LoRA adapters as one, from their files alone: the base is neither needed nor read."""
+"""Combines several LoRA adapters into one from their files, without the base model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, check_options
 from alnico.lora.matching import SharedModule, SharedSavedTensor, check_bases, match_updates, saved_tensors
-from alnico.lora.reduce import Combine, Limits, of_cat, of_small, of_spectral, of_sum, of_whole
+from alnico.lora.reduce import Combine, RankChoice, of_cat, of_small, of_spectral, of_sum, of_whole
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
@@ -49,7 +49,7 @@ UNRELATED = ("error", "allow")
 
 @dataclass(frozen=True)
 class CombinedModule:
-    """One update of the combined adapter. ``error`` is the norm of what its rank leaves out, by the norm of what the method made."""
+    """An update of the combined adapter. ``error`` is the relative norm of what its rank drops."""
 
     name: str
     rank: int
@@ -58,7 +58,7 @@ class CombinedModule:
 
 @dataclass(frozen=True)
 class Combined:
-    """A finished combination. ``error`` is that of all updates together, as of :class:`CombinedModule`."""
+    """A finished combination. ``error`` is as in :class:`CombinedModule`, over all updates."""
 
     path: Path
     method: str
@@ -69,7 +69,7 @@ class Combined:
     seconds: float
 
     def data(self) -> dict[str, Any]:
-        """The result as plain data, for ``--json``."""
+        """Return the result as plain data, for ``--json``."""
         return {
             "out": str(self.path),
             "method": self.method,
@@ -132,7 +132,7 @@ def combine(
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     references = [os.fspath(a) for a in adapters]
     if isinstance(adapters, (str, os.PathLike)) or not references:
-        raise RecipeError("adapters: expected a list of adapters, one at least.")
+        raise RecipeError("adapters: expected a list with at least one adapter. Give one.")
     each: Any = (
         [finite_number(weights, "weights", error=MethodError)] * len(references)
         if isinstance(weights, Real)
@@ -151,7 +151,8 @@ def combine(
         check_output_place(target, needed_files([a.files for a in opened]), may_replace)
         if target.suffix == ".safetensors":
             raise OutputError(
-                f"{target}: an adapter is a directory, with its config beside its tensors. Give a name without .safetensors."
+                f"{target}: ends in .safetensors; expected a directory, for the adapter's config and "
+                "tensors. Give a name without .safetensors."
             )
         notes = [
             *combination.notes,
@@ -161,15 +162,18 @@ def combine(
         modules = match_updates(opened)
         if not modules:
             raise ModelError(
-                f"{references[0]}: has no LoRA update; expected one at least. Merge whole modules by a recipe."
+                f"{references[0]}: has no LoRA update; expected at least one. Merge whole modules with a "
+                "recipe."
             )
-        kept = _saved(opened, saved_tensors(opened, dropped=saved == "drop"), combination, saved, notes)
+        saved_modules = _saved(
+            opened, saved_tensors(opened, dropped=saved == "drop"), combination, saved, notes
+        )
         _check_loadable(opened, modules)
         wide = code or (
             "F64" if any(t.dtype == "F64" for a in opened for t in a.files.tensors.values()) else "F32"
         )
-        limits = Limits(rank, energy)
-        _check_memory(modules, combination, limits, run.memory_bytes)
+        choice = RankChoice(rank, energy)
+        _check_memory(modules, combination, choice, run.memory_bytes)
         merged = (
             8 * max(m.experts * m.rows * m.columns for m in modules) if combination.space == "dense" else 0
         )
@@ -179,37 +183,37 @@ def combine(
         )
         with PartDirectory(target) as part:
             with _removed_on_error(part), one_blas_thread():
-                make = _maker(opened, modules, combination, limits, part, seed, run)
-                made = _at_one_rank(modules, _all(modules, make, part, run))
+                make = _combiner(opened, modules, combination, choice, part, seed, run)
+                updates = _with_equal_ranks(modules, _combine_all(modules, make, part, run))
                 output = OutputAdapter(
-                    [_module(m, one, opened) for m, one in zip(modules, made, strict=True)],
-                    {s.written: s.shape for s, _ in kept},
+                    [_module(m, update, opened) for m, update in zip(modules, updates, strict=True)],
+                    {s.written: s.shape for s, _ in saved_modules},
                     wide,
-                    config_of(opened, modules, [s for s, _ in kept]),
+                    config_of(opened, modules, [s for s, _ in saved_modules]),
                 )
-                error, found = _errors(modules, made)
+                error, combined = _errors(modules, updates)
                 notes += _rank_notes(combination, rank, energy)
-                said = card(opened), text(opened, combination, output, rank, energy, error, notes)
+                card_and_text = card(opened), text(opened, combination, output, rank, energy, error, notes)
                 locked = lock(
-                    opened, combination, rank, energy, saved, seed, {m.name: m.error for m in found}
+                    opened, combination, rank, energy, saved, seed, {m.name: m.error for m in combined}
                 )
                 with AdapterFiles(part, output) as files:
-                    for module, one in zip(output.modules, made, strict=True):
-                        _write(files, module, one, Path(one.path), part.folder)
-                    for tensor, values in kept:
+                    for module, update in zip(output.modules, updates, strict=True):
+                        _write(files, module, update, Path(update.path), part.folder)
+                    for tensor, values in saved_modules:
                         files.write(PREFIX + tensor.written, values(opened))
-                    files.finish(*said)
+                    files.finish(*card_and_text)
                     files.lock(locked)
                     byte_size = files.byte_size
             part.publish(None, may_replace)
     return Combined(
-        target, combination.method, found, error, byte_size, tuple(notes), time.perf_counter() - begin
+        target, combination.method, combined, error, byte_size, tuple(notes), time.perf_counter() - begin
     )
 
 
 @dataclass(frozen=True)
 class _WrittenUpdate:
-    """A piece whose arrays lie on the disk until the header of the output is known."""
+    """A combined update whose arrays are on disk until the header of the output is known."""
 
     path: str
     rank: int
@@ -219,30 +223,30 @@ class _WrittenUpdate:
     left_out: float
 
 
-def _all(
+def _combine_all(
     modules: Sequence[SharedModule],
-    make: Combine,
+    combine_module: Combine,
     part: PartDirectory,
     run: RunOptions,
 ) -> list[_WrittenUpdate]:
     folder = part.path / "factors"
-    done = []
+    updates = []
     try:
         make_folder(folder, part.folder)
         for i, module in enumerate(modules):
             try:
-                piece = make(module)
-            except np.linalg.LinAlgError:  # of infinities
+                update = combine_module(module)
+            except np.linalg.LinAlgError:  # because of infinities
                 raise NonFiniteError(
-                    f"{module.name}: the combined update, or what is computed on the way, is beyond float64; expected finite numbers. "
-                    "Choose smaller weights, or mend the adapters."
+                    f"{module.name}: the combined update, or an intermediate result, is beyond float64; "
+                    "expected finite numbers. Choose smaller weights, or correct the adapters."
                 ) from None
             path = folder / f"{i}.npz"
             with os.fdopen(open_to_write(path, part.folder), "wb") as file:
-                np.savez(file, left=piece.left, right=piece.right, bias=piece.bias)
-            done.append(
+                np.savez(file, left=update.left, right=update.right, bias=update.bias)
+            updates.append(
                 _WrittenUpdate(
-                    str(path), piece.rank, piece.scale, piece.bias.size > 0, piece.total, piece.left_out
+                    str(path), update.rank, update.scale, update.bias.size > 0, update.total, update.left_out
                 )
             )
             run.report(Counted("updates", i + 1, len(modules)))
@@ -250,24 +254,26 @@ def _all(
         raise RunError(
             f"{folder}: cannot be written ({error.strerror}). Make room or check the disk."
         ) from None
-    return done
+    return updates
 
 
-def _at_one_rank(modules: Sequence[SharedModule], made: Sequence[_WrittenUpdate]) -> list[_WrittenUpdate]:
-    """Give the parameters of one module the largest of their ranks; zeros fill the others."""
+def _with_equal_ranks(
+    modules: Sequence[SharedModule], updates: Sequence[_WrittenUpdate]
+) -> list[_WrittenUpdate]:
+    """Raise the parameters of one module to their largest rank; zeros fill the smaller ones."""
     largest: dict[str, int] = {}
-    for module, one in zip(modules, made, strict=True):
-        largest[module.module] = max(one.rank, largest.get(module.module, 0))
+    for module, update in zip(modules, updates, strict=True):
+        largest[module.module] = max(update.rank, largest.get(module.module, 0))
     return [
-        replace(one, rank=largest[module.module]) if module.kind == "parameter" else one
-        for module, one in zip(modules, made, strict=True)
+        replace(update, rank=largest[module.module]) if module.kind == "parameter" else update
+        for module, update in zip(modules, updates, strict=True)
     ]
 
 
 def _write(
-    files: AdapterFiles, module: OutputModule, done: _WrittenUpdate, path: Path, inside: Folder
+    files: AdapterFiles, module: OutputModule, update: _WrittenUpdate, path: Path, inside: Folder
 ) -> None:
-    """Pack the factors as PEFT does: of experts, A one expert after the other, B one rank after the other."""
+    """Write the factors in PEFT's layout: of experts, A expert by expert and B rank by rank."""
     name_of_left, name_of_right = module.names
     with (
         os.fdopen(open_to_write(path, inside, flags=os.O_RDWR), "rb") as file,
@@ -275,17 +281,17 @@ def _write(
     ):
         left, right, bias = arrays["left"], arrays["right"], arrays["bias"]
     remove(path, inside)
-    more = done.rank - left.shape[2]
-    left, right = np.pad(left, ((0, 0), (0, 0), (0, more))), np.pad(right, ((0, 0), (0, more), (0, 0)))
+    missing = update.rank - left.shape[2]
+    left, right = np.pad(left, ((0, 0), (0, 0), (0, missing))), np.pad(right, ((0, 0), (0, missing), (0, 0)))
     files.write(name_of_right, right)
     files.write(name_of_left, left.transpose(1, 2, 0))
     if module.bias:
-        files.write(module.bias_name, bias / done.scale if bias.size else np.zeros(module.left_shape[0]))
+        files.write(module.bias_name, bias / update.scale if bias.size else np.zeros(module.left_shape[0]))
 
 
 @contextmanager
 def _removed_on_error(part: PartDirectory) -> Iterator[None]:
-    """Begin anew, and leave nothing of what failed: a combination is made in seconds, and none is taken up."""
+    """Start from an empty folder, and remove it after an error: combinations never resume."""
     part.remove_contents()
     try:
         yield
@@ -294,11 +300,11 @@ def _removed_on_error(part: PartDirectory) -> Iterator[None]:
         raise
 
 
-def _maker(
+def _combiner(
     adapters: Sequence[Adapter],
     modules: Sequence[SharedModule],
     combination: CombineOptions,
-    limits: Limits,
+    choice: RankChoice,
     part: PartDirectory,
     seed: int,
     run: RunOptions,
@@ -306,26 +312,26 @@ def _maker(
     if combination.kind == "cat":
         return of_cat(adapters, combination)
     if combination.kind == "sum":
-        return of_sum(adapters, combination, limits)
+        return of_sum(adapters, combination, choice)
     if combination.kind == "spectral":
-        return of_spectral(adapters, combination, limits)
+        return of_spectral(adapters, combination, choice)
     if combination.space == "dense":
         return of_whole(
             adapters,
             modules,
             combination,
-            limits,
+            choice,
             part,
             seed=seed,
             run=run,
         )
-    return of_small(adapters, modules, combination, limits, seed=seed, run=run)
+    return of_small(adapters, modules, combination, choice, seed=seed, run=run)
 
 
-def _module(module: SharedModule, done: _WrittenUpdate, adapters: Sequence[Adapter]) -> OutputModule:
-    experts, rank = module.experts, done.rank
-    # PEFT gives all layers that can have one a bias, or none.
-    biased = done.has_bias or (
+def _module(module: SharedModule, update: _WrittenUpdate, adapters: Sequence[Adapter]) -> OutputModule:
+    experts, rank = module.experts, update.rank
+    # In PEFT, either all layers that can have a bias have one, or none.
+    biased = update.has_bias or (
         module.kind in ("linear", "convolution") and any(a.config.get("lora_bias") for a in adapters)
     )
     return OutputModule(
@@ -334,7 +340,7 @@ def _module(module: SharedModule, done: _WrittenUpdate, adapters: Sequence[Adapt
         rank,
         (module.rows, rank * experts, *module.left_shape),
         (rank * experts, *module.right_shape),
-        alpha=done.scale * rank,
+        alpha=update.scale * rank,
         depth=module.depth,
         bias=biased,
         parameter=module.target,
@@ -342,16 +348,20 @@ def _module(module: SharedModule, done: _WrittenUpdate, adapters: Sequence[Adapt
 
 
 def _errors(
-    modules: Sequence[SharedModule], made: Sequence[_WrittenUpdate]
+    modules: Sequence[SharedModule], updates: Sequence[_WrittenUpdate]
 ) -> tuple[float, tuple[CombinedModule, ...]]:
     def share(left_out: float, total: float) -> float:
         return math.sqrt(left_out / total) if total > 0 else 0.0
 
-    found = tuple(
-        CombinedModule(m.key if m.kind != "parameter" else m.name, one.rank, share(one.left_out, one.total))
-        for m, one in zip(modules, made, strict=True)
+    combined = tuple(
+        CombinedModule(
+            m.key if m.kind != "parameter" else m.name, update.rank, share(update.left_out, update.total)
+        )
+        for m, update in zip(modules, updates, strict=True)
     )
-    return share(sum(one.left_out for one in made), sum(one.total for one in made)), found
+    return share(
+        sum(update.left_out for update in updates), sum(update.total for update in updates)
+    ), combined
 
 
 TensorValues = Callable[[Sequence[Adapter]], np.ndarray]
@@ -364,64 +374,68 @@ def _saved(
     saved: str,
     notes: list[str],
 ) -> list[tuple[SharedSavedTensor, TensorValues]]:
-    """The tensors that stand for the base's own, with how each is made. Errors: MismatchError, MethodError."""
-    found: list[tuple[SharedSavedTensor, TensorValues]] = []
+    """Return the tensors that replace the base's, with values. Errors: MismatchError, MethodError."""
+    tensor_values: list[tuple[SharedSavedTensor, TensorValues]] = []
     dropped, averaged = [], []
     for tensor in tensors:
         holders = [adapters[i].label for i, _ in tensor.holders]
         if not tensor.is_trained:
-            # PEFT stores a base's embeddings with an adapter that changes them; they are the base's as they were.
-            found.append((tensor, _equal_values(tensor)))
+            # PEFT stores a base's embeddings with an adapter that changes them; these are unchanged.
+            tensor_values.append((tensor, _equal_values(tensor)))
             continue
         if saved == "drop":
             dropped.append(tensor.name)
             continue
-        given = combination.coefficients or combination.weights
-        weights = [given[i] for i, _ in tensor.holders]
+        coefficients = combination.coefficients or combination.weights
+        weights = [coefficients[i] for i, _ in tensor.holders]
         total = math.fsum(weights)
         exact = combination.kind in ("cat", "sum") and abs(total - 1) < 1e-9
         if not exact and saved == "error":
             why = (
                 f"with weights {', '.join(f'{w:g}' for w in weights)}; expected weights that sum to 1"
                 if combination.kind in ("cat", "sum")
-                else f"and {combination.method} needs what was added to it"
+                else f"and {combination.method} needs the change to it"
             )
             raise MismatchError(
-                f"{tensor.name}: {' and '.join(holders)} hold{'s' * (len(holders) == 1)} it whole (modules_to_save or a trained bias), {why}, "
-                "as what training added to it cannot be told without the base. "
-                + ("Choose such weights, or say" if combination.kind in ("cat", "sum") else "Say")
-                + " saved: average (--saved average) for the weighted mean, or saved: drop to leave it out; or merge BASE+ADAPTER by a recipe."
+                f"{tensor.name}: {' and '.join(holders)} store{'s' * (len(holders) == 1)} it whole "
+                f"(modules_to_save or a trained bias), {why}, as its change is unknown without the base. "
+                + ("Choose such weights, or set" if combination.kind in ("cat", "sum") else "Set")
+                + " saved: average (--saved average) for the weighted mean, or saved: drop to leave it out; "
+                "or merge BASE+ADAPTER with a recipe."
             )
         if abs(total) <= 1e-12 * math.fsum(map(abs, weights)):
             raise MethodError(
-                f"{tensor.name}: the weights of {' and '.join(holders)} sum to 0, so there is no mean; expected another sum. Change a weight, or "
-                "say saved: drop (--saved drop)."
+                f"{tensor.name}: the weights of {' and '.join(holders)} sum to 0, so there is no mean; "
+                "expected another sum. Change a weight, or set saved: drop (--saved drop)."
             )
         if not exact:
             averaged.append(tensor.name)
-        found.append((tensor, _mean(tensor, [w if exact else w / total for w in weights])))
+        tensor_values.append((tensor, _mean(tensor, [w if exact else w / total for w in weights])))
     if dropped:
         notes.append(
-            f"left out, as asked: {_some(dropped)}, which adapters hold whole. The base's own take their place."
+            f"left out, as requested: {_names(dropped)}, which adapters store whole; the base's tensors are "
+            "used instead."
         )
     if averaged:
         notes.append(
-            f"{_some(averaged)}: the weighted mean of those that adapters hold, which is not what was added to the base, combined."
+            f"{_names(averaged)}: the weighted mean of the adapters' tensors, which differs from combining "
+            "the changes to the base."
         )
-    return found
+    return tensor_values
 
 
 def _equal_values(tensor: SharedSavedTensor) -> TensorValues:
     def values(adapters: Sequence[Adapter]) -> np.ndarray:
         (first, name), *others = tensor.holders
-        found = adapters[first].read(name, np.dtype(np.float64))
+        array = adapters[first].read(name, np.dtype(np.float64))
         for i, other in others:
-            if not np.array_equal(found, adapters[i].read(other, np.dtype(np.float64))):
+            if not np.array_equal(array, adapters[i].read(other, np.dtype(np.float64))):
                 raise MismatchError(
-                    f"{tensor.name}: {adapters[first].label} and {adapters[i].label} come with different ones, and neither trained it; expected "
-                    "the base's. Combine adapters of one base with one vocabulary."
+                    f"{tensor.name}: {adapters[first].label} and {adapters[i].label} store different values, "
+                    "and neither trained it; expected the base's values. Combine adapters of one base with "
+                    "one vocabulary."
                 )
-        return found
+        return array
 
     return values
 
@@ -436,18 +450,19 @@ def _mean(tensor: SharedSavedTensor, weights: Sequence[float]) -> TensorValues:
     return values
 
 
-def _some(names: Sequence[str]) -> str:
+def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _check_loadable(adapters: Sequence[Adapter], modules: Sequence[SharedModule]) -> None:
-    """Refuse what PEFT does not load together. Errors: MismatchError."""
+    """Refuse adapters that PEFT cannot load as one. Errors: MismatchError."""
     biased = [a.label for a in adapters if a.config.get("lora_bias")]
     embedding = next((m for m in modules if m.kind == "embedding"), None)
     if biased and embedding is not None:
         raise MismatchError(
-            f"{embedding.module}: an adapter changes this embedding, and {biased[0]} has lora_bias, which PEFT has not for embeddings; "
-            "expected one or the other, as no config says both. Leave one adapter out."
+            f"{embedding.module}: an adapter changes this embedding, and {biased[0]} has lora_bias, which "
+            "PEFT does not support for embeddings; expected one of the two, as no config can have both. "
+            "Leave one adapter out."
         )
 
 
@@ -459,41 +474,45 @@ def _rank_notes(combination: CombineOptions, rank: int | None, energy: float | N
         if combination.kind == "sum"
         else "at most the sum of the adapters' ranks"
     )
-    return [f"no rank was asked for: each update has {which} there. Say rank or energy for another."]
+    return [f"no rank is set, so each update has {which}. Set rank or energy to change that."]
 
 
 def _check_choices(
     combination: CombineOptions, rank: int | None, energy: float | None, saved: str, unrelated: str
 ) -> None:
     if energy is not None and not 0 < energy <= 1:
-        raise MethodError(f"energy is {energy:g}; expected a share in (0, 1].")
+        raise MethodError(f"energy is {energy:g}; expected a share in (0, 1]. Choose 0.9, for example.")
     if combination.kind == "cat" and (rank is not None or energy is not None):
-        asked_for = "rank" if rank is not None else "energy"
+        option = "rank" if rank is not None else "energy"
         raise MethodError(
-            f"cat keeps all ranks, and {asked_for} was asked for. Leave it out, or choose svd, which is the same sum cut to a rank."
+            f"cat keeps all ranks, but {option} is set; expected neither rank nor energy. Remove it, or "
+            "choose svd, which cuts the same sum to a rank."
         )
     for name, value, values in (("saved", saved, SAVED), ("unrelated", unrelated, UNRELATED)):
         if value not in values:
-            raise MethodError(f"{name} is {value!r}; expected one of {', '.join(values)}.")
+            raise MethodError(f"{name} is {value!r}; expected one of {', '.join(values)}. Choose one.")
 
 
 def _dtype(dtype: Any) -> str | None:
-    """The safetensors name of an output dtype, given as text, as numpy's or as torch's. Errors: MethodError."""
+    """Return the safetensors name of a dtype: text, or numpy's or torch's. Errors: MethodError."""
     if dtype is None:
         return None
     name = (dtype.__name__ if isinstance(dtype, type) else str(dtype)).removeprefix("torch.")
     if name not in TORCH_NAMES:
-        raise MethodError(f"dtype is {name!r}; expected one of {', '.join(CONFIG_NAMES.values())}.")
+        raise MethodError(
+            f"dtype is {name!r}; expected one of {', '.join(CONFIG_NAMES.values())}. Choose one."
+        )
     return TORCH_NAMES[name]
 
 
 def _check_memory(
-    modules: Sequence[SharedModule], combination: CombineOptions, limits: Limits, budget_bytes: int
+    modules: Sequence[SharedModule], combination: CombineOptions, choice: RankChoice, budget_bytes: int
 ) -> None:
     """Refuse factors that do not fit the budget. Errors: ResourceError.
 
-    The factors and what is decomposed of them, several times over, and small matrices of the sum of ranks. While a method of task
-    vectors merges whole matrices, none of this is held, and the engine counts for itself.
+    Counts several copies of the factors and their decompositions, and small matrices of the sum of ranks.
+    None of these are in memory while a method of task vectors merges whole matrices; the engine checks that
+    step.
     """
 
     def needed(module: SharedModule) -> int:
@@ -501,16 +520,17 @@ def _check_memory(
         several = len(module.updates) * module.columns * ranks if combination.space == "knots" else 0
         whole = (
             5 * min(module.rows, module.columns) ** 2
-            if combination.space == "dense" and limits.most(1) is None
+            if combination.space == "dense" and choice.most(1) is None
             else 0
         )
-        rank = max(ranks, limits.rank or 0) if combination.space == "dense" else ranks
+        rank = max(ranks, choice.rank or 0) if combination.space == "dense" else ranks
         return 8 * (sides * rank * (6 + 2 * module.experts) + 8 * ranks * ranks + 2 * several + whole)
 
     largest = max(modules, key=needed)
     least = BASELINE_BYTES + BLAS_BYTES + needed(largest)
     if least > budget_bytes:
         raise ResourceError(
-            f"{largest.name}: combining its {len(largest.ranks)} updates needs {format_size(least)} of memory, the budget is "
-            f"{format_size(budget_bytes)}. Raise --memory to {-(-least // (1 << 20))}MiB."
+            f"{largest.name}: combining its {len(largest.ranks)} updates needs {format_size(least)} of "
+            f"memory, the budget is {format_size(budget_bytes)}. Raise --memory to "
+            f"{-(-least // (1 << 20))}MiB."
         )

@@ -1,4 +1,4 @@
-"""Extract a LoRA adapter from a fine-tune: the leading singular vectors of its task vector, matrix by matrix."""
+"""Extracts a LoRA adapter from a fine-tune: leading singular vectors of each matrix's change."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from alnico.lora.extract_result import ExtractedTensor, Extraction, card_text
 from alnico.lora.extract_targets import (
     EmbeddingsChoice,
     ExtractTarget,
+    ExtractTargets,
     OthersChoice,
     SavedTensors,
-    Subjects,
+    find_targets,
     module_names,
     saved_of,
-    subjects_of,
 )
-from alnico.lora.factor_store import Spool
+from alnico.lora.factor_store import FactorStore
 from alnico.lora.ranks import Spectrum, ranks_of_energy, ranks_of_size
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule, target_modules
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -64,17 +64,17 @@ from alnico.threads import Abandoned, Crew
 REPORT = "extraction.json"
 
 FIRST_RANK = 32
-"""Where the search for the rank that keeps some energy begins; it doubles."""
+"""First rank tried for a share of energy; it doubles until the share is reached."""
 
 MOST_RANK = 256
-"""Largest rank of a matrix when bytes are spent where they help most, unless ``max_rank`` says otherwise."""
+"""Default of ``max_rank`` with ``size``."""
 
 DEFAULT_RANK = 32
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides an adapter's bits, checked."""
+    """The checked options that decide an adapter's bits."""
 
     rank: int | None
     energy: float | None
@@ -88,21 +88,23 @@ class Options:
     dtype: str
     seed: int
 
-    def cap(self, subject: ExtractTarget) -> int:
-        """The largest rank that may be asked for of a matrix."""
-        side = min(subject.matrix)
+    def cap(self, target: ExtractTarget) -> int:
+        """Return the largest rank that a matrix may get."""
+        side = min(target.matrix)
         if self.rank is not None:
             return min(self.rank, side)
         if self.energy is not None:
             return min(self.max_rank or side, side)
         assert self.size is not None
         return min(
-            self.max_rank or MOST_RANK, side, self.size // (sum(subject.matrix) * DTYPES[self.dtype].bytes)
+            self.max_rank or MOST_RANK,
+            side,
+            self.size // (sum(target.matrix) * DTYPES[self.dtype].bytes),
         )
 
     def data(self) -> dict[str, Any]:
-        """Those that are not as they would be by themselves, and how the rank was chosen."""
-        given = {
+        """Return the options that differ from their default, and those that always matter."""
+        optional = {
             "rank": self.rank,
             "energy": self.energy,
             "size": self.size,
@@ -111,13 +113,13 @@ class Options:
             "include": list(self.include) or None,
             "exclude": list(self.exclude) or None,
         }
-        chosen = {
+        fixed = {
             "others": self.others,
             "embeddings": self.embeddings,
             "dtype": self.dtype,
             "seed": self.seed,
         }
-        return {key: value for key, value in given.items() if value is not None} | chosen
+        return {key: value for key, value in optional.items() if value is not None} | fixed
 
 
 @ieee_arithmetic()
@@ -148,16 +150,16 @@ def extract(
 ) -> Extraction:
     """Write what a fine-tune changed of its base as a LoRA adapter: ``B A`` near ``tuned - base``.
 
-    Each matrix of the difference D is projected on its leading singular vectors by
-    :func:`alnico.numerics.randomized.randomized_svd`; A and B share the singular values by their square
-    roots, and alpha is the rank, so that the scale is 1. Differences are taken in float32 (float64 where a
-    model is), never rounded before. Convolutions are flattened; an embedding has ``lora_embedding_A`` and
-    ``_B``. The finished adapter is folded back and compared with the fine-tune, tensor by tensor, in float64.
-    The same call resumes an interrupted extraction.
+    Each matrix of the difference D is projected onto its leading singular vectors by
+    :func:`alnico.numerics.randomized.randomized_svd`. A and B each get the square roots of the singular
+    values, and alpha is the rank, so that the scale is 1. Differences are computed in float32 (float64 where
+    a model is), without earlier rounding. Convolutions are flattened; an embedding has ``lora_embedding_A``
+    and ``_B``. The finished adapter is folded back and compared with the fine-tune, tensor by tensor, in
+    float64. The same call resumes an interrupted extraction.
 
-    Use when: a full fine-tune is to be kept, served or combined as an adapter. Fine-tunes have slowly falling
-        spectra: of all-MiniLM-L6-v2's, rank 32 keeps 68 % of the energy of a matrix's change, rank 128 93 %.
-        The report says what is lost where.
+    Use when: you want to store, serve or combine a full fine-tune as an adapter. Spectra of fine-tunes fall
+        slowly: for all-MiniLM-L6-v2, rank 32 keeps 68 % of the energy of a matrix's change, rank 128 keeps
+        93 %. The report states the loss of each tensor.
 
     Options:
         tuned: The fine-tune: a directory, a file, or owner/name@revision on the hub.
@@ -182,12 +184,13 @@ def extract(
         verify: Fold the adapter back and measure what is lost.
     Edge cases: an unchanged tensor is left out and named; a stack of experts in one tensor is left out and
         named.
-    Errors: RecipeError for an option out of its range; MismatchError for models of other kinds, unrelated
-        ones, and equal ones, of which there is nothing to extract; NonFiniteError; ResourceError;
+    Errors: RecipeError for an option out of its range; MismatchError for models of different kinds, for
+        unrelated models, and for equal models, which leave nothing to extract; NonFiniteError; ResourceError;
         OutputError; VerificationError; those of reading and HubError.
     Differs from the source: the singular vectors are found by random directions unless ``exact``.
-    Source: Eckart, Young 1936 (the best of a rank); Halko et al. 2011, https://arxiv.org/abs/0909.4061; Hu et
-        al. 2021, https://arxiv.org/abs/2106.09685; the format is PEFT's.
+    Source: Eckart, Young 1936 (the best approximation of a rank); Halko et al. 2011,
+        https://arxiv.org/abs/0909.4061; Hu et al. 2021, https://arxiv.org/abs/2106.09685; the format is
+        PEFT's.
     """
     begin = time.perf_counter()
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
@@ -201,7 +204,7 @@ def extract(
         ]
         models = untie(opened, opened)
         models[0] = with_names_of(models[0], models[1])
-        subjects = subjects_of(
+        targets = find_targets(
             models[0],
             models[1],
             include=options.include,
@@ -209,30 +212,30 @@ def extract(
             others=options.others,
             embeddings=options.embeddings,
         )
-        caps = [options.cap(s) if s.treatment == "factors" else 0 for s in subjects.compared]
-        room = fit(models[0], models[1], subjects.compared, caps, run)
+        caps = [options.cap(s) if s.treatment == "factors" else 0 for s in targets.compared]
+        room = fit(models[0], models[1], targets.compared, caps, run)
         check_output_place(target, needed_files(models), may_replace)
         saved = sum(
-            s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.treatment == "saved"
+            s.elements * DTYPES[options.dtype].bytes for s in targets.compared if s.treatment == "saved"
         )
         check_space(
             target,
-            2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved,
+            2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(targets.compared, caps, strict=True)) + saved,
         )
         fetch_files(models, [m.absent(list(m.tensors), True) for m in models], run.watch)
-        _judge(models[0], models[1], subjects)
+        _check_related(models[0], models[1], targets)
         with PartDirectory(target) as part:
-            work = _ExtractRun(models[0], models[1], options, subjects, room, run.watch)
-            spool = Spool(part, work.fingerprint(), restart)
+            work = _ExtractRun(models[0], models[1], options, targets, room, run.watch)
+            store = FactorStore(part, work.fingerprint(), restart)
             try:
-                found = work.all(part, spool, verify, os.fspath(base))
+                extraction = work.all(part, store, verify, os.fspath(base))
             except RunError:
                 raise
             except AlnicoError:
                 part.remove()
                 raise
             part.publish(None, may_replace)
-    return replace(found, path=target, seconds=time.perf_counter() - begin)
+    return replace(extraction, path=target, seconds=time.perf_counter() - begin)
 
 
 def _checked(
@@ -255,14 +258,15 @@ def _checked(
             or not all(isinstance(f, str) for f in filters)
         ):
             raise RecipeError(
-                f"extract: {name} is {quote_value(filters)}; expected a list of filters. Write ['mlp'], say."
+                f"extract: {name} is {quote_value(filters)}; expected a list of filters. Write ['mlp'], for "
+                "example."
             )
-    given = [
+    rank_options = [
         name for name, value in (("rank", rank), ("energy", energy), ("size", size)) if value is not None
     ]
-    if len(given) > 1:
+    if len(rank_options) > 1:
         raise RecipeError(
-            f"extract: {' and '.join(given)} both say how large ranks are; expected one of them. Leave one out."
+            f"extract: {' and '.join(rank_options)} both set the ranks; expected one of them. Remove one."
         )
     rank, max_rank = (
         None if v is None else whole_number(v, f"extract: {n}", None, RecipeError)
@@ -270,9 +274,9 @@ def _checked(
     )
     for name, number in (("rank", rank), ("max_rank", max_rank)):
         if number is not None and number < 1:
-            raise RecipeError(f"extract: {name} is {number}; expected 1 at least. Choose a larger one.")
+            raise RecipeError(f"extract: {name} is {number}; expected at least 1. Choose a larger one.")
     seed = whole_number(seed, "extract: seed", None, RecipeError)
-    share = "the share of squares that is kept, in (0, 1]. Choose 0.9, say"
+    share = "the share of squares to keep, in (0, 1]. Choose 0.9, for example"
     if (
         energy is not None
         and not 0 < (energy := finite_number(energy, "extract: energy", share, RecipeError)) <= 1
@@ -280,25 +284,26 @@ def _checked(
         raise RecipeError(f"extract: energy is {energy:g}; expected {share}.")
     if max_rank is not None and rank is not None:
         raise RecipeError(
-            "extract: max_rank is for energy and size, and rank is given; expected one of them. Leave one out."
+            "extract: max_rank limits energy or size, but rank is set; expected one of the two. Remove one."
         )
-    for name, choice, known in (
+    for name, choice, choices in (
         ("others", others, ("save", "leave")),
         ("embeddings", embeddings, ("lora", "save", "leave")),
     ):
-        if choice not in known:
+        if choice not in choices:
             raise RecipeError(
-                f"extract: {name} is {choice!r}; expected {' or '.join(known)}. Choose one of them."
+                f"extract: {name} is {choice!r}; expected {' or '.join(choices)}. Choose one of them."
             )
     code = TORCH_NAMES.get(
         (dtype if isinstance(dtype, str) else quote_value(dtype)).removeprefix("torch."), ""
     )
     if code not in ("F32", "BF16", "F16"):
         raise RecipeError(
-            f"extract: dtype is {quote_value(dtype)}; expected float32, bfloat16 or float16. Choose one of them."
+            f"extract: dtype is {quote_value(dtype)}; expected float32, bfloat16 or float16. Choose one of "
+            "them."
         )
     return Options(
-        DEFAULT_RANK if not given else rank,
+        DEFAULT_RANK if not rank_options else rank,
         energy,
         None if size is None else bytes_of(size),
         max_rank,
@@ -312,19 +317,20 @@ def _checked(
     )
 
 
-def _judge(tuned: Source, base: Source, subjects: Subjects) -> None:
-    """Look at a sample before anything is computed. Errors: MismatchError for models that were not tuned from one another."""
-    names = [s.name for s in subjects.compared if is_matrix(base.tensors[s.name])]
-    found = compare_models(
+def _check_related(tuned: Source, base: Source, targets: ExtractTargets) -> None:
+    """Compare a sample of the models before computing. Errors: MismatchError for unrelated models."""
+    names = [s.name for s in targets.compared if is_matrix(base.tensors[s.name])]
+    likenesses = compare_models(
         (base, tuned), pick_evenly([SampledTensor(name, (0, 1)) for name in names], TENSORS)
     ).likenesses
-    if found and found[0].verdict == "unrelated":
+    if likenesses and likenesses[0].verdict == "unrelated":
         few = ", ".join(
-            f"{name} (cosine {cosine:.2f})" for name, cosine in list(found[0].uncorrelated.items())[:3]
+            f"{name} (cosine {cosine:.2f})" for name, cosine in list(likenesses[0].uncorrelated.items())[:3]
         )
         raise MismatchError(
-            f"{tuned.label} was not tuned from {base.label}: {len(found[0].uncorrelated)} of {len(found[0].cosines)} matrices that were "
-            f"looked at have nothing to do with one another: {few}; expected cosines near 1. Give the base that it was tuned from."
+            f"{tuned.label} was not tuned from {base.label}: {len(likenesses[0].uncorrelated)} of "
+            f"{len(likenesses[0].cosines)} compared matrices are unrelated: {few}; expected cosines near 1. "
+            "Give the base that it was tuned from."
         )
 
 
@@ -336,81 +342,83 @@ class _ExtractRun:
         tuned: Source,
         base: Source,
         options: Options,
-        subjects: Subjects,
+        targets: ExtractTargets,
         room: ExtractMemory,
         watch: Watcher | None,
     ) -> None:
         self.tuned = tuned
         self.base = base
         self.options = options
-        self.subjects = subjects
+        self.targets = targets
         self.room = room
         self._crew = Crew(room.threads, watch)
         self._arena = Arena(max(room.held_bytes, 32 * CHECKED_ELEMENTS))
 
-    def all(self, part: PartDirectory, spool: Spool, verify: bool, reference: str) -> Extraction:
-        """Factors, ranks, files, verification; the adapter is in the part directory when this returns."""
+    def all(self, part: PartDirectory, store: FactorStore, verify: bool, reference: str) -> Extraction:
+        """Compute factors and ranks, write the adapter into the part directory, and verify it."""
         is_left = False
         try:
             with self._crew:
                 try:
-                    self._factorise(spool)
+                    self._factorise(store)
                 except BaseException as error:
                     has_ended = True
-                    with suppress(RunError):  # this error came first
-                        has_ended = spool.stop(is_interrupted=isinstance(error, KeyboardInterrupt))
+                    with suppress(RunError):  # the first error matters
+                        has_ended = store.stop(is_interrupted=isinstance(error, KeyboardInterrupt))
                     is_left = isinstance(error, Abandoned) or not has_ended
                     raise
-                spool.stop()
-                return self._made(part, spool, verify, reference)
+                store.stop()
+                return self._write_adapter(part, store, verify, reference)
         finally:
-            if not is_left:  # a thread that is left behind may still write what it computed
-                spool.close()
+            if not is_left:  # an abandoned thread may still write its result
+                store.close()
 
-    def _made(self, part: PartDirectory, spool: Spool, verify: bool, reference: str) -> Extraction:
-        """The adapter, of factors that are all in the spool."""
-        ranks = self._ranks(spool)
-        tensors = self._tensors(spool, ranks)
+    def _write_adapter(
+        self, part: PartDirectory, store: FactorStore, verify: bool, reference: str
+    ) -> Extraction:
+        """Write and verify the adapter from the stored factors."""
+        ranks = self._ranks(store)
+        tensors = self._tensors(store, ranks)
         if not any(t.change for t in tensors):
             raise MismatchError(
-                f"{self.tuned.label} equals {self.base.label} in all {len(tensors)} tensors, so there is nothing to extract; expected a "
-                "fine-tune and its base. Check the two paths."
+                f"{self.tuned.label} equals {self.base.label} in all {len(tensors)} tensors, so there is "
+                "nothing to extract; expected a fine-tune and its base. Check the two paths."
             )
         if not any(t.treatment == "factors" for t in tensors):
             raise MismatchError(
-                f"{self.tuned.label}: no matrix that is to be factors changed from {self.base.label}, or has room for a rank; expected one at "
-                "least. Raise the size, or change the filters."
+                f"{self.tuned.label}: no matrix selected for factors differs from {self.base.label} and fits "
+                "the size; expected at least one. Raise the size, or change the filters."
             )
-        found = Extraction(
+        extraction = Extraction(
             part.model,
             self.tuned.label,
             self.base.label,
             self.options.data(),
             tuple(tensors),
-            tuple((a.name, a.why) for a in self.subjects.unmatched),
+            tuple((a.name, a.why) for a in self.targets.unmatched),
             0,
             sum(t.byte_size for t in self.base.tensors.values()),
             False,
             0.0,
-            len(spool.done),
+            len(store.done),
         )
         with suppress(OSError):
-            remove(part.model, part.folder)  # of a run that was ended while it wrote the adapter
-        files = self._write(part, spool, found, reference)
-        found = replace(found, byte_size=files.byte_size)
+            remove(part.model, part.folder)  # left by a run that was killed while writing the adapter
+        files = self._write(part, store, extraction, reference)
+        extraction = replace(extraction, byte_size=files.byte_size)
         if verify:
-            found = self._verified(part, found)
+            extraction = self._verify(part, extraction)
         try:
-            write_file(part.model / REPORT, format_json(found.data()) + "\n", part.folder)
+            write_file(part.model / REPORT, format_json(extraction.data()) + "\n", part.folder)
         except OSError as error:
             raise RunError(
                 f"{part.model}: cannot be written ({error.strerror}). Make room or check the disk."
             ) from None
-        files.lock(self._locked())
-        return found
+        files.lock(self._lock_contents())
+        return extraction
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the adapter's bits; each option by its name, so that one that changed is named."""
+        """Return what decides the adapter's bits, by option, so that an error can name the changed one."""
         chosen = self.options.data()
         keys = (
             "rank",
@@ -431,29 +439,29 @@ class _ExtractRun:
             "inputs": [model.identity() for model in (self.tuned, self.base)],
         }
 
-    def _factorise(self, spool: Spool) -> None:
-        todo = [s for s in self.subjects.compared if s.name not in spool.done]
-        # The largest first: a thread that takes one last works on while the others have nothing to do.
+    def _factorise(self, store: FactorStore) -> None:
+        todo = [s for s in self.targets.compared if s.name not in store.done]
+        # The largest first: otherwise one thread would still work on a large one while the others are idle.
         todo.sort(key=lambda s: (s.treatment != "factors", -s.elements))
         self._crew.tell(Reading(len(todo), sum(self._bytes(s) for s in todo)))
         with one_blas_thread():
-            self._crew.run([(self._one, (spool, subject)) for subject in todo])
+            self._crew.run([(self._decompose, (store, target)) for target in todo])
 
-    def _one(self, spool: Spool, subject: ExtractTarget) -> None:
-        real = real_of(self.tuned, self.base, subject.name)
-        cap = self.options.cap(subject) if subject.treatment == "factors" else 0
-        is_held = cap > 0 and self.room.holds(subject, real)
+    def _decompose(self, store: FactorStore, target: ExtractTarget) -> None:
+        real = real_of(self.tuned, self.base, target.name)
+        cap = self.options.cap(target) if target.treatment == "factors" else 0
+        is_held = cap > 0 and self.room.holds(target, real)
         delta = Delta(
             self.tuned,
             self.base,
-            subject,
-            self._arena.views([subject.elements * real.itemsize])[0] if is_held else None,
+            target,
+            self._arena.views([target.elements * real.itemsize])[0] if is_held else None,
         )
         if cap:
             factors = self._factors(delta, cap)
         else:
-            rows, columns = subject.matrix
-            squares = delta.squares() if subject.elements else 0.0
+            rows, columns = target.matrix
+            squares = delta.squares() if target.elements else 0.0
             factors = LowRankFactors(
                 np.zeros((rows, 0), real), np.zeros((0, columns), real), np.zeros(0), squares
             )
@@ -461,12 +469,12 @@ class _ExtractRun:
             delta.refuse()
         if not factors.squares and real == np.float64:
             delta.refuse_tiny()
-        self._crew.check()  # a later run may write at the same place
-        spool.put(subject.name, factors)
-        self._crew.tell(Advanced(subject.name, self._bytes(subject)))
+        self._crew.check()  # a later run may write to the same place
+        store.put(target.name, factors)
+        self._crew.tell(Advanced(target.name, self._bytes(target)))
 
     def _factors(self, delta: Delta, cap: int) -> LowRankFactors:
-        shape = delta.subject.matrix
+        shape = delta.target.matrix
 
         def blocks() -> Any:
             for block in delta.blocks():
@@ -474,20 +482,20 @@ class _ExtractRun:
                 yield block
 
         if self.options.exact:
-            return self._enough(exact_svd(blocks, shape, cap))
-        seed = (self.options.seed % (1 << 64), xxhash.xxh3_64_intdigest(delta.subject.name.encode()))
+            return self._cut_to_energy(exact_svd(blocks, shape, cap))
+        seed = (self.options.seed % (1 << 64), xxhash.xxh3_64_intdigest(delta.target.name.encode()))
         if self.options.energy is None:
             return randomized_svd(blocks, shape, cap, seed=seed)
         rank = min(FIRST_RANK, cap)
         while True:
-            found = randomized_svd(blocks, shape, rank, seed=seed)
-            kept = float(np.sum(found.values**2))
-            if rank == cap or found.rank < rank or not kept < self.options.energy * found.squares:
-                return self._enough(found)
+            factors = randomized_svd(blocks, shape, rank, seed=seed)
+            squares_kept = float(np.sum(factors.values**2))
+            if rank == cap or factors.rank < rank or not squares_kept < self.options.energy * factors.squares:
+                return self._cut_to_energy(factors)
             rank = min(2 * rank, cap)
 
-    def _enough(self, factors: LowRankFactors) -> LowRankFactors:
-        """What is needed of factors: up to the energy that is to be kept."""
+    def _cut_to_energy(self, factors: LowRankFactors) -> LowRankFactors:
+        """Cut factors to the rank that keeps the requested energy."""
         if self.options.energy is None or not factors.rank:
             return factors
         rank = ranks_of_energy([Spectrum(factors.values, factors.squares, 1)], self.options.energy)[0]
@@ -495,47 +503,48 @@ class _ExtractRun:
             factors.left[:, :rank].copy(), factors.right[:rank].copy(), factors.values[:rank], factors.squares
         )
 
-    def _ranks(self, spool: Spool) -> dict[str, int]:
-        """The rank of each matrix that is to be factors; 0 for one that did not change."""
-        factored = self.subjects.factored
+    def _ranks(self, store: FactorStore) -> dict[str, int]:
+        """Return the rank of each matrix selected for factors; 0 for an unchanged one."""
+        factored = self.targets.factored
         width = DTYPES[self.options.dtype].bytes
-        spectra = [Spectrum(*spool.spectrum(s.name), sum(s.matrix) * width) for s in factored]
+        spectra = [Spectrum(*store.spectrum(s.name), sum(s.matrix) * width) for s in factored]
         if self.options.size is None:
             return {s.name: len(spectrum.values) for s, spectrum in zip(factored, spectra, strict=True)}
         most = {s.name: len(spectrum.values) for s, spectrum in zip(factored, spectra, strict=True)}
-        adapter, _ = self._adapter(most, self._saved(spool, most), "")
+        adapter, _ = self._adapter(most, self._saved(store, most), "")
         fixed = sum(math.prod(shape) for shape in adapter.saved.values()) * width
         header = 8 + sum(len(name) + 100 for name, _, _ in adapter.tensors()) + 200
         budget = self.options.size - fixed - header
         if budget <= 0:
             raise ResourceError(
-                f"extract: what is saved as it is takes {format_size(fixed + header)}, the size is {format_size(self.options.size)}. Raise "
-                "--size, or leave out what is no matrix (--others leave)."
+                f"extract: the tensors saved whole need {format_size(fixed + header)}, but the size is "
+                f"{format_size(self.options.size)}. Raise --size, or leave out tensors that are not matrices "
+                "(--others leave)."
             )
         return dict(zip((s.name for s in factored), ranks_of_size(spectra, budget), strict=True))
 
-    def _saved(self, spool: Spool, ranks: Mapping[str, int]) -> SavedTensors:
+    def _saved(self, store: FactorStore, ranks: Mapping[str, int]) -> SavedTensors:
         changed = [
-            s.name for s in self.subjects.compared if s.treatment == "saved" and spool.spectrum(s.name)[1] > 0
+            s.name for s in self.targets.compared if s.treatment == "saved" and store.spectrum(s.name)[1] > 0
         ]
         return saved_of(
             self.base,
             changed,
-            {s.module for s in self.subjects.factored if ranks[s.name]},
-            self.subjects.tied,
+            {s.module for s in self.targets.factored if ranks[s.name]},
+            self.targets.tied,
         )
 
-    def _tensors(self, spool: Spool, ranks: Mapping[str, int]) -> list[ExtractedTensor]:
-        whole = set(self._saved(spool, ranks).names)
+    def _tensors(self, store: FactorStore, ranks: Mapping[str, int]) -> list[ExtractedTensor]:
+        whole = set(self._saved(store, ranks).names)
         width = DTYPES[self.options.dtype].bytes
-        found = []
-        for s in self.subjects.compared:
-            values, squares = spool.spectrum(s.name)
+        extracted = []
+        for s in self.targets.compared:
+            values, squares = store.spectrum(s.name)
             rank = ranks.get(s.name, 0)
             treatment: Any = "unchanged" if not squares and s.name not in whole else s.treatment
             why = s.why if treatment == "left out" else ""
             if treatment == "factors" and not rank:
-                treatment, why = "left out", "bytes keep more elsewhere"
+                treatment, why = "left out", "the size keeps more energy elsewhere"
             if s.name in whole:
                 treatment, why = "saved", ""
             rest = (
@@ -549,7 +558,7 @@ class _ExtractRun:
                 else 0
             )
             left = 0.0 if treatment == "saved" else math.sqrt(rest)
-            found.append(
+            extracted.append(
                 ExtractedTensor(
                     s.name,
                     s.shape,
@@ -561,13 +570,13 @@ class _ExtractRun:
                     left,
                 )
             )
-        return found
+        return extracted
 
     def _adapter(
         self, ranks: Mapping[str, int], saved: SavedTensors, reference: str
     ) -> tuple[OutputAdapter, dict[str, ExtractTarget]]:
-        """What the adapter holds, and the subject of each of its modules."""
-        modules: dict[str, ExtractTarget] = {s.module: s for s in self.subjects.factored if ranks[s.name]}
+        """Return the adapter's contents, and the target of each of its modules."""
+        modules: dict[str, ExtractTarget] = {s.module: s for s in self.targets.factored if ranks[s.name]}
         outputs = [
             replace(_module(s, ranks[s.name]), module=self._spelled[s.name].rpartition(".")[0])
             for s in modules.values()
@@ -599,41 +608,43 @@ class _ExtractRun:
 
     @functools.cached_property
     def _spelled(self) -> dict[str, str]:
-        """The base's tensors as its module has them, by their names in the file: an adapter has the module's names."""
+        """Maps names of tensors in the base's files to those in its module, which an adapter uses."""
         return transformers_names(self.base.config, self.base.tensors)
 
     def _spelled_modules(self, saved: SavedTensors) -> list[str]:
-        """The modules that are saved whole, by the module's names."""
+        """Return the modules saved whole, by their names in the base's module."""
         whole = set(saved.modules)
         return sorted(
             {self._spelled[n].rpartition(".")[0] for n in self.base.tensors if n.rpartition(".")[0] in whole}
         )
 
     def _written(self, name: str, written: str) -> str:
-        """How a tensor that is saved is called in the adapter; ``written`` is that by the file's names."""
+        """Return the adapter's name of a saved tensor; ``written`` is that in the file's names."""
         module, _, parameter = self._spelled[name].rpartition(".")
         return f"{module}.base_layer.{parameter}" if written != name else self._spelled[name]
 
-    def _write(self, part: PartDirectory, spool: Spool, found: Extraction, reference: str) -> AdapterFiles:
-        ranks = {t.name: t.rank for t in found.tensors}
-        saved = self._saved(spool, ranks)
+    def _write(
+        self, part: PartDirectory, store: FactorStore, extraction: Extraction, reference: str
+    ) -> AdapterFiles:
+        ranks = {t.name: t.rank for t in extraction.tensors}
+        saved = self._saved(store, ranks)
         adapter, modules = self._adapter(ranks, saved, reference)
         with AdapterFiles(part, adapter) as files:
-            for module, subject in zip(adapter.modules, modules.values(), strict=True):
-                factors = spool.read(subject.name, module.rank)
+            for module, target in zip(adapter.modules, modules.values(), strict=True):
+                factors = store.read(target.name, module.rank)
                 left, right = factors.left, factors.right
-                if subject.is_turned:
+                if target.is_turned:
                     left, right = right.T, left.T
                 of_left, of_right = module.names
                 files.write(of_right, np.ascontiguousarray(right))
                 files.write(of_left, np.ascontiguousarray(left))
             for name, written in saved.names.items():
                 files.write(PREFIX + self._written(name, written), read_tensor(self.tuned, name))
-            files.finish(*self._card(replace(found, byte_size=files.byte_size)))
+            files.finish(*self._card(replace(extraction, byte_size=files.byte_size)))
         return files
 
-    def _card(self, found: Extraction) -> tuple[dict[str, Any], str]:
-        """The card's front matter and text."""
+    def _card(self, extraction: Extraction) -> tuple[dict[str, Any], str]:
+        """Return the card's front matter and text."""
         licences = [lineage_of(model).licence for model in (self.tuned, self.base)]
         ids = [repository.name for repository in repositories(self.base)]
         front: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "alnico"]}
@@ -646,10 +657,10 @@ class _ExtractRun:
         if licences[0] and licences[0] == licences[1]:
             front |= licences[0]
         tuned, base = public_names([self.tuned, self.base])
-        return front, card_text(found, tuned, base)
+        return front, card_text(extraction, tuned, base)
 
-    def _locked(self) -> dict[str, Any]:
-        """What the lock says beside the hashes of what was made."""
+    def _lock_contents(self) -> dict[str, Any]:
+        """Return the lock's contents, except the hashes of the output."""
         return {
             "do": "extract",
             "options": self.options.data(),
@@ -666,23 +677,25 @@ class _ExtractRun:
             ],
         }
 
-    def _verified(self, part: PartDirectory, found: Extraction) -> Extraction:
-        """Fold the adapter back and measure what is left of the change. Errors: VerificationError if it is more than it must be."""
-        subjects = {s.name: s for s in self.subjects.compared}
-        todo = [t for t in found.tensors if t.treatment in ("factors", "saved") and subjects[t.name].elements]
+    def _verify(self, part: PartDirectory, extraction: Extraction) -> Extraction:
+        """Fold the adapter back and measure what it misses. Errors: VerificationError, MismatchError."""
+        targets = {s.name: s for s in self.targets.compared}
+        todo = [
+            t for t in extraction.tensors if t.treatment in ("factors", "saved") and targets[t.name].elements
+        ]
         sums: dict[str, np.ndarray] = {
-            t.name: np.zeros((-(-subjects[t.name].elements // CHECKED_ELEMENTS), 2)) for t in todo
+            t.name: np.zeros((-(-targets[t.name].elements // CHECKED_ELEMENTS), 2)) for t in todo
         }
-        self._crew.tell(Reading(len(todo), sum(self._bytes(subjects[t.name]) for t in todo)))
-        with open_adapted(found.tuned, self.base.label, str(part.model)) as folded:
+        self._crew.tell(Reading(len(todo), sum(self._bytes(targets[t.name]) for t in todo)))
+        with open_adapted(extraction.tuned, self.base.label, str(part.model)) as folded:
 
             def measure(name: str, runs: range) -> None:
-                elements = subjects[name].elements
+                elements = targets[name].elements
                 for run in runs:
                     self._crew.check()
                     first, last = run * CHECKED_ELEMENTS, min((run + 1) * CHECKED_ELEMENTS, elements)
-                    sums[name][run] = self._apart(folded, name, first, last)
-                    self._crew.tell(Advanced(name, self._bytes(subjects[name]) * (last - first) // elements))
+                    sums[name][run] = self._distance(folded, name, first, last)
+                    self._crew.tell(Advanced(name, self._bytes(targets[name]) * (last - first) // elements))
 
             calls = [
                 (measure, (t.name, range(i, min(i + 8, len(sums[t.name])))))
@@ -692,53 +705,52 @@ class _ExtractRun:
             with one_blas_thread():
                 self._crew.run(calls)
         tensors = []
-        for t in found.tensors:
+        for t in extraction.tensors:
             if t.name not in sums:
                 tensors.append(replace(t, measured=t.expected))
                 continue
-            left, length = (math.sqrt(math.fsum(column)) for column in sums[t.name].T)
+            distance, length = (math.sqrt(math.fsum(column)) for column in sums[t.name].T)
             eps = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}[self.options.dtype]
             allowed = math.sqrt(
                 t.expected**2 * 1.002 + (4 * eps * t.change) ** 2 + (4 * 2.0**-24 * length) ** 2
             )
             least = {"F32": 2.0**-126, "F16": 2.0**-14, "BF16": 2.0**-126}[self.options.dtype]
-            if (
-                t.treatment == "saved"
-            ):  # below the least normal number, rounding takes as much from every number
+            if t.treatment == "saved":  # below the least normal number, the rounding error is absolute
                 allowed = 2 * eps * (length + t.change) + 2 * least * eps * math.sqrt(
-                    subjects[t.name].elements
+                    targets[t.name].elements
                 )
             elif t.bytes:
                 allowed = max(allowed, 1e-5 * t.change)
-            if not left <= allowed:
-                self._refuse_tiny(subjects[t.name], t, least)
+            if not distance <= allowed:
+                self._refuse_tiny(targets[t.name], t, least)
                 raise VerificationError(
-                    f"{t.name}: folded back, the adapter is {left:.3g} from the fine-tune, expected {allowed:.3g} at most (the change is "
-                    f"{t.change:.3g} long). The disk or memory may be faulty: extract again, and report it if it stays."
+                    f"{t.name}: the folded adapter is {distance:.3g} from the fine-tune; expected at most "
+                    f"{allowed:.3g} (the norm of the change is {t.change:.3g}). The disk or memory may be "
+                    "faulty: extract again, and report it if it happens again."
                 )
-            tensors.append(replace(t, measured=left))
-        return replace(found, tensors=tuple(tensors), is_verified=True)
+            tensors.append(replace(t, measured=distance))
+        return replace(extraction, tensors=tuple(tensors), is_verified=True)
 
-    def _refuse_tiny(self, subject: ExtractTarget, tensor: ExtractedTensor, least: float) -> None:
-        """Say so where an adapter differs since numbers are below those that its dtype, or the arithmetic, holds in full.
+    def _refuse_tiny(self, target: ExtractTarget, tensor: ExtractedTensor, least: float) -> None:
+        """Refuse a change too small for full precision in the adapter's dtype or in the arithmetic.
 
         Errors: MismatchError.
         """
-        each = tensor.change / math.sqrt(subject.elements)
-        arithmetic = float(np.finfo(real_of(self.tuned, self.base, subject.name)).smallest_normal)
-        factor = math.sqrt(tensor.change / max(subject.matrix)) if tensor.treatment == "factors" else math.inf
+        each = tensor.change / math.sqrt(target.elements)
+        arithmetic = float(np.finfo(real_of(self.tuned, self.base, target.name)).smallest_normal)
+        factor = math.sqrt(tensor.change / max(target.matrix)) if tensor.treatment == "factors" else math.inf
         if each < 1e3 * arithmetic or factor < 4 * least:
             raise MismatchError(
-                f"{tensor.name}: the change is so small ({each:.1e} in the mean) that {self.options.dtype} cannot hold its factors; expected a "
-                "larger one, or a dtype of the adapter with a wider range (float32 or bfloat16). Leave the tensor out (exclude), or multiply "
-                "both models by a number."
+                f"{tensor.name}: the change is so small ({each:.1e} on average) that {self.options.dtype} "
+                "cannot represent its factors; expected a larger one, or an adapter dtype with a wider range "
+                "(float32 or bfloat16). Exclude the tensor (exclude), or multiply both models by a number."
             )
 
-    def _apart(self, folded: Source, name: str, first: int, last: int) -> tuple[float, float]:
-        """The sums of squares of folded minus fine-tune and of the fine-tune, over some elements."""
+    def _distance(self, folded: Source, name: str, first: int, last: int) -> tuple[float, float]:
+        """Return the sums of squares of (folded - fine-tune) and of the fine-tune over some elements."""
         count = last - first
         widths = [DTYPES[m.tensors[name].dtype].bytes for m in (folded, self.tuned)]
-        # Memory that is used again: fresh pages for each block took two thirds of the time.
+        # Reuses memory: fresh pages for each block took two thirds of the time.
         rest, *views = self._arena.views(
             [8 * count, *(count * width for width in widths), 4 * count, 4 * count]
         )
@@ -750,22 +762,22 @@ class _ExtractRun:
             else:
                 decode_into(raw, model.tensors[name].dtype, narrow.view(np.float32))
                 values.append(narrow.view(np.float32))
-        made, meant = values
+        folded_values, tuned_values = values
         wide = rest.view(np.float64)
-        np.subtract(made, meant, out=wide, dtype=np.float64)
-        return float(wide @ wide), float(meant @ meant)
+        np.subtract(folded_values, tuned_values, out=wide, dtype=np.float64)
+        return float(wide @ wide), float(tuned_values @ tuned_values)
 
-    def _bytes(self, subject: ExtractTarget) -> int:
-        return sum(model.tensors[subject.name].byte_size for model in (self.tuned, self.base))
+    def _bytes(self, target: ExtractTarget) -> int:
+        return sum(model.tensors[target.name].byte_size for model in (self.tuned, self.base))
 
 
-def _module(subject: ExtractTarget, rank: int) -> OutputModule:
-    rows, columns = subject.matrix
-    if subject.kind == "convolution":
-        ones = (1,) * (len(subject.shape) - 2)
+def _module(target: ExtractTarget, rank: int) -> OutputModule:
+    rows, columns = target.matrix
+    if target.kind == "convolution":
+        ones = (1,) * (len(target.shape) - 2)
         return OutputModule(
-            subject.module, "convolution", rank, (rows, rank, *ones), (rank, *subject.shape[1:])
+            target.module, "convolution", rank, (rows, rank, *ones), (rank, *target.shape[1:])
         )
-    if subject.is_turned:
+    if target.is_turned:
         rows, columns = columns, rows
-    return OutputModule(subject.module, subject.kind, rank, (rows, rank), (rank, columns))
+    return OutputModule(target.module, target.kind, rank, (rows, rank), (rank, columns))

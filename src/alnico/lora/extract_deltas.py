@@ -35,17 +35,17 @@ class Delta:
     """
 
     def __init__(
-        self, tuned: Source, base: Source, subject: ExtractTarget, memory: np.ndarray | None = None
+        self, tuned: Source, base: Source, target: ExtractTarget, memory: np.ndarray | None = None
     ) -> None:
-        self.subject = subject
+        self.target = target
         self._sources = tuned, base
-        self._real = real_of(tuned, base, subject.name)
-        self._cached = None if memory is None else memory.view(self._real).reshape(subject.matrix)
+        self._real = real_of(tuned, base, target.name)
+        self._cached = None if memory is None else memory.view(self._real).reshape(target.matrix)
         self._is_filled = False
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield its rows in order, in blocks. A block is valid until the next one is requested."""
-        rows, columns = self.subject.matrix
+        rows, columns = self.target.matrix
         if self._cached is None or not self._is_filled:
             yield from self._read(rows, columns)
             self._is_filled = self._cached is not None
@@ -56,7 +56,7 @@ class Delta:
     def _read(self, rows: int, columns: int) -> Iterator[np.ndarray]:
         cuts = row_blocks(rows, columns)
         most = max(last - first for first, last in cuts) * columns
-        dtypes = [source.tensors[self.subject.name].dtype for source in self._sources]
+        dtypes = [source.tensors[self.target.name].dtype for source in self._sources]
         raws = [np.empty(most * DTYPES[dtype].bytes, np.uint8) for dtype in dtypes]
         values = np.empty((2, most), self._real)
         for first, last in cuts:
@@ -66,7 +66,7 @@ class Delta:
                 self._sources, dtypes, raws, (tuned_values, values[1, :count]), strict=True
             ):
                 width = DTYPES[dtype].bytes
-                source.read_into(self.subject.name, first * columns * width, memoryview(raw)[: count * width])
+                source.read_into(self.target.name, first * columns * width, memoryview(raw)[: count * width])
                 if self._real == np.float32:
                     decode_into(raw[: count * width], dtype, into)
                 else:
@@ -88,52 +88,53 @@ class Delta:
         most = max((float(np.abs(block).max(initial=0.0)) for block in self.blocks()), default=0.0)
         if most:
             raise MismatchError(
-                f"{self.subject.name}: the difference of {self._sources[0].label} and {self._sources[1].label} is at most {most:.1e}, "
-                "and its square is 0 in float64; expected a larger difference, or none. Exclude the tensor (exclude), or "
-                "multiply both models by a number."
+                f"{self.target.name}: the difference of {self._sources[0].label} and "
+                f"{self._sources[1].label} is at most {most:.1e}, and its square is 0 in float64; expected a "
+                "larger difference, or none. Exclude the tensor (exclude), or multiply both models by a "
+                "number."
             )
 
     def refuse(self) -> None:
         """Report the first entry that is not finite. Errors: NonFiniteError."""
-        name = self.subject.name
-        shape = self.subject.shape or (1,)
+        name = self.target.name
+        shape = self.target.shape or (1,)
         for source in self._sources:
             dtype = source.tensors[name].dtype
             width = DTYPES[dtype].bytes
-            for first in range(0, self.subject.elements, BLOCK_ELEMENTS):
-                raw = np.empty(min(BLOCK_ELEMENTS, self.subject.elements - first) * width, np.uint8)
+            for first in range(0, self.target.elements, BLOCK_ELEMENTS):
+                raw = np.empty(min(BLOCK_ELEMENTS, self.target.elements - first) * width, np.uint8)
                 source.read_into(name, first * width, memoryview(raw))
                 values = decode(raw, dtype)
                 wrong = np.flatnonzero(~np.isfinite(values))
                 if len(wrong):
                     index = tuple(int(i) for i in np.unravel_index(first + int(wrong[0]), shape))
                     raise NonFiniteError(
-                        f"{name}[{', '.join(map(str, index))}] is {values[wrong[0]]} in {source.label}; expected finite numbers. "
-                        "Repair that model."
+                        f"{name}[{', '.join(map(str, index))}] is {values[wrong[0]]} in {source.label}; "
+                        "expected finite numbers. Repair that model."
                     )
         raise NonFiniteError(
-            f"{name}: the difference of {self._sources[0].label} and {self._sources[1].label} is too large for {self._real.name}; "
-            "expected a fine-tune and its base. Check both models."
+            f"{name}: the difference of {self._sources[0].label} and {self._sources[1].label} is too large "
+            f"for {self._real.name}; expected a fine-tune and its base. Check both models."
         )
 
 
 @dataclass(frozen=True)
 class ExtractMemory:
-    """How an extraction fits its memory budget. ``held_bytes`` is what each thread has for caching a whole task vector."""
+    """How an extraction fits its budget. ``held_bytes`` is each thread's cache for a task vector."""
 
     budget_bytes: int
     peak_bytes: int
     threads: int
     held_bytes: int
 
-    def holds(self, subject: ExtractTarget, real: np.dtype[Any]) -> bool:
-        return subject.elements * real.itemsize <= self.held_bytes
+    def holds(self, target: ExtractTarget, real: np.dtype[Any]) -> bool:
+        return target.elements * real.itemsize <= self.held_bytes
 
 
 def fit(
     tuned: Source,
     base: Source,
-    subjects: Sequence[ExtractTarget],
+    targets: Sequence[ExtractTarget],
     caps: Sequence[int],
     run: RunOptions,
 ) -> ExtractMemory:
@@ -148,33 +149,34 @@ def fit(
         + tuned.held_bytes
         + base.held_bytes
     )
-    needs = [_work_bytes(tuned, base, s, cap) for s, cap in zip(subjects, caps, strict=True)]
-    factors = sorted((4 * sum(s.matrix) * cap for s, cap in zip(subjects, caps, strict=True)), reverse=True)
+    needs = [_work_bytes(tuned, base, s, cap) for s, cap in zip(targets, caps, strict=True)]
+    factors = sorted((4 * sum(s.matrix) * cap for s, cap in zip(targets, caps, strict=True)), reverse=True)
     fixed += sum(factors[:4])  # while the adapter is verified
     reading = tuned.reading_bytes + base.reading_bytes
     most = max(needs, default=0)
     worker = max(most, 12 * 8 * CHECKED_ELEMENTS + 3 * max(factors, default=0)) + reading + BLAS_BYTES
-    largest = max((s.elements * real_of(tuned, base, s.name).itemsize for s in subjects), default=0)
+    largest = max((s.elements * real_of(tuned, base, s.name).itemsize for s in targets), default=0)
     for workers in range(run.threads, 0, -1):
         room = (run.memory_bytes - fixed) // workers - worker
         if room >= 0:
             held = min(room, largest)
             return ExtractMemory(run.memory_bytes, fixed + workers * (worker + held), workers, held)
-    name = subjects[needs.index(most)].name if subjects else "a tensor"
+    name = targets[needs.index(most)].name if targets else "a tensor"
     raise ResourceError(
-        f"extract: {name} needs {format_size(worker)} in addition to {format_size(fixed)} for the rest; the budget is "
-        f"{format_size(run.memory_bytes)}. Raise --memory to {-(-(fixed + worker) // (1 << 20))}MiB, or choose a smaller rank."
+        f"extract: {name} needs {format_size(worker)} in addition to {format_size(fixed)} for the rest; the "
+        f"budget is {format_size(run.memory_bytes)}. Raise --memory to "
+        f"{-(-(fixed + worker) // (1 << 20))}MiB, or choose a smaller rank."
     )
 
 
-def _work_bytes(tuned: Source, base: Source, subject: ExtractTarget, cap: int) -> int:
+def _work_bytes(tuned: Source, base: Source, target: ExtractTarget, cap: int) -> int:
     """Return the bytes needed to factorise a matrix whose task vector is not cached."""
-    rows, columns = subject.matrix
-    item = real_of(tuned, base, subject.name).itemsize
-    widths = sum(DTYPES[s.tensors[subject.name].dtype].bytes for s in (tuned, base))
-    block = min(max(BLOCK_ELEMENTS, columns), subject.elements)
+    rows, columns = target.matrix
+    item = real_of(tuned, base, target.name).itemsize
+    widths = sum(DTYPES[s.tensors[target.name].dtype].bytes for s in (tuned, base))
+    block = min(max(BLOCK_ELEMENTS, columns), target.elements)
     reading = block * (widths + 2 * item + 8)
-    if subject.treatment != "factors" or not cap:
+    if target.treatment != "factors" or not cap:
         return reading + 8 * block
     side = min(rows, columns)
     if is_whole((rows, columns), cap):

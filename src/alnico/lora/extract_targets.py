@@ -26,7 +26,7 @@ EmbeddingsChoice = Literal["lora", "save", "leave"]
 
 @dataclass(frozen=True)
 class ExtractTarget:
-    """A tensor that both models have, with its planned treatment; a tensor that did not change is always left out."""
+    """A tensor of both models, with its planned treatment; an unchanged tensor is always left out."""
 
     name: str
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class UnmatchedTensor:
 
 
 @dataclass(frozen=True)
-class Subjects:
+class ExtractTargets:
     """All tensors of an extraction. ``tied`` are the embeddings that the base ties to its head."""
 
     compared: tuple[ExtractTarget, ...]
@@ -76,7 +76,7 @@ class Subjects:
         return tuple(s for s in self.compared if s.treatment == "factors")
 
 
-def subjects_of(
+def find_targets(
     tuned: Source,
     base: Source,
     *,
@@ -84,10 +84,11 @@ def subjects_of(
     exclude: Sequence[str] = (),
     others: OthersChoice = "save",
     embeddings: EmbeddingsChoice = "lora",
-) -> Subjects:
+) -> ExtractTargets:
     """Decide the treatment of each tensor from names, shapes and dtypes alone.
 
-    Errors: MismatchError for models of different kinds or sizes; RecipeError for a filter that matches no tensor.
+    Errors: MismatchError for models of different kinds or sizes; RecipeError for a filter that matches no
+    tensor.
     """
     _check_filters(base, include, exclude)
     _check_fit(tuned, base)
@@ -104,7 +105,7 @@ def subjects_of(
             if name not in heads:
                 unmatched.append(UnmatchedTensor(name, f"{tuned.label} has no such tensor"))
         elif name in heads:
-            unmatched.append(UnmatchedTensor(name, f"is tied to {heads[name]}, which stands for both"))
+            unmatched.append(UnmatchedTensor(name, f"is tied to {heads[name]}, which represents both"))
         elif other.shape != tensor.shape:
             unmatched.append(
                 UnmatchedTensor(name, f"is {other.shape} in {tuned.label} and {tensor.shape} in {base.label}")
@@ -128,7 +129,8 @@ def subjects_of(
             if name in tied and treatment == "factors":
                 treatment, why = (
                     "left out",
-                    "tied to the head, which PEFT does not update through factors of the embedding; it can be saved",
+                    "tied to the head, which PEFT does not update through factors of the embedding; it can "
+                    "be saved",
                 )
             turned = kind == "embedding" or (kind == "linear" and is_transposed_linear(name, base.config))
             compared.append(ExtractTarget(name, tensor.shape, treatment, why, kind, turned))
@@ -137,7 +139,7 @@ def subjects_of(
         for name in tuned.tensors
         if name not in base.tensors
     ]
-    return Subjects(tuple(compared), tuple(unmatched), tied)
+    return ExtractTargets(tuple(compared), tuple(unmatched), tied)
 
 
 def _treatment(
@@ -209,9 +211,9 @@ def _check_fit(tuned: Source, base: Source) -> None:
     if explanation is not None:
         raise MismatchError(f"{explanation[0]} Give a fine-tune and its own base.")
     raise MismatchError(
-        f"{tuned.label} and {base.label} share {fitting} tensors of the same name and shape; {len(misfits)} are missing in one "
-        f"of them or have another shape, such as {misfits[0].name}; expected a fine-tune and its base. Check that both are "
-        "the right models, stored under the same names."
+        f"{tuned.label} and {base.label} share {fitting} tensors of the same name and shape; {len(misfits)} "
+        f"are missing in one of them or have another shape, such as {misfits[0].name}; expected a fine-tune "
+        "and its base. Check that both are the right models, stored under the same names."
     )
 
 
@@ -250,9 +252,9 @@ def saved_of(
 ) -> SavedTensors:
     """Decide how to store the ``changed`` tensors for PEFT; ``factored`` are the modules with factors.
 
-    The bias of a module with factors is stored through ``bias: all``. A module with only a weight and a bias is stored
-    whole, through ``modules_to_save``. Any other tensor keeps its own name, and PEFT loads it into the base; so does an
-    embedding ``tied`` to a head, because PEFT would wrap it without the head.
+    The bias of a module with factors is stored through ``bias: all``. A module with only a weight and a bias
+    is stored whole, through ``modules_to_save``. Any other tensor keeps its own name, and PEFT loads it into
+    the base; so does an embedding ``tied`` to a head, because PEFT would wrap it without the head.
     """
     tensors_of: dict[str, list[str]] = {}
     parents: set[str] = set()

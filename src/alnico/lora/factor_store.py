@@ -1,4 +1,4 @@
-"""Stores the factors of finished matrices on disk until ranks are assigned, so that an extraction can resume."""
+"""Stores factors of finished matrices on disk, so that an extraction can resume."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from alnico.output.staging import PartDirectory
 NAME = "factors.spool"
 
 
-class Spool:
-    """Finished factors, appended to one file of a part directory; a journal line follows each once it is on disk.
+class FactorStore:
+    """Finished factors, appended to one file of a part directory; a journal line follows each once it is on
+    disk.
 
     There is one file because syncing one takes as long as syncing hundreds. Thread-safe; close it.
-    Errors: OutputError, naming what changed, if the folder has an extraction of other inputs or options; RunError.
+    Errors: OutputError, naming what changed, if the folder has an extraction of other inputs or options;
+    RunError.
     """
 
     def __init__(self, part: PartDirectory, fingerprint: Mapping[str, Any], restart: bool) -> None:

@@ -1,4 +1,4 @@
-"""Fold adapters into their base: a recipe whose models are the base with adapters, merged by the engine."""
+"""Folds LoRA adapters into their base model, by a recipe that the engine merges."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def fold(
 ) -> MergeResult:
     """Fold LoRA adapters into their base and write the model: ``W + sum of weight * (the adapted W - W)``.
 
-    What an adapter adds is ``s B A``, summed over the rank in index order in float32 by row blocks and
-    rounded once to the output's dtype, so memory and threads change no bit; DoRA's norms take one more pass
-    over a tensor. A tensor that no adapter changes is copied. The base is read once (with ``at_once``, once
+    An adapter adds ``s B A``, summed over the rank in index order, in float32, by row blocks, and rounded
+    once to the output's dtype, so memory and threads change no bit. DoRA's norms need one more pass over a
+    tensor. A tensor that no adapter changes is copied. The base is read once (with ``at_once``, once
     per adapter). The same call resumes an interrupted fold.
 
     Options:
@@ -79,7 +79,8 @@ def fold_recipe(
     at_once: bool = False,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Return the recipe that folds adapters into a base, as plain data. Arguments and errors: as for :func:`fold`.
+    """Return the recipe that folds adapters into a base, as plain data. Arguments and errors: as for
+    :func:`fold`.
 
     >>> fold_recipe("base", ["a", "b"], weights=[0.5, 1])["models"]
     ['base+0.5*a+b']
@@ -87,23 +88,26 @@ def fold_recipe(
     {'model': 'base+b', 'parameters': {'weight': 1.0}}
     """
     start = os.fspath(base)
-    named = path_list(adapters)
+    references = path_list(adapters)
     if isinstance(weights, str) or not (isinstance(weights, Real) or hasattr(weights, "__len__")):
         raise AlnicoError(
-            f"weights is {quote_value(weights)}; expected a number, or a list of one for each adapter."
+            f"weights is {quote_value(weights)}; expected a number, or a list with one number per adapter. "
+            "Give those."
         )
-    several: Any = [weights] * len(named) if isinstance(weights, Real) else weights
-    given = [finite_number(w, "a weight") for w in several]
-    if not named:
-        raise AlnicoError("fold needs an adapter at least. Give one.")
-    if len(given) != len(named):
+    each: Any = [weights] * len(references) if isinstance(weights, Real) else weights
+    numbers = [finite_number(w, "a weight") for w in each]
+    if not references:
+        raise AlnicoError("adapters: there are none; expected at least one. Give an adapter.")
+    if len(numbers) != len(references):
         raise AlnicoError(
-            f"weights: there are {len(given)} for {len(named)} adapters; expected one for all, or one for each."
+            f"weights: there are {len(numbers)} for {len(references)} adapters; expected one for all, or one "
+            "for each. Change the number."
         )
     output = {"dtype": dtype} if dtype is not None else {}
-    if at_once and len(named) > 1:
+    if at_once and len(references) > 1:
         models = [
-            {"model": f"{start}+{a}", "parameters": {"weight": w}} for a, w in zip(named, given, strict=True)
+            {"model": f"{start}+{a}", "parameters": {"weight": w}}
+            for a, w in zip(references, numbers, strict=True)
         ]
         return {
             "merge_method": "task_arithmetic",
@@ -112,5 +116,5 @@ def fold_recipe(
             "unrelated": "allow",
             **output,
         }
-    chain = "".join(f"+{a}" if w == 1 else f"+{w!r}*{a}" for a, w in zip(named, given, strict=True))
+    chain = "".join(f"+{a}" if w == 1 else f"+{w!r}*{a}" for a, w in zip(references, numbers, strict=True))
     return {"merge_method": "passthrough", "models": [start + chain], **output}

@@ -26,8 +26,11 @@ from alnico.threads import Abandoned
 BASE = "a base of zeros"
 
 
-class Merging:
-    """A method over ``sources``, one per adapter, and a ``base`` of zeros. Facts over all tensors are measured once."""
+class UpdateMerge:
+    """Applies a method to ``sources``, one per adapter, and a ``base`` of zeros.
+
+    Facts over all tensors are measured once.
+    """
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class Merged:
         self._inside = inside
 
     def rows(self, matrix: int, rows: int, columns: int, first: int, stop: int) -> np.ndarray:
-        """Read rows ``first`` to ``stop`` of matrix number ``matrix``; the tensor holds matrices of (rows, columns)."""
+        """Read rows ``first`` to ``stop`` of matrix number ``matrix``, each (rows, columns)."""
         width = DTYPES[self.dtype].bytes
         raw = np.empty((stop - first) * columns * width, np.uint8)
         self._files.read_into(self.name, (matrix * rows + first) * columns * width, memoryview(raw))

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from alnico.checkpoint.lora_adapter import Adapter
-from alnico.lora.basis import Frames
+from alnico.lora.basis import SharedBases
 from alnico.lora.combine_options import CombineOptions
 from alnico.lora.core_space import core_space
 from alnico.lora.knots import knots
 from alnico.lora.matching import SharedModule, read_biases, read_factors
-from alnico.lora.merge_updates import Merged, Merging
+from alnico.lora.merge_updates import Merged, UpdateMerge
 from alnico.lora.spectral import SPECTRAL
 from alnico.lora.updates import BIAS, SmallMatrices, Zeros, whole_tensors, whole_updates
 from alnico.numerics.low_rank import (
@@ -28,12 +28,13 @@ from alnico.output.staging import PartDirectory
 from alnico.run_options import RunOptions
 
 EXACT_ELEMENTS = 1 << 18
-"""Up to this size, all singular vectors of a merged matrix are computed (0.1 s); above it, only the leading ones."""
+"""Up to this size, all singular vectors of a matrix are computed (0.1 s); above it, the leading ones."""
 
 
 @dataclass(frozen=True)
 class ReducedUpdate:
-    """The combined update of one parameter: ``left`` (experts, m, rank), ``right`` (experts, rank, n) and their ``scale``.
+    """The combined update of one parameter: ``left`` (experts, m, rank), ``right`` (experts, rank, n) and
+    their ``scale``.
 
     ``total`` is the sum of squares of the method's result, ``left_out`` that of the part these factors drop.
     """
@@ -51,7 +52,7 @@ class ReducedUpdate:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RankChoice:
     """The requested rank and share of energy, if any."""
 
     rank: int | None
@@ -79,7 +80,10 @@ Combine = Callable[[SharedModule], ReducedUpdate]
 
 
 def of_cat(adapters: Sequence[Adapter], options: CombineOptions) -> Combine:
-    """Concatenate the factors: exact, and the ranks add up. A scale that all share stays out of them, so they keep their bits."""
+    """Concatenate the factors, exactly; the ranks add up.
+
+    A scale that all factors share is not multiplied into them, so they keep their bits.
+    """
 
     def combine(module: SharedModule) -> ReducedUpdate:
         factors = read_factors(adapters, module)
@@ -109,7 +113,7 @@ def of_cat(adapters: Sequence[Adapter], options: CombineOptions) -> Combine:
     return combine
 
 
-def of_sum(adapters: Sequence[Adapter], options: CombineOptions, limits: Limits) -> Combine:
+def of_sum(adapters: Sequence[Adapter], options: CombineOptions, choice: RankChoice) -> Combine:
     """Approximate a weighted sum."""
 
     def combine(module: SharedModule) -> ReducedUpdate:
@@ -119,12 +123,12 @@ def of_sum(adapters: Sequence[Adapter], options: CombineOptions, limits: Limits)
             parts = [(c * f.scale, f.left, f.right) for c, f in pairs if f is not None]
             experts.append(decompose_product(*stack_factors(parts, module.rows, module.columns)))
         bias = _summed_bias(adapters, module, options.coefficients)
-        return limits.reduce(experts, bias, max(module.ranks))
+        return choice.reduce(experts, bias, max(module.ranks))
 
     return combine
 
 
-def of_spectral(adapters: Sequence[Adapter], options: CombineOptions, limits: Limits) -> Combine:
+def of_spectral(adapters: Sequence[Adapter], options: CombineOptions, choice: RankChoice) -> Combine:
     """Apply a spectral method to the core matrices."""
     make = SPECTRAL[options.method].make
     mean = tuple(float(options.options["scale"]) * w / len(adapters) for w in options.weights)
@@ -136,7 +140,7 @@ def of_spectral(adapters: Sequence[Adapter], options: CombineOptions, limits: Li
             space = core_space(of_expert, module.rows, module.columns)
             merged = make(space.values, options.weights, side, **options.options)
             experts.append(decompose_product(*space.factors(merged)))
-        return limits.reduce(experts, _summed_bias(adapters, module, mean), sum(module.ranks))
+        return choice.reduce(experts, _summed_bias(adapters, module, mean), sum(module.ranks))
 
     return combine
 
@@ -145,16 +149,16 @@ def of_small(
     adapters: Sequence[Adapter],
     modules: Sequence[SharedModule],
     options: CombineOptions,
-    limits: Limits,
+    choice: RankChoice,
     *,
     seed: int,
     run: RunOptions,
 ) -> Combine:
     """Apply a method of the registry to small matrices in a shared basis."""
-    frames = Frames(adapters, modules, core_space if options.space == "core" else knots)
-    sources = [SmallMatrices(a.label, frames.tensors, frames.values, i) for i, a in enumerate(adapters)]
-    base = Zeros(frames.tensors)
-    merging = Merging(
+    bases = SharedBases(adapters, modules, core_space if options.space == "core" else knots)
+    sources = [SmallMatrices(a.label, bases.tensors, bases.values, i) for i, a in enumerate(adapters)]
+    base = Zeros(bases.tensors)
+    merge = UpdateMerge(
         sources,
         base,
         options.method,
@@ -167,10 +171,10 @@ def of_small(
     def combine(module: SharedModule) -> ReducedUpdate:
         experts = []
         for expert in range(module.experts):
-            merged = merging.in_memory(frames.name(module, expert))
-            experts.append(decompose_product(*frames.frame(module, expert).factors(merged)))
-        bias = merging.in_memory(module.module + BIAS) if module.has_bias else np.zeros(0)
-        return limits.reduce(experts, bias, sum(module.ranks))
+            merged = merge.in_memory(bases.name(module, expert))
+            experts.append(decompose_product(*bases.basis(module, expert).factors(merged)))
+        bias = merge.in_memory(module.module + BIAS) if module.has_bias else np.zeros(0)
+        return choice.reduce(experts, bias, sum(module.ranks))
 
     return combine
 
@@ -179,7 +183,7 @@ def of_whole(
     adapters: Sequence[Adapter],
     modules: Sequence[SharedModule],
     options: CombineOptions,
-    limits: Limits,
+    choice: RankChoice,
     part: PartDirectory,
     *,
     seed: int,
@@ -188,7 +192,7 @@ def of_whole(
     """Apply a method of the registry to the whole matrices, by rows, and approximate the result."""
     dtype = "F64" if any(t.dtype == "F64" for a in adapters for t in a.files.tensors.values()) else "F32"
     base = Zeros(whole_tensors(modules, dtype))
-    merging = Merging(
+    merge = UpdateMerge(
         whole_updates(adapters, modules, base),
         base,
         options.method,
@@ -200,13 +204,13 @@ def of_whole(
 
     def combine(module: SharedModule) -> ReducedUpdate:
         rows, columns = (module.columns, module.rows) if module.is_turned else (module.rows, module.columns)
-        with merging.on_disk(module.name, part) as merged:
-            most = limits.most(sum(module.ranks))
+        with merge.on_disk(module.name, part) as merged:
+            most = choice.most(sum(module.ranks))
             experts = [_decomposed(merged, expert, rows, columns, most) for expert in range(module.experts)]
         if module.is_turned:
             experts = [expert.turned() for expert in experts]
-        bias = merging.in_memory(module.module + BIAS) if module.has_bias else np.zeros(0)
-        return limits.reduce(experts, bias, sum(module.ranks))
+        bias = merge.in_memory(module.module + BIAS) if module.has_bias else np.zeros(0)
+        return choice.reduce(experts, bias, sum(module.ranks))
 
     return combine
 

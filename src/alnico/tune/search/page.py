@@ -1,4 +1,4 @@
-"""search.html: what was tried, what mattered, and what was found, as a page that stands by itself."""
+"""Builds search.html, a self-contained page with the trials and results of a search."""
 
 from __future__ import annotations
 
@@ -27,71 +27,77 @@ from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SAME
 
 MOST_ROWS = 1_000
-"""Trials in the table of the page: the best. All are in trials.csv."""
+"""Largest number of trials in the page's table, the best first; trials.csv has all of them."""
 
 
-def search_page(found: SearchResult) -> str:
-    """Make the page. Errors: AlnicoError without plotly."""
-    complete = [t for t in found.trials if t.state == "complete"]
-    sections = [_best(found)]
-    if found.report is not None:
-        first, *others = scorecard_sections(found.report)
-        of = "searched on" if found.settings.report == SAME else "held out: no trial was scored on them"
-        sections += [replace(first, words=[f"On the examples {of}.", *first.words]), *others]
+def search_page(result: SearchResult) -> str:
+    """Return the page as HTML. Errors: AlnicoError without plotly."""
+    complete = [t for t in result.trials if t.state == "complete"]
+    sections = [_best(result)]
+    if result.report is not None:
+        first, *others = scorecard_sections(result.report)
+        which = (
+            "On the examples searched on."
+            if result.settings.report == SAME
+            else "On held-out examples, which no trial was scored on."
+        )
+        sections += [replace(first, words=[which, *first.words]), *others]
     if complete:
-        sections.append(_history(found, complete))
-    if len(found.objectives) > 1 and complete:
-        sections.append(_front(found, complete))
-    if found.importances:
-        sections.append(_importance(found))
+        sections.append(_history(result, complete))
+    if len(result.objectives) > 1 and complete:
+        sections.append(_front(result, complete))
+    if result.importances:
+        sections.append(_importance(result))
     if complete:
-        sections.append(_slices(found, complete))
-    sections.append(_trials(found, complete))
-    counts = found.counts
+        sections.append(_slices(result, complete))
+    sections.append(_trials(result, complete))
+    counts = result.counts
     facts = [
-        ("Sampler", found.settings.sampler),
-        ("Seed", str(found.settings.seed)),
-        ("Trials", format_count(len(found.trials))),
+        ("Sampler", result.settings.sampler),
+        ("Seed", str(result.settings.seed)),
+        ("Trials", format_count(len(result.trials))),
         *(
             (state.capitalize(), format_count(counts[state]))
             for state in ("complete", "pruned", "failed")
             if counts.get(state)
         ),
-        ("Values searched", str(len(found.dimensions))),
+        ("Values searched", str(len(result.dimensions))),
     ]
     return page(
-        found.name,
+        result.name,
         "alnico search",
         facts,
         sections,
-        "alnico search: scores in this page but those of the report are of the examples searched on.",
+        "alnico search: except in the report, all scores on this page are on the examples searched on.",
     )
 
 
-def _best(found: SearchResult) -> PageSection:
-    names = ", ".join(o.name for o in found.objectives)
-    words = [f"The best of {format_count(len(found.trials))} trials by {names}, on the examples searched on."]
-    if len(found.best) > 1:
+def _best(result: SearchResult) -> PageSection:
+    names = ", ".join(o.name for o in result.objectives)
+    words = [
+        f"The best of {format_count(len(result.trials))} trials by {names}, on the examples searched on."
+    ]
+    if len(result.best) > 1:
         words = [
-            f"The {len(found.best)} trials that no other beats in all of {names}, on the examples searched on."
+            f"The {len(result.best)} trials on the Pareto front of {names}, on the examples searched on."
         ]
     body = "".join(
-        f'<h3>Trial {trial.number}: {escape(_values(found, trial))}</h3><pre class="scroll">{escape(recipe.text)}</pre>\n'
-        for trial, recipe in zip(found.best[:20], found.recipes, strict=False)
+        f'<h3>Trial {trial.number}: {escape(_values(result, trial))}</h3><pre class="scroll">{escape(recipe.text)}</pre>\n'
+        for trial, recipe in zip(result.best[:20], result.recipes, strict=False)
     )
     return PageSection(
-        "best", "The recipe" if len(found.best) == 1 else "The recipes", [*words, *found.notes], body
+        "best", "The recipe" if len(result.best) == 1 else "The recipes", [*words, *result.notes], body
     )
 
 
-def _values(found: SearchResult, trial: Trial) -> str:
-    return ", ".join(f"{o.name} {number(v)}" for o, v in zip(found.objectives, trial.values, strict=True))
+def _values(result: SearchResult, trial: Trial) -> str:
+    return ", ".join(f"{o.name} {number(v)}" for o, v in zip(result.objectives, trial.values, strict=True))
 
 
-def _history(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
-    views = {str(i): _course(found, complete, i) for i in range(len(found.objectives))}
+def _history(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
+    views = {str(i): _progress(result, complete, i) for i in range(len(result.objectives))}
     label = "Points: the value of each trial, and the best so far as a line"
-    figure = Figure("history-drawing", label, views if len(views) > 1 else {"": views["0"]}, _choices(found))
+    figure = Figure("history-drawing", label, views if len(views) > 1 else {"": views["0"]}, _choices(result))
     return PageSection(
         "history",
         "History",
@@ -101,12 +107,12 @@ def _history(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
     )
 
 
-def _choices(found: SearchResult) -> list[tuple[str, list[str]]]:
-    return [("Objective", [o.name for o in found.objectives])] if len(found.objectives) > 1 else []
+def _choices(result: SearchResult) -> list[tuple[str, list[str]]]:
+    return [("Objective", [o.name for o in result.objectives])] if len(result.objectives) > 1 else []
 
 
-def _course(found: SearchResult, complete: Sequence[Trial], index: int) -> dict[str, Any]:
-    objective = found.objectives[index]
+def _progress(result: SearchResult, complete: Sequence[Trial], index: int) -> dict[str, Any]:
+    objective = result.objectives[index]
     best, line = None, []
     for trial in complete:
         value = trial.values[index]
@@ -114,21 +120,21 @@ def _course(found: SearchResult, complete: Sequence[Trial], index: int) -> dict[
         line.append(best)
     numbers = [t.number for t in complete]
     traces = [
-        _points("complete", 0, numbers, [t.values[index] for t in complete], [_told(found, t) for t in complete]),
+        _points("complete", 0, numbers, [t.values[index] for t in complete], [_hover(result, t) for t in complete]),
         {
             "type": "scatter", "mode": "lines", "name": "best so far", "x": numbers, "y": line, "hoverinfo": "skip",
             "line": {"color": series(1)[0], "width": 2, "shape": "hv"}, "marker": {"color": series(1)[0]},
         },
     ]  # fmt: skip
-    pruned = [t for t in found.trials if t.state == "pruned" and t.rungs]
-    if pruned and len(found.objectives) == 1:
+    pruned = [t for t in result.trials if t.state == "pruned" and t.rungs]
+    if pruned and len(result.objectives) == 1:
         traces.append(
             _points(
-                "given up",
+                "pruned",
                 6,
                 [t.number for t in pruned],
                 [t.rungs[-1] for t in pruned],
-                [_told(found, t) for t in pruned],
+                [_hover(result, t) for t in pruned],
             )
         )
     rows = [[f"trial {t.number}", t.values[index], so_far] for t, so_far in zip(complete, line, strict=True)]
@@ -147,9 +153,9 @@ def _points(
     }  # fmt: skip
 
 
-def _told(found: SearchResult, trial: Trial) -> str:
+def _hover(result: SearchResult, trial: Trial) -> str:
     lines = [f"trial {trial.number}"]
-    lines += [f"{o.name} {number(v)}" for o, v in zip(found.objectives, trial.values, strict=False)]
+    lines += [f"{o.name} {number(v)}" for o, v in zip(result.objectives, trial.values, strict=False)]
     lines += [f"{name}: {_text(value)}" for name, value in list(trial.point.items())[:12]]
     return "<br>".join(map(escape, lines))
 
@@ -172,25 +178,26 @@ def _axes(x: str, y: str, height: int) -> dict[str, Any]:
     }
 
 
-def _front(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
-    pairs = list(combinations(range(len(found.objectives)), 2))
-    views = {str(i): _of_pair(found, complete, *pair) for i, pair in enumerate(pairs)}
-    names = [f"{found.objectives[a].name} and {found.objectives[b].name}" for a, b in pairs]
+def _front(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
+    pairs = list(combinations(range(len(result.objectives)), 2))
+    views = {str(i): _pair(result, complete, *pair) for i, pair in enumerate(pairs)}
+    names = [f"{result.objectives[a].name} and {result.objectives[b].name}" for a, b in pairs]
     choices = [("Objectives", names)] if len(pairs) > 1 else []
     figure = Figure(
         "front-drawing",
-        "Points: two objectives of each trial, the Pareto front marked",
+        "Points: two objectives of each trial, with the Pareto front marked",
         views if len(pairs) > 1 else {"": views["0"]},
         choices,
     )
     words = [
-        "On the front are the trials that no other equals in all objectives and beats in one. Each has a recipe of its own."
+        "The front has the trials that no other trial equals in all objectives and beats in one. Each has "
+        "its own recipe."
     ]
     return PageSection("front", "Pareto front", words, figure_html(figure), [figure])
 
 
-def _of_pair(found: SearchResult, complete: Sequence[Trial], a: int, b: int) -> dict[str, Any]:
-    front = sorted(found.best, key=lambda t: t.values[a])
+def _pair(result: SearchResult, complete: Sequence[Trial], a: int, b: int) -> dict[str, Any]:
+    front = sorted(result.best, key=lambda t: t.values[a])
     on_it = {t.number for t in front}
     others = [t for t in complete if t.number not in on_it]
     traces = [
@@ -199,29 +206,29 @@ def _of_pair(found: SearchResult, complete: Sequence[Trial], a: int, b: int) -> 
             6,
             [t.values[a] for t in others],
             [t.values[b] for t in others],
-            [_told(found, t) for t in others],
+            [_hover(result, t) for t in others],
         ),
         _points(
             "front",
             1,
             [t.values[a] for t in front],
             [t.values[b] for t in front],
-            [_told(found, t) for t in front],
+            [_hover(result, t) for t in front],
         ),
     ]
     traces[1] |= {"mode": "lines+markers", "line": {"color": series(1)[0], "width": 1, "dash": "dot"}}
-    columns = ["", found.objectives[a].name, found.objectives[b].name]
+    columns = ["", result.objectives[a].name, result.objectives[b].name]
     rows = [[f"trial {t.number}", t.values[a], t.values[b]] for t in front]
     shown = {"columns": columns, "rows": rows}
     return {
         "data": traces,
-        "layout": _axes(found.objectives[a].name, found.objectives[b].name, 420),
+        "layout": _axes(result.objectives[a].name, result.objectives[b].name, 420),
         "table": shown,
     }
 
 
-def _importance(found: SearchResult) -> PageSection:
-    shares = sorted(found.importances.items(), key=lambda item: -item[1])[:40]
+def _importance(result: SearchResult) -> PageSection:
+    shares = sorted(result.importances.items(), key=lambda item: -item[1])[:40]
     names = [escape(name) for name, _ in shares]
     data = {
         "type": "bar", "orientation": "h", "name": "importance", "y": list(range(len(names))), "x": [s for _, s in shares],
@@ -249,40 +256,41 @@ def _importance(found: SearchResult) -> PageSection:
         {"": {"data": [data], "layout": layout}},
     )
     words = [
-        f"How much of the variation of {found.objectives[0].name} each value explains among the better trials (PED-ANOVA); all together 100 %."
+        f"How much of the variation of {result.objectives[0].name} each value explains among the better "
+        "trials (PED-ANOVA). They add up to 100 %."
     ]
     return PageSection("importance", "What mattered", words, figure_html(figure), [figure])
 
 
-def _slices(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
-    order = sorted(found.dimensions, key=lambda n: -found.importances.get(n, 0.0))[:60]
-    several = len(found.objectives) > 1
+def _slices(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
+    order = sorted(result.dimensions, key=lambda n: -result.importances.get(n, 0.0))[:60]
+    several = len(result.objectives) > 1
     views = {
-        f"{i}|{j}" if several else f"{i}": _slice(found, complete, name, j)
+        f"{i}|{j}" if several else f"{i}": _slice(result, complete, name, j)
         for i, name in enumerate(order)
-        for j in range(len(found.objectives))
+        for j in range(len(result.objectives))
     }
     figure = Figure(
         "slices-drawing",
-        "Points: the objective of each trial over one value",
+        "Points: the objective of each trial against one value",
         views,
-        [("Value", order), *_choices(found)],
+        [("Value", order), *_choices(result)],
     )
     return PageSection(
         "slices",
         "Slices",
-        ["Each trial's objective over one of the values searched."],
+        ["The objective of each trial against one of the values searched."],
         figure_html(figure),
         [figure],
     )
 
 
-def _slice(found: SearchResult, complete: Sequence[Trial], name: str, index: int) -> dict[str, Any]:
+def _slice(result: SearchResult, complete: Sequence[Trial], name: str, index: int) -> dict[str, Any]:
     x = [escape(v) if isinstance(v, str) else v for v in (t.point[name] for t in complete)]
     traces = [
-        _points("complete", 0, x, [t.values[index] for t in complete], [_told(found, t) for t in complete])
+        _points("complete", 0, x, [t.values[index] for t in complete], [_hover(result, t) for t in complete])
     ]
-    best = found.best[0] if found.best else None
+    best = result.best[0] if result.best else None
     if best is not None:
         place = best.point[name]
         traces.append(
@@ -291,33 +299,33 @@ def _slice(found: SearchResult, complete: Sequence[Trial], name: str, index: int
                 1,
                 [escape(place) if isinstance(place, str) else place],
                 [best.values[index]],
-                [_told(found, best)],
+                [_hover(result, best)],
             )
         )
     rows = [[t.point[name], t.values[index]] for t in complete]
     return {
         "data": traces,
-        "layout": _axes(name, found.objectives[index].name, 380),
-        "table": {"columns": [name, found.objectives[index].name], "rows": rows},
+        "layout": _axes(name, result.objectives[index].name, 380),
+        "table": {"columns": [name, result.objectives[index].name], "rows": rows},
     }
 
 
-def _trials(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
-    goal = found.objectives[0].goal
+def _trials(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
+    goal = result.objectives[0].goal
     ranked = sorted(complete, key=lambda t: -t.values[0] if goal == "max" else t.values[0])
-    ranked += [t for t in found.trials if t.state in ("pruned", "failed")]
-    columns = [("trial", "number"), ("state", "text"), *((o.name, "number") for o in found.objectives)]
-    columns += [(name, "number") for name in found.dimensions]
+    ranked += [t for t in result.trials if t.state in ("pruned", "failed")]
+    columns = [("trial", "number"), ("state", "text"), *((o.name, "number") for o in result.objectives)]
+    columns += [(name, "number") for name in result.dimensions]
     rows = []
     for trial in ranked[:MOST_ROWS]:
-        values = trial.values or (None,) * len(found.objectives)
+        values = trial.values or (None,) * len(result.objectives)
         cells = "".join(cell(number(v), v) for v in values)
-        for name in found.dimensions:
+        for name in result.dimensions:
             value = trial.point.get(name, "")
             cells += cell(escape(_text(value)), float(value) if isinstance(value, (int, float)) else None)
         state = trial.state if not trial.reason else f"{trial.state}: {trial.reason}"
         rows.append(
             f"<tr>{cell(str(trial.number), float(trial.number))}<td>{escape(state[:200])}</td>{cells}</tr>\n"
         )
-    words = [] if len(ranked) <= MOST_ROWS else [f"The best {MOST_ROWS}; all are in trials.csv."]
+    words = [] if len(ranked) <= MOST_ROWS else [f"The best {MOST_ROWS} trials; trials.csv has all of them."]
     return PageSection("trials", "Trials", words, table(columns, rows, anchor="trials-table", sortable=True))
