@@ -236,13 +236,13 @@ def test_a_missing_package_is_told_with_what_to_say(monkeypatch, causal):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(AlnicoError) as caught:
         import_extra("lm_eval", "arc", "eval")
-    assert str(caught.value) == "arc needs lm_eval, which is not installed. Say: pip install 'alnico[eval]'"
+    assert str(caught.value) == "arc needs lm_eval, which is not installed. Run: pip install 'alnico[eval]'"
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(AlnicoError) as caught:
         Perplexity("wiki", WORDS).evaluate(open_subject(causal))
     assert (
         str(caught.value)
-        == "a transformers checkpoint needs transformers, which is not installed. Say: pip install 'alnico[eval]'"
+        == "a transformers checkpoint needs transformers, which is not installed. Run: pip install 'alnico[eval]'"
     )
 
 

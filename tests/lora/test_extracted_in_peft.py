@@ -78,7 +78,7 @@ def test_a_tied_embedding_is_left_out_by_name_since_peft_would_miss_the_head(tmp
     assert [(t.name, t.why) for t in found.of("left out")] == [
         (
             "transformer.wte.weight",
-            "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved",
+            "tied to the head, which PEFT does not update through factors of the embedding; it can be saved",
         )
     ]
     wrapped, merged = in_peft(base, tmp_path / "out")

@@ -64,7 +64,7 @@ def pair(root: Path, dtype: str, size: float) -> tuple[Path, Path]:
         (
             "F64",
             1e-300,
-            r"^m\.q\.weight: the difference of .* and .* is .*e-300 at most, whose square is 0 in float64",
+            r"^m\.q\.weight: the difference of .* and .* is at most .*e-300, and its square is 0 in float64",
         ),
     ],
 )

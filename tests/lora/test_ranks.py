@@ -15,7 +15,7 @@ def kept(spectra: list[Spectrum], ranks: list[int]) -> float:
 
 
 def spent(spectra: list[Spectrum], ranks: list[int]) -> int:
-    return sum(s.bytes_a_rank * r for s, r in zip(spectra, ranks, strict=True))
+    return sum(s.bytes_per_rank * r for s, r in zip(spectra, ranks, strict=True))
 
 
 def made(seed: int, sizes: list[int]) -> list[Spectrum]:

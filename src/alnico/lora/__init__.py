@@ -1,4 +1,4 @@
-"""LoRA adapters: folded into their base, combined without it, extracted from fine-tunes."""
+"""Folds LoRA adapters into their base, combines adapters, and extracts them from fine-tunes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Core space: small matrices that represent every linear combination of a set of adapters."""
+"""Builds the core space: small matrices for every linear combination of a set of adapters."""
 
 from __future__ import annotations
 

@@ -489,8 +489,8 @@ class _ExtractRun:
         rank = min(FIRST_RANK, cap)
         while True:
             factors = randomized_svd(blocks, shape, rank, seed=seed)
-            squares_kept = float(np.sum(factors.values**2))
-            if rank == cap or factors.rank < rank or not squares_kept < self.options.energy * factors.squares:
+            energy = float(np.sum(factors.values**2))
+            if rank == cap or factors.rank < rank or not energy < self.options.energy * factors.squares:
                 return self._cut_to_energy(factors)
             rank = min(2 * rank, cap)
 

@@ -1,4 +1,4 @@
-"""The result of an extraction: how each tensor was treated and how much of its change is kept."""
+"""Reports an extraction: how each tensor was treated and how much of its change is kept."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Extraction:
         }
 
     def summary(self) -> list[str]:
-        """Return lines of text that say what was kept and what was left out."""
+        """Return lines of text that report what was kept and left out."""
         factors, saved, left = (
             self.of("factors"),
             self.of("saved"),

@@ -1,4 +1,4 @@
-"""Decides how an extraction treats each tensor: as factors, saved whole, or left out with a reason."""
+"""Decides how an extraction treats each tensor: as factors, saved whole, or left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KnOTS: represents the updates of several adapters in one basis of their outputs."""
+"""Represents the updates of several adapters in one basis of their outputs (KnOTS)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matches the updates of several adapters parameter by parameter, and checks that they fit together."""
+"""Matches the updates of several adapters by parameter, and checks that they fit together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presents the updates of adapters as sources for the engine: whole matrices by rows, or small core matrices."""
+"""Presents adapters' updates to the engine as sources: matrices by rows, or core matrices."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Making a merged model better by measurement."""
+"""Improves merges by scoring them: soups, searches, learned coefficients and statistics."""

@@ -1,1 +1,1 @@
-"""Searching the coefficients of a recipe by evaluation."""
+"""Searches the open values of a recipe by scoring candidate merges."""

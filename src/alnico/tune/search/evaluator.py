@@ -1,4 +1,4 @@
-"""Scores one trial: merges its recipe in memory and evaluates it on growing parts of the examples."""
+"""Scores a trial: merges its recipe in memory and evaluates it on growing parts of the examples."""
 
 from __future__ import annotations
 

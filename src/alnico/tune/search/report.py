@@ -1,4 +1,4 @@
-"""Scores the result of a search on held-out examples, next to the base, the parents and default settings."""
+"""Scores the best recipes, the base, the models and the default recipe on held-out examples."""
 
 from __future__ import annotations
 

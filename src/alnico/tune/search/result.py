@@ -1,4 +1,4 @@
-"""The result of a search."""
+"""Holds the result of a search: its best recipes, trials, notes and report."""
 
 from __future__ import annotations
 

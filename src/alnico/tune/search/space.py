@@ -1,4 +1,4 @@
-"""Reads a search space: a recipe with ranges and choices in place of values, and the recipes it contains."""
+"""Reads search spaces: recipes with ranges and choices in place of values."""
 
 from __future__ import annotations
 

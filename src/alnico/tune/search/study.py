@@ -1,4 +1,4 @@
-"""Stores the trials of a search in an optuna study, which survives crashes and is shared by processes.
+"""Stores trials in an optuna study, which survives crashes and can be shared by processes.
 
 The study holds plain data: parameters, values, JSON. optuna's own tools can read it. Nothing in it is unpickled or run:
 recipes are rebuilt from the parameters.

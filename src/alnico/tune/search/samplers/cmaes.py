@@ -22,8 +22,8 @@ def cmaes(request: PointRequest) -> Point:
     """
     cma = import_extra("cmaes", "the sampler cmaes", "search").CMA
     # The cmaes package needs two dimensions: for a single one, a second without effect is added.
-    of_one = len(request.dimensions) == 1
-    start = np.array([to_unit(d, d.default) for d in request.dimensions] + [0.5] * of_one)
+    has_one_dimension = len(request.dimensions) == 1
+    start = np.array([to_unit(d, d.default) for d in request.dimensions] + [0.5] * has_one_dimension)
     bounds = np.array([[0.0, 1.0]] * len(start))
     optimizer = cma(mean=np.clip(start, 0.05, 0.95), sigma=0.2, bounds=bounds, seed=0)
     done = [t for t in request.before if t.state in ("complete", "pruned")]
@@ -31,7 +31,7 @@ def cmaes(request: PointRequest) -> Point:
     for begin in range(0, len(done) - size + 1, size):
         ranked = sorted(done[begin : begin + size], key=lambda t: _rank(t, request.goals[0]))
         places = (
-            np.array([to_unit(d, t.point[d.name]) for d in request.dimensions] + [0.5] * of_one)
+            np.array([to_unit(d, t.point[d.name]) for d in request.dimensions] + [0.5] * has_one_dimension)
             for t in ranked
         )
         optimizer.tell([(place, float(rank)) for rank, place in enumerate(places)])

@@ -26,27 +26,31 @@ def ask_optuna(
 ) -> Point:
     """Ask an optuna sampler, on an in-memory study of the earlier trials."""
     optuna = import_optuna()
-    given = distributions(request.dimensions)
+    optuna_distributions = distributions(request.dimensions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = silent(lambda: optuna.create_study(directions=directions(request.goals), sampler=sampler))
         for i, trial in enumerate(before):
             if trial.state in ("complete", "pruned", "running") and trial.point:
                 study.add_trial(
-                    _optuna_trial(trial, given, attributes[i] if attributes is not None else None)
+                    _optuna_trial(
+                        trial, optuna_distributions, attributes[i] if attributes is not None else None
+                    )
                 )
-        point = study.ask(given).params
+        point = study.ask(optuna_distributions).params
     return {d.name: plain_value(d, point[d.name]) for d in request.dimensions}
 
 
-def _optuna_trial(trial: Trial, given: dict[str, Any], attributes: dict[str, int] | None) -> Any:
+def _optuna_trial(
+    trial: Trial, optuna_distributions: dict[str, Any], attributes: dict[str, int] | None
+) -> Any:
     optuna = import_optuna()
     states = optuna.trial.TrialState
     state = {"complete": states.COMPLETE, "pruned": states.PRUNED, "running": states.RUNNING}[trial.state]
     return optuna.trial.create_trial(
         state=state,
         params=trial.point,
-        distributions=given,
+        distributions=optuna_distributions,
         values=list(trial.values) if trial.state == "complete" else None,
         intermediate_values=dict(enumerate(trial.rungs)),
         system_attrs=attributes,
