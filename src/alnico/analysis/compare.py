@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from alnico.analysis.files import report_folder, write_analysis
 from alnico.analysis.measure import SUBSPACE_SIDE
 from alnico.analysis.report import write_pages
-from alnico.analysis.retention import Retention, base_of, compare_sources, write_retention
+from alnico.analysis.retention import Retention, compare_sources, open_recorded_base, write_retention
 from alnico.analysis.retention_section import retention_section
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate, Estimates, ScoreTable, read_estimates, values_of
@@ -69,7 +69,7 @@ def compare(
 
         merged_source = open_source(merged)
         base_source, notes = (
-            (open_source(base), ()) if base is not None else base_of(merged_source, open_source)
+            (open_source(base), ()) if base is not None else open_recorded_base(merged_source, open_source)
         )
         retention, analysis = compare_sources(
             [open_source(parent) for parent in path_list(parents)],

@@ -893,7 +893,7 @@ def _skipped(analysis: Analysis) -> PageSection | None:
     ]
     elements = sum(s.elements for s in analysis.skipped)
     count = f"{format_count(len(analysis.skipped))} tensor{'s' if len(analysis.skipped) > 1 else ''}"
-    words = f"{count} with {format_count(elements)} elements could not be compared and count nowhere on this page."
+    words = f"Not compared, and not counted on this page: {count} with {format_count(elements)} elements."
     if len(analysis.skipped) > LISTED:
         words += f" The first {LISTED} are listed here, all of them in summary.json."
     columns = (("tensor", "text"), ("model", "text"), ("reason", "text"), ("elements", "number"))

@@ -245,12 +245,14 @@ def recorded_base(merged: Source) -> tuple[str | None, str]:
     return resolve_reference(recipe.base_model, str(folder)), ""
 
 
-def base_of(merged: Source, opening: Callable[[str], Source]) -> tuple[Source | None, tuple[str, ...]]:
+def open_recorded_base(
+    merged: Source, open_source: Callable[[str], Source]
+) -> tuple[Source | None, tuple[str, ...]]:
     """Open the base that a merged model records; return None and the reason if that fails."""
     reference, why = recorded_base(merged)
     if reference is not None:
         try:
-            return opening(reference), ()
+            return open_source(reference), ()
         except (ModelError, HubError) as error:
             why = (
                 f"the base that {RECIPE} of {merged.label} names cannot be opened ({str(error).rstrip('.')})"
