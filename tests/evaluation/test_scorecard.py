@@ -177,7 +177,7 @@ def test_scores_that_cannot_be_compared_are_told():
         (lambda: scorecard({"m": {}}, []), "there are no tasks to score; expected at least one. Give some."),
         (
             lambda: scorecard({"m": {"a": Score(1.0)}}, [Told("a")], base="b"),
-            "b: has no scores; expected one of m. Score it, too.",
+            "b: has no scores; expected one of m. Score it too.",
         ),
         (
             lambda: scorecard({"m": {"a": Score(1.0)}}, [Told("a")], base="m", merged=["m"]),
