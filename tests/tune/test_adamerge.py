@@ -422,7 +422,7 @@ def test_tasks_must_give_scores_of_classes(wide: Models) -> None:
     with pytest.raises(EvaluationError) as caught:
         wide.learn([Perplexity()])
     assert str(caught.value) == (
-        "wiki: gives no class scores, whose entropy is minimized; expected a classification. Remove the task."
+        "wiki: gives no class scores, whose entropy is minimised; expected a classification. Remove the task."
     )
     with pytest.raises(
         EvaluationError, match=r"^a: has no examples; expected at least one input\. Give the task's data\.$"

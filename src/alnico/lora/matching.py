@@ -127,9 +127,8 @@ def _module(adapters: Sequence[Adapter], key: str) -> SharedModule:
     kind, experts, rows, right, left = shape
     parameter = update.parameters[0]
     if kind == "parameter" and update.depth < len(update.parameters):
-        parameter = sorted(update.parameters)[
-            -1 - update.depth
-        ]  # a name for each, not always its own: see `SharedModule.target`
+        # Each update gets a name, not always its own: see `SharedModule.target`.
+        parameter = sorted(update.parameters)[-1 - update.depth]
     turned = update.is_embedding or (
         kind == "linear" and any(a.config.get("fan_in_fan_out") for a, _ in holders)
     )

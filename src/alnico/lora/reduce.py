@@ -92,7 +92,7 @@ def of_cat(adapters: Sequence[Adapter], options: CombineOptions) -> Combine:
             for c, u in zip(options.coefficients, module.updates, strict=True)
             if u is not None and c * u.scale
         }
-        # Two parameters of one module cannot have an alpha each: see `Module.target`.
+        # Two parameters of one module cannot have different alphas: see `SharedModule.target`.
         common = scales.pop() if len(scales) == 1 and module.kind != "parameter" else 1.0
         lefts, rights = [], []
         for of_expert in factors:

@@ -219,7 +219,7 @@ def learn(
     run: RunOptions = DEFAULT_RUN,
     written_from: Sequence[str] | None = None,
 ) -> AdaMergingResult:
-    """Learn the coefficients of task vectors by minimizing the entropy of the merge; labels are never read.
+    """Learn the coefficients of task vectors by minimising the entropy of the merge; labels are never read.
 
     ``theta = base + sum_i c_i^l * vector_i^l``, for models i and groups of tensors l, is written into the
     modules of ``subject``, which must hold the base's values. The loss is the sum over tasks of the mean
@@ -515,7 +515,7 @@ def _logit_tasks(tasks: Sequence[Task]) -> list[Differentiable]:
     for task in tasks:
         if not isinstance(task, Differentiable):
             raise EvaluationError(
-                f"{task.name}: gives no class scores, whose entropy is minimized; expected a classification. "
+                f"{task.name}: gives no class scores, whose entropy is minimised; expected a classification. "
                 "Remove the task."
             )
         if not task.size:
