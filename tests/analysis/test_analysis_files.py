@@ -171,11 +171,11 @@ def test_nothing_is_left_of_an_older_analysis(tmp_path: Path) -> None:
     base, tuned = models(tmp_path)
     report = tmp_path / "report"
     alnico.analyze(tuned, base=base, out=report, threads=1)
-    (report / "kept.json").write_text("{}")
+    (report / "retention.json").write_text("{}")
     (report / "tuned-0" / "notes.txt").write_text("mine")
     alnico.analyze(tuned[1:], base=base, out=report, threads=1)
     assert [p.name for p in (report / "tuned-0").iterdir()] == ["notes.txt"]
-    assert not (report / "kept.json").exists()
+    assert not (report / "retention.json").exists()
 
 
 def test_every_key_of_the_summary_is_documented() -> None:
@@ -310,7 +310,7 @@ def test_a_model_may_be_called_like_a_file_of_the_report(tmp_path: Path) -> None
     assert alnico.analyze(places, base=base, out=tmp_path / "report", threads=1).models == found.models
     kept = alnico.compare(places[:2], places[2], base=base, out=tmp_path / "kept")
     assert kept.merged.name == "Kept.JSON-2"
-    assert (tmp_path / "kept" / "kept.json").is_file()
+    assert (tmp_path / "kept" / "retention.json").is_file()
 
 
 @pytest.mark.parametrize(

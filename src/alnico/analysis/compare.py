@@ -40,7 +40,7 @@ def compare(
 
     It compares distances, task vectors, signs, largest parameters and scores, by group of tensors. The base
     is the one that the merged model's recipe names, unless ``base`` is given. Without a base it measures only
-    distances, and ``retention.notes`` says so. With ``out`` the folder gets ``kept.json``, ``kept.csv`` and
+    distances, and ``retention.notes`` says so. With ``out`` the folder gets ``retention.json``, ``retention.csv`` and
     everything that :func:`analyze` writes about the parents and the merged model.
 
     Options:

@@ -30,7 +30,7 @@ TOP = 50
 PAGE = "report.html"
 PICTURE = "group_l2_bar.png"
 
-OWN = (COSINES, PAGE, "kept.json", "kept.csv", SUMMARY)
+OWN = (COSINES, PAGE, "retention.json", "retention.csv", SUMMARY)
 """All files of the folder of an analysis; the summary is written last."""
 
 OF_MODEL = (STATISTICS, *MOVERS, PICTURE, SUMMARY)

@@ -23,11 +23,11 @@ from alnico.output.recipe_file import RECIPE
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import resolve_reference
 
-JSON = "kept.json"
-CSV = "kept.csv"
+JSON = "retention.json"
+CSV = "retention.csv"
 
 SCHEMA = 1
-"""Version of ``kept.json``; raised when a key changes its meaning or is removed."""
+"""Version of ``retention.json``; raised when a key changes its meaning or is removed."""
 
 SINGULAR = 1e-9
 """Smallest eigenvalue of the parents' cosine matrix, relative to the largest, that counts as a direction."""
@@ -90,7 +90,7 @@ class Retention:
     notes: tuple[str, ...]
 
     def data(self) -> dict[str, Any]:
-        """Return everything as plain data: the content of ``kept.json``."""
+        """Return everything as plain data: the content of ``retention.json``."""
         values = asdict(self)
         return {
             "schema": SCHEMA,
@@ -105,7 +105,7 @@ class Retention:
 
 
 def write_retention(retention: Retention, folder: Path) -> None:
-    """Write ``kept.json``, with everything, and ``kept.csv``, with one line per scope and parent.
+    """Write ``retention.json``, with everything, and ``retention.csv``, with one line per scope and parent.
 
     Errors: OutputError.
     """

@@ -18,7 +18,7 @@ ENDING = [
 """Signals that end a command as Ctrl-C does: unfinished work is kept, and the exit code is 128 plus the signal's number."""
 
 AT_ONCE = 1.0
-"""Seconds after which a second signal ends the command without waiting. 
+"""Seconds after which a second signal ends the command without waiting.
 
 One key press may send several signals: to the process and to its group.
 """

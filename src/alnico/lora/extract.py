@@ -33,7 +33,7 @@ from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError
 from alnico.events import Advanced, Reading, Watcher
 from alnico.folders import remove
 from alnico.kernels.constants import ARITHMETIC
-from alnico.lora.extract_deltas import CHECKED_ELEMENTS, Delta, ExtractMemory, fit, real_of
+from alnico.lora.extract_deltas import CHECKED_ELEMENTS, Delta, ExtractMemory, fit_extraction, real_of
 from alnico.lora.extract_result import ExtractedTensor, Extraction, card_text
 from alnico.lora.extract_targets import (
     EmbeddingsChoice,
@@ -213,7 +213,7 @@ def extract(
             embeddings=options.embeddings,
         )
         caps = [options.cap(s) if s.treatment == "factors" else 0 for s in targets.compared]
-        room = fit(models[0], models[1], targets.compared, caps, run)
+        room = fit_extraction(models[0], models[1], targets.compared, caps, run)
         check_output_place(target, needed_files(models), may_replace)
         saved = sum(
             s.elements * DTYPES[options.dtype].bytes for s in targets.compared if s.treatment == "saved"

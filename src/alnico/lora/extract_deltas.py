@@ -131,7 +131,7 @@ class ExtractMemory:
         return target.elements * real.itemsize <= self.held_bytes
 
 
-def fit(
+def fit_extraction(
     tuned: Source,
     base: Source,
     targets: Sequence[ExtractTarget],
