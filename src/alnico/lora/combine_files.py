@@ -105,7 +105,8 @@ def text(
     lines = [
         "# A combination of " + ", ".join(names),
         "",
-        f"LoRA adapters combined from their files with [alnico](https://pypi.org/project/alnico/) {__version__} by `{combination.method}`"
+        "LoRA adapters combined from their files with [alnico](https://pypi.org/project/alnico/) "
+        f"{__version__} by `{combination.method}`"
         + (f" in the space `{combination.space}`" if combination.space else "")
         + (f" ({options})" if options else "")
         + (f", {' and '.join(limits)}." if limits else "."),
@@ -123,7 +124,8 @@ def text(
         )
     lines += [
         "",
-        f"{len(output.modules)} updates of rank {_range(ranks)}, {f'{len(output.saved)} whole tensors, ' if output.saved else ''}dtype {output.dtype}. "
+        f"{len(output.modules)} updates of rank {_range(ranks)}, "
+        f"{f'{len(output.saved)} whole tensors, ' if output.saved else ''}dtype {output.dtype}. "
         + (
             "No part of the result is dropped."
             if error == 0

@@ -35,8 +35,8 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 TWICE = "the scale of each adapter (alpha / r) is applied once, as in PEFT 0.21 and later; PEFT 0.20 applied it twice."
 SEPARATE = (
-    "the products B A are merged. Under this name PEFT merges A and B separately, which adds products of one adapter's B "
-    "and another's A, so its result differs."
+    "the products B A are merged. Under this name PEFT merges A and B separately, which adds products of one "
+    "adapter's B and another's A, so its result differs."
 )
 CORRECTED: Mapping[str, str] = {
     "svd": TWICE,
@@ -128,7 +128,8 @@ def check_options(
     if target in ("cat", *SUMS):
         if space is not None:
             raise MethodError(
-                f"{method} takes no space (found {space}): it works on the factors, and a sum is the same in every space. Remove it."
+                f"{method} takes no space (found {space}): it works on the factors, and a sum is the same in "
+                "every space. Remove it."
             )
         return CombineOptions(
             method,
@@ -175,7 +176,8 @@ def _translate(options: Mapping[str, Any], target: str) -> dict[str, Any]:
         return translated
     if target not in registry() or "elect" not in registry()[target].options:
         raise MethodError(
-            f"{target} does not elect signs (majority_sign_method is {sign!r}). Remove the option, or choose ties or dare_ties."
+            f"{target} does not elect signs (majority_sign_method is {sign!r}). Remove the option, or choose "
+            "ties or dare_ties."
         )
     if sign not in ELECTS:
         raise MethodError(

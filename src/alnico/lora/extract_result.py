@@ -129,15 +129,17 @@ class Extraction:
         span = f"rank {ranks[0]}" if len(set(ranks)) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
         within = sum(self.share(t) * t.energy for t in factors) / (sum(map(self.share, factors)) or 1.0)
         lines = [
-            f"{len(factors)} matrices as factors of {span}, which keep {within:.1%} of the energy of their change",
+            f"{len(factors)} matrices as factors of {span}, which keep {within:.1%} of the energy of their "
+            "change",
             f"{len(saved)} tensors saved as they are"
             + (f", {format_size(sum(t.bytes for t in saved))}" if saved else ""),
-            f"{len(left)} changed tensors left out, {sum(map(self.share, left)):.2%} of the energy of the change"
-            + (f", and {len(self.unmatched)} without a counterpart" if self.unmatched else ""),
+            f"{len(left)} changed tensors left out, {sum(map(self.share, left)):.2%} of the energy of the "
+            "change" + (f", and {len(self.unmatched)} without a counterpart" if self.unmatched else ""),
             f"{len(self.of('unchanged'))} tensors did not change",
             f"energy kept in total {self.energy:.2%}, relative error {self.error:.4f}"
             + (", verified" if self.is_verified else ""),
-            f"adapter {format_size(self.byte_size)}, {self.byte_size / max(self.base_bytes, 1):.2%} of the base",
+            f"adapter {format_size(self.byte_size)}, {self.byte_size / max(self.base_bytes, 1):.2%} of the "
+            "base",
         ]
         return lines
 
@@ -152,7 +154,8 @@ def card_text(extraction: Extraction, tuned: str, base: str) -> str:
     lines = [
         f"# {tuned} as a LoRA adapter of {base}",
         "",
-        f"Extracted with [alnico](https://pypi.org/project/alnico/) {__version__}: the leading singular vectors of fine-tune minus base.",
+        f"Extracted with [alnico](https://pypi.org/project/alnico/) {__version__}: the leading singular "
+        "vectors of fine-tune minus base.",
         "",
         *(f"- {line}" for line in extraction.summary()),
         "",

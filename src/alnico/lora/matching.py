@@ -81,20 +81,22 @@ def match_updates(adapters: Sequence[Adapter]) -> list[SharedModule]:
         for update in adapter.updates.values():
             if update.is_attention_projection:
                 raise ModelError(
-                    f"{adapter.label}: {update.module} is the output projection of an nn.MultiheadAttention, which PEFT loads only at "
-                    "the rank of the attention. Merge it with a recipe instead, as BASE+ADAPTER; `alnico lora extract` turns the "
-                    "result into an adapter."
+                    f"{adapter.label}: {update.module} is the output projection of an nn.MultiheadAttention, "
+                    "which PEFT loads only at the rank of the attention. Merge it with a recipe instead, as "
+                    "BASE+ADAPTER; `alnico lora extract` turns the result into an adapter."
                 )
             if update.magnitude:
                 raise ModelError(
-                    f"{adapter.label}: {update.module} has DoRA magnitudes, which rescale the whole weight, so its update "
-                    "is not known without the base. Merge it with a recipe instead, as BASE+ADAPTER, with the base as base_model "
-                    "(for example task_arithmetic); `alnico lora extract` turns the result into an adapter."
+                    f"{adapter.label}: {update.module} has DoRA magnitudes, which rescale the whole weight, "
+                    "so its update is not known without the base. Merge it with a recipe instead, as "
+                    "BASE+ADAPTER, with the base as base_model (for example task_arithmetic); `alnico lora "
+                    "extract` turns the result into an adapter."
                 )
         for name, rows in adapter.rows.items():
             raise ModelError(
-                f"{adapter.label}: {rows.name} are separately trained rows of {name}, which a combined adapter cannot hold. "
-                "Merge it with a recipe instead, as BASE+ADAPTER, with the base as base_model (for example task_arithmetic)."
+                f"{adapter.label}: {rows.name} are separately trained rows of {name}, which a combined "
+                "adapter cannot hold. Merge it with a recipe instead, as BASE+ADAPTER, with the base as "
+                "base_model (for example task_arithmetic)."
             )
     named = {
         a.label: sorted(a.config.get("target_parameters") or [])
@@ -105,8 +107,8 @@ def match_updates(adapters: Sequence[Adapter]) -> list[SharedModule]:
     for label, parameters in others:
         if parameters != targets:
             raise MismatchError(
-                f"{label}: target_parameters is {parameters}, but {targets} in {first}; expected the same list, as PEFT does. "
-                "Combine adapters of the same parameters."
+                f"{label}: target_parameters is {parameters}, but {targets} in {first}; expected the same "
+                "list, as PEFT does. Combine adapters of the same parameters."
             )
     keys = dict.fromkeys(key for adapter in adapters for key in adapter.updates)
     return [_module(adapters, key) for key in keys]
@@ -121,8 +123,9 @@ def _module(adapters: Sequence[Adapter], key: str) -> SharedModule:
         other_shape = _shape_of(other, other_update)
         if other_shape != shape:
             raise MismatchError(
-                f"{update.module}: {adapter.label} changes {_describe(shape)}, {other.label} {_describe(other_shape)}; expected the "
-                "same parameter in both. Combine adapters of one base."
+                f"{update.module}: {adapter.label} changes {_describe(shape)}, {other.label} "
+                f"{_describe(other_shape)}; expected the same parameter in both. Combine adapters of one "
+                "base."
             )
     kind, experts, rows, right, left = shape
     parameter = update.parameters[0]
@@ -197,8 +200,9 @@ def check_bases(adapters: Sequence[Adapter], unrelated: str) -> list[str]:
     difference = f"{first} was trained on {base}, {different[0][0]} on {different[0][1]}"
     if unrelated != "allow":
         raise MismatchError(
-            f"{difference}; expected adapters of one base, because an update has no meaning for another base. Use adapters "
-            "of one base, or set unrelated: allow (--unrelated allow) if the base has several names."
+            f"{difference}; expected adapters of one base, because an update has no meaning for another "
+            "base. Use adapters of one base, or set unrelated: allow (--unrelated allow) if the base has "
+            "several names."
         )
     return [f"{difference}; combined anyway."]
 
@@ -255,13 +259,14 @@ def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list
         for label, tensor in [] if trained and dropped else tensors:
             if tensor.dtype not in MERGEABLE:
                 raise ModelError(
-                    f"{label}: {name} is {tensor.dtype}, expected a floating-point dtype. To combine without it, remove the module "
-                    "from modules_to_save, and its tensors from the file."
+                    f"{label}: {name} is {tensor.dtype}, expected a floating-point dtype. To combine without "
+                    "it, remove the module from modules_to_save, and its tensors from the file."
                 )
             if tensor.shape != tensors[0][1].shape:
                 raise MismatchError(
-                    f"{name}: {tensors[0][0]} has {tensors[0][1].shape}, {label} {tensor.shape}; expected one shape. Combine "
-                    "adapters of one base with one vocabulary, or drop such tensors with saved: drop (--saved drop)."
+                    f"{name}: {tensors[0][0]} has {tensors[0][1].shape}, {label} {tensor.shape}; expected "
+                    "one shape. Combine adapters of one base with one vocabulary, or drop such tensors with "
+                    "saved: drop (--saved drop)."
                 )
         saved.append(SharedSavedTensor(name, tuple(holders), tensors[0][1].shape, trained))
     return saved

@@ -194,7 +194,8 @@ class AdapterFiles:
             write_file(self._part.model / name, text, self._part.folder)
         except OSError as error:
             raise RunError(
-                f"{self._part.model / name}: cannot be written ({error.strerror}). Make room or check the disk."
+                f"{self._part.model / name}: cannot be written ({error.strerror}). Make room or check the "
+                "disk."
             ) from None
 
     def close(self) -> None:
@@ -221,8 +222,8 @@ def encoded(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
             >= 0
         ):
             raise NonFiniteError(
-                f"{name}: holds a NaN, an infinity or a number too large for {dtype}; expected finite numbers. Check the inputs, or "
-                "choose a wider dtype."
+                f"{name}: holds a NaN, an infinity or a number too large for {dtype}; expected finite "
+                "numbers. Check the inputs, or choose a wider dtype."
             )
     return out
 

@@ -43,8 +43,8 @@ class TrialEvaluator:
         for task in tasks:
             if not task.size and (len(shares) > 1 or held_out is not None):
                 raise EvaluationError(
-                    f"{task.name}: cannot be scored on a part of its examples, which halving and held_out need. "
-                    "Remove halving and held_out, and give a report file."
+                    f"{task.name}: cannot be scored on a part of its examples, which halving and held_out "
+                    "need. Remove halving and held_out, and give a report file."
                 )
             searched, _ = split(task, held_out) if task.size else ([], [])
             self._parts[task.name] = [

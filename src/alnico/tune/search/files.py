@@ -39,7 +39,8 @@ def search_folder(out: str | os.PathLike[str]) -> Path:
             )
         if (folder / STUDY).is_symlink():  # SQLite would follow it
             raise OutputError(
-                f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or remove it."
+                f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or "
+                "remove it."
             )
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder, folder)
@@ -68,7 +69,8 @@ def write_search(result: SearchResult, folder: Path) -> tuple[Path, ...]:
             write_new(folder / PAGE, search_page(result))
     except OSError as error:
         raise OutputError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another "
+            "folder."
         ) from None
     return tuple(folder / name for name in names)
 

@@ -46,15 +46,16 @@ def objectives_of(names: Sequence[str], tasks: Sequence[Task]) -> tuple[Objectiv
             if len(goals) > 1 or (goals == {"min"} and len(tasks) > 1):
                 unfit = [task.name for task in tasks if task.goal == "min"]
                 raise EvaluationError(
-                    f"search.objective is mean, but lower is better for {', '.join(unfit)}; expected scores that can be averaged. "
-                    f"Name the tasks: objective: [{', '.join(by_name)}]."
+                    f"search.objective is mean, but lower is better for {', '.join(unfit)}; expected scores "
+                    f"that can be averaged. Name the tasks: objective: [{', '.join(by_name)}]."
                 )
             objectives.append(
                 Objective(name, tasks[0].goal, tuple((task.name, task.weight) for task in tasks))
             )
         else:
             raise EvaluationError(
-                f"search.objective names {name!r}, which is not a task; expected mean or {', '.join(by_name)}."
+                f"search.objective names {name!r}, which is not a task; expected mean or "
+                f"{', '.join(by_name)}."
             )
     return tuple(objectives)
 

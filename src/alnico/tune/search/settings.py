@@ -131,8 +131,9 @@ def _settings(node: Node | None, reading: ParseContext, allow_code: bool) -> Sea
     if values["storage"] is not None and not allow_code:
         reading.wrong(
             keys["storage"].line,
-            f"search.storage is {values['storage'][:100]!r}, a database that would be opened or created; expected none: without it trials are "
-            "stored in the folder of --out. If you trust the author of this file, use --allow-code (in Python allow_code=True).",
+            f"search.storage is {values['storage'][:100]!r}, a database that would be opened or created; "
+            "expected none: without it trials are stored in the folder of --out. If you trust the author of "
+            "this file, use --allow-code (in Python allow_code=True).",
         )
     for key, least in (("trials", 1), ("failures", 1), ("population", 2)):
         values[key] = scalars.integer(keys.get(key), f"search.{key}", least, reading)
@@ -150,7 +151,8 @@ def _settings(node: Node | None, reading: ParseContext, allow_code: bool) -> Sea
     if settings.halving is not None and len(settings.objective) > 1:
         reading.wrong(
             keys["halving"].line,
-            f"search.halving compares trials by one objective, and there are {len(settings.objective)}. Remove it, or objectives.",
+            f"search.halving compares trials by one objective, and there are {len(settings.objective)}. "
+            "Remove it, or objectives.",
         )
     return settings
 

@@ -240,7 +240,8 @@ def _collect(
         if sum(len(p.dimensions) for p in sites) > MOST_DIMENSIONS:
             reading.broken(
                 node.line,
-                f"more than {MOST_DIMENSIONS} values to search; expected fewer. Search one value for several tensors.",
+                f"more than {MOST_DIMENSIONS} values to search; expected fewer. Search one value for several "
+                "tensors.",
             )
 
 
@@ -390,14 +391,15 @@ def _check_simplices(places: Sequence[_DimensionSite], reading: ParseContext) ->
         if len(members) == 1:
             reading.wrong(
                 first.line,
-                f"{dotted(first.path)} is the only value on its simplex; expected at least two models. Search a range instead.",
+                f"{dotted(first.path)} is the only value on its simplex; expected at least two models. "
+                "Search a range instead.",
             )
         for other in members[1:]:
             if len(other.dimensions) != len(first.dimensions):
                 reading.wrong(
                     other.line,
-                    f"{dotted(other.path)} has {len(other.dimensions)} values over the layers and {dotted(first.path)} "
-                    f"{len(first.dimensions)}; expected the same number on one simplex.",
+                    f"{dotted(other.path)} has {len(other.dimensions)} values over the layers and "
+                    f"{dotted(first.path)} {len(first.dimensions)}; expected the same number on one simplex.",
                 )
 
 

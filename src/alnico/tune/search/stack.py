@@ -104,7 +104,8 @@ def _repeat(node: Node | None, reading: ParseContext) -> tuple[int, int]:
         return ends[0], ends[1]
     reading.wrong(
         node.line,
-        f"stack.repeat is {node.kind}; expected a whole number of 1 to 100, or [least, most] with least 0 or more.",
+        f"stack.repeat is {node.kind}; expected a whole number of 1 to 100, or [least, most] with least 0 or "
+        "more.",
     )
     return 1, 1
 

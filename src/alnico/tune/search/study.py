@@ -121,8 +121,8 @@ class Study:
 
     def _odd(self, what: str) -> OutputError:
         return OutputError(
-            f"{self.storage}: the study {self.name!r} contains {what}; expected the trials of an alnico search. "
-            "Do not use it: choose another folder, or another storage."
+            f"{self.storage}: the study {self.name!r} contains {what}; expected the trials of an alnico "
+            "search. Do not use it: choose another folder, or another storage."
         )
 
     def close(self) -> None:
@@ -151,7 +151,8 @@ class Study:
         for d in self._dimensions:
             if d.name in point and not _is_in(d, point[d.name]):
                 raise self._odd(
-                    f"{d.name} = {str(point[d.name])[:40]!r} in trial {frozen.number}, outside of the search space"
+                    f"{d.name} = {str(point[d.name])[:40]!r} in trial {frozen.number}, outside of the search "
+                    "space"
                 )
         if len(point) < len(self._dimensions):
             point = {}
@@ -330,24 +331,26 @@ def _check_file(storage: str) -> None:
                 ending = file.read(8)
         if not journal.is_file() or ending == _MASTER_JOURNAL:
             raise OutputError(
-                f"{journal}: is not from an alnico search; expected no such file. Do not use this study: choose another folder."
+                f"{journal}: is not from an alnico search; expected no such file. Do not use this study: "
+                "choose another folder."
             )
     try:
         with contextlib.closing(
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=SQLITE_SECONDS)
         ) as database:
             odd = database.execute(
-                "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%' "
-                "OR (type = 'index' AND sql LIKE '%(%(%') LIMIT 1"
+                "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE "
+                "'CREATE VIRTUAL%' OR (type = 'index' AND sql LIKE '%(%(%') LIMIT 1"
             ).fetchone()
     except sqlite3.Error as error:
         raise OutputError(
-            f"{path}: is not a study ({str(error)[:120]}); expected a database of optuna. Choose another folder."
+            f"{path}: is not a study ({str(error)[:120]}); expected a database of optuna. Choose another "
+            "folder."
         ) from None
     if odd is not None:
         raise OutputError(
-            f"{path}: has the {str(odd[0])[:20]} {str(odd[1])[:60]!r}, which would be run; expected only the tables of a study. Do not use it: "
-            "choose another folder."
+            f"{path}: has the {str(odd[0])[:20]} {str(odd[1])[:60]!r}, which would be run; expected only the "
+            "tables of a study. Do not use it: choose another folder."
         )
 
 
@@ -371,7 +374,8 @@ def _opened(storage: str | None) -> Any:
             last = str(error).partition("\n")[0]
         time.sleep(0.02 * 2**attempt)
     raise RunError(
-        f"{storage}: cannot be opened as the storage of a study ({last}). Give an address such as sqlite:///study.db in an existing folder."
+        f"{storage}: cannot be opened as the storage of a study ({last}). Give an address such as "
+        "sqlite:///study.db in an existing folder."
     )
 
 

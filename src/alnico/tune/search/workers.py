@@ -224,7 +224,8 @@ def result_of(future: Future[Any]) -> TrialScores:
         result = future.result()
     except BrokenProcessPool:
         raise RunError(
-            "a worker process ended while it scored a trial (possibly out of memory). The same command resumes the search; use fewer workers."
+            "a worker process ended while it scored a trial (possibly out of memory). The same command "
+            "resumes the search; use fewer workers."
         ) from None
     except AlnicoError:
         raise
@@ -248,6 +249,6 @@ def _pickled(spec: WorkerSpec) -> bytes:
         return pickle.dumps(spec)
     except Exception as error:
         raise EvaluationError(
-            f"the tasks cannot be sent to another process ({error}); expected tasks from a file, or objects that can be pickled. "
-            "Give a tasks file, or search with one worker."
+            f"the tasks cannot be sent to another process ({error}); expected tasks from a file, or objects "
+            "that can be pickled. Give a tasks file, or search with one worker."
         ) from None

@@ -38,6 +38,7 @@ def grid_size(dimensions: Sequence[Dimension]) -> int:
         size *= step_count(d)
     if size > MAX_GRID:
         raise RecipeError(
-            f"search.sampler is grid, and it has {size} points; expected at most {MAX_GRID}. Make the steps larger."
+            f"search.sampler is grid, and it has {size} points; expected at most {MAX_GRID}. Make the steps "
+            "larger."
         )
     return size

@@ -43,7 +43,8 @@ def check_sampler(name: str, dimensions: Sequence[Dimension], goals: Sequence[Go
         )
     if name == "dirichlet" and not any(d.kind == "share" for d in dimensions):
         raise RecipeError(
-            "search.sampler is dirichlet, but no value is on the simplex; expected {search: simplex}. Use random."
+            "search.sampler is dirichlet, but no value is on the simplex; expected {search: simplex}. Use "
+            "random."
         )
     if name == "grid":
         grid_size(dimensions)
