@@ -84,10 +84,10 @@ def _interrupt(number: int, _frame: Any) -> None:
         _leave(_received[0][0])
 
 
-def _unraisable(found: Any) -> None:
+def _unraisable(error: Any) -> None:
     """Send a signal again that came where Python drops exceptions (a destructor, a callback), as it would be lost."""
-    if not issubclass(found.exc_type, Interrupted) or not _received:
-        sys.__unraisablehook__(found)
+    if not issubclass(error.exc_type, Interrupted) or not _received:
+        sys.__unraisablehook__(error)
         return
     import threading
 

@@ -215,16 +215,16 @@ class Candidate:
 
 
 def _digest(folder: Path) -> str:
-    """What the tokenizer of a folder is known by: the files that transformers may read for it."""
-    found = hashlib.sha256()
+    """Return a digest of the tokenizer of a folder: the files that transformers may read for it."""
+    digest = hashlib.sha256()
     for path in side_files(folder)[0]:
         name = path.as_posix()
         if "/" not in name and path.suffix != ".md":
             with open_binary(folder / path) as file:
-                found.update(f"{name}\0{os.fstat(file.fileno()).st_size}\0".encode())
+                digest.update(f"{name}\0{os.fstat(file.fileno()).st_size}\0".encode())
                 while data := file.read(READ_BYTES):
-                    found.update(data)
+                    digest.update(data)
     config = folder / CONFIG
     if config.exists():
-        found.update(json.dumps(read_json(config).get("model_type")).encode())
-    return found.hexdigest()
+        digest.update(json.dumps(read_json(config).get("model_type")).encode())
+    return digest.hexdigest()
