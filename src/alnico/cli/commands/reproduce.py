@@ -20,9 +20,9 @@ def reproduction_text(result: Reproduction) -> Page:
     """What is the same, made by which versions, and where it is."""
     first, second = result.versions
     versions = f"alnico {first}" if first == second else f"alnico {first}, and again by {second}"
-    second = f"; the second is {result.again}" if result.again is not None else ""
+    note = f"; the second is {result.again}" if result.again is not None else ""
     line = (
         f"{result.path}: merged again in {result.seconds:.2f} s, the same bytes: {count_of(result.tensors, 'tensor')} in "
-        f"{count_of(result.files, 'file')} ({format_size(result.byte_size)}), by {versions}{second}"
+        f"{count_of(result.files, 'file')} ({format_size(result.byte_size)}), by {versions}{note}"
     )
     return page([line])
