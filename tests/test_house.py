@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 import time
@@ -187,6 +189,27 @@ def test_the_rooms_are_the_designs() -> None:
     ]
     places = [design.index(f"      {room}/") for room in listed]
     assert places == sorted(places), "the list of rooms in docs/design.md has another order"
+
+
+def test_the_design_lists_every_file() -> None:
+    spec = importlib.util.spec_from_file_location("make_map", ROOT / "docs" / "make_map.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    text = (ROOT / "docs" / "design.md").read_text("utf-8")
+    listed = set(re.findall(r"(?m)^ +(\w+\.py) ", text.partition("## 7.")[2]))
+    assert {p.name for p in SOURCE.rglob("*.py") if p.stem not in ("__init__", "__main__")} == listed
+    assert generator.page(text) == text, "docs/design.md is out of date: run `python docs/make_map.py`"
+
+
+def test_the_first_line_of_a_file_fits_on_a_line_of_the_map() -> None:
+    long = {
+        str(path.relative_to(SOURCE)): len(line)
+        for path in modules().values()
+        if len(line := (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]) > 110
+    }
+    assert long == {}
 
 
 def test_a_method_is_called_like_its_file() -> None:
