@@ -40,7 +40,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imported_rooms(path: Path) -> set[str]:
-    """Rooms a file imports, imports inside functions included."""
+    """Rooms a file imports, imports inside functions included; the package itself counts as ``api``."""
     found = set()
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
@@ -55,6 +55,7 @@ def imported_rooms(path: Path) -> set[str]:
         else:
             continue
         found |= {name.split(".")[1] for name in names if name.startswith("alnico.")}
+        found |= {"api" for name in names if name == "alnico"}
     return found
 
 
