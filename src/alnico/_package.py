@@ -27,8 +27,12 @@ class LazyPackage(ModuleType):
     def __getattr__(self, name: str) -> Any:
         module = self._modules_of.get(name)
         if module is None:
+            import difflib  # on mistakes only: importing alnico stays fast
+
+            near = [] if name[:2] == "__" else difflib.get_close_matches(name, self._public, 1, 0.5)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
             raise AttributeError(
-                f"module {self.__name__!r} has no attribute {name!r}; it has {', '.join(self._public)}"
+                f"module {self.__name__!r} has no attribute {name!r}. {hint}It has {', '.join(self._public)}"
             )
         if not module:  # a public package
             return importlib.import_module(f"{self.__name__}.{name}")
