@@ -273,7 +273,7 @@ def test_every_public_name_is_there_and_documented() -> None:
     for name in alnico.__all__:
         assert getattr(alnico, name).__doc__ if name != "__version__" else alnico.__version__
     with pytest.raises(
-        AttributeError, match="module 'alnico' has no attribute 'mege'. Did you mean 'merge'?"
+        AttributeError, match=r"module 'alnico' has no attribute 'mege'\. Did you mean 'merge'\?"
     ):
         alnico.mege  # noqa: B018
 
