@@ -222,7 +222,7 @@ def test_a_nan_is_no_class(classifier):
     with pytest.raises(EvaluationError) as caught:
         Classification("pets", ["noise1"], ["cat"]).evaluate(subject)
     assert str(caught.value) == (
-        "pets: merged gives scores of classes that are not finite. Look for NaN in the model: `alnico inspect`."
+        "pets: merged gives logits that are not finite. Check the model for NaN: `alnico inspect`."
     )
 
 

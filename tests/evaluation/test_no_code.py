@@ -97,7 +97,7 @@ def test_no_command_runs_the_code_of_a_model(
         code, _, err = run(*words)
         assert code == 4, (name, err)
         assert "auto_map in config.json names code (evil.Config)" in err, name
-        assert "alnico runs no code of a model" in err, name
+        assert "alnico does not run a model's code" in err, name
     assert not (tmp_path / "mark").exists()
 
 

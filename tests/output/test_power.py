@@ -55,7 +55,7 @@ def test_the_disk_that_forgets_keeps_what_was_synced_alone(tmp_path: Path) -> No
 @pytest.fixture
 def same_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that was cut off has the same files; here they are put elsewhere, which a journal tells apart."""
-    monkeypatch.setattr(journal, "_is_made_here", lambda *_: True)
+    monkeypatch.setattr(journal, "_is_from_here", lambda *_: True)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ WORKER = """
 from alnico.tune.search import workers
 
 class Order:
-    def trier(self):
+    def evaluator(self):
         return self
 
     def scores(self, number, point, rung):

@@ -30,5 +30,5 @@ def test_a_union_has_the_mean_of_each_token_in_every_table_and_loads(name: str, 
 def test_what_is_looked_up_by_hashes_of_ids_does_not_move(tmp_path: Path) -> None:
     import unions
 
-    with pytest.raises(MismatchError, match="hashes of the ids of tokens"):
+    with pytest.raises(MismatchError, match="hashes of token ids"):
         unions.union("BltForCausalLM", tmp_path)

@@ -168,7 +168,7 @@ def _size_text(size: int) -> str:
 def plain(text: str) -> str:
     """A docstring's text without the marks of reStructuredText, on one line.
 
-    >>> _plain("Score models: a :class:`~alnico.Scorecard` with ``mean``.")
+    >>> plain("Score models: a :class:`~alnico.Scorecard` with ``mean``.")
     'Score models: a Scorecard with mean.'
     """
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", " ".join(text.split()))
