@@ -100,9 +100,32 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_merging_keeps_of_four_specialists_more_than_averaging_and_less_than_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tasks", "examples", "parts", "names"),
+    [
+        pytest.param(
+            TASKS[::3],
+            256,
+            {"validation": 20, "test": 150},
+            ("base", "average", "specialists"),
+            id="two",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            TASKS,
+            512,
+            {"validation": 50, "test": 250},
+            ("base", "average", "arithmetic", "specialists"),
+            id="four",
+            marks=pytest.mark.nightly,
+        ),
+    ],
+)
+def test_merging_keeps_of_specialists_more_than_averaging_and_less_than_they_are(
+    tmp_path: Path, tasks: tuple[str, ...], examples: int, parts: dict[str, int], names: tuple[str, ...]
+) -> None:
+    """With two tasks, averaging is the better of the two merges: only four tell them apart."""
     from quality.bench import Bench
     from quality.results import measure, scores_of
     from quality.specialists import Training
@@ -111,15 +134,15 @@ def test_merging_keeps_of_four_specialists_more_than_averaging_and_less_than_the
 
     ways = [way for way in WAYS if way.name in ("base", "average")]
     ways.append(Way("arithmetic", fixed(lambda bench: bench.sum("task_arithmetic", scale=0.4))))
-    with Bench(tmp_path, TASKS, Training(examples=512), {"validation": 50, "test": 250}) as bench:
+    with Bench(tmp_path, tasks, Training(examples=examples), parts) as bench:
         bench.prepare()
-        found = measure(bench, ways)
+        found = measure(bench, [way for way in ways if way.name in names])
     print(results_table(found["rows"]))
     means = {
         row["name"]: statistics.mean(score.value for score in scores_of(row).values())
         for row in found["rows"]
     }
-    in_order = [means[name] for name in ("base", "average", "arithmetic", "specialists")]
+    in_order = [means[name] for name in names]
     assert all(after > before + 0.03 for before, after in itertools.pairwise(in_order)), means
 
 
