@@ -77,8 +77,8 @@ SHARED_OPTIONS: Mapping[str, str] = MappingProxyType(
         "memory": "Memory budget of the whole process, such as 2GiB; a number is bytes.",
         "threads": "Number of threads; default: one per processor.",
         "offline": "Use no network; read models of the hub from its local cache.",
-        "allow_code": "Allow tasks files to run code, and a search recipe to open a storage. Use it only if you trust "
-        "their authors.",
+        "allow_code": "Allow files to run code: functions and task folders of a tasks file, the storage of a search. Use it "
+        "only if you trust their authors.",
         "overwrite": "Replace the output when the new one is complete, if alnico wrote it or it is a model.",
         "overwrite_anything": "Replace the output whatever it holds, except inputs, mount points and devices.",
         "restart": "Discard an unfinished earlier run instead of resuming it.",

@@ -41,14 +41,15 @@ def compare(
     It compares distances, task vectors, signs, largest parameters and scores, by group of tensors. The base
     is the one that the merged model's recipe names, unless ``base`` is given. Without a base it measures only
     distances, and ``retention.notes`` says so. With ``out`` the folder gets ``retention.json``, ``retention.csv`` and
-    everything that :func:`analyze` writes about the parents and the merged model.
+    everything that :func:`analyze` writes about the parents and the merged model. ``scores`` may also be a
+    mapping of tasks to models to scores.
 
     Options:
         parents: The models that were merged: directories, files, or owner/name@revision on the hub.
         merged: The merged model.
         base: The model that the parents were tuned from; default: the base recorded in the merged model.
         scores: Scores to show next to the distances: a .json or .csv file, or TASK:MODEL=SCORE; may be
-            repeated. In Python also a mapping of tasks to models to scores.
+            repeated.
         out: Folder for the numbers, the tables and the page.
     Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError.
     """

@@ -112,9 +112,9 @@ def combine(
         adapters: LoRA adapters: directories, or owner/name@revision on the hub.
         out: Directory to create.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; default: 1.
-        method: svd is the weighted sum, as close as its rank allows; cat is the exact sum, with the sum of
-            the ranks; also any method of task vectors (ties, dare_ties, ...), tsv, iso_c, or a name of
-            PEFT's.
+        method: How updates are combined: svd is the weighted sum, as close as its rank allows; cat is the
+            exact sum, with the sum of the ranks; also any method of task vectors (ties, dare_ties, ...), tsv,
+            iso_c, or a name of PEFT's.
         rank: Largest rank of an update; default: a sum gets the largest rank of its adapters, other methods
             the sum of ranks.
         energy: Smallest share of an update's squares that its rank must keep, in (0, 1].

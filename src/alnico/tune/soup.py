@@ -151,8 +151,8 @@ def soup(
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.
         tasks: YAML file of the tasks to choose by.
-        order: sorted (the paper's greedy soup) tries each model once, the best first; all tries every model
-            in each round and keeps the best average; uniform takes all models.
+        order: How models are tried: sorted (the paper's greedy soup) tries each once, the best first; all
+            tries every model in each round and keeps the best average; uniform takes all models.
         replace: With order all: a model may be added more than once, which gives it more weight.
         strict: Keep a model only if the average gets better; without it, equal is enough.
         least_gain: Smallest gain for which a model is kept; a negative number allows a loss.

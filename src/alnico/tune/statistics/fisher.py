@@ -56,9 +56,11 @@ def fisher_statistics(
         out: Directory to create.
         tasks: Tasks file with the inputs to measure on.
         examples: Largest number of inputs per task.
-        expectation: exact weighs all classes of an input by their probability; sampled draws one class per
-            input.
-        seed: Seed of the classes that expectation sampled draws.
+        expectation: How classes are weighted: exact takes all classes of an input by their probability,
+            sampled draws one class per input.
+        seed: Seed of the classes drawn with sampled.
+        overwrite: Replace older statistics in the directory.
+        overwrite_anything: Also write into a directory with other files, which are kept.
     Errors: EvaluationError, ModelError, OutputError, HubError.
     """
     may_replace = replace_mode(overwrite, overwrite_anything)

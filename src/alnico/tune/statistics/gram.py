@@ -72,6 +72,8 @@ def gram_statistics(
         alpha: With plus: regmean's alpha, in [0, 1]; give the recipe the same.
         ridge: With plus: regmean's ridge, in [0, 1]; give the recipe the same.
         normalize: With plus: regmean's normalize; give the recipe the same.
+        overwrite: Replace older statistics in the directory.
+        overwrite_anything: Also write into a directory with other files, which are kept.
     Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
     """
     names = path_list(models)
