@@ -78,7 +78,7 @@ def main(folder: str) -> None:
     for step in STEPS:
         below = [s for s, _ in fast if s < step]
         print(f"below {step:4} s: {len(below):5} tests, {sum(below):6.0f} s of processor time")
-    rooms = Counter(name.split("/")[1] for s, name in fast if s < slow_from)
+    rooms = Counter(name.split("::")[0].split("/")[-2:][0] for s, name in fast if s < slow_from)
     print(f"slow from {slow_from} s; fast tests: {dict(sorted(rooms.items()))}")
     print(f"all: {len(times)} tests, {sum(s for _, _, s in times):.0f} s of processor time")
     for name, _, s in sorted(times, key=lambda entry: -entry[2])[:20]:

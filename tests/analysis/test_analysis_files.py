@@ -302,7 +302,7 @@ def test_wrong_words_are_a_mistake_of_the_command_line(words: list[str], told: s
 
 def test_a_model_may_be_called_like_a_file_of_the_report(tmp_path: Path) -> None:
     base, tuned = models(tmp_path, 5)
-    names = ["summary.json", "report.html", "Kept.JSON", "pairwise_cosines.csv", "summary.json.tmp"]
+    names = ["summary.json", "report.html", "Retention.JSON", "pairwise_cosines.csv", "summary.json.tmp"]
     places = [old.rename(tmp_path / name) for old, name in zip(tuned, names, strict=True)]
     found = alnico.analyze(places, base=base, out=tmp_path / "report", threads=1)
     assert [m.name for m in found.models] == [f"{name}-2" for name in names]

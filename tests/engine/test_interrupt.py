@@ -39,8 +39,8 @@ def interrupting(event: threading.Event) -> None:
     """Interrupt the main thread once ``event`` is set."""
 
     def wait() -> None:
-        event.wait(60)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if event.wait(60):  # else the test has failed, and an interrupt would end those after it
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -122,7 +122,7 @@ def test_ctrl_c_ends_the_check_of_an_extracted_adapter(
         return 0.0, 0.0
 
     interrupting(begun)
-    monkeypatch.setattr(sys.modules["alnico.lora.extract"]._ExtractRun, "_apart", hang)
+    monkeypatch.setattr(sys.modules["alnico.lora.extract"]._ExtractRun, "_distance", hang)
     try:
         with pytest.raises(KeyboardInterrupt):
             extract(tuned, base, tmp_path / "adapter", rank=2, threads=2)
