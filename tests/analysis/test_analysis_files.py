@@ -309,7 +309,7 @@ def test_a_model_may_be_called_like_a_file_of_the_report(tmp_path: Path) -> None
     assert alnico.read_analysis(tmp_path / "report") == found
     assert alnico.analyze(places, base=base, out=tmp_path / "report", threads=1).models == found.models
     kept = alnico.compare(places[:2], places[2], base=base, out=tmp_path / "kept")
-    assert kept.merged.name == "Kept.JSON-2"
+    assert kept.merged.name == "Retention.JSON-2"
     assert (tmp_path / "kept" / "retention.json").is_file()
 
 
