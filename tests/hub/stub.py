@@ -6,6 +6,7 @@ Weights are served as the real hub serves them: by a redirect to another host (a
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -162,18 +163,18 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
             for name, value in ({"Content-Length": str(len(body))} | headers).items():
                 self.send_header(name, value)
             self.end_headers()
-            sent = 0
-            if self.command != "HEAD":
+            token = self.headers.get("Authorization")
+            sent = 0 if self.command == "HEAD" else len(body)
+            request = Request(
+                host, self.command, unquote(self.path), self.headers.get("Range"), token, first, sent
+            )
+            hub.requests.append(request)  # before the body: whoever has read all of it may look here at once
+            if sent:
                 try:
                     self.wfile.write(body)
-                    sent = len(body)
                 except OSError:  # the client has what it wants
+                    hub.requests[hub.requests.index(request)] = dataclasses.replace(request, sent=0)
                     self.close_connection = True
-            token = self.headers.get("Authorization")
-            path = unquote(self.path)
-            hub.requests.append(
-                Request(host, self.command, path, self.headers.get("Range"), token, first, sent)
-            )
 
         def answer_raw(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             """Answer with these headers alone, without a date and what a range would want."""
