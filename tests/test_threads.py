@@ -48,5 +48,5 @@ def test_events_come_one_at_a_time() -> None:
         inside.release()
 
     with Crew(4, watch) as crew:
-        crew.run([(crew.tell, (number,)) for number in range(100)])
+        crew.run([(crew.report, (number,)) for number in range(100)])
     assert sorted(events) == list(range(100))

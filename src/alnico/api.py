@@ -11,14 +11,13 @@ from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.reference import Paths
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.source import Model
-from alnico.engine.planner import Planner, signed_inputs
+from alnico.engine.planner import Planner
 from alnico.engine.run import MergeResult
 from alnico.engine.stages import plan_stages, run_stages
 from alnico.events import Watcher
 from alnico.methods import find, registry
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.numerics.sizes import bytes_of
 from alnico.plan.job import Plan
 from alnico.recipe.json_schema import json_schema
 from alnico.recipe.load import RecipeLike, Recipes, load_recipe, load_recipes
@@ -54,11 +53,12 @@ def plan(
     Errors: RecipeError, ModelError, MismatchError, ResourceError, HubError; VerificationError and
         UncheckedError for signatures.
     """
-    planner = Planner(
+    planner = Planner.of(
         RunOptions.of(memory=memory, threads=threads, offline=offline),
-        bytes_of(max_shard_size),
+        max_shard_size,
         strict_license,
-        signed_inputs(verify_inputs, allow_unsigned, False),
+        verify_inputs,
+        allow_unsigned,
     )
     return planner.plan(load_recipe(recipe, seed=seed), single_file=single_file)
 
@@ -94,11 +94,13 @@ def merge(
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: all of ``alnico.errors``.
     """
-    planner = Planner(
+    planner = Planner.of(
         RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch),
-        bytes_of(max_shard_size),
+        max_shard_size,
         strict_license,
-        signed_inputs(verify_inputs, allow_unsigned, require_signed),
+        verify_inputs,
+        allow_unsigned,
+        require_signed,
     )
     may_replace = replace_mode(overwrite, overwrite_anything)
     return planner.merge(load_recipe(recipe, seed=seed), Path(out), overwrite=may_replace, restart=restart)
@@ -136,11 +138,13 @@ def merge_documents(
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: as for :func:`merge`.
     """
-    planner = Planner(
+    planner = Planner.of(
         RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch),
-        bytes_of(max_shard_size),
+        max_shard_size,
         strict_license,
-        signed_inputs(verify_inputs, allow_unsigned, require_signed),
+        verify_inputs,
+        allow_unsigned,
+        require_signed,
     )
     recipes = load_recipes(recipe, seed=seed)
     may_replace = replace_mode(overwrite, overwrite_anything)
@@ -174,11 +178,12 @@ def plan_documents(
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: as for :func:`plan`.
     """
-    planner = Planner(
+    planner = Planner.of(
         RunOptions.of(memory=memory, threads=threads, offline=offline),
-        bytes_of(max_shard_size),
+        max_shard_size,
         strict_license,
-        signed_inputs(verify_inputs, allow_unsigned, False),
+        verify_inputs,
+        allow_unsigned,
     )
     return plan_stages(order_stages(load_recipes(recipe, seed=seed)), planner.plan, single_file)
 

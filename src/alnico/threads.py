@@ -56,7 +56,7 @@ class Crew:
             self._stop.set()
         self._pool.shutdown(wait=not isinstance(error, Abandoned), cancel_futures=error is not None)
 
-    def tell(self, event: Any) -> None:
+    def report(self, event: Any) -> None:
         """Pass an event to ``watch``."""
         if self._watch is not None:
             with self.lock:

@@ -270,7 +270,7 @@ class _AnalysisRun:
     def measure(self) -> Measurements:
         missing = [self.subjects[number] for number in self._missing]
         self._compile(missing)
-        self._crew.tell(Reading(len(missing), sum(i.byte_size for s in missing for i in s.job.read)))
+        self._crew.report(Reading(len(missing), sum(i.byte_size for s in missing for i in s.job.read)))
         with self._single_blas_thread(), self._crew:
             shared: list[tuple[int, list[Span]]] = []
             alone: list[tuple[int, list[Span]]] = []
@@ -294,7 +294,7 @@ class _AnalysisRun:
         needed: dict[DescribingKernel | OrderKernel, None] = {}
         for subject in subjects:
             needed |= dict.fromkeys(_kernels(subject.job))
-        self._crew.tell(Compiling(len(needed)))
+        self._crew.report(Compiling(len(needed)))
         for kernel in needed:
             compile_kernel(kernel)
 
@@ -341,7 +341,7 @@ class _AnalysisRun:
         fine = self._table("fine", state.places)
         for _, views in self._blocks(state.job, spans, held):
             state.order(views, fine, self._work())
-            self._crew.tell(Advanced(state.job.name, sum(view.nbytes for view in views)))
+            self._crew.report(Advanced(state.job.name, sum(view.nbytes for view in views)))
         state.take_fine(fine, is_alone)
         fine[:] = 0
 

@@ -48,7 +48,7 @@ def fetch_files(
         return
     lock = threading.Lock()
 
-    def tell(bytes_done: int) -> None:
+    def report(bytes_done: int) -> None:
         if watch:
             with lock:
                 watch(Fetched(bytes_done))
@@ -61,7 +61,7 @@ def fetch_files(
             )
         )
     for source, files in zip(sources, absent, strict=True):
-        source.fetch(files, tell)
+        source.fetch(files, report)
 
 
 def fetch_weights(plan: Plan) -> None:

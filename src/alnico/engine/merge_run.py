@@ -126,7 +126,7 @@ class MergeRun:
 
     def all(self) -> None:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
-        self._crew.tell(Started(self.plan, len(self.records), done))
+        self._crew.report(Started(self.plan, len(self.records), done))
         self._compile()
         blas_threads = one_blas_thread() if any(job.kind == "matrix" for job in self.jobs) else nullcontext()
         with blas_threads, self._crew:
@@ -157,7 +157,7 @@ class MergeRun:
                 needed |= dict.fromkeys([*measure.kernels(job), *row_ranks.kernels(job), mix_kernel(job)])
         needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._missing_facts())
         if needed:
-            self._crew.tell(Compiling(len(needed)))
+            self._crew.report(Compiling(len(needed)))
         begin = time.perf_counter()
         for kernel in needed:
             compile_kernel(kernel)
@@ -274,7 +274,7 @@ class MergeRun:
     def _measure_model(self) -> None:
         """Measure the facts of the whole model, one after the other, pass by pass over all its tensors."""
         for number, fact, jobs in self._missing_facts():
-            self._crew.tell(Measuring(len(jobs)))
+            self._crew.report(Measuring(len(jobs)))
             measurement = measure.ModelMeasurement(
                 fact, jobs, self.cache.of_model(fact, jobs) if self.cache is not None else {}
             )
@@ -322,7 +322,7 @@ class MergeRun:
             mixer(start, block, out)
             output.update(memoryview(out))
             self.output.write(job.name, start * width, memoryview(out))
-            self._crew.tell(Advanced(job.name, out.nbytes))
+            self._crew.report(Advanced(job.name, out.nbytes))
         for hasher in (*hashers, output):
             hasher.finish()
         self._chunk_done(state)
@@ -335,7 +335,7 @@ class MergeRun:
         def write(offset: int, data: memoryview) -> None:
             hasher.update(data)
             self.output.write(job.name, offset, data)
-            self._crew.tell(Advanced(job.name, len(data)))
+            self._crew.report(Advanced(job.name, len(data)))
 
         sources, block = self.plan.sources, self.plan.memory.block_elements
         digests = state.inputs if self.recorder.wants_digests else []
@@ -360,7 +360,7 @@ class MergeRun:
                     self._refuse_unequal(job, tensor, start, first, view)
             output.update(memoryview(first))
             self.output.write(job.name, start, memoryview(first))
-            self._crew.tell(Advanced(job.name, first.nbytes))
+            self._crew.report(Advanced(job.name, first.nbytes))
         for hasher in (*hashers, output):
             hasher.finish()
         self._chunk_done(state)
@@ -379,7 +379,7 @@ class MergeRun:
                 source.read_into(tensor.name, start, memoryview(view))
                 self.output.write(job.name, start, memoryview(view))
             hasher.update(memoryview(view))
-            self._crew.tell(Advanced(job.name, view.nbytes))
+            self._crew.report(Advanced(job.name, view.nbytes))
         hasher.finish()
         self._chunk_done(state)
 
@@ -418,7 +418,7 @@ class MergeRun:
         with self._crew.lock:
             self.records[job.name] = record
         self.recorder.finished(record)
-        self._crew.tell(TensorDone(job.name, record.digest))
+        self._crew.report(TensorDone(job.name, record.digest))
 
     def _block(self, job: Job, span: Span, out_elements: int) -> tuple[Block, np.ndarray]:
         """Read the inputs of a span, with ranks if the job uses them. The second value is memory for

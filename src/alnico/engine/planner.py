@@ -19,12 +19,13 @@ from alnico.engine.fetch import fetch_inputs
 from alnico.engine.run import MergeResult, run_plan
 from alnico.engine.stages import close
 from alnico.errors import AlnicoError
+from alnico.numerics.sizes import bytes_of
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.norm_weights import analysis_files
 from alnico.recipe.reference import resolve_reference
 from alnico.recipe.schema import Recipe
-from alnico.run_options import DEFAULT_RUN, RunOptions
+from alnico.run_options import DEFAULT_RUN, RunOptions, Size
 
 NO_STAGES: Mapping[str, str | Source] = MappingProxyType({})
 
@@ -40,6 +41,21 @@ class Planner:
     signed: SignedInputs | None = None
     _checked: set[str] = field(default_factory=set)
     """Inputs whose signatures were checked."""
+
+    @classmethod
+    def of(
+        cls,
+        run: RunOptions,
+        max_shard_size: Size,
+        strict_license: bool = False,
+        verify_inputs: Paths = (),
+        allow_unsigned: Paths = (),
+        require_signed: bool = False,
+    ) -> Planner:
+        """Check the options that a caller gave. Errors: AlnicoError; UncheckedError for a key that cannot be read."""
+        max_shard_bytes = bytes_of(max_shard_size)
+        signed = signed_inputs(verify_inputs, allow_unsigned, require_signed)
+        return cls(run, max_shard_bytes, strict_license, signed)
 
     def plan(
         self, recipe: Recipe, stages: Mapping[str, str | Source] = NO_STAGES, single_file: str | None = None

@@ -443,7 +443,7 @@ class _ExtractRun:
         todo = [s for s in self.targets.compared if s.name not in store.done]
         # The largest first: otherwise one thread would still work on a large one while the others are idle.
         todo.sort(key=lambda s: (s.treatment != "factors", -s.elements))
-        self._crew.tell(Reading(len(todo), sum(self._bytes(s) for s in todo)))
+        self._crew.report(Reading(len(todo), sum(self._bytes(s) for s in todo)))
         with one_blas_thread():
             self._crew.run([(self._decompose, (store, target)) for target in todo])
 
@@ -471,7 +471,7 @@ class _ExtractRun:
             delta.refuse_tiny()
         self._crew.check()  # a later run may write to the same place
         store.put(target.name, factors)
-        self._crew.tell(Advanced(target.name, self._bytes(target)))
+        self._crew.report(Advanced(target.name, self._bytes(target)))
 
     def _factors(self, delta: Delta, cap: int) -> LowRankFactors:
         shape = delta.target.matrix
@@ -686,7 +686,7 @@ class _ExtractRun:
         sums: dict[str, np.ndarray] = {
             t.name: np.zeros((-(-targets[t.name].elements // CHECKED_ELEMENTS), 2)) for t in todo
         }
-        self._crew.tell(Reading(len(todo), sum(self._bytes(targets[t.name]) for t in todo)))
+        self._crew.report(Reading(len(todo), sum(self._bytes(targets[t.name]) for t in todo)))
         with open_adapted(extraction.tuned, self.base.label, str(part.model)) as folded:
 
             def measure(name: str, runs: range) -> None:
@@ -695,7 +695,7 @@ class _ExtractRun:
                     self._crew.check()
                     first, last = run * CHECKED_ELEMENTS, min((run + 1) * CHECKED_ELEMENTS, elements)
                     sums[name][run] = self._distance(folded, name, first, last)
-                    self._crew.tell(Advanced(name, self._bytes(targets[name]) * (last - first) // elements))
+                    self._crew.report(Advanced(name, self._bytes(targets[name]) * (last - first) // elements))
 
             calls = [
                 (measure, (t.name, range(i, min(i + 8, len(sums[t.name])))))

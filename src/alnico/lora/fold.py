@@ -17,7 +17,6 @@ from alnico.errors import AlnicoError
 from alnico.events import Watcher
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import finite_number, quote_value
-from alnico.numerics.sizes import bytes_of
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
@@ -67,7 +66,7 @@ def fold(
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     recipe = load_recipe(fold_recipe(base, adapters, weights=weights, at_once=at_once, dtype=dtype))
     may_replace = replace_mode(overwrite, overwrite_anything)
-    planner = Planner(run, bytes_of(max_shard_size))
+    planner = Planner.of(run, max_shard_size)
     return planner.merge(recipe, Path(out), overwrite=may_replace, restart=restart)
 
 

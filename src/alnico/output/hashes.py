@@ -31,7 +31,7 @@ def hash_tensors(
     digests = {
         name: TensorDigest(t.dtype, t.shape, t.byte_size) for name in names for t in [source.tensors[name]]
     }
-    crew.tell(Reading(len(digests), sum(source.tensors[name].byte_size for name in digests)))
+    crew.report(Reading(len(digests), sum(source.tensors[name].byte_size for name in digests)))
 
     def hash_span(name: str, start: int, end: int) -> None:
         hasher = PieceHasher(digests[name], start)
@@ -42,7 +42,7 @@ def hash_tensors(
             source.read_into(name, offset, part)
             hasher.update(part)
         hasher.finish()
-        crew.tell(Advanced(name, end - start))
+        crew.report(Advanced(name, end - start))
 
     size = CHUNK_PIECES * PIECE
     sizes = {name: source.tensors[name].byte_size for name in digests}
