@@ -1,7 +1,9 @@
 """Runs ``alnico`` in forks of one process that has imported it: a command costs no start-up, and its descriptors are as it is told.
 
 Reads a JSON object a line: ``words``; ``fds``, what each descriptor is opened on, ``null`` where it is closed; ``encoding`` of the
-streams; ``signal``, sent to it at an event of the named kind. Answers with the exit status of the fork.
+streams; ``signal``, sent to it at an event of the named kind; and if given ``folder`` to run in, its whole ``environment``,
+``line_buffering`` of standard output, as at a terminal, and the number of ``processors`` that it sees. Answers with the exit status
+of the fork. Its own words are modules that it imports first, besides alnico.
 """
 
 from __future__ import annotations
@@ -22,6 +24,12 @@ from alnico.cli import entry, progress
 
 def becomes(order: dict[str, Any]) -> None:
     """Be the command of an order, as if the interpreter had just begun with these descriptors."""
+    os.chdir(order.get("folder", "."))
+    if "environment" in order:
+        os.environ.clear()
+        os.environ.update(order["environment"])
+    if "processors" in order:
+        os.cpu_count = lambda: int(order["processors"])  # type: ignore[assignment]
     for number, path in enumerate(order["fds"]):
         os.close(number)
         if path is not None:
@@ -33,7 +41,12 @@ def becomes(order: dict[str, Any]) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         is_open = order["fds"][number] is not None
         raw = io.FileIO(number, "w", closefd=False) if is_open else None
-        stream = io.TextIOWrapper(io.BufferedWriter(raw), order["encoding"], "strict") if raw else None
+        lines = number == 1 and order.get("line_buffering", False)
+        stream = (
+            io.TextIOWrapper(io.BufferedWriter(raw), order["encoding"], "strict", line_buffering=lines)
+            if raw
+            else None
+        )
         setattr(sys, name, stream)
     sys.stdin = open(0, closefd=False) if order["fds"][0] is not None else None  # type: ignore[assignment]  # noqa: SIM115
     if order["signal"]:
@@ -73,6 +86,8 @@ def import_all() -> None:
 
 if __name__ == "__main__":
     import_all()
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

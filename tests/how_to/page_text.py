@@ -1,0 +1,42 @@
+"""Compares what a page says is printed with what was printed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+FOLDER = "/home/you/merges"
+"""How pages write the folder that they run in."""
+
+_NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?"
+_VARYING = [
+    (re.compile(rf",? {_NUMBER} s of it compiling, kept for the next run"), ""),
+    (re.compile(rf"\b{_NUMBER} (?:ms|s|min|h|seconds|minutes|hours)\b(?: {_NUMBER} (?:s|min)\b)?"), "# s"),
+    (re.compile(rf"\b{_NUMBER} [kMGT]B/s"), "# GB/s"),
+    (re.compile(rf"\b{_NUMBER} [kMGT]B free\b"), "# GB free"),
+    (re.compile(r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?\b"), "#date"),
+]
+
+
+def comparable(text: str, *, numbers: bool = True) -> str:
+    """Text without what differs between two runs; without ``numbers``, without any number."""
+    for pattern, instead in _VARYING:
+        text = pattern.sub(instead, text)
+    if not numbers:
+        text = re.sub(rf"[-+]?{_NUMBER}", "#", text)
+        text = re.sub(r"#(?: *#)*", "#", text)
+        text = re.sub(r" +", " ", text)
+    return "\n".join(line.rstrip() for line in text.strip("\n").split("\n"))
+
+
+def agrees(shown: str, printed: str, *, numbers: bool = True) -> bool:
+    """Is this what was printed? ``...`` in ``shown`` stands for anything."""
+    shown, printed = (comparable(text, numbers=numbers) for text in (shown, printed))
+    pieces = (re.escape(piece) for piece in re.split(r"\.\.\.", shown))
+    return re.fullmatch(".*?".join(pieces), printed, re.DOTALL) is not None
+
+
+def difference(shown: str, printed: str) -> str:
+    """The lines in which they differ, for a failing test."""
+    lines = difflib.unified_diff(shown.split("\n"), printed.split("\n"), "the page", "printed", lineterm="")
+    return "\n".join(lines)

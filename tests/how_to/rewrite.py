@@ -1,0 +1,58 @@
+"""Runs how-to pages and writes what their commands really print: ``python tests/how_to/rewrite.py [PAGE...]``.
+
+A part that agrees stays as it is, with its ``...``; any other part is written in full. Read the result before you keep it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from how_to.page_blocks import PAGES, blocks_of
+from how_to.page_models import prepared
+from how_to.page_session import Outcome, forking, session
+
+
+def rewritten(page: str, outcomes: list[Outcome]) -> str:
+    """The page with what was printed, where it does not agree."""
+    lines = page.split("\n")
+    blocks = blocks_of(page)
+    for outcome in reversed(outcomes):
+        if outcome.is_equal:
+            continue
+        index = next(i for i, b in reversed(list(enumerate(blocks))) if b.line <= outcome.page_line)
+        block = blocks[index]
+        indent = block.indent
+        printed = [f"{indent}{line}".rstrip() for line in outcome.printed.split("\n")]
+        printed = printed if outcome.printed else []
+        if block.kind == "console":
+            start = outcome.page_line - 1 + outcome.typed.count("\n") + 1
+            end = start
+            while not lines[end].startswith((f"{indent}$ ", f"{indent}```")):
+                end += 1
+            lines[start:end] = printed
+        elif index + 1 < len(blocks) and blocks[index + 1].kind == "output":
+            start = blocks[index + 1].line - 1
+            end = start + blocks[index + 1].text.count("\n")
+            lines[start:end] = printed
+        elif printed:
+            end = block.line - 1 + block.text.count("\n") + 1
+            lines[end:end] = ["", f"{indent}```text", *printed, f"{indent}```"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    chosen = [Path(word).resolve() for word in sys.argv[1:]] or PAGES
+    with forking() as server, tempfile.TemporaryDirectory() as made:
+        for page in chosen:
+            folder = Path(made) / page.stem / "merges"
+            text = page.read_text("utf-8")
+            with prepared(page.stem, folder) as environment, session(folder, server, environment) as running:
+                outcomes = list(running.run(blocks_of(text)))
+            for outcome in outcomes:
+                if outcome.problem() is not None:
+                    print(f"{page.name}, {outcome.problem()}\n")
+            page.write_text(rewritten(text, outcomes), "utf-8")

@@ -1,0 +1,151 @@
+"""Every block of every how-to page runs, and prints what the page shows."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from how_to.page_blocks import PAGES, Block, blocks_of, commands_of
+from how_to.page_models import prepared
+from how_to.page_session import Outcome, forking, session
+from how_to.page_text import agrees
+
+NOT_RUN = {
+    "it installs packages": "a test installs nothing",
+    "it needs another operating system": "the suite runs on Linux",
+    "it needs a model of the hub": "tests have no network",
+}
+"""The reasons for which a block may be left out: ``<!-- not run: REASON -->``."""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    with forking() as server:
+        yield server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_a_page_runs_and_prints_what_it_shows(
+    page: Path, forks: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "merges"
+    with prepared(page.stem, folder) as environment, session(folder, forks, environment) as running:
+        for outcome in running.run(blocks_of(page.read_text("utf-8"))):
+            problem = outcome.problem()
+            assert problem is None, f"{page.name}, {problem}"
+
+
+def test_a_block_is_left_out_for_a_listed_reason_alone() -> None:
+    left_out: Counter[str] = Counter()
+    run = 0
+    for page in PAGES:
+        for block in blocks_of(page.read_text("utf-8")):
+            assert block.kind != "unknown", f"{page.name}, line {block.line}: a block that nothing runs"
+            if block.kind == "marked":
+                assert block.reason in NOT_RUN, f"{page.name}, line {block.line}: {block.reason}"
+                left_out[block.reason] += 1
+            run += block.kind != "marked"
+    print(f"{run} blocks are run; left out: {dict(left_out)}")  # shown with -s
+
+
+PAGE = """
+```yaml title="notes/a.yml"
+one: 1
+```
+
+1. A step:
+
+    ```console
+    $ cat notes/a.yml   # a file
+    one: 1
+    $ alnico methods linear \\
+        --json
+    {
+    ...
+    $ alnico inspect nothing-here
+    alnico: model 'nothing-here': ...
+    ```
+
+```python
+x = 2
+print("x is", x)
+x + 1
+```
+
+```text
+x is 2
+3
+```
+
+<!-- not run: it installs packages -->
+```console
+$ pip install .
+```
+
+```text
+of nothing
+```
+"""
+
+
+def outcomes(page: str, forks: subprocess.Popen[str], folder: Path) -> list[Outcome]:
+    folder.mkdir()
+    with session(folder, forks) as running:
+        return list(running.run(blocks_of(page)))
+
+
+@pytest.mark.slow
+def test_a_page_is_a_session_in_one_folder(forks: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert [o.problem() for o in outcomes(PAGE, forks, tmp_path / "merges")] == [None] * 4
+
+
+@pytest.mark.slow
+def test_what_is_printed_otherwise_or_fails_is_found(forks: subprocess.Popen[str], tmp_path: Path) -> None:
+    page = PAGE.replace("    one: 1", "    two: 2").replace("alnico: model", "model").replace("\n3\n", "\n")
+    problems = [o.problem() for o in outcomes(page, forks, tmp_path / "merges")]
+    assert [p is not None for p in problems] == [True, False, True, True]
+    assert problems[0] is not None
+    assert "-two: 2\n+one: 1" in problems[0]
+    succeeds = PAGE.replace("nothing-here\n", "--help\n")
+    assert outcomes(succeeds, forks, tmp_path / "again")[2].problem() is not None
+
+
+def test_blocks_and_commands_are_read_with_their_lines() -> None:
+    blocks = blocks_of(PAGE)
+    assert [block.kind for block in blocks] == ["file", "console", "python", "output", "marked", "unknown"]
+    assert (blocks[0].title, blocks[0].text) == ("notes/a.yml", "one: 1\n")
+    assert [block.line for block in blocks] == [3, 9, 20, 26, 32, 36]
+    assert [(c.typed, c.printed, c.line) for c in commands_of(blocks[1])] == [
+        ("cat notes/a.yml   # a file", "one: 1", 9),
+        ("alnico methods linear \\\n    --json", "{\n...", 11),
+        ("alnico inspect nothing-here", "alnico: model 'nothing-here': ...", 15),
+    ]
+    with pytest.raises(ValueError, match=r"line 7: a console block begins with"):
+        list(commands_of(Block("console", "one\n$ two\n", 7)))
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "equal"),
+    [
+        ("out: 3 tensors, 0.1 s, 2.0 GB/s", "out: 3 tensors, 12.34 s, 0.05 GB/s", True),
+        ("out: 3 tensors, 0.1 s", "out: 4 tensors, 0.1 s", False),
+        ("0.1 s, 1 GB/s", "50 s, 46 s of it compiling, kept for the next run, 1 GB/s", True),
+        ("first\n...\nlast", "first\nsecond\nthird\nlast", True),
+        ("first\n...\nlast", "first\nsecond\nlost", False),
+        ("12.3 GB free", "4.56 GB free", True),
+        ("", "something", False),
+    ],
+)
+def test_times_and_speeds_may_differ_and_nothing_else(shown: str, printed: str, equal: bool) -> None:
+    assert agrees(shown, printed) is equal
+
+
+def test_numbers_vary_only_where_a_page_says_so() -> None:
+    assert not agrees("score 81.25 [70.0, 90.1]", "score 9 [7.0, 90]")
+    assert agrees("score 81.25 [70.0, 90.1]", "score 9 [7.0, 90]", numbers=False)
+    assert not agrees("score 81.25 [70.0, 90.1]", "loss 9 [7.0, 90]", numbers=False)
