@@ -220,3 +220,98 @@ def test_arrays_are_merged_without_torch() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "5.0 [4. 6.] False\n"
+
+
+MODULES = {
+    "linear": nn.Linear,
+    "sequential": lambda *size: nn.Sequential(nn.Linear(*size), nn.ReLU()),
+    "named sequential": lambda *size: NamedSequential(nn.Linear(*size)),
+    "list": lambda *size: nn.ModuleList([nn.Linear(*size)]),
+    "dict": lambda *size: nn.ModuleDict({"a": nn.Linear(*size)}),
+    "parameters": lambda *size: nn.ParameterList([nn.Parameter(torch.rand(size))]),
+    "named parameters": lambda *size: nn.ParameterDict({"a": nn.Parameter(torch.rand(size))}),
+}
+"""Containers of torch, some of which define ``+`` themselves."""
+
+
+class NamedSequential(nn.Sequential):
+    """A class of the user."""
+
+
+@pytest.mark.parametrize("kind", list(MODULES))
+def test_a_task_vector_goes_on_every_kind_of_module(kind: str) -> None:
+    base, tuned = MODULES[kind](3, 2), MODULES[kind](3, 2)
+    tau = TaskVector(tuned, base)
+    expected = {n: v + 0.5 * (tuned.state_dict()[n] - v) for n, v in base.state_dict().items()}
+    whole = (0.5 * tau).on(base)
+    assert isinstance(whole, alnico.LazyModel)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+    assert (tau + base).recipe == tau.on(base).recipe
+    assert (base - tau).recipe == (-tau).on(base).recipe
+    filled = tau.on(base).apply(copy.deepcopy(base))
+    assert all(
+        torch.equal(v, tuned.state_dict()[n]) or torch.allclose(v, tuned.state_dict()[n])
+        for n, v in filled.state_dict().items()
+    )
+
+
+def test_a_task_vector_goes_on_paths_dicts_opened_and_lazy_models(files: tuple[str, str, str]) -> None:
+    base, code, toxic = files
+    tau = TaskVector(code, base)
+    expected = read_model_of(base + tau)
+    with alnico.open_model(base) as opened:
+        for model in (base, Path(base), opened, read_model(Path(base))):
+            found = read_model_of(tau.on(model))
+            assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in expected.items()}
+    other = TaskVector(toxic, base)
+    assert other.on(tau.on(base)).recipe == (base + tau + other).recipe == sum([tau, other]).on(base).recipe  # type: ignore[union-attr]
+
+
+def read_model_of(model: alnico.LazyModel) -> dict[str, np.ndarray]:
+    return {n: np.asarray(v) for n, v in model.state_dict().items()}
+
+
+def test_torchs_lists_name_on_instead_of_iterating() -> None:
+    tau = TaskVector({"w": np.ones(2, np.float32)}, {"w": np.zeros(2, np.float32)})
+    says = r"^a task vector is not a sequence; .* To put a task vector on a model, write tau\.on\(model\)\.$"
+    modules = nn.ModuleList([nn.Linear(2, 2)])
+    with pytest.raises(TypeError, match=says):
+        modules + tau
+    with pytest.raises(TypeError, match=says):
+        modules += tau
+    with pytest.raises(TypeError, match=says):
+        list(tau)
+
+
+@pytest.mark.parametrize("half", [np.array(0.5), np.float32(0.5), torch.tensor(0.5)])
+def test_arrays_of_one_number_are_numbers(half: Any) -> None:
+    tau = TaskVector({"w": np.ones(2, np.float32)}, {"w": np.zeros(2, np.float32)})
+    assert [c for c, *_ in (half * tau).terms] == [c for c, *_ in (tau * half).terms] == [0.5]
+    assert [c for c, *_ in (tau / half).terms] == [2.0]
+
+
+@pytest.mark.parametrize("numbers", [np.ones(2), torch.ones(2)])
+def test_arrays_of_several_numbers_are_refused(numbers: Any) -> None:
+    tau = TaskVector({"w": np.ones(2, np.float32)}, {"w": np.zeros(2, np.float32)})
+    kind = type(numbers).__name__
+    says = rf"^a task vector is multiplied or divided by a value of type {kind} and shape \(2,\); expected one number\."
+    for compute in (lambda: numbers * tau, lambda: tau * numbers, lambda: tau / numbers):
+        with pytest.raises(AlnicoError, match=says):
+            compute()
+    for compute in (
+        lambda: numbers + tau,
+        lambda: tau + numbers,
+        lambda: numbers - tau,
+        lambda: tau.on(numbers),
+    ):
+        with pytest.raises(ModelError, match=rf"^the model is of type {kind}; expected the path or hub id"):
+            compute()
+
+
+def test_a_factor_that_needs_its_gradient_is_refused() -> None:
+    tau = TaskVector({"w": np.ones(2, np.float32)}, {"w": np.zeros(2, np.float32)})
+    with pytest.raises(AlnicoError, match=r"by a Parameter that needs its gradient, .* Pass its \.item\(\)"):
+        nn.Parameter(torch.tensor(0.5)) * tau
+    with pytest.raises(AlnicoError, match=r"by 1j of type complex; expected a real number\."):
+        np.array(1j) * tau

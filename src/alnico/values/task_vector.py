@@ -9,11 +9,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from alnico.checkpoint.memory_model import is_torch_module
+from alnico.checkpoint.memory_model import is_torch_module, is_torch_tensor
 from alnico.checkpoint.open_model import MODEL_TYPES
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
@@ -78,8 +78,8 @@ def operand(value: Any) -> Operand:
     """Return a model as an operand. Errors: ModelError for a value that is not a model."""
     if not is_model(value):
         raise ModelError(
-            f"{value!r} is of type {type(value).__name__}; expected the path or hub id of a model, a dict of "
-            "tensors or an nn.Module."
+            f"{'the model' if _is_array(value) else repr(value)} is of type {type(value).__name__}; expected "
+            "the path or hub id of a model, a dict of tensors or an nn.Module."
         )
     path = path_of(value)
     return Operand(value, None if path is None else _place(path))
@@ -91,16 +91,23 @@ class TaskVector:
     ``finetuned`` and ``base`` are paths, hub ids, results of :func:`alnico.open_model`, dicts of tensors or
     modules. Nothing is read: a task vector is a list of terms ``coefficient x (model - base)``, in which
     equal differences are combined. Task vectors can be added, subtracted, negated, and multiplied or divided
-    by numbers; a model plus a task vector is a :class:`LazyModel`.
+    by numbers. ``tau.on(model)`` puts a task vector on a model: the result is a :class:`LazyModel`.
+
+    ``model + tau`` means the same where the model's class leaves ``+`` to its right side. ``nn.Sequential``
+    and ``nn.ModuleList`` do not: their ``+`` joins lists of modules.
 
     >>> import numpy as np
     >>> base, tuned = {"w": np.float32([1, 2])}, {"w": np.float32([4, 6])}
     >>> tau = TaskVector(tuned, base)
     >>> tau.norm()
     5.0
-    >>> (base + 0.5 * tau).state_dict()
+    >>> (0.5 * tau).on(base).state_dict()
     {'w': array([2.5, 4. ], dtype=float32)}
     """
+
+    __array_priority__ = (
+        1000.0  # numpy leaves `array * tau` to this class, which takes a number and refuses more
+    )
 
     def __init__(self, finetuned: Any, base: Any) -> None:
         self._terms: dict[tuple[Operand, Operand], float] = {(operand(finetuned), operand(base)): 1.0}
@@ -116,6 +123,16 @@ class TaskVector:
         """The terms (coefficient, model, base), in the order in which they were added."""
         return tuple((c, model, base) for (model, base), c in self._terms.items())
 
+    def on(self, model: Any) -> LazyModel:
+        """Put the task vector on a model: ``model + tau``, for every kind of model.
+
+        ``model`` is a path, a hub id, a result of :func:`alnico.open_model`, a dict of tensors, a module or a
+        :class:`LazyModel`. Nothing is read.
+
+        Errors: ModelError for a value that is not a model.
+        """
+        return model + self if isinstance(model, LazyModel) else LazyModel(model, self)
+
     @ieee_arithmetic()
     def __add__(self, other: Any) -> Any:
         if isinstance(other, TaskVector):
@@ -130,7 +147,7 @@ class TaskVector:
             return self._of(terms)
         if isinstance(other, numbers.Real) and other == 0:
             return self  # the start value of sum()
-        return LazyModel(other, self) if is_model(other) else NotImplemented
+        return self.on(other) if is_model(other) or _is_array(other) else NotImplemented
 
     def __radd__(self, other: Any) -> Any:
         return self + other
@@ -141,17 +158,25 @@ class TaskVector:
     def __rsub__(self, other: Any) -> Any:
         return -self + other
 
+    def __iter__(self) -> NoReturn:
+        """Refuse: ``nn.ModuleList + tau`` iterates over its right side."""
+        raise TypeError(
+            "a task vector is not a sequence; expected a list of modules, or of numbers. To put a task vector "
+            "on a model, write tau.on(model)."
+        )
+
     def __neg__(self) -> TaskVector:
         return self * -1.0
 
     @ieee_arithmetic()
     def __mul__(self, factor: Any) -> TaskVector:
-        if not isinstance(factor, numbers.Real):
+        if not isinstance(factor, numbers.Real) and not _is_array(factor):
             return NotImplemented
-        terms = {pair: c * _as_float(factor) for pair, c in self._terms.items()}
+        number = _as_float(factor)
+        terms = {pair: c * number for pair, c in self._terms.items()}
         if not all(map(math.isfinite, terms.values())):
             raise AlnicoError(
-                f"a task vector is multiplied by {_as_float(factor):g}; expected a finite factor and finite "
+                f"a task vector is multiplied by {number:g}; expected a finite factor and finite "
                 "coefficients."
             )
         return self._of(terms)
@@ -160,11 +185,12 @@ class TaskVector:
 
     @ieee_arithmetic()
     def __truediv__(self, divisor: Any) -> TaskVector:
-        if not isinstance(divisor, numbers.Real):
+        if not isinstance(divisor, numbers.Real) and not _is_array(divisor):
             return NotImplemented
-        if divisor == 0:
+        number = _as_float(divisor)
+        if number == 0:
             raise AlnicoError("a task vector is divided by 0; expected another number.")
-        return self * (1.0 / _as_float(divisor))
+        return self * (1.0 / number)
 
     @ieee_arithmetic()
     def norm(self) -> float:
@@ -218,6 +244,8 @@ class LazyModel:
     never changed. Computing refuses models that were not tuned from one base, unless it gets
     ``unrelated="allow"``.
     """
+
+    __array_priority__ = 1000.0  # as of a task vector
 
     def __init__(self, base: Any, tau: TaskVector) -> None:
         self._base = operand(base)
@@ -326,8 +354,35 @@ class LazyModel:
         return f"<model {self._base.name} + {_format_terms(self._tau)}>"
 
 
+def _is_array(value: object) -> bool:
+    return isinstance(value, (np.ndarray, np.generic)) or is_torch_tensor(value)
+
+
 def _as_float(number: Any) -> float:
-    """Return a real number as float; infinity for a whole number beyond float64."""
+    """Return a real number, or an array of one, as float; infinity for a whole number beyond float64.
+
+    Errors: AlnicoError for an array of several numbers or of other values, and for a tensor that needs its
+    gradient.
+    """
+    if _is_array(number):
+        kind = type(number).__name__
+        if tuple(number.shape) != ():
+            raise AlnicoError(
+                f"a task vector is multiplied or divided by a value of type {kind} and shape {tuple(number.shape)}; "
+                "expected one number. Multiply each task vector by its number, and add them up with sum()."
+            )
+        if getattr(number, "requires_grad", False):
+            raise AlnicoError(
+                f"a task vector is multiplied or divided by a {kind} that needs its gradient, which does not pass "
+                "through a merge; expected a number. Pass its .item(), or learn coefficients with "
+                "alnico.adamerge."
+            )
+        number = number.item()
+        if not isinstance(number, numbers.Real):
+            raise AlnicoError(
+                f"a task vector is multiplied or divided by {number!r} of type {type(number).__name__}; expected a real "
+                "number."
+            )
     try:
         return float(number)
     except OverflowError:

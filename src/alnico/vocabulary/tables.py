@@ -160,7 +160,7 @@ def is_head(name: str) -> bool:
 def _module(name: str) -> str:
     """Return the last two words of the name of a tensor's module, without numbers."""
     words = [w for w in name.lower().split(".") if not w.isdigit()]
-    return ".".join(words[-3:-1] if words[-1] in ("weight", "bias") else words[-2:])
+    return ".".join(words[-3:-1] if words[-1:] in (["weight"], ["bias"]) else words[-2:])
 
 
 def _looks_up(name: str) -> bool:
