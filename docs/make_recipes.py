@@ -1,7 +1,7 @@
 """Writes the tables of docs/recipes.md and docs/tuning.md from the code: ``python docs/make_recipes.py``.
 
-The pages are written by hand but for what stands between marks such as ``<!-- keys TOP -->`` and ``<!-- /keys -->``. A test says
-when one is out of date.
+The pages are written by hand, except between marks such as ``<!-- keys TOP -->`` and ``<!-- /keys -->``. A test fails when a page
+is out of date.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from alnico.evaluation import task_file
 from alnico.methods import registry
 from alnico.methods.shared.documentation import one_line
 from alnico.plan.families import MODULES
@@ -19,16 +20,19 @@ from alnico.vocabulary.chat_template import NAMES
 
 PAGES = tuple(Path(__file__).with_name(name) for name in ("recipes.md", "tuning.md"))
 
-OF_A_SEARCH: dict[str, keys.Keys] = {
+OUTSIDE_RECIPES: dict[str, keys.Keys] = {
     "SEARCH": settings.KEYS,
     "HALVING": settings.HALVING_KEYS,
     "SEARCHED": space.SEARCH_KEYS,
     "STACK": stack.STACK_KEYS,
+    **{
+        name: getattr(task_file, name) for name in ("TASK", "CLASSIFICATION", "PERPLEXITY", "CALL", "LM_EVAL")
+    },
 }
 
 
 def page(written: str) -> str:
-    """The page with its tables made anew."""
+    """Return the page with new tables."""
     return re.sub(r"<!-- (\w+)(?: (\w+))? -->\n.*?<!-- /\1 -->", _made, written, flags=re.DOTALL)
 
 
@@ -39,7 +43,7 @@ def _made(mark: re.Match[str]) -> str:
 
 
 def _keys(name: str) -> list[str]:
-    meanings: keys.Keys = OF_A_SEARCH[name] if name in OF_A_SEARCH else getattr(keys, name)
+    meanings: keys.Keys = OUTSIDE_RECIPES[name] if name in OUTSIDE_RECIPES else getattr(keys, name)
     return _table(("key", "meaning"), ((f"`{key}`", meaning) for key, meaning in meanings.items()))
 
 

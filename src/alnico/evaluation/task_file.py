@@ -49,7 +49,56 @@ from alnico.evaluation.perplexity import Perplexity
 from alnico.evaluation.tasks import EvaluatedModel, Task
 from alnico.evaluation.user_function import UserFunction, find_function
 from alnico.recipe import scalars
+from alnico.recipe.keys import Keys
 from alnico.recipe.yaml_nodes import Node, ParseContext, compose, to_plain_data
+
+TASK: Keys = {
+    "name": "The name of the task in scores and objectives; each task has another.",
+    "type": "classification, perplexity, call or lm_eval.",
+    "weight": "The weight of the task in the mean over tasks, above 0; default 1.",
+}
+"""Keys of every task."""
+
+IN_PRECISION = "float32, or bfloat16 by autocast; default float32."
+
+CLASSIFICATION: Keys = {
+    "data": "The examples: JSONL, CSV with a header, or npz with images (n, channels, height, width) and labels.",
+    "text": "The field or column of the text; default `text`.",
+    "label": "The field or column of the label; default `label`. `null`: the examples have no labels.",
+    "head": "own: the checkpoint's classifier (default). names: a frozen head made from the words of the classes.",
+    "labels": "Each class and its words, or a list of classes. Default for head own: the id2label of the config.",
+    "encoder": "The model that embeds the words of the classes, for head names: the base of the merges.",
+    "pooling": "The embedding of a text: mean (over its tokens, the default) or cls (the first token).",
+    "logit_scale": "The factor of the cosines under head names; default 20.",
+    "max_length": "The most tokens of a text that are read; default 128.",
+    "batch_size": "The number of examples in one pass of the model; default 32.",
+    "limit": "Use only this many examples, the first ones.",
+    "precision": IN_PRECISION,
+}
+PERPLEXITY: Keys = {
+    "data": "The text file.",
+    "window": "The most tokens that the model sees at once; default 512.",
+    "stride": "The number of tokens that a window predicts; default: the window.",
+    "limit": "Use only this many windows, the first ones.",
+    "batch_size": "The number of windows in one pass of the model; default 4.",
+    "precision": IN_PRECISION,
+}
+CALL: Keys = {
+    "function": "The function, as module:function. A module next to the tasks file is found first.",
+    "kind": "The module that the function gets: encoder (default), classifier or causal.",
+    "metric": "The name of the score in the dict that the function returns; default: its only one, else score.",
+    "goal": "max (default), or min if lower is better.",
+}
+LM_EVAL: Keys = {
+    "tasks": "The names of tasks in the harness; the score is the mean over them.",
+    "metric": "The metric, such as acc, or with its filter acc,none.",
+    "include_path": "A folder with more tasks of the harness. Needs --allow-code.",
+    "num_fewshot": "The number of solved examples before each question; default: the task's own.",
+    "limit": "Use only this many documents of each task, the first ones.",
+    "batch_size": "The number of requests in one pass of the model; default 8.",
+    "goal": "max (default), or min if lower is better.",
+}
+"""Keys of the types of tasks, with their meanings for the docs."""
 
 MAX_BYTES = 1_000_000
 EXPECTED = "a list under tasks, with entries such as {name: news, type: classification, data: news.jsonl}"
@@ -192,10 +241,10 @@ class _TaskReader:
     def only(self, *keys: str) -> None:
         """Report all other keys."""
         for key, value in self.keys.items():
-            if key not in (*COMMON, *keys):
+            if key not in (*TASK, *keys):
                 self.wrong(
                     value,
-                    f"{self.where} has the unknown key {key[:60]!r}. {scalars.nearest(key, [*COMMON, *keys])}",
+                    f"{self.where} has the unknown key {key[:60]!r}. {scalars.nearest(key, [*TASK, *keys])}",
                 )
 
     def text(self, key: str, default: str | None) -> str | None:
@@ -267,8 +316,6 @@ class _TaskReader:
             return None
 
 
-COMMON = ("name", "type", "weight")
-
 ASK_FOR_CODE = "expected only data and settings. If you trust the author of this file and the code it names, use --allow-code (in Python allow_code=True)."
 
 
@@ -277,9 +324,7 @@ def _either(among: tuple[str, ...]) -> str:
 
 
 def _classification(name: str, entry: _TaskReader) -> Task | None:
-    entry.only(
-        "data", "text", "label", "head", "labels", "encoder", "pooling", "logit_scale", "max_length", "batch_size", "limit", "precision",
-    )  # fmt: skip
+    entry.only(*CLASSIFICATION)
     data = entry.path("data")
     text = entry.text("text", "text")
     without = "label" in entry.keys and entry.keys["label"].value is None
@@ -345,7 +390,7 @@ def _labels(entry: _TaskReader) -> Mapping[str, str] | None:
 
 
 def _perplexity(name: str, entry: _TaskReader) -> Task | None:
-    entry.only("data", "window", "stride", "limit", "batch_size", "precision")
+    entry.only(*PERPLEXITY)
     data = entry.path("data")
     window = entry.whole("window", 512)
     options: dict[str, Any] = {
@@ -365,7 +410,7 @@ def _perplexity(name: str, entry: _TaskReader) -> Task | None:
 
 
 def _call(name: str, entry: _TaskReader) -> Task | None:
-    entry.only("function", "kind", "metric", "goal")
+    entry.only(*CALL)
     entry.runs("function", "a Python function that would be run")
     function = entry.text("function", None)
     metric = entry.text("metric", "") or None
@@ -384,7 +429,7 @@ def _call(name: str, entry: _TaskReader) -> Task | None:
 
 
 def _lm_eval(name: str, entry: _TaskReader) -> Task | None:
-    entry.only("tasks", "include_path", "metric", "num_fewshot", "limit", "batch_size", "goal")
+    entry.only(*LM_EVAL)
     listed = entry.keys.get("tasks")
     tasks = [n.value for n in listed.value] if listed is not None and isinstance(listed.value, list) else []
     if not tasks or not all(isinstance(task, str) for task in tasks):
