@@ -1,4 +1,4 @@
-"""Writes the table of rules of docs/choosing.md from the code: ``python docs/make_choosing.py``. A test says when it is out of date."""
+"""Writes the rules of docs/choosing.md from the code: ``python docs/make_choosing.py``. A test fails when it is out of date."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ PAGE = Path(__file__).with_name("choosing.md")
 
 
 def page(written: str) -> str:
-    """The page with its table made anew."""
-    rows = [f"| {r.name} | {r.when} | {r.then} | {r.evidence} |" for r in RULES]
-    table = "\n".join(["| rule | when | what | for and against |", "|---|---|---|---|", *rows])
+    """Return the page with a new table and list of evidence."""
+    rows = [f"| {r.name} | {r.when} | {r.then} |" for r in RULES]
+    evidence = [f"- **{r.name}**: {r.evidence}" for r in RULES]
+    table = ["| rule | condition | suggestion |", "| --- | --- | --- |", *rows]
+    lines = "\n".join([*table, "", "The evidence for and against each rule:", "", *evidence, ""])
     return re.sub(
         r"<!-- rules -->\n.*?<!-- /rules -->",
-        lambda _: f"<!-- rules -->\n{table}\n<!-- /rules -->",
+        lambda _: f"<!-- rules -->\n{lines}\n<!-- /rules -->",
         written,
         flags=re.DOTALL,
     )

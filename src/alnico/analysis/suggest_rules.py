@@ -105,7 +105,8 @@ RULES = (
         "`task_arithmetic` at the scale of the distance",
         "Adds the products B A exactly; merging A and B separately adds cross terms. On Qwen-14B adapters "
         "task arithmetic reached 54.7, DARE with TIES 54.6. Methods in the adapters' common space "
-        "(2410.19735, 2509.17786) report more; alnico has none yet.",
+        "(2410.19735, 2509.17786) report more; `alnico lora combine` has them, "
+        "recipes do not.",
     ),
     SuggestRule(
         "conflict, few entries hold it",
