@@ -1,4 +1,4 @@
-"""The tables of docs/quality.md, out of ``results.json``."""
+"""Makes the tables of docs/quality.md from ``results.json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AGAINST = "task arithmetic"
 
 
 def write_tables(results: Results, path: Path) -> None:
-    """Write each table anew between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a document."""
+    """Replace each table between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a document."""
     text = path.read_text(encoding="utf-8")
     for name, table in tables(results).items():
         text, count = re.subn(
@@ -77,7 +77,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     return markdown(
-        ["way", "chosen", "validation", "test", f"less {AGAINST}", "gain kept", "tried", "time"], lines
+        ["merge", "chosen", "validation", "test", f"against {AGAINST}", "gain kept", "tried", "time"], lines
     )
 
 
@@ -94,7 +94,7 @@ def by_task_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for model in scorecard({row["name"]: scores_of(row) for row in rows}, tasks).models
     ]
-    return markdown(["way", *(task.name for task in tasks)], lines)
+    return markdown(["merge", *(task.name for task in tasks)], lines)
 
 
 def continual_table(results: Results) -> str:
@@ -124,7 +124,7 @@ def continual_table(results: Results) -> str:
             ]
         )
     return markdown(
-        ["manner", *(f"{k}: {name}" for k, name in enumerate(names, 1)), "lost since arrival"], lines
+        ["order", *(f"{k}: {name}" for k, name in enumerate(names, 1)), "lost since arrival"], lines
     )
 
 
