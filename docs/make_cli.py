@@ -62,11 +62,9 @@ def summaries() -> str:
 
 
 def _usage(parameter: CommandParameter) -> str:
-    if not parameter.is_argument:
-        return f"{parameter.label} {parameter.metavar}" if parameter.is_required else ""
-    several = "..." if parameter.type == list[str] else ""
-    word = f"{parameter.metavar}{several}"
-    return word if parameter.is_required else f"[{word}]"
+    if parameter.is_argument:
+        return parameter.usage
+    return f"{parameter.label} {parameter.metavar}" if parameter.is_required else ""
 
 
 def _names(parameter: CommandParameter) -> str:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from alnico.methods.base import method as method
     from alnico.output.push import push as push
     from alnico.plan.job import Plan as Plan
+    from alnico.recipe.from_options import make_recipe as make_recipe
     from alnico.recipe.load import load_recipe as load_recipe
     from alnico.recipe.schema import Recipe as Recipe
     from alnico.tune.adamerge import AdaMergingResult as AdaMergingResult
@@ -100,6 +101,7 @@ __all__ = make_lazy(
         "alnico.methods.base": ["Merge", "Method", "method"],
         "alnico.output.push": ["push"],
         "alnico.plan.job": ["Plan"],
+        "alnico.recipe.from_options": ["make_recipe"],
         "alnico.recipe.load": ["load_recipe"],
         "alnico.recipe.schema": ["Recipe"],
         "alnico.tune.adamerge": ["AdaMergingResult", "adamerge"],

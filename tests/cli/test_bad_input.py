@@ -394,7 +394,7 @@ def test_a_budget_that_is_too_small(run: Run, recipe: str) -> None:
         (("--seed", "lucky"), "'--seed'"),
         (("--threads", "0"), "'--threads'"),
         (("--fast",), "No such option: --fast"),
-        (("third",), "unexpected extra argument"),
+        (("third",), "linear.yml is a recipe, and out is given, too"),
     ],
 )
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])

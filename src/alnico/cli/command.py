@@ -97,6 +97,15 @@ class TakesModels(TyperCommand):
         return super().parse_args(ctx, [a.removeprefix("--models=") for a in args if a != "--models"])
 
 
+class TakesForms(TyperCommand):
+    """A command whose arguments have several forms, which its line of usage shows."""
+
+    usage = ""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[OPTIONS]", self.usage]
+
+
 @dataclass(frozen=True)
 class Command:
     """A command: its public function by name, what it adds to the parameters, and what it does with a call."""
@@ -108,17 +117,22 @@ class Command:
     """Parameters of the function that the command fills itself: they are not options."""
     summary: str
     resumes: str | None
+    also: str = ""
 
     @property
     def target(self) -> Callable[..., Any]:
         """The public function, imported when the command is used."""
-        module, _, name = self.function.rpartition(".")
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        return _public(self.function)
+
+    @property
+    def targets(self) -> tuple[Callable[..., Any], ...]:
+        """The functions whose parameters are options."""
+        return (self.target, *([_public(self.also)] if self.also else []))
 
     @functools.cached_property
     def parameters(self) -> tuple[CommandParameter, ...]:
-        """Arguments, then options: the function's, then the command's own."""
-        return parameters_of(self.target, self.flags, self.fills)
+        """Arguments, then options: those of the functions, then the command's own."""
+        return parameters_of(self.targets, self.flags, self.fills)
 
     @property
     def help(self) -> str:
@@ -140,14 +154,23 @@ class Command:
         callback.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
         callback.__annotations__ = {p.name: p.annotation for p in listed}
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        takes_models = any(p.is_argument and p.name == "models" for p in self.parameters)
-        app.command(name, cls=TakesModels if takes_models else None, help=self.help)(callback)
+        arguments = [p for p in self.parameters if p.is_argument]
+        kind: type[TyperCommand] | None = TakesModels if any(p.name == "models" for p in arguments) else None
+        if forms := [p.usage for p in arguments if p.flag.usage]:
+            kind = type("TakesForms", (TakesForms,), {"usage": " ".join(forms)})
+        app.command(name, cls=kind, help=self.help)(callback)
         return typer.main.get_command(app)
+
+
+def _public(name: str) -> Callable[..., Any]:
+    module, _, function = name.rpartition(".")
+    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
 
 
 def command(
     function: str,
     *,
+    also: str = "",
     summary: str = "",
     resumes: str | None = None,
     fills: tuple[str, ...] = (),
@@ -158,9 +181,10 @@ def command(
 
     Args:
         function: the public function by its full name; imported when the command is used.
+        also: another one, whose parameters are options, too, and which the command calls itself.
         summary: instead of the first paragraph of the function's docstring.
         resumes: what the same command resumes after an interrupt.
-        fills: parameters that the command gives the function itself.
+        fills: parameters that the command gives the functions itself.
         flags, more: by name, what is added to a parameter of the function, and the parameters of the command alone.
     """
-    return lambda body: Command(body, function, {**flags, **more}, fills, summary, resumes)
+    return lambda body: Command(body, function, {**flags, **more}, fills, summary, resumes, also)

@@ -23,6 +23,8 @@ class Flag:
     also: tuple[str, ...] = ()
     """Further names, such as ``-o``."""
     metavar: str | None = None
+    usage: str = ""
+    """The arguments in the line of usage, if they have several forms."""
     least: float | None = None
     most: float | None = None
     default: Any = None

@@ -47,6 +47,12 @@ class CommandParameter:
         plural = self.name.endswith("s") and self.type == list[str]
         return self.flag.metavar or self.name.removesuffix("s" if plural else "").upper()
 
+    @property
+    def usage(self) -> str:
+        """An argument in the line of usage."""
+        word = f"{self.metavar}{'...' if self.type == list[str] else ''}"
+        return self.flag.usage or (word if self.is_required else f"[{word}]")
+
     def typer_parameter(self) -> inspect.Parameter:
         limits = {"min": self.flag.least, "max": self.flag.most}
         common: dict[str, Any] = {"help": self.help, "hidden": self.flag.is_hidden, **limits}
@@ -71,18 +77,16 @@ class CommandParameter:
 
 
 def parameters_of(
-    function: Callable[..., Any], flags: Mapping[str, Flag], fills: Sequence[str]
+    functions: Sequence[Callable[..., Any]], flags: Mapping[str, Flag], fills: Sequence[str]
 ) -> tuple[CommandParameter, ...]:
-    """Arguments, then options: those of ``function`` without ``fills`` and ``watch``, then those that only ``flags`` has."""
-    names = _ModuleNames(vars(inspect.getmodule(inspect.unwrap(function))))
-    types = get_type_hints(inspect.unwrap(function), {}, names)
-    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    texts = option_texts(function)
-    derived = [
-        _derived(p, types.get(p.name), texts.get(p.name, ""), flags.get(p.name, Flag()))
-        for p in inspect.signature(function).parameters.values()
-        if p.name not in (*fills, "watch") and p.kind not in variable
-    ]
+    """Arguments, then options: those of ``functions`` without ``fills`` and ``watch``, then those that only ``flags`` has.
+
+    Those of the last function come first. A parameter of several functions is that of the first.
+    """
+    found: dict[str, CommandParameter] = {}
+    for function in reversed(functions):
+        found |= _derived_of(function, flags, fills)
+    derived = list(found.values())
     labels = {p.name: p.label for p in derived if not p.is_argument}
     own = [
         CommandParameter(name, _names(name, f, f.is_argument), f.help, f.default, f.type, f.parse, f)
@@ -90,9 +94,23 @@ def parameters_of(
         if f.type is not None
     ]
     unknown = set(flags) - {p.name for p in (*derived, *own)}
-    assert not unknown, f"{function.__name__} has no parameter {sorted(unknown)}"
+    assert not unknown, f"{functions[0].__name__} has no parameter {sorted(unknown)}"
     worded = [replace(p, help=_in_options(p.help, labels)) for p in derived]
     return tuple(sorted((*worded, *own), key=lambda p: not p.is_argument))
+
+
+def _derived_of(
+    function: Callable[..., Any], flags: Mapping[str, Flag], fills: Sequence[str]
+) -> dict[str, CommandParameter]:
+    names = _ModuleNames(vars(inspect.getmodule(inspect.unwrap(function))))
+    types = get_type_hints(inspect.unwrap(function), {}, names)
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    texts = option_texts(function)
+    return {
+        p.name: _derived(p, types.get(p.name), texts.get(p.name, ""), flags.get(p.name, Flag()))
+        for p in inspect.signature(function).parameters.values()
+        if p.name not in (*fills, "watch") and p.kind not in variable
+    }
 
 
 def _derived(parameter: inspect.Parameter, kind: Any, text: str, flag: Flag) -> CommandParameter:

@@ -1,7 +1,7 @@
 """The summary of each command, for `alnico --help`, which imports no command: made by docs/make_cli.py."""
 
 SUMMARIES = {
-    "merge": "Merge the models of a recipe into OUT. The same command resumes an interrupted merge.",
+    "merge": "Merge models into OUT, by a recipe or by options. The same command resumes an interrupted merge.",
     "plan": "Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk.",
     "inspect": "Summarize a model or a LoRA adapter from its headers.",
     "compare": "Measure what a merged model kept of its parents.",

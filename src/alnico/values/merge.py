@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from alnico.checkpoint.memory_model import import_torch, is_torch_module
 from alnico.errors import RecipeError
-from alnico.methods import find
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.recipe import dialect
+from alnico.recipe.from_options import plain_list, plain_number, recipe_of, refuse_idle
 from alnico.run_options import RunOptions
 from alnico.values.models import fill, merge_open_models, open_models, plain_copy
 
@@ -145,90 +141,6 @@ def _merge(
     return merge_open_models(opened, recipe, run)
 
 
-def recipe_of(
-    references: Sequence[str],
-    base: str | None,
-    list_name: str,
-    method: str,
-    *,
-    weights: Sequence[float] | float | Mapping[str, Any] | None,
-    dtype: Any,
-    seed: int,
-    missing: str,
-    unrelated: str,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the recipe of a call. A list for a per-model option has one value per model, in order.
-
-    Errors: RecipeError.
-    """
-    lists: dict[str, Sequence[Any]] = {}
-    options = {name: plain_list(value) for name, value in options.items()}
-    weights = plain_list(weights)
-    if isinstance(weights, (Mapping, numbers.Real)):
-        options = {**options, "weight": weights}
-    elif isinstance(weights, Sequence) and not isinstance(weights, (str, bytes, bytearray)):
-        lists["weight"] = weights
-    elif weights is not None:
-        raise RecipeError(
-            f"weights is of type {type(weights).__name__}; expected a list with one number for each of the "
-            f"{list_name}, or one number for all."
-        )
-    refuse_idle(method, [*options, *(["weight"] if weights is not None else [])])
-    method_options = find(method).options
-    lists |= {
-        n: v
-        for n, v in options.items()
-        if isinstance(v, (list, tuple)) and n in method_options and method_options[n].per_model
-    }
-    for name, values in lists.items():
-        if len(values) != len(references):
-            argument = "weights" if values is weights else name
-            raise RecipeError(
-                f"{argument} has {len(values)} values for {len(references)} {list_name}; expected one for each."
-            )
-    entries = [
-        {
-            "model": reference,
-            **({"parameters": {n: plain_number(v[i]) for n, v in lists.items()}} if lists else {}),
-        }
-        for i, reference in enumerate(references)
-    ]
-    recipe: dict[str, Any] = {"merge_method": method, "models": entries, "seed": seed, "missing": missing}
-    recipe |= {"unrelated": unrelated} if unrelated != "error" else {}
-    if base is not None:
-        recipe["base_model"] = base
-    if shared := {n: plain_number(v) for n, v in options.items() if n not in lists}:
-        recipe["parameters"] = shared
-    if dtype is not None:
-        recipe["dtype"] = dtype_name(dtype)
-    return recipe
-
-
-def refuse_idle(method: str, names: Iterable[str]) -> None:
-    """Refuse options that recipes accept with a note, because a call in Python has nowhere to show it.
-
-    Options that mergekit has for this very method are accepted. Errors: RecipeError, in the words of the
-    call.
-    """
-    merges = find(method)
-    for name in names:
-        is_of_mergekits = name in dialect.MERGEKIT_OPTIONS.get(method, ()) or name == "int8_mask"
-        if is_of_mergekits or not (name in dialect.WITHOUT_EFFECT or dialect.why_no_effect(merges, name)):
-            continue
-        argument = "weights" if name == "weight" else name
-        valid = ["weights" if n == "weight" else n for n in dialect.option_names(merges)]
-        raise RecipeError(
-            f"{argument} has no effect on {method}; expected options of {method}: "
-            f"{', '.join(valid) or 'it has none'}. Leave it out."
-        )
-
-
-def plain_list(value: Any) -> Any:
-    """Return a 1-D array or tensor as a list, a 0-D one as a number, and anything else unchanged."""
-    return plain_number(value.tolist() if len(getattr(value, "shape", ())) == 1 else value)
-
-
 def rules_of(
     layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -273,20 +185,3 @@ def rules_of(
         options = {{"weights": "weight"}.get(n, n): v for n, v in options.items() if n != "method"}
         rules.append({**rule, **({"parameters": options} if options else {})})
     return rules
-
-
-def dtype_name(dtype: Any) -> str:
-    """Return the name in recipes of a dtype, which is text, a torch dtype or a numpy dtype.
-
-    >>> import numpy
-    >>> dtype_name(numpy.float32), dtype_name("bfloat16")
-    ('float32', 'bfloat16')
-    """
-    return dtype.__name__ if isinstance(dtype, type) else str(dtype)
-
-
-def plain_number(value: Any) -> Any:
-    """Return a numpy or torch scalar as a Python number; anything else unchanged."""
-    if isinstance(value, np.longdouble):
-        return float(value)
-    return value.item() if getattr(value, "shape", None) == () else value

@@ -17,9 +17,9 @@ from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.tasks import checked_value, evaluation_failed
 from alnico.events import ScaleTried, Watcher
 from alnico.numerics.arithmetic import callers_arithmetic, ieee_arithmetic
+from alnico.recipe.from_options import recipe_of
 from alnico.recipe.load import load_recipe
 from alnico.run_options import RunOptions
-from alnico.values.merge import recipe_of
 from alnico.values.models import fill, name_tensors, open_models, plain_copy
 
 MOST_FAILURES = 5

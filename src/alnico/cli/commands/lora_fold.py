@@ -14,7 +14,7 @@ from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
 )
 def run(call: CommandCall) -> None:
     check_weights(call, "adapters")
-    show_merge(call, [call.invoke(shows_tensors=True)])
+    show_merge(call, [call.invoke(shows_tensors=True)], call["out"])
 
 
 def check_weights(call: CommandCall, models: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from alnico.cli import quick
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands import plan
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
@@ -41,32 +42,43 @@ MERGEKIT = {
 
 @command(
     "alnico.merge_documents",
-    summary="Merge the models of a recipe into OUT.",
+    also=quick.MAKER,
+    summary="Merge models into OUT, by a recipe or by options.",
     resumes="merge",
-    recipe=plan.RECIPE,
-    out=Flag("Directory for the model; or one file, if it ends in .safetensors."),
+    fills=("recipe", "models"),
+    out=Flag(
+        "Directory for the model, or one file, if it ends in .safetensors; default: the last word.",
+        is_option=True,
+        also=("-o",),
+        default="",
+    ),
     seed=Flag(also=("--random-seed",)),
     dry_run=Flag("Print the plan and stop.", type=bool, default=False),
     json=JSON,
     quiet=QUIET,
     verbose=VERBOSE,
-    more=MERGEKIT,
+    more={**quick.flags("RECIPE OUT | MODEL MODEL... OUT"), **MERGEKIT},
 )
 def run(call: CommandCall) -> None:
     _check_mergekit_options(call)
     plan.check_signature_options(call)
-    if call["dry_run"]:
-        plan.run.body(call.of(plan.run))
+    needs_out = not call["dry_run"] and not call["print_recipe"]
+    words = quick.read_words(call, call["out"], needs_out=needs_out)
+    if plan.print_recipe(call, words):
         return
-    options = plan.recipe_options(call)
-    if call["allow_crimes"]:
+    if call["dry_run"]:
+        plan.show_plan(call.of(plan.run), words)
+        return
+    options = plan.recipe_options(call, words)
+    if call["allow_crimes"] and words.recipe is not None:
         options["recipe"] = allow_crimes(load_recipes(options["recipe"]))
-    show_merge(call, call.invoke(shows_tensors=True, **options))
+    with quick.words_of_options(words):
+        results = call.invoke(shows_tensors=True, **options, out=words.out)
+    show_merge(call, results, words.out)
 
 
-def show_merge(call: CommandCall, results: Sequence[MergeResult]) -> None:
+def show_merge(call: CommandCall, results: Sequence[MergeResult], out: str) -> None:
     """Print finished merges: notes, weights, and a line for each."""
-    out = call["out"]
     call.note([note for result in results for note in result.plan.notes])
     if call.is_json:
         call.show(

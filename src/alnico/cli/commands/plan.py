@@ -11,9 +11,10 @@ from typing import Any
 import typer
 
 from alnico.checkpoint.output_path import check_publishable, existing_folder
+from alnico.cli import quick
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, VERBOSE, Flag, size_of
-from alnico.cli.printing import Page, page
+from alnico.cli.printing import Page, page, recipe_page, show_result
 from alnico.engine.fetch import absent_files
 from alnico.errors import RecipeError
 from alnico.numerics.sizes import format_size
@@ -32,27 +33,42 @@ def mergekit_size_of(text: str, option: str) -> int:
     return size_of(f"{text[:-1]}GB" if is_billions else text, option)
 
 
-RECIPE = Flag("YAML file of the recipe; - reads it from standard input.", metavar="RECIPE")
 MERGEKIT_SHARD_SIZE = Flag(type=str, is_hidden=True, parse=mergekit_size_of)
 
 
 @command(
     "alnico.plan_documents",
     summary="Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk.",
-    fills=("single_file",),
-    recipe=RECIPE,
+    also=quick.MAKER,
+    fills=("single_file", "recipe", "models"),
     seed=Flag(also=("--random-seed",)),
     out=Flag("Where the output would be written: its disk is checked.", type=str, default=""),
     out_shard_size=MERGEKIT_SHARD_SIZE,
     json=JSON,
     verbose=VERBOSE,
+    more=quick.flags("RECIPE | MODEL MODEL..."),
 )
 def run(call: CommandCall) -> None:
     check_signature_options(call)
-    out = call["out"]
-    plans = call.invoke(
-        **recipe_options(call), single_file=Path(out).name if out.endswith(".safetensors") else None
-    )
+    words = quick.read_words(call, call["out"], needs_out=False, has_out=False)
+    if not print_recipe(call, words):
+        show_plan(call, words)
+
+
+def print_recipe(call: CommandCall, words: quick.MergeWords) -> bool:
+    """Print the recipe of models and options, if that is all that is asked for."""
+    if call["print_recipe"]:
+        show_result(recipe_page(quick.recipe_of_words(call, words).text))
+    return bool(call["print_recipe"])
+
+
+def show_plan(call: CommandCall, words: quick.MergeWords) -> None:
+    """Plan a merge and print the plan."""
+    out = words.out
+    single_file = Path(out).name if out.endswith(".safetensors") else None
+    options = recipe_options(call, words)
+    with quick.words_of_options(words):
+        plans = call.invoke(**options, single_file=single_file)
     if out:
         check_publishable(Path(out), is_tried=False)
         for plan in plans:
@@ -63,9 +79,10 @@ def run(call: CommandCall) -> None:
     )
 
 
-def recipe_options(call: CommandCall) -> dict[str, Any]:
+def recipe_options(call: CommandCall, words: quick.MergeWords) -> dict[str, Any]:
     """The recipe, and the size of shards, for the function of a command."""
-    options: dict[str, Any] = {"recipe": _recipe(call["recipe"])}
+    recipe = _recipe(words.recipe) if words.recipe is not None else quick.recipe_of_words(call, words)
+    options: dict[str, Any] = {"recipe": recipe}
     if call["out_shard_size"] is not None:
         if "max_shard_size" in call.given:
             raise typer.BadParameter("--max-shard-size and --out-shard-size are one option. Leave one out.")
