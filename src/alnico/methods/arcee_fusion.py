@@ -20,8 +20,8 @@ def arcee_fusion() -> Merge:
     the model and of the base; ``out = model`` where ``importance >= median + 1.5 * (upper quartile - lower
     quartile)`` of the tensor's importances, else ``base``.
 
-    Use when: you merge one model into another and want only its outstanding changes: about an eighth of the
-        entries on usual fine-tunes. No paper describes or compares it.
+    Use when: you merge one model into another and want only its most important changes: about an eighth of
+        the entries of a usual fine-tune. No paper describes or compares it.
 
     Shapes: two values in, one number out; a row is along the last dimension.
     Measures: the largest value of each row, then two sums; three quartiles of the tensor, up to four passes;

@@ -24,8 +24,8 @@ def breadcrumbs_ties(
     ``kept_i`` as in ``breadcrumbs``; ``sign = sign(sum_i weight_i * kept_i)``; ``out = base + scale * sum_A
     weight_i * kept_i`` over the models A with ``sign(weight_i * kept_i) = sign``.
 
-    Use when: as for ``breadcrumbs``, where the models also disagree in sign. It is mergekit's combination; we
-        know of no paper that compares it.
+    Use when: you would use ``breadcrumbs``, and the models also disagree in sign. mergekit combines the two;
+        we know of no paper that compares it.
     Start with: {density: 0.15, gamma: 0.006, scale: 0.3}
 
     Options:
@@ -36,12 +36,12 @@ def breadcrumbs_ties(
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 0.2 to
             0.3.
-        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their
-            signs.
-        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is
-            ``none`` with ``elect: count``, otherwise ``plus``, as in mergekit.
-        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true``
-            of mergekit is ``weight``.
+        elect: what the vote on the sign sums: the ``weighted`` entries, the entries as they are (``mass``),
+            or their signs (``count``).
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, which keeps the base; ``auto`` (as in
+            mergekit) is ``none`` with ``elect: count`` and ``plus`` otherwise.
+        divide: what the sum is divided by: the ``weight`` or the ``count`` of the models that agree, or
+            ``none``; mergekit's ``normalize: true`` is ``weight``.
         rescale: ``l1`` scales the kept entries to the L1 norm of the whole, ``inverse`` by 1/density,
             ``none``.
     Shapes: one task-vector entry per model in, one number out; any number of models besides the base.

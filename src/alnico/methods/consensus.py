@@ -37,7 +37,7 @@ def consensus(
         scale: the factor on the sum (``lambda`` in YAML), any number; the paper tunes it as in task
             arithmetic.
     Shapes: one task-vector entry per model in, one number out; at least two models besides the base.
-    Measures: nothing; one pass. Memory: blocks. Grain: element.
+    Measures: one pass. Memory: blocks. Grain: element.
     Edge cases: where the sum is exactly 0 the base's bits are written; all weights 0, or scale 0, copies the
         base.
     Errors: MethodError if ``at_least`` is more than the number of models.

@@ -27,8 +27,8 @@ def dare_linear(
     l1``.
 
     Use when: task vectors are small, as after instruction tuning of a large model (entries below about
-        0.005): most entries can then be dropped. It fails on models with continued pretraining, and in
-        repeated merges the noise adds up. Set ``density``: 1 drops nothing.
+        0.005): most entries can then be dropped. It fails on models with continued pretraining, and the noise
+        adds up when you merge repeatedly. Set ``density``: 1 drops nothing.
     Start with: {density: 0.5}
 
     Options:

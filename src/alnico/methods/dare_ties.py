@@ -28,9 +28,9 @@ def dare_ties(
     ``rescale``); ``sign = sign(sum_i weight_i * kept_i)``; ``out = base + scale * sum_A weight_i * kept_i``
     over the models A that agree.
 
-    Use when: as for ``dare_linear``, where the models also disagree in sign. Papers report slightly better
-        results than ``dare_linear`` for a language, a mathematics and a code model of one base; on language
-        models found in the wild its defaults often gain nothing.
+    Use when: you would use ``dare_linear``, and the models also disagree in sign. Papers report slightly
+        better results than ``dare_linear`` for a language, a mathematics and a code model of one base; on
+        language models found in the wild its defaults often gain nothing.
     Start with: {density: 0.5}
 
     Options:
@@ -38,12 +38,12 @@ def dare_ties(
             density.
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number.
-        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their
-            signs.
-        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is
-            ``none`` with ``elect: count``, otherwise ``plus``, as in mergekit.
-        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true``
-            of mergekit is ``weight``.
+        elect: what the vote on the sign sums: the ``weighted`` entries, the entries as they are (``mass``),
+            or their signs (``count``).
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, which keeps the base; ``auto`` (as in
+            mergekit) is ``none`` with ``elect: count`` and ``plus`` otherwise.
+        divide: what the sum is divided by: the ``weight`` or the ``count`` of the models that agree, or
+            ``none``; mergekit's ``normalize: true`` is ``weight``.
         rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density (the paper),
             ``none``.
     Presets:
@@ -52,9 +52,9 @@ def dare_ties(
     Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
     Measures: with ``l1`` two sums, one pass; then one to mix. Memory: blocks. Grain: element. Noise: yes, by
         (seed, tensor, model, element).
-    Edge cases: as in ``ties`` and ``dare_linear``.
+    Edge cases: the same as for ``ties`` and ``dare_linear``.
     Errors: MethodError if a density is outside (0, 1].
-    Differs from the source: no trim by magnitude after the random drop and an L1 rescale, as mergekit does;
+    Differs from the source: no trim by magnitude after the random drop, and an L1 rescale, as in mergekit;
         the paper runs the whole of TIES on task vectors divided by the density.
     Source: Yu et al. 2024, https://arxiv.org/abs/2311.03099, section 3.1.
 

@@ -28,8 +28,8 @@ def della(
     ``rescale``). Then as in ``ties``: ``out = base + scale * sum_A weight_i * kept_i / sum_A weight_i`` over
     the models A that agree with the elected sign.
 
-    Use when: as for ``dare_ties``, where large entries should be kept more often than small ones. The authors
-        report gains over DARE and TIES for language, mathematics and code models of one base. Set
+    Use when: you would use ``dare_ties``, and large entries should be kept more often than small ones. The
+        authors report gains over DARE and TIES for language, mathematics and code models of one base. Set
         ``density``: 1 drops nothing.
     Start with: {density: 0.7, epsilon: 0.07}
 
@@ -40,12 +40,12 @@ def della(
             density - epsilon and density + epsilon must be between 0 and 1. Half of the paper's window.
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 1.1.
-        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their
-            signs.
-        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is
-            ``none`` with ``elect: count``, otherwise ``plus``, as in mergekit.
-        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true``
-            and ``false`` of mergekit are ``weight`` and ``none``.
+        elect: what the vote on the sign sums: the ``weighted`` entries, the entries as they are (``mass``),
+            or their signs (``count``).
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, which keeps the base; ``auto`` (as in
+            mergekit) is ``none`` with ``elect: count`` and ``plus`` otherwise.
+        divide: what the sum is divided by: the ``weight`` or the ``count`` of the models that agree, or
+            ``none``; mergekit's ``normalize: true`` and ``false`` are ``weight`` and ``none``.
         rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density, ``none``.
     Presets:
         paper: the authors' example: drop rate 0.3, window 0.14, lambda 1.1.

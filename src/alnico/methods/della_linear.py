@@ -23,8 +23,8 @@ def della_linear(
     kept with probability ``density_i - epsilon_i + 2 * epsilon_i * r / (n - 1)``, times a factor (see
     ``rescale``); ``out = base + scale * sum_i weight_i * kept_i``.
 
-    Use when: as for ``della``, where the models' signs agree or you want the whole sum. Set ``density``: 1
-        drops nothing.
+    Use when: you would use ``della``, but the models' signs agree or you want the whole sum. Set ``density``:
+        1 drops nothing.
     Start with: {density: 0.7, epsilon: 0.07}
 
     Options:

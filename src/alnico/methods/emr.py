@@ -10,14 +10,14 @@ def emr(*, weight: PerModel[float] = each(1.0), scale: float = 1.0) -> Merge:
     ``out = base + scale * sign * max_A |v_i|`` with ``v_i = weight_i * (model_i - base)``, ``sign =
     sign(sum_i v_i)``, over the models A whose ``v_i`` has that sign.
 
-    Use when: each model's strongest changes should survive at full size where the models agree, not shrunk by
-        a mean; or as the common part of models that masks separate later.
+    Use when: each model's strongest changes should keep their full size where the models agree, instead of
+        being averaged; or you need the common part of models that masks separate later.
 
     Options:
         weight: a model's coefficient, any number; it counts in the vote and in the comparison.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number.
     Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
-    Measures: nothing; one pass. Memory: blocks. Grain: element.
+    Measures: one pass. Memory: blocks. Grain: element.
     Edge cases: where the entries sum to exactly 0 no sign is elected and the base's bits are written; one
         model at weight 1 and scale 1 is copied; all weights 0, or scale 0, copies the base.
     Differs from the source: this is only the unified task vector; the paper adds a mask and a factor per

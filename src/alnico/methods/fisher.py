@@ -34,21 +34,21 @@ def fisher(
     the models whose predictions depend on it.
 
     Use when: models of different tasks were tuned from one base, and you have some data of each, without
-        labels. The paper finds it better than plain averages; in later papers, task arithmetic with a tuned
-        scale and RegMean are mostly better.
+        labels. The paper finds it better than plain averages; in later papers, RegMean and task arithmetic
+        with a tuned scale are mostly better.
 
     Options:
         fisher: the directory that ``alnico statistics fisher`` wrote for the model.
         weight: a model's coefficient, at least 0.
         normalize: divide each model's Fisher information by its L2 norm over the whole model; the scales of
             different tasks differ by orders of magnitude.
-        floor: the least a Fisher number counts, as a share of the mean of its tensor, at least 0. Without it,
-            where all numbers are near 0, noise chooses the model.
+        floor: the smallest value that a Fisher number counts as, as a share of the mean of its tensor, at
+            least 0. Without it, noise chooses the model where all numbers are near 0.
     Shapes: one value and one Fisher number per model in, one number out; any number of models.
-    Measures: nothing; one pass over the models and their statistics. Memory: blocks. Grain: element.
-    Edge cases: where all Fisher numbers are 0, and in tensors that the statistics of a model lack (heads,
-        buffers, parameters its task does not use), the weighted mean; an element on which all models agree
-        keeps its bits.
+    Measures: one pass over the models and their statistics. Memory: blocks. Grain: element.
+    Edge cases: the weighted mean is used where all Fisher numbers are 0, and for tensors that the statistics
+        of a model lack (heads, buffers, parameters that its task does not use); an element on which all
+        models agree keeps its bits.
     Errors: MethodError if all weights are 0. MismatchError for statistics of another model.
     Differs from the source: the authors' code has an absolute floor, 1e-6, for one of the models; here it is
         relative, and 0 by default. Their Fisher numbers use per-example gradients, as here; some later code

@@ -25,16 +25,16 @@ def karcher(
     between m and the tensor ``x_i`` as a flat vector. All steps are taken in the k coefficients, from the
     Gram matrix in float64.
 
-    Use when: you average several models whose directions really differ, none ahead of the others. Fine-tunes
-        of one base are nearly parallel, and the result is then nearly ``linear``; few papers compare it with
-        other methods.
+    Use when: you average several models whose directions really differ, and none of them comes first.
+        Fine-tunes of one base are nearly parallel, so the result is nearly ``linear``. Few papers compare it
+        with other methods.
 
     Options:
         weight: a model's coefficient, any number; divided by their sum.
         max_iter: the most steps of the iteration, in [0, 100000]; 0 gives the mean direction.
-        tol: the step below which it ends, in radians, in [0, 1].
+        tol: the iteration ends when a step is smaller than this, in radians, in [0, 1].
     Shapes: one value per model in, one number out; any number of models.
-    Measures: Gram, one pass; then one to mix. Memory: blocks. Grain: element.
+    Measures: the Gram matrix, one pass; then one to mix. Memory: blocks. Grain: element.
     Edge cases: a tensor of zeros has no direction and counts only in the length; one model is copied; not
         unique where directions are opposite.
     Errors: MethodError if the weights sum to 0.

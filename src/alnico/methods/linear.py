@@ -17,19 +17,19 @@ def linear(*, weight: PerModel[float] = each(1.0), normalize: bool = True) -> Me
     ``out = sum_i weight_i * model_i / sum_i weight_i``; without ``normalize`` the sum is not divided.
     Equal weights make the uniform soup.
 
-    Use when: models are runs of one task from one start (a soup), or a base and its fine-tune (WiSE-FT, for
-        distribution shift). Averaging models of different tasks shrinks each; if you know their base, use
-        ``task_arithmetic``.
+    Use when: the models are runs of one task from one start (a soup), or a base and its fine-tune (WiSE-FT,
+        for distribution shift). Averaging models of different tasks shrinks what each has learned; if you
+        know their base, use ``task_arithmetic``.
 
     Options:
-        weight: a model's coefficient, any number; 1 for all makes the plain mean.
+        weight: a model's coefficient, any number; 1 for all gives the plain mean.
         normalize: divide the weights by their sum.
     Presets:
         uniform_soup: the plain mean of all models.
         wise_ft: half way between a base, listed first, and its fine-tune, listed second: the paper's alpha
             without validation. For another alpha set the weights 1 - alpha and alpha.
     Shapes: one value per model in, one number out; any number of models.
-    Measures: nothing; one pass over the models. Memory: blocks. Grain: element.
+    Measures: one pass over the models. Memory: blocks. Grain: element.
     Edge cases: an element on which all models agree keeps its bits when the weights sum to 1; when one model
         has all the weight, its bytes are copied; an integer tensor is copied if all models agree.
     Errors: MethodError if ``normalize`` and the weights sum to 0.

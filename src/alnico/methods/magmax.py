@@ -23,7 +23,7 @@ def magmax(*, weight: PerModel[float] = each(1.0), scale: float = 1.0) -> Merge:
     Presets:
         paper: scale 0.5.
     Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
-    Measures: nothing; one pass. Memory: blocks. Grain: element.
+    Measures: one pass. Memory: blocks. Grain: element.
     Edge cases: of equal magnitudes the first model's is taken; one model at weight 1 and scale 1 is copied;
         all weights 0, or scale 0, copies the base.
     Differs from the source: nothing; the paper has no weights (all are 1).

@@ -15,15 +15,15 @@ def model_stock(*, filter_wise: bool = False) -> Merge:
     ``out = base + t * mean_i(model_i - base)``, ``t = k c / (1 + (k - 1) c)``, c the mean cosine between the
     task vectors of all pairs of the k models, tensor by tensor.
 
-    Use when: two or more fine-tunes of one task from one base, with different seeds or data orders; there is
-        nothing to tune. Task vectors of different tasks are nearly orthogonal, and the result then stays near
-        the base.
+    Use when: you have two or more fine-tunes of one task from one base, with different seeds or data orders.
+        There is nothing to tune. Task vectors of different tasks are nearly orthogonal, and the result then
+        stays near the base.
 
     Options:
         filter_wise: true takes the angles row by row (the last dimension is a row).
     Shapes: one task-vector entry per model in, one number out; at least two models besides the base.
-    Measures: Gram, of the tensor or its rows, one pass; then one to mix. Memory: blocks; by rows k x k
-        products per row. Grain: element.
+    Measures: the Gram matrix of the tensor or of its rows, one pass; then one to mix. Memory: blocks; by
+        rows, k x k products per row. Grain: element.
     Edge cases: a task vector of zeros is at a right angle to all; t is not cut to [0, 1]: a mean cosine below
         0 leads away from the models; where ``1 + (k - 1) c`` is 0 the base is written.
     Differs from the source: for more than two models the paper has no formula for c; this is mergekit's

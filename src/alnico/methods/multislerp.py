@@ -18,17 +18,17 @@ def multislerp(*, weight: PerModel[float] = each(1.0), normalize_weights: bool =
     ``out = (sum_i w_i |x_i|) * m / |m|`` with ``m = sum_i w_i x_i / |x_i|``; ``x`` are the tensors as flat
     vectors, or with a ``base_model`` the task vectors, and the result is added to the base.
 
-    Use when: you blend more than two models as ``slerp`` blends two; with a ``base_model`` it blends task
-        vectors. Without one, models tuned from one base are nearly parallel and the result is nearly
+    Use when: you blend more than two models as ``slerp`` blends two. With a ``base_model`` it blends task
+        vectors. Without one, models tuned from one base are nearly parallel, and the result is nearly
         ``linear``. We know of no paper that compares it.
 
     Options:
         weight: a model's coefficient, any number.
         normalize_weights: divide the weights by their sum.
     Shapes: one value per model in, one number out; any number of models.
-    Measures: Gram, one pass; then one to mix. Memory: blocks. Grain: element.
-    Edge cases: a tensor of zeros has no direction and counts only in the length; where the directions
-        cancel, the weighted sum; one model is copied.
+    Measures: the Gram matrix, one pass; then one to mix. Memory: blocks. Grain: element.
+    Edge cases: a tensor of zeros has no direction and counts only in the length; where the directions cancel,
+        the weighted sum is used; one model is copied.
     Errors: MethodError if ``normalize_weights`` and the weights sum to 0.
     Differs from the source: mergekit walks from m along the tangent mean, which is 0 at m by construction, so
         the result is the same; opposite directions are an error there from three models on, and its absolute

@@ -17,18 +17,18 @@ def nearswap(*, t: Annotated[float, Between(0)]) -> Merge:
     ``out = (1 - w) * base + w * model`` with ``w = min(1, t / |model - base|)``; that is, ``base + clip(model
     - base, -t, t)``.
 
-    Use when: the base should stay as it is and take something from another model where the two nearly agree.
-        One author used it for a 70 G parameter model and found 0.0025 and more unusable; we know of no paper
-        that compares it.
+    Use when: the base should stay nearly as it is, and take something from another model where the two nearly
+        agree. One author used it for a model of 70 G parameters and found steps of 0.0025 and more unusable;
+        we know of no paper that compares it.
     Start with: {t: 0.0001}
 
     Options:
         t: the largest step, at least 0, in units of the parameters; 0 gives the base. The author's value for
-            a 70 G parameter model is 0.0001.
+            a model of 70 G parameters is 0.0001.
     Presets:
         author: the step for a 70 G parameter model, 0.0001.
     Shapes: one task-vector entry in, one number out; one model besides the base.
-    Measures: nothing; one pass over the model and the base. Memory: blocks. Grain: element.
+    Measures: one pass over the model and the base. Memory: blocks. Grain: element.
     Edge cases: t = 0 copies the base.
     Differs from the source: nothing. mergekit treats differences below 1e-6 as 1e-6, so that a smaller t
         never reaches the model, and a t below 0 as 0; here that is an error.

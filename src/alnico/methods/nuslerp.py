@@ -26,21 +26,21 @@ def nuslerp(*, weight: PerModel[float] = each(1.0), flatten: bool = True, row_wi
     w_1)``, theta the angle between the vectors. With a ``base_model``, x are task vectors, and the result is
     added to the base.
 
-    Use when: you blend two fine-tunes of one base along an arc: with a ``base_model`` the angle is between
-        their task vectors. Without a base it is ``slerp`` with weights, for fine-tunes nearly always
+    Use when: you blend two fine-tunes of one base along an arc. With a ``base_model``, the angle is between
+        their task vectors. Without one it is ``slerp`` with weights, which for fine-tunes is nearly always
         ``linear``.
 
     Options:
         weight: a model's coefficient, any number; only their ratio counts.
         flatten: true takes a tensor as one vector (``nuslerp_flatten`` in mergekit).
-        row_wise: with ``flatten: false``, which vectors have an angle of their own: those along the last
-            dimension (false: the rows of a matrix) or those along the first (true: its columns); the name is
-            mergekit's (``nuslerp_row_wise``).
+        row_wise: with ``flatten: false``, which vectors have their own angle: those along the last dimension
+            (false: the rows of a matrix) or those along the first (true: its columns); the name is mergekit's
+            (``nuslerp_row_wise``).
     Shapes: two values in, one number out.
-    Measures: Gram, of the tensor, its rows or its columns, one pass; then one to mix. Memory: blocks; by rows
-        or columns four numbers and their coefficients for each. Grain: element.
-    Edge cases: parallel and opposite vectors, and where one is 0: the straight line; weights that sum to 0: t
-        = 1/2.
+    Measures: the Gram matrix of the tensor, its rows or its columns, one pass; then one to mix. Memory:
+        blocks; by rows or columns, four numbers and their coefficients for each. Grain: element.
+    Edge cases: the straight line is used for parallel and opposite vectors, and where a vector is 0; weights
+        that sum to 0 give t = 1/2.
     Errors: MethodError if the weights add up to more than float64 holds, or t is beyond 1e6 in size.
     Differs from the source: angle from the normalised vectors, applied to the vectors as they are, as in
         slerp; unlike slerp, it takes the arc for every angle that float64 resolves. mergekit takes a right

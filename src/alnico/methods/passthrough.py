@@ -16,9 +16,9 @@ def passthrough(*, scale: PerModel[float] = each(1.0)) -> Merge:
     Options:
         scale: the factor on every parameter, any number.
     Shapes: one value in, one number out; one model.
-    Measures: nothing; one pass over the model. Memory: blocks. Grain: element; bytes at scale 1.
+    Measures: one pass over the model. Memory: blocks. Grain: element; bytes at scale 1.
     Edge cases: scale 0 writes zeros.
-    Differs from the source: mergekit multiplies also at scale 1; the values are the same.
+    Differs from the source: mergekit also multiplies at scale 1; the values are the same.
     Source: mergekit 0.1.5, method passthrough.
 
     >>> passthrough.bind({}, 1).copies

@@ -19,11 +19,11 @@ def pcb(
     """Keep entries that win within their model and agree with the others, weighted by how clearly.
 
     With the task-vector entries ``d_i``, ``s_i`` their magnitudes scaled to [0, 1] over the tensor, and N
-    models: ``b_i = exp(N * s_i^2) * d_i * sum_j d_j``. Of each model the share ``density_i`` of largest b is
-    kept; from its least (0) to its largest (1) b gives the share ``r_i``; ``out = base + scale * sum_i r_i *
-    weight_i * d_i / sum_i r_i``.
+    models: ``b_i = exp(N * s_i^2) * d_i * sum_j d_j``. The share ``density_i`` of each model's entries, those
+    of largest b, is kept, and ``r_i`` is their b scaled from the smallest kept (0) to the largest (1). ``out
+    = base + scale * sum_i r_i * weight_i * d_i / sum_i r_i``.
 
-    Use when: models of different tasks are merged as by ``ties``, and the strongest entries of each should
+    Use when: you merge models of different tasks as with ``ties``, and the strongest entries of each should
         count for more. The paper reports better results than ``ties`` on eight vision tasks, with scale and
         density tuned.
 
@@ -44,8 +44,8 @@ def pcb(
     Errors: MethodError if a density is outside (0, 1].
     Differs from the source: normalises and keeps tensor by tensor; the authors' code takes the whole model, a
         hyperbolic tangent of ``d_i * sum_j d_j`` (which for entries below 0.01 is that product to 1e-8, and
-        has a scale of its own), and clips the merged entries, too, at the ends of the magnitudes (1e-4 on
-        each side).
+        has a scale of its own), and also clips the merged entries at the ends of the magnitudes (1e-4 on each
+        side).
     Source: Du et al. 2024, https://arxiv.org/abs/2410.02396, section 3, and the authors' code.
 
     >>> len(pcb.bind({}, 3).levels())

@@ -11,13 +11,13 @@ def ram(*, epsilon: Annotated[float, Between(0)] = 1e-5) -> Merge:
 
     ``out = base + mean_A(model_i - base)`` over the models A with ``|model_i - base| > epsilon``.
 
-    Use when: the task vectors are sparse, as after reinforcement learning: an entry that only one model
-        changed is then not divided by the number of models, as a mean would.
+    Use when: the task vectors are sparse, as after reinforcement learning. An entry that only one model
+        changed keeps its size, while a mean would divide it by the number of models.
 
     Options:
         epsilon: the change above which a parameter counts as changed, at least 0, in units of the parameters.
     Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
-    Measures: nothing; one pass. Memory: blocks. Grain: element.
+    Measures: one pass. Memory: blocks. Grain: element.
     Edge cases: where no model changed a parameter, the base's bits are written. With task vectors of the size
         of ``epsilon`` most entries do not count: choose it well below them.
     Differs from the source: nothing. The default of ``epsilon`` is mergekit's.

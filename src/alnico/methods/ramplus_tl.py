@@ -17,7 +17,7 @@ def ramplus_tl(
     min(alpha, shared_i / unique_i)``: the number of entries of this tensor that it changed together with
     others, over the number that it changed alone.
 
-    Use when: ``ram`` fits, and models whose changes overlap much lose too much by averaging.
+    Use when: ``ram`` fits, but models whose changes overlap a lot lose too much when they are averaged.
 
     Options:
         r: the strength of the amplification, any number; 0 is ``ram``.

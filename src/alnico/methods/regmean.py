@@ -53,15 +53,15 @@ def regmean(
             more.
     Shapes: k matrices (rows, columns) and k Gram matrices (inputs, inputs) in, one matrix out; any number of
         models.
-    Measures: nothing; one pass over the models and their statistics, and one linear system per matrix, in
+    Measures: one pass over the models and their statistics, and one linear system per matrix, in
         float64. Memory: three matrices and two Gram matrices in float64. Grain: tensor.
-    Edge cases: matrices that are equal in all models keep their bits; where all Gram matrices are 0, and in
-        tensors that the statistics of a model lack (embeddings, norms, biases), the weighted mean. A column
-        whose inputs are always 0 is a mean weighted by the models' ridges.
+    Edge cases: matrices that are equal in all models keep their bits; the weighted mean is used where all
+        Gram matrices are 0, and for tensors that the statistics of a model lack (embeddings, norms, biases).
+        A column whose inputs are always 0 is a mean weighted by the models' ridges.
     Errors: MethodError if all weights are 0. MismatchError for statistics of another model.
         ResourceError for a matrix that does not fit the budget.
-    Differs from the source: the ridge; the authors' code inverts the sum without it. It is part of each
-        model's G, so that equal models stay as they are.
+    Differs from the source: a ridge is added; the authors' code inverts the sum without it. It is part of
+        each model's G, so that equal models stay as they are.
     Source: Jin et al. 2023, https://arxiv.org/abs/2212.09849, equation 2 and section 3.3; Nguyen et al. 2025
         (RegMean++), https://arxiv.org/abs/2508.03121.
 

@@ -20,7 +20,7 @@ def sce(*, select_topk: KeptShare = 1.0) -> Merge:
     A whose ``kept_i`` has the sign of ``sum_i kept_i``.
 
     Use when: you fuse several chat models of one base, tuned on data from different teachers (FuseChat). Set
-        ``select_topk``: at 1 nothing is selected out.
+        ``select_topk``: at 1 every entry is selected.
     Start with: {select_topk: 0.1}
 
     Options:
@@ -28,15 +28,15 @@ def sce(*, select_topk: KeptShare = 1.0) -> Merge:
     Presets:
         paper: selects 10 % of the entries, as FuseChat does.
     Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
-    Measures: below 1, Count and the kth largest of the variance, then Sum: three levels, three to five
-        passes; else Sum, one pass; then one to mix. Memory: blocks, a few MiB of counters, and at most 32 MiB
-        of candidates while a large tensor is searched. Grain: element.
+    Measures: below 1, the number of entries that differ and the kth largest variance, then sums: three
+        levels, three to five passes; otherwise sums, one pass; then one to mix. Memory: blocks, a few MiB of
+        counters, and at most 32 MiB of candidates while a large tensor is searched. Grain: element.
     Edge cases: entries whose variance equals the limit are all kept; a balance of exactly 0 elects plus; one
         model has no variance: with ``select_topk`` below 1 the base is written; task vectors so small that
         their squares are 0 in float32 (1e-23 and below) get equal weights.
-    Differs from the source: the selection also holds for the merge itself, as in mergekit; FuseAI selects for
-        the weights alone. mergekit gives equal weights where the energies of a tensor sum to less than 1e-6,
-        which is usual for fine-tunes.
+    Differs from the source: the selection also applies to the merge itself, as in mergekit; FuseAI selects
+        for the weights only. mergekit gives equal weights where the energies of a tensor sum to less than
+        1e-6, which is usual for fine-tunes.
     Source: Wan et al. 2024, https://arxiv.org/abs/2408.07990, section 3.3.
 
     >>> [len(sce.bind({"select_topk": s}, 3).levels()) for s in (1.0, 0.1)]

@@ -24,8 +24,8 @@ def slerp(*, t: float, over: Literal["tensor", "row"] = "tensor") -> Merge:
     line ``(1-t) * base + t * model``; tensors of fine-tunes of one base are nearly always that close.
 
     Use when: you want a model between two others. For two fine-tunes of one base it is nearly always
-        ``linear`` with weights 1 - t and t, since their tensors are nearly parallel; ``nuslerp`` with a base
-        takes the arc between task vectors, which are not parallel.
+        ``linear`` with weights 1 - t and t, because their tensors are nearly parallel. ``nuslerp`` with a
+        base takes the arc between task vectors, which are not parallel.
     Start with: {t: 0.5}
 
     Options:
@@ -33,9 +33,10 @@ def slerp(*, t: float, over: Literal["tensor", "row"] = "tensor") -> Merge:
         over: ``tensor`` takes a tensor as one vector, ``row`` each of its rows (along the last dimension) on
             its own.
     Shapes: two values in, one number out.
-    Measures: Gram, of the tensor or its rows, one pass; then one to mix. Memory: blocks. Grain: element.
-    Edge cases: t = 0 and t = 1 copy bytes; for a tensor of zeros, and for opposite tensors, the straight
-        line.
+    Measures: the Gram matrix of the tensor or of its rows, one pass; then one to mix. Memory: blocks. Grain:
+        element.
+    Edge cases: t = 0 and t = 1 copy bytes; the straight line is used for a tensor of zeros and for opposite
+        tensors.
     Errors: MethodError if t is beyond 1e6 in size, where the arc cannot be computed.
     Differs from the source: angle from the normalised tensors, applied to the tensors as they are (as in
         mergekit), so the length is not exactly interpolated; the angle is measured in float64 (mergekit:

@@ -18,9 +18,10 @@ def task_arithmetic(
 
     ``out = base + scale * sum_i weight_i * (model_i - base)``.
 
-    Use when: you combine several fine-tunes of one base, above all when you know little about them: on
-        language models found in the wild it was, with a tuned ``scale``, the only method that reliably gained
-        on the base (arXiv 2511.21437). Search ``scale`` on held-out data, from 1/k to 1/sqrt(k) for k models.
+    Use when: you combine several fine-tunes of one base, especially when you know little about them. On
+        language models found in the wild it was, with a tuned ``scale``, the only method that reliably
+        improved on the base (arXiv 2511.21437). Search ``scale`` on held-out data, from 1/k to 1/sqrt(k) for
+        k models.
     Start with: {scale: 0.4}
 
     Options:
@@ -29,7 +30,7 @@ def task_arithmetic(
             for 8 tasks.
         divide: ``weight`` divides the sum by the sum of the weights (mergekit: ``normalize: true``).
     Shapes: one task-vector entry per model in, one number out; any number of models besides the base.
-    Measures: nothing; one pass over the models and the base. Memory: blocks. Grain: element.
+    Measures: one pass over the models and the base. Memory: blocks. Grain: element.
     Edge cases: where the sum is exactly 0 the base's bits are written; one model at weight 1 is copied; all
         weights 0, or scale 0, copies the base.
     Errors: MethodError if ``divide`` is ``weight`` and the weights sum to 0.

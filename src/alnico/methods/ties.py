@@ -46,17 +46,17 @@ def ties(
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the paper searches 0.8
             to 2.5.
-        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are (the paper), ``count``
-            their signs.
-        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is
-            ``none`` with ``elect: count`` and else ``plus``, as in mergekit.
-        divide: by the ``weight`` or the ``count`` (the paper) of the models that agree, or ``none``;
-            ``normalize: true`` and ``false`` of mergekit are ``weight`` and ``none``.
+        elect: what the vote on the sign sums: the ``weighted`` entries, the entries as they are (``mass``,
+            the paper), or their signs (``count``).
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, which keeps the base; ``auto`` (as in
+            mergekit) is ``none`` with ``elect: count`` and ``plus`` otherwise.
+        divide: what the sum is divided by: the ``weight`` or the ``count`` (the paper) of the models that
+            agree, or ``none``; mergekit's ``normalize: true`` and ``false`` are ``weight`` and ``none``.
         rescale: ``l1`` scales the kept entries of a tensor to its L1 norm, ``inverse`` by
             1/density, ``none``.
-        scope: ``tensor`` keeps the density of each tensor; ``model`` (the paper) that of a model's whole task
-            vector, with one threshold for all tensors that are merged with the same densities of the same
-            models.
+        scope: ``tensor`` keeps the density in each tensor; ``model`` (the paper) keeps it in a model's whole
+            task vector, with one threshold for all tensors that are merged with the same densities of the
+            same models.
     Presets:
         paper: keeps 20 % of each whole task vector, votes by mass, elects no sign on a tie, divides by count,
             scale 1.
