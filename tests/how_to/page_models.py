@@ -2,12 +2,188 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from how_to.page_blocks import ROOT, blocks_of
+from limits.made_large import CONFIG_70B, llama_70b, save_sparse_model
+from made import family, llama_config, llama_shapes, read_model, save_file, save_model
+from made_tokenizers import entry, save_tokenizer
 
 PREPARED: dict[str, Callable[[Path], None]] = {}
 """By the name of the page."""
+
+SCORED = ("average-checkpoints", "choose-a-method")
+"""Pages whose commands score models: their processes have imported what that needs."""
+SCORING = ("torch", "transformers")
+
+
+def prepares(page: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+    """Make the folder of a page with the function."""
+
+    def keep(function: Callable[[Path], None]) -> Callable[[Path], None]:
+        PREPARED[page] = function
+        return function
+
+    return keep
+
+
+@prepares("average-checkpoints")
+def checkpoints(folder: Path) -> None:
+    """The last checkpoints of a run with a large learning rate, as transformers' Trainer leaves them, and the task's data."""
+    import made_tasks
+    import torch
+
+    base = made_tasks.save_base(folder / "base")
+    run = training(base, "pets", steps=121, rate=4e-3, batch=8)
+    for step, model, tokenizer in run:
+        if step < 60 or step % 15:
+            continue
+        number = 1000 * (step // 15 - 3)
+        checkpoint = folder / "run" / f"checkpoint-{number}"
+        model.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+            torch.save({"step": number}, checkpoint / name)
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": number}))
+    for part, seed in (("valid", 1), ("test", 2)):
+        made_tasks.save_texts(folder / f"pets.{part}.jsonl", made_tasks.texts("pets", 400, seed))
+
+
+def training(base: Path, task: str, steps: int, rate: float, batch: int) -> Iterator[tuple[int, Any, Any]]:
+    """Tune a base on a task; yields the number of each step, the model before it, and its tokenizer."""
+    import made_tasks
+    import torch
+    from transformers import BertModel, PreTrainedTokenizerFast
+
+    torch.set_num_threads(1)
+    head = made_tasks.head_of(base, task)
+    model, tokenizer = BertModel.from_pretrained(base), PreTrainedTokenizerFast.from_pretrained(base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    rows = made_tasks.texts(task, batch * steps, 0)
+    classes = made_tasks.TASKS[task]
+    for step in range(steps):
+        yield step, model, tokenizer
+        part = rows[batch * step : batch * (step + 1)]
+        logits = 20 * made_tasks.embedded(model, tokenizer, [row["text"] for row in part]) @ head.T
+        labels = torch.tensor([classes.index(row["label"]) for row in part])
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+SHAPE = {"hidden": 32, "layers": 4, "vocabulary": 64}
+"""The models of pages that need no language."""
+
+
+@prepares("merge-a-lora")
+def adapters(folder: Path) -> None:
+    """A base, a fine-tune, two adapters of different ranks, one with DoRA, and a base in 4 bits."""
+    base, (tuned,) = family(folder / "models", 1, **SHAPE)
+    tuned.rename(folder / "models" / "chat")
+    for seed, (name, rank, keys) in enumerate(
+        (("sql", 8, {}), ("poems", 4, {"use_rslora": True}), ("laws", 4, {"use_dora": True}))
+    ):
+        save_adapter(folder / "adapters" / name, base, rank, seed, **keys)
+    four_bits = save_model(
+        folder / "models" / "base-4bit",
+        {"model.norm.weight": ("F32", np.ones(32, np.float32))},
+        {
+            **llama_config(**SHAPE),
+            "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        },
+    )
+    save_file(
+        four_bits / "model.safetensors",
+        {"model.layers.0.mlp.up_proj.weight": ("U8", np.zeros((1536, 1), np.uint8))},
+    )
+
+
+def save_adapter(folder: Path, base: Path, rank: int, seed: int, **keys: Any) -> None:
+    """Write an adapter of the attention of a base, as PEFT does."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, values in read_model(base).items():
+        if not name.endswith(("q_proj.weight", "v_proj.weight")):
+            continue
+        rows, columns = values.shape
+        at = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors[f"{at}.lora_A.weight"] = ("F32", random.standard_normal((rank, columns)).astype(np.float32))
+        tensors[f"{at}.lora_B.weight"] = (
+            "F32",
+            (0.0005 * random.standard_normal((rows, rank))).astype(np.float32),
+        )
+        if keys.get("use_dora"):
+            magnitudes = np.linalg.norm(values, axis=1).astype(np.float32)
+            tensors[f"{at}.lora_magnitude_vector"] = ("F32", 1.01 * magnitudes)
+    save_file(folder / "adapter_model.safetensors", tensors)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "models/base",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": ["q_proj", "v_proj"],
+        **keys,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@prepares("stack-layers")
+def deep_models(folder: Path) -> None:
+    """Two fine-tunes of one base, with the 32 layers of a 7B model."""
+    _, tuned = family(folder / "models", 2, hidden=16, layers=32, vocabulary=64)
+    for path, name in zip(tuned, ("coder", "writer"), strict=True):
+        path.rename(folder / "models" / name)
+        save_tokenizer(folder / "models" / name, {f"w{i}": i for i in range(64)})
+
+
+@prepares("different-tokenizers")
+def vocabularies(folder: Path) -> None:
+    """A base, a chat model with two more tokens and a template, and a coder with a token of its own."""
+    words = ["<s>", "</s>", *(f"w{i}" for i in range(62))]
+    random = np.random.default_rng(0)
+    shapes = llama_shapes(32, 4, 64, tied=False)
+    start = {n: (0.05 * random.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
+    for name, added, template in (
+        ("base", (), None),
+        (
+            "chat",
+            ("<|im_start|>", "<|im_end|>"),
+            "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",
+        ),
+        ("coder", ("<|fim|>",), None),
+    ):
+        rows = 64 + len(added)
+        tensors = {}
+        for tensor, values in start.items():
+            wider = np.resize(values, (rows, 32)) if "embed" in tensor or "head" in tensor else values
+            moved = 0.0 if name == "base" else 0.01
+            tensors[tensor] = ("BF16", wider + moved * random.standard_normal(wider.shape).astype(np.float32))
+        model = save_model(folder / "models" / name, tensors, llama_config(32, 4, rows, tied=False))
+        entries = [entry(token, 64 + i) for i, token in enumerate(added)]
+        keys = {"chat_template": template} if template else {}
+        special = {"bos_token": "<s>", "eos_token": "</s>"}
+        save_tokenizer(model, {w: i for i, w in enumerate(words)}, entries, **special, **keys)
+
+
+@prepares("merge-large-models")
+def large_models(folder: Path) -> None:
+    """Three models of Llama 70B's shapes as files of headers and holes, and small ones with a recipe of the same words."""
+    for name in ("llama-70b", "coder-70b", "chat-70b"):
+        save_sparse_model(folder / "models" / name, llama_70b(), shards=30, config=CONFIG_70B)
+    base, tuned = family(folder / "models", 2, shards=2, **SHAPE)
+    base.rename(folder / "models" / "llama-small")
+    for path, name in zip(tuned, ("coder-small", "chat-small"), strict=True):
+        path.rename(folder / "models" / name)
+    page = (ROOT / "docs" / "how-to" / "merge-large-models.md").read_text("utf-8")
+    (recipe,) = (block.text for block in blocks_of(page) if block.title == "large.yml")
+    (folder / "small.yml").write_text(recipe.replace("70b", "small"))
 
 
 @contextmanager

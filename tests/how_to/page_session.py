@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shlex
@@ -18,7 +19,7 @@ from how_to.page_text import FOLDER, agrees, difference
 
 FORKING = ROOT / "tests" / "cli" / "forking.py"
 PYTHON = Path(__file__).with_name("python_blocks.py")
-SHELL_SIGNS = set("|&;<>()$`*?~{}")
+SHELL_SIGNS = set("|&;<>()$`~{}")
 """A command with one of these is run by bash; all others by the words that they are."""
 
 PROCESSORS = 2
@@ -90,7 +91,7 @@ class Session:
         plain = command.typed.replace("\\\n", " ")
         words = shlex.split(plain, comments=True)
         if words[0] == "alnico" and not SHELL_SIGNS & set(plain.partition(" # ")[0]):
-            status, printed = self._fork(words[1:])
+            status, printed = self._fork([name for word in words[1:] for name in self._names(word)])
         else:
             ended = subprocess.run(
                 ["bash", "-c", plain],
@@ -105,6 +106,11 @@ class Session:
         printed = self._as_on_pages(printed)
         equal = agrees(command.printed, printed, numbers=numbers)
         return Outcome(command.line, command.typed, command.printed, printed, status, equal)
+
+    def _names(self, word: str) -> list[str]:
+        """A word, or the names of files that it is a pattern of, as in a shell."""
+        is_pattern = bool(set("*?[") & set(word))
+        return (sorted(glob.glob(word, root_dir=self.folder)) if is_pattern else []) or [word]
 
     def _fork(self, words: list[str]) -> tuple[int, str]:
         self.output.unlink(missing_ok=True)
@@ -165,7 +171,13 @@ def session(
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     ours = os.environ.get("PYTHONPATH")
     python_path = os.pathsep.join([str(ROOT / "src"), *([ours] if ours else [])])
-    added = {"PATH": path, "PYTHONPATH": python_path, "COLUMNS": "100", **(environment or {})}
+    added = {
+        "PATH": path,
+        "PYTHONPATH": python_path,
+        "COLUMNS": "100",
+        "OMP_NUM_THREADS": "1",
+        **(environment or {}),
+    }
     begun = Session(folder, forks, {**os.environ, **added})
     try:
         yield begun

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from how_to.page_blocks import PAGES, blocks_of
-from how_to.page_models import prepared
+from how_to.page_models import SCORED, SCORING, prepared
 from how_to.page_session import Outcome, forking, session
 
 
@@ -46,7 +46,8 @@ def rewritten(page: str, outcomes: list[Outcome]) -> str:
 
 if __name__ == "__main__":
     chosen = [Path(word).resolve() for word in sys.argv[1:]] or PAGES
-    with forking() as server, tempfile.TemporaryDirectory() as made:
+    imported = SCORING if any(page.stem in SCORED for page in chosen) else ()
+    with forking(*imported) as server, tempfile.TemporaryDirectory() as made:
         for page in chosen:
             folder = Path(made) / page.stem / "merges"
             text = page.read_text("utf-8")

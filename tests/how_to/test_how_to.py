@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -10,16 +11,26 @@ from pathlib import Path
 import pytest
 
 from how_to.page_blocks import PAGES, Block, blocks_of, commands_of
-from how_to.page_models import prepared
+from how_to.page_models import SCORED, SCORING, prepared
 from how_to.page_session import Outcome, forking, session
 from how_to.page_text import agrees
 
 NOT_RUN = {
     "it installs packages": "a test installs nothing",
     "it needs another operating system": "the suite runs on Linux",
+    "it depends on the free disk space": "machines differ",
     "it needs a model of the hub": "tests have no network",
 }
 """The reasons for which a block may be left out: ``<!-- not run: REASON -->``."""
+
+
+TITLES = {
+    "average-checkpoints": "Average the last checkpoints of a run",
+    "merge-a-lora": "Merge a LoRA into a base",
+    "merge-large-models": "Merge 70B models on a 32 GB machine",
+    "stack-layers": "Put layers together (frankenmerge)",
+    "different-tokenizers": "Merge models with different tokenizers",
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +39,44 @@ def forks() -> Iterator[subprocess.Popen[str]]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def scoring_forks() -> Iterator[subprocess.Popen[str]]:
+    with forking(*SCORING) as server:
+        yield server
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs_and_prints_what_it_shows(
-    page: Path, forks: subprocess.Popen[str], tmp_path: Path
+    page: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     folder = tmp_path / "merges"
+    forks = request.getfixturevalue("scoring_forks" if page.stem in SCORED else "forks")
     with prepared(page.stem, folder) as environment, session(folder, forks, environment) as running:
         for outcome in running.run(blocks_of(page.read_text("utf-8"))):
             problem = outcome.problem()
             assert problem is None, f"{page.name}, {problem}"
+
+
+def test_each_how_to_has_its_title() -> None:
+    titles = {p.stem: p.read_text("utf-8").partition("\n")[0] for p in PAGES if p.parent.name == "how-to"}
+    assert titles == {name: f"# {title}" for name, title in TITLES.items()}
+
+
+def test_links_of_a_page_lead_somewhere() -> None:
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#]+?\.\w+)?(#[\w-]+)?\)", text):
+            path = page.parent / target[0] if target[0] else page
+            assert path.is_file(), f"{page.name}: {target[0]}"
+            if target[1]:
+                headings = re.findall(r"(?m)^#+ (.+)$", path.read_text("utf-8"))
+                assert target[1][1:] in map(anchor, headings), f"{page.name}: {target}"
+
+
+def anchor(heading: str) -> str:
+    """The name under which a heading is linked to."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
 
 
 def test_a_block_is_left_out_for_a_listed_reason_alone() -> None:

@@ -18,9 +18,18 @@ Shapes = Mapping[str, Sequence[int]]
 
 def llama_405b() -> dict[str, tuple[int, ...]]:
     """The tensors of Llama 3.1 405B, as its repository on the hub lists them: 126 layers, 16,384 wide, 8 heads for keys and values."""
-    hidden, inner, keys, vocabulary = 16_384, 53_248, 1_024, 128_256
+    return _llama(126, 16_384, 53_248)
+
+
+def llama_70b() -> dict[str, tuple[int, ...]]:
+    """The tensors of Llama 3.1 70B: 80 layers, 8,192 wide, 8 heads for keys and values."""
+    return _llama(80, 8_192, 28_672)
+
+
+def _llama(layers: int, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
+    keys, vocabulary = 1_024, 128_256
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    for i in range(126):
+    for i in range(layers):
         at = f"model.layers.{i}."
         shapes |= {
             at + "self_attn.q_proj.weight": (hidden, hidden),
@@ -35,6 +44,11 @@ def llama_405b() -> dict[str, tuple[int, ...]]:
         }
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
+
+CONFIG_70B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8_192, "intermediate_size": 28_672, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128_256, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+}  # fmt: skip
 
 CONFIG_405B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16_384, "intermediate_size": 53_248, "num_hidden_layers": 126,
