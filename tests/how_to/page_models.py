@@ -36,8 +36,9 @@ def prepares(page: str) -> Callable[[Callable[[Path], None]], Callable[[Path], N
 @prepares("average-checkpoints")
 def checkpoints(folder: Path) -> None:
     """The last checkpoints of a run with a large learning rate, as transformers' Trainer leaves them, and the task's data."""
-    import made_tasks
     import torch
+
+    import made_tasks
 
     base = made_tasks.save_base(folder / "base")
     run = training(base, "pets", steps=121, rate=4e-3, batch=8)
@@ -57,9 +58,10 @@ def checkpoints(folder: Path) -> None:
 
 def training(base: Path, task: str, steps: int, rate: float, batch: int) -> Iterator[tuple[int, Any, Any]]:
     """Tune a base on a task; yields the number of each step, the model before it, and its tokenizer."""
-    import made_tasks
     import torch
     from transformers import BertModel, PreTrainedTokenizerFast
+
+    import made_tasks
 
     torch.set_num_threads(1)
     head = made_tasks.head_of(base, task)
