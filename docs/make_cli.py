@@ -25,7 +25,7 @@ ORDER = (
 START = """# The command line
 
 Made from the signatures and docstrings of the [Python functions](python.md) by `python docs/make_cli.py`; `alnico COMMAND --help` prints the
-same for one command. Results go to standard output, everything else to standard error. Exit codes are listed in `src/alnico/errors.py`.
+same for one command. Results go to standard output, everything else to standard error. [Exit codes](errors.md) say what went wrong.
 """
 
 

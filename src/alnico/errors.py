@@ -14,9 +14,15 @@
     ├── EvaluationError   12   a task cannot be read, or a model cannot be scored on it
     └── HubError          13   the network or the hub: not found, no access, no connection, not in the cache
 
-Other exit codes: 0 is success; 1 a bug in alnico (with a traceback); 2 a wrong command line; 130, 143 and
-129 an interrupt by Ctrl-C, SIGTERM and SIGHUP, after which the same command resumes; 14 is not an error:
-``alnico diff --exit-code`` found a difference.
+Other exit codes:
+
+    0     success
+    1     a bug in alnico, with a traceback
+    2     a wrong command line
+    14    not an error: ``alnico diff --exit-code`` found a difference
+    129   interrupted by SIGHUP; the same command resumes
+    130   interrupted by Ctrl-C; the same command resumes
+    143   interrupted by SIGTERM; the same command resumes
 
 A message says where, what was found, what was expected and what to do.
 """
