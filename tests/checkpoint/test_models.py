@@ -146,7 +146,7 @@ def test_a_path_the_system_cannot_look_at_is_refused():
 def test_an_empty_directory_is_refused(tmp_path):
     assert (
         refusal(tmp_path)
-        == f"{tmp_path}: has no .safetensors or .bin file, expected a model. Check the path."
+        == f"{tmp_path}: has no .safetensors or .bin file, expected a model. It has no files. Check the path."
     )
 
 
@@ -202,7 +202,7 @@ def test_a_file_with_a_damaged_header_is_named(tmp_path):
     path.write_bytes(b"\x02\0\0")
     assert refusal(path).startswith(f"{path}: the file has 3 bytes; ")
     path.write_bytes(b"")
-    assert refusal(path).startswith(f"{path}: the file has 0 bytes; ")
+    assert refusal(path) == f"{path}: is empty (0 bytes); expected safetensors. Download the file again."
 
 
 # The index.

@@ -199,7 +199,7 @@ MODEL_FILES = (
     Malformed("duplicate key", "duplicate key", of_ours('{"a": 1, "a": 2}')),
     Malformed("is not a JSON number", "is not a JSON number", of_ours('{"a": Infinity}')),
     # header.py
-    Malformed("is a git-lfs pointer", "is a git-lfs pointer", raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")),
+    Malformed("{}: is {}; expected {}. {}", "is a git-lfs pointer, not the file itself, which has 9 B; expected safetensors", raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")),
     Malformed("holds folders nested deeper than", "holds folders nested deeper than 100", in_a_module(lambda: "/".join(["d"] * 120))),
     Malformed("holds more than {} files and folders", "holds more than 5 files and folders", in_a_module(lambda: "d/d/d/d/d/d", 5)),
     Malformed("the file has {} bytes; a safetensors file begins", "begins with an 8-byte header length", raw(b"\1\0\0")),
@@ -234,6 +234,8 @@ MODEL_FILES = (
     Malformed("and not base+adapter; expected two paths", "and not base+adapter", lambda folder: reading(f"{folder}/a+{folder}/b")),
     Malformed("expected a directory with safetensors files, one such file, or", "no such directory or file; expected a directory", lambda folder: reading(folder / "none")),
     Malformed("{}: is not JSON ({})", "is not JSON (Expecting", directory(model=ONE, config="{]")),
+    Malformed("{}: is not JSON, but {}. {}", "is not JSON, but an HTML page. Download the file itself", directory(model=ONE, config="<!doctype html>")),
+    Malformed("{}: holds {}, not the file itself. {}", "holds a server's error message ('Entry not found'), not the file itself", directory(model=ONE, config={"error": "Entry not found"})),
     Malformed("holds a JSON {}, expected an object", "holds a JSON list", directory(model=ONE, config=[1])),
     Malformed("is nested deeper than {} levels; expected a file that describes", "is nested deeper than 100", directory(model=ONE, config=DEEP)),
     Malformed("{}: contains half of a character (a lone surrogate); expected Unicode text", "contains half of a character", directory(model=ONE, config='{"a": "\\ud800"}')),
@@ -252,7 +254,7 @@ MODEL_FILES = (
     Malformed("its weights are quantised", "its weights are quantised (config.json says 'gptq')", directory(model=ONE, config={"quantization_config": {"quant_method": "gptq"}})),
     # statistics.py
     Malformed("has no {} of {}; expected what `alnico statistics {}`", "has no rows of w", statistics(measured(), number="rows")),
-    Malformed("statistics {}: {}; expected a directory written by `alnico statistics`. Check the path.", "does not exist; expected", lambda folder: lambda: open_statistics(str(folder / "none"))),
+    Malformed("statistics {}: {}; expected a directory written by `alnico statistics`. {}", "does not exist; expected", lambda folder: lambda: open_statistics(str(folder / "none"))),
     Malformed("does not hold statistics of schema", "does not hold statistics of schema 1", statistics({**measured(), "schema": 2})),
     Malformed("{}: is damaged ({}). Measure the model again.", "is damaged ('digest')", statistics({**measured(), "tensors": {"w": {}}})),
     Malformed("names {}, which {} does not hold", "names 'g', which", statistics(measured(stored="g"))),

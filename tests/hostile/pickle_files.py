@@ -92,7 +92,7 @@ AS_BYTES = Call(
 
 PICKLE_FILES = (
     # pickles.py
-    Malformed("is not a readable torch checkpoint", "is not a readable torch checkpoint (UnpicklingError: it ends too early)", file(b"")),
+    Malformed("is not a readable torch checkpoint", "is not a readable torch checkpoint (UnpicklingError: it ends too early)", file(b"\x80\x02")),
     Malformed("is a zip archive without one data.pkl", "is a zip archive without one data.pkl", file(zipped(pickled({"w": GOOD}), {"m/constants.pkl": b""}))),
     Malformed("{}: {} has {} bytes or is compressed", "m/data.pkl has", file(zipped(pickled({"w": GOOD}), compressed="m/data.pkl"))),
     Malformed("was written by a big-endian machine", "was written by a big-endian machine", file(zipped(pickled({"w": GOOD}), {"m/byteorder": b"big"}))),

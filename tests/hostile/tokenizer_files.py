@@ -73,6 +73,7 @@ TOKENIZER_FILES = (
     Malformed("its vocabulary has row {}; expected at most", "its vocabulary has row 4194304", document(model={"vocab": {"a": MAX_ROW + 1}})),
     Malformed("an id outside 0 to {}", "added_tokens has entries without content", document(added_tokens=[{"content": "<s>", "id": -1}])),
     Malformed("is not a sentencepiece model", "is not a sentencepiece model (it has no pieces)", pieces(b"")),
+    Malformed("{}: is {}; expected a part of a tokenizer", "is a git-lfs pointer, not the file itself; expected a part of a tokenizer. Run `git lfs", files(vocab__txt=b"version https://git-lfs.github.com/spec/v1")),
     Malformed("the ids of a {} are not the positions of its pieces", "the ids of a XLMRobertaTokenizer are not", files(tokenizer__model=b"\n\x03\n\x01a", tokenizer_config__json={"tokenizer_class": "XLMRobertaTokenizer"})),
     Malformed("{} or {} has added tokens without content or without an id up to", "has added tokens without content", files(vocab__json={"a": 0}, tokenizer_config__json={"added_tokens_decoder": {"1": {}}})),
     # sentencepiece.py

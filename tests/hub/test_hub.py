@@ -488,7 +488,7 @@ def test_a_header_that_claims_too_much_is_refused_unread(hub: Hub, length: int) 
 def test_a_file_without_bytes_is_refused(hub: Hub) -> None:
     hub.add("org/bad", {"model.safetensors": b"", "config.json": b"{}"})
     assert told(lambda: alnico.open_model("org/bad"), ModelError).startswith(
-        "org/bad: model.safetensors: the file has 0 bytes"
+        "org/bad: model.safetensors: is empty (0 bytes); expected safetensors."
     )
     assert not any(r.range for r in hub.requests)
 
@@ -564,3 +564,53 @@ def test_the_program_as_people_run_it(hub: Hub) -> None:
     assert run("inspect", "org/base", HF_HUB_OFFLINE="1").returncode == 13
     pushed = run("push", "out", "me/merged")
     assert (pushed.returncode, pushed.stdout) == (0, f"{hub.url}/me/merged\n")
+
+
+# ---- paths that are misspelt -----------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_path_is_answered_before_anything_is_requested(hub: Hub) -> None:
+    local = models(hub)
+    wrong = str(local[0]).replace("base", "basee")
+    expected = (
+        f"model '{wrong}': no such directory or file; {local[0]} is there. Did you mean {local[0]}? "
+        f"If you mean the model on the hub, write {wrong}@main."
+    )
+    assert told(lambda: alnico.open_model(wrong), ModelError) == expected
+    assert told(lambda: alnico.open_model(wrong, offline=True), ModelError) == expected
+    assert told(lambda: alnico.open_model(f"{local[0]}+{wrong}"), ModelError) == expected
+    assert hub.requests == []
+
+
+def test_a_model_of_the_hub_with_a_similar_name_here_is_opened_with_its_revision(hub: Hub) -> None:
+    local = models(hub)
+    hub.add("local/bass", local[0])
+    assert "Did you mean local/base?" in told(lambda: alnico.open_model("local/bass"), ModelError)
+    alnico.open_model("local/bass@main").close()
+    alnico.open_model("local/bass").close()  # the cache has it now
+
+
+def test_an_error_of_the_hub_names_a_similar_path_first(hub: Hub) -> None:
+    models(hub)
+    assert told(lambda: alnico.open_model("local/tuned-7")) == (
+        f"local/tuned-7: no such path here. Did you mean local/tuned-1? {hub.url} has no such model, or it is private. "
+        "Check the name; for a private model log in with `hf auth login`, or set HF_TOKEN."
+    )
+    assert "Did you mean" not in told(lambda: alnico.open_model("org/none"))
+    Path("local/tuned-0").rename("local/tuned-8")
+    hub.add("local/tuned-7", Path("local/tuned-1"))
+    alnico.open_model("local/tuned-7").close()  # another number is another model
+
+
+def test_a_model_of_another_format_on_the_hub_is_named(hub: Hub) -> None:
+    hub.add("org/quantised", {"m.Q4_K_M.gguf": b"GGUF", "config.json": b"{}"})
+    assert (
+        "It has m.Q4_K_M.gguf, a GGUF file (llama.cpp's format). Use the model that it was converted from"
+        in (told(lambda: alnico.open_model("org/quantised"), ModelError))
+    )
+    for content, what in (
+        (b"GGUF\x03\0\0\0" + b"\1" * 90, "is a GGUF file (llama.cpp's format)"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer, not the file itself"),
+    ):
+        hub.add(f"org/{content[:1].hex()}", {"model.safetensors": content, "config.json": b"{}"})
+        assert what in told(lambda content=content: alnico.open_model(f"org/{content[:1].hex()}"), ModelError)

@@ -141,7 +141,10 @@ BROKEN = {
         "out: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first.",
     ),
     "no lock": (8, "out: has no alnico.lock.json, expected the output of `alnico merge`. Check the path."),
-    "no weights": (4, "out: has no .safetensors or .bin file, expected a model. Check the path."),
+    "no weights": (
+        4,
+        "out: has no .safetensors or .bin file, expected a model. It has config.json, but the weights are not there.",
+    ),
     "a shard is missing": (
         4,
         "out/model.safetensors.index.json: lists model-00002-of-00002.safetensors, which does not exist. Complete the download.",

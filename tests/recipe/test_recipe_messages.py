@@ -503,9 +503,16 @@ def test_a_mapping_inside_itself_is_refused() -> None:
     ("made", "expected"),
     [
         (lambda _: None, "cannot be read (No such file or directory). Check the path of the recipe."),
-        (lambda p: p.mkdir(), "cannot be read (Is a directory). Check the path of the recipe."),
+        (
+            lambda p: p.mkdir(),
+            "is a folder; expected a recipe, which is a YAML file. Give the path of the file.",
+        ),
         (
             lambda p: p.write_bytes(b"\xff\xfe\x00"),
+            "is text in UTF-16; expected a recipe. Save it as UTF-8; PowerShell's > writes UTF-16.",
+        ),
+        (
+            lambda p: p.write_bytes(b"\xf0\xfe\x00"),
             "is not UTF-8 text; expected YAML. Give the YAML file of the merge.",
         ),
         (

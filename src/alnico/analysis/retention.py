@@ -242,7 +242,10 @@ def recorded_base(merged: Source) -> tuple[str | None, str]:
         return None, f"{folder / RECIPE} cannot be read: {str(error).splitlines()[0]}"
     if recipe.base_model is None:
         return None, f"{folder / RECIPE} names no base"
-    return resolve_reference(recipe.base_model, str(folder)), ""
+    try:
+        return resolve_reference(recipe.base_model, str(folder)), ""
+    except ModelError as error:
+        return None, f"{folder / RECIPE} names a base that is not there ({str(error).rstrip('.')})"
 
 
 def open_recorded_base(

@@ -15,6 +15,7 @@ from typing import Any
 from alnico.analysis.results import AnalysedModel
 from alnico.checkpoint.files import open_named
 from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.near_paths import suggestion
 from alnico.errors import ModelError
 
 ScoreTable = Mapping[str, Mapping[str, float]]
@@ -202,7 +203,8 @@ def _table(path: Path) -> list[tuple[str, str, Any]]:
             rows = [row for row in csv.reader(file) if row]
     except OSError as error:
         raise ModelError(
-            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+            f"{path}: cannot be read ({error.strerror}). "
+            f"{suggestion(path, 'Check the path and its permissions.', accepts=Path.is_file)}"
         ) from None
     except (ValueError, csv.Error) as error:
         raise ModelError(

@@ -18,6 +18,7 @@ import xxhash
 from numpy.lib.stride_tricks import as_strided
 
 from alnico.checkpoint import header as headers
+from alnico.checkpoint.file_kinds import SAFETENSORS, SNIFFED_BYTES, refuse_other
 from alnico.checkpoint.files import OpenFiles, copy_fully, open_to_read, read_fully
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.reference import PICKLES
@@ -247,9 +248,20 @@ def add_prefix(shard: Shard, prefix: str) -> Shard:
 
 
 def read_shard(path: Path, size: int, mtime_ns: int, where: str, read: Callable[[int, int], bytes]) -> Shard:
-    """Read and check the header of a file, local or remote, through ``read(offset, count)``."""
-    text = read(8, headers.parse_length(read(0, min(8, size)), size, where))
-    return Shard(path, headers.parse(text, size, where), size, mtime_ns, xxhash.xxh3_128_hexdigest(text))
+    """Read and check the header of a file, local or remote, through ``read(offset, count)``.
+
+    A file of another format is named by its first bytes: of a remote file by the 8 that were read.
+    """
+    start = read(0, min(8, size))
+    try:
+        text = read(8, headers.parse_length(start, size, where))
+        header = headers.parse(text, size, where)
+    except ModelError:
+        if path.exists():
+            start = read(0, min(SNIFFED_BYTES, size))
+        refuse_other(start, where, "safetensors", SAFETENSORS)
+        raise
+    return Shard(path, header, size, mtime_ns, xxhash.xxh3_128_hexdigest(text))
 
 
 def has_same_header(a: Shard, b: Shard) -> bool:

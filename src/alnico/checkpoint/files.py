@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from alnico.checkpoint.near_paths import suggestion
 from alnico.errors import ModelError, RunError
 
 MAX_OPEN_FILES = 8
@@ -154,9 +155,10 @@ def open_to_read(path: Path) -> int:
             f"{path}: is a folder, a pipe or a device; expected a regular file. Check the path."
         ) from None
     except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be opened ({error.strerror}). Check the path and its permissions."
-        ) from None
+        advice = "Check the path and its permissions."
+        if error.errno == errno.ENOENT:
+            advice = suggestion(path, advice, accepts=Path.is_file, only_misspellings=True)
+        raise ModelError(f"{path}: cannot be opened ({error.strerror}). {advice}") from None
 
 
 def read_small(path: Path, max_bytes: int, expected: str) -> bytes:

@@ -83,11 +83,6 @@ def parse_length(prefix: bytes, file_size: int, where: str) -> int:
             f"{where}: the file has {file_size} bytes; a safetensors file begins with an 8-byte header "
             "length. The file is truncated or not safetensors; download it again."
         )
-    if prefix == b"version ":
-        raise ModelError(
-            f"{where}: is a git-lfs pointer, not the file itself; expected safetensors. Run `git lfs pull` "
-            "in the model's folder."
-        )
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise ModelError(

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from alnico.checkpoint.file_model import FileModel, add_prefix, check_index, open_shard, read_shard
 from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
+from alnico.checkpoint.near_paths import near_path
 from alnico.checkpoint.network import (
     CONTROLS,
     MAX_RESPONSE_BYTES,
@@ -36,7 +37,7 @@ from alnico.checkpoint.network import (
     check_sha256,
     read_seconds,
 )
-from alnico.checkpoint.reference import COMMIT, PICKLES
+from alnico.checkpoint.reference import COMMIT, PICKLES, may_hold_model, refuse_misspelt
 from alnico.checkpoint.sidecars import is_carried, module_folders, modules_among, unread_weights
 from alnico.checkpoint.source import Shard
 from alnico.checkpoint.weight_files import INDICES, holds_weights, is_inside, shard_names
@@ -206,8 +207,9 @@ class Repository:
 def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]] = shard_names) -> FileModel:
     """Open ``owner/name`` or ``owner/name@revision``. Side files and headers are downloaded, weights are not.
 
-    ``choose`` returns the names of the weight files, as :func:`shard_names` does. Errors: HubError;
-    ModelError for what :func:`alnico.checkpoint.open_model.open_model` refuses.
+    ``choose`` returns the names of the weight files, as :func:`shard_names` does. A misspelt path is named
+    before anything is requested. Errors: HubError; ModelError for what
+    :func:`alnico.checkpoint.open_model.open_model` refuses.
     """
     name, revision = _split(label)
     from huggingface_hub import constants
@@ -215,6 +217,29 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
     is_offline = offline or bool(constants.HF_HUB_OFFLINE)
     # The folder's name is documented by huggingface_hub.
     cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    if not cache.is_dir():
+        refuse_misspelt(label)
+    try:
+        return _open_repository(label, name, revision, cache, choose, is_offline=is_offline)
+    except HubError as error:
+        near = near_path(name, accepts=may_hold_model)
+        if near is None:
+            raise
+        rest = [
+            line.removeprefix(f"{label}: ").removeprefix("no such path here, and ") for line in error.args
+        ]
+        raise HubError(f"{label}: no such path here. Did you mean {near}? {rest[0]}", *rest[1:]) from None
+
+
+def _open_repository(
+    label: str,
+    name: str,
+    revision: str,
+    cache: Path,
+    choose: Callable[..., list[str]],
+    *,
+    is_offline: bool,
+) -> FileModel:
     repository = (_find_in_cache if is_offline else _find_on_hub)(label, name, revision, cache)
     sizes = repository.sizes
     repository.fetch_small(f for f in sizes if "/" not in f)

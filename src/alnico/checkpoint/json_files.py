@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.file_kinds import SNIFFED_BYTES, error_message, kind_of
 from alnico.checkpoint.files import read_small
 from alnico.errors import ModelError
 
@@ -42,6 +43,9 @@ def parse_json(data: bytes, path: Path, *, is_ours: bool = False) -> dict[str, A
             else json.loads(data)
         )
     except (ValueError, RecursionError) as error:
+        kind = None if data.lstrip()[:1] in (b"{", b"[", b'"') else kind_of(data[:SNIFFED_BYTES])
+        if kind is not None:
+            raise ModelError(f"{path}: is not JSON, but {kind.name}. {kind.advice}") from None
         raise ModelError(
             f"{path}: is not JSON ({str(error)[:120]}). The file is damaged; download it again."
         ) from None
@@ -49,6 +53,8 @@ def parse_json(data: bytes, path: Path, *, is_ours: bool = False) -> dict[str, A
         raise ModelError(
             f"{path}: holds a JSON {type(loaded).__name__}, expected an object. Check the model."
         )
+    if (answer := error_message(loaded)) is not None and not is_ours:
+        raise ModelError(f"{path}: holds {answer.name}, not the file itself. {answer.advice}")
     if _is_deep(loaded):
         raise ModelError(
             f"{path}: is nested deeper than {MAX_JSON_DEPTH} levels; expected a file that describes a model. "

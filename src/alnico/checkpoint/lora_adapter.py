@@ -22,6 +22,7 @@ from alnico.checkpoint import patterns
 from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.sidecars import check_kinds
 from alnico.checkpoint.source import read_tensor
@@ -225,7 +226,7 @@ def _open(reference: str, offline: bool) -> FileModel:
         )
     raise ModelError(
         f"{reference}: is not a directory; expected that of a LoRA adapter, with {CONFIG} and {WEIGHTS[0]}. "
-        "Check the path."
+        f"{suggestion(reference, 'Check the path.', accepts=Path.is_dir)}"
     )
 
 

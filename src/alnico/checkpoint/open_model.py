@@ -10,7 +10,14 @@ from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.file_model import FileModel, check_index, open_shard
 from alnico.checkpoint.lora_adapter import open_adapter
 from alnico.checkpoint.lora_model import AdaptedModel
-from alnico.checkpoint.reference import is_hub_reference, is_path, split_adapter, split_weight
+from alnico.checkpoint.near_paths import near_path, suggestion
+from alnico.checkpoint.reference import (
+    is_hub_reference,
+    is_path,
+    may_hold_model,
+    split_adapter,
+    split_weight,
+)
 from alnico.checkpoint.source import Model
 from alnico.checkpoint.weight_files import _shard_paths
 from alnico.errors import ModelError
@@ -97,15 +104,19 @@ def _open_files(label: str, location: Path, offline: bool) -> FileModel:
 
         model = open_from_hub(label, offline=offline)
     elif "+" in label:
+        parts = [split_weight(part)[1] for part in label.split("+")]
+        near = {part: near_path(part, accepts=may_hold_model) for part in parts if not is_path(part)}
+        hint = "".join(f" {part!r} is not there. Did you mean {path}?" for part, path in near.items() if path)
         raise ModelError(
             f"model {label!r}: no such directory or file, and not base+adapter; expected two paths, or hub "
-            "ids as owner/name. Check both parts."
+            f"ids as owner/name.{hint or ' Check both parts.'}"
         )
     else:
+        otherwise = "Check the path, or write the hub id with its owner."
         raise ModelError(
             f"model {label!r}: no such directory or file; expected a directory with safetensors files, one "
-            "such file, or a model on the hub as owner/name or owner/name@revision. Check the path, or "
-            "write the hub id with its owner."
+            "such file, or a model on the hub as owner/name or owner/name@revision. "
+            f"{suggestion(label, otherwise, accepts=may_hold_model)}"
         )
     return model
 

@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 import xxhash
 
+from alnico.checkpoint.file_kinds import PICKLE, SNIFFED_BYTES, TORCH_ZIP, ZIP, refuse_other
 from alnico.checkpoint.files import open_to_read
 from alnico.checkpoint.header import MAX_DIMENSIONS, Header, TensorInfo
 from alnico.checkpoint.pickle_parser import MAX_PICKLE_BYTES, AllowedGlobal, Unpickler, put_pairs
@@ -106,7 +107,9 @@ def open_pickle(path: Path) -> Shard:
     try:
         with os.fdopen(open_to_read(path), "rb") as file:
             status = os.fstat(file.fileno())
-            is_zip = file.read(4) == b"PK\x03\x04"
+            start = file.read(SNIFFED_BYTES)
+            refuse_other(start, path, "a torch checkpoint", TORCH_ZIP, PICKLE, ZIP)
+            is_zip = start.startswith(b"PK\x03\x04")
             file.seek(0)
             loaded, storages, digest = (_read_zip if is_zip else _read_legacy)(
                 file, status.st_size, str(path)

@@ -7,6 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alnico.checkpoint.near_paths import is_misspelling, near_path
+from alnico.errors import ModelError
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -19,6 +22,29 @@ def is_path(reference: str) -> bool:
         return Path(os.path.expanduser(reference)).exists()
     except PermissionError:  # in another user's folder: opening it gives the error
         return True
+
+
+def may_hold_model(path: Path) -> bool:
+    """Is a path a folder, or a file of a format that holds models?"""
+    return path.is_dir() or path.suffix in (".safetensors", *PICKLES)
+
+
+def refuse_misspelt(reference: str, folder: str = ".") -> None:
+    """Refuse a reference that does not exist and misspells a path that does, before anything else is tried.
+
+    An id of the hub with a revision is never taken for a misspelling. Errors: ModelError.
+    """
+    near = None if "@" in reference else near_path(reference, folder, may_hold_model)
+    if near is not None and is_misspelling(reference, near):
+        where = "" if folder == "." else f" (seen from {folder})"
+        on_hub = (
+            f" If you mean the model on the hub, write {reference}@main."
+            if is_hub_reference(reference)
+            else ""
+        )
+        raise ModelError(
+            f"model {reference!r}: no such directory or file; {near} is there{where}. Did you mean {near}?{on_hub}"
+        )
 
 
 def split_adapter(reference: str, exists: Callable[[str], bool]) -> tuple[str, str] | None:

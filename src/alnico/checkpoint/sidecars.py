@@ -13,6 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from alnico.checkpoint.durable import copy_file, write_file
+from alnico.checkpoint.file_kinds import LFS, SNIFFED_BYTES, kind_of
 from alnico.checkpoint.files import (
     MAX_ENTRIES,
     check_inside,
@@ -54,7 +55,9 @@ NOT_CARRIED = ("adapter_config.json",)
 SHOWN = 8
 """Files that a note names at most."""
 
-OURS = ("README.md", "mergekit_config.yml", "alnico.lock.json", "config.json", SIGNATURE)
+RECIPE_FILE = "mergekit_config.yml"
+
+OURS = ("README.md", RECIPE_FILE, "alnico.lock.json", "config.json", SIGNATURE)
 """Written new for every merge, or not at all."""
 
 READ_ONLY = ("adapter_config.json", INDEX)
@@ -226,7 +229,7 @@ def check_kinds(directory: Path) -> None:
 
 
 def check_carried(directory: Path, excluded: Collection[str] = ()) -> None:
-    """Refuse files that :func:`copy_side_files` could not copy: broken links and unreadable files.
+    """Refuse files that :func:`copy_side_files` could not copy, and those that a pointer or an error page replaces.
 
     Errors: ModelError.
     """
@@ -238,7 +241,16 @@ def check_carried(directory: Path, excluded: Collection[str] = ()) -> None:
                 f"{directory / relative}: its name is not UTF-8; expected a name that the lock can hold. "
                 "Rename the file, or remove it."
             )
-        os.close(open_to_read(directory / relative))
+        descriptor = open_to_read(directory / relative)
+        try:
+            start = os.pread(descriptor, SNIFFED_BYTES, 0)
+        finally:
+            os.close(descriptor)
+        kind = kind_of(start)
+        if kind is not None and kind.is_stand_in and (relative.suffix == ".json" or start.startswith(LFS)):
+            raise ModelError(
+                f"{directory / relative}: is {kind.name}; the output would have it, too. {kind.advice} Or remove it."
+            )
 
 
 def copy_side_files(

@@ -22,6 +22,7 @@ from typing import Any
 from alnico.checkpoint.files import SHELL_PIPE, files_below, open_binary
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lora_model import AdaptedModel
+from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.statistics import StatisticsSource
@@ -116,7 +117,8 @@ def sign(folder: Path, key: Path) -> Path:
         signing.Config().set_hashing_config(files).use_elliptic_key_signer(private_key=key).sign(folder, path)
     except OSError as error:
         raise UncheckedError(
-            f"{error.filename or folder}: could not be used for signing ({error.strerror}). Check the path."
+            f"{error.filename or folder}: could not be used for signing ({error.strerror}). "
+            f"{suggestion(error.filename or folder, 'Check the path.', only_misspellings=True)}"
         ) from None
     except Exception as error:  # the library does not document what it raises for a key
         raise UncheckedError(
@@ -217,7 +219,8 @@ def _verifier(key: Path) -> Any:
         return verifying.Config().use_elliptic_key_verifier(public_key=key)
     except OSError as error:
         raise UncheckedError(
-            f"{key}: the public key cannot be read ({error.strerror}). Check the path."
+            f"{key}: the public key cannot be read ({error.strerror}). "
+            f"{suggestion(key, 'Check the path.', accepts=Path.is_file)}"
         ) from None
     except Exception as error:
         raise UncheckedError(

@@ -23,6 +23,7 @@ import numpy as np
 from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside, read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, read_json
+from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.output_path import Replace, check_inputs, check_target_folder
 from alnico.checkpoint.overwrite import holds_statistics
 from alnico.checkpoint.shards import split_into_shards
@@ -122,7 +123,7 @@ def open_statistics(path: str, label: str = "") -> StatisticsSource:
         problem = "is not a directory" if folder.exists() else "does not exist"
         raise ModelError(
             f"statistics {label or path!r}: {problem}; expected a directory written by `alnico statistics`. "
-            "Check the path."
+            f"{suggestion(path, 'Check the path.', accepts=Path.is_dir)}"
         )
     data = read_json(summary)
     if data.get("schema") != SCHEMA or data.get("kind") not in get_args(StatisticsKind):

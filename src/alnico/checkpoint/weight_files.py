@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from alnico.checkpoint.file_kinds import kind_by_name
 from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.reference import PICKLES
@@ -36,6 +39,15 @@ SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<
 
 NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 """Files that trainers write next to the weights."""
+
+
+UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2", ".tmp")
+"""Endings that downloaders give a file until it is complete."""
+
+SHOWN = 3
+"""Most folders that a message names."""
+MAX_SEARCHED = 1000
+"""Most entries of a folder among which a message looks for models."""
 
 
 def _shard_paths(directory: Path, has_modules: bool) -> list[Path]:
@@ -85,13 +97,50 @@ def shard_names(where: str, names: Collection[str], folder: Path, exists: Callab
             "pipeline."
         )
     if not weights:
-        raise ModelError(f"{where}: has no .safetensors or .bin file, expected a model. Check the path.")
+        raise ModelError(
+            f"{where}: has no .safetensors or .bin file, expected a model. {_what_is_there(names, folder)}"
+        )
     if len(weights) > 1 and not SHARD_NAME.fullmatch(weights[0]):
         raise ModelError(
             f"{where}: has {len(weights)} checkpoints ({', '.join(weights[:3])}), expected one, or shards "
             "with an index. Give the path of the file to merge."
         )
     return weights
+
+
+def _what_is_there(names: Collection[str], folder: Path) -> str:
+    """Say what a folder without weights holds instead, and what to do."""
+    if (unread := kind_by_name(names)) is not None:
+        return f"It has {unread[0]}, {unread[1].name}. {unread[1].advice}"
+    if unfinished := sorted(n for n in names if n.endswith(UNFINISHED)):
+        return f"It has {unfinished[0]}, an unfinished download. Complete the download."
+    below = _models_below(folder)
+    if below:
+        shown = ", ".join(below[:SHOWN]) + (f" and {len(below) - SHOWN} more" if len(below) > SHOWN else "")
+        return (
+            f"Models are in its {'folder' if len(below) == 1 else 'folders'} {shown}: give the path of one."
+        )
+    if "config.json" in names:
+        return "It has config.json, but the weights are not there. Complete the download."
+    return "Check the path." if names else "It has no files. Check the path."
+
+
+def _models_below(folder: Path) -> list[str]:
+    """Return the folders in a folder that hold weights: a trainer's checkpoints, snapshots of the hub's cache."""
+    found = []
+    with suppress(OSError):
+        for inner in _entries(folder):
+            inside = _entries(inner) if inner.name == "snapshots" and inner.is_dir() else [inner]
+            found += [
+                path.relative_to(folder).as_posix()
+                for path in inside
+                if path.is_dir() and holds_weights(p.name for p in _entries(path))
+            ]
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(itertools.islice(folder.iterdir(), MAX_SEARCHED))
 
 
 def _weights_among(where: str, names: Collection[str], usual: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.files import is_text, open_binary
+from alnico.checkpoint.near_paths import suggestion
 from alnico.errors import EvaluationError
 
 ENDINGS = (".jsonl", ".csv", ".npz")
@@ -64,7 +65,8 @@ def read_examples(
             )
     except OSError as error:
         raise EvaluationError(
-            f"{file}: cannot be read ({error.strerror}). Check the path and its permissions."
+            f"{file}: cannot be read ({error.strerror}). "
+            f"{suggestion(file, 'Check the path and its permissions.', accepts=Path.is_file)}"
         ) from None
     except UnicodeDecodeError:
         raise EvaluationError(
@@ -88,7 +90,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
         return data.decode("utf-8")
     except OSError as error:
         raise EvaluationError(
-            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+            f"{path}: cannot be read ({error.strerror}). "
+            f"{suggestion(path, 'Check the path and its permissions.', accepts=Path.is_file)}"
         ) from None
     except UnicodeDecodeError:
         raise EvaluationError(f"{path}: is not UTF-8 text; expected a text. Check the file.") from None

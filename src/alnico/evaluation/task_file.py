@@ -39,7 +39,9 @@ from typing import Any
 
 import yaml
 
+from alnico.checkpoint.file_kinds import RECIPE, SNIFFED_BYTES, UTF16, not_yaml
 from alnico.checkpoint.files import open_named
+from alnico.checkpoint.near_paths import suggestion
 from alnico.errors import AlnicoError, EvaluationError, RecipeError
 from alnico.evaluation.classification import Classification
 from alnico.evaluation.examples import read_examples, read_text
@@ -160,11 +162,13 @@ def _text(name: str) -> str:
             raise EvaluationError(
                 f"{name}: is larger than {MAX_BYTES} bytes; expected a list of tasks. Give the YAML file of the tasks."
             )
+        if (kind := not_yaml(data[:SNIFFED_BYTES], name, RECIPE)) is not None:
+            advice = kind.advice if kind.is_stand_in or kind is UTF16 else "Give the YAML file of the tasks."
+            raise EvaluationError(f"{name}: is {kind.name}; expected a list of tasks. {advice}")
         return data.decode("utf-8")
     except OSError as error:
-        raise EvaluationError(
-            f"{name}: cannot be read ({error.strerror}). Check the path of the tasks."
-        ) from None
+        hint = suggestion(name, "Check the path of the tasks.", accepts=Path.is_file)
+        raise EvaluationError(f"{name}: cannot be read ({error.strerror}). {hint}") from None
     except UnicodeDecodeError:
         raise EvaluationError(
             f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the tasks."

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.near_paths import suggestion
 from alnico.errors import EvaluationError
 from alnico.evaluation.tasks import (
     EvaluatedModel,
@@ -141,7 +142,8 @@ def find_function(reference: str, folder: str | os.PathLike[str] = ".") -> Calla
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
             raise EvaluationError(
-                f"{reference}: {file} does not exist, and Python finds no module {module}; expected one of them. Check the name."
+                f"{reference}: {file} does not exist, and Python finds no module {module}; expected one of them. "
+                f"{suggestion(file, 'Check the name.', accepts=Path.is_file)}"
             ) from None
         raise evaluation_failed(reference, error) from error
     for word in attribute.split("."):

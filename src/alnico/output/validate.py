@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from alnico.checkpoint.lineage import LOCK
+from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.open_model import open_model
 from alnico.errors import OutputError
 from alnico.output.lock import describe_tensor, differing_tensors, read_lock
@@ -51,9 +52,8 @@ def check_folder(folder: Path) -> None:
             raise OutputError(
                 f"{folder}: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first."
             )
-        raise OutputError(
-            f"{folder}: no such directory; expected the output of `alnico merge`. Check the path."
-        )
+        advice = suggestion(folder, "Check the path.", accepts=Path.is_dir)
+        raise OutputError(f"{folder}: no such directory; expected the output of `alnico merge`. {advice}")
 
 
 def local_paths(folder: Path) -> list[str]:

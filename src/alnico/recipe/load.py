@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from alnico.checkpoint.file_kinds import SNIFFED_BYTES, TASKS, UTF16, not_yaml
 from alnico.checkpoint.files import open_named
+from alnico.checkpoint.near_paths import MAX_ENTRIES, suggestion
+from alnico.checkpoint.sidecars import RECIPE_FILE
+from alnico.checkpoint.weight_files import holds_weights
 from alnico.errors import RecipeError
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -83,12 +89,35 @@ def read_source(
         with open_named(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RecipeError(
-            f"{path}: cannot be read ({error.strerror}). Check the path of the recipe."
-        ) from None
+        if os.path.isdir(path):
+            raise RecipeError(
+                f"{path}: is a folder; expected a recipe, which is a YAML file. {_recipe_in(Path(path))}"
+            ) from None
+        hint = suggestion(path, "Check the path of the recipe.", accepts=_may_be_recipe)
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}). {hint}") from None
     except ValueError:
         raise RecipeError(f"{path!r}: is not a path. Check the path of the recipe.") from None
     return _decoded(data, path, of_what), path, str(Path(path).parent), True
+
+
+def _may_be_recipe(path: Path) -> bool:
+    return path.suffix in (".yml", ".yaml", ".json", "") and path.is_file()
+
+
+def _recipe_in(folder: Path) -> str:
+    """Say which recipe a folder holds, or what to do with the model in it."""
+    with suppress(OSError):
+        if (folder / RECIPE_FILE).is_file():
+            return f"It holds the recipe that it was merged by: give {folder / RECIPE_FILE}."
+        names = sorted(path.name for path in itertools.islice(folder.iterdir(), MAX_ENTRIES))
+        recipes = [name for name in names if name.endswith((".yml", ".yaml"))]
+        if recipes:
+            return f"It holds {' and '.join(recipes[:2])}: give one file."
+        if holds_weights(names):
+            return (
+                "It is a model: write a recipe that names it under `models`, or run `alnico inspect` on it."
+            )
+    return "Give the path of the file."
 
 
 def _decoded(data: bytes, name: str, of_what: str = "merge") -> str:
@@ -97,6 +126,9 @@ def _decoded(data: bytes, name: str, of_what: str = "merge") -> str:
             f"{name}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the "
             f"{of_what}."
         )
+    if (kind := not_yaml(data[:SNIFFED_BYTES], name, TASKS)) is not None:
+        advice = kind.advice if kind.is_stand_in or kind is UTF16 else f"Give the YAML file of the {of_what}."
+        raise RecipeError(f"{name}: is {kind.name}; expected a recipe. {advice}")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

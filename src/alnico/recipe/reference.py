@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from alnico.checkpoint.reference import is_path, split_adapter, split_weight
+from alnico.checkpoint.reference import is_path, refuse_misspelt, split_adapter, split_weight
 from alnico.errors import ModelError
 from alnico.recipe.schema import Recipe
 
@@ -27,6 +27,9 @@ def resolve_reference(reference: str, folder: str) -> str:
     if not exists and exists_in_folder:
         return os.fspath(in_folder)
     parts = split_adapter(reference, lambda path: is_path(path) or (Path(folder) / path).exists())
+    if parts is None and not exists and folder != ".":
+        for part in reference.split("+"):
+            refuse_misspelt(split_weight(part)[1], folder)
     return _each_part(parts, lambda part: resolve_reference(part, folder)) if parts else reference
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.file_kinds import SNIFFED_BYTES, kind_of
 from alnico.checkpoint.files import read_small
 from alnico.checkpoint.json_files import read_json
 from alnico.errors import ModelError
@@ -218,7 +219,11 @@ def read_lines(path: Path) -> dict[str, int]:
 
 def read_tokenizer_file(path: Path) -> bytes:
     """Read a tokenizer file. Errors: ModelError naming it."""
-    return read_small(path, MAX_BYTES, "a tokenizer")
+    data = read_small(path, MAX_BYTES, "a tokenizer")
+    kind = kind_of(data[:SNIFFED_BYTES])
+    if kind is not None and kind.is_stand_in:
+        raise ModelError(f"{path}: is {kind.name}; expected a part of a tokenizer. {kind.advice}")
+    return data
 
 
 def _parts(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -> dict[str, int] | None:
