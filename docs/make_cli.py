@@ -1,6 +1,6 @@
 """Writes docs/cli.md and the summaries of `alnico --help` from the commands: ``python docs/make_cli.py``.
 
-A test says when they are out of date.
+A test fails when they are out of date.
 """
 
 from __future__ import annotations
@@ -22,35 +22,54 @@ ORDER = (
 )  # fmt: skip
 """Commands in the order of the help."""
 
-START = """# The command line
+START = """# Commands
 
-Made from the signatures and docstrings of the [Python functions](python.md) by `python docs/make_cli.py`; `alnico COMMAND --help` prints the
-same for one command. Results go to standard output, everything else to standard error. [Exit codes](errors.md) say what went wrong.
+Every command of `alnico`, with its arguments and options.
+`alnico COMMAND --help` prints the same for one command.
+
+```sh
+alnico plan recipe.yml          # what would be done
+alnico merge recipe.yml out/    # do it
+alnico verify out/              # check the result
+```
+
+What the commands have in common:
+
+- Results go to standard output, everything else to standard error.
+- `--json` prints the result as JSON, for scripts.
+- `--quiet` prints only errors, and `--verbose` prints details.
+- `--memory` and sizes take units: `2GiB` is 2 x 1024^3 bytes, `5GB` is 5 x 10^9 bytes.
+- A model is a path, or `owner/name@revision` on the hub ([how to name a model](recipes.md#how-to-name-a-model)).
+- [Exit codes](errors.md) say what went wrong.
+
+Most commands are also [Python functions](python.md), and this page is made from their docstrings by `python docs/make_cli.py`.
 """
 
 
 def page() -> str:
-    """The whole page: a table of the commands, and a section for each."""
+    """Return the whole page: a table of the commands, and a section for each."""
     commands = {name: main.load_command(name) for name in ORDER}
     rows = [
         f"| [{name}](#alnico-{name.replace(' ', '-')}) | {_cell(c.help)} |" for name, c in commands.items()
     ]
     sections = [section(name, command) for name, command in commands.items()]
-    return "\n".join([START, "| command | what it does |", "|---|---|", *rows, "", *sections])
+    return "\n".join([START, "| command | what it does |", "| --- | --- |", *rows, "", *sections])
 
 
 def section(name: str, command: Command) -> str:
-    """One command: its usage, its function, and a table of its arguments and options."""
+    """Return the section of one command: its usage, its function, and a table of its arguments and options."""
     shown = [p for p in command.parameters if not p.flag.is_hidden]
     usage = " ".join(filter(None, ["alnico", name, *map(_usage, shown)]))
     function = f" In Python: `{command.function}`." if ".cli." not in command.function else ""
     rows = [f"| {_names(p)} | {_cell(p.help)} | {_default(p)} |" for p in shown]
-    table = ["| option | what it does | default |", "|---|---|---|", *rows, ""] if rows else []
-    return "\n".join([f"## alnico {name}", "", f"    {usage}", "", f"{command.help}{function}", "", *table])
+    table = ["| option | what it does | default |", "| --- | --- | --- |", *rows, ""] if rows else []
+    return "\n".join(
+        [f"## alnico {name}", "", "```text", usage, "```", "", f"{command.help}{function}", "", *table]
+    )
 
 
 def summaries() -> str:
-    """The module of summaries."""
+    """Return the module of summaries."""
     lines = []
     for name in ORDER:
         text = main.load_command(name).help.replace('"', r"\"")
@@ -74,6 +93,8 @@ def _names(parameter: CommandParameter) -> str:
 def _default(parameter: CommandParameter) -> str:
     if parameter.is_required:
         return "required"
+    if parameter.default is True:
+        return f"`{parameter.names[0].partition('/')[0]}`"
     is_empty = parameter.default in (None, "") or parameter.default is False or parameter.flag.is_count
     return "" if is_empty else f"`{parameter.default}`"
 

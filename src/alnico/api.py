@@ -208,7 +208,7 @@ def schema(*, search: bool = False) -> dict[str, Any]:
     """Return the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults.
 
     Options:
-        search: Return the schema of the recipes that `alnico search` takes.
+        search: The schema of the recipes that `alnico search` takes, with ranges in place of values.
     """
     from alnico.tune.search.json_schema import search_schema
 
@@ -219,7 +219,7 @@ def methods(name: str | None = None) -> dict[str, Method]:
     """Return the merge methods by name, with their options and documentation.
 
     Options:
-        name: Return only this method.
+        name: Name of the only method to show; default: all.
     Errors: MethodError for an unknown name.
     """
     return dict(registry()) if name is None else {name: find(name)}

@@ -71,7 +71,7 @@ def search(
         tasks: Tasks to search on; default: those of the recipe.
         report: Tasks to report on, which the search never scores; same reports on the tasks searched on.
         out: Folder of the search, with its study, the best recipe, all trials and the page; default on
-            the command line: the name of the recipe and -search.
+            the command line: the recipe's name with -search at its end.
         trials: Number of trials in all, including those of earlier runs; default: the recipe's.
         workers: Number of processes that score trials.
         engine: Where the workers run: local (this machine) or ray (a Ray cluster).
