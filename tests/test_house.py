@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "alnico"
 
 ROOMS = [
-    "_package", "_version", "errors", "folders", "libraries", "numerics", "events", "run_options", "threads", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan",
+    "_package", "_version", "errors", "folders", "libraries", "installation", "numerics", "events", "run_options", "threads", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan",
     "output", "engine", "verification", "lora", "analysis", "evaluation", "tune", "values", "store", "api", "cli", "app", "testing",
 ]  # fmt: skip
 """As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""
@@ -180,6 +180,7 @@ def test_the_rooms_are_the_designs() -> None:
             "errors",
             "folders",
             "libraries",
+            "installation",
             "threads",
             "events",
             "run_options",
@@ -360,3 +361,45 @@ def test_every_option_of_a_public_function_is_described() -> None:
                 assert missing <= {"watch"} | (
                     {"options"} if one in (alnico.merge_state_dicts, alnico.make_recipe) else set()
                 ), one
+
+
+def test_no_file_names_an_index_of_packages_or_a_package_that_is_on_none() -> None:
+    """alnico is on no index of packages until its release: commands take a checkout, ``pip install '.[eval]'``."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a checkout of git")
+    # Written in pieces, so that this file does not name them either.
+    hosts = "|".join(("py" + "pi", "python" + "hosted"))
+    forbidden = re.compile(rf"{hosts}|pip3? (install|download) [^\n&;]*\b" + r"alnico(\[|=|['\"`]|\s(?!@)|$)")
+    found = [
+        f"{name}: {line.strip()[:80]}"
+        for name in listed.stdout.split("\0")[:-1]
+        if (ROOT / name).is_file()
+        for line in (ROOT / name).read_text("utf-8", "replace").splitlines()
+        if forbidden.search(line)
+    ]
+    assert found == []
+
+
+def test_the_citation_is_of_this_version_and_invents_nothing() -> None:
+    """CITATION.cff in the format CFF 1.2, whose required keys are these four."""
+    import yaml
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert cited["cff-version"] == "1.2.0"
+    assert (cited["type"], cited["title"], cited["license"]) == ("software", "alnico", "Apache-2.0")
+    assert cited["version"] == alnico.__version__
+    assert cited["authors"] == [{"name": "The alnico authors"}]
+    allowed = {
+        "cff-version",
+        "message",
+        "type",
+        "title",
+        "abstract",
+        "authors",
+        "version",
+        "license",
+        "keywords",
+    }
+    assert set(cited) <= allowed, "an address, a DOI or a date is added with the release that has it"

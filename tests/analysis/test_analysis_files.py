@@ -99,6 +99,7 @@ def test_the_numbers_do_not_need_the_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from alnico.cli.main import app
+    from alnico.installation import install_hint
 
     base, (tuned,) = models(tmp_path, 1)
     for room in ("page", "report"):
@@ -107,7 +108,7 @@ def test_the_numbers_do_not_need_the_extra(
         ["analyze", str(tuned), "--base", str(base), "-j", "1", "--out", str(tmp_path / "report")],
         standalone_mode=False,
     )
-    assert "without the page and pictures: pip install 'alnico[report]'" in capsys.readouterr().err
+    assert f"without the page and pictures. {install_hint('report')}\n" in capsys.readouterr().err
     assert {p.name for p in (tmp_path / "report").iterdir()} == {
         "summary.json",
         "pairwise_cosines.csv",

@@ -209,7 +209,7 @@ def test_without_the_extra_the_error_says_what_to_install(
     assert not has_report()
     for missing in ("plotly", "plotly.offline", "matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, missing, None)
-    says = r"needs {}, which is not installed\. Run: pip install 'alnico\[report\]'$"
+    says = r"needs {}, which is not installed\. Run: pip install .*\[report\]'( |$)"
     with pytest.raises(AlnicoError, match=r"^report\.html " + says.format("plotly")):
         write_report(made_analysis(1, 1), tmp_path / "report.html")
     with pytest.raises(AlnicoError, match=r"^group_l2_bar\.png " + says.format("matplotlib")):

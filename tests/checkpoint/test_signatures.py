@@ -19,6 +19,7 @@ from model_signing import hashing, signing
 import alnico
 from alnico.checkpoint.signatures import sign
 from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
+from alnico.installation import install_hint
 from hub.stub import serving
 from made import family, read_model, save_file
 from made_tokenizers import save_family
@@ -508,5 +509,5 @@ def test_without_the_package_it_is_said_how_it_is_installed(monkeypatch: pytest.
     alnico.merge(PAIR, "out")
     monkeypatch.setitem(sys.modules, "model_signing.signing", None)
     assert told(lambda: alnico.sign("out", private), AlnicoError) == (
-        "signatures need model_signing, which is not installed. Run: pip install 'alnico[sign]'"
+        f"a signature needs model_signing, which is not installed. {install_hint('sign')}"
     )

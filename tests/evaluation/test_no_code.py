@@ -321,31 +321,37 @@ RISKY = frozenset({
 })  # fmt: skip
 """Last names of calls that could run code of a file, a package or the hub."""
 
-PLAIN = ("json.loads", "re.compile", "run", "self.run", "crew.run", "self._crew.run", "module.eval")
+PLAIN = (
+    "json.loads",
+    "tomllib.loads",
+    "re.compile",
+    "run",
+    "self.run",
+    "crew.run",
+    "self._crew.run",
+    "module.eval",
+)
 
 LISTED = {
     # where: {call: how many}; each with the reason why no stranger decides what is run
     "_package.py": {"importlib.import_module": 2},  # names of alnico's own modules
     "libraries.py": {"compile": 1},  # the source of an installed package that is imported
+    "installation.py": {"importlib.import_module": 1},  # packages that alnico names
     "methods/__init__.py": {"importlib.import_module": 1, "importlib.metadata.entry_points": 1, "entry.load": 1},  # installed packages
     "checkpoint/files.py": {"ctypes.CDLL": 1},  # the C library
     "checkpoint/durable.py": {"ctypes.CDLL": 1},  # the C library
-    "checkpoint/memory_model.py": {"importlib.import_module": 1},  # torch
     "checkpoint/patterns.py": {"sre_compiler.compile": 1},  # regular expressions
     "checkpoint/quota.py": {"ctypes.CDLL": 1},  # the C library
     "checkpoint/pickles.py": {
         "Unpickler": 2, "load": 5, "Unpickler(file, size, storages.find, storages.persistent, _set_state).load": 1,
         "Unpickler(io.BytesIO(text), len(text), storages.find, storages.persistent, _set_state).load": 1,
     },  # alnico's own, which calls nothing
-    "checkpoint/signatures.py": {"importlib.import_module": 1},  # model_signing
     "cli/command.py": {"importlib.import_module": 1},  # the public function of a command
     "cli/main.py": {"importlib.import_module": 1},  # the file of a command
-    "analysis/page.py": {"importlib.import_module": 1},  # plotly and what it needs
     "kernels/build.py": {"compile": 1, "exec": 1, "ctypes.CDLL": 1},  # the code of merge methods, which are installed
     "evaluation/user_function.py": {
         "importlib.import_module": 1, "importlib.util.spec_from_file_location": 1, "spec.loader.exec_module": 1,
     },  # functions of tasks files, with allow_code
-    "evaluation/extras.py": {"importlib.import_module": 1},  # packages that alnico names
     "evaluation/harness.py": {"manager": 2},  # tasks of lm-eval itself; others with allow_code
     "tune/search/study.py": {"optuna.load_study": 1, "optuna.storages.RDBStorage": 1},  # plain values; the address needs allow_code
     "testing/checks.py": {"subprocess.run": 1},  # this Python, on a merge of the tests

@@ -14,12 +14,12 @@ from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alnico.errors import AlnicoError, EvaluationError
-from alnico.evaluation.extras import import_extra
 from alnico.evaluation.loaded_model import ModuleSubject, open_subject
 from alnico.evaluation.perplexity import Perplexity
 from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.tasks import Score
 from alnico.evaluation.user_function import UserFunction, find_function
+from alnico.installation import import_extra, install_hint
 from made_tasks import NOISE, save_tokenizer
 
 WORDS = " ".join(np.random.default_rng(0).choice(NOISE, 60))
@@ -236,13 +236,13 @@ def test_a_missing_package_is_told_with_what_to_say(monkeypatch, causal):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(AlnicoError) as caught:
         import_extra("lm_eval", "arc", "eval")
-    assert str(caught.value) == "arc needs lm_eval, which is not installed. Run: pip install 'alnico[eval]'"
+    assert str(caught.value) == f"arc needs lm_eval, which is not installed. {install_hint('eval')}"
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(AlnicoError) as caught:
         Perplexity("wiki", WORDS).evaluate(open_subject(causal))
     assert (
         str(caught.value)
-        == "a transformers checkpoint needs transformers, which is not installed. Run: pip install 'alnico[eval]'"
+        == f"a transformers checkpoint needs transformers, which is not installed. {install_hint('eval')}"
     )
 
 

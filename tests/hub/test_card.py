@@ -64,7 +64,8 @@ def test_the_card_of_a_merge_of_hub_models_names_them_for_the_hub(hub: Hub) -> N
         in text
     )
     assert "https://arxiv.org/abs/2306.01708" in text
-    assert f"pip install alnico=={alnico.__version__}\nalnico merge mergekit_config.yml OUT\n" in text
+    assert "```sh\nalnico merge mergekit_config.yml OUT\n```\n" in text
+    assert f"With alnico {alnico.__version__}, this gives the same weights, bit for bit:" in text
     assert "and names the commits of its models." in text
 
 
@@ -165,3 +166,17 @@ def test_any_name_of_a_local_model_stands_in_the_cards_recipe(name: str) -> None
     alnico.merge("r.yml", "out")
     text = ModelCard.load("out/README.md").text
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["models"] == [name]
+
+
+def test_the_card_names_the_public_address_that_this_version_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _ = family(tmp_path, 1)
+    record = {"url": "https://example.com/alnico.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}}
+    monkeypatch.setattr("alnico.installation._direct_url", lambda: record)
+    line = "pip install 'alnico @ git+https://example.com/alnico.git@c0ffee'\nalnico merge mergekit_config.yml OUT\n"
+    assert line in card({"merge_method": "linear", "models": [str(base)]})[1]
+    record["url"] = (tmp_path / "secret").as_uri()
+    text = card({"merge_method": "linear", "models": [str(base)]})[1]
+    assert "secret" not in text
+    assert "```sh\nalnico merge mergekit_config.yml OUT\n" in text

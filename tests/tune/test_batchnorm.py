@@ -9,6 +9,7 @@ from torch import nn
 
 import alnico
 from alnico.errors import AlnicoError
+from alnico.installation import install_hint
 
 
 def net(seed: int) -> nn.Sequential:
@@ -116,7 +117,7 @@ def test_without_torch_the_extra_is_named(monkeypatch):
         alnico.recalibrate_batchnorm(None, [])
     assert (
         str(caught.value)
-        == "recalibrate_batchnorm needs torch, which is not installed. Run: pip install 'alnico[torch]'"
+        == f"recalibrate_batchnorm needs torch, which is not installed. {install_hint('torch')}"
     )
 
 

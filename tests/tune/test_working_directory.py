@@ -48,12 +48,13 @@ def test_a_worker_of_a_search_runs_no_file_of_the_working_directory(tmp_path: Pa
 
 LIBRARIES = """
 from alnico.kernels.build import _import_numba
-from alnico.analysis.charts import import_extra, without_local_settings
+from alnico.analysis.charts import without_local_settings
+from alnico.installation import import_extra
 
 _import_numba()
 import numba
 with without_local_settings():
-    import_extra("matplotlib.figure", "a test")
+    import_extra("matplotlib.figure", "a test", "report")
 import matplotlib
 numba.core.config.reload_config()
 print(numba.config.DISABLE_JIT, matplotlib.rcParams["savefig.dpi"])

@@ -39,7 +39,7 @@ def analyze(
     """Measure how far models are from their base, where, and how their task vectors relate to each other.
 
     Base and models are read in blocks, at most twice. With ``out`` the folder gets the numbers
-    (``summary.json``, CSV files) and, if ``alnico[report]`` is installed, ``report.html`` and pictures. The
+    (``summary.json``, CSV files) and, if the extra ``[report]`` is installed, ``report.html`` and pictures. The
     same call resumes an interrupted analysis into ``out``.
 
     Options:

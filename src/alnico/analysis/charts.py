@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico.analysis.page import import_extra, series, shorten
+from alnico.analysis.page import series, shorten
 from alnico.analysis.results import GROUPS, Analysis
+from alnico.installation import import_extra
 from alnico.libraries import without_local_settings
 
 
@@ -17,7 +18,7 @@ def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | Non
     Errors: AlnicoError without the extra [report].
     """
     with without_local_settings():
-        figure_of: Any = import_extra("matplotlib.figure", "group_l2_bar.png").Figure
+        figure_of: Any = import_extra("matplotlib.figure", "group_l2_bar.png", "report").Figure
     chosen = range(len(analysis.models)) if models is None else models
     groups = [group for group in GROUPS if group in analysis.groups]
     figure = figure_of(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import importlib
 import importlib.util
 import json
 import math
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from alnico.errors import AlnicoError
+from alnico.installation import import_extra
 
 SERIES = (
     ("#0072B2", "circle"),
@@ -104,17 +103,6 @@ def has_report() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in EXTRA)
 
 
-def import_extra(module: str, purpose: str) -> Any:
-    """Import a module of the extra [report]. Errors: AlnicoError with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
-        raise AlnicoError(
-            f"{purpose} needs {package}, which is not installed. Run: pip install 'alnico[report]'"
-        ) from None
-
-
 def page(
     title: str, kind: str, facts: Sequence[tuple[str, str]], sections: Sequence[PageSection], foot: str
 ) -> str:
@@ -122,7 +110,7 @@ def page(
 
     Everything except the bodies of sections is plain text. Errors: AlnicoError without plotly.
     """
-    plotly = import_extra("plotly.offline", "report.html").get_plotlyjs()
+    plotly = import_extra("plotly.offline", "report.html", "report").get_plotlyjs()
     own = resources.files("alnico.analysis")
     style, script = own.joinpath("page.css").read_text("utf-8"), own.joinpath("page.js").read_text("utf-8")
     scripts = (f"\n{plotly}\n", f"\n{script}\n")

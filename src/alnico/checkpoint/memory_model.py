@@ -6,7 +6,6 @@ Never imports torch: values from torch mean that it is already imported.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import sys
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from alnico.checkpoint.source import Origin, TensorSpec
 from alnico.errors import AlnicoError, ModelError
+from alnico.installation import import_extra
 from alnico.numerics.digest import PIECE
 from alnico.numerics.dtypes import DTYPES
 
@@ -148,13 +148,8 @@ def is_torch_module(value: object) -> bool:
 
 
 def import_torch(purpose: str) -> Any:
-    """Return torch. Errors: AlnicoError with installation instructions."""
-    try:
-        return importlib.import_module("torch")
-    except ImportError:
-        raise AlnicoError(
-            f"{purpose} needs torch, which is not installed. Run: pip install 'alnico[torch]'"
-        ) from None
+    """Return torch. Errors: AlnicoError, with the command that installs it."""
+    return import_extra("torch", purpose, "torch")
 
 
 def unwrap_module(module: Any) -> Any:

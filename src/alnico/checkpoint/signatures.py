@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -26,7 +25,8 @@ from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.statistics import StatisticsSource
-from alnico.errors import AlnicoError, ModelError, OutputError, UncheckedError, VerificationError
+from alnico.errors import ModelError, OutputError, UncheckedError, VerificationError
+from alnico.installation import import_extra
 
 HASHES = re.compile(r"(Hash mismatch for '[^']+'): .*")
 """The library's message with both hashes, which nobody can read."""
@@ -237,10 +237,4 @@ def _error_text(error: Exception) -> str:
 
 def _library(module: str) -> Any:
     """Import a module of model-signing. Errors: AlnicoError, which says how to install it."""
-    try:
-        return importlib.import_module(f"model_signing.{module}")
-    except ImportError as error:
-        package = (error.name or "model_signing").partition(".")[0]
-        raise AlnicoError(
-            f"signatures need {package}, which is not installed. Run: pip install 'alnico[sign]'"
-        ) from None
+    return import_extra(f"model_signing.{module}", "a signature", "sign")

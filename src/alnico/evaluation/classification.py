@@ -10,9 +10,10 @@ import numpy as np
 import xxhash
 
 from alnico.errors import EvaluationError
-from alnico.evaluation.extras import Precision, computing_in, import_extra
+from alnico.evaluation.extras import Precision, computing_in
 from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, evaluation_failed, pool
 from alnico.evaluation.tokens import ForEachTokenizer, named_failures
+from alnico.installation import import_extra
 
 if TYPE_CHECKING:
     import torch

@@ -32,7 +32,7 @@ def evaluate(
     Models are loaded one after another. ``models`` are the parents of the ``merged`` ones and may contain the
     base and the merges again. In Python a model may also be a subject, such as
     ``alnico.evaluation.loaded_model.ModuleSubject`` for a module in memory, and ``tasks`` may be a mapping or
-    a list of tasks. With ``out`` the folder gets ``evaluation.json`` and, if ``alnico[report]`` is installed,
+    a list of tasks. With ``out`` the folder gets ``evaluation.json`` and, if the extra ``[report]`` is installed,
     ``report.html``. ``watch`` receives each score (:class:`alnico.events.Scored`).
 
     Options:

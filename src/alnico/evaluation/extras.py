@@ -1,35 +1,15 @@
-"""Imports optional packages, and says how to install a missing one."""
+"""Uses transformers and torch without their progress bars, notes and questions."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
-from alnico.errors import AlnicoError
+from alnico.installation import import_extra
 
 Precision = Literal["float32", "bfloat16"]
 """The precision in which a task computes."""
-
-
-def import_extra(module: str, purpose: str, extra: str) -> Any:
-    """Import a module of an optional extra. Errors: AlnicoError, with the command that installs it.
-
-    >>> import_extra("json", "an example", "eval").dumps([1])
-    '[1]'
-    """
-    try:
-        return importlib.import_module(module)
-    except ValueError as error:  # caused by an environment variable, such as HF_HUB_DOWNLOAD_TIMEOUT=abc
-        raise AlnicoError(
-            f"{purpose} needs {module}, which cannot be imported ({error}). Check environment variables such as HF_HUB_DOWNLOAD_TIMEOUT."
-        ) from None
-    except ImportError as error:
-        package = (error.name or module).partition(".")[0]
-        raise AlnicoError(
-            f"{purpose} needs {package}, which is not installed. Run: pip install 'alnico[{extra}]'"
-        ) from None
 
 
 @contextmanager

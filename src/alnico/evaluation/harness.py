@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from alnico.errors import AlnicoError, EvaluationError
-from alnico.evaluation.extras import import_extra, quiet_transformers
+from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, checked_value, evaluation_failed, pool
+from alnico.installation import import_extra
 
 
 class Harness:

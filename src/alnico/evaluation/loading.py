@@ -31,10 +31,11 @@ from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.weight_files import INDICES
 from alnico.errors import ModelError, NonFiniteError
-from alnico.evaluation.extras import import_extra, quiet_transformers
+from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.module_names import MAY_BE_MISSING
 from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
+from alnico.installation import import_extra
 from alnico.numerics.dtypes import Shape
 
 OF_CODE = frozenset(

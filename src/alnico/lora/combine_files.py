@@ -105,8 +105,7 @@ def text(
     lines = [
         "# A combination of " + ", ".join(names),
         "",
-        "LoRA adapters combined from their files with [alnico](https://pypi.org/project/alnico/) "
-        f"{__version__} by `{combination.method}`"
+        f"LoRA adapters combined from their files with alnico {__version__} by `{combination.method}`"
         + (f" in the space `{combination.space}`" if combination.space else "")
         + (f" ({options})" if options else "")
         + (f", {' and '.join(limits)}." if limits else "."),

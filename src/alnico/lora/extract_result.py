@@ -154,8 +154,7 @@ def card_text(extraction: Extraction, tuned: str, base: str) -> str:
     lines = [
         f"# {tuned} as a LoRA adapter of {base}",
         "",
-        f"Extracted with [alnico](https://pypi.org/project/alnico/) {__version__}: the leading singular "
-        "vectors of fine-tune minus base.",
+        f"Extracted with alnico {__version__}: the leading singular vectors of fine-tune minus base.",
         "",
         *(f"- {line}" for line in extraction.summary()),
         "",

@@ -15,6 +15,7 @@ from alnico.checkpoint.lineage import LOCK, MODEL_NAME, Lineage, licence_name, l
 from alnico.checkpoint.lora_model import AdaptedModel, repositories
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.weight_files import DIFFUSERS_STEM, stem_of
+from alnico.installation import public_requirement
 from alnico.methods import find
 from alnico.output.recipe_file import RECIPE, format_recipe
 from alnico.plan.job import Plan
@@ -27,7 +28,7 @@ CARD_TEMPLATE = """\
 ---
 # A merge of {names}
 
-Merged in weight space with [alnico](https://pypi.org/project/alnico/) {version} by {methods}
+Merged in weight space with alnico {version} by {methods}
 
 | model | commit | part | licence |
 |---|---|---|---|
@@ -44,11 +45,10 @@ Merged in weight space with [alnico](https://pypi.org/project/alnico/) {version}
 ## To make it again
 
 ```sh
-pip install alnico=={version}
-alnico merge {recipe_file} OUT
+{install}alnico merge {recipe_file} OUT
 ```
 
-gives the same weights, bit for bit: `{recipe_file}` is the recipe above{places}
+With alnico {version}, this gives the same weights, bit for bit: `{recipe_file}` is the recipe above{places}
 """
 
 
@@ -68,6 +68,7 @@ def format_card(plan: Plan) -> str:
         front_matter=_front_matter(plan, parents, licence),
         names=", ".join(names),
         version=__version__,
+        install=_install_line(),
         methods=_methods(plan),
         parents="\n".join(map(_parent_row, names, parents, lineages)),
         notes="".join(f"{line}\n" for line in notes),
@@ -77,6 +78,12 @@ def format_card(plan: Plan) -> str:
         recipe_file=RECIPE,
         places=_places(plan, list(local.values())),
     )
+
+
+def _install_line() -> str:
+    """The command that installs this version from the public address that it came from; empty without one."""
+    requirement = public_requirement()
+    return "" if requirement is None else f"pip install '{requirement}'\n"
 
 
 def _front_matter(plan: Plan, parents: Sequence[Parent], licence: Mapping[str, str]) -> str:

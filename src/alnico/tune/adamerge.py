@@ -21,11 +21,11 @@ from alnico.engine.fetch import fetch_weights
 from alnico.engine.relatedness import PYTHON_OR_COMMAND, check_relatedness
 from alnico.engine.stages import close
 from alnico.errors import EvaluationError, MethodError, MismatchError, visible
-from alnico.evaluation.extras import import_extra
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, Task
 from alnico.events import Learned, Watcher
+from alnico.installation import import_extra
 from alnico.methods.shared.sparsify import Scope
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.build import build_plan
@@ -153,7 +153,7 @@ def adamerge(
     """Learn the coefficients of task vectors from inputs without labels (AdaMerging), and return the recipe.
 
     The coefficients are learned so that the merged model becomes certain of its answers on the inputs of
-    ``tasks``. Labels are never read. Needs ``alnico[eval]``. ``watch`` receives each step
+    ``tasks``. Labels are never read. Needs the extra ``[eval]``. ``watch`` receives each step
     (:class:`alnico.events.Learned`). The method, its edge cases and its differences from the paper are
     described in :func:`alnico.tune.adamerge.learn`.
 

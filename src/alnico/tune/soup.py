@@ -146,7 +146,7 @@ def soup(
     ``soup.recipe(folder)`` is the recipe of the result. An average is the mean of its models in float32,
     rounded once, so the model is the recipe's, bit for bit. ``watch`` receives each step
     (:class:`alnico.events.SoupTried`) and, with ``report``, each score. Needs
-    ``alnico[eval]`` if a task does.
+    the extra ``[eval]`` if a task does.
 
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.

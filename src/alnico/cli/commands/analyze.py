@@ -31,12 +31,13 @@ def run(call: CommandCall) -> None:
 def say_report(call: CommandCall, folder: str | None) -> None:
     """Say where a report is, and how to get the parts that could not be drawn."""
     from alnico.analysis.page import has_report
+    from alnico.installation import install_hint
 
     if folder is None:
         return
     line = f"written: {Path(folder) / 'report.html'}"
     if not has_report():
-        line = f"written: {folder}, without the page and pictures: pip install 'alnico[report]'"
+        line = f"written: {folder}, without the page and pictures. {install_hint('report')}"
     say(line, call.is_quiet or call.is_json)
 
 

@@ -16,8 +16,8 @@ from multiprocessing import connection
 from typing import Any, Literal, Protocol
 
 from alnico.errors import AlnicoError, EvaluationError, RunError
-from alnico.evaluation.extras import import_extra
 from alnico.evaluation.tasks import Task
+from alnico.installation import import_extra
 from alnico.tune.search.evaluator import CandidateFactory, TrialEvaluator
 from alnico.tune.search.space import PointValues, SearchSpace
 

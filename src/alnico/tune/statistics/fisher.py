@@ -11,12 +11,12 @@ from typing import Any, Literal
 from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.statistics import check_statistics_folder
 from alnico.errors import EvaluationError
-from alnico.evaluation.extras import import_extra
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.module_names import sum_of
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import EvaluatedModel, Task
 from alnico.events import Counted, Watcher
+from alnico.installation import import_extra
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.tune.statistics.measure import (
     MeasuredStatistics,
@@ -48,7 +48,7 @@ def fisher_statistics(
 ) -> Path:
     """Measure the Fisher information of a model on tasks, as files for ``merge_method: fisher``.
 
-    Labels are never read. Needs ``alnico[eval]``. ``watch`` receives the number of examples done
+    Labels are never read. Needs the extra ``[eval]``. ``watch`` receives the number of examples done
     (:class:`alnico.events.Counted`).
 
     Options:

@@ -16,12 +16,12 @@ from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.checkpoint.statistics import check_statistics_folder
 from alnico.errors import EvaluationError, MismatchError, OutputError
-from alnico.evaluation.extras import import_extra
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.module_names import PlacedElements
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
 from alnico.events import Counted, Watcher
+from alnico.installation import import_extra
 from alnico.methods.base import total_weight
 from alnico.methods.regmean import solve
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -58,7 +58,7 @@ def gram_statistics(
     """Measure Gram matrices of models' linear layers on tasks, as files for ``merge_method: regmean``.
 
     The files of one model go to ``out``; those of several models go to one directory per model in ``out``,
-    named after the model. Labels are never read. Needs ``alnico[eval]``. ``watch`` receives the number of
+    named after the model. Labels are never read. Needs the extra ``[eval]``. ``watch`` receives the number of
     tasks done, with ``plus`` of layers (:class:`alnico.events.Counted`).
 
     Options:

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from alnico.evaluation.extras import import_extra
 from alnico.evaluation.tasks import Goal
+from alnico.installation import import_extra
 from alnico.tune.search.samplers.ranges import from_unit, to_unit
 from alnico.tune.search.samplers.request import Point, PointRequest, Trial
 

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alnico.evaluation.extras import import_extra
 from alnico.evaluation.tasks import Goal
+from alnico.installation import import_extra
 from alnico.tune.search.samplers.ranges import plain_value
 from alnico.tune.search.samplers.request import Point, PointRequest, Trial
 from alnico.tune.search.space import Dimension
