@@ -43,7 +43,7 @@ def plan(
 
     The plan says what is merged, copied or dropped and why, and how many bytes are read, written and held in
     memory. Licenses that conflict are notes of the plan; with ``strict_license`` they are a MismatchError, as
-    is an unknown license.
+    is a license that is not stated or not known.
 
     Options:
         recipe: YAML file of the recipe; - reads standard input on the command line.

@@ -83,7 +83,7 @@ SHARED_OPTIONS: Mapping[str, str] = MappingProxyType(
         "overwrite_anything": "Replace the output whatever it holds, except inputs, mount points and devices.",
         "restart": "Discard an unfinished earlier run instead of resuming it.",
         "max_shard_size": "Largest size of one output file, such as 5GB; a number is bytes.",
-        "strict_license": "Refuse models whose licenses conflict or are unknown.",
+        "strict_license": "Refuse models whose licenses conflict, are not stated, or are not known.",
         "verify_inputs": "Public key (a PEM file) that must verify the signature of every input; may be repeated.",
         "allow_unsigned": "With verify_inputs: an input that needs no signature, named as in the recipe or by its path; "
         "may be repeated.",

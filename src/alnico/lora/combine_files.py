@@ -174,6 +174,7 @@ def lock(
                     if a.files.origin is not None
                     else {}
                 ),
+                **lineage_of(a.files).data(),
                 "files": [
                     {k: v for k, v in f.items() if k not in ("mtime_ns", "commit")}
                     for f in a.files.identity()

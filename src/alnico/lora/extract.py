@@ -668,6 +668,7 @@ class _ExtractRun:
                 {
                     "model": model.label,
                     "repositories": [{"repository": r.name, "commit": r.commit} for r in repositories(model)],
+                    **lineage_of(model).data(),
                     "files": [
                         {k: v for k, v in f.items() if k not in ("mtime_ns", "commit")}
                         for f in model.identity()

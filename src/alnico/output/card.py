@@ -127,7 +127,7 @@ def _licence_notes(lineages: Sequence[Lineage], licence: Mapping[str, str]) -> l
             "The parents do not all state one licence, so this card states none: see theirs before you use the model.",
         ]
     if conflicts := licence_conflicts(model_licences(lineages)):
-        lines += ["", *(f"- {line}" for line in conflicts)]
+        lines += ["", *(f"- {line}" for line in conflicts), "", "This is not legal advice."]
     return lines
 
 

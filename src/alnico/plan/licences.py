@@ -16,13 +16,13 @@ from alnico.errors import MismatchError
 LicenceKind = Literal["free", "share-alike", "non-commercial", "no changes", "own terms"]
 
 KINDS: dict[LicenceKind, str] = {
-    "free": "requires its notice and attribution, and allows derivatives under other terms",
-    "share-alike": "requires derivatives to be shared under the same licence",
-    "non-commercial": "prohibits commercial use of the model and of derivatives",
-    "no changes": "prohibits sharing modified versions",
-    "own terms": "has its own terms that also bind derivatives: prohibited uses, names, notices, user limits",
+    "free": "allows other terms for models made from it",
+    "share-alike": "requires models made from it to be shared under the same licence",
+    "non-commercial": "forbids commercial use, also of models made from it",
+    "no changes": "forbids sharing changed versions, and a merge is one",
+    "own terms": "has terms of its own that also bind models made from it",
 }
-"""What the licences of each kind say."""
+"""What the licences of each kind do, after "which"."""
 
 LICENCES: dict[str, LicenceKind] = {
     # Permissive, and public domain.
@@ -58,7 +58,11 @@ LICENCES: dict[str, LicenceKind] = {
 """The kind of each licence, by its lower-case id on the hub, or by its name on cards with the id ``other``.
 Others are reported as unknown."""
 
-NO_ADVICE = "Read the licences; this is not legal advice."
+CONFLICTING: tuple[LicenceKind, ...] = ("no changes", "non-commercial", "share-alike", "own terms")
+"""Kinds that can conflict with others, or (no changes) with merging at all."""
+
+SHOWN = 3
+"""Most models that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,15 @@ class ModelLicence:
     has_licence_file: bool = False
 
     def __str__(self) -> str:
-        file = ", but has a file of that name" if self.has_licence_file and not self.licence else ""
-        return f"{self.model} ({self.licence or 'states no licence' + file})"
+        file = " (it has a licence file, but no card that names it)" if self.has_licence_file else ""
+        return f"{self.model} ({self.licence})" if self.licence else f"{self.model}{file}"
 
 
 def model_licences(lineages: Iterable[Lineage]) -> list[ModelLicence]:
     """Return all models that a merge derives from, with their licences, without repetition.
 
     >>> [str(m) for m in model_licences([Lineage("a", {"license": "mit"}), Lineage("b", {})])]
-    ['a (mit)', 'b (states no licence)']
+    ['a (mit)', 'b']
     """
     licences: dict[ModelLicence, None] = {}
     for lineage in lineages:
@@ -93,55 +97,61 @@ def model_licences(lineages: Iterable[Lineage]) -> list[ModelLicence]:
 
 
 def licence_conflicts(models: Sequence[ModelLicence]) -> list[str]:
-    """Describe each licence conflict in one line; [] if no model states a licence."""
-    if all(m.licence is None for m in models):
-        return []
-    licences = {m.licence for m in models}
-    of = {kind: [m for m in models if m.kind == kind] for kind in KINDS}
-    others = {kind: [m for m in models if m.kind not in (kind, None)] for kind in KINDS}
+    """Describe each conflict between licences whose terms are known, in one sentence; [] without one.
+
+    A licence that is not stated or not known is no conflict: the card shows what each model states.
+
+    >>> licence_conflicts([ModelLicence("a", "cc-by-nc-4.0", "non-commercial"), ModelLicence("b", "mit", "free")])
+    ['licences: a is cc-by-nc-4.0, which forbids commercial use, also of models made from it; b is mit.']
+    >>> licence_conflicts([ModelLicence("a", None, None), ModelLicence("b", "mit", "free")])
+    []
+    """
+    known = [m for m in models if m.kind is not None]
     lines = []
-    if of["no changes"]:
-        lines.append(f"{_listed(of['no changes'])}: {_why('no changes')}, and a merge is a modified version.")
-    if of["non-commercial"] and others["non-commercial"]:
-        lines.append(
-            f"{_listed(of['non-commercial'])}: {_why('non-commercial')}; {_listed(others['non-commercial'])} "
-            "may allow it, but the merge does not."
-        )
-    if of["share-alike"] and len({m.licence for m in models if m.kind is not None}) > 1:
-        rest = [m for m in models if m.kind is not None and m.licence != of["share-alike"][0].licence]
-        lines.append(
-            f"{_listed(of['share-alike'])}: {_why('share-alike')}; but also merged: {_listed(rest)}."
-        )
-    if of["own terms"] and len({m.licence for m in models if m.kind is not None}) > 1:
-        rest = [m for m in models if m.kind is not None and m.licence != of["own terms"][0].licence]
-        lines.append(
-            f"{_listed(of['own terms'])}: {_why('own terms')}; {_listed(rest)} does not have them, but the "
-            "merge does."
-        )
-    unknown = [m for m in models if m.kind is None]
-    if unknown and len(licences) > 1:
-        classified = [m for m in models if m.kind is not None]
-        others_known = f" together with {_listed(classified)}" if classified else ""
-        lines.append(f"{_listed(unknown)}: the terms are unknown to alnico{others_known}.")
-    return [f"licences: {line} {NO_ADVICE}" for line in lines]
+    for kind in CONFLICTING:
+        bound = [m for m in known if m.kind == kind]
+        others = [m for m in known if m.licence != bound[0].licence] if bound else []
+        if kind == "non-commercial":
+            others = [m for m in known if m.kind != kind]
+        if bound and (others or kind == "no changes"):
+            rest = [m for m in others if m not in bound]
+            each = "which" if len({m.licence for m in bound}) == 1 else "each of which"
+            lines.append(f"{_stated(bound)}, {each} {KINDS[kind]}{'; ' + _stated(rest) if rest else ''}.")
+    return [f"licences: {line}" for line in lines]
 
 
 def check_licences(models: Sequence[ModelLicence]) -> None:
-    """Refuse licence conflicts and models with an unknown licence. Errors: MismatchError."""
+    """Refuse licence conflicts, and models whose licence is not stated or not known. Errors: MismatchError."""
     problems = licence_conflicts(models)
-    unknown = [m for m in models if m.kind is None]
-    if not problems and unknown:
-        problems = [f"licences: {_listed(unknown)}: the terms are unknown to alnico. {NO_ADVICE}"]
+    silent = [m for m in models if m.licence is None]
+    unknown = [m for m in models if m.licence is not None and m.kind is None]
+    if silent:
+        problems.append(f"licences: no licence is stated by {_listed([str(m) for m in silent])}.")
+    if unknown:
+        problems.append(f"licences: alnico does not know the terms of {_listed([str(m) for m in unknown])}.")
     if problems:
         raise MismatchError(
-            *problems, "Leave a model out, or merge without --strict-license (strict_license=False)."
+            *problems,
+            "--strict-license (strict_license=True) refuses licences that conflict, are not stated or are not "
+            "known. Leave a model out, or merge without it. This is not legal advice.",
         )
 
 
-def _why(kind: LicenceKind) -> str:
-    return f"a licence that {KINDS[kind].replace(': ', ' (') + ')' if kind == 'own terms' else KINDS[kind]}"
+def _stated(models: Sequence[ModelLicence]) -> str:
+    """Say which licences models have: ``a is mit``, ``a and b are llama3``.
+
+    >>> _stated([ModelLicence("a", "mit", "free"), ModelLicence("b", "gpl", "free"), ModelLicence("c", "mit", "free")])
+    'a and c are mit and b is gpl'
+    """
+    of: dict[str | None, list[str]] = {}
+    for m in models:
+        of.setdefault(m.licence, []).append(m.model)
+    return _listed(
+        [f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {name}" for name, names in of.items()]
+    )
 
 
-def _listed(models: Sequence[ModelLicence]) -> str:
-    shown = [str(m) for m in models[:3]]
-    return ", ".join(shown) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
+def _listed(words: Sequence[str]) -> str:
+    if len(words) > SHOWN:
+        return f"{', '.join(words[:SHOWN])} and {len(words) - SHOWN} more"
+    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
