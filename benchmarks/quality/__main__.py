@@ -24,22 +24,22 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where everything is kept")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--core", action="store_true", help="the short table, in seven minutes (default)")
-    size.add_argument("--full", action="store_true", help="all ways, in an hour")
+    size.add_argument("--full", action="store_true", help="all rows, in an hour")
     parser.add_argument("--tasks", help="names of tasks, with commas between them (default: all eight)")
     parser.add_argument(
         "--examples", type=int, default=1536, help="training examples of a task (default: 1536)"
     )
     parser.add_argument(
         "--ways",
-        help="names of rows, with commas between them: these alone, beside what others are compared with",
+        help="names of rows, with commas between them: only these, and the row that others are compared with",
     )
     parser.add_argument(
         "--continual",
         action="store_true",
-        help="the specialists that arrive one by one, too (as --full has them)",
+        help="also merge the specialists one by one (included in --full)",
     )
     parser.add_argument(
-        "--table", type=Path, help="the document whose tables are written anew, such as docs/quality.md"
+        "--table", type=Path, help="the document whose tables are replaced, such as docs/quality.md"
     )
     asked = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
