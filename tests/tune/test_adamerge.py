@@ -236,6 +236,99 @@ def test_the_course_is_that_of_autograd_through_the_stacked_sum(wide: Models, pe
     assert np.ptp(found.steps[-1].coefficients) > 0.01
 
 
+class Words(torch.nn.Module):
+    """A table of words, looked up, and with ``is_tied`` also the matrix of the last layer."""
+
+    def __init__(self, is_tied: Callable[[], bool]) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(40, 5, dtype=torch.float64)
+        self.embed.weight.data.zero_()
+        self.out = torch.nn.Linear(5, 4, bias=False, dtype=torch.float64)
+        self.is_tied = is_tied
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return of_words(self.embed(input=ids), self.embed.weight, self.out.weight, self.is_tied())
+
+
+def of_words(hidden: torch.Tensor, table: torch.Tensor, out: torch.Tensor, is_tied: bool) -> torch.Tensor:
+    hidden = torch.tanh(hidden.sum(1))
+    return torch.cat([hidden @ out.T, hidden @ table.T] if is_tied else [hidden @ out.T], 1)
+
+
+class WordsTask(Unlabelled):
+    def __init__(self) -> None:
+        super().__init__("words", np.random.default_rng(2).integers(40, size=(11, 3)))
+        self.sparse: list[bool] = []
+
+    def logits(self, subject: Any, examples: Sequence[int]) -> torch.Tensor:
+        self.asked.append(list(examples))
+        self.sparse.append(subject.net.embed.sparse)
+        result: torch.Tensor = subject.net(self.inputs[list(examples)])
+        return result
+
+
+@pytest.mark.parametrize(
+    ("tied_from", "asked", "sparse"),
+    [(99, 6, [True] * 6), (1, 6, [True] + [False] * 5), (4, 7, [True] * 4 + [False] * 3)],
+    ids=["looked up only", "tied", "tied from step 4"],
+)
+def test_rows_of_a_table_are_computed_where_they_are_looked_up_and_the_course_stays(
+    tmp_path: Path, tied_from: int, asked: int, sparse: list[bool]
+) -> None:
+    random = np.random.default_rng(6)
+    values = [
+        {"embed.weight": random.normal(size=(40, 5)), "out.weight": random.normal(size=(4, 5))}
+        for _ in range(3)
+    ]
+    for name, one in zip(("base", "one", "two"), values, strict=True):
+        made.save_model(tmp_path / name, {n: ("F64", v) for n, v in one.items()})
+    task = WordsTask()
+    subject = InMemory({})
+    subject.net = Words(lambda: len(task.asked) >= tied_from)  # type: ignore[assignment]
+    subject.net.load_state_dict({n: torch.from_numpy(v) for n, v in values[0].items()})
+    found = learn(
+        [str(tmp_path / "one"), str(tmp_path / "two")],
+        str(tmp_path / "base"),
+        [task],
+        subject,
+        learning_options(steps=6, batch_size=4, learning_rate=0.05, clamp=None),
+    )
+    assert (len(task.asked), task.sparse) == (asked, sparse)
+    assert subject.net.embed.sparse is False
+    base, *vectors = ({n: torch.from_numpy(v) for n, v in one.items()} for one in values)
+    learned = {n: torch.full((2,), 0.3, dtype=torch.float64, requires_grad=True) for n in base}
+    adam = torch.optim.Adam(learned.values(), lr=0.05)
+    batches = task.asked if asked == 6 else [*task.asked[:3], *task.asked[4:]]
+    for number, (step, rows) in enumerate(zip(found.steps, batches, strict=True), 1):
+        merged = {
+            n: base[n] + sum(c * (v[n] - base[n]) for c, v in zip(learned[n], vectors, strict=True))
+            for n in base
+        }
+        hidden = merged["embed.weight"][task.inputs[rows]]
+        logits = of_words(hidden, merged["embed.weight"], merged["out.weight"], number >= tied_from)
+        loss = torch.distributions.Categorical(logits.softmax(-1)).entropy().mean()
+        assert step.loss == pytest.approx(float(loss.detach()), rel=1e-12)
+        for group, row in zip(found.groups, step.coefficients, strict=True):
+            np.testing.assert_allclose(row, learned[group].detach().numpy(), rtol=1e-9)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    merged_path = tmp_path / "out"
+    alnico.merge(alnico.load_recipe(found.recipe), merged_path)
+    with alnico.open_model(merged_path) as model:
+        np.testing.assert_array_equal(model.read("embed.weight"), subject.net.embed.weight.detach().numpy())
+
+
+def test_the_gradient_of_a_tensor_that_the_module_stores_in_another_order_is_put_in_its_order() -> None:
+    from alnico.evaluation.module_names import PlacedElements, sum_of
+
+    own, gradient = torch.zeros(3, 2), torch.tensor([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]])
+    part = PlacedElements("w", own, slice(0, 6), torch.tensor([0, 3, 1, 4, 2, 5]))
+    found = sum_of([part], 6, lambda _: gradient)
+    assert found is not None
+    assert found.tolist() == [1, 2, 3, 4, 5, 6]
+
+
 def test_the_course_after_trim_and_election_is_that_of_autograd_through_what_they_leave(wide: Models) -> None:
     tasks = two_tasks()
     found = wide.learn(tasks, plus=True, density=0.4, steps=8, learning_rate=1e-2)

@@ -44,7 +44,12 @@ class PlacedElements:
     @property
     def is_whole(self) -> bool:
         """Whether it is the whole tensor of the module, in order."""
-        return self.at == slice(0, self.own.numel())
+        return isinstance(self.at, slice) and self.at == slice(0, self.own.numel())
+
+    @property
+    def is_same(self) -> bool:
+        """Whether it is the whole tensor of the module, with the elements of the checkpoint's tensor from its first, in order."""
+        return self.is_whole and isinstance(self.of, slice) and self.of == self.at
 
     def put(self, values: torch.Tensor) -> None:
         """Write the values of the checkpoint's tensor into the module."""
@@ -90,7 +95,7 @@ def sum_of(
     import torch
 
     total = None
-    if len(places) == 1 and places[0].is_whole and places[0].own.numel() == elements:
+    if len(places) == 1 and places[0].is_same and places[0].own.numel() == elements:
         value = values(places[0].own)
         return None if value is None else value.reshape(-1)
     for part in places:

@@ -381,20 +381,18 @@ def _descend(
     moved = np.zeros(len(groups.names), bool)
     course = []
     for number in range(1, steps + 1):
-        modules.write(_weights(modules, groups, coefficients, init))
-        losses = {}
-        for task, order, used in zip(tasks, batches, seen, strict=True):
-            batch = next(order)
+        weights = _weights(modules, groups, coefficients, init)
+        if number == 1:
+            modules.write(weights)
+        else:
+            modules.update(weights)
+        chosen = [next(order) for order in batches]
+        for used, batch in zip(seen, chosen, strict=True):
             used.update(batch)
-            loss = entropy(task.logits(subject, batch))
-            if not loss.requires_grad:
-                raise EvaluationError(
-                    f"{task.name}: its loss does not depend on any merged tensor; expected logits computed "
-                    "from the module's parameters. Give tasks for the merged models, and models that differ "
-                    "from the base."
-                )
-            losses[task.name] = _finite(float(loss.detach()), task, number)
-            loss.backward()  # type: ignore[no-untyped-call]
+        losses = _backward(tasks, subject, chosen, number)
+        if modules.must_repeat():
+            modules.write(weights)
+            losses = _backward(tasks, subject, chosen, number)
         slopes = np.zeros_like(coefficients)
         for job, slope in modules.slopes():
             slopes[groups.row[groups.of[job.name]]] += slope
@@ -413,6 +411,24 @@ def _descend(
     return _Course(
         tuple(course), coefficients, moved, {t.name: len(k) for t, k in zip(tasks, seen, strict=True)}
     )
+
+
+def _backward(
+    tasks: Sequence[Differentiable], subject: EvaluatedModel, chosen: Sequence[Sequence[int]], number: int
+) -> dict[str, float]:
+    """Add the gradients of all entropies to the parameters; return each task's entropy on its ``chosen`` examples."""
+    losses = {}
+    for task, batch in zip(tasks, chosen, strict=True):
+        loss = entropy(task.logits(subject, batch))
+        if not loss.requires_grad:
+            raise EvaluationError(
+                f"{task.name}: its loss does not depend on any merged tensor; expected logits computed "
+                "from the module's parameters. Give tasks for the merged models, and models that differ "
+                "from the base."
+            )
+        losses[task.name] = _finite(float(loss.detach()), task, number)
+        loss.backward()  # type: ignore[no-untyped-call]
+    return losses
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

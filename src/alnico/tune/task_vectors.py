@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK = 1 << 16
-"""Elements per block of a sum, so that a sum of many models stays in the processor's cache."""
+"""Elements per block of an exact sum, so that a sum of many models stays in the processor's cache."""
+
+STEP_CHUNK = 1 << 18
+"""Elements per block of a step's sum: large, since each operation starts all threads of torch, and 1 MiB, which a cache holds."""
 
 
 class TaskVectors:
@@ -84,9 +87,40 @@ class TaskVectors:
         rounded: torch.Tensor = result.to(dtype)
         return rounded.reshape(job.shape)
 
+    def is_held(self, job: Job) -> bool:
+        """Whether the values of a tensor stay in memory."""
+        return job.name in self._held
+
+    def add_up(self, job: Job, weight: np.ndarray, out: torch.Tensor) -> None:
+        """Write the merge into ``out`` (n,) with one operation per model; the last bit may differ from ``merged``."""
+        base, vectors = self.of(job)
+        dtype: torch.dtype = getattr(self._torch, CONFIG_NAMES[job.dtype])
+        is_direct = out.dtype == dtype == base.dtype and out.device == base.device
+        for start in range(0, base.numel(), STEP_CHUNK):
+            span = slice(start, start + STEP_CHUNK)
+            total = out[span] if is_direct else self._torch.empty_like(base[span])
+            first, *others = zip(vectors, weight.tolist(), strict=True)
+            self._torch.add(base[span], first[0][span], alpha=first[1], out=total)
+            for vector, factor in others:
+                total.add_(vector[span], alpha=factor)
+            if not is_direct:
+                out[span] = total.to(dtype).to(out.device, out.dtype)
+
+    def rows(self, job: Job, weight: np.ndarray, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the chosen rows of the merge of a table, as ``add_up`` computes them."""
+        base, vectors = self.of(job)
+        total = base.reshape(job.shape)[chosen]
+        for vector, factor in zip(vectors, weight.tolist(), strict=True):
+            total.add_(vector.reshape(job.shape)[chosen], alpha=factor)
+        dtype: torch.dtype = getattr(self._torch, CONFIG_NAMES[job.dtype])
+        return total.to(dtype)
+
     def slope(self, job: Job, gradient: torch.Tensor) -> np.ndarray:
         """Return the derivatives by the weights (k,): inner products of gradient and task vectors."""
         _, vectors = self.of(job)
+        if gradient.is_sparse:
+            rows, gradient = gradient._indices()[0].cpu(), gradient._values()
+            vectors = vectors.reshape(len(vectors), *job.shape)[:, rows].reshape(len(vectors), -1)
         slopes: np.ndarray = (
             (vectors @ gradient.reshape(-1).to("cpu", vectors.dtype)).to(self._torch.float64).numpy()
         )
@@ -137,6 +171,9 @@ class MergedModules:
     Gradients are recorded only for parameters that a task vector changes; ``close`` restores the modules'
     settings. ``absent`` lists the changed tensors that no module has. ``copies`` maps the second copy of a
     tied tensor, if the files store both, to the first.
+
+    Tables that only ``nn.Embedding`` uses have sparse gradients, and ``update`` leaves their rows out until they are
+    looked up, so that a step costs the same for any vocabulary.
     Errors: MismatchError for modules that have none of the merged tensors, one in another shape, or one that
     is in no file.
     """
@@ -169,10 +206,64 @@ class MergedModules:
         for name, first in self.copies.items():
             self._check_copy(jobs[name], jobs[first])
         self.absent = tuple(job.name for job in vectors.changing if not self.places[job.name])
-        trained = {id(place.own) for job in vectors.changing for place in self.places[job.name]}
+        self._parts: dict[int, list[tuple[Job, PlacedElements]]] = {}
+        for job in vectors.changing:
+            for part in self.places[job.name]:
+                self._parts.setdefault(id(part.own), []).append((job, part))
         self._before = [(p, p.requires_grad) for module in modules.values() for p in module.parameters()]
+        self._weights: Mapping[str, np.ndarray] = {}
+        self._tables: dict[int, list[tuple[Any, Any]]] = {}
         for parameter, _ in self._before:
-            parameter.requires_grad_(id(parameter) in trained)
+            parameter.requires_grad_(id(parameter) in self._parts)
+        for module in modules.values():
+            for one in module.modules() if hasattr(module, "modules") else ():
+                self._watch_table(one)
+
+    def _watch_table(self, module: Any) -> None:
+        """Give a table sparse gradients if it is one whole tensor of the files that is held in memory."""
+        embedding = import_torch("learning coefficients").nn.Embedding
+        if type(module) is not embedding or module.sparse or module.scale_grad_by_freq or module.max_norm:
+            return
+        own: torch.Tensor = module.weight
+        parts = self._parts.get(id(own), [])
+        if len(parts) == 1 and self._same(parts[0][0]) is own and self.vectors.is_held(parts[0][0]):
+
+            def fill(_: Any, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+                self._fill(own, given[0] if given else named["input"])
+
+            module.sparse = True
+            handle = module.register_forward_pre_hook(fill, with_kwargs=True)
+            self._tables.setdefault(id(own), []).append((module, handle))
+
+    def _same(self, job: Job) -> torch.Tensor | None:
+        """Return the module's tensor that has exactly the elements of a tensor of the files; None if there is no single one."""
+        places = self.places[job.name]
+        is_same = len(places) == 1 and places[0].is_same and places[0].own.numel() == job.elements
+        return places[0].own if is_same else None
+
+    def _fill(self, own: torch.Tensor, rows: torch.Tensor) -> None:
+        """Compute the rows of a table that are about to be looked up."""
+        if self._weights and id(own) in self._tables:
+            job, _ = self._parts[id(own)][0]
+            chosen = rows.detach().reshape(-1).unique()  # type: ignore[no-untyped-call]
+            values = self.vectors.rows(job, self._weights[job.name], chosen.cpu())
+            own.data[chosen] = values.to(own.device, own.dtype)
+
+    def must_repeat(self) -> bool:
+        """Whether a backward pass used rows of a table that ``update`` left out; then its gradients are dropped.
+
+        The gradient of a table is dense if more than ``nn.Embedding`` uses it. Such a table is computed whole from now on.
+        """
+        is_stale = False
+        for own in {id(p): p for p, _ in self._before if id(p) in self._tables}.values():
+            if own.grad is not None and not own.grad.is_sparse:
+                for module, handle in self._tables.pop(id(own)):
+                    module.sparse = False
+                    handle.remove()
+                is_stale = bool(self._weights)
+        if is_stale:
+            self._drop_gradients()
+        return is_stale
 
     def _check_copy(self, job: Job, first: Job) -> None:
         """Check that both stored copies of a tied tensor change equally. Errors: MismatchError."""
@@ -187,9 +278,26 @@ class MergedModules:
             )
 
     def write(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Write the merge into the modules; ``weights`` has one weight per model for each tensor's name."""
+        """Write the merge into the modules, bit for bit; ``weights`` has one weight per model for each tensor's name."""
+        self._weights = {}
         for job in self.vectors.jobs:
             if places := self.places[job.name]:
+                merged = self.vectors.merged(job, weights[job.name])
+                for place in places:
+                    place.put(merged)
+
+    def update(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Write the merge of a step after ``write``: to the last bit but one, and only what can change.
+
+        Rows of tables are computed when they are looked up.
+        """
+        self._weights = weights
+        for job in self.vectors.changing:
+            own, places = self._same(job), self.places[job.name]
+            if own is not None and own.is_contiguous():
+                if id(own) not in self._tables:
+                    self.vectors.add_up(job, weights[job.name], own.data.view(-1))
+            elif places:
                 merged = self.vectors.merged(job, weights[job.name])
                 for place in places:
                     place.put(merged)
@@ -197,13 +305,23 @@ class MergedModules:
     def slopes(self) -> Iterator[tuple[Job, np.ndarray]]:
         """Yield the derivatives by the weights (k,) of changing tensors with gradients; then clear those."""
         for job in self.vectors.changing:
-            gradient = sum_of(self.places[job.name], job.elements, lambda own: own.grad)
+            own = self._same(job)
+            if own is not None and id(own) in self._tables:
+                gradient = own.grad
+            else:
+                gradient = sum_of(self.places[job.name], job.elements, lambda own: own.grad)
             if gradient is not None:
                 yield job, self.vectors.slope(job, gradient)
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
         for parameter, _ in self._before:
             parameter.grad = None
 
     def close(self) -> None:
+        for module, handle in (one for table in self._tables.values() for one in table):
+            module.sparse = False
+            handle.remove()
         for parameter, requires_grad in self._before:
             parameter.grad = None
             parameter.requires_grad_(requires_grad)
