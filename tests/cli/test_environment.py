@@ -40,3 +40,17 @@ def test_numba_that_may_not_compile_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     with pytest.raises(AlnicoError, match=r"^NUMBA_DISABLE_JIT is set; expected numba to compile kernels"):
         _compile("entry = None")
+
+
+@pytest.mark.parametrize("theirs", [None, "active"])
+def test_threads_of_torch_wait_without_work_unless_the_environment_says_otherwise(theirs: str | None) -> None:
+    code = (
+        "import os; from alnico.cli import entry, main; "
+        "main.main = lambda: print(os.environ['OMP_WAIT_POLICY'], flush=True); entry.command()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if theirs is None else {"OMP_WAIT_POLICY": theirs}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{theirs or 'passive'}\n"

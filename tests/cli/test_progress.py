@@ -65,7 +65,7 @@ def test_every_event_of_a_command_is_here() -> None:
 
 def test_lines_are_results_and_some_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     head = ["fetching 2 files of owner/m, 1.0 kB", "resuming an unfinished merge: 2 tensors are done"]
-    step = "step 5/10  entropy 0.2500  pets 0.125"
+    step = "step 5/10  entropy 0.250 nats: pets 0.125"
     assert drawn(io.StringIO(), monkeypatch) == [*head, *RESULTS, step]
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     lines = drawn(io.StringIO(), monkeypatch, verbose=1)
@@ -76,9 +76,36 @@ def test_a_terminal_has_a_bar_and_the_lines_of_results(monkeypatch: pytest.Monke
     text = "\n".join(drawn(Terminal(), monkeypatch))
     for line in RESULTS:
         assert line in text
-    assert "step 5/10  entropy 0.2500  pets 0.125" in text
+    assert "step 5/10  entropy 0.250 nats: pets 0.125" in text
 
 
 def test_a_quiet_command_watches_nothing() -> None:
     with progress.bar(True, 1) as watch:
         assert watch is None
+
+
+def test_a_line_of_a_step_says_how_long_the_others_take() -> None:
+    seconds = iter([10.0 + 2 * step for step in range(100)])
+    lines = progress.StepLines(lambda: next(seconds))
+    said = [
+        lines.line(events.Learned(SimpleNamespace(number=n, loss=0.5, losses={"pets": 0.5}), 100))
+        for n in range(1, 101)
+    ]
+    told = {n: line for n, line in enumerate(said, 1) if line is not None}
+    assert list(told) == [1, *range(5, 101, 5)]
+    assert told[1] == "step 1/100  entropy 0.500 nats: pets 0.500"
+    assert told[5] == "step 5/100  entropy 0.500 nats: pets 0.500, about 3 min left"
+    assert told[95] == "step 95/100  entropy 0.500 nats: pets 0.500, about 10 s left"
+    assert told[100] == "step 100/100  entropy 0.500 nats: pets 0.500"
+
+
+def test_slow_steps_have_a_line_at_least_twice_a_minute() -> None:
+    seconds = iter([14.0 * step for step in range(500)])
+    lines = progress.StepLines(lambda: next(seconds))
+    step = SimpleNamespace(number=0, loss=0.5, losses={"pets": 0.5})
+    told = []
+    for number in range(1, 25):
+        step.number = number
+        if lines.line(events.Learned(step, 500)) is not None:
+            told.append(number)
+    assert told == [1, 4, 7, 10, 13, 16, 19, 22]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ from alnico.numerics.sizes import format_size
 PATIENCE = 2.0
 """Seconds before the first line that counts parts."""
 
+SILENCE = 30.0
+"""The most seconds without a line while steps are learned."""
+
 
 @contextmanager
 def bar(quiet: bool, verbose: int) -> Iterator[Watcher | None]:
@@ -62,6 +66,7 @@ def _until_it_fails(watch: Watcher) -> Watcher:
 
 def _lines(verbose: int) -> Watcher:
     begin = time.monotonic()
+    steps = StepLines()
 
     def watch(event: Event) -> None:
         line = _result_line(event)
@@ -73,14 +78,47 @@ def _lines(verbose: int) -> Watcher:
             say(f"resuming an unfinished merge: {event.resumed} tensors are done")
         elif verbose and isinstance(event, TensorDone):
             say(f"{event.digest}  {event.tensor}")
-        elif isinstance(event, Learned) and (
-            event.step.number == 1 or _is_shown(event.step.number, event.total, 20)
-        ):
-            say(_learned(event))
+        elif isinstance(event, Learned):
+            if (step := steps.line(event)) is not None:
+                say(step)
         elif isinstance(event, Counted) and time.monotonic() - begin >= PATIENCE:
             say(_counted(event), quiet=not _is_shown(event.done, event.total, 10))
 
     return watch
+
+
+class StepLines:
+    """Chooses the steps of a learning that have a line: about 20, and one after a silence; each has the time left."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+        self._shown = 0.0
+
+    def line(self, event: Learned) -> str | None:
+        """Return the line of a step, or None. The first step says nothing about time: it reads the models."""
+        done, now = event.step.number, self._clock()
+        if self._first is None:
+            self._first = done, now
+        elif not _is_shown(done, event.total, 20) and now - self._shown < SILENCE:
+            return None
+        self._shown = now
+        steps, seconds = done - self._first[0], now - self._first[1]
+        if not steps or done == event.total:
+            return _learned(event)
+        return f"{_learned(event)}, about {_duration(seconds / steps * (event.total - done))} left"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time for people.
+
+    >>> [_duration(s) for s in (0.2, 59.4, 100, 4000, 100_000)]
+    ['1 s', '60 s', '2 min', '1 h 7 min', '27 h 47 min']
+    """
+    if seconds < 90:
+        return f"{max(1, math.ceil(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _is_shown(done: int, total: int, lines: int) -> bool:
@@ -98,8 +136,8 @@ def _counted(event: Counted) -> str:
 
 def _learned(event: Learned) -> str:
     step = event.step
-    losses = "  ".join(f"{task} {loss:.3f}" for task, loss in step.losses.items())
-    return f"step {step.number}/{event.total}  entropy {step.loss:.4f}  {losses}"
+    losses = ", ".join(f"{task} {loss:.3f}" for task, loss in step.losses.items())
+    return f"step {step.number}/{event.total}  entropy {step.loss:.3f} nats: {losses}"
 
 
 def _result_line(event: Event) -> str | None:
