@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import alnico
 from alnico.checkpoint import files
 from alnico.checkpoint.files import (
     MAX_OPEN_FILES,
@@ -18,6 +19,7 @@ from alnico.checkpoint.files import (
     write_fully,
 )
 from alnico.errors import ModelError, RunError
+from made import family
 
 
 @pytest.fixture
@@ -230,3 +232,17 @@ def test_a_copy_that_fails_on_the_way_or_ends_early_says_so(
         RunError, match=r"^from: the file ended at byte 47, expected 100 bytes at 7\. It was changed"
     ):
         copied(tmp_path, 100, 7)
+
+
+def test_a_system_that_cannot_run_alnico_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    base, (tuned,) = family(tmp_path, 1)
+    monkeypatch.delattr(os, "preadv")
+    monkeypatch.delattr(os, "statvfs")
+    message = (
+        r"cannot be read: Python has no os\.preadv, os\.statvfs on this system \(\w+\); "
+        r"alnico needs Linux or macOS\. On Windows run it in WSL or in a container\."
+    )
+    with pytest.raises(RunError, match=message):
+        alnico.plan({"merge_method": "linear", "models": [str(base), str(tuned)]})
+    with pytest.raises(RunError, match=message):
+        alnico.inspect(base)

@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import stat
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -146,8 +147,20 @@ def open_named(path: str | os.PathLike[str]) -> BinaryIO:
     return open_binary(path)
 
 
+NEEDED = ("preadv", "pwrite", "statvfs")
+"""Functions of :mod:`os` without which no file is read or written. Windows has none of them."""
+
+
 def open_to_read(path: Path) -> int:
-    """Open a regular file; returns its descriptor. Errors: ModelError with the system's reason."""
+    """Open a regular file; returns its descriptor.
+
+    Errors: ModelError with the system's reason; RunError on a system that cannot run alnico.
+    """
+    if missing := [f"os.{name}" for name in NEEDED if not hasattr(os, name)]:
+        raise RunError(
+            f"{path}: cannot be read: Python has no {', '.join(missing)} on this system ({sys.platform}); "
+            "alnico needs Linux or macOS. On Windows run it in WSL or in a container."
+        )
     try:
         return open_regular(path)
     except NotAFileError:
