@@ -64,7 +64,7 @@ def section(name: str, command: Command) -> str:
     rows = [f"| {_names(p)} | {_cell(p.help)} | {_default(p)} |" for p in shown]
     table = ["| option | what it does | default |", "| --- | --- | --- |", *rows, ""] if rows else []
     return "\n".join(
-        [f"## alnico {name}", "", "```text", usage, "```", "", _lines(command.help + function), "", *table]
+        [f"## alnico {name}", "", "```text", usage, "```", "", f"{command.help}{function}", "", *table]
     )
 
 
@@ -78,11 +78,6 @@ def summaries() -> str:
         '"""The summary of each command, for `alnico --help`, which imports no command: made by docs/make_cli.py."""\n\n'
         f"SUMMARIES = {{\n{''.join(lines)}}}\n"
     )
-
-
-def _lines(text: str) -> str:
-    """Put each sentence on a line of its own."""
-    return re.sub(r"\. (?=[A-Z])", ".\n", text)
 
 
 def _usage(parameter: CommandParameter) -> str:

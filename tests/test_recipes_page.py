@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 import alnico
-from alnico.errors import EvaluationError, RecipeError
-from alnico.evaluation import task_file
+from alnico.errors import RecipeError
 from alnico.recipe.load import load_recipes
 from made import family, llama_config, llama_shapes, read_model, save_file, save_model
 from made_tokenizers import entry, save_tokenizer
@@ -87,19 +86,6 @@ def test_the_page_has_every_table_of_keys() -> None:
 
     tables = {name for name, value in vars(keys).items() if name.isupper() and isinstance(value, dict)}
     assert set(re.findall(r"<!-- keys (\w+) -->", PAGE)) == tables
-
-
-def test_the_page_of_tuning_has_the_keys_of_every_type_of_task() -> None:
-    page = (DOCS / "tuning.md").read_text("utf-8")
-    tables = set(re.findall(r"<!-- keys (\w+) -->", page))
-    assert {"TASK", *(kind.upper() for kind in task_file.READERS)} <= tables
-    for kind in task_file.READERS:
-        keys = ["name", "type", "weight", *getattr(task_file, kind.upper())]
-        task = {key: kind if key in ("name", "type") else ["no value"] for key in [*keys, "unknown"]}
-        with pytest.raises(EvaluationError) as raised:
-            task_file.read_tasks({"tasks": [task]})
-        unknown = re.findall(r"unknown key '(\w+)'", str(raised.value))
-        assert unknown == ["unknown"]
 
 
 def test_every_recipe_of_the_page_is_one() -> None:

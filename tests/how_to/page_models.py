@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from how_to.page_blocks import ROOT, blocks_of
+from hub.stub import Hub
 from limits.made_large import CONFIG_70B, llama_70b, save_sparse_model
 from made import family, llama_config, llama_shapes, read_model, save_file, save_model
 from made_tokenizers import entry, save_tokenizer
@@ -30,11 +31,11 @@ DEMO_MODELS = {
 }
 
 
-def prepares(page: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
-    """Make the folder of a page with the function."""
+def prepares(*pages: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+    """Make the folders of pages with the function."""
 
     def keep(function: Callable[[Path], None]) -> Callable[[Path], None]:
-        PREPARED[page] = function
+        PREPARED.update(dict.fromkeys(pages, function))
         return function
 
     return keep
@@ -203,10 +204,69 @@ def large_models(folder: Path) -> None:
     (folder / "small.yml").write_text(recipe.replace("70b", "small"))
 
 
+@prepares("choose-a-method")
+def specialists(folder: Path) -> None:
+    """A base and its specialists of three tasks, with examples to choose by and others to report on."""
+    import torch
+
+    import made_tasks
+
+    torch.set_num_threads(1)
+    made = made_tasks.make_tasks(folder, examples=120)
+    for task, path in made.tuned.items():
+        path.rename(folder / task)
+
+
+@prepares("publish")
+def licensed(folder: Path) -> None:
+    """A base and two fine-tunes whose cards state a licence."""
+    base, tuned = family(folder / "models", 2, **SHAPE)
+    for path, name in zip((base, *tuned), ("base", "coder", "writer"), strict=True):
+        (path / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# A model\n")
+        path.rename(folder / "models" / name)
+
+
+@prepares("platforms")
+def merged_elsewhere(folder: Path) -> None:
+    """A recipe, and what it gives on another machine."""
+    import alnico
+
+    base, (tuned,) = family(folder / "models", 1, **SHAPE)
+    (folder / "recipe.yml").write_text("merge_method: linear\nmodels: [models/base, models/tuned-0]\n")
+    models = {"merge_method": "linear", "models": [str(base), str(tuned)]}
+    alnico.merge(models, folder / "merged-on-linux")
+
+
+@prepares("notebook", "from-mergekit", "cite")
+def small_models(folder: Path) -> None:
+    """A base and fine-tunes."""
+    _, tuned = family(folder / "models", 3, **SHAPE)
+    for path, name in zip(tuned, ("coder", "writer", "chat"), strict=True):
+        path.rename(folder / "models" / name)
+
+
 @contextmanager
 def prepared(page: str, folder: Path) -> Iterator[dict[str, str]]:
     """A page's folder, filled; yields variables for its commands."""
     folder.mkdir(parents=True, exist_ok=True)
     if page in PREPARED:
         PREPARED[page](folder)
-    yield {}
+    with hub_of(page, folder) as variables:
+        yield variables
+
+
+@contextmanager
+def hub_of(page: str, folder: Path) -> Iterator[dict[str, str]]:
+    """A hub in this process for the page that publishes; pages show the address of the real one."""
+    if page != "publish":
+        yield {}
+        return
+    hub = Hub()
+    with hub.running():
+        yield {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(folder.parent / "hub"),
+            "HF_TOKEN": "hf_secret",
+        }

@@ -150,6 +150,8 @@ class Session:
         return status, self._as_on_pages(printed)
 
     def _as_on_pages(self, printed: str) -> str:
+        hub = self.environment.get("HF_ENDPOINT")
+        printed = printed.replace(hub, "https://huggingface.co") if hub else printed
         return printed.replace(str(self.folder), FOLDER).strip("\n")
 
 
@@ -157,7 +159,11 @@ class Session:
 def forking(*imported: str) -> Iterator[subprocess.Popen[str]]:
     """A process that runs commands in forks, and has imported alnico and these modules."""
     with subprocess.Popen(
-        [sys.executable, str(FORKING), *imported], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, str(FORKING), *imported],
+        env={**os.environ, **_python_path(), "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as server:
         yield server
 
@@ -169,11 +175,9 @@ def session(
     """Begin a page in a folder; ``environment`` is added to this process's."""
     programs = _programs(folder.parent / f"{folder.name}.bin")
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    ours = os.environ.get("PYTHONPATH")
-    python_path = os.pathsep.join([str(ROOT / "src"), *([ours] if ours else [])])
     added = {
         "PATH": path,
-        "PYTHONPATH": python_path,
+        **_python_path(),
         "COLUMNS": "100",
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
@@ -183,6 +187,12 @@ def session(
         yield begun
     finally:
         begun.close()
+
+
+def _python_path() -> dict[str, str]:
+    """This checkout goes before an installed alnico."""
+    before = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *([before] if before else [])])}
 
 
 def _programs(folder: Path) -> Path:

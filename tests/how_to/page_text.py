@@ -30,10 +30,13 @@ def comparable(text: str, *, numbers: bool = True) -> str:
 
 
 def agrees(shown: str, printed: str, *, numbers: bool = True) -> bool:
-    """Is this what was printed? ``...`` in ``shown`` stands for anything."""
+    """Is this what was printed? ``...`` in ``shown`` stands for anything, as a line for any number of lines."""
     shown, printed = (comparable(text, numbers=numbers) for text in (shown, printed))
-    pieces = (re.escape(piece) for piece in re.split(r"\.\.\.", shown))
-    return re.fullmatch(".*?".join(pieces), printed, re.DOTALL) is not None
+    pattern = "".join(
+        "(?:[^\n]*\n)*?" if line == "..." else ".*?".join(map(re.escape, line.split("..."))) + "\n"
+        for line in shown.split("\n")
+    )
+    return re.fullmatch(pattern, printed + "\n", re.DOTALL) is not None
 
 
 def difference(shown: str, printed: str) -> str:

@@ -5,6 +5,7 @@ A part that agrees stays as it is, with its ``...``; any other part is written i
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -44,16 +45,22 @@ def rewritten(page: str, outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def rewrite(page: Path, server: subprocess.Popen[str], folder: Path) -> None:
+    """Run a page, and write into it what was printed otherwise."""
+    text = page.read_text("utf-8")
+    with prepared(page.stem, folder) as environment, session(folder, server, environment) as running:
+        outcomes = list(running.run(blocks_of(text)))
+    for outcome in outcomes:
+        if outcome.problem() is not None:
+            print(f"{page.name}, {outcome.problem()}\n")
+    page.write_text(rewritten(text, outcomes), "utf-8")
+
+
 if __name__ == "__main__":
     chosen = [Path(word).resolve() for word in sys.argv[1:]] or PAGES
-    imported = SCORING if any(page.stem in SCORED for page in chosen) else ()
-    with forking(*imported) as server, tempfile.TemporaryDirectory() as made:
-        for page in chosen:
-            folder = Path(made) / page.stem / "merges"
-            text = page.read_text("utf-8")
-            with prepared(page.stem, folder) as environment, session(folder, server, environment) as running:
-                outcomes = list(running.run(blocks_of(text)))
-            for outcome in outcomes:
-                if outcome.problem() is not None:
-                    print(f"{page.name}, {outcome.problem()}\n")
-            page.write_text(rewritten(text, outcomes), "utf-8")
+    for imported in ((), SCORING):
+        pages = [page for page in chosen if (page.stem in SCORED) is bool(imported)]
+        if pages:
+            with forking(*imported) as server, tempfile.TemporaryDirectory() as made:
+                for page in pages:
+                    rewrite(page, server, Path(made) / page.stem / "merges")

@@ -30,6 +30,11 @@ TITLES = {
     "merge-large-models": "Merge 70B models on a 32 GB machine",
     "stack-layers": "Put layers together (frankenmerge)",
     "different-tokenizers": "Merge models with different tokenizers",
+    "choose-a-method": "Which method, which weights",
+    "notebook": "Use alnico from a notebook",
+    "publish": "Publish a merge",
+    "platforms": "macOS and Windows",
+    "cite": "Cite alnico",
 }
 
 
@@ -175,7 +180,10 @@ def test_blocks_and_commands_are_read_with_their_lines() -> None:
         ("out: 3 tensors, 0.1 s", "out: 4 tensors, 0.1 s", False),
         ("0.1 s, 1 GB/s", "50 s, 46 s of it compiling, kept for the next run, 1 GB/s", True),
         ("first\n...\nlast", "first\nsecond\nthird\nlast", True),
+        ("first\n...\nlast", "first\nlast", True),
+        ("first\n...", "first", True),
         ("first\n...\nlast", "first\nsecond\nlost", False),
+        ("the ... fox\nends", "the quick\nbrown fox\nends", True),
         ("12.3 GB free", "4.56 GB free", True),
         ("", "something", False),
     ],
