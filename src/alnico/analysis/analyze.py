@@ -73,7 +73,6 @@ def analyze(
             unfinished.close()
             unfinished.begin_writing()
             write_analysis(analysis, folder)
-            advice = suggest_recipe(analysis, recheck(analysis, offline=run.offline))
-            write_pages(analysis, folder, [*advice.findings, *advice.reasons, *advice.warnings])
+            write_pages(analysis, folder, suggest_recipe(analysis, recheck(analysis, offline=run.offline)))
             sync_tree(folder)
     return analysis

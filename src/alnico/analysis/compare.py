@@ -10,7 +10,7 @@ from alnico.analysis.files import report_folder, write_analysis
 from alnico.analysis.measure import SUBSPACE_SIDE
 from alnico.analysis.report import write_pages
 from alnico.analysis.retention import Retention, compare_sources, open_recorded_base, write_retention
-from alnico.analysis.retention_section import retention_section
+from alnico.analysis.retention_section import comparison, retention_section
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate, Estimates, ScoreTable, read_estimates, values_of
 from alnico.checkpoint.open_model import open_model
@@ -86,5 +86,10 @@ def compare(
         write_analysis(analysis, folder)
         write_retention(retention, folder)
         score_sections = [score_section(estimates)] if any(estimates.values()) else []
-        write_pages(analysis, folder, sections=[retention_section(retention), *score_sections])
+        write_pages(
+            analysis,
+            folder,
+            sections=[retention_section(retention), *score_sections],
+            subject=comparison(retention),
+        )
     return retention

@@ -19,11 +19,14 @@
     };
     const layout = structuredClone(figure.layout);
     if (narrow) {
-      for (const [key, patch] of Object.entries(figure.narrow || {})) Object.assign((layout[key] ??= {}), patch);
+      for (const [key, patch] of Object.entries(figure.narrow || {})) layout[key] = patch instanceof Object ? { ...layout[key], ...patch } : patch;
     }
     for (const key of ["xaxis", "yaxis"]) {
       layout[key] = { ...axis, ...layout[key] };
       if (layout[key].title) layout[key].title.font = { size: narrow ? 11 : 13, color: colour("--quiet") };
+    }
+    if (layout.polar) {
+      for (const key of ["radialaxis", "angularaxis"]) Object.assign(layout.polar[key], { gridcolor: colour("--line"), linecolor: colour("--line") });
     }
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, dragmode: false,
@@ -33,6 +36,14 @@
       ...layout,
     };
   };
+
+  // Whiskers are drawn over bars of all colours and over the background; an unknown one has no length, not the length 0.
+  const known = (lengths) => lengths.map((length) => length ?? undefined);
+  const traced = (figure) => structuredClone(figure.data).map((trace) => {
+    const whiskers = trace.error_x;
+    if (whiskers) Object.assign(whiskers, { color: colour("--ink"), array: known(whiskers.array), arrayminus: known(whiskers.arrayminus) });
+    return trace;
+  });
 
   const tableOf = (figure) => {
     if (figure.table) return figure.table;
@@ -55,7 +66,44 @@
     place.replaceChildren(make("table", { className: "list" },
       make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col", className: "n", textContent: name })))),
       make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell))))));
+    place.dispatchEvent(new Event("scroll"));
   };
+
+  // What is cut by the edge of its part is said below it, and only such a part is a stop of the keyboard.
+  for (const part of document.querySelectorAll(".scroll")) {
+    const hint = make("p", { className: "hint", hidden: true });
+    part.parentElement.after(hint);
+    const look = () => {
+      const wide = part.scrollWidth > part.clientWidth + 1, high = part.scrollHeight > part.clientHeight + 1;
+      const more = part.scrollWidth - part.clientWidth - part.scrollLeft > 1;
+      part.parentElement.toggleAttribute("data-more", more);
+      hint.hidden = !(wide || high);
+      hint.textContent = wide && high ? "Scroll down and sideways to see more." : wide ? "Scroll sideways to see more →" : "Scroll down to see more ↓";
+      if (wide || high) part.tabIndex = 0;
+      else part.removeAttribute("tabindex");
+    };
+    part.addEventListener("scroll", look, { passive: true });
+    new ResizeObserver(look).observe(part);
+    look();
+  }
+
+  for (const box of document.querySelectorAll(".copy")) {
+    const text = box.querySelector("pre");
+    const button = make("button", { type: "button", textContent: "Copy" });
+    const bySelection = () => {
+      const range = document.createRange();
+      range.selectNodeContents(text);
+      getSelection().removeAllRanges();
+      getSelection().addRange(range);
+      return document.execCommand("copy");
+    };
+    button.addEventListener("click", async () => {
+      const copied = await (navigator.clipboard?.writeText(text.textContent) ?? Promise.reject()).then(() => true, bySelection);
+      button.textContent = copied ? "Copied" : "Press Ctrl+C";
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    });
+    box.append(button);
+  }
 
   const plots = [...document.querySelectorAll(".plot")].map((place) => {
     const { choices, views } = JSON.parse(document.getElementById(place.dataset.figure).textContent);
@@ -96,15 +144,19 @@
     };
     const draw = () => {
       const figure = view();
-      place.style.height = figure.layout.height + "px";
+      const layout = laidOut(figure, document.documentElement.clientWidth);
+      place.style.height = layout.height + "px";
       fillLegend(figure);
       fillNumbers();
-      return Plotly.react(place, structuredClone(figure.data), laidOut(figure, document.documentElement.clientWidth), { displayModeBar: false, responsive: true });
+      return Plotly.react(place, traced(figure), layout, { displayModeBar: false, responsive: true });
     };
     numbers.addEventListener("toggle", fillNumbers);
     return draw;
   });
-  const drawAll = () => Promise.all(plots.map((draw) => draw()));
+  const drawAll = () => {
+    delete document.documentElement.dataset.drawn;
+    return Promise.all(plots.map((draw) => draw())).then(() => { document.documentElement.dataset.drawn = "yes"; });
+  };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   matchMedia(`(max-width: ${NARROW - 1}px)`).addEventListener("change", drawAll);
   matchMedia("print").addEventListener("change", drawAll);
@@ -135,5 +187,5 @@
       body.append(...[...body.rows].sort((a, b) => (falling ? compare(b, a) : compare(a, b))));
     });
   }
-  drawAll().then(() => { document.documentElement.dataset.drawn = "yes"; });
+  drawAll();
 })();

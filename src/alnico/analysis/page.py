@@ -8,6 +8,7 @@ import html
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -58,8 +59,8 @@ DIVERGING = (
 SEQUENTIAL = (*DIVERGING[4:], "#0B3C73")
 """From little to much, where it appears next to the diverging scale."""
 
-INK, PAPER = "#14181c", "#ffffff"
-"""Text colours on a coloured background."""
+INK, PAPER = "#000000", "#ffffff"
+"""Text colours on a coloured background: one of them has a contrast of 4.5:1 or more with any colour."""
 
 EXTRA = ("plotly", "matplotlib")
 """Packages of the extra [report]."""
@@ -128,7 +129,7 @@ def page(
         f'<title>{escape(title)} · {escape(kind)}</title>\n<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
         f'<div class="frame">\n<header>\n<p class="kind">{escape(kind)}</p>\n<h1>{escape(title)}</h1>\n<ul class="facts">{listed}</ul>\n</header>\n'
         f'<nav aria-label="Contents"><ol>{links}</ol></nav>\n<main>\n{"".join(map(_section, sections))}</main>\n'
-        f"<footer><p>{escape(foot)}</p></footer>\n</div>\n"
+        f"<footer><noscript><p>The figures need JavaScript; the tables and the text do not.</p></noscript><p>{escape(foot)}</p></footer>\n</div>\n"
         f"{''.join(f'<script>{s}</script>' for s in scripts)}\n</body>\n</html>\n"
     )
 
@@ -151,7 +152,7 @@ def figure_html(figure: Figure) -> str:
     return (
         f'<figure class="card">{heading}<div class="plot" data-figure="{figure.name}" role="img" aria-label="{escape(figure.label)}"></div>'
         '<ul class="legend" aria-label="Shown; press to hide"></ul>'
-        '<details><summary>The numbers</summary><div class="scroll" tabindex="0"></div></details></figure>\n'
+        f"<details><summary>The numbers</summary>{scroller('', f'Numbers: {figure.label}')}</details></figure>\n"
     )
 
 
@@ -180,8 +181,8 @@ def escape(text: str) -> str:
 
 
 def name(text: str) -> str:
-    """Return a name of a tensor or a model as HTML."""
-    return f'<bdi class="name">{escape(text)}</bdi>'
+    """Return a name of a tensor, a model or a task as HTML. A line may break after a dot, a slash or an underscore."""
+    return f'<bdi class="name">{re.sub("(?<=[./_])(?=.)", "<wbr>", escape(text))}</bdi>'
 
 
 def shorten(text: str, length: int) -> str:
@@ -223,6 +224,15 @@ def percent(share: float | None) -> str:
     ['1.23\xa0%', '50.0\xa0%', '100\xa0%', '0\xa0%', '0.00100\xa0%', '–']
     """
     return "–" if share is None else f"{number(100 * share)}\N{NO-BREAK SPACE}%"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    >>> counted(1, "task"), counted(1234, "model")
+    ('1 task', '1,234 models')
+    """
+    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def format_count(count: int) -> str:
@@ -282,6 +292,23 @@ def ramp(scale: Sequence[str], least: str, most: str) -> str:
     return f'<p class="ramp"><span>{escape(least)}</span>{bar}<span>{escape(most)}</span></p>\n'
 
 
+def copyable(text: str, label: str) -> str:
+    """Return text to copy, such as a recipe: with a button for it, and selectable where no script runs."""
+    return f'<div class="copy">{scroller(f"<pre>{escape(text)}</pre>", label)}</div>\n'
+
+
+def scroller(content: str, label: str, *, is_tall: bool = False) -> str:
+    """Return HTML content in a part that scrolls where it is too wide, or higher than a screen if ``is_tall``.
+
+    The page's script says so in words below it, and lets the keyboard reach it.
+    """
+    kind = "scroll tall" if is_tall else "scroll"
+    return (
+        f'<div class="scroller"><div class="{kind}" tabindex="0" role="region" aria-label="{escape(label)}">'
+        f"{content}</div></div>\n"
+    )
+
+
 def select_box(label: str, shows: str, options: Sequence[str]) -> str:
     """Return a select box that shows one of the children of the element ``shows``."""
     listed = "".join(f"<option>{escape(option)}</option>" for option in options)
@@ -289,19 +316,26 @@ def select_box(label: str, shows: str, options: Sequence[str]) -> str:
 
 
 def table(
-    columns: Sequence[tuple[str, str]], rows: Sequence[str], *, anchor: str = "", sortable: bool = False
+    columns: Sequence[tuple[str, str]],
+    rows: Sequence[str],
+    *,
+    label: str,
+    anchor: str = "",
+    sortable: bool = False,
 ) -> str:
     """Return an HTML table of columns (heading, "text" or "number") and rows (``<tr>...``).
 
-    If it is ``sortable``, a click on a heading sorts it.
+    If it is ``sortable``, a click on a heading sorts it. ``label`` is what a screen reader calls it.
     """
     headings = "".join(
         f'<th scope="col"{" class=n" if kind == "number" else ""}{f" data-sorts={kind}" if sortable else ""}>{escape(heading)}</th>'
         for heading, kind in columns
     )
-    return (
-        f'<div class="scroll tall" tabindex="0" role="region" aria-label="Table"><table class="list"{f" id={anchor}" if anchor else ""}>'
-        f"<thead><tr>{headings}</tr></thead><tbody>\n{''.join(rows)}</tbody></table></div>\n"
+    own = f" id={anchor}" if anchor else ""
+    return scroller(
+        f'<table class="list"{own}><thead><tr>{headings}</tr></thead><tbody>\n{"".join(rows)}</tbody></table>',
+        label,
+        is_tall=True,
     )
 
 

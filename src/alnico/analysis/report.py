@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from alnico.analysis.page import (
     badge,
     cell,
     colour,
+    copyable,
+    counted,
     escape,
     figure_html,
     format_count,
@@ -30,6 +33,7 @@ from alnico.analysis.page import (
     page,
     percent,
     ramp,
+    scroller,
     select_box,
     series,
     shorten,
@@ -46,6 +50,7 @@ from alnico.analysis.results import (
     ScopeStatistics,
     TensorScope,
 )
+from alnico.analysis.suggest_rules import Suggestion
 from alnico.errors import OutputError
 from alnico.folders import write_new
 
@@ -92,20 +97,35 @@ MEASURES: tuple[tuple[str, str, Sequence[str]], ...] = (
 1]."""
 
 
+@dataclass(frozen=True)
+class ReportSubject:
+    """What a report is about, where that is not an analysis: its title, the kind of page, and the command that made it."""
+
+    title: str = ""
+    kind: str = "alnico analysis"
+    command: str = ""
+
+
 def write_report(
-    analysis: Analysis, path: Path, advice: Sequence[str] | None = None, sections: Sequence[PageSection] = ()
+    analysis: Analysis,
+    path: Path,
+    advice: Suggestion | None = None,
+    sections: Sequence[PageSection] = (),
+    *,
+    subject: ReportSubject = ReportSubject(),
 ) -> None:
     """Write ``report.html``: everything of an analysis on one page, with its scripts in the file.
 
-    ``advice`` is what alnico suggests and why, one line per item; ``sections`` are more sections, shown after
-    the advice.
+    ``advice`` is what alnico suggests; ``sections`` are more sections, shown before everything else if the page
+    has a ``subject`` of its own, and after the advice if not.
     Errors: AlnicoError without the extra [report].
     """
     models = [m.name for m in analysis.models]
     listed: list[PageSection | None] = [
+        *(sections if subject.title else ()),
         _models(analysis),
-        _advice(analysis, advice),
-        *sections,
+        _advice(advice),
+        *(() if subject.title else sections),
         _where(analysis),
         _groups(analysis),
         _pairs(analysis),
@@ -115,14 +135,14 @@ def write_report(
         _skipped(analysis),
         _glossary(),
     ]
-    subject = models[0] if len(models) == 1 else f"{len(models)} models"
+    changed = models[0] if len(models) == 1 else counted(len(models), "model")
     text = page(
-        f"{subject} and the base {analysis.base.name}",
-        "alnico analysis",
+        subject.title or f"{changed} and {_base(analysis)}",
+        subject.kind,
         _facts(analysis),
         [s for s in listed if s is not None],
-        f"Made by alnico {analysis.version} with: {_command(analysis)}. The same numbers are in summary.json "
-        "and the CSV files next to this page.",
+        f"Made by alnico {analysis.version} with: {subject.command or _command(analysis)}. The same numbers are in "
+        "summary.json and the CSV files next to this page.",
     )
     write_new(path, text.encode("utf-8", "replace").decode("utf-8"))
 
@@ -130,12 +150,14 @@ def write_report(
 def write_pages(
     analysis: Analysis,
     folder: Path,
-    advice: Sequence[str] | None = None,
+    advice: Suggestion | None = None,
     sections: Sequence[PageSection] = (),
+    *,
+    subject: ReportSubject = ReportSubject(),
 ) -> None:
     """Write the page and the pictures into the folder of a report; write nothing without the extra [report].
 
-    Errors: OutputError if they cannot be written.
+    The arguments are those of :func:`write_report`. Errors: OutputError if they cannot be written.
     """
     if not has_report():
         return
@@ -143,12 +165,18 @@ def write_pages(
         for index, model in enumerate(analysis.models):
             (folder / model.name / PICTURE).unlink(missing_ok=True)  # matplotlib would follow a link
             write_group_bars(analysis, folder / model.name / PICTURE, [index])
-        write_report(analysis, folder / PAGE, advice, sections)
+        write_report(analysis, folder / PAGE, advice, sections, subject=subject)
     except OSError as error:
         raise OutputError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another "
             "folder."
         ) from None
+
+
+def _base(analysis: Analysis) -> str:
+    """Return the base's name; ``the base``, where that is its name."""
+    name = analysis.base.name
+    return "the base" if name.lower() in ("base", "base-model", "base_model") else f"the base {name}"
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, str]]:
@@ -201,11 +229,7 @@ def _models(analysis: Analysis) -> PageSection:
         cards.append(
             f'<article class="card">{head}<p class="big">{percent(change.relative_l2)}</p><p class="under">relative change · '
             f'<span class="name">{source}</span></p><dl class="figures">{listed}</dl>'
-            + (
-                f'<p class="under" style="margin:0">Changed most for their size</p><ol>{movers}</ol>'
-                if movers
-                else ""
-            )
+            + (f'<p class="under">Changed most for their size</p><ol>{movers}</ol>' if movers else "")
             + "</article>\n"
         )
     words = (
@@ -215,17 +239,30 @@ def _models(analysis: Analysis) -> PageSection:
     return PageSection("models", "The models", [words], f'<div class="cards">\n{"".join(cards)}</div>\n')
 
 
-def _advice(analysis: Analysis, advice: Sequence[str] | None) -> PageSection:
+def _advice(advice: Suggestion | None) -> PageSection | None:
     if advice is None:
-        command = escape(_command(analysis).replace("analyze", "suggest", 1))
-        return PageSection(
-            "advice",
-            "What alnico suggests",
-            [],
-            f"<p><code>{command}</code> writes a recipe with its reasons.</p>\n",
+        return None
+    parts = []
+    if advice.recipe is not None:
+        # The comments at its head are the lists below.
+        recipe = "\n".join(line for line in advice.recipe.splitlines() if not line.startswith("#"))
+        parts.append(copyable(recipe + "\n", "Recipe"))
+        parts.append(
+            "<p>To use it, save it as <code>recipe.yml</code> in the folder where you ran the command, then run "
+            "<code>alnico merge recipe.yml merged</code>.</p>\n"
         )
-    listed = "".join(f"<li>{escape(line)}</li>\n" for line in advice)
-    return PageSection("advice", "What alnico suggests", [], f'<ul class="advice">\n{listed}</ul>\n')
+    lists = (
+        ("Why no recipe" if advice.method is None else f"Why {advice.method}", advice.reasons),
+        ("About the models", advice.findings),
+        ("Before you use it", advice.warnings),
+    )
+    for heading, lines in lists:
+        listed = "".join(f"<li>{escape(line)}</li>\n" for line in lines)
+        parts.append(f'<h3>{escape(heading)}</h3>\n<ul class="advice">\n{listed}</ul>\n' if lines else "")
+    words = (
+        [] if advice.recipe is None else ["A recipe to begin with, derived from the numbers on this page."]
+    )
+    return PageSection("advice", "What alnico suggests", words, "".join(parts))
 
 
 def _where(analysis: Analysis) -> PageSection | None:
@@ -242,14 +279,15 @@ def _where(analysis: Analysis) -> PageSection | None:
             _heat_map(analysis, index, rows, numbers, cells, most) for index in range(len(analysis.models))
         ]
         least = 420 if len(numbers) <= 16 else 560 if len(numbers) <= 48 else 900
+        widest = max(570, 260 + 48 * len(numbers))
         over = "≥ " if max(shares) > most else ""
         maps = "".join(map(figure_html, figures))
-        body = f'{ramp(CIVIDIS, "0 %", f"{over}{percent(most)} (halfway: {percent(most / 4)})")}<div class="maps" style="--least:{least}px">\n{maps}</div>\n{outside}'
+        body = f'{ramp(CIVIDIS, "0 %", f"{over}{percent(most)} (halfway: {percent(most / 4)})")}<div class="maps" style="--least:{least}px;--most:{widest}px">\n{maps}</div>\n{outside}'
     words = (
         "Relative change of every part of every layer, on one scale for all models. Blank: missing, or not "
         "comparable. Columns are layers, from input to output."
     )
-    return PageSection("where", "Where they changed", [words], body, figures) if body else None
+    return PageSection("where", "Where the models changed", [words], body, figures) if body else None
 
 
 Cells = Mapping[tuple[str, int], Sequence[tuple[float | None, float]]]
@@ -385,10 +423,11 @@ def _outside(analysis: Analysis) -> str:
     left = (
         f"; the {LISTED} that changed most of {format_count(len(tensors))}" if len(tensors) > LISTED else ""
     )
-    return (
-        f'<h3 style="margin-top:24px">Outside the layers{left}</h3>\n<div class="scroll tall" tabindex="0"><table class="list">'
-        f'<thead><tr><th scope="col">tensor</th>{heads}</tr></thead><tbody>\n{"".join(rows)}</tbody></table></div>\n'
+    listed = (
+        f'<table class="list"><thead><tr><th scope="col">tensor</th>{heads}</tr></thead><tbody>\n'
+        f"{''.join(rows)}</tbody></table>"
     )
+    return f"<h3>Outside the layers{left}</h3>\n" + scroller(listed, "Outside the layers", is_tall=True)
 
 
 def _groups(analysis: Analysis) -> PageSection:
@@ -443,6 +482,7 @@ def _groups(analysis: Analysis) -> PageSection:
                     "ticktext": groups,
                     "autorange": "reversed",
                     "showgrid": False,
+                    "zeroline": False,
                 },
             },
             "narrow": {
@@ -457,10 +497,10 @@ def _groups(analysis: Analysis) -> PageSection:
         [("Measure", ["relative change", "L2 norm"])],
     )
     words = (
-        "The same by kind of tensor. The L2 norm shows where most of the change is, the relative change "
+        "The L2 norm shows where most of the change is, the relative change "
         "where the base changed most for its size."
     )
-    return PageSection("groups", "By group", [words], figure_html(figure), [figure])
+    return PageSection("groups", "Change by kind of tensor", [words], figure_html(figure), [figure])
 
 
 def _scopes(analysis: Analysis) -> list[tuple[str, ScopeStatistics]]:
@@ -499,7 +539,7 @@ def _pairs(analysis: Analysis) -> PageSection | None:
     )
     if len(analysis.models) == 2:
         return PageSection(
-            "pairs", "Between the models", [words], f"<p>{_joint(analysis.whole)}</p>\n{_one_pair(scopes)}"
+            "pairs", "How the models relate", [words], f"<p>{_joint(analysis.whole)}</p>\n{_one_pair(scopes)}"
         )
     parts = []
     for label, scope in scopes:
@@ -511,7 +551,7 @@ def _pairs(analysis: Analysis) -> PageSection | None:
         select_box("Over", "matrices", [label for label, _ in scopes])
         + f'<div id="matrices">\n{"".join(parts)}</div>\n'
     )
-    return PageSection("pairs", "Between the models", [words], body)
+    return PageSection("pairs", "How the models relate", [words], body)
 
 
 def _joint(scope: ScopeStatistics) -> str:
@@ -531,10 +571,11 @@ def _one_pair(scopes: Sequence[tuple[str, ScopeStatistics]]) -> str:
         values = _values(scope.pairs[0])
         shown = "".join(_tint(which, value) for which, value in enumerate(values))
         rows.append(f'<tr><th scope="row">{escape(label)}</th>{shown}</tr>\n')
-    return (
-        f'<div class="scroll tall" tabindex="0"><table class="list"><thead><tr><th scope="col">over</th>{heads}</tr></thead>'
-        f"<tbody>\n{''.join(rows)}</tbody></table></div>\n"
+    listed = (
+        f'<table class="list"><thead><tr><th scope="col">over</th>{heads}</tr></thead><tbody>\n'
+        f"{''.join(rows)}</tbody></table>"
     )
+    return scroller(listed, "Between the two models", is_tall=True)
 
 
 def _tint(which: int, value: float | None) -> str:
@@ -579,9 +620,10 @@ def _matrix(analysis: Analysis, scope: ScopeStatistics, which: int, label: str) 
         for row in models
     )  # fmt: skip
     columns = '<col class="head">' + "<col>" * len(models)
-    return (
-        f'<div class="scroll"><table class="matrix"><caption>{heading}<small>{explained}</small></caption><colgroup>{columns}</colgroup>'
-        f'<thead><tr><td class="self"><span class="unseen">{escape(label)}</span></td>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>\n'
+    return scroller(
+        f'<table class="matrix"><caption>{heading}<small>{explained}</small></caption><colgroup>{columns}</colgroup>'
+        f'<thead><tr><td class="self"><span class="unseen">{escape(label)}</span></td>{heads}</tr></thead><tbody>\n{rows}</tbody></table>',
+        heading,
     )
 
 
@@ -653,7 +695,7 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
         "method or weight."
     )
     body = f'<div class="maps" style="--least:520px">\n{"".join(map(figure_html, figures))}</div>\n'
-    return PageSection("layers", "Between the models, by layer", [words], body, figures)
+    return PageSection("layers", "How they relate, layer by layer", [words], body, figures)
 
 
 def _line(
@@ -686,6 +728,7 @@ def _trace(
             "color": ground,
             "symbol": mark,
             "size": [8 if i % every == 0 else 0 for i in range(len(numbers))],
+            "opacity": 1,
             "line": {"width": 0},
         },
         "hovertemplate": "layer %{x}<br>%{fullData.name}: %{y:.3g}<extra></extra>",
@@ -715,7 +758,7 @@ def _lines(
             "yaxis": {
                 "title": {"text": title.lower(), "standoff": 8},
                 "range": [least - room if least < 0 else 0, most + room],
-                "tickformat": ".1f" if which in (0, 5, 6) else ".0%",
+                **({} if which in (0, 5, 6) else {"tickformat": ".3~%"}),
                 "zeroline": True,
             },
         },
@@ -748,7 +791,9 @@ def _distributions(analysis: Analysis) -> PageSection:
         "Thin line: all entries; line: 98 % of them; box: the middle half; mark: the median. Where a box is "
         "far narrower than its lines, few entries hold the change, and trimming loses little."
     )
-    return PageSection("distributions", "Distribution of the entries", [words], figure_html(figure), [figure])
+    return PageSection(
+        "distributions", "How the changes are distributed", [words], figure_html(figure), [figure]
+    )
 
 
 def _unit(changes: Sequence[DeltaStatistics]) -> float:
@@ -822,7 +867,7 @@ def _boxes(
     return {
         "data": data,
         "layout": {
-            "height": 34 * max(len(rows), 1) + 56,
+            "height": 34 * max(len(rows), 1) + 68,
             "hovermode": "closest",
             "xaxis": {"range": [-end, end], "zeroline": True, "tickangle": 0, **ticks(math.ceil(len(exponents) / 5))},
             "yaxis": {
@@ -879,25 +924,26 @@ def _movers(analysis: Analysis) -> PageSection:
         f"for their size and the {MOVERS} with the largest single entry. Click a heading to sort."
     )
     body = (choice if len(analysis.models) > 1 else "") + table(
-        columns, rows, anchor="movers-table", sortable=True
+        columns, rows, label="Tensors that changed most", anchor="movers-table", sortable=True
     )
-    return PageSection("movers", "The largest movers", [words], body)
+    return PageSection("movers", "Tensors that changed most", [words], body)
 
 
 def _skipped(analysis: Analysis) -> PageSection | None:
     if not analysis.skipped:
         return None
     rows = [
-        f"<tr><td>{name(s.tensor)}</td><td>{name(s.model) if s.model is not None else 'base'}</td><td>{escape(s.reason)}</td>{cell(format_count(s.elements), float(s.elements))}</tr>\n"
+        f"<tr><td>{name(s.tensor)}</td><td>{name(s.model) if s.model is not None else 'base'}</td>"
+        f'<td class="prose">{escape(s.reason)}</td>{cell(format_count(s.elements), float(s.elements))}</tr>\n'
         for s in analysis.skipped[:LISTED]
     ]
     elements = sum(s.elements for s in analysis.skipped)
-    count = f"{format_count(len(analysis.skipped))} tensor{'s' if len(analysis.skipped) > 1 else ''}"
-    words = f"Not compared, and not counted on this page: {count} with {format_count(elements)} elements."
+    count = f"{counted(len(analysis.skipped), 'tensor')} with {counted(elements, 'element')}"
+    words = f"These are counted nowhere on this page: {count}."
     if len(analysis.skipped) > LISTED:
         words += f" The first {LISTED} are listed here, all of them in summary.json."
     columns = (("tensor", "text"), ("model", "text"), ("reason", "text"), ("elements", "number"))
-    return PageSection("skipped", "Left out", [words], table(columns, rows))
+    return PageSection("skipped", "Not compared", [words], table(columns, rows, label="Not compared"))
 
 
 def _glossary() -> PageSection:

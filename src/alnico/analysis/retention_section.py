@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,25 +23,35 @@ from alnico.analysis.page import (
     table,
     tinted_cell,
 )
+from alnico.analysis.report import ReportSubject
 from alnico.analysis.retention import ParentRetention, Retention, ScopeRetention
 
 RetentionColumn = tuple[str, Callable[[ParentRetention], float | None], str]
 """A quantity drawn by layer: its name, its value, and the format of the axis."""
 
 BY_LAYER: tuple[RetentionColumn, ...] = (
-    ("Projection", lambda share: share.projection, ".1f"),
-    ("Weight", lambda share: share.weight, ".1f"),
-    ("Top kept", lambda share: share.top_kept, ".0%"),
-    ("Signs agree", lambda share: share.sign_agreement, ".0%"),
-    ("Distance", lambda share: share.relative_distance, ".2%"),
+    ("Projection", lambda share: share.projection, ""),
+    ("Weight", lambda share: share.weight, ""),
+    ("Top kept", lambda share: share.top_kept, ".3~%"),
+    ("Signs agree", lambda share: share.sign_agreement, ".3~%"),
+    ("Distance", lambda share: share.relative_distance, ".3~%"),
 )
+
+
+def comparison(retention: Retention) -> ReportSubject:
+    """Return what the report of a merged model is about."""
+    parents = retention.parents
+    title = f"{retention.merged.name} and {'its parent ' + parents[0].name if len(parents) == 1 else f'its {len(parents)} parents'}"
+    words = [*(p.reference for p in parents), retention.merged.reference]
+    words += ["--base", retention.base.reference] if retention.base is not None else []
+    return ReportSubject(title, "alnico comparison", f"alnico compare {shlex.join(words)}")
 
 
 def retention_section(retention: Retention) -> PageSection:
     """Build the section: a table of the whole model and its groups, figures by layer, and the scores."""
     figures = [_by_layer(retention)] if len(retention.layers) > 1 else []
-    scores = f'<h3 style="margin-top:24px">Scores</h3>\n{_scores(retention)}' if retention.scores else ""
-    drawings = f'<div style="margin-top:16px">{"".join(map(figure_html, figures))}</div>\n' if figures else ""
+    scores = f"<h3>Scores</h3>\n{_scores(retention)}" if retention.scores else ""
+    drawings = "".join(map(figure_html, figures))
     body = f"{_table(retention)}{drawings}{scores}"
     return PageSection("kept", "What the merge kept", [*_words(retention), *retention.notes], body, figures)
 
@@ -84,7 +95,7 @@ def _table(retention: Retention) -> str:
         if kind != "layer"
         for i, share in _shares(scope)
     ]
-    return table(columns, rows, anchor="kept-table", sortable=True)
+    return table(columns, rows, label="What the merge kept", anchor="kept-table", sortable=True)
 
 
 def _shares(scope: ScopeRetention) -> list[tuple[int, ParentRetention]]:
@@ -167,6 +178,7 @@ def _trace(retention: Retention, parent: int, values: Sequence[float | None]) ->
             "color": ground,
             "symbol": mark,
             "size": [0 if i % every else 8 for i in range(len(values))],
+            "opacity": 1,
             "line": {"width": 0},
         },
         "hovertemplate": "layer %{x}<br>%{fullData.name}: %{y:.3g}<extra></extra>",
@@ -183,4 +195,4 @@ def _scores(retention: Retention) -> str:
         f"{cell(number(s.of_base), s.of_base)}{cell(percent(s.kept), s.kept)}{cell(percent(s.gain_kept), s.gain_kept)}</tr>\n"
         for s in retention.scores
     ]
-    return table(columns, rows, anchor="kept-scores", sortable=True)
+    return table(columns, rows, label="Scores", anchor="kept-scores", sortable=True)

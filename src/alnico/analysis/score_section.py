@@ -12,9 +12,6 @@ from alnico.analysis.scores import Estimate, Estimates
 LEAST_ON_A_RADAR = 3
 """The smallest number of tasks for a radar: two axes have no area."""
 
-QUIET = "rgba(127,127,127,0.4)"
-"""The colour of a radar's grid, on any background."""
-
 
 def score_section(scores: Estimates) -> PageSection:
     """Build the section: bars by model and task, with known intervals, and a radar from three tasks on.
@@ -30,8 +27,7 @@ def score_section(scores: Estimates) -> PageSection:
         "Higher is better. Lines at the ends of bars are 95 % intervals, if the scores have them: the range "
         "to expect on other examples of the same task."
     ]
-    least = 420 if len(figures) > 1 else 0
-    body = f'<div class="maps" style="--least:{least}px">\n{"".join(map(figure_html, figures))}</div>\n'
+    body = f'<div class="maps" style="--least:420px">\n{"".join(map(figure_html, figures))}</div>\n'
     return PageSection("scores", "Scores", words, body, figures)
 
 
@@ -56,7 +52,7 @@ def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
             }
         )
     layout = {
-        "height": len(scores) * (13 * len(models) + 14) + 60,
+        "height": max(len(scores) * (13 * len(models) + 14), 48) + 60,
         "bargap": 0.22,
         "xaxis": {"title": {"text": "score", "standoff": 8}, "rangemode": "tozero", "nticks": 8},
         "yaxis": {
@@ -64,6 +60,7 @@ def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
             "ticktext": [escape(shorten(task, 24)) for task in scores],
             "autorange": "reversed",
             "showgrid": False,
+            "zeroline": False,
         },
     }
     narrow = {"yaxis": {"ticktext": [escape(shorten(task, 12)) for task in scores]}}
@@ -76,12 +73,12 @@ def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
 
 
 def _whiskers(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
-    """Return both arms of every bar's interval, with length 0 where it is unknown."""
-    high = [e.high - e.value if e is not None and e.high is not None else 0.0 for e in estimates]
-    low = [e.value - e.low if e is not None and e.low is not None else 0.0 for e in estimates]
-    is_known = any(high) or any(low)
+    """Return both arms of every bar's interval; None where it is unknown."""
+    high = [None if e is None or e.high is None else e.high - e.value for e in estimates]
+    low = [None if e is None or e.low is None else e.value - e.low for e in estimates]
+    is_known = any(arm is not None for arm in (*high, *low))
     return {
-        "type": "data", "symmetric": False, "array": high, "arrayminus": low, "visible": is_known, "thickness": 1, "width": 2, "color": "#7f7f7f"
+        "type": "data", "symmetric": False, "array": high, "arrayminus": low, "visible": is_known, "thickness": 1.5, "width": 3
     }  # fmt: skip
 
 
@@ -118,15 +115,13 @@ def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> d
             }
         )  # fmt: skip
         rows.append([f"{index + 1} {name}", *lengths])
-    axis = {"gridcolor": QUIET, "linecolor": QUIET}
-    layout = {
+    layout: dict[str, Any] = {
         "height": 440,
-        "margin": {"l": 70, "r": 70, "t": 36, "b": 36},
+        "margin": {"l": 104, "r": 104, "t": 36, "b": 36},
         "polar": {
             "bgcolor": "rgba(0,0,0,0)",
-            "radialaxis": {**axis, "rangemode": "tozero", "nticks": 5, "angle": 90, "tickangle": 90},
+            "radialaxis": {"rangemode": "tozero", "nticks": 5, "angle": 90, "tickangle": 90},
             "angularaxis": {
-                **axis,
                 "tickvals": angles,
                 "ticktext": [escape(shorten(task, 14)) for task in scores],
                 "rotation": 90,
@@ -134,7 +129,19 @@ def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> d
             },
         },
     }
-    return {"data": data, "layout": layout, "table": {"columns": ["model", *scores], "rows": rows}}
+    narrow = {
+        "height": 300,
+        "margin": {"l": 72, "r": 72, "t": 28, "b": 28},
+        "polar": {
+            **layout["polar"],
+            "angularaxis": {
+                **layout["polar"]["angularaxis"],
+                "ticktext": [escape(shorten(task, 10)) for task in scores],
+            },
+        },
+    }
+    behind = {"columns": ["model", *scores], "rows": rows}
+    return {"data": data, "layout": layout, "narrow": narrow, "table": behind}
 
 
 def _text(estimate: Estimate | None) -> str:

@@ -7,7 +7,18 @@ import os
 from pathlib import Path
 
 from alnico._version import __version__
-from alnico.analysis.page import PageSection, cell, escape, has_report, name, number, page, percent, table
+from alnico.analysis.page import (
+    PageSection,
+    cell,
+    counted,
+    escape,
+    has_report,
+    name,
+    number,
+    page,
+    percent,
+    table,
+)
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate
 from alnico.checkpoint.output_path import check_writable
@@ -77,7 +88,7 @@ def _page(card: Scorecard) -> str:
     title = (
         card.models[0].name
         if len(card.models) == 1
-        else f"{len(card.models)} models on {len(card.tasks)} tasks"
+        else f"{counted(len(card.models), 'model')} on {counted(len(card.tasks), 'task')}"
     )
     return page(
         title,
@@ -101,7 +112,10 @@ def _table(card: Scorecard) -> PageSection:
     ]
     words = "Scores with their 95 % intervals. The mean is weighted, over the tasks where higher is better."
     return PageSection(
-        "table", "All scores", [words], table(columns, rows, anchor="scores-table", sortable=True)
+        "table",
+        "All scores",
+        [words],
+        table(columns, rows, label="All scores", anchor="scores-table", sortable=True),
     )
 
 
@@ -117,13 +131,16 @@ def _differences(card: Scorecard) -> PageSection:
     ]
     columns = [
         ("model", "text"),
-        ("minus", "text"),
+        ("compared with", "text"),
         ("mean", "number"),
         *((_heading(card, t.name), "number") for t in card.tasks),
     ]
     words = "Paired: both models on the same resampled examples. If the interval excludes 0, the sign is likely to hold on other examples."
     return PageSection(
-        "differences", "Differences", [words], table(columns, rows, anchor="differences-table", sortable=True)
+        "differences",
+        "Differences",
+        [words],
+        table(columns, rows, label="Differences", anchor="differences-table", sortable=True),
     )
 
 
@@ -140,7 +157,10 @@ def _kept(card: Scorecard) -> PageSection:
     ]  # fmt: skip
     words = "Kept: the merge's score over that of the best parent on the task. Of its gain: the same after subtracting the base's score from both."
     return PageSection(
-        "kept", "Kept of the specialists", [words], table(columns, rows, anchor="kept-table", sortable=True)
+        "kept",
+        "What each merge kept",
+        [words],
+        table(columns, rows, label="What each merge kept", anchor="kept-table", sortable=True),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -11,13 +11,17 @@ from alnico.analysis.page import (
     Figure,
     PageSection,
     cell,
+    copyable,
+    counted,
     escape,
     figure_html,
     format_count,
     number,
     page,
     percent,
+    select_box,
     series,
+    shorten,
     table,
 )
 from alnico.evaluation.scorecard_page import scorecard_sections
@@ -25,6 +29,9 @@ from alnico.tune.search.objective import is_better
 from alnico.tune.search.result import SearchResult
 from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SAME
+
+MOST_RECIPES = 20
+"""Largest number of recipes on the page."""
 
 MOST_ROWS = 1_000
 """Largest number of trials in the page's table, the best first; trials.csv has all of them."""
@@ -74,17 +81,29 @@ def search_page(result: SearchResult) -> str:
 
 def _best(result: SearchResult) -> PageSection:
     names = ", ".join(o.name for o in result.objectives)
-    words = [
-        f"The best of {format_count(len(result.trials))} trials by {names}, on the examples searched on."
-    ]
+    words = [f"The best of {counted(len(result.trials), 'trial')} by {names}, on the examples searched on."]
     if len(result.best) > 1:
         words = [
             f"The {len(result.best)} trials on the Pareto front of {names}, on the examples searched on."
         ]
-    body = "".join(
-        f'<h3>Trial {trial.number}: {escape(_values(result, trial))}</h3><pre class="scroll">{escape(recipe.text)}</pre>\n'
-        for trial, recipe in zip(result.best[:20], result.recipes, strict=False)
+    shown = list(zip(result.best[:MOST_RECIPES], result.recipes, strict=False))
+    files = (
+        "The same recipe is best.yml next to this page"
+        if len(result.best) == 1
+        else f"The same recipes are best-1.yml to best-{len(result.best)}.yml next to this page"
     )
+    words.append(
+        f"{files}. Paths of models on this page are relative to the folder of the recipe that was searched."
+    )
+    if len(result.best) > MOST_RECIPES:
+        words.append(f"The first {MOST_RECIPES} are shown here.")
+    headings = [f"Trial {trial.number}: {_values(result, trial)}" for trial, _ in shown]
+    recipes = "".join(
+        f"<div><h3>{escape(heading)}</h3>\n{copyable(recipe.text, heading)}</div>\n"
+        for heading, (_, recipe) in zip(headings, shown, strict=True)
+    )
+    choice = select_box("Recipe", "recipes", headings) if len(shown) > 1 else ""
+    body = f'{choice}<div id="recipes">\n{recipes}</div>\n'
     return PageSection(
         "best", "The recipe" if len(result.best) == 1 else "The recipes", [*words, *result.notes], body
     )
@@ -100,7 +119,7 @@ def _history(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
     figure = Figure("history-drawing", label, views if len(views) > 1 else {"": views["0"]}, _choices(result))
     return PageSection(
         "history",
-        "History",
+        "How the search went",
         ["Each point is a trial; the line is the best so far."],
         figure_html(figure),
         [figure],
@@ -139,7 +158,7 @@ def _progress(result: SearchResult, complete: Sequence[Trial], index: int) -> di
         )
     rows = [[f"trial {t.number}", t.values[index], so_far] for t, so_far in zip(complete, line, strict=True)]
     shown = {"columns": ["", objective.name, "best so far"], "rows": rows}
-    return {"data": traces, "layout": _axes("trial", objective.name, 380), "table": shown}
+    return _view(traces, "trial", objective.name, 380, shown)
 
 
 def _points(
@@ -148,7 +167,7 @@ def _points(
     ground, mark = series(index)
     return {
         "type": "scatter", "mode": "markers", "name": label, "x": list(x), "y": list(y),
-        "marker": {"color": ground, "symbol": mark, "size": 8, "opacity": 0.75, "line": {"width": 0}},
+        "marker": {"color": ground, "symbol": mark, "size": 8, "line": {"width": 0}},
         "hovertext": list(hover), "hoverinfo": "text",
     }  # fmt: skip
 
@@ -164,17 +183,28 @@ def _text(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _axes(x: str, y: str, height: int) -> dict[str, Any]:
+def _view(
+    traces: Sequence[Mapping[str, Any]], x: str, y: str, height: int, behind: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a view of points: its axes are named ``x`` and ``y``, ``behind`` is the table of its numbers."""
+
+    def across(length: int, ticks: int) -> dict[str, Any]:
+        return {"title": {"text": escape(shorten(x, length)), "standoff": 6}, "nticks": ticks}
+
     return {
-        "height": height,
-        "hovermode": "closest",
-        "xaxis": {
-            "title": {"text": escape(x), "standoff": 6},
-            "showgrid": False,
-            "zeroline": False,
-            "nticks": 12,
+        "data": traces,
+        "layout": {
+            "height": height,
+            "hovermode": "closest",
+            "xaxis": {**across(70, 12), "showgrid": False, "zeroline": False},
+            "yaxis": {
+                "title": {"text": escape(shorten(y, 36)), "standoff": 8},
+                "zeroline": False,
+                "nticks": 8,
+            },
         },
-        "yaxis": {"title": {"text": escape(y), "standoff": 8}, "zeroline": False, "nticks": 8},
+        "narrow": {"xaxis": across(34, 6)},
+        "table": behind,
     }
 
 
@@ -220,23 +250,19 @@ def _pair(result: SearchResult, complete: Sequence[Trial], a: int, b: int) -> di
     columns = ["", result.objectives[a].name, result.objectives[b].name]
     rows = [[f"trial {t.number}", t.values[a], t.values[b]] for t in front]
     shown = {"columns": columns, "rows": rows}
-    return {
-        "data": traces,
-        "layout": _axes(result.objectives[a].name, result.objectives[b].name, 420),
-        "table": shown,
-    }
+    return _view(traces, result.objectives[a].name, result.objectives[b].name, 420, shown)
 
 
 def _importance(result: SearchResult) -> PageSection:
     shares = sorted(result.importances.items(), key=lambda item: -item[1])[:40]
-    names = [escape(name) for name, _ in shares]
+    names = [name for name, _ in shares]
     data = {
         "type": "bar", "orientation": "h", "name": "importance", "y": list(range(len(names))), "x": [s for _, s in shares],
-        "marker": {"color": series(0)[0]}, "hovertext": [f"{n}<br>{percent(s)}" for n, (_, s) in zip(names, shares, strict=True)],
+        "marker": {"color": series(0)[0]}, "hovertext": [f"{escape(n)}<br>{percent(s)}" for n, s in shares],
         "hoverinfo": "text",
     }  # fmt: skip
     layout = {
-        "height": 26 * len(names) + 70,
+        "height": 26 * len(names) + 80,
         "bargap": 0.25,
         "xaxis": {
             "title": {"text": "share of the variation explained", "standoff": 8},
@@ -245,15 +271,21 @@ def _importance(result: SearchResult) -> PageSection:
         },
         "yaxis": {
             "tickvals": list(range(len(names))),
-            "ticktext": names,
+            "ticktext": [escape(shorten(n, 40)) for n in names],
             "autorange": "reversed",
             "showgrid": False,
+            "zeroline": False,
         },
     }
+    narrow = {
+        "xaxis": {"title": {"text": "share explained", "standoff": 8}, "nticks": 4},
+        "yaxis": {"ticktext": [escape(shorten(n, 20)) for n in names]},
+    }
+    behind = {"columns": ["value", "importance"], "rows": [[n, percent(s)] for n, s in shares]}
     figure = Figure(
         "importance-drawing",
         "Bars: how much of the objective each value explains",
-        {"": {"data": [data], "layout": layout}},
+        {"": {"data": [data], "layout": layout, "narrow": narrow, "table": behind}},
     )
     words = [
         f"How much of the variation of {result.objectives[0].name} each value explains among the better "
@@ -278,7 +310,7 @@ def _slices(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
     )
     return PageSection(
         "slices",
-        "Slices",
+        "Value by value",
         ["The objective of each trial against one of the values searched."],
         figure_html(figure),
         [figure],
@@ -303,11 +335,8 @@ def _slice(result: SearchResult, complete: Sequence[Trial], name: str, index: in
             )
         )
     rows = [[t.point[name], t.values[index]] for t in complete]
-    return {
-        "data": traces,
-        "layout": _axes(name, result.objectives[index].name, 380),
-        "table": {"columns": [name, result.objectives[index].name], "rows": rows},
-    }
+    shown = {"columns": [name, result.objectives[index].name], "rows": rows}
+    return _view(traces, name, result.objectives[index].name, 380, shown)
 
 
 def _trials(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
@@ -315,17 +344,27 @@ def _trials(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
     ranked = sorted(complete, key=lambda t: -t.values[0] if goal == "max" else t.values[0])
     ranked += [t for t in result.trials if t.state in ("pruned", "failed")]
     columns = [("trial", "number"), ("state", "text"), *((o.name, "number") for o in result.objectives)]
-    columns += [(name, "number") for name in result.dimensions]
+    texts = {n for n in result.dimensions if any(isinstance(t.point.get(n), str) for t in ranked)}
+    columns += [(name, "text" if name in texts else "number") for name in result.dimensions]
     rows = []
     for trial in ranked[:MOST_ROWS]:
         values = trial.values or (None,) * len(result.objectives)
         cells = "".join(cell(number(v), v) for v in values)
         for name in result.dimensions:
             value = trial.point.get(name, "")
-            cells += cell(escape(_text(value)), float(value) if isinstance(value, (int, float)) else None)
+            cells += (
+                f"<td>{escape(_text(value))}</td>"
+                if name in texts
+                else cell(escape(_text(value)), float(value) if isinstance(value, (int, float)) else None)
+            )
         state = trial.state if not trial.reason else f"{trial.state}: {trial.reason}"
         rows.append(
             f"<tr>{cell(str(trial.number), float(trial.number))}<td>{escape(state[:200])}</td>{cells}</tr>\n"
         )
     words = [] if len(ranked) <= MOST_ROWS else [f"The best {MOST_ROWS} trials; trials.csv has all of them."]
-    return PageSection("trials", "Trials", words, table(columns, rows, anchor="trials-table", sortable=True))
+    return PageSection(
+        "trials",
+        "All trials",
+        words,
+        table(columns, rows, label="All trials", anchor="trials-table", sortable=True),
+    )
