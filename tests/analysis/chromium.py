@@ -26,6 +26,12 @@ FLAGS = (
 PATIENCE = 120
 """Seconds for an answer."""
 
+DRAWN = """new Promise((done) => {
+  const look = () => document.documentElement.dataset.drawn ? requestAnimationFrame(() => setTimeout(done)) : setTimeout(look, 20);
+  requestAnimationFrame(() => requestAnimationFrame(look));
+})"""
+"""Two frames, in which a page hears of its new width and colours, and until its figures are drawn."""
+
 
 class Chromium:
     """One page of a Chromium of its own. ``requests`` and ``messages`` are what it asked for and said since it was opened."""
@@ -128,6 +134,19 @@ class Chromium:
         """Open a file in a window of this width, and wait until its figures are drawn."""
         self.requests.clear()
         self.messages.clear()
+        self._size(width, dark)
+        self.loaded = False
+        self.ask("Page.navigate", url=file.as_uri())
+        while not self.loaded:
+            self._next()
+        self.value(DRAWN)
+
+    def show(self, width: int, *, dark: bool = False) -> None:
+        """Show the open page in a window of another width or in the other colours, and wait until its figures are drawn."""
+        self._size(width, dark)
+        self.value(DRAWN)
+
+    def _size(self, width: int, dark: bool) -> None:
         self.ask(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -139,12 +158,6 @@ class Chromium:
             "Emulation.setEmulatedMedia",
             features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
         )
-        self.loaded = False
-        self.ask("Page.navigate", url=file.as_uri())
-        while not self.loaded:
-            self._next()
-        drawn = "new Promise(d => { const look = () => document.documentElement.dataset.drawn ? d() : setTimeout(look, 20); look(); })"
-        self.value(drawn)
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression (or the promise it is) gives."""

@@ -18,6 +18,7 @@ from alnico.analysis.results import (
     Subspace,
     TensorScope,
 )
+from alnico.analysis.suggest_rules import Suggestion
 
 MODULES = {
     "self_attn.q_proj.weight": ("attention", 1.3),
@@ -123,6 +124,11 @@ def made_analysis(
         skipped=tuple(reasons if skipped is None else skipped),
         seconds=12.3,
     )
+
+
+def suggestion(reason: str) -> Suggestion:
+    """A suggestion with a recipe of a comment, a key and this reason."""
+    return Suggestion("apart", "ties", "# Suggested by alnico.\nmerge_method: ties\n", (), (reason,), ())
 
 
 def _change(elements: int, std: float, rng: np.random.Generator) -> DeltaStatistics:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_analyses import made_analysis
+from made_analyses import made_analysis, suggestion
 
 from alnico.analysis import page
 from alnico.analysis.charts import write_group_bars
@@ -115,7 +115,9 @@ def test_the_page_says_the_numbers_of_the_analysis(tmp_path: Path) -> None:
     whole = dataclasses.replace(
         analysis.whole, changes=(first, None), pairs=(pair,), sign_conflict=0.375, cancelled=None
     )
-    _, found = written(dataclasses.replace(analysis, whole=whole), tmp_path, advice=["ties < dare & so on"])
+    _, found = written(
+        dataclasses.replace(analysis, whole=whole), tmp_path, advice=suggestion("ties < dare & so on")
+    )
     words = found.words.replace("\xa0", " ")
     for said in (
         "1.23 %",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from chromium import Chromium
-from made_analyses import made_analysis
+from made_analyses import made_analysis, suggestion
 from test_report import hostile
 
 from alnico.analysis.report import write_report
@@ -60,7 +60,7 @@ def local(url: str) -> bool:
 def test_the_page_is_legible_and_asks_for_nothing(
     models: int, layers: int, width: int, tmp_path: Path, browser: Chromium
 ) -> None:
-    write_report(made_analysis(models, layers), tmp_path / "report.html", ["Because."])
+    write_report(made_analysis(models, layers), tmp_path / "report.html", suggestion("Because."))
     browser.open(tmp_path / "report.html", width, dark=width == 390)
     assert browser.value(
         "document.querySelectorAll('.plot .main-svg').length >= document.querySelectorAll('.plot').length"
@@ -101,7 +101,9 @@ def test_the_matrices_and_rows_that_are_chosen_are_shown_and_sorted(
 
 def test_names_that_would_run_do_not(tmp_path: Path, browser: Chromium) -> None:
     write_report(
-        hostile(made_analysis(3, 4)), tmp_path / "report.html", ["<script>document.title = 'caught'</script>"]
+        hostile(made_analysis(3, 4)),
+        tmp_path / "report.html",
+        suggestion("<script>document.title = 'caught'</script>"),
     )
     browser.open(tmp_path / "report.html", 1600)
     assert browser.value(CHOOSE) == 0

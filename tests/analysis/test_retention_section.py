@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from chromium import Chromium
-from made_analyses import made_analysis
+from made_analyses import made_analysis, suggestion
 from test_report import HOSTILE, hostile, written
 from test_report_in_chromium import CHOOSE, OVERLAPS
 
@@ -65,7 +65,7 @@ def test_the_section_is_legible_in_a_browser_and_its_names_cannot_run(width: int
         write_report(
             analysis,
             tmp_path / "report.html",
-            ["Because."],
+            suggestion("Because."),
             [retention_section(scored(measure_retention(analysis, 4)))],
         )
         browser.open(tmp_path / "report.html", width, dark=width == 390)
