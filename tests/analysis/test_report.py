@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 import re
@@ -21,7 +22,9 @@ from alnico.analysis.charts import write_group_bars
 from alnico.analysis.page import Figure, PageSection, figure_html, has_report, inline_json
 from alnico.analysis.report import write_report
 from alnico.analysis.results import Analysis, Skipped
+from alnico.analysis.suggest_rules import nothing_left, suggest_recipe
 from alnico.errors import AlnicoError
+from alnico.recipe.load import load_recipe
 
 HOSTILE = '</script><script>document.title="caught"</script><img src=x onerror=alert(1)>&lt;b> %{y} "quoted\''
 
@@ -132,6 +135,36 @@ def test_the_page_says_the_numbers_of_the_analysis(tmp_path: Path) -> None:
         "none of its tensors could be compared",
     ):
         assert said in words, said
+
+
+def test_the_suggested_recipe_can_be_copied_and_its_comments_are_lists(tmp_path: Path) -> None:
+    analysis = made_analysis(2, 6)
+    advice = suggest_recipe(analysis)
+    assert advice.recipe is not None
+    text, found = written(analysis, tmp_path, advice=advice)
+    recipe = html.unescape(
+        text.partition('<div class="copy">')[2].partition("<pre>")[2].partition("</pre>")[0]
+    )
+    assert recipe in advice.recipe
+    assert recipe.startswith(f"merge_method: {advice.method}\n")
+    assert load_recipe(recipe).merge_method == advice.method
+    assert [
+        line for line in (*advice.reasons, *advice.findings, *advice.warnings) if line not in found.words
+    ] == []
+    nothing, found = written(analysis, tmp_path, advice=nothing_left(["a is left out: it equals the base."]))
+    assert "a is left out: it equals the base." in found.words
+    assert '<div class="copy">' not in nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [("base", "2 models and the base"), ("Llama", "2 models and the base Llama")]
+)
+def test_the_title_names_the_base_once(name: str, title: str, tmp_path: Path) -> None:
+    analysis = made_analysis(2, 1)
+    text, _ = written(
+        dataclasses.replace(analysis, base=dataclasses.replace(analysis.base, name=name)), tmp_path
+    )
+    assert f"<h1>{title}</h1>" in text
 
 
 def test_cells_of_a_heat_map_take_experts_together_by_the_root_of_the_sum_of_squares(tmp_path: Path) -> None:
