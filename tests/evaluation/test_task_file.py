@@ -72,7 +72,11 @@ def test_labels_may_be_left_out_by_name(tmp_path):
         ("", f"tasks.yml:1: is empty; expected {EXPECTED}."),
         ("tasks: []\n", f"tasks.yml:1: tasks is an empty list; expected {EXPECTED}."),
         ("tasks: 3\n", f"tasks.yml:1: tasks is 3; expected {EXPECTED}."),
-        ("task: [a]\n", f"tasks.yml:1: tasks is missing; expected {EXPECTED}.\ntasks.yml:1: the file has the unknown key 'task'. Did you mean tasks?"),
+        (
+            "task: [a]\n",
+            "tasks.yml:1: tasks[0] is 'a'; expected a mapping such as {name: news, type: classification, data: news.jsonl}.\n"
+            "tasks.yml:1: the file has the unknown key 'task'. Did you mean tasks?",
+        ),
         ("- a\n", f"tasks.yml:1: the file is a list; expected {EXPECTED}."),
         ("tasks: [3]\n", "tasks.yml:1: tasks[0] is 3; expected a mapping such as {name: news, type: classification, data: news.jsonl}."),
         ("tasks:\n- name: a\n", "tasks.yml:2: tasks[0].type is missing; expected classification, perplexity, call or lm_eval."),

@@ -186,6 +186,7 @@ search:
 """
     ) == [
         "recipe:5: models[0].parameters.weight.search is [1, 0]; expected [least, greatest], two finite numbers in increasing order, or simplex.",
+        "recipe:6: models[1].parameters.weight has the unknown key 'serch'. Did you mean search?",
         "recipe:7: models[2].parameters.density.log is 1; expected true or false.",
         "recipe:9: search.sampler is 'tpa'; expected one of tpe, cmaes, nsga2, random, dirichlet, grid.",
         "recipe:10: search.trials is 0; expected a whole number of at least 1.",

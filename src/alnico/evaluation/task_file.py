@@ -33,7 +33,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,10 @@ LM_EVAL: Keys = {
     "goal": "max (default), or min if lower is better.",
 }
 """Keys of the types of tasks, with their meanings for the docs."""
+
+EVERY_KEY = frozenset((*CLASSIFICATION, *PERPLEXITY, *CALL, *LM_EVAL))
+TYPE_SYNONYMS = ("kind", "task", "task_type")
+"""What people write for `type`, where it is missing."""
 
 MAX_BYTES = 1_000_000
 EXPECTED = "a list under tasks, with entries such as {name: news, type: classification, data: news.jsonl}"
@@ -242,14 +246,30 @@ class _TaskReader:
             shown = repr(node.value[:100]) if isinstance(node.value, str) else node.kind
             self.wrong(node, f"{self.where}.{key} is {shown}, {what}; {ASK_FOR_CODE}")
 
+    def __post_init__(self) -> None:
+        self._correct(TASK)
+
     def only(self, *keys: str) -> None:
-        """Report all other keys."""
+        """Report all other keys; a misspelt one is read as the key that is missing."""
+        self._correct(keys)
         for key, value in self.keys.items():
             if key not in (*TASK, *keys):
                 self.wrong(
                     value,
                     f"{self.where} has the unknown key {key[:60]!r}. {scalars.nearest(key, [*TASK, *keys])}",
                 )
+
+    def _correct(self, keys: Iterable[str]) -> None:
+        known = {*TASK, *keys, *(EVERY_KEY if keys is TASK else ())}
+        held: dict[str, Node] = {}
+        for key, value in self.keys.items():
+            missing = [k for k in keys if k not in self.keys and k not in held]
+            means_type = key in TYPE_SYNONYMS and "type" in missing and value.value in [*READERS]
+            meant = "type" if means_type else None if key in known else scalars.misspelt_key(key, missing)
+            if meant is not None:
+                self.wrong(value, f"{self.where} has the unknown key {key[:60]!r}. Did you mean {meant}?")
+            held[meant or key] = value
+        self.node = dataclasses.replace(self.node, value=held)
 
     def text(self, key: str, default: str | None) -> str | None:
         """Return one line of text; it is required without a default."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +9,7 @@ from alnico.methods.base import Method
 from alnico.recipe import dialect, scalars
 from alnico.recipe.keys import MAY_BE_EMPTY, TOKENIZER, TOP
 from alnico.recipe.schema import ModelEntry, Parameters
-from alnico.recipe.yaml_nodes import Node, ParseContext, shorten
+from alnico.recipe.yaml_nodes import Node, ParseContext, holds_anchors, shorten
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,8 @@ class Context:
             if dialect.option_name(method, key):
                 return f"It is an option of {method.name}: write it under {place}."
         options = [name for method in self.methods for name in dialect.option_names(method)]
-        near = (
-            []
-            if difflib.get_close_matches(key, list(keys), 1)
-            else difflib.get_close_matches(key, options, 1, 0.7)
-        )
-        return f"Did you mean {near[0]}, under {place}?" if near else ""
+        near = None if scalars.near_name(key, keys) else scalars.near_name(key, options, scalars.MISSPELT)
+        return f"Did you mean {near}, under {place}?" if near else ""
 
     def check_keys(self, node: Node, where: str, keys: Iterable[str], options_under: str = "") -> None:
         """Report the unknown keys of a mapping."""
@@ -125,27 +119,6 @@ def _misplaced_key_hint(key: str, node: Node, where: str, keys: Iterable[str]) -
     return ""
 
 
-def holds_anchors(key: str, value: Node, keys: Iterable[str]) -> bool:
-    """Does an unknown top-level key only hold YAML anchors, and is it not a misspelt key?"""
-    return value.has_anchor and key not in keys and not _is_misspelt(key, value, keys)
-
-
-def _is_misspelt(key: str, value: Node, keys: Iterable[str]) -> bool:
-    """Is a top-level key a misspelling of a key that could have this value, and not the author's own name?"""
-    near = difflib.get_close_matches(key, list(keys), 1, 0.9)
-    if near and re.match(rf"{near[0]}[-_.\d]", key):  # parameters_2 is not a misspelling
-        return False
-    kind = {
-        "models": list,
-        "slices": list,
-        "methods": list,
-        "modules": dict,
-        "parameters": dict,
-        "lines": dict,
-    }
-    return bool(near) and isinstance(value.value, kind.get(near[0], (dict, str, int, float)))
-
-
 def read_context(keys: Mapping[str, Node], reading: ParseContext) -> Context:
     """Collect the methods that a document names."""
     rules = [n for n in _items(keys.get("methods")) if isinstance(n.value, dict)]
@@ -157,7 +130,7 @@ def read_context(keys: Mapping[str, Node], reading: ParseContext) -> Context:
         reading,
         used,
         tuple(dict.fromkeys(m for m in of_rules if m is not None)),
-        all(m is not None for _, m in methods),
+        bool(methods) and all(m is not None for _, m in methods),
     )
 
 

@@ -23,6 +23,7 @@ from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, nested_methods, read_context
 from alnico.recipe.keys import TOP
+from alnico.recipe.misspelt_keys import correct_keys
 from alnico.recipe.models import check_one_of, read_listed, read_modules, read_reference
 from alnico.recipe.parameters import read_parameters
 from alnico.recipe.rules import read_lines, read_preset, read_rules
@@ -181,7 +182,8 @@ def read_document(root: Node, name: str, folder: str) -> list[tuple[int, str]]:
 
 
 def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | None:
-    root = document.root
+    before = len(reading.mistakes)
+    root = correct_keys(document.root, reading, SEARCH_KEYS)
     if not isinstance(root.value, dict):
         reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")
         return None
@@ -194,7 +196,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
                 "recipe it writes.",
             )
             return None
-    before, reading.notes = len(reading.mistakes), list(document.notes)
+    reading.notes = list(document.notes)
     context = read_context(keys, reading)
     method, method_line = _method(keys, root, context)
     context.check_keys(root, "", TOP, "parameters")

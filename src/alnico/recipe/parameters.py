@@ -49,6 +49,9 @@ def read_parameters(
         if not takers and not elsewhere and _note_no_effect(value, key, where, level, context):
             continue
         if not takers and not elsewhere:
+            options = [n for m in (*level, *context.methods) for n in dialect.option_names(m)]
+            if (near := scalars.near_name(key, options)) is not None:
+                context.failed.add(near)  # it is not missing too
             if context.is_complete:
                 _report_unknown(value, where, key, level, context)
             continue
@@ -118,7 +121,9 @@ def _report_unknown(node: Node, where: str, key: str, level: Sequence[Method], c
         dict.fromkeys(name for m in (*level, *context.methods) for name in dialect.option_names(m))
     )
     names = " or ".join(m.name for m in level)
-    hint = scalars.nearest(key, options) if options else f"{names} has no options."
+    hint = (
+        scalars.nearest(key, options, list(dialect.WITHOUT_EFFECT)) if options else f"{names} has no options."
+    )
     hint = "Write it at the top of the recipe." if key in TOP else hint
     context.reading.wrong(node.line, f"{where}.{one_line(key)} is not an option of {names}. {hint}")
 

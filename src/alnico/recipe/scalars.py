@@ -183,22 +183,58 @@ def unrelated(node: Node | None, reading: ParseContext) -> UnrelatedPolicy:
     return "allow" if node is not None and node.value == "allow" else "error"
 
 
-def nearest(name: str, candidates: Sequence[str]) -> str:
-    """Return a hint with the candidate closest to ``name``, or with all candidates."""
-    near = difflib.get_close_matches(name[:MAX_SHOWN], candidates, 1)
-    return f"Did you mean {near[0]}?" if near else f"Valid names: {', '.join(candidates)}."
+SUGGESTED, MISSPELT = 0.6, 0.7
+"""Similarity from which on a name is suggested for another, and from which on it is read in its place."""
+
+
+def near_name(name: str, candidates: Iterable[str], least: float = SUGGESTED) -> str | None:
+    """Return the candidate closest to ``name``, regardless of case, hyphens, underscores and spaces.
+
+    >>> near_name("baseModel", ["base_model", "models"]), near_name("x", ["models"])
+    ('base_model', None)
+    """
+    of_plain: dict[str, str] = {}
+    for candidate in candidates:
+        of_plain.setdefault(_plain(candidate), candidate)
+    near = difflib.get_close_matches(_plain(name[:MAX_SHOWN]), of_plain, 1, least)
+    return of_plain[near[0]] if near else None
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def misspelt_key(key: str, missing: Iterable[str]) -> str | None:
+    """Return the key that is misspelt as ``key``, among those that are missing; None if there is none."""
+    return near_name(key, missing, MISSPELT)
+
+
+def nearest(name: str, candidates: Sequence[str], others: Sequence[str] = ()) -> str:
+    """Return a hint with the candidate closest to ``name``, or with all candidates.
+
+    ``others`` are suggested too, but not listed.
+    """
+    near = near_name(name, (*candidates, *others))
+    return f"Did you mean {near}?" if near else f"Valid names: {', '.join(candidates)}."
 
 
 def mapping(
     node: Node, where: str, keys: Iterable[str], expected: str, reading: ParseContext
 ) -> dict[str, Node]:
-    """Read a mapping and report its unknown keys; return {} if it is not a mapping."""
+    """Read a mapping and report its unknown keys; return {} if it is not a mapping.
+
+    A misspelt key is read as the key that is missing.
+    """
     if not isinstance(node.value, dict):
         reading.wrong(node.line, f"{where} is {node.kind}; expected {expected}.")
         return {}
+    names = list(keys)
+    held: dict[str, Node] = {}
     for key, value in node.value.items():
-        if key not in keys:
-            reading.wrong(
-                value.line, f"{where} has the unknown key {shorten(key)!r}. {nearest(key, list(keys))}"
-            )
-    return node.value
+        meant: str | None = key
+        if key not in names:
+            meant = misspelt_key(key, [k for k in names if k not in node.value and k not in held])
+            hint = f"Did you mean {meant}?" if meant else nearest(key, names)
+            reading.wrong(value.line, f"{where} has the unknown key {shorten(key)!r}. {hint}")
+        held[meant or key] = value
+    return held

@@ -81,6 +81,11 @@ def _token(node: Node, where: str, reading: ParseContext) -> TokenSource:
     source = keys.get("source")
     if source is None or source.value is None:
         return TokenSource(force=force)
+    if isinstance(source.value, dict) and any(scalars.misspelt_key(key, ("kind",)) for key in source.value):
+        source = Node(
+            scalars.mapping(source, f"{where}.source", MODEL_TOKEN, "a mapping with `kind`", reading),
+            source.line,
+        )
     if not isinstance(source.value, dict) or "kind" not in source.value:
         model = read_reference(source, f"{where}.source", source.line, reading)
         return TokenSource("model", model or "", force=force)

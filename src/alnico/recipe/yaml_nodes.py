@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -296,6 +298,27 @@ def to_plain_data(value: Any, where: str, depth: int) -> Any:
         f"recipe: {where} holds a value of type {type(value).__name__}; expected numbers, text, true or "
         "false, lists and mappings."
     )
+
+
+def holds_anchors(key: str, value: Node, keys: Iterable[str]) -> bool:
+    """Does an unknown top-level key only hold YAML anchors, and is it not a misspelt key?"""
+    return value.has_anchor and key not in keys and not _is_misspelt(key, value, keys)
+
+
+def _is_misspelt(key: str, value: Node, keys: Iterable[str]) -> bool:
+    """Is a top-level key a misspelling of a key that could have this value, and not the author's own name?"""
+    near = difflib.get_close_matches(key, list(keys), 1, 0.9)
+    if near and re.match(rf"{near[0]}[-_.\d]", key):  # parameters_2 is not a misspelling
+        return False
+    kind = {
+        "models": list,
+        "slices": list,
+        "methods": list,
+        "modules": dict,
+        "parameters": dict,
+        "lines": dict,
+    }
+    return bool(near) and isinstance(value.value, kind.get(near[0], (dict, str, int, float)))
 
 
 def quote(value: Any) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from alnico.recipe import scalars
-from alnico.recipe.context import holds_anchors
-from alnico.recipe.load import read_source
-from alnico.recipe.yaml_nodes import DOCUMENT_KEYS, Node, ParseContext, compose
+from alnico.recipe.load import SEARCH_KEYS, read_source
+from alnico.recipe.misspelt_keys import correct_keys
+from alnico.recipe.yaml_nodes import DOCUMENT_KEYS, Node, ParseContext, compose, holds_anchors
 from alnico.tune.search.samplers.registry import SAMPLERS
 from alnico.tune.search.space import SearchSpace, read_space
 
@@ -112,6 +112,7 @@ def read_search(
     if not isinstance(root.value, dict):
         reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")
         raise reading.error()
+    root = correct_keys(root, reading, SEARCH_KEYS)
     keys = {key: value for key, value in root.value.items() if not holds_anchors(key, value, DOCUMENT_KEYS)}
     settings = _settings(keys.pop("search", None), reading, allow_code)
     space = read_space(Node(keys, root.line), name, folder, reading)
