@@ -165,9 +165,9 @@ class Chromium:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def picture(self, file: Path) -> None:
-        """Write the whole page as PNG, as it is looked at when a page is changed."""
+    def picture(self, file: Path, *, height: float | None = None, scale: float = 1) -> None:
+        """Write the whole page, or its first ``height`` pixels, as PNG, as it is looked at when a page is changed."""
         size = self.ask("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": scale}
         shot = self.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         file.write_bytes(base64.b64decode(shot["data"]))

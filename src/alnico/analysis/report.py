@@ -278,8 +278,10 @@ def _where(analysis: Analysis) -> PageSection | None:
         figures = [
             _heat_map(analysis, index, rows, numbers, cells, most) for index in range(len(analysis.models))
         ]
-        least = 420 if len(numbers) <= 16 else 560 if len(numbers) <= 48 else 900
-        widest = max(570, 260 + 48 * len(numbers))
+        least = (
+            360 if len(numbers) <= 8 else 420 if len(numbers) <= 16 else 560 if len(numbers) <= 48 else 900
+        )
+        widest = max(574, 260 + 48 * len(numbers))
         over = "≥ " if max(shares) > most else ""
         maps = "".join(map(figure_html, figures))
         body = f'{ramp(CIVIDIS, "0 %", f"{over}{percent(most)} (halfway: {percent(most / 4)})")}<div class="maps" style="--least:{least}px;--most:{widest}px">\n{maps}</div>\n{outside}'
