@@ -212,7 +212,7 @@ def specialists(folder: Path) -> None:
     import made_tasks
 
     torch.set_num_threads(1)
-    made = made_tasks.make_tasks(folder, examples=120)
+    made = made_tasks.make_tasks(folder, examples=60)
     for task, path in made.tuned.items():
         path.rename(folder / task)
 

@@ -10,7 +10,13 @@ FOLDER = "/home/you/merges"
 
 _NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?"
 _VARYING = [
-    (re.compile(rf",? {_NUMBER} s of it compiling, kept for the next run"), ""),
+    (
+        re.compile(
+            r"^(?:compiling kernels for this processor|took .* compiling kernels ).*\n?", re.MULTILINE
+        ),
+        "",
+    ),
+    (re.compile(rf" \+ {_NUMBER} s compiling kernels \([^)\n]*\)"), ""),
     (re.compile(rf"\b{_NUMBER} (?:ms|s|min|h|seconds|minutes|hours)\b(?: {_NUMBER} (?:s|min)\b)?"), "# s"),
     (re.compile(rf"\b{_NUMBER} [kMGT]B/s"), "# GB/s"),
     (re.compile(rf"\b{_NUMBER} [kMGT]B free\b"), "# GB free"),
@@ -23,7 +29,7 @@ def comparable(text: str, *, numbers: bool = True) -> str:
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     if not numbers:
-        text = re.sub(rf"[-+]?{_NUMBER}", "#", text)
+        text = re.sub(rf"[-+]?{_NUMBER}\*?", "#", text)
         text = re.sub(r"#(?: *#)*", "#", text)
         text = re.sub(r" +", " ", text)
     return "\n".join(line.rstrip() for line in text.strip("\n").split("\n"))

@@ -178,7 +178,12 @@ def test_blocks_and_commands_are_read_with_their_lines() -> None:
     [
         ("out: 3 tensors, 0.1 s, 2.0 GB/s", "out: 3 tensors, 12.34 s, 0.05 GB/s", True),
         ("out: 3 tensors, 0.1 s", "out: 4 tensors, 0.1 s", False),
-        ("0.1 s, 1 GB/s", "50 s, 46 s of it compiling, kept for the next run, 1 GB/s", True),
+        ("0.1 s, 1 GB/s", "3.70 s + 46 s compiling kernels (kept for the next run), 1 GB/s", True),
+        (
+            "done",
+            "compiling kernels for this processor, which takes a while\ndone\ntook 1 s + 2 s compiling kernels (kept)",
+            True,
+        ),
         ("first\n...\nlast", "first\nsecond\nthird\nlast", True),
         ("first\n...\nlast", "first\nlast", True),
         ("first\n...", "first", True),
