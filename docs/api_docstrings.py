@@ -8,6 +8,7 @@ code; roles such as ``:func:`` become links to what this reference has, and plai
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ SECTION = re.compile(rf"^({'|'.join(WORDS)}): ?", re.MULTILINE)
 OPTIONS = re.compile(r"^Options:\n((?:(?: +.*)?\n)*(?: +.*\n?)?)", re.MULTILINE)
 ROLE = re.compile(r":(?:func|class|mod|meth|data|attr|exc):`~?([\w.]+)`")
 SIZES = {"DEFAULT_BUDGET_BYTES": '"2GiB"', "DEFAULT_MAX_SHARD_BYTES": '"5GB"'}
-"""Constants among the defaults, as a caller may write them."""
+"""Sizes among the defaults, as a caller may write them."""
+WATCH = "Called with each event of :mod:`alnico.events`."
 
 PAGES = Path(__file__).with_name("api")
 
@@ -38,14 +40,34 @@ def documented() -> dict[str, str]:
 
 
 class AlnicoDocstrings(griffe.Extension):
-    """Rewrites each docstring before it is parsed."""
+    """Rewrites each docstring before it is parsed, and shows the values of constants that are defaults."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = rewritten(obj.docstring.value, obj)
-        if isinstance(obj, griffe.Function):
-            for parameter in obj.parameters:
-                parameter.default = SIZES.get(str(parameter.default), parameter.default)
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        for function in _functions(pkg):
+            for parameter in function.parameters:
+                parameter.default = _shown(parameter.default, pkg)
+
+
+def _functions(obj: griffe.Object) -> Iterator[griffe.Function]:
+    for member in obj.members.values():
+        if isinstance(member, griffe.Function):
+            yield member
+        elif isinstance(member, griffe.Object):
+            yield from _functions(member)
+
+
+def _shown(default: Any, pkg: griffe.Module) -> Any:
+    """What a caller would write for a default that is a constant of alnico."""
+    if not isinstance(default, griffe.ExprName) or not default.name.isupper():
+        return default
+    if default.name in SIZES:
+        return SIZES[default.name]
+    constant = pkg.modules_collection[default.canonical_path]
+    return getattr(constant, "value", None) or default
 
 
 def rewritten(text: str, obj: griffe.Object | None = None) -> str:
@@ -68,8 +90,9 @@ def _with_shared_options(text: str, obj: griffe.Object | None) -> str:
     if isinstance(obj, griffe.Function) and obj.is_public:
         listed = {m[1] for line in own if (m := re.match(r"    (\w+): ", line))}
         if found or {p.name for p in obj.parameters} & set(SHARED_OPTIONS):
-            shared = [p.name for p in obj.parameters if p.name in SHARED_OPTIONS and p.name not in listed]
-            own += [f"    {name}: {SHARED_OPTIONS[name]}" for name in shared]
+            shared = {**SHARED_OPTIONS, "watch": WATCH}
+            left = [p.name for p in obj.parameters if p.name in shared and p.name not in listed]
+            own += [f"    {name}: {shared[name]}" for name in left]
     if not own:
         return text
     entries = [
@@ -103,7 +126,8 @@ def _with_paragraphs(text: str) -> str:
     for line in text.split("\n"):
         in_code ^= line.startswith("```")
         if not in_code and SECTION.match(line):
-            lines += ["", SECTION.sub(r"**\1:** ", line)]
+            lines += [""] if lines and lines[-1].strip() else []
+            lines.append(SECTION.sub(r"**\1:** ", line))
             in_section = True
         elif in_section and line.startswith("    "):
             lines.append(line.strip())

@@ -67,6 +67,25 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return prepared(LINK.sub(linked, markdown))
 
 
+NUMBERS = re.compile(r"<td>(?=[^<]*\d)([\d\s./%(),+x\[\]\u2013\u2212-]{2,30}(?: ?(?:s|MiB|GB|MB|kB))?)</td>")
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Let long names in tables break after their parts, and keep cells that hold only numbers on one line."""
+    html = NUMBERS.sub(r'<td class="number">\1</td>', html)
+    return re.sub(
+        r"<td>.*?</td>",
+        lambda cell: re.sub(r"<code>([^<]*)</code>", _breakable, cell[0]),
+        html,
+        flags=re.DOTALL,
+    )
+
+
+def _breakable(code: re.Match[str]) -> str:
+    words = (re.sub(r"(::|[/_.])", r"\1<wbr>", w) if len(w) > 30 else w for w in code[1].split(" "))
+    return f"<code>{' '.join(words)}</code>"
+
+
 def prepared(markdown: str) -> str:
     """Markdown of the repository, which is CommonMark, as the renderer of the site must have it to make the same blocks of it."""
     return _fenced(_with_deep_lists(_with_free_comments(markdown)))
@@ -138,8 +157,13 @@ def _target(origin: str, link: str) -> str | None:
         return None
     path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), link))
     if (ROOT / path).is_dir():
-        path = next((p for p in (f"{path}/README.md", f"{path}/index.md") if (ROOT / p).is_file()), path)
-    in_place = origin.startswith("docs/") and path.startswith("docs/") and not link.endswith("/")
+        front = (
+            "docs/index.md" if path.startswith("docs") else path
+        )  # of a folder of pages, the front page has the list
+        path = next((p for p in (f"{path}/README.md", f"{path}/index.md") if (ROOT / p).is_file()), front)
+    in_place = (
+        origin.startswith("docs/") and path.startswith("docs/") and link.endswith(posixpath.basename(path))
+    )
     return None if in_place or path.startswith("..") or not (ROOT / path).is_file() else path
 
 
