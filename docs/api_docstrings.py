@@ -66,7 +66,10 @@ def _shown(default: Any, pkg: griffe.Module) -> Any:
         return default
     if default.name in SIZES:
         return SIZES[default.name]
-    constant = pkg.modules_collection[default.canonical_path]
+    try:
+        constant = pkg.modules_collection[default.canonical_path]
+    except KeyError:
+        return default  # a constant of another package
     return getattr(constant, "value", None) or default
 
 

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 import alnico
 
 ROOT = Path(__file__).parent.parent
