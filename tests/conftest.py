@@ -46,15 +46,16 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Call ``alnico WORDS``; gives its exit code, standard output and standard error."""
+    """Call ``alnico WORDS``; gives its exit code, standard output and standard error, as with all kernels in the cache."""
     from alnico.cli.main import main
+    from compiling import without_compiling
 
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["alnico", *words])
         with pytest.raises(SystemExit) as caught:
             main()
         output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
+        return int(caught.value.code or 0), *map(without_compiling, output)
 
     return call
 

@@ -15,6 +15,7 @@ from alnico.engine.planner import Planner
 from alnico.engine.run import MergeResult
 from alnico.engine.stages import plan_stages, run_stages
 from alnico.events import Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.methods import find, registry
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -63,6 +64,7 @@ def plan(
     return planner.plan(load_recipe(recipe, seed=seed), single_file=single_file)
 
 
+@counts_compiling
 @ieee_arithmetic()
 def merge(
     recipe: RecipeLike,
@@ -106,6 +108,7 @@ def merge(
     return planner.merge(load_recipe(recipe, seed=seed), Path(out), overwrite=may_replace, restart=restart)
 
 
+@counts_compiling
 @ieee_arithmetic()
 def merge_documents(
     recipe: Recipes,

@@ -19,6 +19,7 @@ import yaml
 
 from alnico.cli.printing import recipe_page, show_result
 from alnico.cli.streams import Descriptor
+from compiling import without_compiling
 from made import read_model, save_file, save_model
 
 MATRIX = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
@@ -89,7 +90,7 @@ def alnico(forks: subprocess.Popen[str], tmp_path: Path) -> Run:
         said = [path.read_text(order["encoding"]) if path.exists() else "" for path in paths]
         assert "Traceback" not in said[0] + said[1]
         assert "Exception ignored" not in said[1]
-        return code, said[0], said[1]
+        return code, without_compiling(said[0]), without_compiling(said[1])
 
     return call
 

@@ -18,10 +18,12 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.output_path import check_twins
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.events import Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
 
+@counts_compiling
 @ieee_arithmetic()
 def analyze(
     models: Paths,

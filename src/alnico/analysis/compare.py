@@ -18,10 +18,12 @@ from alnico.checkpoint.reference import Paths, path_list
 from alnico.checkpoint.source import Source
 from alnico.errors import AlnicoError
 from alnico.events import Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
 
+@counts_compiling
 @ieee_arithmetic()
 def compare(
     parents: Paths,

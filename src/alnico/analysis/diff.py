@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from alnico.checkpoint.renamed_model import RenamedModel, with_names_of
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source, Tensor
 from alnico.errors import ResourceError
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.numerics.sizes import format_size
@@ -138,6 +139,7 @@ class ModelDiff:
     seconds: float
     layout: str = ""
     """How b's names differ from a's, which b's tensors are compared under; '' if they do not."""
+    compile_seconds: float = field(default=0.0, compare=False)
 
     @property
     def is_equal(self) -> bool:
@@ -150,6 +152,7 @@ class ModelDiff:
         return {"is_equal": self.is_equal, **asdict(self)}
 
 
+@counts_compiling
 @ieee_arithmetic()
 def diff(
     a: str | os.PathLike[str],

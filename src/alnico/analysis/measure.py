@@ -36,6 +36,7 @@ from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError
 from alnico.events import Advanced, Compiling, Reading, Watcher
 from alnico.kernels.analysis_kernels import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
 from alnico.kernels.build import compile_kernel
+from alnico.kernels.clock import CLOCK
 from alnico.kernels.constants import LANES, LEAF, TILE
 from alnico.kernels.template import Real
 from alnico.numerics.blas import one_blas_thread
@@ -101,7 +102,7 @@ def analyze_sources(
     Errors: AlnicoError for a wrong share, MismatchError for a model that shares no tensor with the base,
     ModelError for a file that changes meanwhile, NonFiniteError, ResourceError, HubError, RunError.
     """
-    begin = time.perf_counter()
+    begin, compiled_before = time.perf_counter(), CLOCK.seconds
     if not models:
         raise AlnicoError("an analysis needs a base and at least one model.")
     subspace_side = whole_number(subspace_side, "subspace_side", 0)
@@ -142,7 +143,8 @@ def analyze_sources(
             f"{changed}: changed during the analysis; expected a file that stays the same. Run the command "
             "again when nothing writes to the file."
         )
-    return _analysis(base, models, top_share, subjects, measurements, skipped, time.perf_counter() - begin)
+    seconds, compiling = time.perf_counter() - begin, CLOCK.seconds - compiled_before
+    return _analysis(base, models, top_share, subjects, measurements, skipped, seconds, compiling)
 
 
 def _analysis(
@@ -153,6 +155,7 @@ def _analysis(
     measurements: Measurements,
     skipped: Sequence[Skipped],
     seconds: float,
+    compile_seconds: float,
 ) -> Analysis:
     count, tallies = len(models), measurements.tallies
     groups = [group for group in GROUPS if any(s.group == group for s in subjects)]
@@ -176,6 +179,7 @@ def _analysis(
         ),
         skipped=tuple(skipped),
         seconds=seconds,
+        compile_seconds=compile_seconds,
     )
 
 

@@ -7,12 +7,14 @@ import os
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.engine.norm_weights import NormWeights, compute_norm_weights
 from alnico.engine.stages import close
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
 
+@counts_compiling
 @ieee_arithmetic()
 def norm_weights(
     models: Paths,

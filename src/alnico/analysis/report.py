@@ -53,6 +53,7 @@ from alnico.analysis.results import (
 from alnico.analysis.suggest_rules import Suggestion
 from alnico.errors import OutputError
 from alnico.folders import write_new
+from alnico.kernels.clock import time_text
 
 MOVERS = 20
 """Tensors of each model in the table of largest movers, for each of its three rankings."""
@@ -193,7 +194,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
         ("Parameters compared", format_count(elements)),
         ("Layers", str(len(analysis.layers))),
         ("Top share", percent(analysis.top_share)),
-        ("Took", f"{number(analysis.seconds)} s"),
+        ("Took", time_text(analysis.seconds, analysis.compile_seconds)),
     ]
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +176,13 @@ class Analysis:
     tensors: tuple[TensorScope, ...]
     skipped: tuple[Skipped, ...]
     seconds: float
+    compile_seconds: float = field(default=0.0, compare=False)
+    """Seconds of ``seconds`` in which kernels were compiled, which the next run loads."""
 
     def data(self) -> dict[str, Any]:
         """Return plain data: the contents of ``summary.json``, documented in docs/analysis.md."""
         fields = dataclasses.asdict(self)
+        del fields["compile_seconds"]
         fields["layers"] = {str(number): scope for number, scope in fields["layers"].items()}
         return {
             "schema": SCHEMA,

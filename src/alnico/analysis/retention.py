@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,12 @@ class Retention:
     layers: Mapping[int, ScopeRetention]
     scores: tuple[Accuracy, ...]
     notes: tuple[str, ...]
+    compile_seconds: float = field(default=0.0, compare=False)
 
     def data(self) -> dict[str, Any]:
         """Return everything as plain data: the content of ``retention.json``."""
         values = asdict(self)
+        del values["compile_seconds"]
         return {
             "schema": SCHEMA,
             **values,

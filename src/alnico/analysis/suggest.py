@@ -12,10 +12,12 @@ from alnico.analysis.suggest_rules import Suggestion, nothing_left, suggest_reci
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.errors import AlnicoError
 from alnico.events import Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.run_options import DEFAULT_BUDGET_BYTES, Size
 
 
+@counts_compiling
 @ieee_arithmetic()
 def suggest(
     models: Paths = (),

@@ -176,6 +176,7 @@ class Suggestion:
     findings: tuple[str, ...]
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
+    compile_seconds: float = field(default=0.0, compare=False)
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""

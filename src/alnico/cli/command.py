@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +17,9 @@ from typer.core import TyperCommand
 from alnico.cli.options import Flag
 from alnico.cli.parameters import CommandParameter, parameters_of, plain
 from alnico.cli.printing import Page, interrupted, json_page, say, show_result
+from alnico.kernels.clock import CLOCK, SHORT, time_text
+
+COMPILING = "compiling kernels for this processor, which takes seconds to a minute; later runs load them"
 
 
 class CommandCall:
@@ -26,6 +30,7 @@ class CommandCall:
         self.values = values
         self.given = given
         """The options that were typed."""
+        self._seconds = self._compile_seconds = 0.0
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -58,16 +63,22 @@ class CommandCall:
 
         arguments = {**self.options, **more}
         function = self.command.target
+        is_silent = self.is_quiet or self.is_json
+        begin, compiled_before = time.perf_counter(), CLOCK.seconds
         try:
-            if "watch" not in inspect.signature(function).parameters:
-                return function(**arguments)
-            with progress.bar(self.is_quiet or self.is_json, self.verbose if shows_tensors else 0) as watch:
-                return function(**arguments, watch=watch)
+            with CLOCK.heard_by(lambda: say(COMPILING, is_silent)):
+                if "watch" not in inspect.signature(function).parameters:
+                    return function(**arguments)
+                with progress.bar(is_silent, self.verbose if shows_tensors else 0) as watch:
+                    return function(**arguments, watch=watch)
         except KeyboardInterrupt:
             resumes = self.command.resumes
             if resumes is None:
                 raise
             raise interrupted(resumes if arguments.get("out") is not None else None) from None
+        finally:
+            self._seconds += time.perf_counter() - begin
+            self._compile_seconds += CLOCK.seconds - compiled_before
 
     def note(self, notes: Sequence[str]) -> None:
         """Print notes to stderr."""
@@ -82,12 +93,25 @@ class CommandCall:
         besides: object = None,
         indent: int | None = 1,
         even_quiet: bool = False,
+        stated: float = 0.0,
     ) -> None:
-        """Print the result: ``data`` as JSON or ``text`` for people."""
+        """Print the result: ``data`` as JSON or ``text`` for people.
+
+        What compiling took is a key of the JSON and a line after the text, but for the seconds that the text has ``stated``.
+        """
         if self.is_json:
-            show_result(json_page(data(), indent), besides=besides)
+            values = data()
+            if isinstance(values, dict) and getattr(self.command.target, "counts_compiling", False):
+                values = {"compile_seconds": round(self._compile_seconds, 3), **values}
+            show_result(json_page(values, indent), besides=besides)
         elif even_quiet or not self.is_quiet:
             show_result(text(), besides=besides)
+        if self._compile_seconds - stated >= SHORT:
+            self.say_time()
+
+    def say_time(self) -> None:
+        """Say to stderr what the call took, and what of it went to compiling."""
+        say(f"took {time_text(self._seconds, self._compile_seconds)}", self.is_quiet or self.is_json)
 
 
 class TakesModels(TyperCommand):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -119,7 +118,6 @@ class MergeRun:
         self.facts = dict(state.facts)
         self.of_model: dict[measure.OverModel, tuple[float, ...]] = {}
         self.resumed = len(self.records)
-        self.compile_seconds = 0.0
         self.jobs = [j for j in plan.jobs if j.name not in self.records]
         self._crew = Crew(plan.memory.threads, watch)
         self._arena = Arena(plan.memory.worker_bytes)
@@ -158,10 +156,8 @@ class MergeRun:
         needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._missing_facts())
         if needed:
             self._crew.report(Compiling(len(needed)))
-        begin = time.perf_counter()
         for kernel in needed:
             compile_kernel(kernel)
-        self.compile_seconds = time.perf_counter() - begin
 
     def _parallel(self, calls: Sequence[WorkItem]) -> None:
         self._crew.run([(self._guarded, (call, arguments)) for call, arguments in calls])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from alnico.engine.fetch import fetch_weights
@@ -71,6 +71,7 @@ class NormWeights:
     norms: tuple[Norms, ...]
     weights: tuple[tuple[float, ...], ...]
     notes: tuple[str, ...]
+    compile_seconds: float = field(default=0.0, compare=False)
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""

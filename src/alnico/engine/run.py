@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from alnico.errors import (
 )
 from alnico.events import Finished, Watcher
 from alnico.folders import make_folder
+from alnico.kernels.clock import counts_compiling
 from alnico.output.disk_space import check_disk, check_target, needed_paths
 from alnico.output.journal import Journal, JournalState, read_journal
 from alnico.output.publish import (
@@ -40,15 +41,15 @@ class MergeResult:
     """A finished merge. ``resumed`` tensors come from an interrupted run; ``digests`` maps tensors to their
     hash.
 
-    ``compile_seconds`` of ``seconds`` went to compiling kernels, or to loading those of an earlier run.
+    ``compile_seconds`` of ``seconds`` went to compiling kernels, which the next run loads.
     """
 
     path: Path
     plan: Plan
     seconds: float
-    compile_seconds: float
     resumed: int
     digests: dict[str, str]
+    compile_seconds: float = field(default=0.0, compare=False)
 
     @property
     def bytes_per_second(self) -> float:
@@ -58,6 +59,7 @@ class MergeResult:
         )
 
 
+@counts_compiling
 def run_plan(
     plan: Plan,
     out: Path,
@@ -82,7 +84,7 @@ def run_plan(
     try:
         check_twins(out, needed_paths(plan), (".alnico-old",))  # an old output gets its name back
         if (digests := finish_publishing(plan, out, fingerprint, restart)) is not None:
-            return MergeResult(out, plan, time.perf_counter() - begin, 0.0, len(digests), digests)
+            return MergeResult(out, plan, time.perf_counter() - begin, len(digests), digests)
         check_target(out, plan, overwrite)
         check_disk(plan, out)
         with PartDirectory(out) as part:
@@ -124,7 +126,7 @@ def run_plan(
     if watch:
         watch(Finished(str(out), seconds))
     digests = {name: record.digest for name, record in run.records.items()}
-    return MergeResult(out, settled, seconds, run.compile_seconds, run.resumed, digests)
+    return MergeResult(out, settled, seconds, run.resumed, digests)
 
 
 def _merge(

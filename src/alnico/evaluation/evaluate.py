@@ -12,9 +12,11 @@ from alnico.evaluation.scorecard import Scorecard, check_once, score_models
 from alnico.evaluation.scorecard_page import scorecard_folder, write_scorecard
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.events import Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 
 
+@counts_compiling
 @ieee_arithmetic()
 def evaluate(
     models: Paths | Sequence[Any] = (),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -77,6 +77,7 @@ class Scorecard:
     kept: Mapping[str, tuple[Accuracy, ...]]
     draws: int
     seed: int
+    compile_seconds: float = field(default=0.0, compare=False)
 
     def data(self) -> dict[str, Any]:
         """Return plain data for JSON; ``alnico compare --scores`` reads it."""

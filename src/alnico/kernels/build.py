@@ -28,6 +28,7 @@ import numpy as np
 from alnico.errors import AlnicoError
 from alnico.kernels.analysis_kernels import DescribingKernel, OrderKernel
 from alnico.kernels.cache import read_kernel, write_kernel
+from alnico.kernels.clock import CLOCK
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
@@ -155,8 +156,10 @@ def _load_or_compile(text: str) -> MachineCode:
     key = _key(text)
     if (cached := read_kernel(key)) is not None:
         return MachineCode(*cached)
-    name, code = _compile(text)
-    write_kernel(key, name, code)
+    with CLOCK.compiling():
+        name, code = _compile(text)
+    if not write_kernel(key, name, code):
+        CLOCK.is_kept = False
     return MachineCode(name, code)
 
 

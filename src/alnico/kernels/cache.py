@@ -51,12 +51,12 @@ def read_kernel(key: str) -> tuple[str, bytes] | None:
     return _unpacked(key, data)
 
 
-def write_kernel(key: str, name: str, code: bytes) -> None:
-    """Store a kernel under a key in one step. If that fails, on a full disk for example, nothing is
-    stored."""
+def write_kernel(key: str, name: str, code: bytes) -> bool:
+    """Store a kernel under a key in one step; return whether it is stored. If that fails, on a full disk for
+    example, nothing is stored."""
     with _cache() as folder:
         if folder is None:
-            return
+            return False
         path = folder.path / (key + SUFFIX)
         temporary = folder.path / f"{secrets.token_hex(8)}.tmp"
         (old, directory), (new, _) = reach(temporary, folder), reach(path, folder)
@@ -69,7 +69,8 @@ def write_kernel(key: str, name: str, code: bytes) -> None:
             except OSError:
                 os.unlink(old, dir_fd=directory)
         except OSError:  # a full, read-only or vanished cache costs time, not the merge
-            return
+            return False
+    return True
 
 
 def cache_directory() -> Path | None:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from alnico.errors import (
 )
 from alnico.events import Counted, Watcher
 from alnico.folders import Folder, make_folder, open_to_write, remove
+from alnico.kernels.clock import counts_compiling
 from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, check_options
 from alnico.lora.matching import SharedModule, SharedSavedTensor, check_bases, match_updates, saved_tensors
@@ -67,6 +68,7 @@ class Combined:
     byte_size: int
     notes: tuple[str, ...]
     seconds: float
+    compile_seconds: float = field(default=0.0, compare=False)
 
     def data(self) -> dict[str, Any]:
         """Return the result as plain data, for ``--json``."""
@@ -81,6 +83,7 @@ class Combined:
         }
 
 
+@counts_compiling
 @ieee_arithmetic()
 def combine(
     adapters: Sequence[str | os.PathLike[str]],

@@ -32,6 +32,7 @@ from alnico.engine.relatedness import TENSORS, SampledTensor, compare_models, is
 from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError, RunError, VerificationError
 from alnico.events import Advanced, Reading, Watcher
 from alnico.folders import remove
+from alnico.kernels.clock import counts_compiling
 from alnico.kernels.constants import ARITHMETIC
 from alnico.lora.extract_deltas import CHECKED_ELEMENTS, Delta, ExtractMemory, fit_extraction, real_of
 from alnico.lora.extract_result import ExtractedTensor, Extraction, card_text
@@ -122,6 +123,7 @@ class Options:
         return {key: value for key, value in optional.items() if value is not None} | fixed
 
 
+@counts_compiling
 @ieee_arithmetic()
 def extract(
     tuned: str | os.PathLike[str],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +80,7 @@ class Extraction:
     seconds: float
     resumed: int
     """Number of tensors reused from an interrupted run."""
+    compile_seconds: float = field(default=0.0, compare=False)
 
     @property
     def change(self) -> float:

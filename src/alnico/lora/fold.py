@@ -15,12 +15,14 @@ from alnico.engine.planner import Planner
 from alnico.engine.run import MergeResult
 from alnico.errors import AlnicoError
 from alnico.events import Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import finite_number, quote_value
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
 
+@counts_compiling
 @ieee_arithmetic()
 def fold(
     base: str | os.PathLike[str],

@@ -26,6 +26,7 @@ from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, Task
 from alnico.events import Learned, Watcher
 from alnico.installation import import_extra
+from alnico.kernels.clock import counts_compiling
 from alnico.methods.shared.sparsify import Scope
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.build import build_plan
@@ -86,6 +87,7 @@ class AdaMergingResult:
     fixed: tuple[str, ...]
     left_out: Mapping[str, str]
     recipe: str
+    compile_seconds: float = 0.0
 
     def data(self) -> dict[str, Any]:
         """Return the steps and the result as plain data, for JSON."""
@@ -127,6 +129,7 @@ class LearningOptions:
     unrelated: str
 
 
+@counts_compiling
 @ieee_arithmetic()
 def adamerge(
     models: Paths,

@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import yaml
@@ -21,6 +21,7 @@ from alnico.evaluation.scorecard import Scorecard, score_models
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Goal, Task, shared_examples
 from alnico.events import SoupTried, Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
@@ -82,6 +83,7 @@ class Soup:
     unrelated: str = "error"
     report: Scorecard | None = None
     """Scores of the soup, the uniform soup, every model and the base on tasks that did not choose."""
+    compile_seconds: float = field(default=0.0, compare=False)
 
     @property
     def best(self) -> str:
@@ -121,6 +123,7 @@ class Soup:
         }
 
 
+@counts_compiling
 @ieee_arithmetic()
 def soup(
     models: Paths,

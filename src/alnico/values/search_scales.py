@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from alnico.engine.relatedness import IN_PYTHON
 from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.tasks import checked_value, evaluation_failed
 from alnico.events import ScaleTried, Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import callers_arithmetic, ieee_arithmetic
 from alnico.recipe.from_options import recipe_of
 from alnico.recipe.load import load_recipe
@@ -42,8 +43,10 @@ class ScaleSearch:
     scales: tuple[float, ...]
     score: float
     trials: tuple[ScaleTrial, ...]
+    compile_seconds: float = field(default=0.0, compare=False)
 
 
+@counts_compiling
 @ieee_arithmetic()
 def search_scales(
     base: Any,

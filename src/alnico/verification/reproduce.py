@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from alnico.engine.stages import run_stages
 from alnico.errors import OutputError, UncheckedError, VerificationError
 from alnico.events import Watcher
 from alnico.folders import owner_fault_at, remove
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.output.lock import Lock, listed_files, read_lock
 from alnico.output.recipe_file import RECIPE
@@ -64,12 +65,14 @@ class Reproduction:
     byte_size: int
     versions: tuple[str, str]
     seconds: float
+    compile_seconds: float = field(default=0.0, compare=False)
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""
         return asdict(self)
 
 
+@counts_compiling
 @ieee_arithmetic()
 def reproduce(
     out: str | os.PathLike[str],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.signatures import check_signature
 from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
 from alnico.events import Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import finite_number, whole_number
 from alnico.output.hashes import hash_file, hash_tensors
@@ -44,12 +45,14 @@ class Verification:
     recomputed: Recomputed | None = None
     signed_by: str | None = None
     seconds: float = 0.0
+    compile_seconds: float = field(default=0.0, compare=False)
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""
         return {"is_verified": not self.unchecked, **asdict(self), "unchecked": list(self.unchecked)}
 
 
+@counts_compiling
 @ieee_arithmetic()
 def verify(
     out: str | os.PathLike[str],

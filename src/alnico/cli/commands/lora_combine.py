@@ -10,6 +10,7 @@ from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.lora_fold import check_weights
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
 from alnico.cli.printing import Page, page
+from alnico.kernels.clock import time_text
 from alnico.lora.combine import Combined
 from alnico.numerics.sizes import format_size
 
@@ -34,7 +35,12 @@ def run(call: CommandCall) -> None:
         options["majority_sign_method"] = call["majority_sign_method"]
     combined = call.invoke(**options)
     call.note(combined.notes)
-    call.show(combined.data, lambda: combined_text(combined, call.verbose), besides=combined.path)
+    call.show(
+        combined.data,
+        lambda: combined_text(combined, call.verbose),
+        besides=combined.path,
+        stated=combined.compile_seconds,
+    )
 
 
 def combined_text(combined: Combined, verbose: int) -> Page:
@@ -44,7 +50,7 @@ def combined_text(combined: Combined, verbose: int) -> Page:
     lines = [f"{m.name}  rank {m.rank}  error {m.error:.3g}" for m in combined.modules] if verbose else []
     lines.append(
         f"{combined.path}: {len(combined.modules)} updates of rank {shown}, error {combined.error:.3g}, {format_size(combined.byte_size)} in "
-        f"{combined.seconds:.1f} s"
+        f"{time_text(combined.seconds, combined.compile_seconds)}"
     )
     if not verbose and combined.error > 0:
         worst = max(combined.modules, key=lambda m: m.error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
 from alnico.cli.printing import Page, page
+from alnico.kernels.clock import time_text
 from alnico.lora.extract_result import Extraction
 
 SHOWN = 10
@@ -32,6 +33,7 @@ def run(call: CommandCall) -> None:
         lambda: {**extraction.data(), **run_facts},
         lambda: extraction_text(extraction, call.verbose),
         besides=extraction.path,
+        stated=extraction.compile_seconds,
     )
 
 
@@ -64,5 +66,7 @@ def extraction_text(extraction: Extraction, verbose: int) -> Page:
         "energy: the sum of the squares of fine-tune minus base. error: |folded - fine-tune| / |fine-tune - base|.",
     ]
     resumed = f", {extraction.resumed} tensors resumed" if extraction.resumed else ""
-    lines.append(f"written: {extraction.path} in {extraction.seconds:.1f} s{resumed}")
+    lines.append(
+        f"written: {extraction.path} in {time_text(extraction.seconds, extraction.compile_seconds)}{resumed}"
+    )
     return page(lines)

@@ -11,8 +11,9 @@ from alnico.cli import quick
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands import plan
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
-from alnico.cli.printing import page, say, show_result
+from alnico.cli.printing import page, say
 from alnico.engine.run import MergeResult
+from alnico.kernels.clock import time_text
 from alnico.numerics.sizes import format_size
 from alnico.recipe.dialect import allow_crimes
 from alnico.recipe.load import load_recipes
@@ -80,18 +81,15 @@ def run(call: CommandCall) -> None:
 def show_merge(call: CommandCall, results: Sequence[MergeResult], out: str) -> None:
     """Print finished merges: notes, weights, and a line for each."""
     call.note([note for result in results for note in result.plan.notes])
-    if call.is_json:
-        call.show(
-            lambda: plan.one_or_all([result_data(result) for result in results]),
-            lambda: page([]),
-            besides=out,
-        )
-        return
-    for result in results:
-        for line in plan.weighing_lines(result.plan):
+    if not call.is_json:
+        for line in (line for result in results for line in plan.weighing_lines(result.plan)):
             say(f"weights: {line}", call.is_quiet)
-        if not call.is_quiet:
-            show_result(page([result_line(result)]), besides=out)
+    call.show(
+        lambda: plan.one_or_all([result_data(result) for result in results]),
+        lambda: page(map(result_line, results)),
+        besides=out,
+        stated=sum(result.compile_seconds for result in results),
+    )
 
 
 def _check_mergekit_options(call: CommandCall) -> None:
@@ -115,7 +113,7 @@ def result_line(result: MergeResult) -> str:
     resumed = f", {result.resumed} of them kept from before" if result.resumed else ""
     return (
         f"{result.path}: {len(plan.jobs)} tensors{resumed}, {plan.elements:,} parameters, "
-        f"{format_size(plan.bytes_to_write)}, {result.seconds:.2f} s, {result.bytes_per_second / 1e9:.2f} GB/s"
+        f"{format_size(plan.bytes_to_write)}, {time_text(result.seconds, result.compile_seconds)}, {result.bytes_per_second / 1e9:.2f} GB/s"
     )
 
 
@@ -123,6 +121,7 @@ def result_data(result: MergeResult) -> dict[str, Any]:
     return {
         "path": str(result.path),
         "seconds": round(result.seconds, 4),
+        "compile_seconds": round(result.compile_seconds, 4),
         "bytes_read": result.plan.bytes_to_read,
         "bytes_written": result.plan.bytes_to_write,
         "parameters": result.plan.elements,

@@ -6,6 +6,7 @@ from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.verify import count_of
 from alnico.cli.options import JSON, QUIET, Flag
 from alnico.cli.printing import EXIT_CODE, Page, page
+from alnico.kernels.clock import time_text
 from alnico.numerics.sizes import format_size
 from alnico.verification.reproduce import Reproduction
 
@@ -13,7 +14,9 @@ from alnico.verification.reproduce import Reproduction
 @command("alnico.reproduce", new=Flag(metavar="NEWOUT"), json=JSON, quiet=QUIET)
 def run(call: CommandCall) -> None:
     result = call.invoke()
-    call.show(result.data, lambda: reproduction_text(result), besides=EXIT_CODE)
+    call.show(
+        result.data, lambda: reproduction_text(result), besides=EXIT_CODE, stated=result.compile_seconds
+    )
 
 
 def reproduction_text(result: Reproduction) -> Page:
@@ -22,7 +25,7 @@ def reproduction_text(result: Reproduction) -> Page:
     versions = f"alnico {first}" if first == second else f"alnico {first}, and again by {second}"
     note = f"; the second is {result.again}" if result.again is not None else ""
     line = (
-        f"{result.path}: merged again in {result.seconds:.2f} s, the same bytes: {count_of(result.tensors, 'tensor')} in "
+        f"{result.path}: merged again in {time_text(result.seconds, result.compile_seconds)}, the same bytes: {count_of(result.tensors, 'tensor')} in "
         f"{count_of(result.files, 'file')} ({format_size(result.byte_size)}), by {versions}{note}"
     )
     return page([line])

@@ -32,6 +32,7 @@ class SearchResult:
     importances: Mapping[str, float] = field(default_factory=dict)
     report: Scorecard | None = None
     notes: tuple[str, ...] = ()
+    compile_seconds: float = field(default=0.0, compare=False)
 
     @property
     def recipe(self) -> Recipe:

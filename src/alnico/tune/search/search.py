@@ -14,6 +14,7 @@ from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.task_file import as_tasks
 from alnico.evaluation.tasks import Task, shared_examples
 from alnico.events import Watcher
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size, checked_count
 from alnico.tune.search.files import STUDY, search_folder, write_search
@@ -42,6 +43,7 @@ Tasks = str | os.PathLike[str] | Sequence[Task]
 SearchLike = str | os.PathLike[str] | Mapping[str, Any]
 
 
+@counts_compiling
 @ieee_arithmetic()
 def search(
     recipe: SearchLike,

@@ -16,7 +16,7 @@ from alnico.tune.search.samplers.request import PointRequest
 from alnico.tune.search.settings import SearchSettings
 from alnico.tune.search.space import PointValues, SearchSpace
 from alnico.tune.search.study import Study
-from alnico.tune.search.workers import TrialScores, Worker, result_of
+from alnico.tune.search.workers import TrialScores, Worker, WorkerResult, result_of
 
 
 @dataclass
@@ -71,7 +71,7 @@ class _SearchRun:
 
     def all(self, workers: Sequence[Worker]) -> None:
         idle = list(workers)
-        running: dict[Future[TrialScores], _Running] = {}
+        running: dict[Future[TrialScores | WorkerResult], _Running] = {}
         taken: list[int] = []
         try:
             while True:
@@ -118,7 +118,7 @@ class _SearchRun:
             self._study.set_point(number, point)
         return number, point
 
-    def _continues(self, trial: _Running, future: Future[TrialScores]) -> bool:
+    def _continues(self, trial: _Running, future: Future[TrialScores | WorkerResult]) -> bool:
         """Record the result of a rung, and return whether the trial continues with the next one."""
         number = trial.number
         try:

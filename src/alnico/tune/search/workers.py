@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from alnico.errors import AlnicoError, EvaluationError, RunError
 from alnico.evaluation.tasks import Task
 from alnico.installation import import_extra
+from alnico.kernels.clock import CLOCK
 from alnico.tune.search.evaluator import CandidateFactory, TrialEvaluator
 from alnico.tune.search.space import PointValues, SearchSpace
 
@@ -49,10 +50,31 @@ class WorkerSpec:
         return tuple(as_tasks(self.tasks, allow_code=self.allow_code))
 
 
+@dataclass(frozen=True)
+class WorkerResult:
+    """What another process sends back: the scores of a trial, or the error, and the seconds that it compiled kernels."""
+
+    scores: TrialScores | None
+    problem: AlnicoError | None
+    compile_seconds: float
+
+
+def _result(
+    evaluator: Callable[[], TrialEvaluator], number: int, point: PointValues, rung: int
+) -> WorkerResult:
+    begin = CLOCK.seconds
+    scores, problem = None, None
+    try:
+        scores = evaluator().scores(number, point, rung)
+    except AlnicoError as error:  # Ray would wrap it in an exception of its own
+        problem = error
+    return WorkerResult(scores, problem, CLOCK.seconds - begin)
+
+
 class Worker(Protocol):
     """Scores one trial at a time."""
 
-    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
+    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores | WorkerResult]:
         """Start scoring a trial's point up to a rung."""
         ...
 
@@ -65,8 +87,8 @@ class InProcessWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self.evaluator = spec.evaluator()
 
-    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
-        future: Future[TrialScores] = Future()
+    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores | WorkerResult]:
+        future: Future[TrialScores | WorkerResult] = Future()
         try:
             future.set_result(self.evaluator.scores(number, point, rung))
         except AlnicoError as error:
@@ -87,7 +109,7 @@ class LocalProcess:
                 1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=arguments
             )
 
-    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
+    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores | WorkerResult]:
         with _started_safely():  # the first call starts the process
             return self._pool.submit(_scores, number, dict(point), rung)
 
@@ -140,10 +162,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _scores(number: int, point: PointValues, rung: int) -> TrialScores:
+def _scores(number: int, point: PointValues, rung: int) -> WorkerResult:
+    return _result(_evaluator, number, point, rung)
+
+
+def _evaluator() -> TrialEvaluator:
     if not _evaluators:
         _evaluators.append(pickle.loads(_specs[0]).evaluator())
-    return _evaluators[0].scores(number, point, rung)
+    return _evaluators[0]
 
 
 class RayWorker:
@@ -153,8 +179,10 @@ class RayWorker:
         ray = import_extra("ray", "engine ray", "ray")
         self._actor = ray.remote(num_cpus=threads, max_restarts=0)(_Actor).remote(_pickled(spec))
 
-    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
-        future: Future[TrialScores] = self._actor.scores.remote(number, dict(point), rung).future()
+    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores | WorkerResult]:
+        future: Future[TrialScores | WorkerResult] = self._actor.scores.remote(
+            number, dict(point), rung
+        ).future()
         return future
 
     def close(self) -> None:
@@ -165,14 +193,8 @@ class _Actor:
     def __init__(self, spec: bytes) -> None:
         self._evaluator = pickle.loads(spec).evaluator()
 
-    def scores(
-        self, number: int, point: PointValues, rung: int
-    ) -> tuple[TrialScores | None, AlnicoError | None]:
-        """Return the scores, or the error: Ray would wrap an exception in its own."""
-        try:
-            return self._evaluator.scores(number, point, rung), None
-        except AlnicoError as error:
-            return None, error
+    def scores(self, number: int, point: PointValues, rung: int) -> WorkerResult:
+        return _result(lambda: self._evaluator, number, point, rung)
 
 
 @contextmanager
@@ -236,11 +258,12 @@ def result_of(future: Future[Any]) -> TrialScores:
         raise RunError(
             f"a worker on the cluster was lost ({message}). The same command resumes the search."
         ) from None
-    if isinstance(result, tuple):
-        scores, problem = result
-        if problem is not None:
-            raise problem
-        return scores  # type: ignore[no-any-return]
+    if isinstance(result, WorkerResult):
+        CLOCK.add(result.compile_seconds)
+        if result.scores is None:
+            assert result.problem is not None
+            raise result.problem
+        return result.scores
     return result  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,7 @@ from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import EvaluatedModel, Task
 from alnico.events import Counted, Watcher
 from alnico.installation import import_extra
+from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.tune.statistics.measure import (
     MeasuredStatistics,
@@ -31,6 +32,7 @@ from alnico.tune.statistics.measure import (
 Expectation = Literal["exact", "sampled"]
 
 
+@counts_compiling
 @ieee_arithmetic()
 def fisher_statistics(
     model: str | os.PathLike[str],

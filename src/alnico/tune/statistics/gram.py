@@ -22,6 +22,7 @@ from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
 from alnico.events import Counted, Watcher
 from alnico.installation import import_extra
+from alnico.kernels.clock import counts_compiling
 from alnico.methods.base import total_weight
 from alnico.methods.regmean import solve
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -37,6 +38,7 @@ from alnico.tune.statistics.measure import (
 )
 
 
+@counts_compiling
 @ieee_arithmetic()
 def gram_statistics(
     models: Paths,
