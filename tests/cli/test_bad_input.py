@@ -355,6 +355,19 @@ def test_a_budget_that_is_too_small(run: Run, recipe: str) -> None:
             "--trust-remote-code: alnico runs no code of a model. Leave the option out.",
         ),
         (
+            ("--gpu-rich",),
+            "--gpu-rich: this version merges on the processor only, at a disk's speed. Leave the option out.",
+        ),
+        (
+            ("--unsafe-truncate-embeddings",),
+            "--unsafe-truncate-embeddings: alnico cuts no vocabulary without saying which tokens go. "
+            "Write tokenizer_source: base in the recipe.",
+        ),
+        (
+            ("--no-safe-serialization",),
+            "--no-safe-serialization: alnico writes safetensors only. Leave the option out.",
+        ),
+        (
             ("--cuda",),
             "--cuda: this version merges on the processor only, at a disk's speed. Leave the option out.",
         ),

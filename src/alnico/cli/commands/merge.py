@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import typer
-
-from alnico.cli import quick
+from alnico.cli import mergekit_flags, quick
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands import plan
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
@@ -17,28 +15,6 @@ from alnico.kernels.clock import time_text
 from alnico.numerics.sizes import format_size
 from alnico.recipe.dialect import allow_crimes
 from alnico.recipe.load import load_recipes
-
-IGNORED = {
-    "copy_tokenizer": "the tokenizer is always carried over",
-    "write_model_card": "the model card is always written",
-    "lazy_unpickle": "files are always read in part",
-    "low_cpu_memory": "--memory is the limit that holds",
-}
-"""mergekit's flags that change nothing, and why."""
-
-
-def _mergekit(name: str) -> Flag:
-    return Flag(type=bool, is_hidden=True, spelled=(f"--{name}/--no-{name}",))
-
-
-MERGEKIT = {
-    **{name: _mergekit(name.replace("_", "-")) for name in IGNORED},
-    "allow_crimes": _mergekit("allow-crimes"),
-    "trust_remote_code": _mergekit("trust-remote-code"),
-    "cuda": _mergekit("cuda"),
-    "device": Flag(type=str, is_hidden=True),
-    "out_shard_size": plan.MERGEKIT_SHARD_SIZE,
-}
 
 
 @command(
@@ -58,10 +34,15 @@ MERGEKIT = {
     json=JSON,
     quiet=QUIET,
     verbose=VERBOSE,
-    more={**quick.flags("RECIPE OUT | MODEL MODEL... OUT"), **MERGEKIT},
+    more={
+        **quick.flags("RECIPE OUT | MODEL MODEL... OUT"),
+        **mergekit_flags.FLAGS,
+        "allow_crimes": Flag(type=bool, is_hidden=True, spelled=("--allow-crimes/--no-allow-crimes",)),
+        "out_shard_size": plan.MERGEKIT_SHARD_SIZE,
+    },
 )
 def run(call: CommandCall) -> None:
-    _check_mergekit_options(call)
+    mergekit_flags.check_flags(call)
     plan.check_signature_options(call)
     needs_out = not call["dry_run"] and not call["print_recipe"]
     words = quick.read_words(call, call["out"], needs_out=needs_out)
@@ -90,21 +71,6 @@ def show_merge(call: CommandCall, results: Sequence[MergeResult], out: str) -> N
         besides=out,
         stated=sum(result.compile_seconds for result in results),
     )
-
-
-def _check_mergekit_options(call: CommandCall) -> None:
-    """Refuse mergekit's flags for what alnico does not do, and note those that change nothing. Errors: a wrong command line."""
-    if call["trust_remote_code"]:
-        raise typer.BadParameter("--trust-remote-code: alnico runs no code of a model. Leave the option out.")
-    if call["cuda"] or call["device"] not in (None, "cpu"):
-        option = "--cuda" if call["cuda"] else "--device"
-        raise typer.BadParameter(
-            f"{option}: this version merges on the processor only, at a disk's speed. Leave the option out."
-        )
-    for name, why in IGNORED.items():
-        if call[name] is not None:
-            option = f"--{'' if call[name] else 'no-'}{name.replace('_', '-')}"
-            say(f"note: {option} has no effect: {why}.", call.is_quiet)
 
 
 def result_line(result: MergeResult) -> str:

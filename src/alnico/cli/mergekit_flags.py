@@ -1,0 +1,73 @@
+"""Knows the flags of mergekit 0.1.5: which change nothing in a merge, and which are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import typer
+
+from alnico.cli.command import CommandCall
+from alnico.cli.options import Flag
+from alnico.cli.printing import say
+
+IGNORED: Mapping[str, str] = {
+    "copy_tokenizer": "the tokenizer is always carried over",
+    "write_model_card": "the model card is always written",
+    "lazy_unpickle": "files are always read in part",
+    "low_cpu_memory": "--memory is the limit that holds",
+    "clone_tensors": "no output shares memory with an input",
+    "async_write": "tensors are always written while others are read",
+}
+"""Flags that change nothing, and why."""
+
+IGNORED_VALUES: Mapping[str, str] = {
+    "write_threads": "--threads is the number of all threads",
+    "lora_merge_cache": "an adapter is applied while its base is read",
+    "lora_merge_dtype": "an adapter is applied in float32, or in float64 where a model is",
+    "transformers_cache": "models of the hub are kept where HF_HOME says",
+}
+"""The same of options with a value."""
+
+_ON_A_GPU = "this version merges on the processor only, at a disk's speed. Leave the option out."
+
+REFUSED: Mapping[str, str] = {
+    "trust_remote_code": "alnico runs no code of a model. Leave the option out.",
+    "cuda": _ON_A_GPU,
+    "gpu_rich": _ON_A_GPU,
+    "multi_gpu": _ON_A_GPU,
+    "read_to_gpu": _ON_A_GPU,
+    "unsafe_truncate_embeddings": "alnico cuts no vocabulary without saying which tokens go. Write tokenizer_source: base in the recipe.",
+}
+"""Flags for what alnico does not do, and what to do instead."""
+
+
+def _switch(name: str) -> Flag:
+    word = name.replace("_", "-")
+    return Flag(type=bool, is_hidden=True, spelled=(f"--{word}/--no-{word}",))
+
+
+FLAGS: Mapping[str, Flag] = {
+    **{name: _switch(name) for name in (*IGNORED, *REFUSED, "safe_serialization")},
+    **{name: Flag(type=str, is_hidden=True) for name in (*IGNORED_VALUES, "device")},
+}
+"""Hidden options of ``alnico merge``. Those that mean something there (--allow-crimes, ...) are declared with it."""
+
+
+def check_flags(call: CommandCall) -> None:
+    """Refuse flags for what alnico does not do, and note those that change nothing. Errors: a wrong command line."""
+    for name, why in REFUSED.items():
+        if call[name]:
+            raise typer.BadParameter(f"{_typed(name)}: {why}")
+    if call["device"] not in (None, "cpu"):
+        raise typer.BadParameter(f"--device: {_ON_A_GPU}")
+    if call["safe_serialization"] is False:
+        raise typer.BadParameter(
+            "--no-safe-serialization: alnico writes safetensors only. Leave the option out."
+        )
+    for name, why in {**IGNORED, **IGNORED_VALUES}.items():
+        if call[name] is not None:
+            say(f"note: {_typed(name, call[name])} has no effect: {why}.", call.is_quiet)
+
+
+def _typed(name: str, value: object = True) -> str:
+    return f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
