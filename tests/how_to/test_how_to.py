@@ -31,6 +31,7 @@ TITLES = {
     "stack-layers": "Put layers together (frankenmerge)",
     "different-tokenizers": "Merge models with different tokenizers",
     "choose-a-method": "Which method, which weights",
+    "from-mergekit": "Move over from mergekit",
     "notebook": "Use alnico from a notebook",
     "publish": "Publish a merge",
     "platforms": "macOS and Windows",

@@ -1,0 +1,74 @@
+"""The page on moving over from mergekit lists every flag of mergekit-yaml 0.1.5, and what it says of them is so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from how_to.page_blocks import ROOT
+from made import family
+
+PAGE = (ROOT / "docs" / "how-to" / "from-mergekit.md").read_text("utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("| ").split(" | ")]
+    for line in PAGE.partition("<!-- flags -->")[2].partition("<!-- /flags -->")[0].strip().split("\n")[2:]
+]
+SWITCHES = (
+    "allow-crimes", "async-write", "clone-tensors", "copy-tokenizer", "cuda", "gpu-rich", "lazy-unpickle", "low-cpu-memory",
+    "multi-gpu", "quiet", "read-to-gpu", "safe-serialization", "trust-remote-code", "unsafe-truncate-embeddings", "verbose",
+    "write-model-card",
+)  # fmt: skip
+VALUES = {
+    "device": "cuda", "lora-merge-cache": "cache", "lora-merge-dtype": "float16", "num-threads": "2", "out-shard-size": "5B",
+    "random-seed": "3", "transformers-cache": "cache", "write-threads": "2",
+}  # fmt: skip
+"""The options of MergeOptions in mergekit 0.1.5, and values for those that take one."""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    family(tmp_path, 1)
+    (tmp_path / "r.yml").write_text("merge_method: linear\nmodels: [base, tuned-0]\n")
+    return "r.yml"
+
+
+def test_the_page_lists_every_flag_of_mergekit() -> None:
+    listed = [re.findall(r"`--([\w-]+)`", row[0]) for row in ROWS]
+    assert sorted(name for (name,) in listed) == sorted([*SWITCHES, *VALUES])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_a_flag_of_mergekit_does_what_the_page_says(
+    row: list[str], recipe: str, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    (name,) = re.findall(r"`--([\w-]+)`", row[0])
+    words = [f"--{name}", *([VALUES[name]] if name in VALUES else [])]
+    code, _, printed = run("merge", recipe, "out", "--dry-run", *words)
+    if row[1].startswith("refused"):
+        assert code == 2
+        assert f"--{name}: " in printed
+    elif row[1] == "no effect":
+        assert code == 0
+        assert f"note: --{name} has no effect: " in printed
+    else:
+        assert row[1] == "works"
+        assert (code, "no effect" in printed) == (0, False)
+
+
+def test_every_command_of_mergekit_is_on_the_page() -> None:
+    commands = {
+        "yaml",
+        "multi",
+        "pytorch",
+        "moe",
+        "evolve",
+        "extract-lora",
+        "tokensurgeon",
+        "layershuffle",
+        "legacy",
+    }
+    assert {f"mergekit-{name}" for name in commands} | {"bakllama"} <= set(re.findall(r"[\w-]+", PAGE))
