@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
@@ -176,3 +177,28 @@ DIFFERENT = 14
 
 Not 1 as in git: that is a bug in alnico.
 """
+
+
+SUGGESTED = 0.6
+"""Similarity from which on a name is suggested for another."""
+LONGEST_NAME = 60
+"""Characters of a name that are compared: the time grows with their square."""
+
+
+def near_name(name: str, candidates: Iterable[str], least: float = SUGGESTED) -> str | None:
+    """Return the candidate closest to ``name``, regardless of case, hyphens, underscores and spaces.
+
+    >>> near_name("baseModel", ["base_model", "models"]), near_name("x", ["models"])
+    ('base_model', None)
+    """
+    import difflib  # only where a name is wrong
+
+    of_plain: dict[str, str] = {}
+    for candidate in candidates:
+        of_plain.setdefault(_plain(candidate), candidate)
+    near = difflib.get_close_matches(_plain(name[:LONGEST_NAME]), of_plain, 1, least)
+    return of_plain[near[0]] if near else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name.casefold())

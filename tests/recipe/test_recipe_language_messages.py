@@ -258,7 +258,7 @@ LANGUAGE = {
     ),
     "tokenizer text": (
         "merge_method: linear\nmodels: [a]\ntokenizer: union",
-        "3: tokenizer is 'union'; expected a mapping with `source`.",
+        "3: tokenizer is 'union'; expected a mapping with `source`. Did you mean tokenizer_source: union?",
     ),
     "tokenizer twice": (
         "merge_method: linear\nmodels: [a]\ntokenizer: {source: union}\ntokenizer_source: base",

@@ -57,7 +57,7 @@ KEYS = {
     "models missing": ("merge_method: linear", "1: models is missing; expected a list of models."),
     "models text": (
         "merge_method: linear\nmodels: a",
-        "2: models is 'a'; expected a list of 1 to 1000 models.",
+        "2: models is 'a'; expected a list of 1 to 1000 models. Write them in brackets: [a].",
     ),
     "models empty": (
         "merge_method: linear\nmodels: []",
@@ -129,11 +129,12 @@ KEYS = {
     ),
     "dtype integer": (
         "merge_method: linear\ndtype: int8" + TAIL,
-        "2: dtype is 'int8'; expected bfloat16, float16, float32 or float64.",
+        "2: dtype is 'int8'; expected bfloat16, float16, float32 or float64. "
+        "Merge in one of these, and quantise the output with another program.",
     ),
     "dtype a number": (
         "merge_method: linear\ndtype: 16" + TAIL,
-        "2: dtype is 16; expected text. Put it in quotes.",
+        "2: dtype is 16; expected a name. Did you mean float16?",
     ),
     "dtype beside out_dtype": (
         "merge_method: linear\nout_dtype: bfloat16\ndtype: fantasy" + TAIL,
@@ -141,7 +142,8 @@ KEYS = {
     ),
     "out_dtype unknown": (
         "merge_method: linear\nout_dtype: int8" + TAIL,
-        "2: out_dtype is 'int8'; expected bfloat16, float16, float32 or float64.",
+        "2: out_dtype is 'int8'; expected bfloat16, float16, float32 or float64. "
+        "Merge in one of these, and quantise the output with another program.",
     ),
     "seed text": (
         "merge_method: linear\nseed: lucky" + TAIL,
@@ -243,7 +245,8 @@ KEYS = {
     ),
     "parameters a list": (
         "merge_method: linear\nmodels:\n- model: a\n  parameters: [weight]",
-        "4: models[0].parameters is a list; expected a mapping of option names to values.",
+        "4: models[0].parameters is a list; expected a mapping of option names to values. "
+        "Write one key per line, without dashes or brackets.",
     ),
 }
 
@@ -316,19 +319,23 @@ TEXTS = {
     "empty": ("", "1: is empty; expected at least merge_method and models."),
     "only comments": ("# nothing\n---\n", "1: is empty; expected at least merge_method and models."),
     "a list": ("- a\n- b", "1: is a list; expected a mapping with at least merge_method and models."),
-    "a word": ("linear", "1: is 'linear'; expected a mapping with at least merge_method and models."),
+    "a word": (
+        "linear",
+        "1: is 'linear'; expected a mapping with at least merge_method and models. Write a colon and a space after each key, as in merge_method: linear.",
+    ),
     "two documents": (
         "merge_method: linear\nmodels: [a]\n---\nmerge_method: ties\n",
         "4: a second document begins; expected one recipe. Pass the file to `alnico merge` or alnico.merge_documents.",
     ),
     "a bracket left open": (
         "merge_method: linear\nmodels: [a\nseed: 1\n",
-        "3: is not YAML (while parsing a flow sequence, expected ',' or ']', but got ':'). Correct this line or the one before it.",
+        "3: is not YAML (while parsing a flow sequence, expected ',' or ']', but got ':'). "
+        "A bracket opens in line 2 and is not closed, or a comma is missing. Check the brackets.",
     ),
     "a tabulator": (
         "merge_method: linear\n\tmodels: [a]\n",
         "2: is not YAML (while scanning for the next token, found character '\\t' that cannot start any token). "
-        "Correct this line or the one before it.",
+        "A tab indents line 2; YAML allows only spaces there. Replace the tab with spaces.",
     ),
     "an unknown anchor": (
         "merge_method: linear\nmodels: *all\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from alnico.checkpoint.dequantised_model import DequantisedModel, is_decodable
@@ -21,6 +22,12 @@ from alnico.checkpoint.reference import (
 from alnico.checkpoint.source import Model
 from alnico.checkpoint.weight_files import _shard_paths
 from alnico.errors import ModelError
+
+HUB_ADDRESS = re.compile(
+    r"(https?://)?(www\.)?(huggingface\.co|hf\.co|hf-mirror\.com)/(models/)?(?P<id>[\w.-]+/[\w.-]+?)"
+    r"(\.git)?(/(tree|blob|resolve)/(?P<revision>[\w.-]+))?(/[^ ]*)?"
+)
+"""The address of a model's page on the hub."""
 
 
 def open_model(
@@ -113,6 +120,11 @@ def _open_files(label: str, location: Path, offline: bool) -> FileModel:
         )
     else:
         otherwise = "Check the path, or write the hub id with its owner."
+        if address := HUB_ADDRESS.fullmatch(label):
+            revision = f"@{address['revision']}" if address["revision"] not in (None, "main") else ""
+            otherwise = f"Write the id in place of the address: {address['id']}{revision}."
+        elif re.search(r"\$\w|\$\{|%\w+%", label):
+            otherwise = "Variables are not replaced. Write the path itself."
         raise ModelError(
             f"model {label!r}: no such directory or file; expected a directory with safetensors files, one "
             "such file, or a model on the hub as owner/name or owner/name@revision. "

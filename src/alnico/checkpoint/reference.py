@@ -96,7 +96,7 @@ def is_hub_reference(reference: str) -> bool:
     name = reference.partition("@")[0]
     is_file = name.endswith((".safetensors", *PICKLES))
     return (
-        re.fullmatch(r"[^./~\\+][^/\\+]*/[^./\\+][^/\\+]*", name) is not None
+        re.fullmatch(r"[^./~\\+$%:][^/\\+$%:]*/[^./\\+$%:][^/\\+$%:]*", name) is not None
         and not is_file
         and "+" not in reference
     )

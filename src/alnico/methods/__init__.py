@@ -7,14 +7,13 @@ method to another package, point the entry-point group ``alnico.methods`` at an 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
 import pkgutil
 from collections.abc import Mapping
 
-from alnico.errors import MethodError
+from alnico.errors import MethodError, near_name
 from alnico.methods.base import Method
 
 
@@ -35,6 +34,31 @@ def registry() -> Mapping[str, Method]:
     return methods
 
 
+OTHER_NAMES = {
+    **dict.fromkeys(("average", "averaging", "mean", "avg", "lerp", "uniform", "soup", "modelsoup", "weightedaverage", "weightaverage", "wiseft"), "linear"),
+    **dict.fromkeys(("addition", "taskvector", "taskvectors", "taskvectorarithmetic", "negation"), "task_arithmetic"),
+    **dict.fromkeys(("dare", "dareties"), "dare_ties"),
+    **dict.fromkeys(("tiesmerging", "tiesmerge", "trimelectmerge"), "ties"),
+    **dict.fromkeys(("frankenmerge", "franken", "stack", "stacking", "concat", "selfmerge", "upscale", "copy", "identity"), "passthrough"),
+}  # fmt: skip
+"""Names under which papers, tools and people know methods, in plain letters."""
+
+
+def _hint(name: str, methods: Mapping[str, Method]) -> str:
+    """Suggest the method that a name means.
+
+    >>> _hint("average", registry()), _hint("DARE-TIES", registry())
+    ('Did you mean linear?', 'Did you mean dare_ties?')
+    """
+    plain = "".join(letter for letter in name.casefold() if letter.isalnum())
+    if plain == "lora":
+        return "Adapters are folded by `alnico lora fold`, or named as BASE+ADAPTER among the models."
+    if plain == "frankenmerge":
+        return "Did you mean passthrough, with `slices`?"
+    near = OTHER_NAMES.get(plain) or near_name(name, methods)
+    return f"Did you mean {near}?" if near else ""
+
+
 def find(name: str) -> Method:
     """Return one method. Errors: MethodError with the nearest names."""
     methods = registry()
@@ -43,8 +67,7 @@ def find(name: str) -> Method:
             f"a merge method is of type {type(name).__name__}; expected its name, as `alnico methods` lists it."
         )
     if name not in methods:
-        near = difflib.get_close_matches(name, methods, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = f" {_hint(name, methods)}".rstrip()
         raise MethodError(
             f"unknown merge method {name!r}; expected one of those that `alnico methods` lists.{hint}"
         )

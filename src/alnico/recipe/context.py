@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from alnico.errors import near_name
 from alnico.methods.base import Method
 from alnico.recipe import dialect, scalars
 from alnico.recipe.keys import MAY_BE_EMPTY, TOKENIZER, TOP
@@ -60,7 +61,7 @@ class Context:
             if dialect.option_name(method, key):
                 return f"It is an option of {method.name}: write it under {place}."
         options = [name for method in self.methods for name in dialect.option_names(method)]
-        near = None if scalars.near_name(key, keys) else scalars.near_name(key, options, scalars.MISSPELT)
+        near = None if near_name(key, keys) else near_name(key, options, scalars.MISSPELT)
         return f"Did you mean {near}, under {place}?" if near else ""
 
     def check_keys(self, node: Node, where: str, keys: Iterable[str], options_under: str = "") -> None:
@@ -98,10 +99,22 @@ class Context:
         return True
 
 
+COMMAND_LINE = {
+    **dict.fromkeys(("output", "output_dir", "out_dir", "output_folder", "save_path", "out"), "OUT"),
+    **dict.fromkeys(("max_shard_size", "out_shard_size", "shard_size"), "OUT --max-shard-size 5GB"),
+    **dict.fromkeys(("memory", "max_memory"), "OUT --memory 8GiB"),
+    **dict.fromkeys(("threads", "num_threads", "workers", "num_workers"), "OUT --threads 8"),
+}
+"""Keys that people write into a recipe, and what the command line has for them."""
+
+
 def _misplaced_key_hint(key: str, node: Node, where: str, keys: Iterable[str]) -> str:
     """Return a hint for a key that goes elsewhere: in a model's reference, under tokenizer, at the top."""
     if not where:
-        return "Write it under tokenizer." if key in TOKENIZER else ""
+        if key in TOKENIZER:
+            return "Write it under tokenizer."
+        option = COMMAND_LINE.get(key.casefold().replace("-", "_"))
+        return f"It belongs to the command line: alnico merge RECIPE {option}." if option else ""
     if key in TOP:
         return "Write it at the top of the recipe."
     if "model" not in keys:

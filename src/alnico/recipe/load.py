@@ -185,7 +185,14 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
     before = len(reading.mistakes)
     root = correct_keys(document.root, reading, SEARCH_KEYS)
     if not isinstance(root.value, dict):
-        reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")
+        hint = ""
+        if isinstance(root.value, str):
+            hint = " Write a colon and a space after each key, as in merge_method: linear."
+        elif isinstance(root.value, list) and any(isinstance(item.value, dict) for item in root.value):
+            hint = " Remove the dashes before its keys."
+        reading.wrong(
+            root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.{hint}"
+        )
         return None
     keys: dict[str, Node] = root.value
     for key in SEARCH_KEYS:

@@ -115,6 +115,8 @@ def _corrected(node: Node, where: str, keys: Iterable[str], reading: ParseContex
 def _meant(key: str, value: Node, where: str, keys: list[str], present: Iterable[str]) -> str | None:
     """Return the key that a misspelt one means; None if it is no misspelling of a missing key."""
     idle = dialect.WITHOUT_EFFECT if where else dialect.WITHOUT_EFFECT_AT_THE_TOP
+    if key == "model" and "sources" in keys:
+        return None  # a slice that names its model itself: the reader says how to write it
     if key in keys or key in idle or (not where and holds_anchors(key, value, keys)):
         return None
     others = MODELS if MODELS & set(present) else ()

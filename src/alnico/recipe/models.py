@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,21 +59,37 @@ def _entries(
     keys = SOURCE if has_layers else ENTRY
     if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
         actual = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
-        reading.wrong(node.line, f"{where} is {actual}; expected a list of 1 to {MAX_MODELS} models.")
+        hint = _as_list(node, has_layers=has_layers)
+        reading.wrong(node.line, f"{where} is {actual}; expected a list of 1 to {MAX_MODELS} models.{hint}")
         return (), ()
     entries, lines = [], []
     for i, item in enumerate(node.value):
         place = f"{where}[{i}]"
+        if isinstance(item.value, str) and (match := NO_SPACE.match(item.value)):
+            reading.wrong(
+                item.line,
+                f"{place} is {item.kind}; expected a mapping. Write a space after the colon: "
+                f"{match[1]}: {shorten(item.value[match.end() :])}.",
+            )
+            continue
         if isinstance(item.value, str) and not has_layers:
             item = Node({"model": item}, item.line)
         if not isinstance(item.value, dict):
             needed = "`model`, `layer_range`" if has_layers else "`model`"
             reading.wrong(
                 item.line,
-                f"{place} is {item.kind}; expected a mapping with {needed} and optionally `parameters`.",
+                f"{place} is {item.kind}; expected a mapping with {needed} and optionally `parameters`."
+                f"{' Remove one pair of brackets.' if isinstance(item.value, list) else ''}",
             )
             continue
         context.check_keys(item, place, keys, f"{place}.parameters")
+        if i and item.value.keys() == {"parameters"}:
+            reading.wrong(
+                item.line,
+                f"{place} has parameters and no model; expected both. If they belong to {where}[{i - 1}], "
+                "remove the dash before them.",
+            )
+            continue
         reference = read_reference(item.value.get("model"), f"{place}.model", item.line, reading)
         parameters = read_parameters(item.value.get("parameters"), f"{place}.parameters", level, context)
         layers = _layers(item, place, reading) if has_layers or "layer_range" in item.value else None
@@ -104,8 +121,36 @@ def _layers(source: Node, where: str, reading: ParseContext) -> tuple[int, int] 
     if len(ends) == 2 and whole and 0 <= ends[0] < ends[1]:
         return ends[0], ends[1]
     actual = shorten(f"[{', '.join(quote(e) for e in ends)}]") if isinstance(node.value, list) else node.kind
-    reading.wrong(node.line, f"{where}.layer_range is {actual}; {expected}.")
+    numbers = re.findall(r"\d{1,9}", node.value) if isinstance(node.value, str) else ends if whole else []
+    meant = sorted(int(n) for n in numbers if n is not None)
+    is_clear = len(meant) == 2 and 0 <= meant[0] < meant[1]
+    hint = f" Did you mean [{meant[0]}, {meant[1]}]?" if is_clear else ""
+    reading.wrong(node.line, f"{where}.layer_range is {actual}; {expected}.{hint}")
     return None
+
+
+NO_SPACE = re.compile(r"(model|path):(?=\S)(?!//)")
+"""A key without a space after its colon, which YAML reads as text."""
+
+
+def _as_list(node: Node, *, has_layers: bool) -> str:
+    """Say how to write models as a list, for what people write in its place."""
+    value = node.value
+    if isinstance(value, dict) and value:
+        name, held = next(iter(value.items()))
+        weight = scalars.number(held.value)
+        options = f", parameters: {{weight: {weight:g}}}" if weight is not None else ""
+        named = held.value.get("model") if isinstance(held.value, dict) else None
+        model = named.value if named is not None and isinstance(named.value, str) else name
+        if isinstance(value.get("model"), Node) and isinstance(value["model"].value, str):
+            model = value["model"].value
+        return f" Begin each model with a dash: - {{model: {shorten(model)}{options}}}."
+    if not isinstance(value, str) or has_layers:
+        return f" Write [{{model: {shorten(value)}, layer_range: [0, 8]}}]." if isinstance(value, str) else ""
+    if value.startswith("-"):
+        return " Write a space after each dash."
+    names = [part for part in re.split(r"[,\s]+", value) if part]
+    return f" Write them in brackets: {shorten('[' + ', '.join(names) + ']')}."
 
 
 def _whole(value: Any) -> Any:
@@ -141,6 +186,13 @@ def _slice(
         reading.wrong(node.line, f"{where} is {node.kind}; expected a mapping with `sources`.")
         return None
     keys: dict[str, Node] = node.value
+    if "model" in keys and "sources" not in keys:
+        reading.wrong(
+            keys["model"].line,
+            f"{where} has a model; expected `sources`, a list of models, each with its layer_range. Write "
+            f"sources: [{{model: {shorten(str(keys['model'].value))}, layer_range: [0, 8]}}].",
+        )
+        return None
     context.check_keys(node, where, SLICE, f"{where}.parameters")
     if "residual_weight" in keys:
         reading.note(keys["residual_weight"].line, f"{where}.residual_weight has no effect, as in mergekit.")
@@ -166,7 +218,7 @@ def _slice(
         if count != counts[0]:
             reading.wrong(
                 entry_line,
-                f"{where} takes {count} layers of {shorten(entry.reference)} and {counts[0]} of "
+                f"{where} takes {count} {'layer' if count == 1 else 'layers'} of {shorten(entry.reference)} and {counts[0]} of "
                 f"{shorten(sources[0].reference)}; expected the same number from each source. Change a "
                 "layer_range.",
             )

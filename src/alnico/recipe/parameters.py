@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from alnico.checkpoint import patterns
+from alnico.errors import near_name
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import Context
@@ -20,6 +22,17 @@ SEARCH_VALUES = {
     "choice": "a choice to search",
 }
 """Keys of values that only `alnico search` can resolve."""
+
+SYNONYMS = {
+    **dict.fromkeys(("ratio", "alpha", "interpolation", "fraction", "lerp"), ("t", "weight")),
+    **dict.fromkeys(("coefficient", "coefficients", "coef", "scaling_coefficient"), ("weight", "scale")),
+    **dict.fromkeys(("scaling", "scaling_factor", "lambda_"), ("lambda", "scale", "weight")),
+    **dict.fromkeys(("sparsity", "keep", "keep_ratio", "top_k", "topk", "trim"), ("density", "select_topk")),
+}
+"""Words that people write for options, with the options that they may mean."""
+
+NO_NAME = re.compile(r"[\d(\[.,-]")
+"""The beginning of a key that is no name."""
 
 Taker = tuple[Method, Option]
 
@@ -36,7 +49,10 @@ def read_parameters(
         return {}
     reading = context.reading
     if not isinstance(node.value, dict):
-        reading.wrong(node.line, f"{where} is {node.kind}; expected a mapping of option names to values.")
+        hint = " Write one key per line, without dashes or brackets." if isinstance(node.value, list) else ""
+        reading.wrong(
+            node.line, f"{where} is {node.kind}; expected a mapping of option names to values.{hint}"
+        )
         return {}
     settings: dict[str, Setting] = {}
     lines: dict[str, int] = {}
@@ -50,8 +66,8 @@ def read_parameters(
             continue
         if not takers and not elsewhere:
             options = [n for m in (*level, *context.methods) for n in dialect.option_names(m)]
-            if (near := scalars.near_name(key, options)) is not None:
-                context.failed.add(near)  # it is not missing too
+            meant = [near_name(key, options), *SYNONYMS.get(key.casefold(), ())]
+            context.failed |= {name for name in meant if name is not None}  # they are not missing too
             if context.is_complete:
                 _report_unknown(value, where, key, level, context)
             continue
@@ -125,6 +141,10 @@ def _report_unknown(node: Node, where: str, key: str, level: Sequence[Method], c
         scalars.nearest(key, options, list(dialect.WITHOUT_EFFECT)) if options else f"{names} has no options."
     )
     hint = "Write it at the top of the recipe." if key in TOP else hint
+    synonym = next((name for name in SYNONYMS.get(key.casefold(), ()) if name in options), None)
+    hint = f"Did you mean {synonym}?" if synonym else hint
+    if node.value is None and NO_NAME.match(key):  # {t: 0,5} and {weight: (1, 2)}: the comma began a key
+        hint = "Write numbers with a point, as in 0.5, and lists in brackets, as in [0.5, 0.5]."
     context.reading.wrong(node.line, f"{where}.{one_line(key)} is not an option of {names}. {hint}")
 
 
@@ -315,9 +335,7 @@ def _scalar(
     if wrong:
         problem, method, option = wrong[0]
         whose = f" (as {method.name} has it)" if len(wrong) < len(checked) else ""
-        context.reading.wrong(
-            node.line, f"{where} {problem}{whose}.{_slipped_point(scalars.number(node.value), option)}"
-        )
+        context.reading.wrong(node.line, f"{where} {problem}{whose}.{_meant_number(node.value, option)}")
         return None
     if any(option.kind == "number" for _, option in takers):
         number = scalars.number(node.value)
@@ -348,9 +366,27 @@ def _problem(node: Node, method: Method, option: Option, key: str, in_places: bo
     return None
 
 
-def _slipped_point(number: float | None, option: Option) -> str:
-    if option.kind == "number" and number is not None and math.isfinite(number):
-        for slipped in (number / 10, number / 100):
-            if option.problem(slipped) is None:
-                return f" Did you mean {slipped:g}?"
-    return ""
+def _meant_number(value: object, option: Option) -> str:
+    """Suggest the number that a percentage, a fraction, a comma or a slipped point means."""
+    if option.kind != "number":
+        return ""
+    number = scalars.number(value)
+    if number is not None and math.isfinite(number):
+        slipped = (number / 10, number / 100)
+        meant = next((n for n in slipped if option.problem(n) is None), None)
+    else:
+        meant = _number_in(value) if isinstance(value, str) else None
+        meant = None if meant is None or option.problem(meant) is not None else meant
+    return "" if meant is None else f" Did you mean {meant:g}?"
+
+
+def _number_in(text: str) -> float | None:
+    """Return the number of ``30%``, ``1/3`` or ``0,5``; None for other text.
+
+    >>> _number_in("30%"), _number_in("1/4"), _number_in("0,5"), _number_in("half")
+    (0.3, 0.25, 0.5, None)
+    """
+    match = re.fullmatch(r"\s*(-?\d{1,9}(?:[.,]\d{1,9})?)\s*(?:(%)|/\s*(\d{1,9}))?\s*", text)
+    if match is None or (match[3] is not None and not int(match[3])):
+        return None
+    return float(match[1].replace(",", ".")) / (100 if match[2] else int(match[3] or 1))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from alnico.errors import MethodError
+from alnico.errors import MethodError, near_name
 from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
@@ -16,6 +17,8 @@ from alnico.recipe.schema import Missing, UnrelatedPolicy
 from alnico.recipe.yaml_nodes import MAX_SHOWN, Node, ParseContext, quote, shorten
 
 MAX_TEXT = 4_096
+QUANTISED = re.compile(r"u?int\d|[48]-?bit|fp[48]|q\d|nf4|gguf|awq|gptq|float8|f8|mxfp")
+"""Beginnings of names of quantised formats, which people write as a dtype."""
 SEEDS = range(-(1 << 63), 1 << 63)
 
 
@@ -140,6 +143,9 @@ def named_method(node: Node | None) -> Method | None:
 
 
 def dtype(node: Node | None, where: str, reading: ParseContext) -> str | None:
+    if node is not None and node.value in (16, 32, 64) and not isinstance(node.value, bool):
+        reading.wrong(node.line, f"{where} is {node.kind}; expected a name. Did you mean float{node.value}?")
+        return None
     name = text(node, where, reading)
     if node is None or name is None:
         return None
@@ -151,6 +157,10 @@ def dtype(node: Node | None, where: str, reading: ParseContext) -> str | None:
         hint = f" Did you mean {near[0]}?" if near else ""
         if plain in ("int64", "long"):
             hint = " It would round weights to integers; integer buffers keep their dtype anyway."
+        elif plain in ("auto", "none", "same", "default"):
+            hint = " Leave dtype out: the output then has the dtype of the inputs."
+        elif QUANTISED.match(plain):
+            hint = " Merge in one of these, and quantise the output with another program."
         reading.wrong(
             node.line, f"{where} is {quote(name)}; expected bfloat16, float16, float32 or float64.{hint}"
         )
@@ -183,25 +193,8 @@ def unrelated(node: Node | None, reading: ParseContext) -> UnrelatedPolicy:
     return "allow" if node is not None and node.value == "allow" else "error"
 
 
-SUGGESTED, MISSPELT = 0.6, 0.7
-"""Similarity from which on a name is suggested for another, and from which on it is read in its place."""
-
-
-def near_name(name: str, candidates: Iterable[str], least: float = SUGGESTED) -> str | None:
-    """Return the candidate closest to ``name``, regardless of case, hyphens, underscores and spaces.
-
-    >>> near_name("baseModel", ["base_model", "models"]), near_name("x", ["models"])
-    ('base_model', None)
-    """
-    of_plain: dict[str, str] = {}
-    for candidate in candidates:
-        of_plain.setdefault(_plain(candidate), candidate)
-    near = difflib.get_close_matches(_plain(name[:MAX_SHOWN]), of_plain, 1, least)
-    return of_plain[near[0]] if near else None
-
-
-def _plain(name: str) -> str:
-    return name.casefold().replace("-", "").replace("_", "").replace(" ", "")
+MISSPELT = 0.7
+"""Similarity from which on a name is read in the place of another."""
 
 
 def misspelt_key(key: str, missing: Iterable[str]) -> str | None:

@@ -7,7 +7,7 @@ from alnico.recipe.keys import MODEL_TOKEN, TOKEN, TOKENIZER
 from alnico.recipe.models import read_reference
 from alnico.recipe.parameters import parse_filter
 from alnico.recipe.schema import TokenizerSetting, TokenSource
-from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote
+from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote, shorten
 
 
 def read_tokenizer(keys: dict[str, Node], reading: ParseContext) -> TokenizerSetting | None:
@@ -23,6 +23,13 @@ def read_tokenizer(keys: dict[str, Node], reading: ParseContext) -> TokenizerSet
             return None
         source = _source(short, "tokenizer_source", reading)
         return TokenizerSetting(source) if source is not None else None
+    if isinstance(long.value, str):
+        reading.wrong(
+            long.line,
+            f"tokenizer is {long.kind}; expected a mapping with `source`. Did you mean tokenizer_source: "
+            f"{shorten(long.value)}?",
+        )
+        return None
     settings = scalars.mapping(long, "tokenizer", TOKENIZER, "a mapping with `source`", reading)
     source = _source(settings["source"], "tokenizer.source", reading) if "source" in settings else "union"
     padding = scalars.lenient_integer(

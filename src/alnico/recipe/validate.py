@@ -37,6 +37,7 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
                 _check_required(option, part.method, part, shared, context)
             if not option.per_model:
                 _check_shared(option, part.method, part, shared, context)
+        _note_list_over_layers(part.method, part, recipe.parameters, context)
     for i, (rule, method, line) in enumerate(rules):
         _check_rule(rule, method, f"methods[{i}]", line, recipe, context)
     if reading.mistakes:
@@ -48,6 +49,20 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
             ("preset", preset_options(part.method, recipe.preset)),
         )
         _check_values(part.method, part, shared, context)
+
+
+def _note_list_over_layers(
+    method: Method, part: RecipePart, parameters: Parameters, context: Context
+) -> None:
+    """Note a list of weights over the layers that looks like one weight per model."""
+    setting = parameters.get("weight")
+    count = len(merged_entries(method, part.entries, part.base_model))
+    if part.place == "models" and isinstance(setting, Gradient) and len(setting.values) == count > 1:
+        context.reading.note(
+            part.method_line,
+            "parameters.weight is a list over the layers, from the first to the last, for every model. "
+            "For one value per model, write it under each model.",
+        )
 
 
 def _start(part: RecipePart) -> str:

@@ -14,6 +14,7 @@ from yaml.reader import ReaderError
 
 from alnico.errors import RecipeError
 from alnico.recipe.keys import TOP
+from alnico.recipe.yaml_hints import yaml_hint
 
 MAX_NODES = 50_000
 MAX_DEPTH = 32
@@ -123,9 +124,8 @@ def compose(text: str, reading: ParseContext) -> list[Document]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = ", ".join(part for part in (error.context, error.problem) if part)
-        reading.broken(
-            mark.line + 1 if mark else 0, f"is not YAML ({problem}). Correct this line or the one before it."
-        )
+        hint = yaml_hint(error, text) or "Correct this line or the one before it."
+        reading.broken(mark.line + 1 if mark else 0, f"is not YAML ({problem}). {hint}")
         return []
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
