@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,12 @@ def test_every_public_name_is_in_the_python_reference(package: str) -> None:
         and not any(path.startswith(f"{package}.{name}.") for path in shown)
     ]
     assert missing == []
+
+
+def test_every_extra_is_on_the_page_of_installing() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "install.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(set(project["optional-dependencies"]) - {"demo"})
 
 
 class Outline(HTMLParser):
