@@ -254,16 +254,16 @@ def every_page() -> Iterator[tuple[str, Writer]]:
     """The name of every made page, and what writes it."""
     for models, layers in ((1, 1), (2, 6), (3, 24), (8, 80)):
         yield f"analysis-{models}", partial(analysis_page, made_analysis(models, layers))
-    yield "analysis-long", partial(analysis_page, renamed(made_analysis(3, 6), LONG_NAMES))
-    yield "analysis-hostile", partial(analysis_page, renamed(made_analysis(3, 4), HOSTILE_NAMES))
+    yield "analysis-long", partial(analysis_page, renamed(made_analysis(3, 2), LONG_NAMES))
+    yield "analysis-hostile", partial(analysis_page, renamed(made_analysis(3, 2), HOSTILE_NAMES))
     yield "analysis-one-tensor", partial(analysis_page, one_tensor(2))
     yield "analysis-unchanged", partial(analysis_page, one_tensor(1))
     yield "analysis-no-advice", partial(analysis_page, made_analysis(1, 80), advice=False)
-    for parents, layers in ((1, 1), (2, 6), (3, 6), (8, 30)):
+    for parents, layers in ((1, 1), (2, 6), (3, 2), (8, 8)):
         yield f"compare-{parents}", partial(compare_page, parents, TASKS[:parents], layers, NAMES)
-    yield "compare-no-base", partial(compare_page, 2, (), 6, NAMES, base=False)
-    yield "compare-long", partial(compare_page, 3, LONG_TASKS[:2], 6, LONG_NAMES)
-    yield "compare-hostile", partial(compare_page, 2, HOSTILE_NAMES[:3], 6, HOSTILE_NAMES)
+    yield "compare-no-base", partial(compare_page, 2, (), 2, NAMES, base=False)
+    yield "compare-long", partial(compare_page, 3, LONG_TASKS[:2], 2, LONG_NAMES)
+    yield "compare-hostile", partial(compare_page, 2, HOSTILE_NAMES[:3], 2, HOSTILE_NAMES)
     for models in COUNTS:
         for tasks in COUNTS:
             names = ("Llama-2-13b-hf", *NAMES)[:models]

@@ -8,11 +8,24 @@ from pathlib import Path
 import pytest
 from chromium import Chromium
 from made_pages import every_page, together
-from test_report_in_chromium import CHOOSE, OVERLAPS, local
+from test_report_in_chromium import local
 
 pytestmark = pytest.mark.slow
 
-FAULTS = (Path(__file__).parent / "page_faults.js").read_text("utf-8")
+FAULTS, OVERLAPS = (
+    (Path(__file__).parent / f"page_{what}.js").read_text("utf-8") for what in ("faults", "overlaps")
+)
+
+OTHERS = """(async () => {
+  for (const select of document.querySelectorAll("select")) {
+    select.selectedIndex = select.options.length - 1;
+    select.dispatchEvent(new Event("change"));
+  }
+  for (const details of document.querySelectorAll("details")) details.open = true;
+  await new Promise((done) => setTimeout(done, 50));
+  return [...document.querySelectorAll("details")].filter((d) => !d.querySelector("td")).length;
+})()"""
+"""Shows the last of all choices and all numbers; gives how many figures have none."""
 
 PAGES = dict(every_page())
 
@@ -36,7 +49,9 @@ def test_pages_of_all_models_and_tasks_have_no_fault_that_can_be_measured(
     browser.show(390, dark=True)
     assert browser.value(FAULTS) == []
     assert browser.value(OVERLAPS) == []
-    assert browser.value(CHOOSE) == 0, "numbers behind a figure are missing"
+    assert browser.value(OTHERS) == 0, "numbers behind a figure are missing"
     assert browser.value(FAULTS) == []
+    assert browser.value("document.title") != "caught"
+    assert browser.value("document.querySelectorAll('main img, main a').length") == 0
     assert browser.messages == []
     assert [url for url in browser.requests if not local(url)] == []

@@ -1,4 +1,4 @@
-"""The page in a real browser, as wide as a desk's screen and as a phone's."""
+"""What a page does in a real browser; test_pages_in_chromium.py has how it looks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,6 @@ from test_report import hostile
 from alnico.analysis.report import write_report
 
 pytestmark = pytest.mark.slow
-
-OVERLAPS = """(() => {
-  const texts = [...document.querySelectorAll("h1, h2, h3, caption, th, td, label, legend, .legend button, .plot text")]
-    .filter((e) => e.textContent.trim() && e.getClientRects().length && !e.closest("details") && !e.querySelector("th, td"));
-  const boxes = texts.map((e) => ({ e, r: e.getBoundingClientRect() }));
-  const found = [];
-  for (const part of document.querySelectorAll("section, header")) {
-    const inside = boxes.filter(({ e }) => part.contains(e));
-    inside.forEach(({ e, r }, i) => inside.slice(i + 1).forEach(({ e: f, r: s }) => {
-      const wide = Math.min(r.right, s.right) - Math.max(r.left, s.left), high = Math.min(r.bottom, s.bottom) - Math.max(r.top, s.top);
-      const scrolled = e.closest(".tall")?.contains(f) || e.closest(".tall") || f.closest(".tall");
-      if (wide > 2 && high > 3 && !e.contains(f) && !f.contains(e) && !scrolled) found.push(e.textContent + " | " + f.textContent);
-    }));
-  }
-  return found;
-})()"""
 
 CHOOSE = """(async () => {
   for (const select of document.querySelectorAll("select")) {
@@ -53,26 +37,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 def local(url: str) -> bool:
     return url.startswith(("file:", "data:", "blob:"))
-
-
-@pytest.mark.parametrize("width", [1600, 390])
-@pytest.mark.parametrize(("models", "layers"), [(2, 6), (8, 80)])
-def test_the_page_is_legible_and_asks_for_nothing(
-    models: int, layers: int, width: int, tmp_path: Path, browser: Chromium
-) -> None:
-    write_report(made_analysis(models, layers), tmp_path / "report.html", suggestion("Because."))
-    browser.open(tmp_path / "report.html", width, dark=width == 390)
-    assert browser.value(
-        "document.querySelectorAll('.plot .main-svg').length >= document.querySelectorAll('.plot').length"
-    )
-    assert browser.value("document.documentElement.scrollWidth") == width
-    below = "document.documentElement.scrollHeight - scrollY - document.querySelector('footer').getBoundingClientRect().bottom"
-    assert browser.value(below) < 100, "the page goes on below its last line"
-    assert browser.value(OVERLAPS) == []
-    assert browser.value(CHOOSE) == 0, "numbers behind a figure are missing"
-    assert browser.value("document.documentElement.scrollWidth") == width
-    assert browser.messages == []
-    assert [url for url in browser.requests if not local(url)] == []
 
 
 def test_the_matrices_and_rows_that_are_chosen_are_shown_and_sorted(
@@ -111,6 +75,27 @@ def test_names_that_would_run_do_not(tmp_path: Path, browser: Chromium) -> None:
     assert browser.value("document.querySelectorAll('main img, main a').length") == 0
     assert browser.messages == []
     assert [url for url in browser.requests if not local(url)] == []
+
+
+def test_the_button_copies_the_recipe_from_a_file(tmp_path: Path, browser: Chromium) -> None:
+    write_report(made_analysis(2, 2), tmp_path / "report.html", suggestion("Because."))
+    browser.open(tmp_path / "report.html", 1600)
+    assert browser.value("document.querySelector('.copy button').textContent") == "Copy"
+    press = "(async () => {{ {0}; const b = document.querySelector('.copy button'); b.click(); await new Promise((d) => setTimeout(d, 300)); return b.textContent; }})()"
+    for without in ("", "Object.defineProperty(navigator, 'clipboard', { value: undefined })"):
+        browser.ask(
+            "Runtime.evaluate", expression="document.querySelector('.copy button').textContent = 'Copy'"
+        )
+        copied = browser.ask(
+            "Runtime.evaluate",
+            expression=press.format(without),
+            userGesture=True,
+            awaitPromise=True,
+            returnByValue=True,
+        )
+        assert copied["result"]["value"] == "Copied"
+    assert browser.value("getSelection().toString()") == "merge_method: ties"
+    assert browser.messages == []
 
 
 def test_the_page_prints_without_a_word(tmp_path: Path, browser: Chromium) -> None:

@@ -6,14 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-import pytest
-from chromium import Chromium
-from made_analyses import made_analysis, suggestion
+from made_analyses import made_analysis
 from test_report import HOSTILE, hostile, written
-from test_report_in_chromium import CHOOSE, OVERLAPS
 
-from alnico.analysis.report import write_report
-from alnico.analysis.results import Analysis
 from alnico.analysis.retention import Retention, measure_distances, measure_retention
 from alnico.analysis.retention_section import retention_section
 from alnico.analysis.scores import Accuracy
@@ -56,25 +51,3 @@ def test_without_a_base_the_section_has_distances_alone(tmp_path: Path) -> None:
     assert retention_section(measure_distances(made_analysis(2, 0))).figures == []
     (figure,) = retention_section(measure_distances(hostile(analysis))).figures
     assert figure.views["0"]["data"][0]["name"].startswith("1 &lt;/script&gt;")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [1600, 390])
-def test_the_section_is_legible_in_a_browser_and_its_names_cannot_run(width: int, tmp_path: Path) -> None:
-    def shown(browser: Chromium, analysis: Analysis) -> None:
-        write_report(
-            analysis,
-            tmp_path / "report.html",
-            suggestion("Because."),
-            [retention_section(scored(measure_retention(analysis, 4)))],
-        )
-        browser.open(tmp_path / "report.html", width, dark=width == 390)
-        assert browser.value(CHOOSE) == 0, "numbers behind a figure are missing"
-        assert browser.messages == []
-
-    with Chromium(tmp_path) as browser:
-        shown(browser, hostile(made_analysis(5, 4)))
-        assert browser.value("document.querySelectorAll('main img').length") == 0
-        shown(browser, made_analysis(5, 40))
-        assert browser.value("document.documentElement.scrollWidth") == width
-        assert browser.value(OVERLAPS) == []

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from chromium import Chromium
 from made_analyses import made_analysis
 from test_report import HOSTILE, written
-from test_report_in_chromium import CHOOSE, OVERLAPS
 
-from alnico.analysis.report import write_report
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate, read_estimates, read_scores
 from alnico.errors import ModelError
@@ -56,24 +53,6 @@ def test_two_tasks_are_no_radar() -> None:
     assert [f.name for f in score_section({task: SCORES[task] for task in ("news", "spam")}).figures] == [
         "score-bars"
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [1600, 390])
-def test_the_section_is_legible_in_a_browser_and_its_names_cannot_run(width: int, tmp_path: Path) -> None:
-    long = {
-        f"a task with the number {i}": {f"model-{m}": Estimate((i + m) / 20, 0.0, 1.0) for m in range(9)}
-        for i in range(8)
-    }
-    with Chromium(tmp_path) as browser:
-        for scores in (SCORES, long):
-            write_report(made_analysis(2, 4), tmp_path / "report.html", None, [score_section(scores)])
-            browser.open(tmp_path / "report.html", width, dark=width == 390)
-            assert browser.value(CHOOSE) == 0, "numbers behind a figure are missing"
-            assert browser.value("document.querySelectorAll('main img').length") == 0
-            assert browser.messages == []
-        assert browser.value("document.documentElement.scrollWidth") == width
-        assert browser.value(OVERLAPS) == []
 
 
 def test_an_evaluations_file_gives_scores_with_their_intervals(tmp_path: Path) -> None:
