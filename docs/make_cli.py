@@ -11,16 +11,12 @@ from pathlib import Path
 from alnico.cli import main
 from alnico.cli.command import Command
 from alnico.cli.parameters import CommandParameter
+from alnico.cli.sections import SECTIONS
 
 PAGE = Path(__file__).with_name("cli.md")
 SUMMARIES = Path(main.__file__).with_name("summaries.py")
 
-ORDER = (
-    "merge", "plan", "inspect", "compare", "diff", "analyze", "evaluate", "suggest", "norm-weights", "soup", "adamerge", "statistics fisher",
-    "statistics gram", "search", "verify", "reproduce", "sign", "push", "methods", "schema", "demo", "lora fold", "lora combine",
-    "lora extract",
-)  # fmt: skip
-"""Commands in the order of the help."""
+ORDER = tuple(name for names in SECTIONS.values() for name in names)
 
 START = """# Commands
 
@@ -49,11 +45,11 @@ Most commands are also [Python functions](python.md), and this page is made from
 def page() -> str:
     """Return the whole page: a table of the commands, and a section for each."""
     commands = {name: main.load_command(name) for name in ORDER}
-    rows = [
-        f"| [{name}](#alnico-{name.replace(' ', '-')}) | {_cell(c.help)} |" for name, c in commands.items()
-    ]
-    sections = [section(name, command) for name, command in commands.items()]
-    return "\n".join([START, "| command | what it does |", "| --- | --- |", *rows, "", *sections])
+    lines = [START]
+    for title, names in SECTIONS.items():
+        rows = [f"| [{n}](#alnico-{n.replace(' ', '-')}) | {_cell(commands[n].help)} |" for n in names]
+        lines += [f"**{title}**", "", "| command | what it does |", "| --- | --- |", *rows, ""]
+    return "\n".join([*lines, *(section(name, command) for name, command in commands.items())])
 
 
 def section(name: str, command: Command) -> str:

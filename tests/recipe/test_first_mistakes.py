@@ -45,11 +45,11 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "lerp": (TWO.replace("linear", "lerp"), "Did you mean linear?"),
     "capitals": (TIES.replace("ties", "TIES"), "Did you mean ties?"),
     "ties-merging": (TIES.replace("ties", "ties-merging"), "Did you mean ties?"),
-    "dare": (TIES.replace("ties", "dare"), "Did you mean dare_ties?"),
+    "dare": (TIES.replace("ties", "dare"), "Did you mean dare_ties or dare_linear?"),
     "task-arithmetic": (TIES.replace("ties", "task-arithmetic"), "Did you mean task_arithmetic?"),
     "task vectors": (TIES.replace("ties", "task vectors"), "Did you mean task_arithmetic?"),
     "frankenmerge": (TWO.replace("linear", "frankenmerge"), "Did you mean passthrough, with `slices`?"),
-    "lora": (TWO.replace("linear", "lora"), "Adapters are folded by `alnico lora fold`"),
+    "lora": (TWO.replace("linear", "lora"), "`alnico lora fold BASE ADAPTER... OUT` merges adapters into their base"),
     "method": (TWO.replace("merge_method", "method"), "1: unknown key 'method'. Did you mean merge_method?"),
     # Models.
     "base-model": (TIES.replace("base_model", "base-model"), "2: unknown key 'base-model'. Did you mean base_model?"),

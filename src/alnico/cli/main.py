@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from alnico.cli import printing, signals
 from alnico.cli.printing import interrupted, page, show_result
+from alnico.cli.sections import SECTIONS, START
 from alnico.cli.summaries import SUMMARIES
 from alnico.errors import INTERRUPTED, AlnicoError, RunError
 
@@ -40,16 +41,26 @@ class CommandGroup(TyperGroup):
         return load_command(name).build(cmd_name) if name in SUMMARIES else None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        names = {name: f"{self.prefix}{name}" for name in self.list_commands(ctx)}
-        texts = [
-            (name, GROUPS.get(words) or _first_clause(SUMMARIES[words])) for name, words in names.items()
-        ]
-        with formatter.section("Commands"):
-            formatter.write_dl(texts)
+        for title, names in SECTIONS.items():
+            listed = [name for name in names if name.startswith(self.prefix)]
+            if listed:
+                with formatter.section("Commands" if self.prefix else title):
+                    formatter.write_dl(
+                        [(n.removeprefix(self.prefix), _sentence(SUMMARIES[n])) for n in listed]
+                    )
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            from alnico.cli.unknown_words import answer, begins_a_merge
+
+            if self.prefix or not begins_a_merge(args[0]):
+                ctx.fail(answer(args[0], self.prefix))
+            args = ["merge", *args]
+        return super().resolve_command(ctx, args)
 
 
-def _first_clause(text: str) -> str:
-    return re.split(r"[:.,;] |\.$", text)[0] + "."
+def _sentence(text: str) -> str:
+    return f"{text.partition('. ')[0].removesuffix('.')}."
 
 
 def load_command(name: str) -> Any:
@@ -60,7 +71,7 @@ def load_command(name: str) -> Any:
 app = typer.Typer(
     name="alnico",
     cls=CommandGroup,
-    help="Merges neural networks in weight space: exactly, inside a memory budget, at nearly the speed of a file copy.",
+    help=START,
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,

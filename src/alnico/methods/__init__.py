@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from alnico.errors import MethodError, near_name
 from alnico.methods.base import Method
+from alnico.methods.shared.other_words import find_word
 
 
 @functools.cache
@@ -34,28 +35,16 @@ def registry() -> Mapping[str, Method]:
     return methods
 
 
-OTHER_NAMES = {
-    **dict.fromkeys(("average", "averaging", "mean", "avg", "lerp", "uniform", "soup", "modelsoup", "weightedaverage", "weightaverage", "wiseft"), "linear"),
-    **dict.fromkeys(("addition", "taskvector", "taskvectors", "taskvectorarithmetic", "negation"), "task_arithmetic"),
-    **dict.fromkeys(("dare", "dareties"), "dare_ties"),
-    **dict.fromkeys(("tiesmerging", "tiesmerge", "trimelectmerge"), "ties"),
-    **dict.fromkeys(("frankenmerge", "franken", "stack", "stacking", "concat", "selfmerge", "upscale", "copy", "identity"), "passthrough"),
-}  # fmt: skip
-"""Names under which papers, tools and people know methods, in plain letters."""
-
-
 def _hint(name: str, methods: Mapping[str, Method]) -> str:
     """Suggest the method that a name means.
 
     >>> _hint("average", registry()), _hint("DARE-TIES", registry())
     ('Did you mean linear?', 'Did you mean dare_ties?')
     """
-    plain = "".join(letter for letter in name.casefold() if letter.isalnum())
-    if plain == "lora":
-        return "Adapters are folded by `alnico lora fold`, or named as BASE+ADAPTER among the models."
-    if plain == "frankenmerge":
-        return "Did you mean passthrough, with `slices`?"
-    near = OTHER_NAMES.get(plain) or near_name(name, methods)
+    known = find_word(name)
+    if known is not None:
+        return f"Did you mean {known.method}?" if known.method else known.answer
+    near = near_name(name, methods)
     return f"Did you mean {near}?" if near else ""
 
 
