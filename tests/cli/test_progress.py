@@ -64,7 +64,7 @@ def test_every_event_of_a_command_is_here() -> None:
 
 
 def test_lines_are_results_and_some_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = ["fetching 2 files of owner/m, 1.0 kB", "resuming an unfinished merge: 2 tensors are done"]
+    head = ["fetching 2 files of owner/m, 1.0 kB", "resuming an unfinished merge: 2 tensors done"]
     step = "step 5/10  entropy 0.250 nats: pets 0.125"
     assert drawn(io.StringIO(), monkeypatch) == [*head, *RESULTS, step]
     monkeypatch.setattr(progress, "PATIENCE", 0.0)

@@ -233,9 +233,7 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
     assert (ids[0], ids[-1]) == (4, 4)
     assert plan.size == 5
     assert "vocab.json" in plan.excluded  # it says otherwise
-    assert (
-        f"2 tokens of the tokenizer of {source.label} have no row in the model and are removed." in plan.notes
-    )
+    assert f"the tokenizer of {source.label} loses 2 tokens without a row in the model." in plan.notes
     assert "1 tokens have no row in any model and start as zeros: '<end>'." in plan.notes
 
 
@@ -384,10 +382,10 @@ def test_what_is_not_in_the_output_is_counted(family: dict[str, Model]) -> None:
     other, base, third = (family[n].label for n in CASES["base-orders"]["models"])
     assert plan.notes == (
         f"the output has 16 tokens in 16 rows: the tokenizer of {other}.",
-        f"1 tokens of {base} are not in the output.",
-        f"4 tokens of {third} are not in the output.",
-        f"3 rows of {base} are copied from other tokens or models.",
-        f"2 rows of {third} are copied from other tokens or models.",
+        f"the output lacks 1 token of {base}.",
+        f"the output lacks 4 tokens of {third}.",
+        f"{base} takes 3 rows from other tokens or models.",
+        f"{third} takes 2 rows from other tokens or models.",
     )
 
 

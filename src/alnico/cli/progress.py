@@ -29,7 +29,7 @@ from alnico.events import (
     TrialDone,
     Watcher,
 )
-from alnico.numerics.sizes import format_size
+from alnico.numerics.sizes import count_of, format_size
 
 PATIENCE = 2.0
 """Seconds before the first line that counts parts."""
@@ -75,7 +75,7 @@ def _lines(verbose: int) -> Watcher:
         elif isinstance(event, Fetching):
             say(_fetching(event))
         elif isinstance(event, Started) and event.resumed:
-            say(f"resuming an unfinished merge: {event.resumed} tensors are done")
+            say(f"resuming an unfinished merge: {count_of(event.resumed, 'tensor')} done")
         elif verbose and isinstance(event, TensorDone):
             say(f"{event.digest}  {event.tensor}")
         elif isinstance(event, Learned):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alnico._version import __version__
-from alnico.numerics.sizes import format_size
+from alnico.numerics.sizes import count_of, format_size
 
 SHOWN = 12
 """Number of tensors listed in the card."""
@@ -132,9 +132,9 @@ class Extraction:
         lines = [
             f"{len(factors)} matrices as factors of {span}, which keep {within:.1%} of the energy of their "
             "change",
-            f"{len(saved)} tensors saved as they are"
+            f"{count_of(len(saved), 'tensor')} saved as they are"
             + (f", {format_size(sum(t.bytes for t in saved))}" if saved else ""),
-            f"{len(left)} changed tensors left out, {sum(map(self.share, left)):.2%} of the energy of the "
+            f"{count_of(len(left), 'changed tensor')} left out, {sum(map(self.share, left)):.2%} of the energy of the "
             "change" + (f", and {len(self.unmatched)} without a counterpart" if self.unmatched else ""),
             f"{len(self.of('unchanged'))} tensors did not change",
             f"energy kept in total {self.energy:.2%}, relative error {self.error:.4f}"

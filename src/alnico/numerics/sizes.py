@@ -59,3 +59,12 @@ def format_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def count_of(number: int, what: str) -> str:
+    """Return a number with its noun.
+
+    >>> count_of(1, "tensor"), count_of(1234, "row")
+    ('1 tensor', '1,234 rows')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

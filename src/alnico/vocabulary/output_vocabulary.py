@@ -13,6 +13,7 @@ import numpy as np
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError, RecipeError
+from alnico.numerics.sizes import count_of
 from alnico.recipe.schema import TokenizerSetting, TokenSource
 from alnico.vocabulary.config_ids import changed_ids, rows_in, with_new_ids, with_rows
 from alnico.vocabulary.irregular_tables import (
@@ -300,18 +301,17 @@ def _notes(
         )
     if removed:
         notes.append(
-            f"{removed} tokens of the tokenizer of {labels[template]} have no row in the model and are "
-            "removed."
+            f"the tokenizer of {labels[template]} loses {count_of(removed, 'token')} without a row in the model."
         )
     for label, missing in zip(labels, dropped, strict=True):
         if missing.tokens:
-            notes.append(f"{missing.tokens} tokens of {label} are not in the output.")
+            notes.append(f"the output lacks {count_of(missing.tokens, 'token')} of {label}.")
         if missing.rows:
-            notes.append(f"{missing.rows} rows of {label} belong to no token and are not in the output.")
+            notes.append(f"the output lacks {count_of(missing.rows, 'row')} of {label} that no token has.")
     for i in voters:
         others = int(((maps[i].origin >= 0) & (maps[i].origin != i)).sum() + (maps[i].origin == MEAN).sum())
         if others:
-            notes.append(f"{others} rows of {labels[i]} are copied from other tokens or models.")
+            notes.append(f"{labels[i]} takes {count_of(others, 'row')} from other tokens or models.")
     names = {row: token for token, row in tokens.items()}
     zeros = [names[int(r)] for r in np.flatnonzero(maps[voters[0]].origin == ZEROS) if int(r) in names]
     unrequested = [t for t in zeros if t not in setting.tokens or setting.tokens[t].kind is None]

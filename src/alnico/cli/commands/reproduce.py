@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.commands.verify import count_of
 from alnico.cli.options import JSON, QUIET, Flag
 from alnico.cli.printing import EXIT_CODE, Page, page
 from alnico.kernels.clock import time_text
-from alnico.numerics.sizes import format_size
+from alnico.numerics.sizes import count_of, format_size
 from alnico.verification.reproduce import Reproduction
 
 

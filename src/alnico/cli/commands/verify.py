@@ -8,7 +8,7 @@ from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, QUIET, Flag
 from alnico.cli.printing import EXIT_CODE, Page, page
 from alnico.errors import UncheckedError
-from alnico.numerics.sizes import format_size
+from alnico.numerics.sizes import count_of, format_size
 from alnico.verification.verify import Verification
 
 
@@ -49,8 +49,3 @@ def verification_text(result: Verification) -> Page:
     if result.signed_by is not None:
         lines.append(f"{result.path}: the signature holds with {result.signed_by}")
     return page(lines)
-
-
-def count_of(number: int, what: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
