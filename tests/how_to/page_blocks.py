@@ -4,7 +4,8 @@ A page is a session in one folder, block by block:
 
 - ``yaml title="recipe.yml"`` (any language with a title) is a file of that name;
 - ``console`` has lines that begin with ``$ ``, which are commands, and below each what it prints. A command that ends in ``\\``
-  continues on the next line. It must succeed, unless the printed lines have an error, which begins with ``alnico: ``;
+  continues on the next line. It must succeed, unless the printed lines have an error, which begins with ``alnico: ``, or begin
+  with ``^C``, which interrupts a merge after its first tensor;
 - ``python`` runs in one namespace per page. As in a notebook, the value of a last expression is printed;
 - ``text`` right after ``python`` is what that block prints.
 

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
@@ -21,6 +22,9 @@ FORKING = ROOT / "tests" / "cli" / "forking.py"
 PYTHON = Path(__file__).with_name("python_blocks.py")
 SHELL_SIGNS = set("|&;<>()$`~{}")
 """A command with one of these is run by bash; all others by the words that they are."""
+
+INTERRUPT = "^C"
+"""A line of this among the printed ones interrupts a merge as soon as its first tensor is done."""
 
 PROCESSORS = 2
 """Pages show the plans of a machine with so many."""
@@ -39,15 +43,25 @@ class Outcome:
 
     def problem(self) -> str | None:
         """Why the page is wrong here, or None."""
-        expects_error = any(line.startswith("alnico: ") for line in self.shown.split("\n"))
-        at = f"line {self.page_line}: {self.typed}"
+        lines = self.shown.split("\n")
+        if INTERRUPT in lines:
+            return None if self.is_equal and self.status == 130 else f"{self._at}\n{self._difference}"
+        expects_error = any(line.startswith("alnico: ") for line in lines)
         if self.status != 0 and not expects_error:
-            return f"{at}\nended with {self.status}:\n{self.printed}"
+            return f"{self._at}\nended with {self.status}:\n{self.printed}"
         if self.status == 0 and expects_error:
-            return f"{at}\nsucceeded, and the page shows an error:\n{self.printed}"
+            return f"{self._at}\nsucceeded, and the page shows an error:\n{self.printed}"
         if not self.is_equal:
-            return f"{at}\n{difference(self.shown, self.printed)}"
+            return f"{self._at}\n{self._difference}"
         return None
+
+    @property
+    def _at(self) -> str:
+        return f"line {self.page_line}: {self.typed}"
+
+    @property
+    def _difference(self) -> str:
+        return f"ended with {self.status}\n{difference(self.shown, self.printed)}"
 
 
 @dataclass
@@ -90,8 +104,11 @@ class Session:
     def _command(self, command: Command, numbers: bool) -> Outcome:
         plain = command.typed.replace("\\\n", " ")
         words = shlex.split(plain, comments=True)
+        is_interrupted = INTERRUPT in command.printed.split("\n")
         if words[0] == "alnico" and not SHELL_SIGNS & set(plain.partition(" # ")[0]):
-            status, printed = self._fork([name for word in words[1:] for name in self._names(word)])
+            status, printed = self._fork(
+                [name for word in words[1:] for name in self._names(word)], is_interrupted
+            )
         else:
             ended = subprocess.run(
                 ["bash", "-c", plain],
@@ -103,7 +120,7 @@ class Session:
                 text=True,
             )
             status, printed = ended.returncode, ended.stdout
-        printed = self._as_on_pages(printed)
+        printed = self._as_on_pages(f"{INTERRUPT}\n{printed}" if is_interrupted else printed)
         equal = agrees(command.printed, printed, numbers=numbers)
         return Outcome(command.line, command.typed, command.printed, printed, status, equal)
 
@@ -112,14 +129,14 @@ class Session:
         is_pattern = bool(set("*?[") & set(word))
         return (sorted(glob.glob(word, root_dir=self.folder)) if is_pattern else []) or [word]
 
-    def _fork(self, words: list[str]) -> tuple[int, str]:
+    def _fork(self, words: list[str], is_interrupted: bool) -> tuple[int, str]:
         self.output.unlink(missing_ok=True)
         fds = [os.devnull, str(self.output), str(self.output)]
         order = {
             "words": words,
             "fds": fds,
             "encoding": "utf-8",
-            "signal": None,
+            "signal": [signal.SIGINT, "TensorDone", 1] if is_interrupted else None,
             "folder": str(self.folder),
             "environment": self.environment,
             "processors": PROCESSORS,

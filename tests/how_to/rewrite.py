@@ -1,6 +1,7 @@
-"""Runs how-to pages and writes what their commands really print: ``python tests/how_to/rewrite.py [PAGE...]``.
+"""Runs how-to pages and writes what their commands really print: ``python tests/how_to/rewrite.py [--times] [PAGE...]``.
 
-A part that agrees stays as it is, with its ``...``; any other part is written in full. Read the result before you keep it.
+A part that agrees stays as it is, with its ``...``; any other part is written in full. With ``--times``, parts without ``...`` get
+the times of this run, too. Read the result before you keep it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from how_to.page_models import SCORED, SCORING, prepared
 from how_to.page_session import Outcome, forking, session
 
 
-def rewritten(page: str, outcomes: list[Outcome]) -> str:
+def rewritten(page: str, outcomes: list[Outcome], *, has_new_times: bool = False) -> str:
     """The page with what was printed, where it does not agree."""
     lines = page.split("\n")
     blocks = blocks_of(page)
     for outcome in reversed(outcomes):
-        if outcome.is_equal:
+        if outcome.is_equal and not (has_new_times and "..." not in outcome.shown):
             continue
         index = next(i for i, b in reversed(list(enumerate(blocks))) if b.line <= outcome.page_line)
         block = blocks[index]
@@ -45,7 +46,7 @@ def rewritten(page: str, outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def rewrite(page: Path, server: subprocess.Popen[str], folder: Path) -> None:
+def rewrite(page: Path, server: subprocess.Popen[str], folder: Path, *, has_new_times: bool) -> None:
     """Run a page, and write into it what was printed otherwise."""
     text = page.read_text("utf-8")
     with prepared(page.stem, folder) as environment, session(folder, server, environment) as running:
@@ -53,14 +54,16 @@ def rewrite(page: Path, server: subprocess.Popen[str], folder: Path) -> None:
     for outcome in outcomes:
         if outcome.problem() is not None:
             print(f"{page.name}, {outcome.problem()}\n")
-    page.write_text(rewritten(text, outcomes), "utf-8")
+    page.write_text(rewritten(text, outcomes, has_new_times=has_new_times), "utf-8")
 
 
 if __name__ == "__main__":
-    chosen = [Path(word).resolve() for word in sys.argv[1:]] or PAGES
+    chosen = [Path(word).resolve() for word in sys.argv[1:] if word != "--times"] or PAGES
     for imported in ((), SCORING):
         pages = [page for page in chosen if (page.stem in SCORED) is bool(imported)]
         if pages:
             with forking(*imported) as server, tempfile.TemporaryDirectory() as made:
                 for page in pages:
-                    rewrite(page, server, Path(made) / page.stem / "merges")
+                    rewrite(
+                        page, server, Path(made) / page.stem / "merges", has_new_times="--times" in sys.argv
+                    )
