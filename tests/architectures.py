@@ -507,7 +507,7 @@ WHY_NOT_MADE: dict[str, tuple[str, ...]] = {
         "DinatForImageClassification",
         "DinatModel",
     ),
-    "its config's sizes depend on one another, or have no defaults; no small ones are in SPECIAL": (
+    "the sizes in its config depend on each other or have no defaults, and no small ones are listed here": (
         "Apertus1p5ForConditionalGeneration",
         "Apertus1p5Model",
         "BridgeTowerModel",
@@ -535,7 +535,7 @@ WHY_NOT_MADE: dict[str, tuple[str, ...]] = {
         "TvpModel",
         "UperNetForSemanticSegmentation",
     ),
-    "its config has no sizes that make it small: more than 8 million parameters": (
+    "no sizes in its config make it small: it has more than 8 million parameters": (
         "CHMv2ForDepthEstimation",
         "DepthProForDepthEstimation",
         "DepthProModel",
@@ -543,12 +543,12 @@ WHY_NOT_MADE: dict[str, tuple[str, ...]] = {
         "UnivNetModel",
         "Xcodec2Model",
     ),
-    "is a part of another model: transformers does not make it from the config of its type": (
+    "is part of another model: transformers does not make it from the config of its type": (
         "T5Gemma2Encoder",
         "T5GemmaEncoderModel",
     ),
     "needs the package torchaudio": ("HiggsAudioV2TokenizerModel",),
-    "transformers lists it and does not have it": ("VoxtralRealtimeTextModel",),
+    "transformers lists it but does not contain it": ("VoxtralRealtimeTextModel",),
 }
 NOT_MADE: dict[str, str] = {name: why for why, names in WHY_NOT_MADE.items() for name in names}
 """What cannot be made, and why."""

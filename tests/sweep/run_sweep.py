@@ -179,15 +179,21 @@ def counts(table: Table) -> dict[tuple[str, str], Counter[str]]:
 # --- The page
 
 TITLES = {
-    "average": "an average of two fine-tunes, held against the weighted mean in float64",
-    "ties": "TIES of two fine-tunes, held against the reference in float64",
-    "tied copies": "an average with a fine-tune that was saved by `torch.save(module.state_dict())`",
+    "average": "an average of two fine-tunes, compared with the weighted mean in float64",
+    "ties": "TIES of two fine-tunes, compared with the reference in float64",
+    "tied copies": "an average with a fine-tune saved by `torch.save(module.state_dict())`",
     "prefix": "an average with a fine-tune whose names begin with `module.`",
-    "stack": "six layers out of two models of four, held against the module put together by hand",
-    "union": "`tokenizer_source: union` of two models that number their words otherwise",
-    "lora": "a LoRA adapter of PEFT on all linear layers, held against `merge_and_unload`",
-    "adamerging": "the entropy that AdaMerging tells, held against that of the model its recipe makes",
+    "stack": "six layers from two models of four, compared with the module put together by hand",
+    "union": "`tokenizer_source: union` of two models whose words have different ids",
+    "lora": "a LoRA adapter of PEFT on all linear layers, compared with `merge_and_unload`",
+    "adamerging": "the entropy that AdaMerging reports, compared with that of the model its recipe makes",
 }
+MODELS = (
+    "In the causes, `a` and `b` are the fine-tunes of `base`.",
+    "`b-state`, `b-prefix`, `a-words` and `b-words` are copies of them as the check describes.",
+    "`second` is the other model of a stack, and `adapter` is the adapter.",
+)
+"""What the models in the causes are."""
 BEFORE = HERE / "before.json"
 """The counts on the commit before the sweep was first run: ``{check: {what: how many}}``."""
 
@@ -216,12 +222,22 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
     lines = [
         "# Architectures",
         "",
-        f"Small models of {len(table)} architectures of transformers {transformers.__version__} were made, fine-tuned at random, saved, and put through the checks below.",
-        "What transformers loads from the output must use every tensor and lack none, have the values of the reference, and give its forward pass.",
-        "All causal, masked and sequence-to-sequence language models, classifiers of texts and images, models of images and text, CLIP's kin and speech recognisers are here, and of all other types of model one head each.",
-        "*Refused* is an error instead of a model, with its cause. *Untested* is what transformers or PEFT cannot do with that architecture.",
+        "This page says on which architectures of transformers merges were tested, and which merges alnico refuses.",
+        "Look for the name under `architectures` in your model's `config.json` in the tables of [refused merges](#refused) and of [architectures that were not tested](#not-made).",
+        "For all other architectures of the sweep, every check that transformers and PEFT can do gave the expected result.",
+        "",
+        f"Small models of {len(table)} architectures of transformers {transformers.__version__} were made, fine-tuned at random and saved; then each of the checks below merged them.",
+        "A result counts as *equal* if transformers loads the output without missing or unused tensors, if its values are those of the reference, and if it computes the same forward pass.",
+        "*Refused* means an error with its cause instead of a model.",
+        "*Wrong* is every other result.",
+        "*Untested* is what transformers or PEFT cannot do with that architecture.",
+        "",
+        "The sweep covers all causal, masked and sequence-to-sequence language models, classifiers of text and images, models of images and text, models like CLIP, and speech recognisers.",
+        "Of every other model type it covers one head.",
         "",
         "    python tests/sweep/run_sweep.py --processes 2 --out sweep.json --page docs/architectures.md    # an hour; this page is its output",
+        "",
+        "## Results by check",
         "",
         "| check | equal | refused | wrong | untested | before: equal | refused | wrong |",
         "|---|---|---|---|---|---|---|---|",
@@ -233,7 +249,12 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
         lines.append(f"| {check}: {TITLES.get(check, check)} | {' | '.join(row)} |")
     lines += [
         "",
-        f"*Before* is commit 95f1985, where {sum(before.get('average', {}).values())} of them were run. By kind (equal / refused / wrong; each architecture counts once, under the first kind that lists it):",
+        f"*Before* is commit 95f1985, on which {sum(before.get('average', {}).values())} of them were run.",
+        "",
+        "## Results by kind of model",
+        "",
+        "Each cell is equal / refused / wrong.",
+        "An architecture counts once, under the first kind that lists it.",
         "",
     ]
     checks = list(by_check(table))
@@ -252,6 +273,7 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
         if not rows:
             lines.append("Nothing.")
             continue
+        lines += [*MODELS, ""]
         lines += ["| check | architecture | cause |", "|---|---|---|"]
         lines += [
             f"| {check} | {name} | {why} |"
@@ -261,7 +283,7 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
         "",
         "## Not made",
         "",
-        "Architectures of transformers of which no small model can be made here:",
+        "The sweep cannot make small models of these architectures of transformers:",
         "",
     ]
     lines += [
