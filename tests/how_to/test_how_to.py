@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from how_to.page_blocks import PAGES, Block, blocks_of, commands_of
+from how_to.page_blocks import PAGES, ROOT, Block, blocks_of, commands_of
 from how_to.page_models import SCORED, SCORING, prepared
 from how_to.page_session import Outcome, forking, session
 from how_to.page_text import agrees
@@ -67,6 +68,17 @@ def test_every_block_of_a_page_runs_and_prints_what_it_shows(
 def test_each_how_to_has_its_title() -> None:
     titles = {p.stem: p.read_text("utf-8").partition("\n")[0] for p in PAGES if p.parent.name == "how-to"}
     assert titles == {name: f"# {title}" for name, title in TITLES.items()}
+
+
+def test_the_bibtex_entry_says_what_the_citation_file_says() -> None:
+    page = (ROOT / "docs" / "how-to" / "cite.md").read_text("utf-8")
+    (entry,) = (block.text for block in blocks_of(page) if block.title == "alnico.bib")
+    fields = dict(re.findall(r"(\w+) += \{+(.+?)\}+,?\n", entry))
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert [author["name"] for author in cited["authors"]] == [fields["author"]]
+    assert {key: fields[key] for key in ("title", "version", "license")} == {
+        key: cited[key] for key in ("title", "version", "license")
+    }
 
 
 def test_links_of_a_page_lead_somewhere() -> None:
