@@ -257,7 +257,7 @@ def test_a_folder_given_as_a_recipe_names_the_recipe_in_it(tmp_path: Path) -> No
     start = f"{tmp_path / 'a'}: is a folder; expected a recipe, which is a YAML file. "
     told = refusal(start, RecipeError, lambda: alnico.plan(str(tmp_path / "a")))
     assert told.endswith(
-        "It is a model: write a recipe that names it under `models`, or run `alnico inspect` on it."
+        "It is a model. Merge models without a recipe by `alnico merge A B OUT`, or look at this one with `alnico inspect`."
     )
     alnico.merge({"merge_method": "passthrough", "models": [str(tmp_path / "a")]}, tmp_path / "out")
     told = refusal("is a folder", RecipeError, lambda: alnico.plan(str(tmp_path / "out")))
@@ -276,3 +276,24 @@ def test_a_json_file_with_a_number_called_error_is_no_message_of_a_server(tmp_pa
 
     (tmp_path / "scores.json").write_text('{"error": 0.5}')
     assert read_json(tmp_path / "scores.json") == {"error": 0.5}
+
+
+def test_a_model_given_as_an_adapter_is_named(tmp_path: Path) -> None:
+    save_model(tmp_path / "base", ONE, {"model_type": "x"})
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "adapter.gguf").touch()
+    for adapter, advice in (
+        (
+            "base",
+            "It is a whole model: merge it by a recipe, or make an adapter of it with `alnico lora extract`.",
+        ),
+        (
+            "gguf",
+            "It has adapter.gguf, a GGUF file (llama.cpp's format): use the adapter that it was converted from.",
+        ),
+    ):
+
+        def call(adapter: str = adapter) -> object:
+            return alnico.lora.fold(tmp_path / "base", tmp_path / adapter, tmp_path / "out")
+
+        assert refusal("expected a LoRA adapter", ModelError, call).endswith(advice)

@@ -196,7 +196,7 @@ def error_message(value: Any) -> FileKind | None:
     >>> error_message({"error": "Repository not found"}).name, error_message({"error": 0.5}) is None
     ("a server's error message ('Repository not found')", True)
     """
-    if not isinstance(value, dict) or not value or not set(value) <= ERROR_KEYS:
+    if not isinstance(value, dict) or not 0 < len(value) <= len(ERROR_KEYS) or not value.keys() <= ERROR_KEYS:
         return None
     stated = next((v for k in ("error", "message", "detail") if isinstance(v := value.get(k), str) and v), "")
     if not stated:

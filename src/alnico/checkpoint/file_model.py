@@ -259,7 +259,8 @@ def read_shard(path: Path, size: int, mtime_ns: int, where: str, read: Callable[
     except ModelError:
         if path.exists():
             start = read(0, min(SNIFFED_BYTES, size))
-        refuse_other(start, where, "safetensors", SAFETENSORS)
+        expected = "safetensors" if path.suffix == ".safetensors" else "a model"
+        refuse_other(start, where, expected, SAFETENSORS)
         raise
     return Shard(path, header, size, mtime_ns, xxhash.xxh3_128_hexdigest(text))
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint import patterns
+from alnico.checkpoint.file_kinds import kind_by_name
 from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.json_files import read_json
@@ -26,6 +27,7 @@ from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.sidecars import check_kinds
 from alnico.checkpoint.source import read_tensor
+from alnico.checkpoint.weight_files import holds_weights
 from alnico.errors import ModelError, NonFiniteError
 from alnico.numerics import dtypes
 
@@ -234,9 +236,15 @@ def _adapter_names(where: str, names: Collection[str]) -> list[str]:
     weights = [n for n in WEIGHTS if n in names]
     if CONFIG not in names or not weights:
         lacking = CONFIG if CONFIG not in names else f"{WEIGHTS[0]} and no {WEIGHTS[1]}"
-        raise ModelError(
-            f"{where}: has no {lacking}, expected a LoRA adapter as PEFT saves it. Check the path."
-        )
+        advice = "Check the path."
+        if CONFIG not in names and holds_weights(n for n in names if n not in WEIGHTS):
+            advice = (
+                "It is a whole model: merge it by a recipe, or make an adapter of it with "
+                "`alnico lora extract`."
+            )
+        elif (unread := kind_by_name(names)) is not None:
+            advice = f"It has {unread[0]}, {unread[1].name}: use the adapter that it was converted from."
+        raise ModelError(f"{where}: has no {lacking}, expected a LoRA adapter as PEFT saves it. {advice}")
     return weights[:1]
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 MAX_ENTRIES = 5_000
 """Most entries of a folder that are compared."""
+MAX_FOLDERS = 50
+"""Most folders that are searched for one path."""
 MAX_PART = 255
 """Longest name that is compared: difflib takes time that is quadratic in it."""
 BRANCHES = 3
@@ -49,7 +51,8 @@ def near_path(
             and rooted.exists()
         ):
             return os.fspath(rooted)
-        if (found := next(_search(start, parts, accepts), None)) is not None:
+        visits = iter(range(MAX_FOLDERS))
+        if (found := next(_search(start, parts, accepts, visits), None)) is not None:
             return _shown(found, start, is_absolute=given.is_absolute())
         if len(parts) == 1:  # a name without its folder
             for inner in _folders(start):
@@ -115,8 +118,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_. ]", "", name.casefold())
 
 
-def _search(folder: Path, parts: tuple[str, ...], accepts: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield the paths below a folder whose parts resemble ``parts``, the most similar first."""
+def _search(
+    folder: Path, parts: tuple[str, ...], accepts: Callable[[Path], bool], visits: Iterator[int]
+) -> Iterator[Path]:
+    """Yield the paths below a folder whose parts resemble ``parts``, the most similar first.
+
+    ``visits`` ends the search after so many folders.
+    """
+    if next(visits, None) is None:
+        return
     part, rest = parts[0], parts[1:]
     if part in (".", "..") or (rest and (folder / part).is_dir()):
         candidates = [part]
@@ -128,7 +138,7 @@ def _search(folder: Path, parts: tuple[str, ...], accepts: Callable[[Path], bool
         if not rest:
             yield folder / name
         else:
-            yield from _search(folder / name, rest, accepts)
+            yield from _search(folder / name, rest, accepts, visits)
 
 
 def _similar(name: str, names: list[str]) -> list[str]:

@@ -116,7 +116,8 @@ def _recipe_in(folder: Path) -> str:
             return f"It holds {' and '.join(recipes[:2])}: give one file."
         if holds_weights(names):
             return (
-                "It is a model: write a recipe that names it under `models`, or run `alnico inspect` on it."
+                "It is a model. Merge models without a recipe by `alnico merge A B OUT`, or look at this one "
+                "with `alnico inspect`."
             )
     return "Give the path of the file."
 
