@@ -23,6 +23,7 @@ READERS = (
 
 NO_READING = {
     "open_regular",  # for those who say it in words of their own
+    "_check_system",  # about the system
     "read_fully", "write_fully", "copy_fully", "_refuse_changed", "file_states",  # disks that fail, and files that change, while running: tests/output
     "write_statistics", "check_place", "check_statistics_folder", "fetch",  # outputs, and the hub
 }  # fmt: skip

@@ -151,16 +151,21 @@ NEEDED = ("preadv", "pwrite", "statvfs")
 """Functions of :mod:`os` without which no file is read or written. Windows has none of them."""
 
 
-def open_to_read(path: Path) -> int:
-    """Open a regular file; returns its descriptor.
-
-    Errors: ModelError with the system's reason; RunError on a system that cannot run alnico.
-    """
+def _check_system(path: Path) -> None:
+    """Refuse to read on a system that lacks what reading needs. Errors: RunError."""
     if missing := [f"os.{name}" for name in NEEDED if not hasattr(os, name)]:
         raise RunError(
             f"{path}: cannot be read: Python has no {', '.join(missing)} on this system ({sys.platform}); "
             "alnico needs Linux or macOS. On Windows run it in WSL or in a container."
         )
+
+
+def open_to_read(path: Path) -> int:
+    """Open a regular file; returns its descriptor.
+
+    Errors: ModelError with the system's reason; RunError on a system that cannot run alnico.
+    """
+    _check_system(path)
     try:
         return open_regular(path)
     except NotAFileError:
