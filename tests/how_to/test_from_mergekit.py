@@ -72,3 +72,38 @@ def test_every_command_of_mergekit_is_on_the_page() -> None:
         "legacy",
     }
     assert {f"mergekit-{name}" for name in commands} | {"bakllama"} <= set(re.findall(r"[\w-]+", PAGE))
+
+
+OTHERS = {
+    "mergekit-multi": "out-path intermediate-dir lazy",
+    "mergekit-pytorch": "tensor-intersection tensor-union",
+    "mergekit-extract-lora": "model base-model out-path max-rank distribute-scale embed-lora save-module exclude-regex include-regex sv-epsilon "
+    "skip-undecomposable",
+    "mergekit-legacy": "merge density weight method base-model normalize int8-mask bf16 naive-count print-yaml",
+    "mergekit-evolve": "max-fevals vllm strategy in-memory storage-path num-gpus merge-cuda random-seed batch-size sigma0 wandb wandb-project "
+    "wandb-entity task-search-path i-understand-the-depths-of-the-evils-i-am-unleashing save-final-model reshard timeout load-in-8bit load-in-4bit "
+    "force-population-size",
+    "mergekit-layershuffle": "model weight print-yaml write-yaml dry-run fp16 full-random",
+    "bakllama": "clone-tensors fp16",
+    "mergekit-moe": "load-in-4bit load-in-8bit i-understand-this-is-not-useful-without-training",
+    "fill_missing_params": "max_shard_size output_dir",
+}  # fmt: skip
+"""The options that the other commands of mergekit 0.1.5 add to those of mergekit-yaml."""
+
+
+def test_the_page_lists_the_flags_of_the_other_commands() -> None:
+    listed: dict[str, list[str]] = {}
+    command = ""
+    for line in (
+        PAGE.partition("<!-- other flags -->")[2]
+        .partition("<!-- /other flags -->")[0]
+        .strip()
+        .split("\n")[2:]
+    ):
+        name, flags, _ = (cell.strip() for cell in line.strip().strip("|").split(" | "))
+        command = name.strip("` ") or command
+        listed.setdefault(command, []).extend(re.findall(r"`--([\w-]+)`", flags))
+    assert listed.pop("mergekit-tokensurgeon") == []
+    assert {name: sorted(flags) for name, flags in listed.items()} == {
+        name: sorted(flags.split()) for name, flags in OTHERS.items()
+    }
