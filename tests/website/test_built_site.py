@@ -113,41 +113,34 @@ CUT = """[...document.querySelectorAll("article table, article p, article pre")]
 """What is wider than its box, which does not scroll."""
 
 FAINT = """(() => {
-  const channels = (color) => {
-    const canvas = FAINT.canvas ||= document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const remembered = (compute, known = new Map()) => (key) => known.has(key) ? known.get(key) : (known.set(key, compute(key)), known.get(key));
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const channels = remembered((color) => {
     canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
     const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
     return [r, g, b, a / 255];
-  };
+  });
   const over = ([r, g, b, a], under) => [r, g, b].map((c, i) => c * a + under[i] * (1 - a));
-  const ground = (e) => {
-    const layers = [];
-    for (let at = e; at; at = at.parentElement) {
-      const color = channels(getComputedStyle(at).backgroundColor);
-      if (color[3] > 0) layers.push(color);
-      if (color[3] === 1) break;
-    }
-    return layers.reverse().reduce((under, layer) => over(layer, under), channels(getComputedStyle(document.body).backgroundColor).slice(0, 3));
-  };
+  const page = channels(getComputedStyle(document.body).backgroundColor).slice(0, 3);
+  const ground = remembered((e) => e ? over(channels(getComputedStyle(e).backgroundColor), ground(e.parentElement)) : page);
+  const shown = remembered((e) => e ? Number(getComputedStyle(e).opacity) * shown(e.parentElement) : 1);
   const light = (rgb) => rgb.map((c) => c / 255).map((c) => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
-  const seen = new Map();
+  const faint = new Map(), looked = new Set();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const e = node.parentElement;
-    if (!node.data.trim() || !e.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
-    const box = e.getBoundingClientRect();
-    if (!box.width || !box.height || e.closest("script, style, .headerlink, .md-search, .md-top, .md-skip, .md-dialog")) continue;
-    const under = ground(e), ink = channels(getComputedStyle(e).color);
-    let shown = 1;
-    for (let at = e; at; at = at.parentElement) shown *= Number(getComputedStyle(at).opacity);
-    ink[3] *= shown;
-    const [a, b] = [light(over(ink, under)), light(under)];
-    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < 4.5) seen.set(e.className + getComputedStyle(e).color, `${ratio.toFixed(2)} ${e.tagName}.${e.className} "${node.data.trim().slice(0, 40)}"`);
+    if (looked.has(e) || !node.data.trim()) continue;
+    looked.add(e);
+    if (e.closest("script, style, .headerlink, .md-search, .md-top, .md-skip, .md-dialog")) continue;
+    const [r, g, b, a] = channels(getComputedStyle(e).color), under = ground(e);
+    const [one, other] = [light(over([r, g, b, a * shown(e)], under)), light(under)];
+    const ratio = (Math.max(one, other) + .05) / (Math.min(one, other) + .05);
+    const box = ratio < 4.5 && e.checkVisibility({ opacityProperty: true, visibilityProperty: true }) && e.getBoundingClientRect();
+    if (box && box.width && box.height) faint.set(e.className, `${ratio.toFixed(2)} ${e.tagName}.${e.className} "${node.data.trim().slice(0, 40)}"`);
   }
-  return [...seen.values()].slice(0, 8);
-})()""".replace("FAINT.canvas", "window.__canvas")
+  return [...faint.values()].slice(0, 8);
+})()"""
 
 
 def wait(browser: Chromium) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import alnico
+from alnico.cli.main import load_command
 from alnico.methods import registry
 
 ROOT = Path(__file__).parents[2]
@@ -57,3 +59,15 @@ def test_the_pictures_are_there() -> None:
     pictures = re.findall(r'src(?:set)?="([^"]+)"', README)
     assert pictures
     assert [path for path in pictures if not (ROOT / path).is_file()] == []
+
+
+def test_its_recipe_and_its_commands_are_ones() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert alnico.load_recipe(text).notes == ()
+    (commands,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    names = [line.split()[1] for line in commands.splitlines() if line.startswith("alnico ")]
+    assert names == ["plan", "merge", "verify", "merge"]
+    for line in commands.splitlines():
+        words = line.partition("  #")[0].split()
+        options = {name for p in load_command(words[1]).parameters for name in p.names}
+        assert {word for word in words if word.startswith("-")} <= options
