@@ -157,7 +157,6 @@ def test_every_command_that_compiles_says_so(cold: Path, raw: Run, name: str) ->
 def test_commands_on_tasks_say_so(cold: Path, raw: Run, made: Made) -> None:
     models = (*made.references, "--base", str(made.base))
     check_said(cold, raw, "soup", *models, "--tasks", str(made.valid))
-    check_said(cold, raw, "adamerge", *models, "--tasks", str(made.valid), "--steps", "2")
     recipe = {
         "merge_method": "task_arithmetic",
         "base_model": str(made.base),

@@ -27,6 +27,12 @@ def command() -> None:
     os._exit(code)
 
 
+def mergekit_yaml() -> None:
+    """Run ``alnico merge`` under the name of mergekit's command, with mergekit's options."""
+    sys.argv[1:1] = ["merge"]
+    command()
+
+
 def _run() -> int:
     signals.guard()
     # torch's threads wait for each other several hundred times in a pass. By default they wait busily, which on a machine

@@ -23,6 +23,10 @@ GROUPS = {
 """Commands that have commands."""
 
 
+COMPLETE = "_ALNICO_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
+
+
 class CommandGroup(TyperGroup):
     """Commands that are imported when they are used: their help in the list comes from :data:`SUMMARIES`."""
 
@@ -49,13 +53,26 @@ class CommandGroup(TyperGroup):
                         [(n.removeprefix(self.prefix), _sentence(SUMMARIES[n])) for n in listed]
                     )
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete the name of a command from the summaries, or else an option."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        from alnico.cli.completion import Completion
+
+        names = [name for name in self.commands if name.startswith(incomplete)]
+        helps = {
+            name: GROUPS.get(f"{self.prefix}{name}") or SUMMARIES[f"{self.prefix}{name}"] for name in names
+        }
+        return [Completion(name, _sentence(text)) for name, text in helps.items()]
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
             from alnico.cli.unknown_words import answer, begins_a_merge
 
-            if self.prefix or not begins_a_merge(args[0]):
+            if not self.prefix and begins_a_merge(args[0]):
+                args = ["merge", *args]
+            elif not ctx.resilient_parsing:  # completion parses what is typed so far
                 ctx.fail(answer(args[0], self.prefix))
-            args = ["merge", *args]
         return super().resolve_command(ctx, args)
 
 
@@ -80,7 +97,21 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option("--install-completion", help="Let your shell complete commands, options and methods."),
+    ] = False,
+    show_completion: Annotated[
+        bool, typer.Option("--show-completion", help="Print the completion script of your shell.")
+    ] = False,
+) -> None:
+    if install_completion or show_completion:
+        from alnico.cli import completion
+
+        completion.install() if install_completion else completion.show(ctx)
     if version:
         from alnico._version import __version__
 
@@ -91,6 +122,10 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run a command and exit with the code of the error's class; a traceback is only for our own mistakes."""
     printing.begin()
+    if COMPLETE in os.environ:
+        from alnico.cli import completion
+
+        completion.begin()
     code: Any = 0
     try:
         app(prog_name="alnico")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,24 @@ class Flag:
     parse: Callable[[Any, str], Any] | None = None
     """Converts what was typed; gets the option's name for errors."""
     type: Any = None
+    complete: Callable[[], Iterable[str]] | None = None
+    """The values that a shell may complete."""
     is_option: bool = False
     """Is a positional parameter of the function an option of the command?"""
     is_argument: bool = False
     is_hidden: bool = False
     is_count: bool = False
+
+
+def method_names() -> Iterable[str]:
+    """Return the names of all merge methods."""
+    from alnico.methods import registry
+
+    return registry()
+
+
+def dtype_names() -> Iterable[str]:
+    return ("bfloat16", "float16", "float32", "float64")
 
 
 def size_of(text: str, option: str) -> int:

@@ -56,6 +56,9 @@ class CommandParameter:
     def typer_parameter(self) -> inspect.Parameter:
         limits = {"min": self.flag.least, "max": self.flag.most}
         common: dict[str, Any] = {"help": self.help, "hidden": self.flag.is_hidden, **limits}
+        values = self.flag.complete
+        if values is not None:
+            common["autocompletion"] = lambda incomplete: [v for v in values() if v.startswith(incomplete)]
         if self.is_argument:
             info: Any = typer.Argument(metavar=self.metavar, show_default=False, **common)
         else:

@@ -15,7 +15,7 @@ import yaml
 from alnico.checkpoint.reference import PICKLES, is_hub_reference, is_path, split_adapter
 from alnico.checkpoint.weight_files import holds_weights
 from alnico.cli.command import CommandCall
-from alnico.cli.options import REQUIRED, Flag
+from alnico.cli.options import REQUIRED, Flag, dtype_names, method_names
 from alnico.errors import AlnicoError
 from alnico.recipe.from_options import Words, recipe_of_options
 from alnico.recipe.schema import Recipe
@@ -51,12 +51,12 @@ def flags(usage: str) -> Mapping[str, Flag]:
             usage=usage,
             default=REQUIRED,
         ),
-        "method": Flag(is_option=True, metavar="NAME"),
+        "method": Flag(is_option=True, metavar="NAME", complete=method_names),
         "base": Flag(metavar="MODEL"),
         "weights": Flag(metavar="NUMBERS"),
         "t": Flag(spelled=("-t",), metavar="NUMBER"),
         "density": Flag(metavar="NUMBERS"),
-        "dtype": Flag(metavar="NAME"),
+        "dtype": Flag(metavar="NAME", complete=dtype_names),
         "tokenizer": Flag(metavar="SOURCE"),
         "set": Flag(
             "Another option of the method, such as lambda=0.5; may be repeated. `alnico methods NAME` lists "

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.options import JSON
+from alnico.cli.options import JSON, Flag, method_names
 from alnico.cli.printing import Page, page
 from alnico.methods.base import Method
 from alnico.methods.shared.documentation import (
@@ -19,7 +19,7 @@ from alnico.methods.shared.documentation import (
 )
 
 
-@command("alnico.methods", json=JSON)
+@command("alnico.methods", name=Flag(complete=method_names), json=JSON)
 def run(call: CommandCall) -> None:
     methods = call.invoke()
     if call["name"] is not None:
