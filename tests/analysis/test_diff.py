@@ -251,7 +251,7 @@ def test_diff_prints_what_differs_and_exits_as_asked(run: Run) -> None:
         "config.json",
         "  hidden_size: 4 in A, 8 in B",
         "",
-        "change: |b - a| / |a|, over a tensor.",
+        "change: |b - a| / |a|, over a tensor. max |b-a|: of one entry. cosine: 1 for the same direction, 0 for none in common.",
     ]
     assert run("diff", "a", "b", "--exit-code")[0] == 14
     code, stdout, _ = run("diff", "a", "a", "--exit-code")

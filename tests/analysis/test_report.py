@@ -275,6 +275,9 @@ def test_the_bars_are_the_l2_norms_by_group(tmp_path: Path, monkeypatch: pytest.
         header = (tmp_path / "group_l2_bar.png").read_bytes()[:24]
         assert header[:8] == b"\x89PNG\r\n\x1a\n"
         assert min(struct.unpack(">II", header[16:])) > 300
-        heights = [[bar.get_height() for bar in bars] for bars in saved.pop().axes[0].containers]
+        axes = saved.pop().axes[0]
+        names = {text.get_text() for text in axes.texts}
+        assert names == ({r"\$x_{1", "b", "c"} if models is None else set())
+        heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
         shown = range(3) if models is None else models
         assert heights == [[scope.changes[m].l2 for scope in analysis.groups.values()] for m in shown]  # type: ignore[union-attr]

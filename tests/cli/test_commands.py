@@ -306,7 +306,7 @@ def test_weights_prints_norms_weights_and_the_line_of_a_recipe(run: Run, tmp_pat
     )
     (part,) = data["parts"]
     rows = [
-        f"{n:14.8f}  {w:10.6f}  {m}"
+        f"{n:14.4g}  {w:10.4f}  {m}"
         for n, w, m in zip(part["l2_norms"], part["weights"], models, strict=True)
     ]
     assert stdout.splitlines() == [

@@ -282,7 +282,8 @@ def test_the_command_combines(run: Run) -> None:
         "note: svd: the scale of each adapter (alpha / r) is applied once, as in PEFT 0.21 and later; PEFT 0.20 applied it twice."
     ]
     assert re.fullmatch(
-        r"out: 2 updates of rank 4, error 0\.\d+, [\d.]+ kB in [\d.]+ s\nlargest error: 0\.\d+, m\.[qo]\n",
+        r"out: 2 updates of rank 4, error [\d.]+ %, [\d.]+ kB in [\d.]+ s\nlargest error: [\d.]+ %, m\.[qo]\n"
+        r"error: what the rank drops, relative to the norm of the method's result\.\n",
         stdout,
     )
     expected = 0.5 * deltas(Path("a"))["m.q"] - 0.25 * deltas(Path("b"))["m.q"]
@@ -324,7 +325,7 @@ def test_the_command_reads_options_as_a_recipe_does(run: Run) -> None:
 def test_the_command_says_every_update_if_asked_and_nothing_if_not(run: Run) -> None:
     assert run("lora", "combine", "a", "b", "out", "--quiet") == (0, "", "")
     code, stdout, _ = run("lora", "combine", "a", "b", "out", "--overwrite", "--method", "cat", "-v")
-    assert (code, stdout.splitlines()[:2]) == (0, ["m.o  rank 6  error 0", "m.q  rank 6  error 0"])
+    assert (code, stdout.splitlines()[:2]) == (0, ["m.o  rank 6  error 0 %", "m.q  rank 6  error 0 %"])
 
 
 @pytest.mark.parametrize(

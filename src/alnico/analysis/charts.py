@@ -33,10 +33,11 @@ def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | Non
             change.l2 if (change := analysis.groups[group].changes[index]) else 0.0 for group in groups
         ]
         lefts = [number - 0.4 + (place + 0.5) * width for number in range(len(groups))]
-        label = f"{index + 1} {shorten(analysis.models[index].name, 40)}".replace("$", r"\$")
+        label = shorten(analysis.models[index].name, 40).replace("$", r"\$")
         bars = axes.bar(lefts, heights, width * 0.92, color=series(index)[0], label=label)
         if len(chosen) > 1:
-            axes.bar_label(bars, [str(index + 1)] * len(groups), fontsize=8, padding=1)
+            name = shorten(analysis.models[index].name, 16).replace("$", r"\$")
+            axes.bar_label(bars, [name] * len(groups), fontsize=7, padding=2, rotation=90)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel("L2 norm of the task vector")
     axes.set_title(

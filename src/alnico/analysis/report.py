@@ -73,9 +73,9 @@ GLOSSARY = (
     ),
     ("Skewness, excess kurtosis", "How lopsided the entries are, and how heavy their tails are; both are 0 for a normal distribution."),
     ("Cosine", "The cosine of the angle between two task vectors: 1 is the same direction, 0 unrelated (usual for different tasks), below 0 opposed."),
-    ("Sign conflict", "Of the entries that both models changed, the share they changed in opposite directions; about 50 % for unrelated task vectors."),
+    ("Sign conflict", "Of the entries that both models changed, the share they changed in opposite directions; 50 % is chance: unrelated task vectors have it."),
     ("Weighted conflict", "The same, with each entry weighted by the product of both changes: a conflict of large entries costs more than one of noise."),
-    ("Top overlap", "The share of one model's largest changes that are also among the other's largest."),
+    ("Top overlap", "The share of one model's largest changes that are also among the other's largest; chance gives the share of all entries that counts as largest, 20 % by default."),
     ("Subspace alignment", "Whether the strongest directions (leading singular vectors) of two task vectors span the same space: 1 is the same, 0 orthogonal. Left: the output directions of a matrix; right: its input directions."),
     ("Cancelled", "The share of all magnitude that is lost when the task vectors are added, because they oppose each other."),
     ("Quantiles", "The value below which that share of the entries is. Minimum and maximum are exact; other quantiles of groups and of the whole model are within 0.8 % of the exact value."),
@@ -460,8 +460,9 @@ def _groups(analysis: Analysis) -> PageSection:
                     "y": list(range(len(groups))),
                     "x": values,
                     "marker": {"color": ground},
-                    "text": [str(index + 1)] * len(groups) if models > 1 else None,
-                    "textposition": "outside",
+                    "text": [escape(shorten(model.name, 24))] * len(groups) if models > 1 else None,
+                    "textposition": "auto",
+                    "insidetextanchor": "start",
                     "textangle": 0,
                     "cliponaxis": False,
                     "hovertext": [
@@ -558,9 +559,10 @@ def _pairs(analysis: Analysis) -> PageSection | None:
 
 
 def _joint(scope: ScopeStatistics) -> str:
+    chance = " (50 % is chance)" if len(scope.changes) == 2 else ""
     return (
         f"Of the entries that two or more models changed, {percent(scope.sign_conflict)} have opposite "
-        f"signs; adding the task vectors cancels {percent(scope.cancelled)} of their magnitude."
+        f"signs{chance}; adding the task vectors cancels {percent(scope.cancelled)} of their magnitude."
     )
 
 

@@ -12,6 +12,12 @@ from alnico.cli.printing import Page, page, say
 NAME = 24
 """Room for the name of a model."""
 
+CHANGES_MEAN = [
+    "L2: length of the change from the base. relative: that over the base's length. max: largest change of an element.",
+    "unchanged: share of elements equal to the base's. sparsity: 0 if all changes are equally large, near 1 if a few",
+    "hold most of the change; 0.36 for a normal distribution.",
+]
+
 
 @command(
     "alnico.analyze",
@@ -50,6 +56,7 @@ def analysis_text(analysis: Analysis, verbose: int) -> Page:
     )
     for model, change in zip(analysis.models, changes, strict=True):
         lines.append(f"{model.name[:NAME]:{NAME}}  {_change(change)}")
+    lines += CHANGES_MEAN
     lines += ["", *_by_scope("relative change by group", list(analysis.groups.items()), analysis)]
     if verbose:
         lines += [
@@ -95,6 +102,11 @@ def _pairs(analysis: Analysis) -> list[str]:
         lines.append(
             f"{f'{first} - {second}':{width}}  " + "  ".join([*numbers, _percent(pair.top_overlap, 14)])
         )
+    lines += [
+        "cosine: 1 for the same direction, 0 for unrelated ones. sign conflict: of the elements that both changed,",
+        "the share in opposite directions; 50 % is chance. weighted: the same, by the size of both changes.",
+        f"top {analysis.top_share:.0%} shared: of each model's largest changes; {analysis.top_share:.0%} is chance.",
+    ]
     if analysis.whole.cancelled is not None:
         lines.append(
             f"added up, the task vectors lose {analysis.whole.cancelled:.1%} of their magnitude to one another"

@@ -19,6 +19,8 @@ SHOWN = 12
 WIDTH = 60
 """Characters of a value of a config, unless all are asked for."""
 
+DIFFERENCES_MEAN = "change: |b - a| / |a|, over a tensor. max |b-a|: of one entry. cosine: 1 for the same direction, 0 for none in common."
+
 VERDICTS = {
     "equal": "equal",
     "same values": "of the same values",
@@ -75,7 +77,7 @@ def difference_text(difference: ModelDiff, verbose: int) -> Page:
     if difference.files:
         lines += ["", *(line for file in difference.files for line in _file(file, verbose))]
     if differing:
-        lines += ["", "change: |b - a| / |a|, over a tensor."]
+        lines += ["", DIFFERENCES_MEAN]
     if any(is_factor(t.name) for t in differing):
         lines += [
             "",

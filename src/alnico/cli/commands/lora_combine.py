@@ -47,15 +47,22 @@ def combined_text(combined: Combined, verbose: int) -> Page:
     """The result for people; with ``verbose`` a line for each update."""
     ranks = sorted({m.rank for m in combined.modules})
     shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    lines = [f"{m.name}  rank {m.rank}  error {m.error:.3g}" for m in combined.modules] if verbose else []
+    lines = (
+        [f"{m.name}  rank {m.rank}  error {_percent(m.error)}" for m in combined.modules] if verbose else []
+    )
     lines.append(
-        f"{combined.path}: {len(combined.modules)} updates of rank {shown}, error {combined.error:.3g}, {format_size(combined.byte_size)} in "
+        f"{combined.path}: {len(combined.modules)} updates of rank {shown}, error {_percent(combined.error)}, {format_size(combined.byte_size)} in "
         f"{time_text(combined.seconds, combined.compile_seconds)}"
     )
     if not verbose and combined.error > 0:
         worst = max(combined.modules, key=lambda m: m.error)
-        lines.append(f"largest error: {worst.error:.3g}, {worst.name}")
+        lines.append(f"largest error: {_percent(worst.error)}, {worst.name}")
+        lines.append("error: what the rank drops, relative to the norm of the method's result.")
     return page(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _method_option(text: str) -> tuple[str, Any]:

@@ -64,6 +64,7 @@ def extraction_text(extraction: Extraction, verbose: int) -> Page:
     lines += [
         "",
         "energy: the sum of the squares of fine-tune minus base. error: |folded - fine-tune| / |fine-tune - base|.",
+        "of the change: the tensor's share of the energy of the whole model.",
     ]
     resumed = f", {extraction.resumed} tensors resumed" if extraction.resumed else ""
     lines.append(

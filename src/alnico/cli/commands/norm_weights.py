@@ -29,7 +29,7 @@ def weights_text(result: NormWeights) -> Page:
     lines = [f"task vectors from {result.base}"]
     for place, norms, weights in zip(result.places, result.norms, result.weights, strict=True):
         lines += ["", *([place] if place else []), f"{'L2 norm':>14}  {'weight':>10}  model"]
-        lines += [f"{n:14.8f}  {w:10.6f}  {m}" for n, w, m in zip(norms, weights, result.models, strict=True)]
+        lines += [f"{n:14.4g}  {w:10.4f}  {m}" for n, w, m in zip(norms, weights, result.models, strict=True)]
     setting = ", ".join(f"{k}: {_plain(v)}" for k, v in result.setting.data().items())
     return page([*lines, "", "in a recipe, under parameters:", f"  weight: {{{setting}}}"])
 

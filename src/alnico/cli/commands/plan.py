@@ -190,7 +190,7 @@ def weighing_lines(plan: Plan) -> list[str]:
         )
         if first.norms is not None and len(group) == 1:
             entries = first.data(plan.sources)["models"]
-            lines += [f"  {e['weight']:.6f}  {e['model']} (L2 norm {e['l2_norm']:.6g})" for e in entries]
+            lines += [f"  {e['weight']:.4f}  {e['model']} (L2 norm {e['l2_norm']:.4g})" for e in entries]
         else:
             lines.append(f"  {', '.join(plan.sources[m].label for m in models)}")
     return lines

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.evaluate import scorecard_text
 from alnico.cli.options import JSON, QUIET, Flag
 from alnico.cli.printing import Page, page
+from alnico.tune.search.files import BEST
 from alnico.tune.search.result import SearchResult
 
 
@@ -27,6 +29,23 @@ def run(call: CommandCall) -> None:
     call.show(result.data, lambda: search_text(result, Path(folder)), besides=folder, even_quiet=True)
 
 
+DIGITS = 4
+"""Significant digits of the values of a recipe that is shown; its file has all that were scored."""
+
+
+def rounded(line: str) -> str:
+    """Return a line of a recipe with its long numbers rounded; names with digits stay.
+
+    >>> rounded("parameters: {weight: 0.43718610975120001, lambda: 1.5}, model: run-0.123456789")
+    'parameters: {weight: 0.4372, lambda: 1.5}, model: run-0.123456789'
+    """
+    return re.sub(
+        r"(?<=[-:,\[] )-?\d+\.\d{4,}(e[-+]?\d+)?(?=[,\]}]|$)|(?<=\[)-?\d+\.\d{4,}(e[-+]?\d+)?(?=[,\]])",
+        lambda number: f"{float(number[0]):.{DIGITS}g}",
+        line,
+    )
+
+
 def search_text(result: SearchResult, out: Path | None) -> Page:
     """The best recipe or recipes with their values, what mattered, and where it is written."""
     counts = ", ".join(f"{count} {state}" for state, count in result.counts.items())
@@ -35,8 +54,16 @@ def search_text(result: SearchResult, out: Path | None) -> Page:
     width = max(10, *(len(n) for n in names)) + 2
     lines.append("".join(f"{name:>{width}}" for name in ("trial", *names)))
     lines += [
-        "".join(f"{v:>{width}}" for v in (t.number, *(f"{v:.6g}" for v in t.values))) for t in result.best
+        "".join(f"{v:>{width}}" for v in (t.number, *(f"{v:.4g}" for v in t.values))) for t in result.best
     ]
+    for o in result.objectives:
+        better = "higher" if o.goal == "max" else "lower"
+        what = (
+            ""
+            if [o.name] == [name for name, _ in o.tasks]
+            else f", the weighted mean of {', '.join(name for name, _ in o.tasks)}"
+        )
+        lines.append(f"{o.name}: {better} is better{what}")
     if result.importances:
         lines += ["", "share of the variation explained"]
         lines += [
@@ -44,7 +71,10 @@ def search_text(result: SearchResult, out: Path | None) -> Page:
             for name, share in sorted(result.importances.items(), key=lambda i: -i[1])[:8]
         ]
     if len(result.recipes) == 1:
-        lines += ["", *result.recipe.text.rstrip().split("\n")]
+        shown = [rounded(line) for line in result.recipe.text.rstrip().split("\n")]
+        lines += ["", *shown]
+        if out is not None and "\n".join(shown) != result.recipe.text.rstrip():
+            lines.append(f"# values to {DIGITS} digits; {out / BEST} has all of them")
     if result.report is not None:
         lines += ["", "on the examples of the report:", *scorecard_text(result.report, 0).split("\n"), ""]
     lines += [f"note: {note}" for note in result.notes]

@@ -54,7 +54,7 @@ def soup_text(soup: Soup) -> Page:
     ]
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'':{width}}  {soup.objective:>10}  in the soup"]
-    lines += [f"{name:{width}}  {value:10.6f}  {share}".rstrip() for name, value, share in rows]
+    lines += [f"{name:{width}}  {value:10.4f}  {share}".rstrip() for name, value, share in rows]
     return page(
         [
             *lines,
