@@ -92,11 +92,12 @@ class Counted:
 
 @dataclass(frozen=True)
 class Scored:
-    """A model has a score on a task (:class:`alnico.evaluation.tasks.Score`)."""
+    """A model has a score on a task (:class:`alnico.evaluation.tasks.Score`); ``metric`` names what it is."""
 
     model: str
     task: str
     score: Any
+    metric: str = "score"
 
 
 @dataclass(frozen=True)

@@ -243,6 +243,14 @@ def test_accuracy_kept_is_of_the_best_parent_of_the_task(tmp_path: Path) -> None
     assert (code.kept, code.gain_kept) == (pytest.approx(0.8), pytest.approx(0.6))
     assert (math.best, math.kept, math.of_base, math.gain_kept) == ("math", pytest.approx(1.1), None, None)
     assert (mmlu.kept, mmlu.gain_kept) == (None, None)
+    worse, equal = (
+        accuracies(read_scores([f"t:code={own}", "t:merged=0.2", "t:base=0.4"]), MODELS, MERGED, ORIGIN)[0]
+        for own in (0.3, 0.4)
+    )
+    assert (worse.gain, worse.gain_kept, worse.has_no_gain) == (pytest.approx(-0.1), None, True)
+    assert (equal.gain, equal.gain_kept, equal.has_no_gain) == (0.0, None, True)
+    (below,) = accuracies(read_scores(["t:code=-2", "t:merged=-1"]), MODELS, MERGED, ORIGIN)
+    assert (below.kept, below.gain, below.has_no_gain) == (None, None, False)
 
 
 def test_scores_that_cannot_be_read_are_refused_with_what_is_wrong(

@@ -28,7 +28,7 @@ EVENTS = [
     events.TensorDone("w", "0123"),
     events.Finished("out", 1.0),
     events.Counted("updates", 3, 9),
-    events.Scored("m", "pets", SimpleNamespace(value=0.875)),
+    events.Scored("m", "pets", SimpleNamespace(value=0.875), "accuracy"),
     events.SoupTried(SOUP),
     events.TrialDone(TRIAL),
     events.TrialDone(SimpleNamespace(number=4, state="pruned", rungs=[0.25], seconds=None)),
@@ -36,8 +36,8 @@ EVENTS = [
     events.Learned(STEP, 10),
 ]
 RESULTS = [
-    "m  pets  0.875",
-    "+ b: 0.750000  +0.250000  of 2",
+    "m  pets: accuracy 0.875",
+    "+ b: 0.7500  +0.2500  of 2",
     "trial    3  0.5  2  1.5 s",
     "trial    4  stopped early at 0.25",
     "trial    5  failed: no memory",

@@ -56,12 +56,23 @@ def test_the_command_prints_a_table_and_writes_json_and_page(run, made, merged, 
     ]
     code, out, err = run(*words, "--out", str(tmp_path / "scores.json"), "--report", str(tmp_path / "report"))
     assert code == 0
-    assert err.splitlines()[0] == f"{made.base}  pets  {card.models[0].scores['pets'].value:.4g}"
+    assert err.splitlines()[0] == f"{made.base}  pets: accuracy {card.models[0].scores['pets'].value:.4g}"
     lines = out.splitlines()
     assert lines[0].split() == ["model", "mean", "pets", "food", "sky"]
-    assert lines[5].split()[:2] == ["arithmetic", f"{card.models[-1].mean.value:.3f}"]
-    assert lines[8].startswith("arithmetic - base ")
-    assert f"{card.differences[0].mean.value:+.3f}* [{card.differences[0].mean.low:+.3f}, " in lines[8]
+    assert [line.split() for line in lines[1:4]] == [
+        ["metric", *["accuracy"] * 4],
+        ["better", *["higher"] * 4],
+        ["examples", *["60"] * 3],
+    ]
+    assert lines[8].split()[:2] == ["arithmetic", f"{card.models[-1].mean.value:.3f}"]
+    assert lines[11].startswith("arithmetic - base ")
+    assert f"{card.differences[0].mean.value:+.3f}* [{card.differences[0].mean.low:+.3f}, " in lines[11]
+    assert (
+        lines[-1] == "[low, high]: 95 % interval for other examples of the same tasks, 2000 bootstrap draws"
+    )
+    assert card.data()["tasks"][0] == {
+        "name": "pets", "goal": "max", "weight": 1.0, "examples": 60, "metric": "accuracy", "counted": "examples",
+    }  # fmt: skip
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(json.dumps(card.data()))
     assert json.loads((tmp_path / "report" / "evaluation.json").read_text()) == json.loads(
         json.dumps(card.data())
@@ -71,6 +82,7 @@ def test_the_command_prints_a_table_and_writes_json_and_page(run, made, merged, 
         f'id="{anchor}"' in page
         for anchor in ("scores", "table", "differences", "kept", "score-bars", "score-radar")
     )
+    assert "pets (accuracy, higher is better, 60 examples)" in page
     code, out, _ = run(*words, "--json")
     assert json.loads(out) == json.loads(json.dumps(card.data()))
 

@@ -142,6 +142,53 @@ def test_a_scorecard_says_what_a_merge_kept_of_the_best_parent():
     assert without.kept == {}
 
 
+def test_tables_say_what_a_score_is_which_direction_is_better_and_on_how_many_examples():
+    from alnico.cli.commands.evaluate import scorecard_text
+
+    news, wiki, mine = Told("news"), Told("wiki", "min"), Told("mine")
+    news.metric, wiki.metric, wiki.counted = "accuracy", "perplexity", "windows"
+    scores = {
+        "news": score(coins(40, 0.5, 0)),
+        "wiki": score(np.full(12, 2.0), "exp"),
+        "mine": Score(3.0),
+    }
+    card = scorecard({"m": scores}, [news, wiki, mine])
+    lines = scorecard_text(card, 0).split("\n")
+    assert [line.split() for line in lines[:4]] == [
+        ["model", "mean", "news", "wiki", "mine"],
+        ["metric", "score", "accuracy", "perplexity", "score"],
+        ["better", "higher", "higher", "lower", "higher"],
+        ["examples", "40", "12", "windows", "unknown"],
+    ]
+    told = [(task["metric"], task["counted"], task["examples"]) for task in card.data()["tasks"]]
+    assert told == [("accuracy", "examples", 40), ("perplexity", "windows", 12), ("score", "examples", 0)]
+    assert card.data()["bootstrap"]["level"] == 0.95
+
+
+def test_a_merge_of_a_parent_that_is_worse_than_the_base_kept_no_share_of_a_gain():
+    from alnico.cli.commands.evaluate import scorecard_text
+    from alnico.evaluation.scorecard_page import scorecard_sections
+
+    values = {"base": 0.8, "x": 0.7, "out": 0.6}
+    card = scorecard(
+        {label: {"a": Score(value)} for label, value in values.items()},
+        [Told("a")],
+        base="base",
+        merged=["out"],
+    )
+    (kept,) = card.kept["out"]
+    assert (kept.gain_kept, kept.gain, kept.has_no_gain) == (None, pytest.approx(-0.1), True)
+    assert card.data()["kept"]["out"][0]["gain_kept"] is None
+    lines = scorecard_text(card, 0).split("\n")
+    assert "no gain  x" in next(line for line in lines if line.startswith("a "))
+    means = "no gain: the best parent is not better than the base on the task, so there is no gain to keep."
+    assert means in lines
+    section = scorecard_sections(card)[-1]
+    assert "no gain" in section.body
+    assert "200" not in section.body
+    assert means.capitalize() in section.words
+
+
 def test_models_are_scored_one_after_the_other(made):
     tasks = read_tasks(made.valid)
     seen = []

@@ -25,6 +25,7 @@ from alnico.analysis.page import (
 )
 from alnico.analysis.report import ReportSubject
 from alnico.analysis.retention import ParentRetention, Retention, ScopeRetention
+from alnico.analysis.score_section import gain_cell, kept_words
 
 RetentionColumn = tuple[str, Callable[[ParentRetention], float | None], str]
 """A quantity drawn by layer: its name, its value, and the format of the axis."""
@@ -192,7 +193,8 @@ def _scores(retention: Retention) -> str:
     ]  # fmt: skip
     rows = [
         f"<tr><td>{escape(s.task)}</td>{cell(number(s.merged), s.merged)}<td>{name(s.best)}</td>{cell(number(s.of_best), s.of_best)}"
-        f"{cell(number(s.of_base), s.of_base)}{cell(percent(s.kept), s.kept)}{cell(percent(s.gain_kept), s.gain_kept)}</tr>\n"
+        f"{cell(number(s.of_base), s.of_base)}{cell(percent(s.kept), s.kept)}{gain_cell(s)}</tr>\n"
         for s in retention.scores
     ]
-    return table(columns, rows, label="Scores", anchor="kept-scores", sortable=True)
+    words = f"<p>{escape(' '.join(kept_words(retention.scores)))}</p>\n"
+    return table(columns, rows, label="Scores", anchor="kept-scores", sortable=True) + words

@@ -6,21 +6,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alnico.analysis.common_tensors import short_names
-from alnico.analysis.page import Figure, PageSection, escape, figure_html, number, series, shorten
-from alnico.analysis.scores import Estimate, Estimates
+from alnico.analysis.page import (
+    Figure,
+    PageSection,
+    cell,
+    escape,
+    figure_html,
+    number,
+    percent,
+    series,
+    shorten,
+)
+from alnico.analysis.scores import NO_GAIN, NO_GAIN_MEANS, Accuracy, Estimate, Estimates
 
 LEAST_ON_A_RADAR = 3
 """The smallest number of tasks for a radar: two axes have no area."""
 
 
-def score_section(scores: Estimates) -> PageSection:
+def score_section(scores: Estimates, metric: str = "score") -> PageSection:
     """Build the section: bars by model and task, with known intervals, and a radar from three tasks on.
 
-    Errors: none; scores must not be empty.
+    ``metric`` names the scores. Errors: none; scores must not be empty.
     """
     references = list(dict.fromkeys(model for models in scores.values() for model in models))
     models = dict(zip(references, short_names(references), strict=True))
-    figures = [_bars(scores, models)]
+    figures = [_bars(scores, models, metric)]
     if len(scores) >= LEAST_ON_A_RADAR:
         figures.append(_radar(scores, models))
     words = [
@@ -31,7 +41,7 @@ def score_section(scores: Estimates) -> PageSection:
     return PageSection("scores", "Scores", words, body, figures)
 
 
-def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
+def _bars(scores: Estimates, models: Mapping[str, str], metric: str) -> Figure:
     data = []
     for index, (reference, name) in enumerate(models.items()):
         estimates = [of_task.get(reference) for of_task in scores.values()]
@@ -44,6 +54,9 @@ def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
                 "x": [None if e is None else e.value for e in estimates],
                 "error_x": _whiskers(estimates),
                 "marker": {"color": series(index)[0]},
+                "text": [escape(shorten(name, 24))] * len(scores) if len(models) > 1 else None,
+                "textposition": "auto",
+                "insidetextanchor": "start",
                 "hovertext": [
                     f"{escape(name)}, {escape(task)}<br>{_text(e)}"
                     for task, e in zip(scores, estimates, strict=True)
@@ -54,7 +67,7 @@ def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
     layout = {
         "height": max(len(scores) * (13 * len(models) + 14), 48) + 60,
         "bargap": 0.22,
-        "xaxis": {"title": {"text": "score", "standoff": 8}, "rangemode": "tozero", "nticks": 8},
+        "xaxis": {"title": {"text": escape(metric), "standoff": 8}, "rangemode": "tozero", "nticks": 8},
         "yaxis": {
             "tickvals": list(range(len(scores))),
             "ticktext": [escape(shorten(task, 24)) for task in scores],
@@ -151,3 +164,16 @@ def _text(estimate: Estimate | None) -> str:
     if estimate.low is None or estimate.high is None:
         return number(estimate.value)
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def gain_cell(score: Accuracy) -> str:
+    """Return the cell of the share of the best parent's gain that a merge kept, or of none."""
+    return cell(NO_GAIN if score.has_no_gain else percent(score.gain_kept), score.gain_kept)
+
+
+def kept_words(scores: Sequence[Accuracy]) -> list[str]:
+    """Return what the columns of what a merge kept mean."""
+    words = [
+        "Kept: the merge's score over that of the best parent on the task. Of its gain: the same after subtracting the base's score from both."
+    ]
+    return words + [NO_GAIN_MEANS.capitalize()] * any(score.has_no_gain for score in scores)

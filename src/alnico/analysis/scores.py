@@ -37,6 +37,13 @@ class Estimate:
 Estimates = Mapping[str, Mapping[str, Estimate]]
 """Scores by task, then by model; higher is better."""
 
+NO_GAIN = "no gain"
+"""What is shown in place of the share of a gain that does not exist."""
+
+NO_GAIN_MEANS = (
+    "no gain: the best parent is not better than the base on the task, so there is no gain to keep."
+)
+
 COLUMNS = ["task", "model", "score"]
 """The header of a CSV file of scores."""
 
@@ -49,8 +56,8 @@ BASE = "base"
 class Accuracy:
     """How much the merged model kept on a task, compared with the ``best`` parent (a name) on it.
 
-    ``kept`` is merged / best, ``gain_kept`` is (merged - base) / (best - base); None if the divisor is 0 or
-    the base has no score.
+    ``kept`` is merged / best; None unless best is above 0. ``gain`` is best - base, None if the base has no
+    score. ``gain_kept`` is (merged - base) / gain; None unless ``gain`` is above 0, as there is nothing to keep.
     """
 
     task: str
@@ -60,6 +67,12 @@ class Accuracy:
     of_base: float | None
     kept: float | None
     gain_kept: float | None
+    gain: float | None = None
+
+    @property
+    def has_no_gain(self) -> bool:
+        """Whether no parent is better than the base, so that there is no gain to keep."""
+        return self.gain is not None and self.gain <= 0
 
 
 def read_scores(sources: Iterable[str | os.PathLike[str]]) -> ScoreTable:
@@ -137,14 +150,10 @@ def accuracies(
             )
         best = max(of_parents, key=lambda entry: entry[0])
         of_base = own.get(base) if base is not None else None
-        gain = (
-            None if of_base is None or best[0] == of_base else (own[merged] - of_base) / (best[0] - of_base)
-        )
-        results.append(
-            Accuracy(
-                task, own[merged], best[1], best[0], of_base, own[merged] / best[0] if best[0] else None, gain
-            )
-        )
+        gain = None if of_base is None else best[0] - of_base
+        gain_kept = (own[merged] - of_base) / gain if of_base is not None and gain and gain > 0 else None
+        kept = own[merged] / best[0] if best[0] > 0 else None
+        results.append(Accuracy(task, own[merged], best[1], best[0], of_base, kept, gain_kept, gain))
     return tuple(results)
 
 

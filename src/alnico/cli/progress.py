@@ -143,20 +143,20 @@ def _learned(event: Learned) -> str:
 def _result_line(event: Event) -> str | None:
     """The line of an event that is a result: a score, an average of a soup, a trial."""
     if isinstance(event, Scored):
-        return f"{event.model}  {event.task}  {event.score.value:.4g}"
+        return f"{event.model}  {event.task}: {event.metric} {event.score.value:.4g}"
     if isinstance(event, SoupTried):
         step, size = event.step, sum(event.step.counts.values())
-        gain = "" if step.best is None else f"  {step.score - step.best:+.6f}"
-        return f"{'+' if step.is_kept else ' '} {step.tried}: {step.score:.6f}{gain}{f'  of {size}' if size > 1 else ''}"
+        gain = "" if step.best is None else f"  {step.score - step.best:+.4f}"
+        return f"{'+' if step.is_kept else ' '} {step.tried}: {step.score:.4f}{gain}{f'  of {size}' if size > 1 else ''}"
     return _trial_line(event.trial) if isinstance(event, TrialDone) else None
 
 
 def _trial_line(trial: Any) -> str:
     seconds = "" if trial.seconds is None else f"  {trial.seconds:.1f} s"
     if trial.state == "complete":
-        return f"trial {trial.number:4}  {'  '.join(f'{v:.6g}' for v in trial.values)}{seconds}"
+        return f"trial {trial.number:4}  {'  '.join(f'{v:.4g}' for v in trial.values)}{seconds}"
     if trial.state == "pruned":
-        return f"trial {trial.number:4}  stopped early at {trial.rungs[-1]:.6g}{seconds}"
+        return f"trial {trial.number:4}  stopped early at {trial.rungs[-1]:.4g}{seconds}"
     return f"trial {trial.number:4}  failed: {trial.reason}"
 
 

@@ -51,6 +51,7 @@ class Classification:
     """
 
     goal: Goal = "max"
+    metric = "accuracy"
 
     def __init__(
         self,

@@ -37,6 +37,8 @@ class Harness:
     Source: Gao et al., https://github.com/EleutherAI/lm-evaluation-harness. Errors: EvaluationError; AlnicoError without lm_eval.
     """
 
+    counted = "documents"
+
     def __init__(
         self,
         name: str,
@@ -57,6 +59,7 @@ class Harness:
         self.size = limit if limit is not None and len(tasks) == 1 else 0
         self._tasks = list(tasks)
         self._metric = metric
+        self.metric = metric.removesuffix(",none")
         self._include_path = None if include_path is None else os.fspath(include_path)
         self._asked: dict[str, Any] = {
             "num_fewshot": num_fewshot,

@@ -41,6 +41,8 @@ class Perplexity:
     """
 
     goal: Goal = "min"
+    metric = "perplexity"
+    counted = "windows"
     kind: ModelKind = "causal"
 
     def __init__(

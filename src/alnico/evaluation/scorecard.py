@@ -13,7 +13,7 @@ from alnico.analysis.common_tensors import short_names
 from alnico.analysis.results import AnalysedModel
 from alnico.analysis.scores import Accuracy, Estimate, accuracies
 from alnico.errors import EvaluationError
-from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, Task
+from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, Task, counted_of, metric_of
 from alnico.events import Scored, Watcher
 
 LEVEL = 0.95
@@ -31,12 +31,17 @@ TaskScores = Mapping[str, Score]
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """A task of a scorecard; ``examples`` is 0 if it does not report the contribution of each example."""
+    """A task of a scorecard; ``examples`` is 0 if it does not report the contribution of each example.
+
+    ``metric`` names its scores, ``counted`` its examples.
+    """
 
     name: str
     goal: Goal
     weight: float
     examples: int
+    metric: str = "score"
+    counted: str = "examples"
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def score_models(
         for task in tasks:
             scores[task.name] = task.evaluate(subject)
             if watch is not None:
-                watch(Scored(subject.label, task.name, scores[task.name]))
+                watch(Scored(subject.label, task.name, scores[task.name], metric_of(task)))
     return scorecard(results, tasks, base=base, merged=merged, draws=draws, seed=seed)
 
 
@@ -172,7 +177,10 @@ def scorecard(
         if other
     )
     kept = {names[one]: _kept(one, scores, names, roles, tasks, base) for one in labels if one in merged}
-    measured = tuple(TaskSummary(t.name, t.goal, t.weight, drawn.examples(t.name)) for t in tasks)
+    measured = tuple(
+        TaskSummary(t.name, t.goal, t.weight, drawn.examples(t.name), metric_of(t), counted_of(t))
+        for t in tasks
+    )
     return Scorecard(
         measured, models, differences, {name: shares for name, shares in kept.items() if shares}, draws, seed
     )

@@ -19,7 +19,7 @@ from alnico.analysis.page import (
     percent,
     table,
 )
-from alnico.analysis.score_section import score_section
+from alnico.analysis.score_section import gain_cell, kept_words, score_section
 from alnico.analysis.scores import Estimate
 from alnico.checkpoint.output_path import check_writable
 from alnico.checkpoint.overwrite import is_evaluation
@@ -67,10 +67,11 @@ def write_scorecard(card: Scorecard, folder: Path) -> None:
 
 def scorecard_sections(card: Scorecard) -> list[PageSection]:
     """Return the sections of a page: charts, all scores, differences, and what merges kept."""
-    more = [task.name for task in card.tasks if task.goal == "max"]
+    more = {task.name: task.metric for task in card.tasks if task.goal == "max"}
+    metric = next(iter(more.values())) if len(set(more.values())) == 1 else "score"
     scores = {task: {m.name: m.scores[task] for m in card.models} for task in more}
     return [
-        *([score_section(scores)] if scores else []),
+        *([score_section(scores, metric)] if scores else []),
         _table(card),
         *([_differences(card)] if card.differences else []),
         *([_kept(card)] if card.kept else []),
@@ -78,7 +79,7 @@ def scorecard_sections(card: Scorecard) -> list[PageSection]:
 
 
 def _page(card: Scorecard) -> str:
-    examples = [str(task.examples) for task in card.tasks if task.examples]
+    examples = [f"{task.examples} {task.counted} of {task.name}" for task in card.tasks if task.examples]
     facts = [
         ("Models", str(len(card.models))),
         ("Tasks", str(len(card.tasks))),
@@ -120,7 +121,11 @@ def _table(card: Scorecard) -> PageSection:
 
 
 def _heading(card: Scorecard, task: str) -> str:
-    return task + next(" (lower is better)" if t.goal == "min" else "" for t in card.tasks if t.name == task)
+    """Return the head of a task's column: its name, metric, direction and number of examples."""
+    summary = next(t for t in card.tasks if t.name == task)
+    direction = "lower is better" if summary.goal == "min" else "higher is better"
+    count = f", {summary.examples} {summary.counted}" if summary.examples else ""
+    return f"{task} ({summary.metric}, {direction}{count})"
 
 
 def _differences(card: Scorecard) -> PageSection:
@@ -147,7 +152,7 @@ def _differences(card: Scorecard) -> PageSection:
 def _kept(card: Scorecard) -> PageSection:
     rows = [
         f"<tr><td>{name(model)}</td><td>{escape(k.task)}</td>{cell(number(k.merged), k.merged)}<td>{name(k.best)}</td>"
-        f"{cell(number(k.of_best), k.of_best)}{cell(percent(k.kept), k.kept)}{cell(percent(k.gain_kept), k.gain_kept)}</tr>\n"
+        f"{cell(number(k.of_best), k.of_best)}{cell(percent(k.kept), k.kept)}{gain_cell(k)}</tr>\n"
         for model, of_tasks in card.kept.items()
         for k in of_tasks
     ]
@@ -155,11 +160,11 @@ def _kept(card: Scorecard) -> PageSection:
         ("merge", "text"), ("task", "text"), ("score", "number"), ("best parent", "text"), ("its score", "number"), ("kept", "number"),
         ("of its gain", "number"),
     ]  # fmt: skip
-    words = "Kept: the merge's score over that of the best parent on the task. Of its gain: the same after subtracting the base's score from both."
+    words = kept_words([k for of_tasks in card.kept.values() for k in of_tasks])
     return PageSection(
         "kept",
         "What each merge kept",
-        [words],
+        words,
         table(columns, rows, label="What each merge kept", anchor="kept-table", sortable=True),
     )
 

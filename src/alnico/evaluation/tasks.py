@@ -114,7 +114,11 @@ class EvaluatedModel(Protocol):
 
 
 class Task(Protocol):
-    """One ability, measured on examples."""
+    """One ability, measured on examples.
+
+    A task may also name its ``metric``, such as ``accuracy``, and what it has ``counted``, such as ``windows``
+    (default ``score`` and ``examples``).
+    """
 
     name: str
     goal: Goal
@@ -134,6 +138,16 @@ class Task(Protocol):
     def digests(self) -> frozenset[str]:
         """Return the digests of its examples: tasks with a common digest share an example."""
         ...
+
+
+def metric_of(task: Task) -> str:
+    """Return the name of what a task measures, its ``metric``; ``score`` if it does not name it."""
+    return str(getattr(task, "metric", "score"))
+
+
+def counted_of(task: Task) -> str:
+    """Return what a task counts as its examples, its ``counted``."""
+    return str(getattr(task, "counted", "examples"))
 
 
 @runtime_checkable

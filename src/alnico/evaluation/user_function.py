@@ -61,6 +61,7 @@ class UserFunction:
         self._function = function
         self._kind: ModelKind = kind
         self._metric = metric
+        self.metric = metric or "score"
         self._parameters = _parameters(function)
         if (
             len([word for word in self._parameters if word not in (*PATHS, "tokenizer")]) > 1

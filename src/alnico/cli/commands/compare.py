@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from alnico.analysis.retention import ParentRetention, Retention, ScopeRetention
-from alnico.analysis.scores import Accuracy
+from alnico.analysis.scores import NO_GAIN, NO_GAIN_MEANS, Accuracy
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.analyze import say_report
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
@@ -49,6 +51,7 @@ def retention_text(retention: Retention, verbose: int) -> Page:
             f"{'task':16}  {'merged':>8}  {'best parent':>11}  {'kept':>7}  {'of its gain':>11}  parent",
         ]
         lines += [_score(score) for score in retention.scores]
+        lines += kept_legend(retention.scores)
     if retention.base is not None:
         lines += [
             "",
@@ -92,8 +95,21 @@ def _share(share: ParentRetention, with_base: bool) -> str:
 def _score(score: Accuracy) -> str:
     return (
         f"{_cut(score.task, 16):16}  {score.merged:8.4g}  {score.of_best:11.4g}  {_percent(score.kept, 1):>7}  "
-        f"{_percent(score.gain_kept, 1):>11}  {score.best}"
+        f"{gain_text(score):>11}  {score.best}"
     )
+
+
+def gain_text(score: Accuracy) -> str:
+    """The share of the best parent's gain over the base that a merge kept, or that there is none."""
+    return NO_GAIN if score.has_no_gain else _percent(score.gain_kept, 1)
+
+
+def kept_legend(scores: Sequence[Accuracy]) -> list[str]:
+    """What the columns of what a merge kept mean."""
+    lines = [
+        "kept: the merge's score / the best parent's. of its gain: the same after the base's score is taken off both."
+    ]
+    return [*lines, *([NO_GAIN_MEANS] if any(score.has_no_gain for score in scores) else [])]
 
 
 def _percent(share: float | None, digits: int = 2) -> str:

@@ -11,10 +11,11 @@ import typer
 from alnico.analysis.scores import Estimate
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.analyze import say_report
+from alnico.cli.commands.compare import gain_text, kept_legend
 from alnico.cli.options import JSON, QUIET, REQUIRED, VERBOSE, Flag
 from alnico.cli.printing import Page, json_page, page
 from alnico.errors import OutputError
-from alnico.evaluation.scorecard import Scorecard
+from alnico.evaluation.scorecard import LEVEL, Scorecard
 
 NAME = 24
 """Room for the name of a model."""
@@ -66,7 +67,7 @@ def scorecard_text(card: Scorecard, verbose: int) -> Page:
     tasks = [task.name for task in card.tasks]
     width = WIDE if verbose else COLUMN
     heads = "  ".join(f"{_cut(task, width):>{width}}" for task in tasks)
-    lines = [f"{'model':{NAME}}  {'mean':>{WIDE}}  {heads}"]
+    lines = [f"{'model':{NAME}}  {'mean':>{WIDE}}  {heads}", *_units(card, width)]
     for model in card.models:
         values = "  ".join(_shown(model.scores[task], width, verbose) for task in tasks)
         lines.append(f"{_cut(model.name):{NAME}}  {_shown(model.mean, WIDE, True)}  {values}")
@@ -80,17 +81,51 @@ def scorecard_text(card: Scorecard, verbose: int) -> Page:
             values = "  ".join(_shown(d.scores[task], width, verbose, signed=True) for task in tasks)
             pair = f"{_cut(d.model)} - {_cut(d.other)}"
             lines.append(f"{pair:{room}}  {_shown(d.mean, WIDE, True, signed=True)}  {values}")
-        lines.append("* the 95 % interval of the paired difference leaves out 0")
+        lines.append(f"* the {100 * LEVEL:g} % interval of the paired difference leaves out 0")
     for merge, kept in card.kept.items():
         lines += [
             "",
             f"{_cut('kept by ' + merge, 31):31}  {'score':>8}  {'best parent':>11}  {'kept':>7}  {'of its gain':>11}  parent",
         ]
         lines += [
-            f"{_cut(k.task, 31):31}  {k.merged:8.4g}  {k.of_best:11.4g}  {_percent(k.kept):>7}  {_percent(k.gain_kept):>11}  {k.best}"
+            f"{_cut(k.task, 31):31}  {k.merged:8.4g}  {k.of_best:11.4g}  {_percent(k.kept):>7}  {gain_text(k):>11}  {k.best}"
             for k in kept
         ]
-    return page(lines)
+    if card.kept:
+        lines += kept_legend([k for kept in card.kept.values() for k in kept])
+    return page([*lines, *(["", legend] if (legend := _interval_legend(card)) else [])])
+
+
+def _units(card: Scorecard, width: int) -> list[str]:
+    """Lines under the heads of tasks: what each score is, which direction is better, and on how many examples."""
+    metrics = {task.metric for task in card.tasks if task.goal == "max"}
+    of_mean = next(iter(metrics)) if len(metrics) == 1 else "score" if metrics else ""
+    better = {"max": "higher", "min": "lower"}
+    counts = [
+        "unknown"
+        if not task.examples
+        else str(task.examples)
+        if task.counted == "examples" or width < len(f"{task.examples} {task.counted}")
+        else f"{task.examples} {task.counted}"
+        for task in card.tasks
+    ]
+    rows = [
+        ("metric", of_mean, [task.metric for task in card.tasks]),
+        ("better", "higher" if of_mean else "", [better[task.goal] for task in card.tasks]),
+        ("examples", "", counts),
+    ]
+    return [
+        f"{name:{NAME}}  {mean:>{WIDE}}  {'  '.join(f'{_cut(cell, width):>{width}}' for cell in cells)}"
+        for name, mean, cells in rows
+    ]
+
+
+def _interval_legend(card: Scorecard) -> str:
+    estimates = [e for model in card.models for e in (model.mean, *model.scores.values()) if e is not None]
+    if all(estimate.low is None for estimate in estimates):
+        return ""
+    words = f"{100 * LEVEL:g} % interval for other examples of the same tasks"
+    return f"[low, high]: {words}, {card.draws} bootstrap draws"
 
 
 def _shown(estimate: Estimate | None, width: int, interval: bool | int, *, signed: bool = False) -> str:
