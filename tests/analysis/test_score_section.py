@@ -30,7 +30,6 @@ def test_bars_and_radar_hold_the_scores_and_their_intervals(tmp_path: Path) -> N
             Known(data=view["data"], layout=view["layout"])
     of_base, of_a, _ = bars["views"][""]["data"]
     assert (of_base["name"], of_base["x"], of_a["x"]) == ("1 base", [0.25, 0.5, 0.5], [0.75, 0.25, None])
-    assert (of_base["text"], of_a["text"]) == (["base"] * 3, ["a"] * 3)
     assert (of_base["error_x"]["array"], of_base["error_x"]["arrayminus"]) == (
         [0.25, None, 0.25],
         [0.125, None, 0.25],

@@ -82,7 +82,8 @@ def test_the_command_prints_a_table_and_writes_json_and_page(run, made, merged, 
         f'id="{anchor}"' in page
         for anchor in ("scores", "table", "differences", "kept", "score-bars", "score-radar")
     )
-    assert "pets (accuracy, higher is better, 60 examples)" in page
+    assert "Accuracy, higher is better: pets (60 examples), food (60 examples), sky (60 examples)." in page
+    assert "pets (accuracy)" in page
     code, out, _ = run(*words, "--json")
     assert json.loads(out) == json.loads(json.dumps(card.data()))
 

@@ -460,9 +460,9 @@ def _groups(analysis: Analysis) -> PageSection:
                     "y": list(range(len(groups))),
                     "x": values,
                     "marker": {"color": ground},
-                    "text": [escape(shorten(model.name, 24))] * len(groups) if models > 1 else None,
-                    "textposition": "auto",
-                    "insidetextanchor": "start",
+                    "text": [escape(shorten(model.name, 16))] * len(groups) if models > 1 else None,
+                    "textposition": "outside",
+                    "textfont": {"size": 10},
                     "textangle": 0,
                     "cliponaxis": False,
                     "hovertext": [
@@ -475,12 +475,15 @@ def _groups(analysis: Analysis) -> PageSection:
                 }
             )
         title = "relative change, %" if relative else "L2 norm of the task vector"
+        lengths: list[float] = [x for trace in data for x in trace["x"] if x is not None]  # type: ignore[union-attr,misc]
+        most = max(lengths, default=0.0) or 1.0
+        room, narrow = (1.2, 1.45) if models > 1 else (1.05, 1.05)  # for the names at the ends of the bars
         return {
             "data": data,
             "layout": {
                 "height": max(len(groups) * (13 * models + 14), 60) + 60,
                 "bargap": 0.22,
-                "xaxis": {"title": {"text": title, "standoff": 8}, "rangemode": "tozero", "nticks": 8},
+                "xaxis": {"title": {"text": title, "standoff": 8}, "range": [0, most * room], "nticks": 8},
                 "yaxis": {
                     "tickvals": list(range(len(groups))),
                     "ticktext": groups,
@@ -490,7 +493,7 @@ def _groups(analysis: Analysis) -> PageSection:
                 },
             },
             "narrow": {
-                "xaxis": {"title": {"text": title, "standoff": 8}, "rangemode": "tozero", "nticks": 5}
+                "xaxis": {"title": {"text": title, "standoff": 8}, "range": [0, most * narrow], "nticks": 5}
             },
         }
 

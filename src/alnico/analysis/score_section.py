@@ -54,9 +54,6 @@ def _bars(scores: Estimates, models: Mapping[str, str], metric: str) -> Figure:
                 "x": [None if e is None else e.value for e in estimates],
                 "error_x": _whiskers(estimates),
                 "marker": {"color": series(index)[0]},
-                "text": [escape(shorten(name, 24))] * len(scores) if len(models) > 1 else None,
-                "textposition": "auto",
-                "insidetextanchor": "start",
                 "hovertext": [
                     f"{escape(name)}, {escape(task)}<br>{_text(e)}"
                     for task, e in zip(scores, estimates, strict=True)

@@ -79,7 +79,7 @@ def scorecard_sections(card: Scorecard) -> list[PageSection]:
 
 
 def _page(card: Scorecard) -> str:
-    examples = [f"{task.examples} {task.counted} of {task.name}" for task in card.tasks if task.examples]
+    examples = [f"{task.name} {task.examples}" for task in card.tasks if task.examples]
     facts = [
         ("Models", str(len(card.models))),
         ("Tasks", str(len(card.tasks))),
@@ -111,21 +111,36 @@ def _table(card: Scorecard) -> PageSection:
         ("mean", "number"),
         *((_heading(card, t.name), "number") for t in card.tasks),
     ]
-    words = "Scores with their 95 % intervals. The mean is weighted, over the tasks where higher is better."
+    words = [
+        _what_is_scored(card),
+        "Scores with their 95 % intervals. The mean is weighted, over the tasks where higher is better.",
+    ]
     return PageSection(
         "table",
         "All scores",
-        [words],
+        words,
         table(columns, rows, label="All scores", anchor="scores-table", sortable=True),
     )
 
 
 def _heading(card: Scorecard, task: str) -> str:
-    """Return the head of a task's column: its name, metric, direction and number of examples."""
+    """Return the head of a task's column: its name, its metric, and the direction if lower is better."""
     summary = next(t for t in card.tasks if t.name == task)
-    direction = "lower is better" if summary.goal == "min" else "higher is better"
-    count = f", {summary.examples} {summary.counted}" if summary.examples else ""
-    return f"{task} ({summary.metric}, {direction}{count})"
+    direction = ", lower is better" if summary.goal == "min" else ""
+    return f"{task} ({summary.metric}{direction})"
+
+
+def _what_is_scored(card: Scorecard) -> str:
+    """Return a sentence for each metric: its direction, its tasks, and on how many examples."""
+    tasks_of: dict[tuple[str, str], list[str]] = {}
+    for task in card.tasks:
+        count = f"{task.examples} {task.counted}" if task.examples else "number of examples unknown"
+        tasks_of.setdefault((task.metric, task.goal), []).append(f"{task.name} ({count})")
+    better = {"max": "higher", "min": "lower"}
+    return " ".join(
+        f"{metric[:1].upper()}{metric[1:]}, {better[goal]} is better: {', '.join(names)}."
+        for (metric, goal), names in tasks_of.items()
+    )
 
 
 def _differences(card: Scorecard) -> PageSection:
