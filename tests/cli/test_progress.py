@@ -11,6 +11,7 @@ import pytest
 
 from alnico import events
 from alnico.cli import progress
+from alnico.kernels.clock import CLOCK
 
 SHARDS = (SimpleNamespace(byte_size=110, start=b"x" * 10),)
 SOUP = SimpleNamespace(counts={"a": 1, "b": 1}, best=0.5, score=0.75, is_kept=True, tried="b")
@@ -77,6 +78,17 @@ def test_a_terminal_has_a_bar_and_the_lines_of_results(monkeypatch: pytest.Monke
     for line in RESULTS:
         assert line in text
     assert "step 5/10  entropy 0.250 nats: pets 0.125" in text
+
+
+def test_the_rate_of_a_bar_leaves_compiling_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, rates = [100.0], list[object]()
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: seconds[0])
+    monkeypatch.setattr(CLOCK, "seconds", 7.0)
+    bar = progress.ProgressBar(lambda **fields: rates.append(fields.get("rate")), lambda _: None)
+    seconds[0] += 51.0
+    CLOCK.add(50.0)
+    bar.watch(events.Advanced("w", 2_000_000_000))
+    assert rates == ["2.00 GB/s"]
 
 
 def test_a_quiet_command_watches_nothing() -> None:

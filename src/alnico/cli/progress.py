@@ -29,6 +29,7 @@ from alnico.events import (
     TrialDone,
     Watcher,
 )
+from alnico.kernels.clock import CLOCK
 from alnico.numerics.sizes import count_of, format_size
 
 PATIENCE = 2.0
@@ -185,13 +186,18 @@ def _drawn() -> Iterator[Watcher]:
         yield ProgressBar(update, write).watch
 
 
+def _now() -> float:
+    """Seconds, except those in which kernels were compiled."""
+    return time.perf_counter() - CLOCK.seconds
+
+
 class ProgressBar:
-    """The state of a bar. Rates count bytes read and written, as the demo and the benchmarks do."""
+    """The state of a bar. Rates count bytes read and written, as the demo and the benchmarks do, without compiling."""
 
     def __init__(self, update: Callable[..., None], write: Callable[[str], None]) -> None:
         self._update = update
         self._write = write
-        self._begin = time.perf_counter()
+        self._begin = _now()
         self._done = self._resumed = 0
         self._traffic = 1.0
 
@@ -207,8 +213,8 @@ class ProgressBar:
             total = sum(s.byte_size - len(s.start) for s in event.plan.shards)
             self._restart(total, event.resumed_bytes, 1 + event.plan.bytes_to_read / max(total, 1))
         elif isinstance(event, Compiling):
-            self._update(description=f"compiling {event.kernels} kernels")
-            self._begin = time.perf_counter()
+            self._update(description=f"compiling {event.kernels} kernel{'' if event.kernels == 1 else 's'}")
+            self._begin = _now()
         elif isinstance(event, Measuring):
             self._update(description=f"measuring {event.tensors} tensors")
         elif isinstance(event, Reading):
@@ -222,13 +228,13 @@ class ProgressBar:
             self._update(total=event.total, completed=event.done, description=_counted(event), rate="")
 
     def _restart(self, total: int, resumed: int = 0, traffic: float = 1.0, *, description: str = "") -> None:
-        self._begin = time.perf_counter()
+        self._begin = _now()
         self._done = self._resumed = resumed
         self._traffic = traffic
         self._update(total=total, completed=resumed, description=description, rate="")
 
     def _advance(self, more: int, unit: float, form: str, **fields: Any) -> None:
         self._done += more
-        seconds = max(time.perf_counter() - self._begin, 1e-6)
+        seconds = max(_now() - self._begin, 1e-6)
         rate = (self._done - self._resumed) * self._traffic / seconds / unit
         self._update(completed=self._done, rate=("{:." + form).format(rate), **fields)
