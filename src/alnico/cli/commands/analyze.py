@@ -80,10 +80,12 @@ def _change(change: DeltaStatistics | None) -> str:
 
 
 def _by_scope(title: str, scopes: list[tuple[str, ScopeStatistics]], analysis: Analysis) -> list[str]:
-    lines = [f"{title:{NAME}}  " + "  ".join(f"{m.name[:14]:>14}" for m in analysis.models)]
+    names = [m.name[:NAME] for m in analysis.models]
+    widths = [max(14, len(name)) for name in names]
+    lines = [f"{title:{NAME}}  " + "  ".join(map(str.rjust, names, widths))]
     for name, scope in scopes:
         shares = (None if c is None else c.relative_l2 for c in scope.changes)
-        lines.append(f"{name:{NAME}}  " + "  ".join(_percent(share, 14) for share in shares))
+        lines.append(f"{name:{NAME}}  " + "  ".join(map(_percent, shares, widths)))
     return lines
 
 
