@@ -52,7 +52,10 @@ def test_the_command_writes_a_recipe_and_its_course(made: Made, tmp_path: Path, 
         course["coefficients"][course["groups"].index("encoder.layer.0")], abs=1e-4
     )
     assert said.count("step ") == 12
-    assert f"note: learned on inputs of {made.valid}, without labels (pets 60, food 60, sky 60); " in said
+    assert (
+        f"note: learned on inputs of {made.valid}, without labels (60 of pets, 60 of food, 60 of sky); "
+        in said
+    )
     assert run("merge", str(out), str(tmp_path / "merged"))[0] == 0
 
 

@@ -214,3 +214,16 @@ def test_the_command_prints_the_recipe_and_the_report(made: Made, tmp_path: Path
         f"written: {out}",
     ):
         assert said in shown.output
+
+
+def test_long_numbers_of_a_recipe_are_shown_with_four_digits_and_names_stay() -> None:
+    from alnico.cli.commands.search import rounded
+
+    lines = {
+        "- model: run-0.123456789": "- model: run-0.123456789",
+        "  parameters: {weight: 0.43718610975120001}": "  parameters: {weight: 0.4372}",
+        "  weight: [0.1234567, 1.5, -0.98765432]": "  weight: [0.1235, 1.5, -0.9877]",
+        "    - 1.23456789e-05": "    - 1.235e-05",
+        "density: 0.5": "density: 0.5",
+    }
+    assert {line: rounded(line) for line in lines} == lines

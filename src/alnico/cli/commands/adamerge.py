@@ -40,7 +40,7 @@ def run(call: CommandCall) -> None:
 
 def note_lines(result: AdaMergingResult, tasks: str) -> list[str]:
     """What the coefficients were learned on, and which of them were not."""
-    inputs = ", ".join(f"{task} {count}" for task, count in result.used.items())
+    inputs = ", ".join(f"{count} of {task}" for task, count in result.used.items())
     lines = [
         f"learned on inputs of {tasks}, without labels ({inputs}); a score on them is too high, use other examples."
     ]
@@ -74,4 +74,5 @@ def coefficients_text(result: AdaMergingResult, verbose: int) -> Page:
         f"{group:{width}}  {'  '.join(f'{value:{COLUMN}.4f}' for value in row)}"
         for group, row in rows.items()
     ]
+    lines += ["", "A coefficient is the share of a model's task vector that the merge adds to the base."]
     return page(lines)

@@ -55,6 +55,7 @@ def retention_text(retention: Retention, verbose: int) -> Page:
     if retention.base is not None:
         lines += [
             "",
+            "distance: |merged - parent|. relative: that over the base's length. (the base): |merged - base|.",
             "projection: of the merged task vector on the parent's, 1 is all of it. weight: the same without what the other parents",
             "explain. signs agree: of the entries that both changed. top kept: of the parent's largest fifth of changes."
             if retention.top_share == 0.2

@@ -59,6 +59,7 @@ def soup_text(soup: Soup) -> Page:
         [
             *lines,
             "",
+            f"{soup.objective}: {'higher' if soup.goal == 'max' else 'lower'} is better.",
             "These are scores on the tasks that chose the soup, so its own is too good. --report scores it on others.",
         ]
     )
