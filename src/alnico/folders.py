@@ -80,6 +80,25 @@ def reach(path: Path, inside: Folder | None = None) -> tuple[Path, int | None]:
     return path.relative_to(inside.path), inside.descriptor
 
 
+def cache_path(kind: str) -> Path:
+    """Return where alnico caches one kind of file: ``$ALNICO_CACHE_DIR/kind``, else
+    ``$XDG_CACHE_HOME/alnico/kind``, else ``~/.cache/alnico/kind``. Errors: RuntimeError without a home directory.
+    """
+    chosen, shared = os.environ.get("ALNICO_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME", "")
+    if chosen:
+        return Path(chosen, kind)
+    # The specification of XDG: relative paths must be ignored.
+    return Path(shared if os.path.isabs(shared) else Path.home() / ".cache", "alnico", kind)
+
+
+def may_be_made(path: Path) -> bool:
+    """Whether a folder of the cache may be created: not in the home of another user, which sudo may leave in
+    the environment. Errors: OSError."""
+    user = user_id()
+    above = next(p for p in path.absolute().parents if p.exists()).stat()
+    return user is None or above.st_uid in (user, 0)
+
+
 def open_to_write(
     path: Path, inside: Folder | None = None, *, flags: int = os.O_CREAT | os.O_TRUNC, mode: int = 0o666
 ) -> int:

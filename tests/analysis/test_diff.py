@@ -12,12 +12,12 @@ import pytest
 import alnico
 from alnico.analysis.diff import ModelDiff, TensorPair, diff_sources
 from alnico.checkpoint.open_model import open_model
-from alnico.cli.commands.demo import BASE, TUNED
 from alnico.errors import ResourceError
 from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
 from alnico.run_options import RunOptions
 from hub.stub import serving
 from made import decoded, encoded, family, read_model, save_file, save_model
+from real import BASE, TUNED
 from test_real_models import installed
 
 Run = Callable[..., tuple[int, str, str]]

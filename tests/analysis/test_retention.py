@@ -16,12 +16,12 @@ from alnico.analysis.results import AnalysedModel
 from alnico.analysis.retention import Retention, measure_distances, measure_retention, recorded_base
 from alnico.analysis.scores import accuracies, read_scores
 from alnico.checkpoint.open_model import open_model
-from alnico.cli.commands.demo import BASE as BASE_MODEL
-from alnico.cli.commands.demo import TUNED
 from alnico.errors import ModelError, OutputError
 from analysis.reference import reference_analysis
 from hub.stub import serving
 from made import family, read_model
+from real import BASE as BASE_MODEL
+from real import TUNED
 from test_real_models import installed
 
 Run = Callable[..., tuple[int, str, str]]

@@ -336,6 +336,7 @@ LISTED = {
     # where: {call: how many}; each with the reason why no stranger decides what is run
     "_package.py": {"importlib.import_module": 2},  # names of alnico's own modules
     "libraries.py": {"compile": 1},  # the source of an installed package that is imported
+    "demo/models.py": {"subprocess.Popen": 1},  # pip, which downloads what it does not run
     "installation.py": {"importlib.import_module": 1},  # packages that alnico names
     "methods/__init__.py": {"importlib.import_module": 1, "importlib.metadata.entry_points": 1, "entry.load": 1},  # installed packages
     "checkpoint/files.py": {"ctypes.CDLL": 1},  # the C library

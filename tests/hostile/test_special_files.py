@@ -343,6 +343,8 @@ OTHERS = {
     "folders.py", "checkpoint/durable.py", "checkpoint/quota.py", "kernels/cache.py", "kernels/build.py",  # of our own, opened without following a link
     "vocabulary/chat_template.py", "analysis/page.py",  # files of the package
     "cli/streams.py",  # /dev/null
+    "installation.py",  # what pip recorded, and the checkout that alnico was installed from
+    "demo/models.py",  # a wheel in a folder of ours, whose hash was compared
     "tune/search/study.py", "checkpoint/output_path.py",  # of /proc
     "lora/combine.py",  # of the unfinished output, which is ours alone
     "testing/checks.py", "testing/small_models.py",  # models that the tests of a method make themselves

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import real
-from alnico.cli.commands.demo import BASE, TUNED
 from alnico.lora import extract
 from lora.peft_models import tiny
+from real import BASE, TUNED
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and peft
 

@@ -10,10 +10,10 @@ import torch
 
 import made
 import real
-from alnico.cli.commands.demo import BASE
 from alnico.lora.fold import fold
 from lora.peft_models import made_by_peft
 from lora.test_fold import agree
+from real import BASE
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of transformers and peft
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import real
-from alnico.cli.commands.demo import BASE
 from alnico.lora.combine import combine
 from lora.peft_models import made_by_peft
 from lora.test_combine_in_peft import in_peft, outputs, with_sum
+from real import BASE
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of transformers and peft
 

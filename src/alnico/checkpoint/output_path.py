@@ -21,6 +21,7 @@ from alnico.checkpoint.durable import rename_new, write_file
 from alnico.checkpoint.files import entries_below
 from alnico.checkpoint.overwrite import foreign_entries
 from alnico.errors import AlnicoError, ModelError, OutputError, ResourceError
+from alnico.folders import cache_path
 
 Replace = bool | Literal["anything"]
 """What may be replaced: nothing (False); models and outputs of alnico (True); or ``"anything"``."""
@@ -233,7 +234,7 @@ def check_inputs(out: Path, inputs: Iterable[Path]) -> None:
     for cache in _caches():
         if target == cache or target in cache.parents:
             raise OutputError(
-                f"{out}: is alnico's kernel cache or contains it ({cache}); expected a separate folder. "
+                f"{out}: is alnico's cache or contains it ({cache}); expected a separate folder. "
                 f"Choose another output, such as {_free_path(Path('.'), out)}."
             )
 
@@ -266,14 +267,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _caches() -> Iterator[Path]:
-    setting = os.environ.get("ALNICO_CACHE_DIR")
     with suppress(RuntimeError):  # no home directory
-        parent = (
-            Path(setting)
-            if setting
-            else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alnico"
-        )
-        yield from (Path(os.path.realpath(path)) for path in (parent / "kernels", parent))
+        folders = [cache_path(kind) for kind in ("kernels", "demo")]
+        yield from (Path(os.path.realpath(path)) for path in (*folders, folders[0].parent))
 
 
 def _check_text(out: Path) -> None:

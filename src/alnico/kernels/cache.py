@@ -20,7 +20,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alnico.folders import HAS_DESCRIPTORS, NO_LINK, Folder, fault_of, open_to_write, reach, user_id
+from alnico.folders import (
+    HAS_DESCRIPTORS,
+    NO_LINK,
+    Folder,
+    cache_path,
+    fault_of,
+    may_be_made,
+    open_to_write,
+    reach,
+    user_id,
+)
 
 MAGIC = b"alnico kernel 2\n"
 SUFFIX = ".kernel"
@@ -76,7 +86,7 @@ def write_kernel(key: str, name: str, code: bytes) -> bool:
 def cache_directory() -> Path | None:
     """Return the private directory of compiled kernels, created if needed; None if none can be trusted.
 
-    ``$ALNICO_CACHE_DIR/kernels``, else ``$XDG_CACHE_HOME/alnico/kernels``, else ``~/.cache/alnico/kernels``.
+    Where: :func:`alnico.folders.cache_path`.
     """
     with _cache() as folder:
         return None if folder is None else folder.path
@@ -87,8 +97,8 @@ def _cache() -> Iterator[Folder | None]:
     """The open directory of kernels, until the block ends; None if there is none that can be trusted."""
     folder = None
     try:
-        path = _path()
-        if not path.exists() and _may_be_made(path):
+        path = cache_path("kernels")
+        if not path.exists() and may_be_made(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Folder(path)
         is_ours = _is_ours(folder.status())
@@ -103,22 +113,6 @@ def _cache() -> Iterator[Folder | None]:
     finally:
         if folder is not None:
             folder.close()
-
-
-def _path() -> Path:
-    chosen, shared = os.environ.get("ALNICO_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME", "")
-    if chosen:
-        return Path(chosen, "kernels")
-    # The specification of XDG: relative paths must be ignored.
-    return Path(shared if os.path.isabs(shared) else Path.home() / ".cache", "alnico", "kernels")
-
-
-def _may_be_made(path: Path) -> bool:
-    """Whether the folder may be created: not in the home of another user, which sudo may leave in the
-    environment."""
-    user = user_id()
-    above = next(p for p in path.absolute().parents if p.exists()).stat()
-    return user is None or above.st_uid in (user, 0)
 
 
 def _is_ours(status: os.stat_result) -> bool:

