@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -254,3 +255,49 @@ def test_the_analysis_of_the_real_smollm2_is_that_of_numpy(
     for tensor in (t for t in found.tensors if t.layer in some):
         at, fitting = tensor.name, {0: one[tensor.name], 1: two[tensor.name]}
         same_scope(tensor, scope(at, [part(origin[at], fitting, found.top_share)], 2), 0.0)
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_the_demo_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Except what differs from run to run: times and rates, and what a first run compiles."""
+    from alnico.cli.main import app
+
+    shown = (
+        (Path(__file__).parent.parent / "README.md")
+        .read_text("utf-8")
+        .split("<!-- demo -->")[1]
+        .split("<!-- /demo -->")[0]
+    )
+    monkeypatch.chdir(tmp_path)
+    app(["demo"], standalone_mode=False)
+    printed = capsys.readouterr().out
+    lines = [line.removeprefix("    ") for line in shown.strip("\n").splitlines()]
+
+    def steady(text: str) -> str:
+        return re.sub(r" \+ [\d.]+ s compiling kernels \(.*\)|[\d.]+ s\b|\d\.\d\d$", "", text).replace(
+            " ", ""
+        )
+
+    assert "compiling kernels (kept for the next run)" in shown
+    assert list(map(steady, lines)) == list(map(steady, printed.rstrip("\n").splitlines()))
+
+
+@pytest.mark.slow
+def test_the_demo_prints_its_result_as_json(demonstrated: Path) -> None:
+    """The fixture's outcome, as ``alnico demo --json`` prints it."""
+    import json
+
+    data = json.loads(json.dumps(demo(demonstrated, offline=True).data()))
+    assert {row["method"]: row["answers"]["first"] for row in data["rows"]}.keys() == {
+        "linear",
+        "slerp",
+        "task_arithmetic",
+        "ties",
+        "dare_linear",
+    }
+    assert data["base_answers"] == {"first": 12, "mean_rank": 7.625, "questions": 40}
+    assert data["tuned_answers"] == {"first": 8, "mean_rank": 10.625, "questions": 40}
+    assert data["chance_rank"] == 20.5
+    assert data["seconds"] > data["merge_seconds"] > 0
