@@ -10,10 +10,11 @@ import pytest
 
 import alnico
 import real
+from alnico.cli.commands.demo import demo
 from analysis.agreement import agree, same_scope
 from analysis.reference import part, reference_analysis, scope
 from made import family, read_model, save_model
-from real import BASE, TUNED, demo, installed
+from real import BASE, TUNED, installed
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
 
