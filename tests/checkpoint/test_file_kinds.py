@@ -297,3 +297,18 @@ def test_a_model_given_as_an_adapter_is_named(tmp_path: Path) -> None:
             return alnico.lora.fold(tmp_path / "base", tmp_path / adapter, tmp_path / "out")
 
         assert refusal("expected a LoRA adapter", ModelError, call).endswith(advice)
+
+
+@pytest.mark.parametrize("content", ["pointer", "html"])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv", "data.npz"])
+def test_a_pointer_in_the_place_of_examples_is_named(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(FILES[content][0])
+    task = {"name": "a", "type": "classification", "data": name}
+    told = refusal(FILES[content][1], EvaluationError, lambda: read_tasks({"tasks": [task]}, folder=tmp_path))
+    assert f"{tmp_path / name}: is {FILES[content][1]}; expected examples. " in told
+
+
+def test_a_pointer_in_the_place_of_a_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "wiki.txt").write_bytes(POINTER)
+    task = {"name": "a", "type": "perplexity", "data": "wiki.txt"}
+    refusal("is a git-lfs pointer", EvaluationError, lambda: read_tasks({"tasks": [task]}, folder=tmp_path))

@@ -25,6 +25,7 @@ def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("base", "sre", "tuned-1"):
         save_model(Path("models", name), ONE, {"model_type": "x"})
     save_file(Path("adapter/adapter_model.safetensors"), ONE)
+    Path("adapter/adapter_config.json").write_text("{}")
     for name in ("linear.yml", "tasks.yml", "data/news.jsonl"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("a: b\n")
@@ -89,6 +90,18 @@ def from_a_folder(model: str) -> object:
     return alnico.plan("recipes/r.yml")
 
 
+def encoder_from_a_folder(model: str) -> object:
+    Path("tasks").mkdir()
+    task = {
+        "name": "a",
+        "type": "classification",
+        "data": "../data/news.jsonl",
+        "head": "names",
+        "labels": ["a", "b"],
+    }
+    return read_tasks({"tasks": [{**task, "encoder": model}]}, folder="tasks")
+
+
 SREE = "model 'models/sree': no such directory or file; models/sre is there. Did you mean models/sre?"
 MISSPELT: dict[str, tuple[Callable[[], object], str]] = {
     "a model": (lambda: alnico.open_model("models/sree"), SREE),
@@ -105,8 +118,11 @@ MISSPELT: dict[str, tuple[Callable[[], object], str]] = {
     "a model without its folder": (lambda: alnico.open_model("sre"), "no such directory or file; expected a directory with safetensors files, one such file, or a model on the hub as owner/name or owner/name@revision. Did you mean models/sre?"),
     "a model seen from the recipe": (lambda: from_a_folder("../models/sree"), "model '../models/sree': no such directory or file; ../models/sre is there (seen from recipes). Did you mean ../models/sre?"),
     "an adapter seen from the recipe": (lambda: from_a_folder("../models/base+0.5*../adaptr"), "model '../adaptr': no such directory or file; ../adapter is there (seen from recipes)."),
+    "an analysis": (lambda: alnico.read_analysis("modles"), "modles: no such file or folder; expected an analysis by `alnico analyze`. Did you mean models?"),
+    "a file of an adapter": (lambda: alnico.open_model("models/base+adapter/adapter_model.safetensors"), "expected that of a LoRA adapter, with adapter_config.json and adapter_model.safetensors. Give the folder: adapter."),
     "a recipe": (lambda: alnico.load_recipe("linaer.yml"), "linaer.yml: cannot be read (No such file or directory). Did you mean linear.yml?"),
     "a file of tasks": (lambda: read_tasks("tsks.yml"), "tsks.yml: cannot be read (No such file or directory). Did you mean tasks.yml?"),
+    "an encoder of a task": (lambda: encoder_from_a_folder("../models/sree"), "tasks[0].encoder: model '../models/sree': no such directory or file; ../models/sre is there (seen from tasks)."),
     "data of a task": (lambda: read_tasks({"tasks": [{"name": "a", "type": "classification", "data": "data/newz.jsonl", "text": "t"}]}), "data/newz.jsonl: cannot be read (No such file or directory). Did you mean data/news.jsonl?"),
     "an output to verify": (lambda: alnico.verify("modles/sre"), "modles/sre: no such directory; expected the output of `alnico merge`. Did you mean models/sre?"),
     "an output to push": (lambda: alnico.push("modles/sre", "me/name"), "modles/sre: no such directory; expected the output of `alnico merge`. Did you mean models/sre?"),

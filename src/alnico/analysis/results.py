@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.near_paths import suggestion
 from alnico.errors import ModelError
 from alnico.numerics.arithmetic import ieee_arithmetic
 
@@ -196,6 +197,11 @@ class Analysis:
 def read_analysis(path: str | os.PathLike[str]) -> Analysis:
     """Read an analysis from the folder of a report, or from its ``summary.json``. Errors: ModelError."""
     place = Path(path)
+    if not place.exists():
+        raise ModelError(
+            f"{place}: no such file or folder; expected an analysis by `alnico analyze`. "
+            f"{suggestion(place, 'Check the path.')}"
+        )
     file = place / SUMMARY if place.is_dir() else place
     data = read_json(file)
     if data.get("schema") != SCHEMA:

@@ -226,9 +226,12 @@ def _open(reference: str, offline: bool) -> FileModel:
         return open_from_hub(
             reference, offline=offline, choose=lambda where, names, *_: _adapter_names(where, names)
         )
+    advice = suggestion(reference, "Check the path.", accepts=Path.is_dir)
+    if location.is_file() and (location.parent / CONFIG).is_file():
+        advice = f"Give the folder: {location.parent}."
     raise ModelError(
         f"{reference}: is not a directory; expected that of a LoRA adapter, with {CONFIG} and {WEIGHTS[0]}. "
-        f"{suggestion(reference, 'Check the path.', accepts=Path.is_dir)}"
+        f"{advice}"
     )
 
 

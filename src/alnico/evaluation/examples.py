@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.file_kinds import HTML, LFS, SNIFFED_BYTES, kind_of
 from alnico.checkpoint.files import is_text, open_binary
 from alnico.checkpoint.near_paths import suggestion
 from alnico.errors import EvaluationError
@@ -53,6 +54,8 @@ def read_examples(
     file = Path(path)
     try:
         _check_regular(file)
+        with open_binary(file) as opened:
+            _refuse_stand_in(opened.read(SNIFFED_BYTES), file)
         if file.suffix == ".npz":
             examples = _images(file, label, limit)
         elif file.suffix == ".csv":
@@ -87,6 +90,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
             raise EvaluationError(
                 f"{path}: is larger than {MOST_TEXT} bytes; expected a text. Give a part of it."
             )
+        if data.startswith(LFS):
+            _refuse_stand_in(data[:SNIFFED_BYTES], path)
         return data.decode("utf-8")
     except OSError as error:
         raise EvaluationError(
@@ -95,6 +100,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
         ) from None
     except UnicodeDecodeError:
         raise EvaluationError(f"{path}: is not UTF-8 text; expected a text. Check the file.") from None
+
+
+def _refuse_stand_in(start: bytes, file: str | os.PathLike[str]) -> None:
+    """Refuse a git-lfs pointer or a page in the place of examples. Errors: EvaluationError."""
+    kind = kind_of(start)
+    if kind is not None and (kind is HTML or start.startswith(LFS)):
+        raise EvaluationError(f"{file}: is {kind.name}; expected examples. {kind.advice}")
 
 
 def _check_regular(file: Path) -> None:

@@ -42,7 +42,8 @@ import yaml
 from alnico.checkpoint.file_kinds import RECIPE, SNIFFED_BYTES, UTF16, not_yaml
 from alnico.checkpoint.files import open_named
 from alnico.checkpoint.near_paths import suggestion
-from alnico.errors import AlnicoError, EvaluationError, RecipeError
+from alnico.checkpoint.reference import is_path, refuse_misspelt
+from alnico.errors import AlnicoError, EvaluationError, ModelError, RecipeError
 from alnico.evaluation.classification import Classification
 from alnico.evaluation.examples import read_examples, read_text
 from alnico.evaluation.harness import Harness, is_task_file
@@ -322,7 +323,13 @@ class _TaskReader:
         if reference is None:
             return None
         path = self.folder / Path(os.path.expanduser(reference))
-        return os.fspath(path) if path.exists() else reference
+        if path.exists() or is_path(reference):
+            return os.fspath(path) if path.exists() else reference
+        try:
+            refuse_misspelt(reference, os.fspath(self.folder))
+        except ModelError as error:
+            self.wrong(self.keys[key], f"{self.where}.{key}: {error}")
+        return reference
 
     def opened(self, reference: str) -> EvaluatedModel:
         if reference not in self.subjects:
