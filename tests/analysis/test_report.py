@@ -130,11 +130,12 @@ def test_the_page_says_the_numbers_of_the_analysis(tmp_path: Path) -> None:
         "\N{MINUS SIGN}0.50",
         "61%",
         "37.5 %",
-        "cancels \N{EN DASH} of",
+        "changed, 37.5 % have opposite signs (50 % is chance).",
         "ties < dare & so on",
         "none of its tensors could be compared",
     ):
         assert said in words, said
+    assert "Adding the task vectors" not in words  # the share is unknown
 
 
 def test_the_suggested_recipe_can_be_copied_and_its_comments_are_lists(tmp_path: Path) -> None:

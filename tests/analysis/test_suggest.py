@@ -193,7 +193,7 @@ def test_a_model_that_went_much_farther_is_weighted_down_to_the_middle_one() -> 
 def test_a_model_equal_to_the_base_is_named_and_left_out() -> None:
     found = suggested({"one": drawn(1), "same": {n: 0 * v for n, v in BASE.items()}, "other": drawn(2)})
     assert found.findings == (
-        "same is left out: it equals the base in all 16448 parameters that were compared.",
+        "same is left out: it equals the base in all 16,448 parameters that were compared.",
     )
     assert references(found) == ["one", "other"]
 

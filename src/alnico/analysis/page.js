@@ -174,7 +174,7 @@
     filter();
   }
   for (const heading of document.querySelectorAll("th[data-sorts]")) {
-    const button = make("button", { type: "button", textContent: heading.textContent });
+    const button = make("button", { type: "button" }, ...heading.childNodes);
     heading.replaceChildren(button);
     button.addEventListener("click", () => {
       const falling = heading.getAttribute("aria-sort") !== "descending";

@@ -62,6 +62,9 @@ SEQUENTIAL = (*DIVERGING[4:], "#0B3C73")
 INK, PAPER = "#000000", "#ffffff"
 """Text colours on a coloured background: one of them has a contrast of 4.5:1 or more with any colour."""
 
+LONG_HEADING = 24
+"""Letters of a table's heading from which it takes several lines."""
+
 EXTRA = ("plotly", "matplotlib")
 """Packages of the extra [report]."""
 
@@ -176,13 +179,22 @@ def _finite(data: Any) -> Any:
 
 
 def escape(text: str) -> str:
-    """Return text as HTML, for elements, attributes and plotly's labels."""
-    return html.escape(text, quote=True)
+    """Return text as HTML, for elements, attributes and plotly's labels.
+
+    >>> escape('<"&')
+    '&lt;&#34;&amp;'
+    """
+    return html.escape(text, quote=True).replace("&quot;", "&#34;")  # plotly knows quotes only as a number
+
+
+def breakable(text: str) -> str:
+    """Return text as HTML in which a line may break after a dot, a slash or an underscore."""
+    return re.sub("(?<=[./_])(?=.)", "<wbr>", escape(text))
 
 
 def name(text: str) -> str:
-    """Return a name of a tensor, a model or a task as HTML. A line may break after a dot, a slash or an underscore."""
-    return f'<bdi class="name">{re.sub("(?<=[./_])(?=.)", "<wbr>", escape(text))}</bdi>'
+    """Return a name of a tensor or a model as HTML."""
+    return f'<bdi class="name">{breakable(text)}</bdi>'
 
 
 def shorten(text: str, length: int) -> str:
@@ -194,6 +206,26 @@ def shorten(text: str, length: int) -> str:
     if len(text) <= length:
         return text
     return text[: length // 2] + "…" + text[len(text) - (length - 1) // 2 :]
+
+
+def short_labels(names: Sequence[str], length: int) -> list[str]:
+    """Return names of at most this length: without what all begin and end with, if they would be alike otherwise.
+
+    >>> short_labels(["news", "spam"], 8), short_labels(["glue_news_accuracy", "glue_spam_accuracy"], 8)
+    (['news', 'spam'], ['…news…', '…spam…'])
+    """
+    labels = [shorten(name, length) for name in names]
+    if len(set(labels)) == len(set(names)):
+        return labels
+    begin = _alike(names)
+    end = _alike([name[begin:][::-1] for name in names])
+    return [f"…{shorten(name[begin : len(name) - end], length - 2)}…" for name in names]
+
+
+def _alike(names: Sequence[str]) -> int:
+    """Return with how many equal letters the names begin."""
+    letters = enumerate(zip(*names, strict=False))
+    return next((i for i, those in letters if len(set(those)) > 1), min(map(len, names)))
 
 
 def number(value: float | None) -> str:
@@ -327,8 +359,13 @@ def table(
 
     If it is ``sortable``, a click on a heading sorts it. ``label`` is what a screen reader calls it.
     """
+
+    def style(heading: str, kind: str) -> str:
+        classes = [*(["n"] if kind == "number" else []), *(["long"] if len(heading) > LONG_HEADING else [])]
+        return f' class="{" ".join(classes)}"' if classes else ""
+
     headings = "".join(
-        f'<th scope="col"{" class=n" if kind == "number" else ""}{f" data-sorts={kind}" if sortable else ""}>{escape(heading)}</th>'
+        f'<th scope="col"{style(heading, kind)}{f" data-sorts={kind}" if sortable else ""}>{breakable(heading)}</th>'
         for heading, kind in columns
     )
     own = f" id={anchor}" if anchor else ""

@@ -100,11 +100,15 @@ MEASURES: tuple[tuple[str, str, Sequence[str]], ...] = (
 
 @dataclass(frozen=True)
 class ReportSubject:
-    """What a report is about, where that is not an analysis: its title, the kind of page, and the command that made it."""
+    """What a report is about, where that is not an analysis: its title, the kind of page, and the command that made it.
+
+    ``origin`` is what the models are compared with.
+    """
 
     title: str = ""
     kind: str = "alnico analysis"
     command: str = ""
+    origin: str = "base"
 
 
 def write_report(
@@ -124,7 +128,7 @@ def write_report(
     models = [m.name for m in analysis.models]
     listed: list[PageSection | None] = [
         *(sections if subject.title else ()),
-        _models(analysis),
+        _models(analysis, subject.origin),
         _advice(advice),
         *(() if subject.title else sections),
         _where(analysis),
@@ -140,7 +144,7 @@ def write_report(
     text = page(
         subject.title or f"{changed} and {_base(analysis)}",
         subject.kind,
-        _facts(analysis),
+        _facts(analysis, subject.origin),
         [s for s in listed if s is not None],
         f"Made by alnico {analysis.version} with: {subject.command or _command(analysis)}. The same numbers are in "
         "summary.json and the CSV files next to this page.",
@@ -180,7 +184,7 @@ def _base(analysis: Analysis) -> str:
     return "the base" if name.lower() in ("base", "base-model", "base_model") else f"the base {name}"
 
 
-def _facts(analysis: Analysis) -> list[tuple[str, str]]:
+def _facts(analysis: Analysis, origin: str) -> list[tuple[str, str]]:
     base = (
         analysis.base.reference
         if analysis.base.commit is None
@@ -188,7 +192,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
     )
     elements = max((c.elements for c in analysis.whole.changes if c), default=0)
     return [
-        ("Base", base),
+        (origin.capitalize(), base),
         ("Models", str(len(analysis.models))),
         ("Tensors", format_count(len(analysis.tensors))),
         ("Parameters compared", format_count(elements)),
@@ -203,7 +207,7 @@ def _command(analysis: Analysis) -> str:
     return f"alnico analyze --base {shlex.quote(analysis.base.reference)} --models {references}"
 
 
-def _models(analysis: Analysis) -> PageSection:
+def _models(analysis: Analysis, origin: str) -> PageSection:
     cards = []
     for index, model in enumerate(analysis.models):
         change = analysis.whole.changes[index]
@@ -234,8 +238,8 @@ def _models(analysis: Analysis) -> PageSection:
             + "</article>\n"
         )
     words = (
-        "How far each model is from the base: the length of its task vector divided by the base's. A model "
-        "has the same number and colour on the whole page."
+        f"How far each model is from the {origin}: the length of its task vector divided by the {origin}'s. "
+        "A model has the same number and colour on the whole page."
     )
     return PageSection("models", "The models", [words], f'<div class="cards">\n{"".join(cards)}</div>\n')
 
@@ -289,6 +293,8 @@ def _where(analysis: Analysis) -> PageSection | None:
     words = (
         "Relative change of every part of every layer, on one scale for all models. Blank: missing, or not "
         "comparable. Columns are layers, from input to output."
+        if figures
+        else "Relative change of every tensor."
     )
     return PageSection("where", "Where the models changed", [words], body, figures) if body else None
 
@@ -563,10 +569,18 @@ def _pairs(analysis: Analysis) -> PageSection | None:
 
 def _joint(scope: ScopeStatistics) -> str:
     chance = " (50 % is chance)" if len(scope.changes) == 2 else ""
-    return (
-        f"Of the entries that two or more models changed, {percent(scope.sign_conflict)} have opposite "
-        f"signs{chance}; adding the task vectors cancels {percent(scope.cancelled)} of their magnitude."
+    signs = (
+        "No two models changed the same entry."
+        if scope.sign_conflict is None
+        else f"Of the entries that two or more models changed, {percent(scope.sign_conflict)} have opposite "
+        f"signs{chance}."
     )
+    lost = (
+        f" Adding the task vectors cancels {percent(scope.cancelled)} of their magnitude."
+        if scope.cancelled is not None
+        else ""
+    )
+    return signs + lost
 
 
 def _one_pair(scopes: Sequence[tuple[str, ScopeStatistics]]) -> str:
@@ -913,6 +927,8 @@ def _movers(analysis: Analysis) -> PageSection:
                 f"{cell(number(change.l2), change.l2)}{cell(percent(change.relative_l2), change.relative_l2)}"
                 f"{cell(number(change.max_abs), change.max_abs)}{cell(percent(change.unchanged), change.unchanged)}</tr>\n"
             )  # fmt: skip
+    if not rows:
+        return PageSection("movers", "Tensors that changed most", ["No tensor changed."], "")
     columns = (
         ("model", "text"),
         ("tensor", "text"),

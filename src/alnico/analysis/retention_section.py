@@ -12,6 +12,7 @@ from alnico.analysis.page import (
     Figure,
     PageSection,
     badge,
+    breakable,
     cell,
     escape,
     figure_html,
@@ -45,7 +46,8 @@ def comparison(retention: Retention) -> ReportSubject:
     title = f"{retention.merged.name} and {'its parent ' + parents[0].name if len(parents) == 1 else f'its {len(parents)} parents'}"
     words = [*(p.reference for p in parents), retention.merged.reference]
     words += ["--base", retention.base.reference] if retention.base is not None else []
-    return ReportSubject(title, "alnico comparison", f"alnico compare {shlex.join(words)}")
+    origin = "merged model" if retention.base is None else "base"
+    return ReportSubject(title, "alnico comparison", f"alnico compare {shlex.join(words)}", origin)
 
 
 def retention_section(retention: Retention) -> PageSection:
@@ -192,7 +194,7 @@ def _scores(retention: Retention) -> str:
         ("of its gain", "number"),
     ]  # fmt: skip
     rows = [
-        f"<tr><td>{escape(s.task)}</td>{cell(number(s.merged), s.merged)}<td>{name(s.best)}</td>{cell(number(s.of_best), s.of_best)}"
+        f"<tr><td>{breakable(s.task)}</td>{cell(number(s.merged), s.merged)}<td>{name(s.best)}</td>{cell(number(s.of_best), s.of_best)}"
         f"{cell(number(s.of_base), s.of_base)}{cell(percent(s.kept), s.kept)}{gain_cell(s)}</tr>\n"
         for s in retention.scores
     ]

@@ -15,6 +15,7 @@ from alnico.analysis.page import (
     number,
     percent,
     series,
+    short_labels,
     shorten,
 )
 from alnico.analysis.scores import NO_GAIN, NO_GAIN_MEANS, Accuracy, Estimate, Estimates
@@ -67,13 +68,13 @@ def _bars(scores: Estimates, models: Mapping[str, str], metric: str) -> Figure:
         "xaxis": {"title": {"text": escape(metric), "standoff": 8}, "rangemode": "tozero", "nticks": 8},
         "yaxis": {
             "tickvals": list(range(len(scores))),
-            "ticktext": [escape(shorten(task, 24)) for task in scores],
+            "ticktext": [escape(label) for label in short_labels(list(scores), 24)],
             "autorange": "reversed",
             "showgrid": False,
             "zeroline": False,
         },
     }
-    narrow = {"yaxis": {"ticktext": [escape(shorten(task, 12)) for task in scores]}}
+    narrow = {"yaxis": {"ticktext": [escape(label) for label in short_labels(list(scores), 12)]}}
     behind = {
         "columns": ["task", *(f"{i + 1} {name}" for i, name in enumerate(models.values()))],
         "rows": [[task, *(_text(of_task.get(r)) for r in models)] for task, of_task in scores.items()],
@@ -133,7 +134,7 @@ def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> d
             "radialaxis": {"rangemode": "tozero", "nticks": 5, "angle": 90, "tickangle": 90},
             "angularaxis": {
                 "tickvals": angles,
-                "ticktext": [escape(shorten(task, 14)) for task in scores],
+                "ticktext": [escape(label) for label in short_labels(list(scores), 14)],
                 "rotation": 90,
                 "direction": "clockwise",
             },
@@ -146,7 +147,7 @@ def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> d
             **layout["polar"],
             "angularaxis": {
                 **layout["polar"]["angularaxis"],
-                "ticktext": [escape(shorten(task, 10)) for task in scores],
+                "ticktext": [escape(label) for label in short_labels(list(scores), 10)],
             },
         },
     }

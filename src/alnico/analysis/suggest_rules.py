@@ -277,7 +277,7 @@ class _Evidence:
                 "or sizes."
             )
         if change.l2 == 0:
-            return f"it equals the base in all {change.elements} parameters that were compared."
+            return f"it equals the base in all {change.elements:,} parameters that were compared."
         matrices = [
             c.relative_l2
             for t in self.analysis.tensors

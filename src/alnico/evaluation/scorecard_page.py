@@ -9,9 +9,9 @@ from pathlib import Path
 from alnico._version import __version__
 from alnico.analysis.page import (
     PageSection,
+    breakable,
     cell,
     counted,
-    escape,
     has_report,
     name,
     number,
@@ -86,11 +86,8 @@ def _page(card: Scorecard) -> str:
         ("Examples", ", ".join(examples) or "unknown"),
         ("Bootstrap", f"{card.draws} draws, seed {card.seed}"),
     ]
-    title = (
-        card.models[0].name
-        if len(card.models) == 1
-        else f"{counted(len(card.models), 'model')} on {counted(len(card.tasks), 'task')}"
-    )
+    subject = card.models[0].name if len(card.models) == 1 else counted(len(card.models), "model")
+    title = f"{subject} on {counted(len(card.tasks), 'task')}"
     return page(
         title,
         "alnico evaluation",
@@ -166,7 +163,7 @@ def _differences(card: Scorecard) -> PageSection:
 
 def _kept(card: Scorecard) -> PageSection:
     rows = [
-        f"<tr><td>{name(model)}</td><td>{escape(k.task)}</td>{cell(number(k.merged), k.merged)}<td>{name(k.best)}</td>"
+        f"<tr><td>{name(model)}</td><td>{breakable(k.task)}</td>{cell(number(k.merged), k.merged)}<td>{name(k.best)}</td>"
         f"{cell(number(k.of_best), k.of_best)}{cell(percent(k.kept), k.kept)}{gain_cell(k)}</tr>\n"
         for model, of_tasks in card.kept.items()
         for k in of_tasks

@@ -246,7 +246,8 @@ def _pair(result: SearchResult, complete: Sequence[Trial], a: int, b: int) -> di
             [_hover(result, t) for t in front],
         ),
     ]
-    traces[1] |= {"mode": "lines+markers", "line": {"color": series(1)[0], "width": 1, "dash": "dot"}}
+    if len(result.objectives) == 2:  # of more, two do not show a front
+        traces[1] |= {"mode": "lines+markers", "line": {"color": series(1)[0], "width": 1, "dash": "dot"}}
     columns = ["", result.objectives[a].name, result.objectives[b].name]
     rows = [[f"trial {t.number}", t.values[a], t.values[b]] for t in front]
     shown = {"columns": columns, "rows": rows}
