@@ -156,22 +156,23 @@ def test_every_command_that_compiles_says_so(cold: Path, raw: Run, name: str) ->
 @pytest.mark.slow
 def test_commands_on_tasks_say_so(cold: Path, raw: Run, made: Made) -> None:
     models = (*made.references, "--base", str(made.base))
-    check_said(cold, raw, "soup", *models, "--tasks", str(made.valid))
+    code, stdout, stderr = raw("soup", *models, "--tasks", str(made.valid), "--json")
+    assert (code, COMPILING in stderr) == (0, False)
+    assert json.loads(stdout)["compile_seconds"] >= 1.0
     recipe = {
         "merge_method": "task_arithmetic",
         "base_model": str(made.base),
         "models": list(made.references),
         "parameters": {"weight": {"search": [0.0, 1.0]}},
-        "search": {"tasks": str(made.valid), "trials": 3, "sampler": "random"},
+        "search": {"tasks": str(made.valid), "trials": 2, "sampler": "random"},
     }
     Path("s.yml").write_text(yaml.safe_dump(recipe))
-    for number, workers in enumerate(("1", "2")):
-        code, stdout, _ = raw("search", "s.yml", "--json", "--workers", workers, "-o", f"search-{number}")
-        assert code == 0
-        assert json.loads(stdout)["compile_seconds"] >= 1.0
-        forget()
-        for path in (cold / "cache" / "kernels").iterdir():
-            path.unlink()
+    forget()
+    for path in (cold / "cache" / "kernels").iterdir():
+        path.unlink()
+    code, stdout, _ = raw("search", "s.yml", "--json", "--workers", "2")
+    assert code == 0
+    assert json.loads(stdout)["compile_seconds"] > 0.05  # in the processes of the workers
 
 
 def test_no_command_is_forgotten() -> None:

@@ -19,7 +19,7 @@ from alnico.cli.parameters import CommandParameter, parameters_of, plain
 from alnico.cli.printing import Page, interrupted, json_page, say, show_result
 from alnico.kernels.clock import CLOCK, SHORT, time_text
 
-COMPILING = "compiling kernels for this processor, which takes seconds to a minute; later runs load them"
+COMPILING = "compiling kernels for this processor, which can take a minute; later runs load them"
 
 
 class CommandCall:

@@ -1,4 +1,4 @@
-"""``alnico merge``: merges the models of a recipe."""
+"""``alnico merge``: merges models, by a recipe or by options."""
 
 from __future__ import annotations
 
