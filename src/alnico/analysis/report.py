@@ -466,7 +466,7 @@ def _groups(analysis: Analysis) -> PageSection:
                     "y": list(range(len(groups))),
                     "x": values,
                     "marker": {"color": ground},
-                    "text": [escape(shorten(model.name, 16))] * len(groups) if models > 1 else None,
+                    "text": [escape(shorten(model.name, 13))] * len(groups) if models > 1 else None,
                     "textposition": "outside",
                     "textfont": {"size": 10},
                     "textangle": 0,
