@@ -15,11 +15,13 @@ import yaml
 
 import alnico
 from alnico.cli.command import COMPILING
+from alnico.cli.commands.merge import result_line
 from alnico.cli.main import load_command
 from alnico.cli.summaries import SUMMARIES
 from alnico.engine.run import MergeResult
 from alnico.kernels import build
 from alnico.kernels.clock import CLOCK, time_text
+from alnico.numerics.sizes import format_size
 from lora.made_adapters import linear
 from made import save_model
 from made_tasks import Made
@@ -93,13 +95,28 @@ def test_a_rate_never_counts_compiling() -> None:
     assert result.bytes_per_second == 1e9
 
 
+@pytest.mark.parametrize(("scale", "rate"), [(1, ", 1.00 GB/s"), (0.049, "")])
+def test_a_merge_has_a_rate_if_it_is_large(scale: float, rate: str) -> None:
+    result = MergeResult.__new__(MergeResult)
+    read, write = round(600_000_000 * scale), round(400_000_000 * scale)
+    sizes = {"bytes_to_read": read, "bytes_to_write": write, "jobs": (), "elements": 0}
+    values = {
+        "plan": type("Plan", (), sizes),
+        "seconds": 1.0 * scale,
+        "compile_seconds": 0.0,
+        "path": "out",
+        "resumed": 0,
+    }
+    for name, value in values.items():
+        object.__setattr__(result, name, value)
+    assert result_line(result) == f"out: 0 tensors, 0 parameters, {format_size(write)}, {scale:.2f} s{rate}"
+
+
 @pytest.mark.usefixtures("cold")
 def test_a_first_merge_says_that_it_compiles(raw: Run) -> None:
     code, stdout, stderr = raw("merge", "a", "b", "out")
     assert (code, stderr) == (0, f"{COMPILING}\n")
-    assert re.search(
-        r", \d+\.\d\d s \+ [\d.]+ s compiling kernels \(kept for the next run\), \d+\.\d\d GB/s$", stdout
-    )
+    assert re.search(r", \d+\.\d\d s \+ [\d.]+ s compiling kernels \(kept for the next run\)$", stdout)
     code, stdout, stderr = raw("merge", "a", "b", "again")
     assert (code, stderr) == (0, "")
     assert "compiling" not in stdout

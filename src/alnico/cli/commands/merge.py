@@ -16,6 +16,9 @@ from alnico.numerics.sizes import format_size
 from alnico.recipe.dialect import allow_crimes
 from alnico.recipe.load import load_recipes
 
+RATED_BYTES = 50_000_000
+"""Bytes read and written from which the line of a merge has a rate: a smaller merge takes the time of starting."""
+
 
 @command(
     "alnico.merge_documents",
@@ -77,9 +80,11 @@ def result_line(result: MergeResult) -> str:
     """One line about a finished merge."""
     plan = result.plan
     resumed = f", {result.resumed} of them kept from before" if result.resumed else ""
+    is_large = plan.bytes_to_read + plan.bytes_to_write >= RATED_BYTES
+    rate = f", {result.bytes_per_second / 1e9:.2f} GB/s" if is_large else ""
     return (
         f"{result.path}: {len(plan.jobs)} tensors{resumed}, {plan.elements:,} parameters, "
-        f"{format_size(plan.bytes_to_write)}, {time_text(result.seconds, result.compile_seconds)}, {result.bytes_per_second / 1e9:.2f} GB/s"
+        f"{format_size(plan.bytes_to_write)}, {time_text(result.seconds, result.compile_seconds)}{rate}"
     )
 
 
