@@ -258,15 +258,6 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{number(100 * share)}\N{NO-BREAK SPACE}%"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a count with its noun.
-
-    >>> counted(1, "task"), counted(1234, "model")
-    ('1 task', '1,234 models')
-    """
-    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
-
-
 def format_count(count: int) -> str:
     """Return a count with separators between thousands.
 

@@ -22,7 +22,6 @@ from alnico.analysis.page import (
     cell,
     colour,
     copyable,
-    counted,
     escape,
     figure_html,
     format_count,
@@ -54,6 +53,7 @@ from alnico.analysis.suggest_rules import Suggestion
 from alnico.errors import OutputError
 from alnico.folders import write_new
 from alnico.kernels.clock import time_text
+from alnico.numerics.sizes import count_of
 
 MOVERS = 20
 """Tensors of each model in the table of largest movers, for each of its three rankings."""
@@ -140,7 +140,7 @@ def write_report(
         _skipped(analysis),
         _glossary(),
     ]
-    changed = models[0] if len(models) == 1 else counted(len(models), "model")
+    changed = models[0] if len(models) == 1 else count_of(len(models), "model")
     text = page(
         subject.title or f"{changed} and {_base(analysis)}",
         subject.kind,
@@ -962,7 +962,7 @@ def _skipped(analysis: Analysis) -> PageSection | None:
         for s in analysis.skipped[:LISTED]
     ]
     elements = sum(s.elements for s in analysis.skipped)
-    count = f"{counted(len(analysis.skipped), 'tensor')} with {counted(elements, 'element')}"
+    count = f"{count_of(len(analysis.skipped), 'tensor')} with {count_of(elements, 'element')}"
     words = f"These are counted nowhere on this page: {count}."
     if len(analysis.skipped) > LISTED:
         words += f" The first {LISTED} are listed here, all of them in summary.json."

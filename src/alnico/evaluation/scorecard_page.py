@@ -11,7 +11,6 @@ from alnico.analysis.page import (
     PageSection,
     breakable,
     cell,
-    counted,
     has_report,
     name,
     number,
@@ -26,6 +25,7 @@ from alnico.checkpoint.overwrite import is_evaluation
 from alnico.errors import OutputError
 from alnico.evaluation.scorecard import Scorecard
 from alnico.folders import write_new
+from alnico.numerics.sizes import count_of
 
 DATA = "evaluation.json"
 PAGE = "report.html"
@@ -86,8 +86,8 @@ def _page(card: Scorecard) -> str:
         ("Examples", ", ".join(examples) or "unknown"),
         ("Bootstrap", f"{card.draws} draws, seed {card.seed}"),
     ]
-    subject = card.models[0].name if len(card.models) == 1 else counted(len(card.models), "model")
-    title = f"{subject} on {counted(len(card.tasks), 'task')}"
+    subject = card.models[0].name if len(card.models) == 1 else count_of(len(card.models), "model")
+    title = f"{subject} on {count_of(len(card.tasks), 'task')}"
     return page(
         title,
         "alnico evaluation",

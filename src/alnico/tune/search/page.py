@@ -12,7 +12,6 @@ from alnico.analysis.page import (
     PageSection,
     cell,
     copyable,
-    counted,
     escape,
     figure_html,
     format_count,
@@ -25,6 +24,7 @@ from alnico.analysis.page import (
     table,
 )
 from alnico.evaluation.scorecard_page import scorecard_sections
+from alnico.numerics.sizes import count_of
 from alnico.tune.search.objective import is_better
 from alnico.tune.search.result import SearchResult
 from alnico.tune.search.samplers.request import Trial
@@ -81,7 +81,7 @@ def search_page(result: SearchResult) -> str:
 
 def _best(result: SearchResult) -> PageSection:
     names = ", ".join(o.name for o in result.objectives)
-    words = [f"The best of {counted(len(result.trials), 'trial')} by {names}, on the examples searched on."]
+    words = [f"The best of {count_of(len(result.trials), 'trial')} by {names}, on the examples searched on."]
     if len(result.best) > 1:
         words = [
             f"The {len(result.best)} trials on the Pareto front of {names}, on the examples searched on."
