@@ -319,6 +319,54 @@ def test_rows_of_a_table_are_computed_where_they_are_looked_up_and_the_course_st
         np.testing.assert_array_equal(model.read("embed.weight"), subject.net.embed.weight.detach().numpy())
 
 
+def test_a_tied_tensor_that_the_files_store_twice_counts_once(tmp_path: Path) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(40, 5, dtype=torch.float64)
+            self.out = torch.nn.Linear(5, 4, bias=False, dtype=torch.float64)
+            self.head = torch.nn.Linear(5, 40, bias=False, dtype=torch.float64)
+            self.head.weight = self.embed.weight
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return of_words(self.embed(ids), self.head.weight, self.out.weight, True)
+
+    random = np.random.default_rng(7)
+    values = []
+    for name in ("base", "one", "two"):
+        table = random.normal(size=(40, 5))
+        values.append({"embed.weight": table, "out.weight": random.normal(size=(4, 5))})
+        stored = {**values[-1], "head.weight": table}
+        made.save_model(tmp_path / name, {n: ("F64", v) for n, v in stored.items()})
+    task = WordsTask()
+    subject = InMemory({})
+    subject.net = Tied()  # type: ignore[assignment]
+    subject.net.load_state_dict({n: torch.from_numpy(v) for n, v in values[0].items()}, strict=False)
+    found = learn(
+        [str(tmp_path / "one"), str(tmp_path / "two")],
+        str(tmp_path / "base"),
+        [task],
+        subject,
+        learning_options(per="task", steps=5, batch_size=4, learning_rate=0.05, clamp=None),
+    )
+    base, *vectors = ({n: torch.from_numpy(v) for n, v in one.items()} for one in values)
+    learned = torch.full((2,), 0.3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([learned], lr=0.05)
+    for step, rows in zip(found.steps, task.asked[-5:], strict=True):
+        np.testing.assert_allclose(step.coefficients[0], learned.detach().numpy(), rtol=1e-9)
+        merged = {
+            n: base[n] + sum(c * (v[n] - base[n]) for c, v in zip(learned, vectors, strict=True))
+            for n in base
+        }
+        hidden = merged["embed.weight"][task.inputs[rows]]
+        logits = of_words(hidden, merged["embed.weight"], merged["out.weight"], True)
+        loss = torch.distributions.Categorical(logits.softmax(-1)).entropy().mean()
+        assert step.loss == pytest.approx(float(loss.detach()), rel=1e-12)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+
 def test_the_gradient_of_a_tensor_that_the_module_stores_in_another_order_is_put_in_its_order() -> None:
     from alnico.evaluation.module_names import PlacedElements, sum_of
 

@@ -303,8 +303,13 @@ class MergedModules:
                     place.put(merged)
 
     def slopes(self) -> Iterator[tuple[Job, np.ndarray]]:
-        """Yield the derivatives by the weights (k,) of changing tensors with gradients; then clear those."""
+        """Yield the derivatives by the weights (k,) of changing tensors with gradients; then clear those.
+
+        A tied tensor that the files store twice has one gradient, which counts once.
+        """
         for job in self.vectors.changing:
+            if job.name in self.copies:
+                continue
             own = self._same(job)
             if own is not None and id(own) in self._tables:
                 gradient = own.grad
