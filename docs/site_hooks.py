@@ -71,14 +71,28 @@ NUMBERS = re.compile(r"<td>(?=[^<]*\d)([\d\s./%(),+x\[\]\u2013\u2212-]{2,30}(?: 
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Let long names in tables break after their parts, and keep cells that hold only numbers on one line."""
+    """Let long names in tables break after their parts; keep cells that hold only numbers, and options, on one line."""
     html = NUMBERS.sub(r'<td class="number">\1</td>', html)
-    return re.sub(
+    html = re.sub(
         r"<td>.*?</td>",
         lambda cell: re.sub(r"<code>([^<]*)</code>", _breakable, cell[0]),
         html,
         flags=re.DOTALL,
     )
+    return re.sub(r"(?<!<pre>)<code>((?:[^<]|<wbr>)*)</code>", _with_whole_options, html)
+
+
+OPTION = re.compile(r"(?<![^\s|(\[,])--?[a-z][\w-]*(?=[\s=|)\],]|$)|'\.\[[\w,]+\]'")
+"""An option of a command, or what pip installs with extras."""
+
+
+def _with_whole_options(code: re.Match[str]) -> str:
+    """Code in a sentence, whose options no line breaks after a hyphen."""
+    return f"<code>{OPTION.sub(_whole, code[1])}</code>"
+
+
+def _whole(option: re.Match[str]) -> str:
+    return f'<span class="option">{option[0]}</span>'
 
 
 def _breakable(code: re.Match[str]) -> str:

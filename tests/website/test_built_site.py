@@ -142,6 +142,35 @@ FAINT = """(() => {
   return [...faint.values()].slice(0, 8);
 })()"""
 
+BROKEN = r"""(() => {
+  const found = [];
+  const walker = document.createTreeWalker(document.querySelector("article"), NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (!node.parentElement.closest("code") || node.parentElement.closest("pre")) continue;
+    for (const option of node.data.matchAll(/(?<![^\s|(\[,])--?[a-z][\w-]*(?=[\s=|)\],]|$)/g)) {
+      const range = document.createRange();
+      range.setStart(node, option.index); range.setEnd(node, option.index + option[0].length);
+      if (new Set([...range.getClientRects()].map((r) => Math.round(r.top))).size > 1) found.push(option[0]);
+    }
+  }
+  return found.slice(0, 8);
+})()"""
+"""Options of commands that are broken over two lines, as if ``--`` were one of them."""
+
+LONELY = """(() => {
+  const headings = [...document.querySelectorAll("article :is(h1, h2, h3, h4)")].filter((h) => h.querySelector(".headerlink"));
+  const before = headings.map((h) => h.offsetHeight);
+  const hidden = document.head.appendChild(Object.assign(document.createElement("style"), { textContent: ".headerlink { display: none !important }" }));
+  const found = headings.filter((h, i) => h.offsetHeight !== before[i]).map((h) => h.textContent);
+  hidden.remove();
+  return found.slice(0, 8);
+})()"""
+"""Headings whose mark, which is seen only under the pointer, has a line of its own."""
+
+UNHINTED = """[...document.querySelectorAll("article pre > code, article .md-typeset__scrollwrap")].filter((e) =>
+  e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).backgroundImage === "none").map((e) => e.textContent.slice(0, 80)).slice(0, 8)"""
+"""Code and tables that scroll, without the shadow that says so."""
+
 
 def wait(browser: Chromium) -> None:
     """Until two frames are drawn."""
@@ -192,6 +221,9 @@ def test_every_page_fits_and_can_be_read_and_asks_no_other_host(
                     "overflows": browser.value(OVERFLOWS),
                     "cut": browser.value(CUT),
                     "faint": browser.value(FAINT),
+                    "broken": browser.value(BROKEN),
+                    "lonely": browser.value(LONELY),
+                    "unhinted": browser.value(UNHINTED),
                 }
                 wrong |= {f"{name} at {width}, dark {dark}: {k}": v for k, v in found.items() if v}
         away = [u for u in browser.requests if not u.startswith(("file:", "data:", "blob:", "about:"))]
