@@ -201,7 +201,12 @@ def test_mistakes_are_named_in_the_words_of_the_options(
     ("words", "message"),
     [
         (("merge", "models/a"), "the output is missing. Write it after models/a, or give it with -o OUT."),
-        (("merge", "models/a", "models/b"), "models/b is a model, but the last word is the output. Name the output with -o OUT, or add --overwrite to replace models/b."),
+        (("merge", "models/a", "models/b"), "models/b is a model, but the last word is the output. Write the output after it, or name it with -o OUT; --overwrite would replace models/b."),
+        (("merge", "models/a", "r.yml"), "r.yml is a recipe, but the last word is the output. Write the recipe first, then the output."),
+        (("merge", "out", "r.yml"), "r.yml is a recipe, but the last word is the output. Write the recipe first, then the output."),
+        (("merge", "models/a", "models/b", "out", "--weights", "0.3", "0.7"), "0.7 is a number; expected a model or the output. Separate the numbers of an option by commas: --weights 0.7,0.3."),
+        (("merge", "models/a", "models/b", "--density", "0.3", ".7", "out"), ".7 is a number; expected a model or the output. Separate the numbers of an option by commas: --density 0.7,0.3."),
+        (("plan", "models/a", "models/b", "out"), "out is no model that is here, and after models `alnico plan` takes no output. Leave it out, or write -o out."),
         (("merge", "org/a", "org/b", "org/c"), "org/c may be a model of the hub or the output. Name the output with -o OUT; ./org/c is a folder here."),
         (("merge", "models/a", "r.yml", "out"), "r.yml is a recipe, and models/a is given, too; expected one recipe, or models alone. Leave one of them out, or name the output with -o OUT."),
         (("merge", "r.yml", "r.yml", "out"), "r.yml is a recipe, and r.yml is given, too; expected one recipe, or models alone. Leave one of them out, or name the output with -o OUT."),
@@ -216,6 +221,27 @@ def test_words_that_may_mean_two_things_are_refused(run: Run, words: tuple[str, 
     code, stdout, stderr = run(*words)
     assert (code, stdout) == (2, "")
     assert f"Error: Invalid value: {message}\n" in stderr
+
+
+def test_a_finished_merge_as_the_last_word_is_not_taken_for_a_model(run: Run) -> None:
+    assert run("merge", "models/a", "models/b", "out")[0] == 0
+    code, _, stderr = run("merge", "models/a", "models/b", "out")
+    assert code == 2
+    assert (
+        "out is a finished merge, but the last word is the output. "
+        "Name another output, or add --overwrite to replace out." in stderr
+    )
+
+
+def test_a_plan_takes_the_output_of_a_recipe_as_a_merge_does(run: Run) -> None:
+    for out in (("runs/out",), ("-o", "runs/out"), ("--out", "runs/out")):
+        code, stdout, stderr = run("plan", "r.yml", *out)
+        assert (code, stderr) == (0, "")
+        assert "method    linear" in stdout
+    assert not Path("runs").exists()
+    code, _, stderr = run("plan", "models/a", "models/bas")
+    assert code == 4
+    assert "Did you mean models/base?" in stderr
 
 
 def test_overwrite_says_that_a_model_is_the_output(run: Run) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import typer
 import yaml
 
-from alnico.checkpoint.reference import PICKLES, is_hub_reference, is_path, split_adapter
+from alnico.checkpoint.lineage import LOCK
+from alnico.checkpoint.near_paths import is_misspelling, near_path
+from alnico.checkpoint.reference import PICKLES, is_hub_reference, is_path, may_hold_model, split_adapter
 from alnico.checkpoint.weight_files import holds_weights
 from alnico.cli.command import CommandCall
 from alnico.cli.options import REQUIRED, Flag, dtype_names, method_names
@@ -28,6 +30,7 @@ OPTIONS = ("method", "base", "weights", "t", "density", "dtype", "tokenizer", "m
 
 STANDARD_INPUT = "-"
 RECIPES = (".yml", ".yaml")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+),?")
 MODELS = (".safetensors", ".gguf", ".index.json", *PICKLES)
 
 
@@ -74,6 +77,7 @@ def read_words(call: CommandCall, out: str, *, needs_out: bool, has_out: bool = 
     ``needs_out``: the command writes; ``has_out``: the last word may be the output. Errors: a wrong command line.
     """
     words = list(call["words"])
+    _check_numbers(words, call)
     if has_out and not out and (needs_out or len(words) > 1):
         if needs_out and len(words) < 2:
             raise typer.BadParameter(
@@ -82,6 +86,8 @@ def read_words(call: CommandCall, out: str, *, needs_out: bool, has_out: bool = 
         if needs_out or not is_model(words[-1]):
             out = words.pop()
             _check_output(out, words, call)
+    elif not has_out and len(words) > 1:
+        out = _take_output(words, out)
     given = [_label(call, name) for name in OPTIONS if name in call.given]
     recipe = next((word for word in words if is_recipe(word)), None)
     if recipe is None and (given or len(words) > 1 or _is_hub_model(words[0])):
@@ -168,15 +174,51 @@ def _is_hub_model(word: str) -> bool:
     return not os.path.exists(word) and (is_hub_reference(word) or split_adapter(word, is_path) is not None)
 
 
+def _check_numbers(words: Sequence[str], call: CommandCall) -> None:
+    """Refuse numbers of an option that came apart from it: ``--weights 0.3 0.5``. Errors: a wrong command line."""
+    lists = [name for name in ("weights", "density") if name in call.given]
+    number = next((word for word in words if NUMBER.fullmatch(word) and not os.path.exists(word)), None)
+    if lists and number is not None:
+        raise typer.BadParameter(
+            f"{number} is a number; expected a model or the output. Separate the numbers of an option by commas: "
+            f"{_label(call, lists[0])} 0.7,0.3."
+        )
+
+
+def _take_output(words: list[str], out: str) -> str:
+    """The output of a command that writes nothing: the word after a recipe. Errors: a wrong command line."""
+    last = words[-1]
+    if not out and len(words) == 2 and is_recipe(words[0]) and not (is_model(last) or is_recipe(last)):
+        return words.pop()
+    if is_recipe(words[0]) or os.path.exists(last) or is_recipe(last) or _is_hub_model(last):
+        return out
+    near = near_path(last, accepts=may_hold_model)
+    if near is None or not is_misspelling(last, near):
+        raise typer.BadParameter(
+            f"{last} is no model that is here, and after models `alnico plan` takes no output. Leave it "
+            f"out, or write -o {last}."
+        )
+    return out
+
+
 def _check_output(out: str, words: Sequence[str], call: CommandCall) -> None:
     """Refuse a last word that may have been meant as a model. Errors: a wrong command line."""
     if len(words) == 1 and is_recipe(words[0]):
         return
+    if is_recipe(out) and os.path.isfile(out):
+        raise typer.BadParameter(
+            f"{out} is a recipe, but the last word is the output. Write the recipe first, then the output."
+        )
     may_replace = call["overwrite"] or call["overwrite_anything"]
     if is_model(out) and not (may_replace and os.path.exists(out)):
+        if os.path.isfile(os.path.join(out, LOCK)):
+            raise typer.BadParameter(
+                f"{out} is a finished merge, but the last word is the output. Name another output, or add "
+                f"--overwrite to replace {out}."
+            )
         raise typer.BadParameter(
-            f"{out} is a model, but the last word is the output. Name the output with -o OUT, or add "
-            f"--overwrite to replace {out}."
+            f"{out} is a model, but the last word is the output. Write the output after it, or name it with -o OUT; "
+            f"--overwrite would replace {out}."
         )
     if is_hub_reference(out) and not os.path.isdir(os.path.dirname(out)) and any(map(_is_hub_model, words)):
         raise typer.BadParameter(

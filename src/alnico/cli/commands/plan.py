@@ -42,11 +42,11 @@ MERGEKIT_SHARD_SIZE = Flag(type=str, is_hidden=True, parse=mergekit_size_of)
     also=quick.MAKER,
     fills=("single_file", "recipe", "models"),
     seed=Flag(also=("--random-seed",)),
-    out=Flag("Where the output would be written: its disk is checked.", type=str, default=""),
+    out=Flag("Where the output would be written: its disk is checked.", type=str, also=("-o",), default=""),
     out_shard_size=MERGEKIT_SHARD_SIZE,
     json=JSON,
     verbose=VERBOSE,
-    more=quick.flags("RECIPE | MODEL MODEL..."),
+    more=quick.flags("RECIPE [OUT] | MODEL MODEL..."),
 )
 def run(call: CommandCall) -> None:
     check_signature_options(call)
