@@ -114,14 +114,34 @@ class CommandCall:
         say(f"took {time_text(self._seconds, self._compile_seconds)}", self.is_quiet or self.is_json)
 
 
-class TakesModels(TyperCommand):
+class AnswersOptions(TyperCommand):
+    """A command that answers an unknown option with its own name of it."""
+
+    listed: tuple[CommandParameter, ...] = ()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as raised:  # click's class is at another place in each typer
+            error: Any = raised
+            if type(error).__name__ != "NoSuchOption":
+                raise
+            from alnico.cli.other_options import answer
+
+            usage = " ".join((ctx.command_path, *self.collect_usage_pieces(ctx)[1:]))
+            hint = answer(error.option_name, self.listed, usage.replace("{", "").replace("}", ""))
+            error.message, error.possibilities = f"{error.message}.{hint and ' ' + hint}", None
+            raise
+
+
+class TakesModels(AnswersOptions):
     """A command whose models may follow the word ``--models``, as in mergekit, or come alone."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [a.removeprefix("--models=") for a in args if a != "--models"])
 
 
-class TakesForms(TyperCommand):
+class TakesForms(AnswersOptions):
     """A command whose arguments have several forms, which its line of usage shows."""
 
     usage = ""
@@ -179,9 +199,12 @@ class Command:
         callback.__annotations__ = {p.name: p.annotation for p in listed}
         app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         arguments = [p for p in self.parameters if p.is_argument]
-        kind: type[TyperCommand] | None = TakesModels if any(p.name == "models" for p in arguments) else None
+        kind: type[AnswersOptions] = (
+            TakesModels if any(p.name == "models" for p in arguments) else AnswersOptions
+        )
         if forms := [p.usage for p in arguments if p.flag.usage]:
             kind = type("TakesForms", (TakesForms,), {"usage": " ".join(forms)})
+        kind = type(kind.__name__, (kind,), {"listed": self.parameters})
         app.command(name, cls=kind, help=self.help)(callback)
         return typer.main.get_command(app)
 
