@@ -9,6 +9,9 @@ from alnico.cli.sections import SECTIONS
 from alnico.methods import registry
 from alnico.methods.shared.other_words import OTHER_WORDS, find_word, plain_word
 
+LEAST_RATIO = 0.75
+"""Similarity from which on a word is taken for a misspelling of a word that is no command."""
+
 
 def begins_a_merge(word: str) -> bool:
     """Is a word in place of a command the first model or the recipe of a merge?"""
@@ -39,7 +42,9 @@ def answer(word: str, prefix: str = "") -> str:
         if prefix
         else {plain_word(w): w for w in (*registry(), *(w for e in OTHER_WORDS for w in e.words))}
     )
-    near = difflib.get_close_matches(plain_word(word), [*commands, *others], 1)
+    near = difflib.get_close_matches(plain_word(word), commands, 1) or difflib.get_close_matches(
+        plain_word(word), others, 1, LEAST_RATIO
+    )
     if not near:
         return f"{begin} `alnico {prefix}--help` lists the commands."
     if near[0] in commands:

@@ -60,6 +60,8 @@ OTHER_WORDS = (
     _answer("mergekit-moe moe mixture clown-moe", "alnico does not build mixtures of experts.", "docs/how-to/from-mergekit.md"),
     _answer("quantize quantise gguf awq gptq", "alnico does not quantise. `alnico merge MODEL OUT --dtype bfloat16` writes a model in another dtype."),
     _answer("convert cast dtype to-safetensors", "`alnico merge MODEL OUT --dtype bfloat16` writes a model as safetensors, in another dtype."),
+    _answer("train training finetune finetuning distill", "alnico trains nothing. `alnico merge` combines models that are trained; `alnico adamerge` learns their coefficients.", "docs/tuning.md"),
+    _answer("run build make create mix blend", "`alnico merge RECIPE OUT` merges by a recipe, `alnico merge MODEL MODEL... OUT` without one.", "docs/first-merge.md"),
     _answer("validate check lint dry-run explain preview", "`alnico plan RECIPE` checks a recipe and its models; `alnico verify MERGED` checks a finished merge."),
     _answer("fingerprint hash checksum sha256 integrity", "`alnico verify MERGED` compares a merge with its hashes; `alnico diff A B` compares two models."),
     _answer("stats statistic info show describe summary ls list headers", "`alnico inspect MODEL` summarizes one model; `alnico analyze MODEL... --base BASE` compares models.", "docs/analysis.md"),
