@@ -360,6 +360,13 @@ def test_one_file_has_no_lock() -> None:
     )
 
 
+def test_a_file_of_a_finished_merge_leads_to_its_directory() -> None:
+    alnico.merge(TIES, "out")
+    assert told(lambda: alnico.verify("out/model.safetensors"), UncheckedError) == (
+        "out/model.safetensors: could not check: it is one file of a finished merge; expected its directory. Give out."
+    )
+
+
 def test_a_model_of_others_has_no_lock() -> None:
     assert told(lambda: alnico.verify("base"), UncheckedError) == (
         "base: could not check: it has no alnico.lock.json, which lists what must be there; expected the output of `alnico merge`. Check the path."

@@ -157,6 +157,10 @@ def open_lock(out: Path) -> Lock:
         ) from None
     except OSError:  # the checks below say why
         pass
+    if out.is_file() and (out.parent / LOCK).is_file():
+        raise UncheckedError(
+            f"{out}: could not check: it is one file of a finished merge; expected its directory. Give {out.parent}."
+        )
     if out.is_file():
         raise UncheckedError(
             f"{out}: could not check: it is one file, and a lock goes with a directory only. Merge into a directory to have it checked."
