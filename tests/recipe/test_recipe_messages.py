@@ -201,9 +201,14 @@ KEYS = {
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nmodels: [a, a, b]",
         "4: base_model is listed more than once under models; expected once. Remove the repetitions.",
     ),
+    "a mixture of mergekit-moe": (
+        "merge_method: linear\nmodels: [a, b]\nbase_model: a\ngate_mode: hidden\nexperts: [{source_model: a}]",
+        "4: unknown key 'gate_mode'. It is for a mixture of experts, which alnico does not build.\n"
+        "recipe.yml:5: unknown key 'experts'. It is for a mixture of experts, which alnico does not build.",
+    ),
     "too many for passthrough": (
         "merge_method: passthrough" + TAIL,
-        "2: passthrough merges 1 model; found 2. Remove models.",
+        "2: passthrough merges 1 model; found 2. Remove models, or put their layers together by slices in a recipe.",
     ),
     "only the base": (
         "merge_method: ties\nbase_model: a\nmodels: [a]",

@@ -108,9 +108,15 @@ COMMAND_LINE = {
 """Keys that people write into a recipe, and what the command line has for them."""
 
 
+MIXTURE = ("experts", "shared_experts", "gate_mode", "experts_per_token")
+"""Keys of mergekit-moe."""
+
+
 def _misplaced_key_hint(key: str, node: Node, where: str, keys: Iterable[str]) -> str:
     """Return a hint for a key that goes elsewhere: in a model's reference, under tokenizer, at the top."""
     if not where:
+        if key in MIXTURE:
+            return "It is for a mixture of experts, which alnico does not build."
         if key in TOKENIZER:
             return "Write it under tokenizer."
         option = COMMAND_LINE.get(key.casefold().replace("-", "_"))

@@ -199,7 +199,10 @@ def _count_problem(method: Method, part: RecipePart, count: int) -> str | None:
     base = {True: " besides base_model"}.get(
         method.space == "delta", ", base_model one of them" if method.base == "first" else ""
     )
-    return f"{method.name} merges {expected} {noun}{base}; found {count}. {'Add' if count < low else 'Remove'} models."
+    remedy = "Add models." if count < low else "Remove models."
+    if method.name == "passthrough" and part.place == "models":
+        remedy = "Remove models, or put their layers together by slices in a recipe."
+    return f"{method.name} merges {expected} {noun}{base}; found {count}. {remedy}"
 
 
 def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recipe, context: Context) -> None:
