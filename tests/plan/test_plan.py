@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import alnico
 from alnico.checkpoint.header import TensorInfo
 from alnico.cli.commands.plan import plan_text
 from alnico.errors import MismatchError, ModelError
@@ -845,3 +846,14 @@ def test_a_row_more_for_a_token_more_is_no_padding() -> None:
         f"{EMBEDDING}: a has 2 rows, b has 3; the models have different vocabularies, expected one. Write tokenizer_source: base for "
         "the vocabulary of a, tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."
     )
+
+
+def test_a_plan_and_a_merge_are_shown_on_one_line(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_model(tmp_path / name, {"w": ("F32", np.ones((2, 3), np.float32))})
+    recipe = {"merge_method": "linear", "models": [str(tmp_path / "a"), str(tmp_path / "b")]}
+    shown = repr(alnico.plan(recipe))
+    assert shown.startswith("<plan of linear: 1 tensors, 6 parameters, ")
+    result = repr(alnico.merge(recipe, tmp_path / "out"))
+    assert "plan=<plan of linear: " in result
+    assert "digests" not in result

@@ -48,7 +48,7 @@ class MergeResult:
     plan: Plan
     seconds: float
     resumed: int
-    digests: dict[str, str]
+    digests: dict[str, str] = field(repr=False)
     compile_seconds: float = field(default=0.0, compare=False)
 
     @property

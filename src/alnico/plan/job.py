@@ -15,6 +15,7 @@ from alnico.kernels.constants import ARITHMETIC
 from alnico.kernels.template import Real
 from alnico.methods.base import MatrixMethod, Merge
 from alnico.numerics.dtypes import DTYPES
+from alnico.numerics.sizes import format_size
 from alnico.recipe.schema import NormWeight, Recipe
 
 JobKind = Literal["mix", "matrix", "copy", "equal"]
@@ -151,6 +152,12 @@ class Plan:
     """Weights computed from norms. Until the norms are known, the jobs have equal weights."""
     stages: tuple[Plan, ...] = field(default=(), compare=False)
     """The plans of earlier stages, in the order in which they ran. Their sources are closed."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<plan of {', '.join(self.recipe.methods_used)}: {len(self.jobs)} tensors, {self.elements:,} parameters, "
+            f"{format_size(self.bytes_to_write)} to write, at most {format_size(self.memory.peak_bytes)} of memory>"
+        )
 
     @property
     def models(self) -> tuple[Source, ...]:
