@@ -361,7 +361,12 @@ def test_mistakes_are_those_of_a_recipe() -> None:
     assert told(RecipeError, [W, W], random_seed=0) == (
         "random_seed has no effect on linear; expected options of linear: weights, normalize. Leave it out."
     )
-    assert "ties needs base_model" in told(RecipeError, [W, W], "ties")
+    assert told(RecipeError, [W, W], "ties") == (
+        "ties needs base, the model that the others were fine-tuned from. Pass base."
+    )
+    assert told(RecipeError, [W, W], "slerp", t=0.5) == (
+        "slerp needs base, the model to start from, one of its two. Pass base."
+    )
     assert "parameters.density is 1.4; density is the share" in told(
         RecipeError, [W, W], "ties", base=W, density=1.4
     )

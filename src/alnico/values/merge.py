@@ -138,7 +138,21 @@ def _merge(
     except BaseException:
         opened.close()
         raise
-    return merge_open_models(opened, recipe, run)
+    try:
+        return merge_open_models(opened, recipe, run)
+    except RecipeError as error:
+        raise type(error)(*(_base_in_python(str(line)) for line in error.args)) from None
+
+
+def _base_in_python(line: str) -> str:
+    """A line about a recipe without a base as one about the argument.
+
+    >>> _base_in_python("recipe: ties needs base_model, the first model. Add base_model: PATH.")
+    'ties needs base, the first model. Pass base.'
+    """
+    if not line.endswith(advice := "Add base_model: PATH."):
+        return line
+    return line.removeprefix("recipe: ").removesuffix(advice).replace("base_model", "base") + "Pass base."
 
 
 def rules_of(
