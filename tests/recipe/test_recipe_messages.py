@@ -550,3 +550,12 @@ def test_a_path_that_no_system_takes_is_refused() -> None:
 def test_a_seed_from_outside_is_checked_too(seed: Any) -> None:
     with pytest.raises(RecipeError, match=r"^seed is .*; expected a whole number of at most 64 bits\.$"):
         load_recipe({"merge_method": "linear", "models": ["a"]}, seed=seed)
+
+
+def test_a_list_of_models_in_place_of_a_recipe_names_what_makes_one() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(["a", "b"])  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "recipe is of type list; expected a path, a mapping or a Recipe. "
+        "alnico.make_recipe(models, method) makes one of models."
+    )

@@ -83,6 +83,11 @@ def read_source(
     """
     if isinstance(source, Mapping):
         return yaml.safe_dump(to_plain_data(source, "the mapping", 0), sort_keys=False), "recipe", ".", False
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        raise RecipeError(
+            f"recipe is of type {type(source).__name__}; expected a path, a mapping or a Recipe. "
+            "alnico.make_recipe(models, method) makes one of models."
+        )
     path = os.fsdecode(source)
     if "\n" in path:
         return path, "recipe", ".", True
