@@ -443,3 +443,15 @@ def test_an_interrupted_fold_is_taken_up(tmp_path: Path) -> None:
     assert taken_up.resumed >= 4
     fold(base, tmp_path / "a", tmp_path / "whole")
     assert made.model_bytes(tmp_path / "out") == made.model_bytes(tmp_path / "whole")
+
+
+def test_an_adapter_in_place_of_its_base_is_refused_with_the_order(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError) as caught:
+        fold(adapter, [base], tmp_path / "out")
+    assert str(caught.value) == (
+        f"{adapter}: is a LoRA adapter, and {base} is none; expected the base first, then its adapters. Exchange them."
+    )

@@ -13,7 +13,7 @@ from alnico.checkpoint.reference import Paths, path_list
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.planner import Planner
 from alnico.engine.run import MergeResult
-from alnico.errors import AlnicoError
+from alnico.errors import AlnicoError, ModelError
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -90,6 +90,11 @@ def fold_recipe(
     """
     start = os.fspath(base)
     references = path_list(adapters)
+    if references and _is_adapter(start) and os.path.isdir(references[0]) and not _is_adapter(references[0]):
+        raise ModelError(
+            f"{start}: is a LoRA adapter, and {references[0]} is none; expected the base first, then its adapters. "
+            "Exchange them."
+        )
     if isinstance(weights, str) or not (isinstance(weights, Real) or hasattr(weights, "__len__")):
         raise AlnicoError(
             f"weights is {quote_value(weights)}; expected a number, or a list with one number per adapter. "
@@ -119,3 +124,7 @@ def fold_recipe(
         }
     chain = "".join(f"+{a}" if w == 1 else f"+{w!r}*{a}" for a, w in zip(references, numbers, strict=True))
     return {"merge_method": "passthrough", "models": [start + chain], **output}
+
+
+def _is_adapter(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "adapter_config.json"))
