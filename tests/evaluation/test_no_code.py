@@ -469,3 +469,13 @@ def test_packages_that_could_run_code_are_imported_where_they_are_guarded() -> N
         ("evaluation/harness.py", "lm_eval"),
         ("evaluation/harness.py", "evaluate"),
     }
+
+
+def test_a_model_without_a_tokenizer_is_refused_with_what_to_copy(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(tmp_path, "models/a")
+    assert str(caught.value) == (
+        "models/a: has no tokenizer, which reading text needs; expected tokenizer.json or the files of its kind. "
+        "Copy them from the model that it was tuned from."
+    )

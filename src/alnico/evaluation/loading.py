@@ -411,6 +411,20 @@ def _named_errors(
         ) from None
 
 
+TOKENIZER_FILES = (
+    "tokenizer",
+    "vocab",
+    "merges",
+    "spiece",
+    "sentencepiece",
+    "source.spm",
+    "bpe",
+    "dict",
+    "tekken",
+)
+"""How names of files of tokenizers begin."""
+
+
 def load_tokenizer(directory: Path, label: str) -> Any:
     """Load a checkpoint's tokenizer. Errors: ModelError, also for a tokenizer that needs its own code."""
     with quiet_transformers() as transformers:
@@ -434,6 +448,11 @@ def load_tokenizer(directory: Path, label: str) -> Any:
                 directory, config=config, local_files_only=True, trust_remote_code=False
             )
         except (Exception, MemoryError) as error:  # the tokenizers package raises Exception itself
+            if not any(f"{path.name}".startswith(TOKENIZER_FILES) for path in directory.iterdir()):
+                raise ModelError(
+                    f"{label}: has no tokenizer, which reading text needs; expected tokenizer.json or the files of its "
+                    "kind. Copy them from the model that it was tuned from."
+                ) from None
             code = ""
             if "auto_map" in settings:
                 code = f"; auto_map in tokenizer_config.json names code ({_named_code(settings['auto_map'])}), which alnico does not run"
