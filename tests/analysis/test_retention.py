@@ -413,6 +413,21 @@ def test_compare_prints_a_line_a_parent_and_writes_its_files(run: Run) -> None:
     assert run("compare", "out")[0] == 2
 
 
+def test_a_merge_that_is_named_as_a_parent_is_noted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base_path, paths = family(Path("m"), count=2)
+    base, *tuned = map(str, (base_path, *paths))
+    alnico.merge({"merge_method": "linear", "models": tuned}, "out")
+    note = (
+        f"note: out is a merge by its lock, and {tuned[1]}, which was named as the merged model, has no lock: "
+        "the merged model is named last.\n"
+    )
+    assert note in run("compare", "out", *tuned, "--base", base)[2]
+    assert "is a merge by its lock" not in run("compare", *tuned, "out", "--base", base)[2]
+
+
 @pytest.mark.usefixtures("merged")
 def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch,

@@ -13,6 +13,7 @@ from alnico.analysis.retention import Retention, compare_sources, open_recorded_
 from alnico.analysis.retention_section import comparison, retention_section
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate, Estimates, ScoreTable, read_estimates, values_of
+from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.checkpoint.source import Source
@@ -74,8 +75,10 @@ def compare(
         base_source, notes = (
             (open_source(base), ()) if base is not None else open_recorded_base(merged_source, open_source)
         )
+        opened_parents = [open_source(parent) for parent in path_list(parents)]
+        notes += _order_notes(merged_source, opened_parents)
         retention, analysis = compare_sources(
-            [open_source(parent) for parent in path_list(parents)],
+            opened_parents,
             merged_source,
             base_source,
             scores=values_of(estimates),
@@ -95,3 +98,14 @@ def compare(
             subject=comparison(retention),
         )
     return retention
+
+
+def _order_notes(merged: Source, parents: Sequence[Source]) -> tuple[str, ...]:
+    """A note if a parent is a merge and the model named as merged is none."""
+    merges = [parent.label for parent in parents if lineage_of(parent).is_merge]
+    if not merges or lineage_of(merged).is_merge:
+        return ()
+    return (
+        f"{merges[0]} is a merge by its lock, and {merged.label}, which was named as the merged model, has no lock: "
+        "the merged model is named last.",
+    )
