@@ -292,3 +292,15 @@ def test_mistakes_of_a_call_are_named_in_its_words(arguments: dict[str, object],
     with pytest.raises(RecipeError) as refused:
         alnico.make_recipe(["models/a", "models/b"], **arguments)  # type: ignore[arg-type]
     assert str(refused.value) == message
+
+
+def test_an_output_of_another_format_is_refused_before_the_merge(run: Run) -> None:
+    for name in ("out.gguf", "out.BIN"):
+        code, _, stderr = run("merge", "models/a", "models/b", name)
+        assert (code, Path(name).exists()) == (8, False)
+        assert stderr == (
+            f"alnico: {name}: ends in {name[3:]}, but alnico writes safetensors only; expected a folder or a name that "
+            "ends in .safetensors. Write out or out.safetensors.\n"
+        )
+    Path("v1.pt").mkdir()
+    assert run("merge", "models/a", "models/b", "v1.pt")[0] == 0

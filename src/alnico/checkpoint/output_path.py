@@ -38,6 +38,9 @@ TWINS = (
 )
 """Endings of the folders ``.NAME.alnico-...`` that alnico makes next to an output NAME."""
 
+OTHER_FORMATS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5")
+"""Endings of files of models in formats that alnico does not write."""
+
 SHOWN = 3
 """Entries of a folder that a message names at most."""
 
@@ -286,8 +289,13 @@ def _check_text(out: Path) -> None:
 
 
 def _check_name(out: Path, twin: str) -> None:
-    """Refuse a name that is not possible, or leads to a folder that must not be replaced."""
+    """Refuse a name that is not possible, is that of another format, or leads to a folder that must not be replaced."""
     _check_text(out)
+    if out.suffix.casefold() in OTHER_FORMATS and not out.is_dir():
+        raise OutputError(
+            f"{out}: ends in {out.suffix}, but alnico writes safetensors only; expected a folder or a name that ends "
+            f"in .safetensors. Write {out.with_suffix('')} or {out.with_suffix('.safetensors')}."
+        )
     target = Path(os.path.realpath(out))
     if target == target.parent:
         raise OutputError(
