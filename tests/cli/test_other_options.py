@@ -49,3 +49,20 @@ def test_every_name_leads_to_a_parameter_of_some_command() -> None:
     parameters = {p.name for name in SUMMARIES for p in load_command(name).parameters}
     assert set(OTHER_NAMES.values()) <= parameters | set(WORDS)
     assert {name for names in WORDS.values() for name in names} <= parameters
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("lora fold base adapter", "Missing argument 'ADAPTER'. Write: alnico lora fold BASE ADAPTER... OUT."),
+        ("lora extract tuned base", "Missing argument 'OUT'. Write: alnico lora extract FINETUNED BASE OUT."),
+        ("compare merged", "Missing argument 'PARENT'. Write: alnico compare PARENT... MERGED."),
+        ("merge", "Missing argument 'RECIPE or MODELS'. Write: alnico merge RECIPE OUT | MODEL MODEL... OUT."),
+        ("analyze a b", "Missing option '--base'. Give --base: the model that the others were tuned from."),
+        ("evaluate a", "Missing option '--tasks' / '-t'. Give --tasks: YAML file of the tasks."),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named_with_its_place(run: Run, words: str, answer: str) -> None:
+    code, stdout, stderr = run(*words.split())
+    assert (code, stdout) == (2, "")
+    assert stderr.endswith(f"Error: {answer}\n")

@@ -115,7 +115,7 @@ class CommandCall:
 
 
 class AnswersOptions(TyperCommand):
-    """A command that answers an unknown option with its own name of it."""
+    """A command that answers an unknown option with its own name of it, and a missing word with what it is."""
 
     listed: tuple[CommandParameter, ...] = ()
 
@@ -124,13 +124,18 @@ class AnswersOptions(TyperCommand):
             return super().parse_args(ctx, args)
         except Exception as raised:  # click's class is at another place in each typer
             error: Any = raised
-            if type(error).__name__ != "NoSuchOption":
-                raise
-            from alnico.cli.other_options import answer
+            kind = type(error).__name__
+            words = (ctx.command_path, *self.collect_usage_pieces(ctx)[1:])
+            usage = " ".join(words).replace("{", "").replace("}", "")
+            if kind == "NoSuchOption":
+                from alnico.cli.other_options import answer
 
-            usage = " ".join((ctx.command_path, *self.collect_usage_pieces(ctx)[1:]))
-            hint = answer(error.option_name, self.listed, usage.replace("{", "").replace("}", ""))
-            error.message, error.possibilities = f"{error.message}.{hint and ' ' + hint}", None
+                hint = answer(error.option_name, self.listed, usage)
+                error.message, error.possibilities = f"{error.message}.{hint and ' ' + hint}", None
+            if kind == "MissingParameter" and error.param is not None:
+                missing = next((p for p in self.listed if p.name == error.param.name), None)
+                is_option = missing is not None and not missing.is_argument
+                error.message = f"Give {missing.given_as}" if missing and is_option else f"Write: {usage}."
             raise
 
 

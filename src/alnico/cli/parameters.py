@@ -43,6 +43,12 @@ class CommandParameter:
         return self.names[0].partition("/")[0] if self.names else self.metavar
 
     @property
+    def given_as(self) -> str:
+        """The option and what it is, for a command line that lacks it."""
+        text = self.help if self.help[1:2].isupper() else f"{self.help[:1].lower()}{self.help[1:]}"
+        return f"{self.label}: {text}"
+
+    @property
     def metavar(self) -> str:
         plural = self.name.endswith("s") and self.type == list[str]
         return self.flag.metavar or self.name.removesuffix("s" if plural else "").upper()
