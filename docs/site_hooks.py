@@ -67,19 +67,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return prepared(LINK.sub(linked, markdown))
 
 
-NUMBERS = re.compile(r"<td>(?=[^<]*\d)([\d\s./%(),+x\[\]\u2013\u2212-]{2,30}(?: ?(?:s|MiB|GB|MB|kB))?)</td>")
+NUMBERS = re.compile(
+    r"<td>(?=[^<]*\d)([\d\s./%(),+x\[\]\u00b1\u2013\u2212-]{2,30}(?: ?(?:s|min|h|MiB|GB|MB|kB))?)</td>"
+)
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Let long names in tables break after their parts; keep cells that hold only numbers, and options, on one line."""
+    """Let long names in code break after their parts; keep cells that hold only numbers, and options, on one line."""
     html = NUMBERS.sub(r'<td class="number">\1</td>', html)
-    html = re.sub(
-        r"<td>.*?</td>",
-        lambda cell: re.sub(r"<code>([^<]*)</code>", _breakable, cell[0]),
-        html,
-        flags=re.DOTALL,
-    )
-    return re.sub(r"(?<!<pre>)<code>((?:[^<]|<wbr>)*)</code>", _with_whole_options, html)
+    html = re.sub(r"(?<!<pre>)(?<!</span>)<code>([^<]*)</code>", _breakable, html)
+    return re.sub(r"(?<!<pre>)(?<!</span>)<code>((?:[^<]|<wbr>)*)</code>", _with_whole_options, html)
 
 
 OPTION = re.compile(r"(?<![^\s|(\[,])--?[a-z][\w-]*(?=[\s=|)\],]|$)|'\.\[[\w,]+\]'")
