@@ -44,6 +44,10 @@
     if (!part.getAttribute("aria-label")) say("a part that scrolls has no name", part);
   }
 
+  for (const text of document.querySelectorAll(":is(.scroller, .hint) + p:not(.hint)")) {
+    if (shown(text) && text.getBoundingClientRect().top - text.previousElementSibling.getBoundingClientRect().bottom < 8) say("touches what is above it", text);
+  }
+
   // Text: in lines of some letters, and in a colour that can be read on what is behind it.
   const numbers = (colour) => (colour.match(/[\d.]+/g) || []).map(Number);
   const over = ([r, g, b, a = 1], below) => [r, g, b].map((c, i) => c * a + below[i] * (1 - a));
