@@ -272,6 +272,10 @@ def test_every_public_name_is_there_and_documented() -> None:
         AttributeError, match=r"module 'alnico' has no attribute 'mege'\. Did you mean 'merge'\?"
     ):
         alnico.mege  # noqa: B018
+    with pytest.raises(
+        AttributeError, match=r"slerp is a merge method: alnico\.merge_models\(models, 'slerp'\)"
+    ):
+        alnico.slerp  # noqa: B018
 
 
 @pytest.mark.parametrize("package", ["alnico", "alnico.lora"])

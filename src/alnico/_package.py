@@ -31,6 +31,8 @@ class LazyPackage(ModuleType):
 
             near = [] if name[:2] == "__" else difflib.get_close_matches(name, self._public, 1, 0.5)
             hint = f"Did you mean {near[0]!r}? " if near else ""
+            if self.__name__ == "alnico" and name in self._methods():
+                hint = f"{name} is a merge method: alnico.merge_models(models, {name!r}). "
             raise AttributeError(
                 f"module {self.__name__!r} has no attribute {name!r}. {hint}It has {', '.join(self._public)}"
             )
@@ -39,6 +41,13 @@ class LazyPackage(ModuleType):
         value = getattr(importlib.import_module(module), name)
         super().__setattr__(name, value)
         return value
+
+    @staticmethod
+    def _methods() -> set[str]:
+        """Return the names of alnico's merge methods, without importing them."""
+        from pathlib import Path
+
+        return {p.stem for p in Path(__file__).with_name("methods").glob("[a-z]*.py")} - {"base"}
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (self._modules_of.get(name) and isinstance(value, ModuleType)):

@@ -284,6 +284,7 @@ def test_the_tables_say_what_matters(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (["analyze", "m", "--base", "b", "--top", "3"], "3 is not a share in (0, 1]"),
         (["suggest", "--base", "b"], "suggest needs --base and models, or --analysis alone"),
+        (["suggest", "m", "n"], "--base is missing: the model that the others were tuned from."),
         (
             ["suggest", "m", "--base", "b", "--analysis", "r"],
             "suggest needs --base and models, or --analysis alone",

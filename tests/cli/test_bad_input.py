@@ -285,7 +285,7 @@ def test_an_output_directory_that_holds_something(run: Run) -> None:
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")
     assert refused(run, 8) == (
-        "out: exists and is not empty; expected a new or empty directory. Choose another output, or use --overwrite."
+        "out: exists and is not empty; expected a new or empty directory. Choose another output, or use --overwrite (in Python overwrite=True)."
     )
 
 

@@ -99,7 +99,7 @@ def check_replaceable(out: Path, overwrite: Replace) -> None:
         )
         raise OutputError(
             f"{out}: {problem}; --overwrite replaces only models and alnico's own output. "
-            "Choose another output, or use --overwrite-anything to remove everything there."
+            "Choose another output, or use --overwrite-anything (in Python overwrite_anything=True) to remove everything there."
         )
 
 
@@ -108,7 +108,7 @@ def check_empty(out: Path) -> None:
     if _is_occupied(out):
         raise OutputError(
             f"{out}: exists and is not empty; expected a new or empty directory. "
-            "Choose another output, or use --overwrite."
+            "Choose another output, or use --overwrite (in Python overwrite=True)."
         )
 
 

@@ -270,9 +270,9 @@ def check_statistics_folder(out: Path, overwrite: Replace, needed: Iterable[Path
     is_older = holds_statistics(out)
     if not overwrite or not is_older:
         how = (
-            "or use --overwrite"
+            "or use --overwrite (in Python overwrite=True)"
             if is_older
-            else "or use --overwrite-anything to write into it"
+            else "or use --overwrite-anything (in Python overwrite_anything=True) to write into it"
             if overwrite
             else ""
         )

@@ -19,8 +19,13 @@ from alnico.errors import MismatchError
 def run(call: CommandCall) -> None:
     models, base, out = call["models"], call["base"], call["out"]
     if (base is None or not models) if call["analysis"] is None else (base is not None or bool(models)):
+        missing = (
+            ""
+            if call["analysis"] or not models
+            else "--base is missing: the model that the others were tuned from. "
+        )
         raise typer.BadParameter(
-            "suggest needs --base and models, or --analysis alone. Give one or the other."
+            f"{missing}suggest needs --base and models, or --analysis alone. Give one or the other."
         )
     if out is not None:
         check_new_file(Path(out))
