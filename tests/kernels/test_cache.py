@@ -490,6 +490,7 @@ print(found.hexdigest())
 """
 
 
+@pytest.mark.nightly
 def test_the_width_of_vectors_changes_no_bit(tmp_path):
     import llvmlite.binding
 

@@ -121,8 +121,8 @@ def test_zeros_give_zeros(name: str, setting: dict, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["linear", "ties", "model_stock"]
-)  # a kernel of its own for each number: one method a kind
+    "name", ["linear", "ties", pytest.param("model_stock", marks=pytest.mark.nightly)]
+)  # each number of models has its own kernels: one method per kind
 def test_any_number_of_models_is_merged(name: str, tmp_path: Path) -> None:
     for count in (*counts(name), 4, 5, 6, 7):
         check_numbers_of_models(case(name, SETTINGS[name][0], count), tmp_path, [count])
