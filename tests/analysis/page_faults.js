@@ -48,6 +48,12 @@
     if (shown(text) && text.getBoundingClientRect().top - text.previousElementSibling.getBoundingClientRect().bottom < 8) say("touches what is above it", text);
   }
 
+  for (const plot of document.querySelectorAll(".plot")) {
+    const named = new Map((plot.data ?? []).filter((t) => t.name && t.marker).map((t) => [t.legendgroup ?? t.name, t]));
+    const looks = [...named.values()].map((t) => JSON.stringify([t.type, t.marker.color, t.marker.symbol, t.marker.pattern?.shape]));
+    if (new Set(looks).size < looks.length) say(`two of ${looks.length} look the same`, plot);
+  }
+
   // Text: in lines of some letters, and in a colour that can be read on what is behind it.
   const numbers = (colour) => (colour.match(/[\d.]+/g) || []).map(Number);
   const over = ([r, g, b, a = 1], below) => [r, g, b].map((c, i) => c * a + below[i] * (1 - a));

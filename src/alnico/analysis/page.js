@@ -1,7 +1,8 @@
 "use strict";
 (() => {
   const NARROW = 600;
-  const GLYPHS = { circle: "●", square: "■", diamond: "◆", cross: "✚", "triangle-up": "▲", "triangle-down": "▼", star: "★", x: "✖" };
+  const GLYPHS = { circle: "●", square: "■", diamond: "◆", cross: "✚", "triangle-up": "▲", "triangle-down": "▼", star: "★", x: "✖",
+    "circle-open": "○", "square-open": "□", "diamond-open": "◇", "cross-open": "✢", "triangle-up-open": "△", "triangle-down-open": "▽", "star-open": "☆", "x-open": "✕" };
   const make = (tag, properties = {}, ...children) => {
     const made = Object.assign(document.createElement(tag), properties);
     made.append(...children);
@@ -129,7 +130,7 @@
         entries.get(key).indices.push(i);
       });
       legend.replaceChildren(...(entries.size < 2 ? [] : [...entries.values()].map(({ trace, indices }) => {
-        const mark = make("span", { textContent: (GLYPHS[trace.marker?.symbol] ?? "■") + " " });
+        const mark = make("span", { textContent: (trace.marker?.pattern ? "▨" : GLYPHS[trace.marker?.symbol] ?? "■") + " " });
         mark.setAttribute("aria-hidden", "true");
         mark.style.color = trace.marker.color;
         const button = make("button", { type: "button" }, mark, plain(trace.name));
@@ -153,9 +154,11 @@
     numbers.addEventListener("toggle", fillNumbers);
     return draw;
   });
+  let turns = 0;
   const drawAll = () => {
+    const turn = ++turns;
     delete document.documentElement.dataset.drawn;
-    return Promise.all(plots.map((draw) => draw())).then(() => { document.documentElement.dataset.drawn = "yes"; });
+    return Promise.all(plots.map((draw) => draw())).then(() => { if (turn === turns) document.documentElement.dataset.drawn = "yes"; });
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   matchMedia(`(max-width: ${NARROW - 1}px)`).addEventListener("change", drawAll);

@@ -291,8 +291,22 @@ def _rgb(hexadecimal: str) -> tuple[int, int, int]:
 
 
 def series(index: int) -> tuple[str, str]:
-    """Return the colour and marker of a model by its position."""
-    return SERIES[index % len(SERIES)]
+    """Return the colour and marker of a model by its position. The ninth has the first colour again, and a hollow marker."""
+    again, place = divmod(index, len(SERIES))
+    ground, mark = SERIES[place]
+    return ground, mark + "-open" * bool(again)
+
+
+def bar_marker(index: int) -> dict[str, Any]:
+    """Return how Plotly fills the bars of a model by its position: from the ninth, in stripes of the same colours."""
+    ground, _ = series(index)
+    again = index // len(SERIES)
+    if not again:
+        return {"color": ground}
+    return {
+        "color": ground,
+        "pattern": {"shape": "/" if again % 2 else "x", "size": 6, "solidity": 0.6},
+    }
 
 
 def badge(index: int) -> str:

@@ -19,6 +19,7 @@ from alnico.analysis.page import (
     Figure,
     PageSection,
     badge,
+    bar_marker,
     cell,
     colour,
     copyable,
@@ -457,7 +458,6 @@ def _groups(analysis: Analysis) -> PageSection:
                 else 100 * c.relative_l2
                 for c in changes
             ]
-            ground, _ = series(index)
             data.append(
                 {
                     "type": "bar",
@@ -465,7 +465,7 @@ def _groups(analysis: Analysis) -> PageSection:
                     "name": escape(f"{index + 1} {model.name}"),
                     "y": list(range(len(groups))),
                     "x": values,
-                    "marker": {"color": ground},
+                    "marker": bar_marker(index),
                     "text": [escape(shorten(model.name, 13))] * len(groups) if models > 1 else None,
                     "textposition": "outside",
                     "textfont": {"size": 10},

@@ -9,6 +9,7 @@ from alnico.analysis.common_tensors import short_names
 from alnico.analysis.page import (
     Figure,
     PageSection,
+    bar_marker,
     cell,
     escape,
     figure_html,
@@ -54,7 +55,7 @@ def _bars(scores: Estimates, models: Mapping[str, str], metric: str) -> Figure:
                 "y": list(range(len(scores))),
                 "x": [None if e is None else e.value for e in estimates],
                 "error_x": _whiskers(estimates),
-                "marker": {"color": series(index)[0]},
+                "marker": bar_marker(index),
                 "hovertext": [
                     f"{escape(name)}, {escape(task)}<br>{_text(e)}"
                     for task, e in zip(scores, estimates, strict=True)
