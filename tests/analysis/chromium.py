@@ -144,6 +144,12 @@ class Chromium:
     def show(self, width: int, *, dark: bool = False) -> None:
         """Show the open page in a window of another width or in the other colours, and wait until its figures are drawn."""
         self._size(width, dark)
+        # The page hears of its new size after the answer to the request, in a frame of its own.
+        scheme = "dark" if dark else "light"
+        self.value(
+            "new Promise((done) => { const look = () => "
+            f'matchMedia("(width: {width}px) and (prefers-color-scheme: {scheme})").matches ? done() : setTimeout(look, 20); look(); }})'
+        )
         self.value(DRAWN)
 
     def _size(self, width: int, dark: bool) -> None:
