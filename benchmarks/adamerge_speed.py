@@ -77,13 +77,13 @@ def prepare(work: Path, sentences: int) -> Path:
     if not (work / "noisy").exists():
         from transformers import AutoModel, AutoTokenizer
 
-        noisy, tuned = (AutoModel.from_pretrained(work / name) for name in PACKAGES)
+        noisy, tuned = (AutoModel.from_pretrained(work / name, trust_remote_code=False) for name in PACKAGES)
         torch.manual_seed(0)
         with torch.no_grad():
             for own, other in zip(noisy.parameters(), tuned.parameters(), strict=True):
                 own.add_(torch.randn_like(own) * (own - other).std())
         noisy.save_pretrained(work / "noisy")
-        AutoTokenizer.from_pretrained(work / "base").save_pretrained(work / "noisy")
+        AutoTokenizer.from_pretrained(work / "base", trust_remote_code=False).save_pretrained(work / "noisy")
     tasks = []
     for task, classes in CLASSES.items():
         lines = []

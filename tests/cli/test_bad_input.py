@@ -271,9 +271,8 @@ def test_standard_input_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None
         check=False,
     )
     assert (done.returncode, done.stdout) == (3, b"")
-    assert (
-        done.stderr.decode()
-        == "alnico: standard input: is not UTF-8 text; expected YAML. Give the YAML file of the merge.\n"
+    assert done.stderr.decode() == (
+        "alnico: standard input: is text in UTF-16; expected a recipe. Save it as UTF-8; PowerShell's > writes UTF-16.\n"
     )
     assert not Path("out").exists()
 

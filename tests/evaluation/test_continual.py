@@ -121,7 +121,7 @@ def test_the_table_has_means_over_the_tasks_so_far_and_what_they_lost() -> None:
         "continual": [{"name": "sum", "arrivals": arrivals}],
     }
     header, _, specialists, summed = continual_table(results).splitlines()
-    assert header == "| manner | 1: a | 2: b | lost since arrival |"
+    assert header == "| order | 1: a | 2: b | lost since arrival |"
     assert specialists == "| specialists | 100.0 | 75.0 |  |"
     assert summed.startswith("| sum | 75.0 | 62.5 [")
     assert summed.endswith("] | 25.0 |")

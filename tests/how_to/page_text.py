@@ -20,6 +20,9 @@ _VARYING = [
     (re.compile(rf"\b{_NUMBER} (?:ms|s|min|h|seconds|minutes|hours)\b(?: {_NUMBER} (?:s|min)\b)?"), "# s"),
     (re.compile(rf"\b{_NUMBER} [kMGT]B/s"), "# GB/s"),
     (re.compile(rf"\b{_NUMBER} [kMGT]B free\b"), "# GB free"),
+    # How far an interrupted run came.
+    (re.compile(r"\b\d+ tensors? done\b"), "# done"),
+    (re.compile(r"\b\d+ of them kept from before\b"), "# of them kept from before"),
     (re.compile(r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?\b"), "#date"),
 ]
 

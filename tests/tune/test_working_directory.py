@@ -22,7 +22,7 @@ class Order:
 
 if __name__ == "__main__":
     worker = workers.LocalProcess(Order(), 1)
-    print(worker.scores(0, {}, 0).result(timeout=60), "PYTHONSAFEPATH" in workers.os.environ)
+    print(worker.scores(0, {}, 0).result(timeout=60).scores, "PYTHONSAFEPATH" in workers.os.environ)
     worker.close()
 """
 
