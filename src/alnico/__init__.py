@@ -71,6 +71,15 @@ if TYPE_CHECKING:
     from alnico.verification.verify import Verification as Verification
     from alnico.verification.verify import verify as verify
 
+
+def _explain(name: str) -> str:
+    from alnico.methods import registry
+
+    if name[:1] == "_" or name not in registry():
+        return ""
+    return f"{name} is a merge method: alnico.merge_models(models, {name!r}). "
+
+
 __all__ = make_lazy(
     __name__,
     {
@@ -119,4 +128,5 @@ __all__ = make_lazy(
         "alnico.verification.verify": ["Verification", "verify"],
     },
     ["__version__"],
+    _explain,
 )

@@ -9,7 +9,7 @@ from types import ModuleType
 TYPE_CHECKING = False  # importing typing would double the time until alnico handles Ctrl-C
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 
@@ -23,6 +23,7 @@ class LazyPackage(ModuleType):
 
     _modules_of: Mapping[str, str]
     _public: Sequence[str]
+    _explain: Callable[[str], str]
 
     def __getattr__(self, name: str) -> Any:
         module = self._modules_of.get(name)
@@ -30,9 +31,7 @@ class LazyPackage(ModuleType):
             import difflib  # on mistakes only: importing alnico stays fast
 
             near = [] if name[:2] == "__" else difflib.get_close_matches(name, self._public, 1, 0.5)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            if self.__name__ == "alnico" and name in self._methods():
-                hint = f"{name} is a merge method: alnico.merge_models(models, {name!r}). "
+            hint = self._explain(name) or (f"Did you mean {near[0]!r}? " if near else "")
             raise AttributeError(
                 f"module {self.__name__!r} has no attribute {name!r}. {hint}It has {', '.join(self._public)}"
             )
@@ -42,13 +41,6 @@ class LazyPackage(ModuleType):
         super().__setattr__(name, value)
         return value
 
-    @staticmethod
-    def _methods() -> set[str]:
-        """Return the names of alnico's merge methods, without importing them."""
-        from pathlib import Path
-
-        return {p.stem for p in Path(__file__).with_name("methods").glob("[a-z]*.py")} - {"base"}
-
     def __setattr__(self, name: str, value: object) -> None:
         if not (self._modules_of.get(name) and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
@@ -57,18 +49,25 @@ class LazyPackage(ModuleType):
         return list(self._public)
 
 
-def make_lazy(package: str, modules: Mapping[str, Sequence[str]], others: Sequence[str] = ()) -> list[str]:
+def make_lazy(
+    package: str,
+    modules: Mapping[str, Sequence[str]],
+    others: Sequence[str] = (),
+    explain: Callable[[str], str] = lambda _: "",
+) -> list[str]:
     """Make a package lazy; returns its public names, sorted.
 
     Args:
         package: its name in ``sys.modules``.
         modules: the public names of each module; those under the empty name are public packages.
         others: public names that the package already has.
+        explain: returns a sentence about a name that is not public, or nothing.
     """
     this = sys.modules[package]
     names = {name: module for module, listed in modules.items() for name in listed}
     public = sorted([*names, *others])
     vars(this)["_modules_of"] = names
     vars(this)["_public"] = public
+    vars(this)["_explain"] = explain
     this.__class__ = LazyPackage
     return public

@@ -206,7 +206,7 @@ def test_mistakes_are_named_in_the_words_of_the_options(
         (("merge", "out", "r.yml"), "r.yml is a recipe, but the last word is the output. Write the recipe first, then the output."),
         (("merge", "models/a", "models/b", "out", "--weights", "0.3", "0.7"), "0.7 is a number; expected a model or the output. Separate the numbers of an option by commas: --weights 0.7,0.3."),
         (("merge", "models/a", "models/b", "--density", "0.3", ".7", "out"), ".7 is a number; expected a model or the output. Separate the numbers of an option by commas: --density 0.7,0.3."),
-        (("plan", "models/a", "models/b", "out"), "out is no model that is here, and after models `alnico plan` takes no output. Leave it out, or write -o out."),
+        (("plan", "models/a", "models/b", "out"), "out is not a model, and `alnico plan` takes no output after models. Leave it out, or write -o out."),
         (("merge", "org/a", "org/b", "org/c"), "org/c may be a model of the hub or the output. Name the output with -o OUT; ./org/c is a folder here."),
         (("merge", "models/a", "r.yml", "out"), "r.yml is a recipe, and models/a is given, too; expected one recipe, or models alone. Leave one of them out, or name the output with -o OUT."),
         (("merge", "r.yml", "r.yml", "out"), "r.yml is a recipe, and r.yml is given, too; expected one recipe, or models alone. Leave one of them out, or name the output with -o OUT."),

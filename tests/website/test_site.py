@@ -111,7 +111,7 @@ def test_every_public_name_is_in_the_python_reference(package: str) -> None:
 def test_every_extra_is_on_the_page_of_installing() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "install.md").read_text("utf-8"), re.MULTILINE)
-    assert sorted(rows) == sorted(set(project["optional-dependencies"]) - {"demo"})
+    assert sorted(rows) == sorted(project["optional-dependencies"])
 
 
 class Outline(HTMLParser):

@@ -97,7 +97,7 @@ class CommandCall:
     ) -> None:
         """Print the result: ``data`` as JSON or ``text`` for people.
 
-        What compiling took is a key of the JSON and a line after the text, but for the seconds that the text has ``stated``.
+        The seconds of compiling are a key of the JSON and a line after the text, except those that the text has ``stated``.
         """
         if self.is_json:
             values = data()

@@ -149,7 +149,7 @@ ADVICE = re.compile(r"\b(missing|unrelated|tokenizer): (\w+)(?: in the recipe)?"
 
 
 def is_recipe(word: str) -> bool:
-    """Does a word name a recipe: standard input, a YAML file, or another file that is no model?
+    """Does a word name a recipe: standard input, a YAML file, or another file that is not a model?
 
     >>> [is_recipe(word) for word in ("-", "merge.yml", "models/a", "org/model", "model.safetensors")]
     [True, True, False, False, False]
@@ -160,7 +160,7 @@ def is_recipe(word: str) -> bool:
 
 
 def is_model(word: str) -> bool:
-    """Does a word name a model that is there: a folder with weights, a weight file, or a base with adapters?"""
+    """Does a word name an existing model: a folder with weights, a weight file, or a base with adapters?"""
     if os.path.isdir(word):
         try:
             return holds_weights(os.listdir(word))
@@ -170,7 +170,7 @@ def is_model(word: str) -> bool:
 
 
 def _is_hub_model(word: str) -> bool:
-    """Does a word that is no path look like a model of the hub?"""
+    """Does a word that is not a path look like a model of the hub?"""
     return not os.path.exists(word) and (is_hub_reference(word) or split_adapter(word, is_path) is not None)
 
 
@@ -195,7 +195,7 @@ def _take_output(words: list[str], out: str) -> str:
     near = near_path(last, accepts=may_hold_model)
     if near is None or not is_misspelling(last, near):
         raise typer.BadParameter(
-            f"{last} is no model that is here, and after models `alnico plan` takes no output. Leave it "
+            f"{last} is not a model, and `alnico plan` takes no output after models. Leave it "
             f"out, or write -o {last}."
         )
     return out

@@ -1,4 +1,4 @@
-"""Answers a word that is no command: with the models of a merge, the nearest command, or what does it here."""
+"""Answers an unknown command with a merge of models, the nearest command, or what does it in alnico."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alnico.methods import registry
 from alnico.methods.shared.other_words import OTHER_WORDS, find_word, plain_word
 
 LEAST_RATIO = 0.75
-"""Similarity from which on a word is taken for a misspelling of a word that is no command."""
+"""Similarity from which on a word is taken for a misspelling of a command or of a known word."""
 
 
 def begins_a_merge(word: str) -> bool:

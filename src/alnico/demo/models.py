@@ -157,23 +157,23 @@ def _installed(model: DemoModel, say: Say) -> Path | None:
     """The model in an installed package, if its files are the pinned ones."""
     spec = importlib.util.find_spec(model.package)
     for place in list(spec.submodule_search_locations or []) if spec else []:
-        folder = Path(place) / model.folder
-        fault = _fault(model, folder)
-        if fault is None:
+        if folder := _usable(model, Path(place) / model.folder, f"the model of {model.requirement}", say):
             return folder
-        say(f"note: {folder} is not used: {fault}, not the model of {model.requirement}")
     return None
 
 
 def _cached(model: DemoModel, say: Say) -> Path | None:
     """The model in the cache, if its files are the pinned ones."""
     folder = _cache() / model.name
-    if not os.path.lexists(folder):
-        return None
+    return _usable(model, folder, "the file that was downloaded", say) if os.path.lexists(folder) else None
+
+
+def _usable(model: DemoModel, folder: Path, expected: str, say: Say) -> Path | None:
+    """A folder, if it holds the pinned files of a model; else say why it is not used."""
     fault = _fault(model, folder)
     if fault is None:
         return folder
-    say(f"note: {folder} is not used: {fault}, not the file that was downloaded")
+    say(f"note: {folder} is not used: {fault}, not {expected}")
     return None
 
 
