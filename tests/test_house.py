@@ -25,7 +25,7 @@ SOURCE = ROOT / "src" / "alnico"
 
 ROOMS = [
     "_package", "_version", "errors", "folders", "libraries", "installation", "numerics", "events", "run_options", "threads", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan",
-    "output", "engine", "verification", "lora", "analysis", "evaluation", "tune", "values", "store", "api", "demo", "cli", "app", "testing",
+    "output", "engine", "verification", "models", "lora", "analysis", "evaluation", "tune", "values", "store", "api", "demo", "cli", "app", "testing",
 ]  # fmt: skip
 """As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""
 

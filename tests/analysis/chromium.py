@@ -6,7 +6,7 @@ import base64
 import fcntl
 import json
 import os
-import select
+import selectors
 import shutil
 import subprocess
 import time
@@ -66,6 +66,8 @@ class Chromium:
         for end in given:
             os.close(end)
         self.reader, self.writer = ours_in, ours_out
+        self.answers = selectors.DefaultSelector()  # select() refuses descriptors from 1,024 on
+        self.answers.register(self.reader, selectors.EVENT_READ)
         self.rest = b""
         self.asked = 0
         self.session: str | None = None
@@ -85,6 +87,7 @@ class Chromium:
         try:
             self.ask("Browser.close")
         finally:
+            self.answers.close()
             os.close(self.reader)
             os.close(self.writer)
             self.process.wait(PATIENCE)
@@ -104,7 +107,7 @@ class Chromium:
     def _next(self) -> dict[str, Any]:
         end = time.monotonic() + PATIENCE
         while b"\0" not in self.rest:
-            ready, _, _ = select.select([self.reader], [], [], max(end - time.monotonic(), 0))
+            ready = self.answers.select(max(end - time.monotonic(), 0))
             part = os.read(self.reader, 1 << 20) if ready else b""
             assert part, f"Chromium does not answer. It said: {self.log.read_text(errors='replace')[-2000:]}"
             self.rest += part

@@ -9,10 +9,10 @@ from typing import Any
 
 from alnico.checkpoint.memory_model import import_torch, is_torch_module
 from alnico.errors import RecipeError
+from alnico.models.open_models import fill, merge_open_models, open_models, plain_copy
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe.from_options import plain_list, plain_number, recipe_of, refuse_idle
 from alnico.run_options import RunOptions
-from alnico.values.models import fill, merge_open_models, open_models, plain_copy
 
 
 @ieee_arithmetic()

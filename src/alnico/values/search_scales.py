@@ -17,11 +17,11 @@ from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.tasks import checked_value, evaluation_failed
 from alnico.events import ScaleTried, Watcher
 from alnico.kernels.clock import counts_compiling
+from alnico.models.open_models import fill, name_tensors, open_models, plain_copy
 from alnico.numerics.arithmetic import callers_arithmetic, ieee_arithmetic
 from alnico.recipe.from_options import recipe_of
 from alnico.recipe.load import load_recipe
 from alnico.run_options import RunOptions
-from alnico.values.models import fill, name_tensors, open_models, plain_copy
 
 MOST_FAILURES = 5
 """Number of failed evaluations that ends the search."""

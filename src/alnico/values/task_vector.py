@@ -23,11 +23,11 @@ from alnico.engine.relatedness import IN_PYTHON
 from alnico.engine.run import MergeResult, run_plan
 from alnico.errors import AlnicoError, ModelError, visible
 from alnico.events import Watcher
+from alnico.models.open_models import check_module, fill, merge_open_models, open_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.sizes import bytes_of
 from alnico.recipe.from_options import dtype_name
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
-from alnico.values.models import check_module, fill, merge_open_models, open_models, path_of
 
 
 @dataclass(frozen=True, eq=False)

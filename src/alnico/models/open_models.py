@@ -30,12 +30,12 @@ from alnico.checkpoint.open_model import MODEL_TYPES, open_model
 from alnico.checkpoint.source import Source
 from alnico.engine.in_memory import run_in_memory
 from alnico.errors import AlnicoError, MismatchError, ModelError, visible
+from alnico.models.peft_modules import has_adapters, state_without_adapters, without_adapters
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import resolve_reference
 from alnico.run_options import RunOptions
-from alnico.values.peft_modules import has_adapters, state_without_adapters, without_adapters
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Models as callers have them: paths, hub ids, dicts of tensors, modules; each opened as a source of tensors."""
