@@ -18,8 +18,8 @@ import pytest
 from made_analyses import made_analysis, suggestion
 
 from alnico.analysis import page
-from alnico.analysis.charts import write_group_bars
 from alnico.analysis.page import Figure, PageSection, figure_html, has_report, inline_json
+from alnico.analysis.pictures import write_group_bars
 from alnico.analysis.report import write_report
 from alnico.analysis.results import Analysis, Skipped
 from alnico.analysis.suggest_rules import nothing_left, suggest_recipe

@@ -1,55 +1,303 @@
-"""Draws the charts of an analysis as PNG files, with matplotlib."""
+"""Draws with matplotlib in the look of the pages: canvas, colours, marks, PNG and inline SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alnico.analysis.page import series, shorten
-from alnico.analysis.results import GROUPS, Analysis
+from alnico.analysis.page import SERIES, escape, series, shorten
+from alnico.errors import AlnicoError, near_name
 from alnico.installation import import_extra
 from alnico.libraries import without_local_settings
 
+DPI = 120
 
-def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | None = None) -> None:
-    """Write ``group_l2_bar.png``: the L2 norm of the task vectors by group, for all models or some positions.
+MARKS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle-up": "^",
+    "cross": "P",
+    "triangle-down": "v",
+    "star": "*",
+    "x": "X",
+}
+"""Matplotlib's marks for those of the page."""
 
-    Errors: AlnicoError without the extra [report].
+HATCHES = ("", "////", "xxxx")
+"""What fills the bars of the first eight models, of the next eight, and so on: as :func:`alnico.analysis.page.bar_marker`."""
+
+Inches = tuple[float, float]
+"""Width and height in inches."""
+
+
+@dataclass(frozen=True)
+class ChartTheme:
+    """Colours of a picture: background, text, quiet text, lines and grid. As ``page.css`` has them."""
+
+    paper: str
+    ink: str
+    quiet: str
+    line: str
+    grid: str
+
+
+LIGHT = ChartTheme("#ffffff", "#1d2327", "#5b6670", "#b9beb9", "#e8e9e5")
+DARK = ChartTheme("#1b2126", "#e6e9ea", "#a3adb5", "#4d5861", "#2a3239")
+INLINE = ChartTheme("none", "#010203", "#010204", "#010205", "#010206")
+"""Colours that :func:`inline_svg` replaces with the text colour of the notebook, in four strengths."""
+
+STRENGTHS = {"#010203": 1.0, "#010204": 0.75, "#010205": 0.4, "#010206": 0.15}
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Axes to draw in. ``is_own`` if alnico made the figure; otherwise its look is the caller's."""
+
+    figure: Any
+    axes: tuple[Any, ...]
+    theme: ChartTheme
+    is_own: bool
+
+    def frame(
+        self, axes: Any, *, title: str = "", x: str = "", y: str = "", grid: str = "y", is_boxed: bool = False
+    ) -> None:
+        """Give axes their title, labels and grid (``x``, ``y``, ``both`` or none) in the colours of the theme."""
+        theme = self.theme
+        if title:
+            axes.set_title(plain(title, 90), loc="left", fontsize=11)
+        for label, set_label in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
+            if label:
+                set_label(plain(label, 80))
+        axes.set_axisbelow(True)
+        if grid:
+            axes.grid(axis=grid, color=theme.grid, linewidth=0.8)
+        if not is_boxed:
+            axes.spines[["top", "right"]].set_visible(False)
+        if self.is_own:
+            axes.set_facecolor(theme.paper)
+            axes.title.set_color(theme.ink)
+            axes.xaxis.label.set_color(theme.quiet)
+            axes.yaxis.label.set_color(theme.quiet)
+            axes.tick_params(color=theme.line, labelcolor=theme.ink, labelsize=9)
+            for spine in axes.spines.values():
+                spine.set_color(theme.line)
+
+    def legend(self, axes: Any = None) -> None:
+        """Show the labels of everything drawn: next to the axes in a figure of ours, inside in the caller's axes."""
+        axes = self.axes[0] if axes is None else axes
+        handles, labels = axes.get_legend_handles_labels()
+        if not labels:
+            return
+        style = {"fontsize": 8, "frameon": False}
+        if self.is_own:
+            self.figure.legend(handles, labels, loc="outside right upper", labelcolor=self.theme.ink, **style)
+        else:
+            axes.legend(handles, labels, loc="best", **style)
+
+
+def open_canvas(
+    panels: int = 1,
+    *,
+    default: Inches,
+    figsize: Inches | None = None,
+    ax: Any = None,
+    dark: bool | ChartTheme = False,
+    columns: int = 1,
+    polar: bool = False,
+    purpose: str = "plot()",
+) -> Canvas:
+    """Return axes: the caller's (``ax``, one or a sequence), or those of a new figure.
+
+    The figure is none of pyplot's, so nothing collects it and no backend is chosen; a notebook draws it.
+    ``default`` is its size where the caller gives none. Errors: AlnicoError without the extra [report], and
+    if ``ax`` has another number of axes than ``panels``.
     """
     with without_local_settings():
-        figure_of: Any = import_extra("matplotlib.figure", "group_l2_bar.png", "report").Figure
-    chosen = range(len(analysis.models)) if models is None else models
-    groups = [group for group in GROUPS if group in analysis.groups]
-    figure = figure_of(
-        figsize=(max(6.0, 1.2 * len(groups) + 0.25 * len(groups) * len(chosen)), 4.2),
-        dpi=120,
-        layout="constrained",
+        figure_of: Any = import_extra("matplotlib.figure", purpose, "report").Figure
+    theme = dark if isinstance(dark, ChartTheme) else DARK if dark else LIGHT
+    if ax is not None:
+        given = tuple(_flat(ax))
+        if len(given) != panels:
+            raise AlnicoError(
+                f"ax: has {len(given)} axes; this picture has {panels} panels, expected as many axes. Give a sequence of "
+                f"{panels} axes, or choose models."
+                if panels > 1
+                else f"ax: has {len(given)} axes; expected one. Give one."
+            )
+        return Canvas(given[0].figure, given, theme, is_own=False)
+    figure = figure_of(figsize=figsize or default, dpi=DPI, layout="constrained", facecolor=theme.paper)
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    axes = tuple(
+        figure.add_subplot(rows, columns, i + 1, **({"projection": "polar"} if polar else {}))
+        for i in range(panels)
     )
-    axes = figure.add_subplot()
-    width = 0.8 / len(chosen)
-    for place, index in enumerate(chosen):
-        heights = [
-            change.l2 if (change := analysis.groups[group].changes[index]) else 0.0 for group in groups
-        ]
-        lefts = [number - 0.4 + (place + 0.5) * width for number in range(len(groups))]
-        label = shorten(analysis.models[index].name, 40).replace("$", r"\$")
-        bars = axes.bar(lefts, heights, width * 0.92, color=series(index)[0], label=label)
-        if len(chosen) > 1:
-            name = shorten(analysis.models[index].name, 16).replace("$", r"\$")
-            axes.bar_label(bars, [name] * len(groups), fontsize=7, padding=2, rotation=90)
-    axes.set_xticks(range(len(groups)), groups)
-    axes.set_ylabel("L2 norm of the task vector")
-    axes.set_title(
-        f"Change from {shorten(analysis.base.name, 40)}, by group".replace("$", r"\$"),
-        loc="left",
-        fontsize=11,
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    if len(chosen) > 1:
-        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    # IPython draws figures only after pyplot was imported; this one draws itself.
+    figure._repr_png_ = partial(png_bytes, figure)
+    return Canvas(figure, axes, theme, is_own=True)
+
+
+def _flat(ax: Any) -> Iterator[Any]:
+    if hasattr(ax, "plot") and hasattr(ax, "figure"):
+        yield ax
     else:
-        axes.legend(loc="best", fontsize=8, frameon=False)
-    figure.savefig(path)
+        try:
+            parts = iter(ax)
+        except TypeError:
+            raise AlnicoError(
+                f"ax: is a {type(ax).__name__}; expected matplotlib axes, or a sequence of them. Make them with "
+                "`figure, ax = matplotlib.pyplot.subplots()`."
+            ) from None
+        for part in parts:
+            yield from _flat(part)
+
+
+def plain(text: str, length: int = 40) -> str:
+    """Return text for matplotlib: short, on one line, and never as a formula.
+
+    >>> plain("a$b$ and a very long name", 12)
+    'a\\\\$b\\\\$ a… name'
+    """
+    shown = shorten(" ".join(text.split()), length)
+    return "".join(c if c.isprintable() else "?" for c in shown).replace("$", r"\$")
+
+
+def bar_style(index: int, theme: ChartTheme = LIGHT) -> dict[str, Any]:
+    """Return how matplotlib draws the bars of a model by its position: from the ninth, in stripes of the same colours."""
+    ground, _ = series(index)
+    again = index // len(SERIES)
+    if not again:
+        return {"color": ground}
+    return {
+        "facecolor": theme.paper,
+        "edgecolor": ground,
+        "hatch": HATCHES[1 if again % 2 else 2],
+        "linewidth": 0.8,
+    }
+
+
+def mark_style(index: int) -> dict[str, Any]:
+    """Return the colour and mark of a model's points: from the ninth, hollow marks of the same colours."""
+    ground, mark = series(index)
+    hollow = mark.endswith("-open")
+    return {
+        "color": ground,
+        "marker": MARKS[mark.removesuffix("-open")],
+        "markerfacecolor": "none" if hollow else ground,
+        "markeredgecolor": ground,
+        "markeredgewidth": 1.2 if hollow else 0,
+    }
+
+
+def line_style(index: int, points: int = 1) -> dict[str, Any]:
+    """Return how a model's line is drawn, with about 20 marks on it."""
+    return {
+        **mark_style(index),
+        "linewidth": 1.8,
+        "markersize": 5.5,
+        "markevery": max(1, -(-points // 20)),
+    }
+
+
+def color_map(scale: Sequence[str]) -> Any:
+    """Return a scale of the page as matplotlib's."""
+    with without_local_settings():
+        colors: Any = import_extra("matplotlib.colors", "plot()", "report")
+    return colors.LinearSegmentedColormap.from_list("alnico", list(scale))
+
+
+def drawn_by(name: str, pictures: Mapping[str, Callable[..., Any]], of: str) -> Callable[..., Any]:
+    """Return the function that draws a picture. Errors: AlnicoError with the nearest name and all names."""
+    if isinstance(name, str) and name in pictures:
+        return pictures[name]
+    near = near_name(name, pictures) if isinstance(name, str) else None
+    listed = ", ".join(map(repr, pictures))
+    guess = f"Did you mean {near!r}?" if near else "Choose one of them."
+    raise AlnicoError(f"plot: {of} has no picture {name!r}; expected one of {listed}. {guess}")
+
+
+def chosen_positions(models: Any, names: Sequence[str], argument: str = "models") -> list[int]:
+    """Return the positions of models given by position or name, one or several; all of them for None.
+
+    Errors: AlnicoError for one that is not there, and for none at all.
+    """
+    if models is None:
+        return list(range(len(names)))
+    given = [models] if isinstance(models, (str, int)) or not isinstance(models, Collection) else list(models)
+    positions: list[int] = []
+    for one in given:
+        if isinstance(one, str) and one in names:
+            positions.append(names.index(one))
+        elif isinstance(one, int) and not isinstance(one, bool) and -len(names) <= one < len(names):
+            positions.append(one % len(names))
+        else:
+            near = near_name(one, names) if isinstance(one, str) else None
+            raise AlnicoError(
+                f"{argument}: {one!r} is not one of the models; expected a position below {len(names)} or one of "
+                f"{', '.join(map(repr, names))}. {f'Did you mean {near!r}?' if near else 'Correct it.'}"
+            )
+    if not positions:
+        raise AlnicoError(f"{argument}: is empty; expected one model or more. Leave it out to draw all.")
+    return list(dict.fromkeys(positions))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings of letters that the font lacks: they are drawn as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
+        yield
+
+
+def png_bytes(figure: Any) -> bytes:
+    """Return a figure as PNG."""
+    file = io.BytesIO()
+    with _quietly():
+        figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def write_png(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG file; a link of that name is replaced, not followed. Errors: OSError."""
+    data = png_bytes(figure)
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
+
+
+def inline_svg(figure: Any, label: str) -> str:
+    """Return a figure that was drawn with the theme ``INLINE`` as SVG inside HTML.
+
+    Its text and lines take the text colour of their surroundings, so it suits a dark notebook too. It has no
+    style sheet, which would apply to the whole notebook, no script, and nothing from elsewhere.
+    """
+    file = io.StringIO()
+    with _quietly():
+        figure.savefig(
+            file,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+        )
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    for colour, strength in STRENGTHS.items():
+        for role in ("fill", "stroke"):
+            text = text.replace(
+                f"{role}: {colour}",
+                f"{role}: currentColor" + (f"; {role}-opacity: {strength}" if strength < 1 else ""),
+            )
+    return text.replace(
+        "<svg ",
+        f'<svg role="img" aria-label="{escape(label)}" style="max-width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt" ',
+        1,
+    )

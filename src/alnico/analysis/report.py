@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alnico.analysis.charts import write_group_bars
 from alnico.analysis.files import PAGE, PICTURE
 from alnico.analysis.page import (
     CIVIDIS,
@@ -41,6 +40,7 @@ from alnico.analysis.page import (
     table,
     tinted_cell,
 )
+from alnico.analysis.pictures import write_group_bars
 from alnico.analysis.results import (
     GROUPS,
     LEVELS,
@@ -169,7 +169,6 @@ def write_pages(
         return
     try:
         for index, model in enumerate(analysis.models):
-            (folder / model.name / PICTURE).unlink(missing_ok=True)  # matplotlib would follow a link
             write_group_bars(analysis, folder / model.name / PICTURE, [index])
         write_report(analysis, folder / PAGE, advice, sections, subject=subject)
     except OSError as error:
