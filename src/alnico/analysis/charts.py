@@ -58,7 +58,7 @@ STRENGTHS = {"#010203": 1.0, "#010204": 0.75, "#010205": 0.4, "#010206": 0.15}
 
 
 @dataclass(frozen=True)
-class Canvas:
+class ChartCanvas:
     """Axes to draw in. ``is_own`` if alnico made the figure; otherwise its look is the caller's."""
 
     figure: Any
@@ -113,7 +113,7 @@ def open_canvas(
     columns: int = 1,
     polar: bool = False,
     purpose: str = "plot()",
-) -> Canvas:
+) -> ChartCanvas:
     """Return axes: the caller's (``ax``, one or a sequence), or those of a new figure.
 
     The figure is none of pyplot's, so nothing collects it and no backend is chosen; a notebook draws it.
@@ -132,7 +132,7 @@ def open_canvas(
                 if panels > 1
                 else f"ax: has {len(given)} axes; expected one. Give one."
             )
-        return Canvas(given[0].figure, given, theme, is_own=False)
+        return ChartCanvas(given[0].figure, given, theme, is_own=False)
     figure = figure_of(figsize=figsize or default, dpi=DPI, layout="constrained", facecolor=theme.paper)
     columns = min(columns, panels)
     rows = -(-panels // columns)
@@ -142,7 +142,7 @@ def open_canvas(
     )
     # IPython draws figures only after pyplot was imported; this one draws itself.
     figure._repr_png_ = partial(png_bytes, figure)
-    return Canvas(figure, axes, theme, is_own=True)
+    return ChartCanvas(figure, axes, theme, is_own=True)
 
 
 def _flat(ax: Any) -> Iterator[Any]:
