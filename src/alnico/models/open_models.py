@@ -1,11 +1,11 @@
-"""Opens paths, dicts and modules as models, and returns merges as dicts of tensors."""
+"""Opens whatever represents a model (path, dict, module, task vector), and returns merges as tensors."""
 
 from __future__ import annotations
 
 import copy
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from alnico.checkpoint.memory_model import (
 from alnico.checkpoint.open_model import MODEL_TYPES, open_model
 from alnico.checkpoint.source import Source
 from alnico.engine.in_memory import run_in_memory
-from alnico.errors import AlnicoError, MismatchError, ModelError, visible
+from alnico.errors import AlnicoError, MismatchError, ModelError, RecipeError, visible
 from alnico.models.peft_modules import has_adapters, state_without_adapters, without_adapters
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
@@ -67,22 +67,196 @@ def path_of(model: Any) -> str | None:
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 
 
-def open_models(models: Mapping[str, Any]) -> OpenModels:
-    """Open paths and hub ids, and wrap dicts and modules. Errors: ModelError, HubError.
+def is_lazy_model(value: object) -> bool:
+    """Is a value a :class:`alnico.LazyModel`, or another object that returns its tensors on request?"""
+    return (
+        not isinstance(value, type)
+        and not is_torch_module(value)
+        and callable(getattr(value, "state_dict", None))
+    )
+
+
+def is_task_vector(value: object) -> bool:
+    return not isinstance(value, type) and callable(getattr(value, "on", None)) and hasattr(value, "terms")
+
+
+def is_model(value: object) -> bool:
+    """Can a value represent a model?"""
+    return (
+        isinstance(value, (str, os.PathLike, Mapping, *MODEL_TYPES))
+        or is_torch_module(value)
+        or is_lazy_model(value)
+        or is_task_vector(value)
+    )
+
+
+KINDS = "a path, a hub id, a dict of tensors, an nn.Module, a TaskVector or a LazyModel"
+"""The kinds of models, for messages."""
+
+
+def name_models(
+    models: Any, argument: str = "models", *, names: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Return models by their labels, in order.
+
+    The label of a path is its text, and that of an object is the argument with its position; ``names``
+    replaces them. One path counts as a list of one. Errors: RecipeError for what is not a list of models,
+    with what to pass, and for names that do not fit; ModelError for an element that is not a model.
+
+    >>> list(name_models(["a", {"w": 1}])), list(name_models("a", names=["first"]))
+    (['a', 'models[1]'], ['first'])
+    """
+    listed = _list_of(models, argument)
+    for position, model in enumerate(listed):
+        if not is_model(model):
+            raise ModelError(
+                f"{argument}[{position}] is {_kind_of(model)}; expected {KINDS}. Pass the model itself."
+            )
+    if names is None:
+        labels = [path_of(model) or f"{argument}[{i}]" for i, model in enumerate(listed)]
+        advice = "Pass each model once, or give each a name with names=."
+    else:
+        labels = _checked_names(names, len(listed), argument)
+        advice = "Give each model its own name."
+    first: dict[str, int] = {}
+    for position, label in enumerate(labels):
+        if first.setdefault(label, position) != position:
+            raise RecipeError(
+                f"{argument}[{first[label]}] and {argument}[{position}] have the same name, {label!r}; "
+                f"expected different names. {advice}"
+            )
+    return dict(zip(labels, listed, strict=True))
+
+
+def _kind_of(value: object) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _list_of(models: Any, argument: str) -> list[Any]:
+    """Return the models in a list, a tuple, another iterable, or one path. Errors: RecipeError."""
+    if path_of(models) is not None:
+        return [models]
+    if isinstance(models, Mapping):
+        if any(is_model(value) for value in models.values()):
+            raise RecipeError(
+                f"{argument} is a dict of models; expected a list of models. Pass list({argument}.values())."
+            )
+        if models:
+            raise RecipeError(
+                f"{argument} is one dict of tensors; expected a list of models. Pass [{argument}] for one "
+                "model."
+            )
+        raise RecipeError(f"{argument} is an empty dict; expected a list of models. Pass at least one model.")
+    if is_torch_module(models):
+        parts = dict(models.named_children())
+        if type(models).__name__ in ("ModuleList", "ModuleDict") and parts:
+            values = f"{argument}.values()" if type(models).__name__ == "ModuleDict" else argument
+            raise RecipeError(
+                f"{argument} is one module of type {type(models).__name__}; expected a list of models. Pass "
+                f"list({values}) if each of its modules is a model."
+            )
+        raise RecipeError(
+            f"{argument} is one module of type {type(models).__name__}; expected a list of models. Pass "
+            f"[{argument}] for one model."
+        )
+    if is_task_vector(models) or is_lazy_model(models):
+        raise RecipeError(
+            f"{argument} is one {type(models).__name__}; expected a list of models. Pass [{argument}] for one "
+            "model."
+        )
+    is_numbers = is_torch_tensor(models) or (isinstance(models, np.ndarray) and models.dtype != object)
+    if is_numbers or isinstance(models, (bytes, bytearray, Set)) or not isinstance(models, Iterable):
+        order = ", in order" if isinstance(models, Set) else ""
+        raise RecipeError(
+            f"{argument} is {_kind_of(models)}; expected a list of models{order}. Each is {KINDS}."
+        )
+    listed = list(models)
+    if not listed:
+        raise RecipeError(f"{argument} is empty; expected at least one model. Each is {KINDS}.")
+    return listed
+
+
+def _checked_names(names: Any, count: int, argument: str) -> list[str]:
+    if isinstance(names, (bytes, Mapping)) or not isinstance(names, Iterable):
+        raise RecipeError(
+            f"names is {_kind_of(names)}; expected a list of names, one for each of {argument}."
+        )
+    listed = [names] if isinstance(names, str) else list(names)
+    for position, name in enumerate(listed):
+        if not isinstance(name, str) or not name.strip():
+            what = "empty" if isinstance(name, str) else _kind_of(name)
+            raise RecipeError(f"names[{position}] is {what}; expected a text that names the model.")
+    if len(listed) != count:
+        raise RecipeError(
+            f"names has {len(listed)} {'name' if len(listed) == 1 else 'names'} and {argument} has {count} "
+            f"{'model' if count == 1 else 'models'}; expected one name for each model."
+        )
+    return listed
+
+
+def open_source(
+    model: Any, label: str, *, base: Any = None, offline: bool = False, may_be_adapter: bool = False
+) -> Source:
+    """Open one model of any kind; tensors in memory are read in place. Close it after use.
+
+    A task vector counts as ``tau.on(base)``. A lazy model is computed, as a dict of tensors. With
+    ``may_be_adapter`` the factors of an adapter are opened as plain tensors. Errors: ModelError, HubError;
+    those of merging for a lazy model.
+    """
+    path = path_of(model)
+    if path is not None:
+        return open_model(path, offline=offline, may_be_adapter=may_be_adapter)
+    state, nominal = _state_of(model, label, base=base, may_be_adapter=may_be_adapter)
+    return MemoryModel(label, state, nominal)
+
+
+def template_of(models: Iterable[Any]) -> Any:
+    """Return the first module among models, also one in a lazy model or task vector; None if there is none.
+
+    ``plain_copy`` of it is a module that a merge can fill.
+    """
+    for model in models:
+        if is_torch_module(model):
+            return model
+        inside: list[Any] = []
+        if is_lazy_model(model):
+            inside = list(getattr(model, "models", ()))
+        elif is_task_vector(model):
+            inside = [side.value for _, tuned, base in model.terms for side in (base, tuned)]
+        found = next((value for value in inside if is_torch_module(value)), None)
+        if found is not None:
+            return found
+    return None
+
+
+def open_models(
+    models: Mapping[str, Any],
+    *,
+    base: Any = None,
+    offline: bool = False,
+    may_be_adapter: bool = False,
+    may_differ: bool = False,
+) -> OpenModels:
+    """Open models of any kind together, by their references. Errors: as for :func:`open_source`.
 
     The prefix ``module.`` is removed from the names of a model, with a warning, if the other models do not
-    have it.
+    have it. A tensor that shares another's memory in every model is opened once. Modules that are pruned with
+    different masks are refused, unless they ``may_differ``.
     """
     paths = {reference: path for reference, model in models.items() if (path := path_of(model)) is not None}
     states: dict[str, dict[str, Any]] = {}
     nominal: dict[str, dict[str, str]] = {}
     for reference, model in models.items():
         if reference not in paths:
-            states[reference], nominal[reference] = _state_of(model, reference)
+            states[reference], nominal[reference] = _state_of(
+                model, reference, base=base, may_be_adapter=may_be_adapter
+            )
     sources: dict[str, Source] = {}
     try:
         for reference, path in paths.items():
-            sources[reference] = open_model(resolve_reference(path, "."))
+            sources[reference] = open_model(
+                resolve_reference(path, "."), offline=offline, may_be_adapter=may_be_adapter
+            )
         files = [source.tensors for source in sources.values()]
         for reference, state in zip(
             list(states), strip_parallel_prefix(list(states.values()), files), strict=True
@@ -99,7 +273,8 @@ def open_models(models: Mapping[str, Any]) -> OpenModels:
             sources[reference] = MemoryModel(
                 reference, {n: v for n, v in state.items() if n not in tied}, nominal[reference]
             )
-        _refuse_other_masks(states)
+        if not may_differ:
+            _refuse_other_masks(states)
     except BaseException:
         for source in sources.values():
             source.close()
@@ -129,18 +304,31 @@ def _refuse_other_masks(states: Mapping[str, Mapping[str, Any]]) -> None:
                 )
 
 
-def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _state_of(
+    model: Any, reference: str, *, base: Any = None, may_be_adapter: bool = False
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the tensors of a model, and the dtypes that some of them count as.
 
-    A module with PEFT adapters counts as its merged weights. Errors: ModelError, also for the factors of an
-    adapter alone: their means do not give the mean of their products.
+    A module with PEFT adapters counts as its merged weights, a task vector as ``tau.on(base)``. Errors:
+    ModelError, also for the factors of an adapter alone, unless it ``may_be_adapter``: their means do not
+    give the mean of their products.
     """
+    if is_task_vector(model):
+        if base is None or base is model or is_task_vector(base):
+            raise ModelError(
+                f"{reference}: is a task vector, a difference of models; expected a model. Pass the model "
+                "that it gives on a base: tau.on(base)."
+            )
+        model = model.on(base)
+    if is_lazy_model(model):
+        model = model.state_dict()
     if is_torch_module(model) and has_adapters(unwrap_module(model)):
         return state_without_adapters(unwrap_module(model), reference)
     state = state_dict_of(model, reference)
-    if factors := adapter_factors(state) or [
-        name for name in state if ".base_layer." in name and any(map(is_factor, state))
-    ]:
+    if not may_be_adapter and (
+        factors := adapter_factors(state)
+        or [name for name in state if ".base_layer." in name and any(map(is_factor, state))]
+    ):
         raise ModelError(
             f"{reference}: has the factors of an adapter, such as {next(n for n in state if is_factor(n))}, "
             f"not merged into {'weights' if is_factor(factors[0]) else factors[0]}; expected a whole model. "

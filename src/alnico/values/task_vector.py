@@ -264,6 +264,11 @@ class LazyModel:
         """The recipe of the model, with generated names for models in memory."""
         return self._recipe_and_models()[0]
 
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """The models that it is computed from, the base first."""
+        return tuple(self._recipe_and_models()[1].values())
+
     @ieee_arithmetic()
     def save(
         self,
