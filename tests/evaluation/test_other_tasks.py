@@ -208,7 +208,7 @@ def broken(*_):
 def test_what_is_no_score_is_told(made, function, message):
     with pytest.raises(EvaluationError) as caught:
         UserFunction("mine", function).evaluate(open_subject(made.base))
-    assert str(caught.value) == f"mine: {made.base}: {message}"
+    assert str(caught.value) == f"mine of {made.base}: {message}"
 
 
 def test_functions_that_cannot_be_called_are_told(tmp_path):

@@ -1,4 +1,15 @@
-"""Merges candidate recipes in memory, from models that stay open, so that tasks can score them."""
+"""Merges candidate recipes in memory, from models that stay open, so that tasks can score them.
+
+Models are files or objects in memory. A merge of objects is scored like this, by soups, searches and curves alike:
+
+    with Candidates({"base": base, "models[0]": first, "models[1]": second}, caller=IN_PYTHON) as candidates:
+        for scale in (0.5, 1.0):
+            recipe = load_recipe({"merge_method": "task_arithmetic", "base_model": "base", "models": [...]})
+            candidate = candidates.make(recipe, label=f"scale {scale}")
+            scores = {task.name: task.evaluate(candidate).value for task in as_tasks(tasks)}
+
+``candidate.model()`` is what a function as a task receives.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +30,19 @@ from alnico.engine.merge_session import Resident
 from alnico.engine.relatedness import IN_A_RECIPE, Caller
 from alnico.engine.run import run_plan
 from alnico.errors import EvaluationError, ModelError
-from alnico.evaluation.loading import load_tokenizer
+from alnico.evaluation.loaded_model import part_of_kind
+from alnico.evaluation.loading import article, kind_of_config, load_tokenizer
 from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
+from alnico.models.open_models import (
+    OpenModels,
+    fill,
+    name_tensors,
+    open_models,
+    path_of,
+    plain_copy,
+    template_of,
+)
 from alnico.output.hashes import READ_BYTES
 from alnico.plan.job import Plan
 from alnico.plan.planned_model import PlannedModel
@@ -39,6 +60,9 @@ class Candidates:
     """Models that are merged repeatedly for scoring. Close it, or use it in ``with``.
 
     ``references`` are the models that recipes may use, as written there; relative paths are also looked up in ``folder``.
+    A mapping gives the model of each reference: a path, a module, a dict of tensors, anything that stands for a model. If
+    a module is among them, candidates are modules: a copy of the first one (or of ``template``) with the merged tensors.
+    A task vector among them counts as ``tau.on(base)``.
     Models are opened once and stay in memory, measured facts are cached (:class:`alnico.engine.merge_session.Resident`),
     and nothing is written. Every merge has the same bits as ``alnico merge`` of its recipe. ``donor`` provides config
     and tokenizer if a recipe's own donor is a file without them. ``run.memory_bytes`` is the working memory of a merge;
@@ -49,20 +73,33 @@ class Candidates:
 
     def __init__(
         self,
-        references: Iterable[str | os.PathLike[str]],
+        references: Iterable[str | os.PathLike[str]] | Mapping[str, Any],
         *,
         donor: str | os.PathLike[str] | None = None,
         folder: str | os.PathLike[str] = ".",
+        template: Any = None,
+        base: Any = None,
         run: RunOptions = DEFAULT_RUN,
         caller: Caller = IN_A_RECIPE,
     ) -> None:
         place = os.fspath(folder)
+        self._opened: OpenModels | None = None
+        if isinstance(references, Mapping):
+            models = {r: _in_folder(model, place) for r, model in references.items()}
+            self._opened = open_models(models, base=base, offline=run.offline)
+            template = template_of(references.values()) if template is None else template
         self._resident = Resident(
-            lambda reference: open_model(resolve_reference(reference, place), offline=run.offline),
+            lambda reference: (
+                open_model(resolve_reference(reference, place), offline=run.offline)
+                if self._opened is None
+                else self._opened.sources[reference]
+            ),
             run=run,
             caller=caller,
         )
         self._donor = os.fspath(donor) if donor is not None else None
+        self._template = template
+        self._filled: Any = None
         self._modules: dict[ModelKind, LiveModule] = {}
         self._tokenizers: dict[str, Any] = {}
         self._signature: tuple[Any, ...] = ()
@@ -112,7 +149,10 @@ class Candidates:
         self._modules.clear()
         self._tokenizers.clear()
         self._state = None
+        self._filled = None
         self._resident.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def __enter__(self) -> Candidates:
         return self
@@ -131,8 +171,36 @@ class Candidates:
             }
         return self._state
 
+    def model(self, candidate: Candidate) -> Any:
+        """Implements :meth:`Candidate.model`."""
+        self._check(candidate)
+        if self._template is not None:
+            return self._filled_copy(candidate)
+        if candidate.config:
+            return self.module(candidate, kind_of_config(candidate.config))
+        # Copies: a function may keep or change what it gets, and the next merge reuses these arrays.
+        state = self._named(candidate) if self._opened is not None else self.state(candidate)
+        return {
+            name: value.clone() if hasattr(value, "clone") else value.copy() for name, value in state.items()
+        }
+
+    def _named(self, candidate: Candidate) -> dict[str, Any]:
+        assert self._opened is not None
+        return name_tensors(self._opened, candidate.plan, self._resident.arrays)
+
+    def _filled_copy(self, candidate: Candidate) -> Any:
+        """Return the template's copy with the tensors of the candidate, in evaluation mode."""
+        if self._filled is None:
+            self._filled = plain_copy(self._template)
+        state = self._named(candidate) if self._opened is not None else self.state(candidate)
+        fill(self._filled, state, partly=candidate.plan.recipe.missing == "drop")
+        return self._filled.eval()
+
     def module(self, candidate: Candidate, kind: ModelKind) -> Any:
         """Implements :meth:`Candidate.module`."""
+        if self._template is not None and not candidate.config:
+            self._check(candidate)
+            return part_of_kind(self._filled_copy(candidate), kind, candidate.label)
         state = self.state(candidate)
         if kind not in self._modules:
             from alnico.evaluation.live_module import LiveModule  # with torch
@@ -140,6 +208,9 @@ class Candidates:
             if not candidate.config:
                 raise ModelError(
                     f"{candidate.label}: has no config.json; expected a transformers checkpoint. Merge directories, not single files."
+                    if self._opened is None
+                    else f"{candidate.label}: is a dict of tensors, and the task needs {article(kind)}; expected a module. "
+                    "Give modules, or a score that takes the dict."
                 )
             bound = self._modules[kind] = LiveModule(candidate.config, state, kind, candidate.label)
             for name, arrays in bound.followers.items():
@@ -199,6 +270,14 @@ class Candidate:
             self._folder = folder
         return Path(self._folder.name) / "merged"
 
+    def model(self) -> Any:
+        """Return the merge as a function takes it, in evaluation mode.
+
+        The module, if one is among the models: a copy that all candidates share. For checkpoints, the module that
+        their config names. Otherwise the dict of tensors.
+        """
+        return self._candidates.model(self)
+
     def module(self, kind: ModelKind) -> Any:
         """Return the transformers module in evaluation mode and float32, with values rounded to the output dtype."""
         return self._candidates.module(self, kind)
@@ -212,6 +291,12 @@ class Candidate:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+
+def _in_folder(model: Any, folder: str) -> Any:
+    """Return a path as it is found from a folder, and any other model as it is."""
+    path = path_of(model)
+    return model if path is None or folder == "." else resolve_reference(path, folder)
 
 
 def _digest(folder: Path) -> str:

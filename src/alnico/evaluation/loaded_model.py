@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.file_model import FileModel
+from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import unwrap_module
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.reference import is_path, split_adapter
@@ -25,6 +26,7 @@ from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.loading import (
     article,
     first_line,
+    kind_of_config,
     load_module,
     load_tokenizer,
     refuse_not_finite,
@@ -112,6 +114,9 @@ class _Checkpoint:
             self._modules[kind] = load_module(self.directory, kind, self.label)
         return self._modules[kind]
 
+    def model(self) -> Any:
+        return self.module(kind_of_config(read_json(self.directory / "config.json")))
+
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.directory, self.label)
@@ -142,6 +147,9 @@ class _Plain:
         """Return the tensors by name, as torch tensors on the CPU."""
         state: dict[str, Any] = self._candidate().state()
         return state
+
+    def model(self) -> Any:
+        return self._candidate().model()
 
     def module(self, kind: ModelKind) -> Any:
         raise ModelError(
@@ -206,11 +214,17 @@ class ModuleSubject:
         return self._folder
 
     def module(self, kind: ModelKind) -> Any:
-        module = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)
-        if module is None:
-            raise EvaluationError(
-                f"{self.label}: contains no {kind}; a task needs {article(kind)}. Give such a module."
-            )
+        if isinstance(self._module, Mapping):
+            return self._finite(_given(self._module.get(kind), kind, self.label))
+        return self._finite(part_of_kind(self._module, kind, self.label))
+
+    def model(self) -> Any:
+        """Return the module; of several, the first one."""
+        return self._finite(
+            next(iter(self._module.values())) if isinstance(self._module, Mapping) else self._module
+        )
+
+    def _finite(self, module: Any) -> Any:
         if id(module) not in self._checked and hasattr(module, "named_parameters"):
             refuse_not_finite(module, self.label)
             self._checked.add(id(module))
@@ -236,6 +250,19 @@ def _plain(label: str, module: Any) -> Any:
             f"{label}: its adapter cannot be folded into its base ({first_line(error)}); expected an adapter that can, such as LoRA. "
             "Give the module without it."
         ) from None
+
+
+def part_of_kind(module: Any, kind: ModelKind, label: str) -> Any:
+    """Return the part of a module that a task needs. Errors: EvaluationError if it has none."""
+    return _given(_part(module, kind), kind, label)
+
+
+def _given(module: Any, kind: ModelKind, label: str) -> Any:
+    if module is None:
+        raise EvaluationError(
+            f"{label}: contains no {kind}; a task needs {article(kind)}. Give such a module."
+        )
+    return module
 
 
 def _part(module: Any, kind: ModelKind) -> Any:

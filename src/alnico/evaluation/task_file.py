@@ -30,10 +30,12 @@ See :class:`alnico.evaluation.classification.Classification`, :class:`alnico.eva
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ import yaml
 
 from alnico.checkpoint.file_kinds import RECIPE, SNIFFED_BYTES, UTF16, not_yaml
 from alnico.checkpoint.files import open_named
+from alnico.checkpoint.memory_model import is_torch_module
 from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.reference import is_path, refuse_misspelt
 from alnico.errors import AlnicoError, EvaluationError, ModelError, RecipeError
@@ -111,15 +114,106 @@ MAX_BYTES = 1_000_000
 EXPECTED = "a list under tasks, with entries such as {name: news, type: classification, data: news.jsonl}"
 
 
-TasksLike = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task]
-"""Tasks: a tasks file, a mapping with the same content, or tasks."""
+TasksLike = Any
+"""Tasks: a tasks file or a mapping with its content, a task, a function that scores a model, or several of these."""
+
+FUNCTION = "a function that takes a model and returns a number, a task, or the path of a tasks file"
 
 
-def as_tasks(tasks: TasksLike, *, allow_code: bool = False) -> Sequence[Task]:
-    """Return tasks, reading a file or mapping if needed. Errors: as for :func:`read_tasks`."""
-    if isinstance(tasks, (str, os.PathLike, Mapping)):
-        return read_tasks(tasks, allow_code=allow_code)
-    return tasks
+def as_tasks(
+    tasks: TasksLike,
+    *,
+    allow_code: bool = False,
+    minimize: bool | Collection[str] = False,
+    argument: str = "tasks",
+) -> tuple[Task, ...]:
+    """Return tasks from whatever stands for them.
+
+    A function ``f(model) -> float`` is a task, named by its ``__name__``, and a lambda is ``score``; a dict
+    ``{"A": f, "B": g}`` gives names. The function receives the module in evaluation mode, or the dict of tensors if no
+    module is known; see :class:`alnico.evaluation.user_function.UserFunction`. A tasks file and a mapping with the key
+    ``tasks`` are read. A list may hold all of these and tasks. ``minimize`` says for which functions lower is better: all,
+    or those with these names. ``argument`` is the caller's name of the tasks, for messages.
+    Errors: EvaluationError, also for two tasks of one name; those of :func:`read_tasks`.
+
+    >>> [task.name for task in as_tasks({"A": lambda model: 1.0, "B": lambda model: 2.0})]
+    ['A', 'B']
+    """
+    if isinstance(minimize, str):
+        minimize = (minimize,)
+    if isinstance(tasks, Mapping) and not _is_file_content(tasks):
+        named = [(str(name), one, f"{argument}[{name!r}]") for name, one in tasks.items()]
+        read = [_task(one, name, where, minimize) for name, one, where in named]
+    elif isinstance(tasks, (str, os.PathLike, Mapping)):
+        read = list(read_tasks(tasks, allow_code=allow_code))
+    elif _is_task(tasks) or callable(tasks):
+        read = [_task(tasks, None, argument, minimize)]
+    elif not isinstance(tasks, Iterable) or hasattr(tasks, "shape"):
+        raise _no_task(tasks, argument)
+    else:
+        read = []
+        for index, one in enumerate(tasks):
+            if isinstance(one, (str, os.PathLike, Mapping)):
+                read += as_tasks(
+                    one, allow_code=allow_code, minimize=minimize, argument=f"{argument}[{index}]"
+                )
+            else:
+                read.append(_task(one, None, f"{argument}[{index}]", minimize))
+    names = [task.name for task in read]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EvaluationError(
+            f"{argument}: two are named {twice!r}; expected different names. Give names to functions with a dict: "
+            '{"A": f, "B": g}.'
+        )
+    if not isinstance(minimize, bool) and (unknown := next((n for n in minimize if n not in names), None)):
+        raise EvaluationError(
+            f"minimize names {unknown!r}; expected one of {', '.join(names) or 'the tasks, and there are none'}."
+        )
+    return tuple(read)
+
+
+def _is_file_content(tasks: Mapping[Any, Any]) -> bool:
+    """Is a mapping the content of a tasks file? One with a function or a task is not."""
+    return not any(callable(one) or _is_task(one) for one in tasks.values())
+
+
+def _is_task(value: Any) -> bool:
+    return not isinstance(value, type) and all(hasattr(value, key) for key in ("name", "goal", "evaluate"))
+
+
+def _task(value: Any, name: str | None, where: str, minimize: bool | Collection[str]) -> Task:
+    """Return a task, or a function as one. Errors: EvaluationError for anything else."""
+    if _is_task(value):
+        if name is None or name == value.name:
+            return value  # type: ignore[no-any-return]
+        renamed = copy.copy(value)
+        renamed.name = name
+        return renamed  # type: ignore[no-any-return]
+    if not callable(value) or is_torch_module(value):
+        raise _no_task(value, where)
+    name = name or name_of_function(value)
+    is_less_better = minimize if isinstance(minimize, bool) else name in minimize
+    return UserFunction(name, value, kind=None, goal="min" if is_less_better else "max")
+
+
+def name_of_function(function: Callable[..., Any]) -> str:
+    """Return the name that a function has in scores.
+
+    >>> name_of_function(len), name_of_function(lambda model: 1.0)
+    ('len', 'score')
+    """
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = getattr(inner, "__name__", type(inner).__name__)
+    return "score" if name == "<lambda>" else str(name)
+
+
+def _no_task(value: Any, where: str) -> EvaluationError:
+    kind = "None" if value is None else f"of type {type(value).__name__}"
+    advice = " Pass the function that scores it." if is_torch_module(value) else ""
+    return EvaluationError(f"{where} is {kind}; expected {FUNCTION}.{advice}")
 
 
 def read_tasks(

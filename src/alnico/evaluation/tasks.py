@@ -75,7 +75,8 @@ def checked_value(value: Any, where: str) -> float:
     >>> checked_value(1, "mine: merged")
     1.0
     """
-    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
+    is_boolean = isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
+    if is_boolean or not hasattr(value, "__float__") or isinstance(value, str):
         raise EvaluationError(
             f"{where}: the evaluation returned a {type(value).__name__}; expected a finite number. Correct the called code."
         )

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import CellType, CodeType, ModuleType
 from typing import Any
 
+import numpy as np
+import xxhash
+
+from alnico.checkpoint.memory_model import MemoryModel, is_torch_tensor
 from alnico.checkpoint.near_paths import suggestion
-from alnico.errors import EvaluationError
+from alnico.errors import EvaluationError, ModelError
 from alnico.evaluation.tasks import (
     EvaluatedModel,
     Goal,
@@ -25,6 +31,9 @@ from alnico.evaluation.tasks import (
 )
 from alnico.numerics.arithmetic import callers_arithmetic
 
+MOST_DEPTH = 4
+"""How deep the data of a function is followed for its digest."""
+
 PATHS = ("model_dir", "path")
 """Parameters that receive the directory of the checkpoint."""
 
@@ -34,7 +43,8 @@ class UserFunction:
 
     A parameter ``model_dir`` or ``path`` receives the directory of the checkpoint (a merge in memory, and weights without
     a config, are written for it), ``tokenizer`` the tokenizer, and the remaining one the module of ``kind`` in evaluation
-    mode. From a dict of metrics the score is the one named ``metric``, else its only one, else ``score``. A
+    mode. Without a ``kind`` it receives the model as its caller has it: the module, for a checkpoint the module that its
+    config names, and otherwise the dict of tensors. From a dict of metrics the score is the one named ``metric``, else its only one, else ``score``. A
     :class:`alnico.evaluation.tasks.Score` with examples gives intervals. Errors: EvaluationError if the function raises,
     or does not return a finite number.
 
@@ -50,7 +60,7 @@ class UserFunction:
         name: str,
         function: Callable[..., Any],
         *,
-        kind: ModelKind = "encoder",
+        kind: ModelKind | None = "encoder",
         metric: str | None = None,
         goal: Goal = "max",
         weight: float = 1.0,
@@ -59,7 +69,7 @@ class UserFunction:
         self.goal: Goal = goal
         self.weight = weight
         self._function = function
-        self._kind: ModelKind = kind
+        self._kind = kind
         self._metric = metric
         self.metric = metric or "score"
         self._parameters = _parameters(function)
@@ -74,13 +84,13 @@ class UserFunction:
 
     def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
         """Call the function; it cannot be scored on a part of its examples."""
-        where = f"{self.name}: {subject.label}"
+        where = f"{self.name} of {subject.label}"
         arguments = [
             subject.directory
             if word in PATHS
             else subject.tokenizer()
             if word == "tokenizer"
-            else subject.module(self._kind)
+            else self._model_of(subject)
             for word in self._parameters
         ]
         try:
@@ -95,17 +105,24 @@ class UserFunction:
             checked_value(self._metric_of(result, where) if isinstance(result, Mapping) else result, where)
         )
 
+    def _model_of(self, subject: EvaluatedModel) -> Any:
+        whole = getattr(subject, "model", None)
+        if self._kind is None and whole is not None:
+            return whole()
+        return subject.module(self._kind or "encoder")
+
     def pooled(self, scores: Sequence[Score]) -> Score:
         """Combine scores on different examples, if the function returns them."""
         return pool(scores)
 
     def digests(self) -> frozenset[str]:
-        """Return the name of the function: the data it reads is unknown."""
-        return frozenset(
-            {
-                f"{getattr(self._function, '__module__', '')}:{getattr(self._function, '__qualname__', repr(self._function))}"
-            }
-        )
+        """Return one digest: of the function's name and code, and of the data that it holds.
+
+        The data that it finds by a global name or in a file is unknown.
+        """
+        digest = xxhash.xxh3_128()
+        _digest(self._function, digest)
+        return frozenset({digest.hexdigest()})
 
     def _metric_of(self, metrics: Mapping[str, Any], where: str) -> Any:
         metric = self._metric or (next(iter(metrics)) if len(metrics) == 1 else "score")
@@ -121,10 +138,61 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
     """Return the names of the parameters to fill."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a function in C
+    except (TypeError, ValueError):  # a function in C
+        return ["model"]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters) and not any(
+        p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ):
         return ["model"]
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return [p.name for p in positional if p.default is p.empty or p.name in (*PATHS, "tokenizer")]
+
+
+def _digest(value: Any, digest: Any, depth: int = 0) -> None:
+    """Add to a digest a function with the data that it holds, or data."""
+    if isinstance(value, functools.partial) and not (value.args or value.keywords):
+        value = value.func
+    code = getattr(value, "__code__", None)
+    held: Iterable[Any] = ()
+    if isinstance(code, CodeType):
+        digest.update(f"{value.__module__}:{value.__qualname__}:{code.co_names}:".encode() + code.co_code)
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        held = (*code.co_consts, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items(), *cells)
+    elif isinstance(value, CodeType):
+        digest.update(f"{value.co_names}:".encode() + value.co_code)
+        held = value.co_consts
+    elif isinstance(value, functools.partial):
+        held = (value.func, *value.args, *value.keywords.items())
+    elif isinstance(value, np.ndarray) or is_torch_tensor(value):
+        _digest_tensor(value, digest)
+    elif isinstance(value, (str, bytes, int, float, complex, type(None))):
+        digest.update(f"{type(value).__name__}:{value!r};".encode())
+    elif isinstance(value, (list, tuple)):
+        held = value
+    elif isinstance(value, dict):
+        held = value.items()
+    else:
+        digest.update(f"{type(value).__module__}:{type(value).__qualname__};".encode())
+        held = (
+            vars(value).items()
+            if hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType))
+            else ()
+        )
+    if depth < MOST_DEPTH:
+        for one in held:
+            _digest(one, digest, depth + 1)
+
+
+def _digest_tensor(value: Any, digest: Any) -> None:
+    try:
+        source = MemoryModel("", {"": value})
+    except ModelError:  # no plain numbers
+        digest.update(type(value).__name__.encode())
+        return
+    tensor = source.tensors[""]
+    raw = bytearray(tensor.byte_size)
+    source.read_into("", 0, memoryview(raw))
+    digest.update(f"{tensor.dtype}:{tensor.shape};".encode() + raw)
 
 
 def find_function(reference: str, folder: str | os.PathLike[str] = ".") -> Callable[..., Any]:
