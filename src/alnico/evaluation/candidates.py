@@ -30,8 +30,8 @@ from alnico.engine.merge_session import Resident
 from alnico.engine.relatedness import IN_A_RECIPE, Caller
 from alnico.engine.run import run_plan
 from alnico.errors import EvaluationError, ModelError
-from alnico.evaluation.loaded_model import part_of_kind
-from alnico.evaluation.loading import article, kind_of_config, load_tokenizer
+from alnico.evaluation.loading import article, load_tokenizer
+from alnico.evaluation.module_kinds import kind_of_config, part_of_kind
 from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
 from alnico.models.open_models import (

@@ -26,12 +26,12 @@ from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.loading import (
     article,
     first_line,
-    kind_of_config,
     load_module,
     load_tokenizer,
     refuse_not_finite,
     torch_state,
 )
+from alnico.evaluation.module_kinds import given_kind, kind_of_config, part_of_kind
 from alnico.evaluation.tasks import EvaluatedModel, ModelKind
 from alnico.folders import temporary_files
 from alnico.plan.build import build_plan
@@ -215,7 +215,7 @@ class ModuleSubject:
 
     def module(self, kind: ModelKind) -> Any:
         if isinstance(self._module, Mapping):
-            return self._finite(_given(self._module.get(kind), kind, self.label))
+            return self._finite(given_kind(self._module.get(kind), kind, self.label))
         return self._finite(part_of_kind(self._module, kind, self.label))
 
     def model(self) -> Any:
@@ -250,27 +250,3 @@ def _plain(label: str, module: Any) -> Any:
             f"{label}: its adapter cannot be folded into its base ({first_line(error)}); expected an adapter that can, such as LoRA. "
             "Give the module without it."
         ) from None
-
-
-def part_of_kind(module: Any, kind: ModelKind, label: str) -> Any:
-    """Return the part of a module that a task needs. Errors: EvaluationError if it has none."""
-    return _given(_part(module, kind), kind, label)
-
-
-def _given(module: Any, kind: ModelKind, label: str) -> Any:
-    if module is None:
-        raise EvaluationError(
-            f"{label}: contains no {kind}; a task needs {article(kind)}. Give such a module."
-        )
-    return module
-
-
-def _part(module: Any, kind: ModelKind) -> Any:
-    """Return the part of a module of a kind, or None."""
-    name = type(module).__name__
-    if not hasattr(module, "base_model"):
-        return module
-    if kind == "encoder":
-        return module.base_model
-    words = ("Classification",) if kind == "classifier" else ("CausalLM", "LMHead")
-    return module if any(word in name for word in words) else None

@@ -150,19 +150,6 @@ def _named_code(auto_map: Any) -> str:
     return str(value)[:100]
 
 
-def kind_of_config(config: Mapping[str, Any]) -> ModelKind:
-    """Return the kind of the module that a config names in its ``architectures``.
-
-    >>> kind_of_config({"architectures": ["LlamaForCausalLM"]}), kind_of_config({})
-    ('causal', 'encoder')
-    """
-    named = config.get("architectures")
-    first = str(named[0]) if isinstance(named, list) and named else ""
-    if first.endswith(("ForCausalLM", "LMHeadModel")):
-        return "causal"
-    return "classifier" if first.endswith(("SequenceClassification", "ImageClassification")) else "encoder"
-
-
 def auto_class(transformers: Any, config: Any, kind: ModelKind) -> Any:
     if kind == "encoder":
         return transformers.AutoModel
