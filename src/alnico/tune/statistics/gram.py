@@ -123,12 +123,12 @@ def _folder_name(model: str) -> str:
 
 def _tasks_of_each(
     tasks: TasksLike | Sequence[TasksLike], models: int, allow_code: bool
-) -> list[Sequence[Task]]:
+) -> list[tuple[Task, ...]]:
     """Return the tasks of each model, from one list for all or one per model. Errors: EvaluationError."""
     is_single = isinstance(tasks, (str, os.PathLike, Mapping)) or not isinstance(
         tasks[0], (str, os.PathLike, Mapping, Sequence)
     )
-    listed: Sequence[Any] = [tasks] if is_single else tasks  # type: ignore[assignment]
+    listed: Sequence[Any] = [tasks] if is_single else tasks
     if len(listed) not in (1, models):
         raise EvaluationError(
             f"tasks: there are {len(listed)} for {models} models; expected one for all, or one for each. "
