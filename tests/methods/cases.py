@@ -31,6 +31,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {},
         {"density": 0.6, "weight": PER_MODEL},
         {"density": 0.3, "rescale": "none", "elect": "mass", "tie": "none"},
+        {"density": 0.7, "trim": 0.3, "weight": PER_MODEL},
     ],
     "breadcrumbs": [
         {},
@@ -108,6 +109,7 @@ def options(setting: dict[str, Any], count: int) -> dict[str, Any]:
     weights = [1.0, 0.7, 1.3, -0.4, 0.25, 0.9, 1.1, 0.6, 0.35, 0.8, 1.2, 0.45]
     each = (
         "density",
+        "trim",
         "gamma",
         "threshold",
         *(("epsilon",) if "density" in setting else ()),

@@ -97,6 +97,19 @@ def test_slerp_of_far_apart_models_takes_the_arc(tmp_path: Path) -> None:
     assert merged[1, 3] == pytest.approx(np.sqrt(0.5), rel=1e-7)
 
 
+def test_multislerp_with_a_base_is_the_mean_direction_at_the_mean_norm(tmp_path: Path) -> None:
+    """As model_stock's documentation says; some texts call this Model Stock."""
+    base, models = made(3)
+    merged = merge_arrays(tmp_path, "multislerp", base, models, {})
+    for tensor in SHAPES:
+        deltas = [m[tensor].astype(np.float64) - base[tensor] for m in models]
+        norms = [np.linalg.norm(d) for d in deltas]
+        direction = sum(d / n for d, n in zip(deltas, norms, strict=True))
+        expected = base[tensor] + np.mean(norms) * direction / np.linalg.norm(direction)
+        np.testing.assert_allclose(merged[tensor], expected, rtol=0, atol=TOLERANCE, err_msg=tensor)
+    assert "``multislerp`` with a ``base_model``" in registry()["model_stock"].documentation
+
+
 def test_ties_gives_the_numbers_of_a_hand_made_example(tmp_path: Path) -> None:
     # density 2/5 keeps 2 of 5; column 0: +4 and -3 elect plus, mean of agreeing is 4; column 1: kept by the second alone.
     base = np.zeros(5, np.float32)

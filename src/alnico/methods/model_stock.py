@@ -17,7 +17,8 @@ def model_stock(*, filter_wise: bool = False) -> Merge:
 
     Use when: you have two or more fine-tunes of one task from one base, with different seeds or data orders.
         There is nothing to tune. Task vectors of different tasks are nearly orthogonal, and the result then
-        stays near the base.
+        stays near the base. Some texts call another merge Model Stock: the mean direction of the task vectors
+        at their mean norm. That is ``multislerp`` with a ``base_model``.
 
     Options:
         filter_wise: true takes the angles row by row (the last dimension is a row).

@@ -48,6 +48,11 @@ def keep_drawn(delta: float, limit: float, ceiling: float) -> float:
     return delta if limit > 0 else 0.0
 
 
+def keep_drawn_large(delta: float, drawn: float, limit: float) -> float:
+    """``delta`` if it was drawn (1.0) and its magnitude is at least ``limit``, else 0."""
+    return delta if drawn > 0 and abs(delta) >= limit else 0.0
+
+
 def magnitude_if_large(delta: float, limit: float) -> float:
     return abs(keep_large(delta, limit, limit))
 
@@ -58,6 +63,10 @@ def magnitude_if_between(delta: float, limit: float, ceiling: float) -> float:
 
 def magnitude_if_drawn(delta: float, drawn: float) -> float:
     return abs(keep_drawn(delta, drawn, drawn))
+
+
+def magnitude_if_drawn_large(delta: float, drawn: float, limit: float) -> float:
+    return abs(keep_drawn_large(delta, drawn, limit))
 
 
 def keep_all(models: int) -> Sparse:
@@ -96,6 +105,17 @@ def keep_middle(density: tuple[float, ...], gamma: tuple[float, ...], rescale: R
 def keep_random(density: tuple[float, ...], rescale: Rescale) -> Sparse:
     """Keep each entry with probability ``density``, independently."""
     return _keep_drawn(Bernoulli(density), rescale)
+
+
+def keep_random_then_large(density: tuple[float, ...], trim: tuple[float, ...], rescale: Rescale) -> Sparse:
+    """Keep each entry with probability ``density``, then the share ``trim`` of largest magnitude of all
+    entries, of which those that were dropped count as 0; a ``trim`` of 1 keeps all that were drawn."""
+    if set(trim) == {1.0}:
+        return keep_random(density, rescale)
+    drawn = Bernoulli(density)
+    limit = KthLargest(trim, magnitude_if_drawn, (drawn,))
+    factor = _factor(rescale, density, Sum(magnitude_if_drawn_large, (drawn, limit)))
+    return Sparse(keep_drawn_large, drawn, limit, factor, trims=True)
 
 
 def keep_by_rank(density: tuple[float, ...], epsilon: tuple[float, ...], rescale: Rescale) -> Sparse:
