@@ -13,6 +13,7 @@ from pathlib import Path
 from alnico.evaluation import task_file
 from alnico.methods import registry
 from alnico.methods.shared.documentation import one_line
+from alnico.methods.shared.other_words import SYNONYMS
 from alnico.plan.families import MODULES
 from alnico.recipe import dialect, keys
 from alnico.tune.search import settings, space, stack
@@ -64,6 +65,19 @@ def _aliases() -> list[str]:
     return _table(("mergekit", "here"), rows)
 
 
+def _synonyms() -> list[str]:
+    places = {
+        "method": "method",
+        "option": "option of a method",
+        "command": "command",
+        "flag": "option of a command",
+        "function": "function in Python",
+    }
+    words = {"command": "alnico {}", "function": "alnico.{}"}
+    rows = [(f"`{words.get(s.kind, '{}').format(s.word)}`", places[s.kind], s.meaning) for s in SYNONYMS]
+    return _table(("word", "kind", "what it is"), rows)
+
+
 def _truth(value: object) -> str:
     return str(value).lower()
 
@@ -89,6 +103,7 @@ def _templates() -> list[str]:
 
 MAKERS: dict[str, Callable[[], list[str]]] = {
     "aliases": _aliases,
+    "synonyms": _synonyms,
     "presets": _presets,
     "modules": _modules,
     "templates": _templates,

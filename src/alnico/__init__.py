@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from alnico.verification.verify import Verification as Verification
     from alnico.verification.verify import verify as verify
 
+    weights = norm_weights
+
 
 def _explain(name: str) -> str:
     from alnico.methods import registry
@@ -78,6 +80,15 @@ def _explain(name: str) -> str:
     if name[:1] == "_" or name not in registry():
         return ""
     return f"{name} is a merge method: alnico.merge_models(models, {name!r}). "
+
+
+def _synonym(name: str) -> str:
+    if name[:1] == "_":
+        return ""
+    from alnico.methods.shared.other_words import synonyms
+
+    known = synonyms("function").get(name)
+    return known.words[0] if known is not None else ""
 
 
 __all__ = make_lazy(
@@ -129,4 +140,5 @@ __all__ = make_lazy(
     },
     ["__version__"],
     _explain,
+    _synonym,
 )

@@ -24,9 +24,12 @@ class LazyPackage(ModuleType):
     _modules_of: Mapping[str, str]
     _public: Sequence[str]
     _explain: Callable[[str], str]
+    _synonym: Callable[[str], str]
 
     def __getattr__(self, name: str) -> Any:
         module = self._modules_of.get(name)
+        if module is None and (meant := self._synonym(name)):
+            return getattr(self, meant)
         if module is None:
             import difflib  # on mistakes only: importing alnico stays fast
 
@@ -54,6 +57,7 @@ def make_lazy(
     modules: Mapping[str, Sequence[str]],
     others: Sequence[str] = (),
     explain: Callable[[str], str] = lambda _: "",
+    synonym: Callable[[str], str] = lambda _: "",
 ) -> list[str]:
     """Make a package lazy; returns its public names, sorted.
 
@@ -62,6 +66,7 @@ def make_lazy(
         modules: the public names of each module; those under the empty name are public packages.
         others: public names that the package already has.
         explain: returns a sentence about a name that is not public, or nothing.
+        synonym: returns the public name that another word means, or nothing; these words are not listed.
     """
     this = sys.modules[package]
     names = {name: module for module, listed in modules.items() for name in listed}
@@ -69,5 +74,6 @@ def make_lazy(
     vars(this)["_modules_of"] = names
     vars(this)["_public"] = public
     vars(this)["_explain"] = explain
+    vars(this)["_synonym"] = synonym
     this.__class__ = LazyPackage
     return public

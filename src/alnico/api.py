@@ -225,4 +225,5 @@ def methods(name: str | None = None) -> dict[str, Method]:
         name: Name of the only method to show; default: all.
     Errors: MethodError for an unknown name.
     """
-    return dict(registry()) if name is None else {name: find(name)}
+    found = None if name is None else find(name)
+    return dict(registry()) if found is None else {found.name: found}

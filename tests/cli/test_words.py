@@ -122,7 +122,7 @@ def test_a_word_means_one_thing() -> None:
         ("frankenmerge", "passthrough, with `slices`"),
         ("soup", "linear"),
         ("mean", "linear"),
-        ("dare", "dare_ties or dare_linear"),
+        ("drop-and-rescale", "dare_ties or dare_linear"),
     ],
 )
 def test_a_method_of_another_name_is_named(run: Run, name: str, meant: str) -> None:

@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "lerp": (TWO.replace("linear", "lerp"), "Did you mean linear?"),
     "capitals": (TIES.replace("ties", "TIES"), "Did you mean ties?"),
     "ties-merging": (TIES.replace("ties", "ties-merging"), "Did you mean ties?"),
-    "dare": (TIES.replace("ties", "dare"), "Did you mean dare_ties or dare_linear?"),
+    "drop-and-rescale": (TIES.replace("ties", "drop-and-rescale"), "Did you mean dare_ties or dare_linear?"),
     "task-arithmetic": (TIES.replace("ties", "task-arithmetic"), "Did you mean task_arithmetic?"),
     "task vectors": (TIES.replace("ties", "task vectors"), "Did you mean task_arithmetic?"),
     "frankenmerge": (TWO.replace("linear", "frankenmerge"), "Did you mean passthrough, with `slices`?"),

@@ -286,8 +286,8 @@ VALUES = {
         "parameters.cutoff is not an option of ties. Valid names: density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize."
     ),
     "density: []": "parameters.density is a list of 0; expected at least one value.",
-    "weight: {from: fisher}": "parameters.weight.from is 'fisher'; expected one of l2_norm, analysis.",
-    "weight: {from: l2norm}": "parameters.weight.from is 'l2norm'; expected one of l2_norm, analysis. Did you mean l2_norm?",
+    "weight: {from: fisher}": "parameters.weight.from is 'fisher'; expected one of l2_norm, analysis, given.",
+    "weight: {from: l2norm}": "parameters.weight.from is 'l2norm'; expected one of l2_norm, analysis, given. Did you mean l2_norm?",
     "weight: {from: l2_norm, mode: exponential}": "parameters.weight.mode is 'exponential'; expected one of linear, power, exp.",
     "weight: {from: l2_norm, per: layers}": (
         "parameters.weight.per is 'layers'; expected one of model, layer, tensor. Did you mean layer?"

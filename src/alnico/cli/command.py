@@ -121,7 +121,7 @@ class AnswersOptions(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, self._in_own_words(args))
         except Exception as raised:  # click's class is at another place in each typer
             error: Any = raised
             kind = type(error).__name__
@@ -137,6 +137,26 @@ class AnswersOptions(TyperCommand):
                 is_option = missing is not None and not missing.is_argument
                 error.message = f"Give {missing.given_as}" if missing and is_option else f"Write: {usage}."
             raise
+
+    def _in_own_words(self, args: list[str]) -> list[str]:
+        """The words of a command line with its own options in the place of synonyms; each is noted."""
+        options = {p.name: p for p in self.listed if not p.is_argument}
+        spelled = {name for p in self.listed for names in p.names for name in names.split("/")}
+        own: list[str] = []
+        for i, word in enumerate(args):
+            if word == "--":
+                return [*own, *args[i:]]
+            name, equals, value = word.partition("=")
+            option = None
+            if name[:2] == "--" and name not in spelled:
+                from alnico.methods.shared.other_words import synonyms
+
+                synonym = synonyms("flag").get(name)
+                option = None if synonym is None else options.get(synonym.words[0])
+            if option is not None:
+                say(f"note: {name} is {option.label}.", bool({"-q", "--quiet", "--json"} & {*args}))
+            own.append(word if option is None else f"{option.label}{equals}{value}")
+        return own
 
 
 class TakesModels(AnswersOptions):

@@ -67,9 +67,12 @@ class CommandGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
-            from alnico.cli.unknown_words import answer, begins_a_merge
+            from alnico.cli.unknown_words import answer, begins_a_merge, command_of
 
-            if not self.prefix and begins_a_merge(args[0]):
+            command = None if self.prefix else command_of(args[0])
+            if command is not None:
+                args = [command, *args[1:]]
+            elif not self.prefix and begins_a_merge(args[0]):
                 args = ["merge", *args]
             elif not ctx.resilient_parsing:  # completion parses what is typed so far
                 ctx.fail(answer(args[0], self.prefix))

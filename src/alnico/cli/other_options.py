@@ -15,7 +15,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("merge-method", "m"), "method"),
     **dict.fromkeys(("force", "f", "exist-ok"), "overwrite"),
     **dict.fromkeys(("weight", "w", "coefficients"), "weights"),
-    **dict.fromkeys(("alpha", "ratio", "t"), "t"),
+    **dict.fromkeys(("ratio", "t"), "t"),
     **dict.fromkeys(("torch-dtype", "out-dtype", "output-dtype", "precision"), "dtype"),
     **dict.fromkeys(("model", "model-a", "model-b", "input", "inputs", "finetuned-model"), "models"),
     **dict.fromkeys(("config", "config-file", "yaml", "c"), "recipe"),
@@ -46,7 +46,7 @@ def answer(option: str, parameters: Sequence[CommandParameter], usage: str) -> s
         is_out = parameter.flag.usage.endswith("OUT") and meant == "out"
         if parameter.is_argument and (parameter.name in WORDS.get(meant, (meant,)) or is_out):
             return f"It is a word without an option here. Write: {usage}."
-    is_of_method = any(dialect.option_name(method, meant) for method in registry().values())
+    is_of_method = any(dialect.meant_option(method, meant) for method in registry().values())
     if is_of_method and any(p.name == "set" for p in shown):
         return f"Options of a merge method are written as --set {meant}=VALUE."
     names = [name for p in shown for long in p.names for name in long.split("/")]

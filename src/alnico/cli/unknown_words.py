@@ -7,7 +7,7 @@ import os
 
 from alnico.cli.sections import SECTIONS
 from alnico.methods import registry
-from alnico.methods.shared.other_words import OTHER_WORDS, find_word, plain_word
+from alnico.methods.shared.other_words import OTHER_WORDS, find_word, plain_word, synonyms
 
 LEAST_RATIO = 0.75
 """Similarity from which on a word is taken for a misspelling of a command or of a known word."""
@@ -20,6 +20,16 @@ def begins_a_merge(word: str) -> bool:
     if quick.is_model(word) or word.endswith(quick.RECIPES):
         return True
     return find_word(word) is None and word not in registry() and (os.sep in word or "+" in word)
+
+
+def command_of(word: str) -> str | None:
+    """Return the command that a synonym names, or None.
+
+    >>> command_of("weights"), command_of("norm-weights")
+    ('norm-weights', None)
+    """
+    synonym = synonyms("command").get(word)
+    return None if synonym is None else synonym.words[0]
 
 
 def answer(word: str, prefix: str = "") -> str:

@@ -98,6 +98,7 @@ def compute_norm_weights(plan: Plan) -> NormWeights:
         plan = measure_norm_weights(check_relatedness(plan), {})
     done = plan.norm_weight_groups
     first = done[0]
+    assert first.base is not None
     labels = tuple(plan.sources[m].label for m in first.models)
     norms = tuple(w.norms or () for w in done)
     weights = tuple(w.weights or () for w in done)

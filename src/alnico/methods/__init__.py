@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from alnico.errors import MethodError, near_name
 from alnico.methods.base import Method
-from alnico.methods.shared.other_words import find_word
+from alnico.methods.shared.other_words import METHOD_SYNONYMS, find_word
 
 
 @functools.cache
@@ -49,12 +49,18 @@ def _hint(name: str, methods: Mapping[str, Method]) -> str:
 
 
 def find(name: str) -> Method:
-    """Return one method. Errors: MethodError with the nearest names."""
+    """Return one method, by its name or a synonym. Errors: MethodError with the nearest names.
+
+    >>> find("dare").name
+    'dare_linear'
+    """
     methods = registry()
     if not isinstance(name, str):
         raise MethodError(
             f"a merge method is of type {type(name).__name__}; expected its name, as `alnico methods` lists it."
         )
+    if name not in methods and name in METHOD_SYNONYMS:
+        name = METHOD_SYNONYMS[name].words[0]
     if name not in methods:
         hint = f" {_hint(name, methods)}".rstrip()
         raise MethodError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Context, Decimal
 from numbers import Real
 from typing import Any, SupportsIndex
 
@@ -51,3 +52,15 @@ def quote_value(value: Any) -> str:
         return "a number of more than 60 digits"
     text = f"{value:g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+_DECIMAL = Context(prec=50)
+
+
+def complement(share: float) -> float:
+    """Return 1 - ``share`` as people write it: of the shortest decimals that name the two numbers.
+
+    >>> [complement(share) for share in (0.1, 0.2, 0.9)], 1 - 0.9
+    ([0.9, 0.8, 0.1], 0.09999999999999998)
+    """
+    return float(_DECIMAL.subtract(Decimal(1), Decimal(repr(float(share)))))

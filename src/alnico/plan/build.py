@@ -29,7 +29,7 @@ from alnico.plan.job import Job, Plan
 from alnico.plan.job_builder import JobBuilder
 from alnico.plan.licences import check_licences, licence_conflicts, model_licences
 from alnico.plan.memory import fit_memory
-from alnico.plan.norm_weights import read_norms, with_norms
+from alnico.plan.norm_weights import known_norms, with_norms
 from alnico.plan.sections import Sections, build_sections
 from alnico.plan.tensor_matching import check_factors, check_modules
 from alnico.recipe.reference import replace_references, resolve_reference
@@ -130,7 +130,12 @@ def _plan(
     if folder is not None and single_file is None:
         check_carried(folder, files.keys() | left)
     groups = builder.norm_weight_groups()
-    measured = [pending.delta for group in groups for pending in group.tensors.values()]
+    measured = [
+        pending.delta
+        for group in groups
+        if group.setting.origin != "given"
+        for pending in group.tensors.values()
+    ]
     plan = Plan(
         recipe=_pinned(recipe, references, sources),
         sources=tuple(sources),
@@ -158,8 +163,8 @@ def _plan(
         left=left,
         norm_weight_groups=groups,
     )
-    analysed = [i for i, group in enumerate(groups) if group.setting.origin == "analysis"]
-    return with_norms(plan, read_norms(plan, (".", recipe.folder), analysed)) if analysed else plan
+    norms = known_norms(plan, (".", recipe.folder))
+    return with_norms(plan, norms) if norms else plan
 
 
 def _adapted_sources(recipe: Recipe, sources: list[Source], donor: int) -> list[Source]:

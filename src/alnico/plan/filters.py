@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from alnico.errors import RecipeError
 from alnico.plan.sections import Section
 from alnico.recipe.options import matches_filter
-from alnico.recipe.schema import Cases, Parameters, Recipe, Setting
+from alnico.recipe.schema import Cases, PairWeight, Parameters, Recipe, Setting
 
 
 def unmatched_filters(recipe: Recipe, sections: Sequence[Section]) -> list[str]:
@@ -63,6 +63,7 @@ def _near(pattern: str, names: dict[str, None]) -> str:
 
 def _idle(setting: Setting, names: dict[str, None], place: str) -> Iterator[tuple[str, str, dict[str, None]]]:
     """Yield the filters of a setting that match no name, each with its place and its candidate names."""
+    setting = setting.share if isinstance(setting, PairWeight) else setting
     if not isinstance(setting, Cases):
         return
     for i, case in enumerate(setting.cases):

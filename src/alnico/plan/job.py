@@ -284,13 +284,13 @@ class PendingJob:
 class NormWeightGroup:
     """Models whose weights are computed together, over ``tensors`` of the output.
 
-    ``models`` and ``base`` are positions in ``Plan.sources``. ``place`` is the layer or the tensor, empty for
+    ``models`` and ``base`` are positions in ``Plan.sources``; given norms need no base. ``place`` is the layer or the tensor, empty for
     the whole model. ``norms`` are None until they are measured.
     """
 
     setting: NormWeight
     models: tuple[int, ...]
-    base: int
+    base: int | None
     place: str
     tensors: Mapping[str, PendingJob]
     norms: Norms | None = None
@@ -309,7 +309,7 @@ class NormWeightGroup:
         return {
             "weight": self.setting.data(),
             **place,
-            "base": sources[self.base].label,
+            **({"base": sources[self.base].label} if self.base is not None else {}),
             "tensors": len(self.tensors),
             "models": models,
         }

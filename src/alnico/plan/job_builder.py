@@ -54,7 +54,7 @@ class JobBuilder:
         self.notes: list[str] = []
         self._merges: dict[Any, Merge | MatrixMethod] = {}
         self._constant_options: dict[tuple[int, int], dict[str, Any]] = {}
-        self._pending: dict[tuple[NormWeight, tuple[int, ...], int, str], dict[str, PendingJob]] = {}
+        self._pending: dict[tuple[NormWeight, tuple[int, ...], int | None, str], dict[str, PendingJob]] = {}
 
     def build(self) -> list[Job]:
         """Return the jobs. Errors: MismatchError with all tensors that do not match, MethodError."""
@@ -246,14 +246,16 @@ class JobBuilder:
             p for p, w in zip(chosen.parts, options["weight"], strict=True) if isinstance(w, NormWeight)
         ]
         base = chosen.base if chosen.base is not None else chosen.measured_from
-        assert base is not None
+        assert base is not None or setting.origin == "given"
         if (
             len(with_norm) > 1
             and setting.scale != 0
             and (isinstance(merge, MatrixMethod) or merge.copies is None)
         ):
-            delta = tuple(self._input(p, name) for p in with_norm), self._input(base, name)
-            key = setting, tuple(p.model for p in with_norm), base.model, group_place(setting, name)
+            of_base = None if base is None else self._input(base, name)
+            delta = tuple(self._input(p, name) for p in with_norm), of_base
+            models = tuple(p.model for p in with_norm)
+            key = setting, models, None if base is None else base.model, group_place(setting, name)
             self._pending.setdefault(key, {})[name] = pending_job(
                 delta,
                 job,

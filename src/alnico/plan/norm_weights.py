@@ -1,4 +1,4 @@
-"""Computes weights from the norms of task vectors, measured or read from an analysis."""
+"""Computes weights from the norms of task vectors, measured, read from an analysis or given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alnico.recipe.schema import NormWeight
 
 
 def pending_job(
-    delta: tuple[tuple[Input, ...], Input], like: Job, with_weights: Callable[[tuple[float, ...]], Job]
+    delta: tuple[tuple[Input, ...], Input | None], like: Job, with_weights: Callable[[tuple[float, ...]], Job]
 ) -> PendingJob:
     """Return a pending job that measures task vectors in float64; the final job resembles ``like``."""
     inputs, base = delta
@@ -67,7 +67,7 @@ def with_norms(plan: Plan, norms: Mapping[int, Norms]) -> Plan:
             for model in (m for m, norm in zip(group.models, group_norms, strict=True) if norm == 0):
                 equal.setdefault((group.setting, model), []).append(group.place)
     jobs = tuple(jobs_by_name.get(job.name, job) for job in plan.jobs)
-    notes = [_note(plan.sources[model].label, places) for (_, model), places in equal.items()]
+    notes = [_note(setting, plan.sources[model].label, places) for (setting, model), places in equal.items()]
     return dataclasses.replace(plan, jobs=jobs, norm_weight_groups=tuple(groups), notes=(*plan.notes, *notes))
 
 
@@ -75,6 +75,7 @@ def _weights(group: NormWeightGroup, norms: Norms, sources: Sequence[Source]) ->
     setting = group.setting
     zero = next((m for m, norm in zip(group.models, norms, strict=True) if norm == 0), None)
     if zero is not None and setting.mode != "exp" and (any(norms) or setting.per == "model"):
+        assert group.base is not None  # given norms of 0 are mistakes of a recipe
         where = f"{group.place}: " if group.place else ""
         raise MismatchError(
             f"{where}{sources[zero].label} equals {sources[group.base].label}, the base: its L2 norm is 0, "
@@ -84,12 +85,28 @@ def _weights(group: NormWeightGroup, norms: Norms, sources: Sequence[Source]) ->
     return setting.weights(norms)
 
 
-def _note(label: str, places: Sequence[str]) -> str:
+def _note(setting: NormWeight, label: str, places: Sequence[str]) -> str:
+    if setting.origin == "given":
+        return (
+            f"the norm given for {label} is 0, as of a model that equals the base; mode exp gives it the largest "
+            "weight."
+        )
     where = f" in {places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}" if places[0] else ""
     return (
         f"{label} equals the base{where}, so mode exp gives it the largest weight and the models that differ "
         "smaller ones. Remove it if this is unintended."
     )
+
+
+def known_norms(plan: Plan, folders: Sequence[str]) -> dict[int, Norms]:
+    """Return the norms that need no measuring, by position of their group: those of analyses, and given ones.
+
+    Errors: those of :func:`read_norms`.
+    """
+    groups = plan.norm_weight_groups
+    given = {i: group.setting.norms for i, group in enumerate(groups) if group.setting.origin == "given"}
+    analysed = [i for i, group in enumerate(groups) if group.setting.origin == "analysis"]
+    return given | read_norms(plan, folders, analysed)
 
 
 def read_norms(plan: Plan, folders: Sequence[str], positions: Sequence[int]) -> dict[int, Norms]:
@@ -125,6 +142,7 @@ class _MeasuredNorms:
     norms_of: Mapping[str, tuple[tuple[int, ...], tuple[float | None, ...]]]
 
     def norms(self, group: NormWeightGroup, sources: Sequence[Source]) -> Norms:
+        assert group.base is not None
         if not _is_same(sources[group.base], self.base):
             raise MismatchError(
                 f"{self.file}: its base is {self.base['reference']}, that of the merge is "

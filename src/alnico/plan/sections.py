@@ -15,7 +15,6 @@ from alnico.plan.layers import LayerPosition, Layers, count_layers, depth_of, de
 from alnico.recipe.options import Levels, TensorPlace, matches_filter, options_at, preset_options
 from alnico.recipe.schema import (
     Cases,
-    Gradient,
     ModelEntry,
     Module,
     NormWeight,
@@ -24,6 +23,7 @@ from alnico.recipe.schema import (
     Rule,
     Setting,
     Slice,
+    is_varied,
 )
 
 REST = "in no module that the recipe names"
@@ -163,11 +163,7 @@ class Section:
 
     def varies(self, chosen: TensorMethod) -> bool:
         """Do the options of the method differ between tensors?"""
-        return any(
-            isinstance(value, (Gradient, Cases))
-            for scope in self._scopes(chosen.rule)
-            for value in scope.values()
-        )
+        return any(is_varied(value) for scope in self._scopes(chosen.rule) for value in scope.values())
 
     def _scopes(self, rule: Rule | None) -> list[Parameters]:
         return [
@@ -528,6 +524,6 @@ def _slice_depths(names: Iterable[str], stack: str, begin: int, count: int) -> d
 
 def _has_norm_weight(setting: Setting) -> bool:
     """Does a setting contain a norm weight?"""
-    return isinstance(setting, NormWeight) or (
+    return (isinstance(setting, NormWeight) and setting.origin != "given") or (
         isinstance(setting, Cases) and any(_has_norm_weight(c.value) for c in setting.cases)
     )

@@ -58,7 +58,7 @@ class Context:
     def misplaced_option_hint(self, key: str, place: str, keys: Iterable[str]) -> str:
         """Return a hint if ``key`` is (or resembles) an option of the level below; "" otherwise."""
         for method in self.methods:
-            if dialect.option_name(method, key):
+            if dialect.meant_option(method, key):
                 return f"It is an option of {method.name}: write it under {place}."
         options = [name for method in self.methods for name in dialect.option_names(method)]
         near = None if near_name(key, keys) else near_name(key, options, scalars.MISSPELT)

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from alnico.methods.base import Method
+from alnico.methods.base import Between, Method
+from alnico.methods.shared.other_words import OPTION_SYNONYMS, Synonym
+from alnico.numerics.numbers import complement
 from alnico.recipe.schema import Recipe
 
 
@@ -122,7 +124,7 @@ def why_no_effect(method: Method, key: str) -> str | None:
     >>> why_no_effect(find("slerp"), "weight"), why_no_effect(find("slerp"), "wieght"), why_no_effect(find("ties"), "weight")
     (', as in mergekit', None, None)
     """
-    if option_name(method, key) is not None or method.name not in MERGEKIT_OPTIONS:
+    if meant_option(method, key) is not None or method.name not in MERGEKIT_OPTIONS:
         return None
     return WITHOUT_EFFECT_FOR.get(method.name, {}).get(key) or (
         ", as in mergekit" if key in MERGEKIT_OPTION_NAMES else None
@@ -130,7 +132,7 @@ def why_no_effect(method: Method, key: str) -> str | None:
 
 
 def option_name(method: Method, key: str) -> str | None:
-    """Return the option of ``method`` that ``key`` stands for, or None.
+    """Return the option of ``method`` that ``key`` names, in alnico's words or mergekit's, or None.
 
     >>> from alnico.methods import find
     >>> option_name(find("ties"), "lambda"), option_name(find("ties"), "normalize"), option_name(find("linear"), "normalize")
@@ -140,6 +142,56 @@ def option_name(method: Method, key: str) -> str | None:
         return key
     alias = ALIASES.get(key)
     return alias.option if alias and alias.applies_to(method) else None
+
+
+def meant_option(method: Method, key: str) -> str | None:
+    """Return the option of ``method`` that a written key stands for, also as a synonym, or None.
+
+    >>> from alnico.methods import find
+    >>> meant_option(find("dare_ties"), "trim_ratio"), meant_option(find("ties"), "trim_ratio"), meant_option(find("sce"), "trim_ratio")
+    ('trim', 'density', None)
+    """
+    name = option_name(method, key)
+    synonym = OPTION_SYNONYMS.get(key)
+    if name is not None or synonym is None:
+        return name
+    return next((word for word in synonym.words if word in method.options), None)
+
+
+def synonym_of(method: Method, key: str) -> Synonym | None:
+    """Return the entry of a key that stands for an option of ``method`` as a synonym; None for all other keys.
+
+    >>> from alnico.methods import find
+    >>> synonym_of(find("linear"), "alpha").words, synonym_of(find("ramplus_tl"), "alpha"), synonym_of(find("ties"), "lambda")
+    (('weight',), None, None)
+    """
+    is_synonym = option_name(method, key) is None and meant_option(method, key) is not None
+    return OPTION_SYNONYMS[key] if is_synonym else None
+
+
+def number_of(method: Method, key: str, number: float) -> float:
+    """Return the value of the option that a number under ``key`` means.
+
+    >>> from alnico.methods import find
+    >>> number_of(find("ties"), "trim_ratio", 0.2), number_of(find("ties"), "density", 0.2)
+    (0.8, 0.2)
+    """
+    synonym = synonym_of(method, key)
+    return complement(number) if synonym is not None and synonym.relation == "complement" else number
+
+
+def range_of(method: Method, key: str, limits: Between) -> str:
+    """Describe the range of the numbers under ``key`` of an option with ``limits``.
+
+    >>> from alnico.methods import find
+    >>> range_of(find("ties"), "trim_ratio", find("ties").options["density"].range)
+    '[0, 1)'
+    """
+    synonym = synonym_of(method, key)
+    if synonym is None or synonym.relation != "complement":
+        return str(limits)
+    end = ")" if limits.without_low else "]"
+    return f"[{complement(limits.high):g}, {complement(limits.low):g}{end}"
 
 
 def translate_value(method: Method, key: str, value: Any) -> Any:

@@ -144,9 +144,9 @@ def recipe_of_options(
             document["tokenizer_source"] = tokenizer
         recipe = load_recipe(document, seed=seed)
     except (RecipeError, MethodError) as error:
-        lines = (in_words(str(line), words, options, references) for line in error.args)
+        lines = (_in_words(str(line), words, options, references) for line in error.args)
         raise type(error)(*lines) from None
-    notes += [in_words(note, words, options, references) for note in recipe.notes]
+    notes += [_in_words(note, words, options, references) for note in recipe.notes]
     return dataclasses.replace(recipe, notes=tuple(notes))
 
 
@@ -159,7 +159,7 @@ def _plain_path(reference: str) -> str:
     return reference.rstrip("/") or reference
 
 
-def in_words(line: str, words: Words, options: Iterable[str], models: Sequence[str]) -> str:
+def _in_words(line: str, words: Words, options: Iterable[str], models: Sequence[str]) -> str:
     """A line about a recipe as one about the arguments that it was made from."""
 
     def of_model(match: re.Match[str]) -> str:
@@ -172,7 +172,6 @@ def in_words(line: str, words: Words, options: Iterable[str], models: Sequence[s
     line = re.sub(r"models\[(\d+)\]\.parameters\.(\w+)", of_model, line)
     line = re.sub(r"\bparameters\.(\w+)", lambda match: words.name(match[1]), line)
     line = re.sub(r"needs the option (\w+)(.*) Set it under parameters\b[^.]*\.$", needed, line)
-    line = re.sub(r"(?<=Did you mean )\w+(?=\?$)", lambda m: words.names.get(m[0], m[0]), line)
     line = line.replace("Add base_model: PATH.", f"{words.give(words.name('base_model'))}.")
     line = re.sub(
         r"besides base_model|base_model one of them", lambda m: m[0].replace("base_model", "the base"), line
@@ -204,6 +203,8 @@ def recipe_of(
     lists: dict[str, Sequence[Any]] = {}
     options = {name: plain_list(value) for name, value in options.items()}
     weights = plain_list(weights)
+    if isinstance(weights, Mapping):
+        weights = {key: plain_list(value) for key, value in weights.items()}
     if isinstance(weights, (Mapping, numbers.Real)):
         options = {**options, "weight": weights}
     elif isinstance(weights, Sequence) and not isinstance(weights, (str, bytes, bytearray)):
@@ -214,12 +215,8 @@ def recipe_of(
             f"{list_name}, or one number for all."
         )
     refuse_idle(method, [*options, *(["weight"] if weights is not None else [])])
-    method_options = find(method).options
-    lists |= {
-        n: v
-        for n, v in options.items()
-        if isinstance(v, (list, tuple)) and n in method_options and method_options[n].per_model
-    }
+    merges = find(method)
+    lists |= {n: v for n, v in options.items() if isinstance(v, (list, tuple)) and _is_per_model(merges, n)}
     for name, values in lists.items():
         if len(values) != len(references):
             argument = "weights" if values is weights else name
@@ -244,6 +241,14 @@ def recipe_of(
     return {**recipe, "seed": seed} if seed else recipe
 
 
+def _is_per_model(method: Method, name: str) -> bool:
+    """Does a list for an option, or for its synonym, have one value per model?"""
+    option = method.options.get(dialect.meant_option(method, name) or "")
+    synonym = dialect.synonym_of(method, name)
+    is_pair = synonym is not None and synonym.relation == "pair"  # one value for both models
+    return option is not None and option.per_model and name not in dialect.ALIASES and not is_pair
+
+
 def refuse_idle(method: str, names: Iterable[str]) -> None:
     """Refuse options that recipes accept with a note, because a call in Python has nowhere to show it.
 
@@ -252,7 +257,7 @@ def refuse_idle(method: str, names: Iterable[str]) -> None:
     """
     merges = find(method)
     for name in names:
-        is_of_mergekits = name in dialect.MERGEKIT_OPTIONS.get(method, ()) or name == "int8_mask"
+        is_of_mergekits = name in dialect.MERGEKIT_OPTIONS.get(merges.name, ()) or name == "int8_mask"
         if is_of_mergekits or not (name in dialect.WITHOUT_EFFECT or dialect.why_no_effect(merges, name)):
             continue
         argument = "weights" if name == "weight" else name

@@ -7,7 +7,9 @@ from typing import Any
 
 from alnico.methods import registry
 from alnico.methods.base import Between, Method, Option
+from alnico.methods.shared.other_words import METHOD_SYNONYMS, OPTION_SYNONYMS
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
+from alnico.numerics.numbers import complement
 from alnico.recipe import dialect
 from alnico.recipe.keys import (
     CASE,
@@ -88,8 +90,13 @@ def _shared_keys() -> dict[str, Schema]:
     """The schemas of keys that appear at several levels."""
     methods = registry()
     method: Schema = {
-        "enum": [*methods],
-        "markdownDescription": "\n".join(f"- `{m.name}`: {m.summary}" for m in methods.values()),
+        "enum": [*methods, *METHOD_SYNONYMS],
+        "markdownDescription": "\n".join(
+            [
+                *(f"- `{m.name}`: {m.summary}" for m in methods.values()),
+                *(f"- `{s.word}`: {s.meaning}" for s in METHOD_SYNONYMS.values()),
+            ]
+        ),
     }
     return {
         "merge_method": method,
@@ -180,12 +187,16 @@ def _parameter_definitions(takers_by_key: Mapping[str, Takers]) -> dict[str, Sch
         **{key: {"enum": [*choices]} for key, choices in CHOICES.items()},
         **{key: {"anyOf": [_number(limits), NUMBER_AS_TEXT]} for key, limits in NUMBERS.items()},
         "path": TEXT,
+        "norms": {"type": "array", "minItems": 1, "items": {"anyOf": [_number(Between(0)), NUMBER_AS_TEXT]}},
     }
+    needs = {"analysis": "path", "given": "norms"}
     return {
         "norm_weight": {
             **_object(NORM_WEIGHT, keys, ("from",)),
-            "if": {"properties": {"from": {"const": "analysis"}}},
-            "then": {"required": ["path"]},
+            "allOf": [
+                {"if": {"properties": {"from": {"const": origin}}}, "then": {"required": [key]}}
+                for origin, key in needs.items()
+            ],
         },
         "parameters": {
             "type": ["object", "null"],
@@ -262,9 +273,10 @@ def _takers_by_key(methods: Iterable[Method]) -> dict[str, Takers]:
     """Every key of parameters with the methods and options that it stands for."""
     takers: dict[str, Takers] = {}
     for method in methods:
-        for key in dialect.option_names(method):
-            option = method.options[dialect.option_name(method, key) or key]
-            takers.setdefault(key, []).append((method, option))
+        for key in (*dialect.option_names(method), *OPTION_SYNONYMS):
+            name = dialect.meant_option(method, key)
+            if name is not None and (method, method.options[name]) not in takers.get(key, []):
+                takers.setdefault(key, []).append((method, method.options[name]))
     return dict(sorted(takers.items()))
 
 
@@ -288,20 +300,21 @@ def _setting(key: str, takers: Takers) -> Schema:
     meanings: dict[str, list[str]] = {}
     for method, option in takers:
         meaning = f"{option.meaning} ({option.describe()})" if option.meaning else option.describe()
-        meanings.setdefault(f"{option.name}, {meaning}" if option.name != key else meaning, []).append(
-            method.name
-        )
+        synonym = dialect.synonym_of(method, key)
+        name = option.name if synonym is None else synonym.describe(option.name)
+        meanings.setdefault(f"{name}, {meaning}" if name != key else meaning, []).append(method.name)
     shapes: list[Schema] = []
-    for schema in (s for _, option in takers for s in _scalar(key, option)):
+    for schema in (s for method, option in takers for s in _scalar(key, method, option)):
         if schema not in shapes:
             shapes.append(schema)
     scalar = {"anyOf": shapes}
     nested = _ref(f"option_{key}")
-    lowest = {o.range.low for _, o in takers if o.range.low_in_places}
+    lowest = {dialect.number_of(m, key, o.range.low) for m, o in takers if o.range.low_in_places}
     varied: Schema = {"anyOf": [*shapes, *({"const": low} for low in lowest)]}
     value = {"anyOf": [nested, *({"const": low} for low in lowest)]} if lowest else nested
     case = _object(CASE, {"filter": _or_null(FILTER), "value": value}, ("value",))
-    measured = [_ref("norm_weight")] if all(takes_norms(option) for _, option in takers) else []
+    is_weight = key == "weight" and all(takes_norms(option) for _, option in takers)
+    measured = [_ref("norm_weight")] if is_weight else []
     return {
         "description": "\n".join(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items()),
         "anyOf": [
@@ -320,10 +333,13 @@ def _setting(key: str, takers: Takers) -> Schema:
     }
 
 
-def _scalar(key: str, option: Option) -> list[Schema]:
+def _scalar(key: str, method: Method, option: Option) -> list[Schema]:
     if option.kind == "statistics":
         return [{"type": "string"}]
     if option.kind == "number":
+        synonym = dialect.synonym_of(method, key)
+        if synonym is not None and synonym.relation == "complement":
+            return [_complement(option.range), NUMBER_AS_TEXT]
         return [_number(option.range, is_whole=option.is_whole), NUMBER_AS_TEXT]
     alias = dialect.ALIASES.get(key)
     truths = TRUTH if option.kind == "bool" or (alias and alias.option == option.name) else []
@@ -340,3 +356,9 @@ def _number(limits: Between, *, is_whole: bool = False) -> Schema:
     if limits.high != float("inf"):
         schema["maximum"] = limits.high
     return schema
+
+
+def _complement(limits: Between) -> Schema:
+    """The numbers whose complement is in a share's range."""
+    end = "exclusiveMaximum" if limits.without_low else "maximum"
+    return {"type": "number", "minimum": complement(limits.high), end: complement(limits.low)}

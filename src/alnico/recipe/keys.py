@@ -74,7 +74,8 @@ CASE: Keys = {
 }
 
 NORM_WEIGHT: Keys = {
-    "from": "The source of the L2 norms of task vectors: l2_norm (measured here) or analysis (`alnico analyze`).",
+    "from": "The source of the L2 norms of task vectors: l2_norm (measured here), analysis (`alnico analyze`) or given.",
+    "norms": "The norms, one per model with this weight, in the order of the recipe; for `from: given`.",
     "path": "The folder of the analysis, or its summary.json; for `from: analysis`.",
     "mode": "The weight for norm L: linear (1 / L), power (1 / L^alpha) or exp (exp(-beta L / mean L)); default exp.",
     "beta": "For mode exp, at least 0; default 1. 0 gives all models the same weight.",

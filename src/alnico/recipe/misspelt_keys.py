@@ -128,6 +128,6 @@ def _meant(key: str, value: Node, where: str, keys: list[str], present: Iterable
     synonym = SYNONYMS.get(key)
     if synonym in missing and not (where == "" and key in ("name", "path")):
         return synonym
-    if any(dialect.option_name(method, key) for method in registry().values()):
+    if any(dialect.meant_option(method, key) for method in registry().values()):
         return None
     return misspelt_key(key, missing)

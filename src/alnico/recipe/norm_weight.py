@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
@@ -22,8 +23,26 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     for key, name in (("from", "origin"), ("mode", "mode"), ("per", "per"))
 }
 
-USED_BY = {"beta": ("mode", "exp"), "alpha": ("mode", "power"), "path": ("from", "analysis")}
+USED_BY = {
+    "beta": ("mode", "exp"),
+    "alpha": ("mode", "power"),
+    "path": ("from", "analysis"),
+    "norms": ("from", "given"),
+}
 """Keys that only apply together with one choice of another key."""
+
+
+def setting_of(
+    mode: str, beta: float, alpha: float, scale: float, per: str, analysis: str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    """Return the setting as a recipe writes it, with what ``mode`` uses; norms are measured, or an analysis has them.
+
+    >>> setting_of("power", 1.0, 1.5, 1.0, "model", None)
+    {'from': 'l2_norm', 'mode': 'power', 'alpha': 1.5, 'scale': 1.0, 'per': 'model'}
+    """
+    key = {"exp": {"beta": beta}, "power": {"alpha": alpha}}.get(mode, {}) if isinstance(mode, str) else {}
+    origin = {"from": "l2_norm"} if analysis is None else {"from": "analysis", "path": os.fspath(analysis)}
+    return {**origin, "mode": mode, **key, "scale": scale, "per": per}
 
 
 def takes_norms(option: Option) -> bool:
@@ -58,6 +77,13 @@ def read_norm_weight(
             node.line,
             f"{where}.path is missing; expected the folder that `alnico analyze` wrote. Add path: FOLDER.",
         )
+    norms = _norms(node, where, words, context) if words["from"] == "given" else ()
+    if words["from"] == "given" and words["per"] not in (None, "model"):
+        reading.wrong(
+            keys["per"].line,
+            f"{where}.per is {words['per']}, and a given norm is that of a whole model; expected model. Use from: "
+            "l2_norm to measure norms of layers and tensors.",
+        )
     if len(reading.mistakes) > before:
         return None
     words["mode"] = words["mode"] or NormWeight().mode
@@ -70,11 +96,28 @@ def read_norm_weight(
         "mode": words["mode"],
         "per": words["per"],
         "path": path,
+        "norms": norms,
         **numbers,
     }
     return NormWeight(
         **{key: value for key, value in fields.items() if value is not None and key not in idle}
     )
+
+
+def _norms(node: Node, where: str, words: Mapping[str, str | None], context: Context) -> tuple[float, ...]:
+    """Read the norms that are given; report what is wrong with them."""
+    held: Node | None = node.value.get("norms")
+    if held is None or not isinstance(held.value, list) or not held.value:
+        actual = "missing" if held is None else f"{held.kind}" if held.value != [] else "an empty list"
+        context.reading.wrong(
+            node.line if held is None else held.line,
+            f"{where}.norms is {actual}; expected a list with one number per model. Write norms: [1.5, 0.8].",
+        )
+        return ()
+    needs_more = words["mode"] in ("linear", "power")
+    limits = Between(0, without_low=needs_more)
+    read = [_number(item, f"{where}.norms[{i}]", limits, context) for i, item in enumerate(held.value)]
+    return tuple(norm for norm in read if norm is not None)
 
 
 def _word(node: Node | None, where: str, key: str, context: Context) -> str | None:
@@ -108,13 +151,14 @@ def find_norm_weight(
 ) -> NormWeight | None:
     """Return the setting that weights ``entries`` by norms, or None.
 
-    Errors: MethodError for two different settings, without a base, and for a norm weight on the base itself.
+    Errors: MethodError for two different settings, for norms to be measured without a base or of the base
+    itself, and for given norms of another number of models.
     """
     weights = options.get("weight")
     if not isinstance(weights, tuple) or not any(isinstance(w, NormWeight) for w in weights):
         return None
     with_norms = [(entry, w) for entry, w in zip(entries, weights, strict=True) if isinstance(w, NormWeight)]
-    if base_model is None:
+    if base_model is None and any(w.origin != "given" for _, w in with_norms):
         raise MethodError(
             "weight is computed from distances to the base, but there is no base_model. Add base_model: PATH."
         )
@@ -123,12 +167,20 @@ def find_norm_weight(
             "weight is computed from norms in different ways in one merge; expected one way. Set it once, "
             "under parameters."
         )
+    setting = with_norms[0][1]
+    if setting.origin == "given":
+        if len(setting.norms) != len(with_norms):
+            raise MethodError(
+                f"weight.norms has {len(setting.norms)} values, and {len(with_norms)} models have this weight; "
+                "expected one norm for each of them, in the order of the recipe."
+            )
+        return setting
     if any(entry.reference == base_model for entry, _ in with_norms):
         raise MethodError(
             f"{base_model}: weight is computed from the distance to the base, and this is the base. Set a "
             "number, or remove the base from the models."
         )
-    return with_norms[0][1]
+    return setting
 
 
 def with_weights(options: Mapping[str, Any], weights: Sequence[float]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from alnico.checkpoint import patterns
 from alnico.errors import RecipeError
 from alnico.methods.base import Method, Option
+from alnico.numerics.numbers import complement
 from alnico.recipe import dialect
 from alnico.recipe.schema import (
     Case,
@@ -17,6 +18,7 @@ from alnico.recipe.schema import (
     Gradient,
     ModelEntry,
     NormWeight,
+    PairWeight,
     Parameters,
     Scalar,
     Setting,
@@ -99,6 +101,9 @@ def setting_at(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar |
             return None
         case EachModel(values):
             return values[model]
+        case PairWeight(share):
+            value = setting_at(share, place)
+            return complement(value) if model == 0 and isinstance(value, float) else value
         case Gradient(values):
             return _between(values, place.depth)
     return setting
@@ -154,20 +159,33 @@ def merged_entries(
 
 
 def translate_setting(method: Method, key: str, setting: Setting) -> Setting:
-    """Translate a setting written under mergekit's name.
+    """Translate a setting written under mergekit's name, or under a synonym.
 
     >>> from alnico.methods import find
     >>> translate_setting(find("ties"), "normalize", Gradient((True, False)))
     Gradient(values=('weight', 'none'))
+    >>> translate_setting(find("ties"), "trim_ratio", Gradient((0.1, 0.2)))
+    Gradient(values=(0.9, 0.8))
     """
+    synonym = dialect.synonym_of(method, key)
+    if synonym is not None and synonym.relation == "pair":
+        return PairWeight(setting)
     match setting:
         case Cases(cases):
             return Cases(tuple(Case(c.filter, translate_setting(method, key, c.value)) for c in cases))
         case Gradient(values):
-            return Gradient(tuple(dialect.translate_value(method, key, v) for v in values))
+            return Gradient(tuple(_translate(method, key, v) for v in values))
         case EachModel(values):
-            return EachModel(tuple(dialect.translate_value(method, key, v) for v in values))
-    return dialect.translate_value(method, key, setting)  # type: ignore[no-any-return]
+            return EachModel(tuple(_translate(method, key, v) for v in values))
+        case PairWeight() | NormWeight():
+            return setting
+    return _translate(method, key, setting)
+
+
+def _translate(method: Method, key: str, value: Scalar) -> Scalar:
+    if isinstance(value, float):
+        return dialect.number_of(method, key, value)
+    return dialect.translate_value(method, key, value)  # type: ignore[no-any-return]
 
 
 def preset_options(method: Method, preset: str | None) -> Mapping[str, Any]:

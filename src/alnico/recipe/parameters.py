@@ -9,12 +9,23 @@ from collections.abc import Sequence
 from alnico.checkpoint import patterns
 from alnico.errors import near_name
 from alnico.methods.base import Method, Option
+from alnico.methods.shared.other_words import OPTION_SYNONYMS
+from alnico.numerics.numbers import complement
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import Context
 from alnico.recipe.keys import CASE, TOP
 from alnico.recipe.norm_weight import read_norm_weight
 from alnico.recipe.options import translate_setting
-from alnico.recipe.schema import Case, Cases, EachModel, Gradient, NormWeight, Scalar, Setting
+from alnico.recipe.schema import (
+    Case,
+    Cases,
+    EachModel,
+    Gradient,
+    NormWeight,
+    PairWeight,
+    Scalar,
+    Setting,
+)
 from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote, shorten
 
 SEARCH_VALUES = {
@@ -71,6 +82,9 @@ def read_parameters(
             if context.is_complete:
                 _report_unknown(value, where, key, level, context)
             continue
+        if len({option.name for method, option in takers if dialect.synonym_of(method, key)}) > 1:
+            _report_two_meanings(value, where, key, takers, context)
+            continue
         if any(dialect.takes_boolean(m, key) for m, _ in takers or elsewhere):
             value = _convert_booleans(value, f"{where}.{key}", context)
         setting = _setting(value, f"{where}.{key}", takers or elsewhere, key, context, is_rule=is_rule)
@@ -84,6 +98,7 @@ def read_parameters(
                 if key in dialect.DIFFERS_FROM_MERGEKIT.get(m.name, {})
             ):
                 reading.note(value.line, f"{where}.{key} {difference}.")
+            _note_synonym(value, where, key, setting, takers[0], context)
         else:
             names = " and ".join(m.name for m, _ in elsewhere)
             reading.note(
@@ -91,7 +106,42 @@ def read_parameters(
                 f"{where}.{key} has no effect: it is an option of {names}, which this level does not use.",
             )
     _check_aliases(settings, lines, where, level, context)
-    return settings
+    return _in_own_words(settings, level)
+
+
+def _in_own_words(settings: dict[str, Setting], level: Sequence[Method]) -> dict[str, Setting]:
+    """Return settings with the options that synonyms stand for in the place of the synonyms."""
+    named: dict[str, Setting] = {}
+    for key, setting in settings.items():
+        method, option = _takers(level, key)[0]
+        if dialect.synonym_of(method, key) is None:
+            named[key] = setting
+        else:
+            named[option.name] = translate_setting(method, key, setting)
+    return named
+
+
+def _note_synonym(node: Node, where: str, key: str, setting: Setting, taker: Taker, context: Context) -> None:
+    """Note a synonym, with the option and the value that it stands for."""
+    method, option = taker
+    synonym = dialect.synonym_of(method, key)
+    if synonym is None:
+        return
+    meant = translate_setting(method, key, setting)
+    is_list = isinstance(setting, Cases)
+    value = "" if is_list else f": {option.name} is {describe_setting(meant)}"
+    context.reading.note(node.line, f"{where}.{key} is {synonym.describe(option.name)}{value}.")
+
+
+def _report_two_meanings(node: Node, where: str, key: str, takers: Sequence[Taker], context: Context) -> None:
+    """Report a synonym that stands for different options of the methods of its level."""
+    meanings = " and ".join(
+        f"{OPTION_SYNONYMS[key].describe(option.name)} under {method.name}" for method, option in takers
+    )
+    context.failed.add(key)
+    context.reading.wrong(
+        node.line, f"{where}.{key} is {meanings}; expected one meaning. Write the options by these names."
+    )
 
 
 def _convert_booleans(node: Node, where: str, context: Context) -> Node:
@@ -128,8 +178,12 @@ def _note_no_effect(node: Node, key: str, where: str, level: Sequence[Method], c
 
 
 def _takers(methods: Sequence[Method], key: str) -> list[Taker]:
-    named = [(m, dialect.option_name(m, key)) for m in methods]
-    return [(m, m.options[name]) for m, name in named if name is not None]
+    """The methods with the option that a key stands for. Where a method has it by this name, it is no synonym."""
+    for name_of in (dialect.option_name, dialect.meant_option):
+        named = [(m, name_of(m, key)) for m in methods]
+        if takers := [(m, m.options[name]) for m, name in named if name is not None]:
+            return takers
+    return []
 
 
 def _report_unknown(node: Node, where: str, key: str, level: Sequence[Method], context: Context) -> None:
@@ -156,23 +210,29 @@ def _check_aliases(
     for method in level:
         first: dict[str, str] = {}
         for key in settings:
-            name = dialect.option_name(method, key)
+            name = next((option.name for m, option in _takers(level, key) if m == method), None)
             if name is None:
                 continue
             before = first.setdefault(name, key)
             earlier, later = (translate_setting(method, k, settings[k]) for k in (before, key))
-            if earlier == later or (before, key) in reported:
+            if earlier == later or (before, key) in reported or _are_same_pair(earlier, later):
                 continue
             reported.add((before, key))
-            values = f"{before} is {describe_setting(earlier)}, {key} means {name}: {describe_setting(later)}"
-            if before != name:
-                values = (
-                    f"{before} means {name}: {describe_setting(earlier)}, {key} is {describe_setting(later)}"
-                )
+            values = ", ".join(
+                f"{k} is {describe_setting(setting)}"
+                if k == name
+                else f"{k} means {name}: {describe_setting(setting)}"
+                for k, setting in ((before, earlier), (key, later))
+            )
             context.reading.wrong(
                 lines[key],
                 f"{where}: {before} and {key} are the same option and disagree ({values}). Remove one.",
             )
+
+
+def _are_same_pair(*settings: Setting) -> bool:
+    """Are a weight and an ``alpha`` the same: half and half?"""
+    return set(settings) == {0.5, PairWeight(0.5)}
 
 
 def describe_setting(setting: Setting) -> str:
@@ -182,6 +242,13 @@ def describe_setting(setting: Setting) -> str:
             return shorten(f"[{', '.join(quote(v) for v in values)}]")
         case Cases():
             return "a list of filters"
+        case PairWeight(share):
+            shown = describe_setting(share)
+            return (
+                f"[{complement(share):g}, {share:g}]"
+                if isinstance(share, float)
+                else f"[1 - alpha, alpha] with alpha {shown}"
+            )
         case NormWeight():
             return "a measured weight"
     return quote(setting)
@@ -198,6 +265,12 @@ def _setting(
     in_places: bool = False,
 ) -> Setting | None:
     reading = context.reading
+    is_pair = any(isinstance(translate_setting(m, key, 0.0), PairWeight) for m, _ in takers)
+    if _is_measured(node) and is_pair:
+        reading.wrong(
+            node.line, f"{where} is a mapping with `from`; only weight is computed from norms. Write a value."
+        )
+        return None
     if _is_measured(node):
         return read_norm_weight(node, where, takers, context)
     if isinstance(node.value, dict):
@@ -210,7 +283,7 @@ def _setting(
     places = [f"{where}[{i}]" for i in range(len(node.value))]
     if any(isinstance(item.value, dict) for item in node.value):
         return _cases(node.value, places, takers, key, context, is_rule=is_rule)
-    is_gradient = not (is_rule and takers[0][1].per_model)
+    is_gradient = is_pair or not (is_rule and takers[0][1].per_model)
     values = []
     for item, place in zip(node.value, places, strict=True):
         if isinstance(item.value, list):
@@ -335,11 +408,16 @@ def _scalar(
     if wrong:
         problem, method, option = wrong[0]
         whose = f" (as {method.name} has it)" if len(wrong) < len(checked) else ""
-        context.reading.wrong(node.line, f"{where} {problem}{whose}.{_meant_number(node.value, option)}")
+        context.reading.wrong(
+            node.line, f"{where} {problem}{whose}.{_meant_number(node.value, method, option, key)}"
+        )
         return None
     if any(option.kind == "number" for _, option in takers):
         number = scalars.number(node.value)
-        if any(option.range.low_in_places and number == option.range.low for _, option in takers):
+        if number is not None and any(
+            option.range.low_in_places and dialect.number_of(method, key, number) == option.range.low
+            for method, option in takers
+        ):
             context.reading.note(node.line, f"{where} is {number:g}: nothing is kept there.")
         return number
     value: Scalar = node.value
@@ -354,11 +432,14 @@ def _problem(node: Node, method: Method, option: Option, key: str, in_places: bo
     if option.kind == "number":
         if number is None:
             return f"is {node.kind}; expected a number"
-        return (
-            option.problem(number, in_places=in_places)
-            if math.isfinite(number)
-            else f"is {node.kind}; expected a finite number"
-        )
+        if not math.isfinite(number):
+            return f"is {node.kind}; expected a finite number"
+        meant = dialect.number_of(method, key, number)
+        problem = option.problem(meant, in_places=in_places)
+        if problem is None or meant == number:
+            return problem
+        expected = dialect.range_of(method, key, option.range)
+        return f"is {number:g}, and {key} is 1 - {option.name}; expected a number in {expected}"
     if option.kind == "statistics":
         return option.problem(value)
     if option.problem(value) is not None:
@@ -366,17 +447,21 @@ def _problem(node: Node, method: Method, option: Option, key: str, in_places: bo
     return None
 
 
-def _meant_number(value: object, option: Option) -> str:
+def _meant_number(value: object, method: Method, option: Option, key: str) -> str:
     """Suggest the number that a percentage, a fraction, a comma or a slipped point means."""
     if option.kind != "number":
         return ""
+
+    def is_valid(number: float) -> bool:
+        return option.problem(dialect.number_of(method, key, number)) is None
+
     number = scalars.number(value)
     if number is not None and math.isfinite(number):
         slipped = (number / 10, number / 100)
-        meant = next((n for n in slipped if option.problem(n) is None), None)
+        meant = next((n for n in slipped if is_valid(n)), None)
     else:
         meant = _number_in(value) if isinstance(value, str) else None
-        meant = None if meant is None or option.problem(meant) is not None else meant
+        meant = None if meant is None or not is_valid(meant) else meant
     return "" if meant is None else f" Did you mean {meant:g}?"
 
 

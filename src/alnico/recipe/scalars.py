@@ -126,7 +126,10 @@ def method(node: Node | None, where: str, reading: ParseContext) -> Method | Non
     if node is None or name is None:
         return None
     try:
-        return find(name)
+        found = find(name)
+        if found.name != name:
+            reading.note(node.line, f"{where}: {quote(name)} is {found.name}.")
+        return found
     except MethodError as error:
         reading.wrong(node.line, str(error).replace(repr(name), quote(name)))
         return None

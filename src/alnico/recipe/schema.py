@@ -16,6 +16,9 @@ Scalar = Union[float, bool, str]
 
 Missing = Literal["error", "copy", "drop"]
 
+PAIR_KEY = "alpha"
+"""The key that a recipe writes for :class:`PairWeight`."""
+
 UnrelatedPolicy = Literal["error", "allow"]
 """What to do with models that do not share one base."""
 
@@ -60,21 +63,29 @@ class EachModel:
 
 
 @dataclass(frozen=True)
+class PairWeight:
+    """The weights [1 - share, share] of two models, which recipes write as ``alpha``."""
+
+    share: Setting
+
+
+@dataclass(frozen=True)
 class NormWeight:
     """A weight computed from the L2 norms of the task vectors of all models with this setting.
 
-    ``origin`` says where the norms come from: the merge measures them, or it reads them from the analysis at
-    ``path``. A norm is taken over the tensors with this weight: over all of them, per layer, or per tensor
+    ``origin`` says where the norms come from: the merge measures them, reads them from the analysis at
+    ``path``, or takes those that are given, one per model in the order of the recipe. A norm is taken over the tensors with this weight: over all of them, per layer, or per tensor
     (``per``). Fields that ``mode`` does not use keep their defaults.
     """
 
-    origin: Literal["l2_norm", "analysis"] = "l2_norm"
+    origin: Literal["l2_norm", "analysis", "given"] = "l2_norm"
     mode: NormMode = "exp"
     beta: float = 1.0
     alpha: float = 1.5
     scale: float = 1.0
     per: Literal["model", "layer", "tensor"] = "model"
     path: str = ""
+    norms: tuple[float, ...] = ()
 
     def weights(self, norms: Sequence[float]) -> tuple[float, ...]:
         """Return one weight per norm. Frozen layers and tensors, where all norms are 0, get equal weights."""
@@ -84,13 +95,19 @@ class NormWeight:
 
     def data(self) -> dict[str, Any]:
         """Return the setting as a recipe writes it."""
-        path = {"path": self.path} if self.origin == "analysis" else {}
+        source: dict[str, Any] = {"path": self.path} if self.origin == "analysis" else {}
+        source |= {"norms": [*self.norms]} if self.origin == "given" else {}
         own = {"exp": {"beta": self.beta}, "power": {"alpha": self.alpha}, "linear": {}}[self.mode]
-        return {"from": self.origin, **path, "mode": self.mode, **own, "scale": self.scale, "per": self.per}
+        return {"from": self.origin, **source, "mode": self.mode, **own, "scale": self.scale, "per": self.per}
 
 
-Setting = Union[Scalar, Gradient, Cases, EachModel, NormWeight]
+Setting = Union[Scalar, Gradient, Cases, EachModel, PairWeight, NormWeight]
 Parameters = Mapping[str, Setting]
+
+
+def is_varied(setting: Setting) -> bool:
+    """Does a setting differ between tensors: is it a gradient, or a list of filters?"""
+    return isinstance(setting.share if isinstance(setting, PairWeight) else setting, (Gradient, Cases))
 
 
 @dataclass(frozen=True)
@@ -321,7 +338,8 @@ def _entry(entry: ModelEntry) -> dict[str, Any]:
 
 
 def _parameters(parameters: Parameters) -> dict[str, Any]:
-    return {"parameters": {k: _plain(v) for k, v in sorted(parameters.items())}} if parameters else {}
+    written = {PAIR_KEY if isinstance(v, PairWeight) else k: _plain(v) for k, v in parameters.items()}
+    return {"parameters": dict(sorted(written.items()))} if parameters else {}
 
 
 def _plain(setting: Setting) -> Any:
@@ -330,6 +348,8 @@ def _plain(setting: Setting) -> Any:
             return list(values)
         case Cases(cases):
             return [{"filter": c.filter, "value": _plain(c.value)} for c in cases]
+        case PairWeight(share):
+            return _plain(share)
         case NormWeight():
             return setting.data()
     return setting

@@ -18,7 +18,19 @@ from alnico.recipe.options import (
     translate_setting,
 )
 from alnico.recipe.parameters import describe_setting
-from alnico.recipe.schema import Cases, EachModel, Gradient, ModelEntry, Parameters, Recipe, Rule, Setting
+from alnico.recipe.schema import (
+    PAIR_KEY,
+    Cases,
+    EachModel,
+    Gradient,
+    ModelEntry,
+    PairWeight,
+    Parameters,
+    Recipe,
+    Rule,
+    Setting,
+    is_varied,
+)
 
 Placed = tuple[tuple[str, Parameters], ...]
 
@@ -37,6 +49,7 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
                 _check_required(option, part.method, part, shared, context)
             if not option.per_model:
                 _check_shared(option, part.method, part, shared, context)
+        _check_pair(part, shared, context)
         _note_list_over_layers(part.method, part, recipe.parameters, context)
     for i, (rule, method, line) in enumerate(rules):
         _check_rule(rule, method, f"methods[{i}]", line, recipe, context)
@@ -49,6 +62,43 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
             ("preset", preset_options(part.method, recipe.preset)),
         )
         _check_values(part.method, part, shared, context)
+
+
+def _check_pair(part: RecipePart, shared: Placed, context: Context) -> None:
+    """Check that weights [1 - alpha, alpha] are those of two models, which have no weights of their own."""
+    own = [entry.parameters.get("weight") for entry in part.entries]
+    for i, (setting, line) in enumerate(zip(own, part.entry_lines, strict=True)):
+        if isinstance(setting, PairWeight):
+            context.reading.wrong(
+                line,
+                f"{part.place}[{i}].parameters.{PAIR_KEY} is for two models together; expected it under "
+                "parameters. Move it there, or write weight.",
+            )
+            return
+    place = next((p for p, parameters in shared if "weight" in parameters), "")
+    setting = next((parameters["weight"] for _, parameters in shared if "weight" in parameters), None)
+    if not isinstance(setting, PairWeight) or "weight" not in part.method.options:
+        return
+    start = f"{place}.{PAIR_KEY}"
+    entries = merged_entries(part.method, part.entries, part.base_model)
+    if (problem := _pair_problem(part.method, start, entries)) is not None:
+        context.reading.wrong(part.line, f"{_start(part)}{problem}")
+
+
+def _pair_problem(method: Method, where: str, entries: Sequence[ModelEntry]) -> str | None:
+    """What is wrong with weights [1 - alpha, alpha] for the models of one merge; None if nothing is."""
+    if len(entries) != 2:
+        besides = " besides base_model" if method.space == "delta" else ""
+        return (
+            f"{where} is weight [1 - {PAIR_KEY}, {PAIR_KEY}] of two models{besides}; found {len(entries)}. Write a "
+            "weight under each model."
+        )
+    if any("weight" in entry.parameters for entry in entries):
+        return (
+            f"{where} is weight [1 - {PAIR_KEY}, {PAIR_KEY}], and models have a weight, too; expected one of them. "
+            "Remove the other."
+        )
+    return None
 
 
 def _note_list_over_layers(
@@ -177,7 +227,7 @@ def _refusal(
 ) -> str | None:
     """Return the method's error about options that are equal for all tensors; the plan checks others."""
     settings = [v for p in (levels.rule, *levels.shared, *levels.models) for v in p.values()]
-    if any(isinstance(v, (Gradient, Cases)) for v in settings):
+    if any(map(is_varied, settings)):
         return None
     try:
         options = options_at(method, levels, entries, TensorPlace("", 0.0), [""] * len(entries))
@@ -200,6 +250,9 @@ def _count_problem(method: Method, part: RecipePart, count: int) -> str | None:
         method.space == "delta", ", base_model one of them" if method.base == "first" else ""
     )
     remedy = "Add models." if count < low else "Remove models."
+    listed = [entry.reference for entry in part.entries]
+    if method.name == "slerp" and len(listed) == 2 and part.base_model not in listed:
+        remedy = "For two models and a base that is neither of them, use nuslerp."
     if method.name == "passthrough" and part.place == "models":
         remedy = "Remove models, or put their layers together by slices in a recipe."
     return f"{method.name} merges {expected} {noun}{base}; found {count}. {remedy}"
@@ -247,6 +300,13 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
                     f"models{besides}; expected one per model.",
                 )
                 return
+    if isinstance(rule.parameters.get("weight"), PairWeight):
+        problems = [
+            _pair_problem(method, f"{where}.parameters.{PAIR_KEY}", entries) for _, entries in fitting
+        ]
+        if all(problems):
+            reading.wrong(line, str(problems[0]))
+            return
     _check_required_of_rule(rule, method, where, line, [p for p, _ in fitting], recipe, context)
     if reading.mistakes:
         return
@@ -299,4 +359,6 @@ def _each_model(setting: Setting) -> list[tuple[object, ...]]:
             return [values]
         case Cases(cases):
             return [v for c in cases for v in _each_model(c.value)]
+        case PairWeight():
+            return [(1.0, 1.0)]
     return []

@@ -17,7 +17,6 @@ NAME = 24
 
 @command(
     "alnico.compare",
-    fills=("names",),
     parents=Flag(metavar="PARENT"),
     out=Flag(also=("-o",)),
     json=JSON,

@@ -182,9 +182,11 @@ def weighing_lines(plan: Plan) -> list[str]:
             f"{key} {setting_data[key]:g}" for key in ("beta", "alpha", "scale") if key in setting_data
         )
         parts = f", by layer in {len(group)} groups" if setting.per == "layer" else ", each by itself"
-        origin = (
-            f"as {setting.path} has them" if setting.origin == "analysis" else "measured before the merge"
-        )
+        origin = {
+            "analysis": f"as {setting.path} has them",
+            "given": "as the recipe gives them",
+            "l2_norm": "measured before the merge",
+        }[setting.origin]
         lines.append(
             f"{setting.mode} ({how}) of the L2 norms of {tensors} tensors{parts if setting.per != 'model' else ''}, {origin}"
         )

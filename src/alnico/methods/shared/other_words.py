@@ -1,8 +1,61 @@
-"""Lists words that people know from papers and other programs, each with what does that here."""
+"""Lists words that people know from elsewhere: those that work here, and answers to the others."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+SynonymKind = Literal["method", "option", "command", "flag", "function"]
+
+
+@dataclass(frozen=True)
+class Synonym:
+    """A word that works in the place of alnico's own ``words``.
+
+    An option is the first of ``words`` that a method has. ``relation`` says how its values become values of
+    that option: the ``same``, ``complement`` for 1 - value, or ``pair`` for the weights [1 - value, value] of
+    two models.
+    """
+
+    word: str
+    kind: SynonymKind
+    words: tuple[str, ...]
+    meaning: str
+    relation: Literal["same", "complement", "pair"] = "same"
+
+    def describe(self, option: str) -> str:
+        """What the word is, where it stands for ``option``.
+
+        >>> OPTION_SYNONYMS["drop_rate"].describe("density"), OPTION_SYNONYMS["alpha"].describe("weight")
+        ('1 - density', 'weight [1 - alpha, alpha]')
+        """
+        return {
+            "same": option,
+            "complement": f"1 - {option}",
+            "pair": f"{option} [1 - {self.word}, {self.word}]",
+        }[self.relation]
+
+
+SYNONYMS = (
+    Synonym("dare", "method", ("dare_linear",), "the merge method `dare_linear`"),
+    Synonym("trim_ratio", "option", ("trim", "density"), "1 - `density`: the share that is trimmed; under `dare_ties`, 1 - `trim`", "complement"),
+    Synonym("drop_rate", "option", ("density",), "1 - `density`: the share that is dropped", "complement"),
+    Synonym("scaling_factor", "option", ("scale",), "`scale`, which mergekit calls `lambda`"),
+    Synonym("alpha", "option", ("weight",), "the weights [1 - alpha, alpha] of exactly two models, for a method that has no `alpha` itself", "pair"),
+    Synonym("weights", "command", ("norm-weights",), "the command `alnico norm-weights`"),
+    Synonym("weights", "function", ("norm_weights",), "the function `alnico.norm_weights`"),
+    Synonym("--outdir", "flag", ("out",), "the option `--out` of a command"),
+)  # fmt: skip
+"""The one table of them. docs/recipes.md lists it."""
+
+
+def synonyms(kind: SynonymKind) -> Mapping[str, Synonym]:
+    """Return the synonyms of one kind, by word."""
+    return {synonym.word: synonym for synonym in SYNONYMS if synonym.kind == kind}
+
+
+METHOD_SYNONYMS, OPTION_SYNONYMS = synonyms("method"), synonyms("option")
 
 
 @dataclass(frozen=True)

@@ -413,11 +413,11 @@ def _default(
     inside = path[:-1]
     key = str(path[len(inside) - inside[::-1].index("parameters")])
     for method in methods:
-        name = dialect.option_name(method, key)
+        name = dialect.meant_option(method, key)
         if name == "weight":
             return 1 / max(_models(path, root), 1)
         if name is not None:
-            return _default_of(method.options[name], middle)
+            return dialect.number_of(method, key, _default_of(method.options[name], middle))
     return middle
 
 
@@ -534,8 +534,8 @@ def _without_options_of_others(tree: Node, root: Node, places: Sequence[_Dimensi
     others = [m for m in _methods(root) if m not in chosen]
 
     def is_of_others(key: str) -> bool:
-        return not any(dialect.option_name(m, key) for m in chosen) and any(
-            dialect.option_name(m, key) for m in others
+        return not any(dialect.meant_option(m, key) for m in chosen) and any(
+            dialect.meant_option(m, key) for m in others
         )
 
     def is_scaled(methods: Iterable[Method]) -> bool:
