@@ -343,7 +343,7 @@ def test_without_a_base_compare_says_so_and_why() -> None:
     assert note.startswith(
         "only distances are known: the base that mergekit_config.yml of out names cannot be opened (model 'base': no such"
     )
-    assert note.endswith(". Give the base with --base.")
+    assert note.endswith(". Give the base (base=; --base in the command).")
     (share,) = found.whole.parents
     assert share is not None
     assert (found.base, share.projection) == (None, None)

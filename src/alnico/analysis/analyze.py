@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from alnico.analysis.report import write_pages
 from alnico.analysis.results import Analysis
 from alnico.analysis.suggest_rules import suggest_recipe
 from alnico.checkpoint.durable import sync_tree
-from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.output_path import check_twins
-from alnico.checkpoint.reference import Paths, path_list
+from alnico.checkpoint.source import unwrap
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
+from alnico.models.open_models import AnyModel, AnyModels, name_model, name_models, open_sources, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
@@ -26,9 +28,10 @@ from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 @counts_compiling
 @ieee_arithmetic()
 def analyze(
-    models: Paths,
+    models: AnyModels,
     *,
-    base: str | os.PathLike[str],
+    base: AnyModel,
+    names: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     top_share: float = 0.2,
     subspace_side: int = SUBSPACE_SIDE,
@@ -42,11 +45,14 @@ def analyze(
 
     Base and models are read in blocks, at most twice. With ``out`` the folder gets the numbers
     (``summary.json``, CSV files) and, if the extra ``[report]`` is installed, ``report.html`` and pictures. The
-    same call resumes an interrupted analysis into ``out``.
+    same call resumes an interrupted analysis into ``out``. Base and models may also be in memory: modules,
+    dicts of tensors, task vectors of the base. They are read in place, and called ``base``, ``models[0]``,
+    ``models[1]`` and so on.
 
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.
         base: The model that the others were tuned from.
+        names: Names of the models in the results, one for each.
         out: Folder for the numbers, the tables and the page.
         subspace_side: Compare the leading singular vectors of matrices whose smaller side is at most this; 0
             compares none.
@@ -54,15 +60,18 @@ def analyze(
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
-    references = [os.fspath(base), *path_list(models)]
+    named = name_models(models, names=names)
+    base_label = name_model(base, "base", named)
     if folder is not None:
+        references = [path for model in (base, *named.values()) if (path := path_of(model)) is not None]
         inputs = [Path(part) for reference in references for part in reference.split("+")]
         check_twins(folder, inputs, (".alnico-analysis", ".alnico-analysis-gone"))
     with ExitStack() as opened:
         unfinished = None if folder is None else opened.enter_context(AnalysisJournal(folder, restart))
-        origin, *others = (
-            opened.enter_context(closing(open_model(r, offline=run.offline))) for r in references
-        )
+        sources = open_sources([(base_label, base), *named.items()], base=base, offline=run.offline)
+        for source in sources:
+            opened.enter_context(closing(source))
+        origin, *others = sources
         analysis = analyze_sources(
             origin,
             others,
@@ -70,11 +79,14 @@ def analyze(
             subspace_side=subspace_side,
             run=run,
             unfinished=unfinished,
+            names=list(named) if names is not None else (),
         )
         if folder is not None and unfinished is not None:
             unfinished.close()
             unfinished.begin_writing()
             write_analysis(analysis, folder)
-            write_pages(analysis, folder, suggest_recipe(analysis, recheck(analysis, offline=run.offline)))
+            in_memory = {s.label: s for s in sources if isinstance(unwrap(s), MemoryModel)}
+            fits = recheck(analysis, in_memory, offline=run.offline)
+            write_pages(analysis, folder, suggest_recipe(analysis, fits, in_memory=in_memory))
             sync_tree(folder)
     return analysis

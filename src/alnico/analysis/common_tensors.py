@@ -109,9 +109,11 @@ def model_of(source: Source, name: str) -> AnalysedModel:
     )
 
 
-def names_of(sources: Sequence[Source]) -> list[str]:
-    """Return a short name for each model; see :func:`short_names`."""
-    return short_names([source.label for source in sources])
+def names_of(sources: Sequence[Source], given: Sequence[str] = ()) -> list[str]:
+    """Return a short, unique name for each model, valid for a folder: as ``given``, or :func:`short_names`."""
+    if not given:
+        return short_names([source.label for source in sources])
+    return _unique([re.sub(r"[^\w .()\[\]=,-]+", "-", name).strip(" .-") for name in given])
 
 
 def _fold_name(name: str) -> str:
@@ -123,21 +125,27 @@ def short_names(references: Sequence[str]) -> list[str]:
     """Return a short, unique name for each model, valid for a folder: the last part of its path or id.
 
     Names that occur twice get numbers. A model with an adapter is named after the adapter; a file with a
-    usual name after its folder.
+    usual name after its folder; a model in memory has its label.
 
-    >>> short_names(["runs/a/model.safetensors", "hub/a", "b"])
-    ['a', 'a-2', 'b']
+    >>> short_names(["runs/a/model.safetensors", "hub/a", "models[2]"])
+    ['a', 'a-2', 'models[2]']
     """
-    names: list[str] = []
-    taken = set(RESERVED)
+    stems = []
     for reference in references:
         parts = [part for part in re.split(r"[/\\]", reference.split("+")[-1]) if part not in ("", ".", "..")]
         if len(parts) > 1 and re.fullmatch(r"(model|pytorch_model|adapter_model)\.[a-z]+", parts[-1]):
             parts.pop()
-        short = re.sub(
-            r"[^\w.-]+", "-", re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", parts[-1] if parts else "model")
-        ).strip(".-")
-        stem = short[:60] or "model"
+        last = re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", parts[-1] if parts else "model")
+        stems.append(re.sub(r"[^\w.\[\]-]+", "-", last).strip(".-"))
+    return _unique(stems)
+
+
+def _unique(stems: Sequence[str]) -> list[str]:
+    """Return the stems, cut to a length for folders; those that occur twice or are reserved get numbers."""
+    names: list[str] = []
+    taken = set(RESERVED)
+    for stem in stems:
+        stem = stem[:60] or "model"
         name, number = stem, 2
         while _fold_name(name) in taken:
             name, number = f"{stem}-{number}", number + 1

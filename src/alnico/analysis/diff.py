@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -19,12 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from alnico.checkpoint.files import read_small
-from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.renamed_model import RenamedModel, with_names_of
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source, Tensor
 from alnico.errors import ResourceError
 from alnico.kernels.clock import counts_compiling
+from alnico.models.open_models import AnyModel, name_model, open_sources
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.numerics.sizes import format_size
@@ -155,8 +154,8 @@ class ModelDiff:
 @counts_compiling
 @ieee_arithmetic()
 def diff(
-    a: str | os.PathLike[str],
-    b: str | os.PathLike[str],
+    a: AnyModel,
+    b: AnyModel,
     *,
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
@@ -165,7 +164,7 @@ def diff(
     """Compare two models: tensors by content hash and by value, configs by key, side files by content.
 
     Both are read completely, in blocks; files of models on the hub are downloaded. ``difference.is_equal``
-    is the short answer.
+    is the short answer. A model in memory has tensors, and no files to compare.
 
     Options:
         a: A model: a directory, a file, or owner/name@revision on the hub.
@@ -173,11 +172,10 @@ def diff(
     Errors: ModelError, ResourceError, HubError.
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline)
+    models = [(name_model(model, name), model) for name, model in (("a", a), ("b", b))]
     with ExitStack() as opened:
-        first, second = (
-            opened.enter_context(closing(open_model(r, offline=run.offline, may_be_adapter=True)))
-            for r in (a, b)
-        )
+        sources = open_sources(models, offline=run.offline, may_be_adapter=True)
+        first, second = (opened.enter_context(closing(source)) for source in sources)
         return diff_sources(first, second, run)
 
 

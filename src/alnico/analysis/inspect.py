@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
-from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.source import Model
+from alnico.checkpoint.source import Source
+from alnico.models.open_models import AnyModel, name_model, open_source, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.vocabulary.compare import read_vocabulary
 
@@ -28,19 +28,21 @@ class Inspection:
 
 
 @ieee_arithmetic()
-def inspect(model: str | os.PathLike[str], *, offline: bool = False) -> Inspection:
+def inspect(model: AnyModel, *, offline: bool = False) -> Inspection:
     """Summarize a model or a LoRA adapter from its headers.
 
     Of a model: tensors, dtypes, sizes, architecture and vocabulary. Of an adapter: ranks, scales and modules.
+    Of a model in memory: tensors, dtypes and sizes.
 
     Options:
         model: A model directory, a .safetensors file, or owner/name@revision on the hub.
     Errors: ModelError, HubError.
     """
-    if _is_adapter(os.fspath(model)):
-        with open_adapter(os.fspath(model), offline=offline) as adapter:
+    label, path = name_model(model, "model"), path_of(model)
+    if path is not None and _is_adapter(path):
+        with open_adapter(path, offline=offline) as adapter:
             return Inspection("adapter", _adapter_data(adapter))
-    with closing(open_model(model, offline=offline, may_be_adapter=True)) as opened:
+    with closing(open_source(model, label, offline=offline, may_be_adapter=True)) as opened:
         return Inspection("model", _model_data(opened))
 
 
@@ -78,7 +80,7 @@ def _adapter_data(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _model_data(model: Model) -> dict[str, Any]:
+def _model_data(model: Source) -> dict[str, Any]:
     """Summarize a model as plain data."""
     dtypes: dict[str, dict[str, int]] = {}
     for tensor in model.tensors.values():
@@ -99,7 +101,10 @@ def _model_data(model: Model) -> dict[str, Any]:
             "config": model.config.get("vocab_size"),
             "tokens": vocabulary and len(set(vocabulary.tokens.values()) | set(vocabulary.added.values())),
         },
-        "files": [{"name": s.name, "bytes": s.size, "tensors": len(s.header.tensors)} for s in model.shards],
+        "files": [
+            {"name": s.name, "bytes": s.size, "tensors": len(s.header.tensors)}
+            for s in getattr(model, "shards", ())
+        ],
         "dtypes": dtypes,
         "parameters": sum(t.elements for t in model.tensors.values()),
         "bytes": sum(t.byte_size for t in model.tensors.values()),

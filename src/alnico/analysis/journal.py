@@ -22,11 +22,14 @@ from alnico.analysis.histogram import PAGE, Histogram
 from alnico.analysis.results import Subspace
 from alnico.analysis.tally import Tally
 from alnico.checkpoint.durable import replace_file
-from alnico.checkpoint.source import Source
+from alnico.checkpoint.memory_model import MemoryModel
+from alnico.checkpoint.source import Source, unwrap
 from alnico.errors import AlnicoError, OutputError, RunError
 from alnico.kernels.constants import ARITHMETIC
+from alnico.output.hashes import hash_tensors
 from alnico.output.journal import NAME, JournalLines, read_lines
 from alnico.output.staging import Hold
+from alnico.threads import Crew
 
 WRITING = "writing"
 
@@ -68,11 +71,17 @@ class AnalysisJournal(Hold):
             super().__exit__(kind, error, trace)
 
     def begin(
-        self, base: Source, models: Sequence[Source], subjects: Sequence[CommonTensor], **options: Any
+        self,
+        base: Source,
+        models: Sequence[Source],
+        subjects: Sequence[CommonTensor],
+        threads: int = 1,
+        **options: Any,
     ) -> dict[str, Mapping[str, Any]]:
         """Open the journal; returns the lines of an interrupted analysis by tensor name.
 
-        :func:`decode_measurement` decodes a line; encoded lines need less memory.
+        :func:`decode_measurement` decodes a line; encoded lines need less memory. Models in memory are
+        hashed, with ``threads``, because an object has no other identity in another process.
 
         Errors: OutputError, naming what changed, if the journal belongs to another analysis; RunError.
         """
@@ -80,7 +89,7 @@ class AnalysisJournal(Hold):
         fingerprint = {
             "alnico": __version__,
             "arithmetic": ARITHMETIC,
-            "inputs": [{"model": s.label, "files": s.identity()} for s in (*models, base)],
+            "inputs": [{"model": s.label, "files": _identity(s, threads)} for s in (*models, base)],
             "tensors": hashlib.sha256(json.dumps(tensors).encode()).hexdigest(),
             **options,
         }
@@ -104,6 +113,20 @@ class AnalysisJournal(Hold):
     def begin_writing(self) -> None:
         """Record that the folder of the report is incomplete from now on. Errors: RunError."""
         replace_file(self.path / WRITING, "", self.folder)
+
+
+def _identity(source: Source, threads: int) -> list[dict[str, Any]]:
+    """Return what identifies a model: its files, or the digests of its tensors in memory."""
+    if not isinstance(unwrap(source), MemoryModel):
+        return source.identity()
+    with Crew(threads, name="alnico-hash") as crew:
+        digests = hash_tensors(source, source.tensors, crew)
+    return [
+        {
+            "file": "its values in memory",
+            "tensors": hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest(),
+        }
+    ]
 
 
 def is_half_written(folder: Path) -> bool:

@@ -21,7 +21,7 @@ from alnico._version import __version__
 from alnico.analysis.common_tensors import CommonTensor, model_of, names_of, pair_tensors
 from alnico.analysis.histogram import Histogram, neighbours, place_in, value_of
 from alnico.analysis.journal import AnalysisJournal, MeasuredTensor, decode_measurement
-from alnico.analysis.results import GROUPS, LEVELS, Analysis, Skipped, Subspace
+from alnico.analysis.results import GROUPS, LEVELS, AnalysedModel, Analysis, Skipped, Subspace
 from alnico.analysis.subspace import subspaces
 from alnico.analysis.tally import PooledTallies, Tally
 from alnico.checkpoint.file_model import describe_change, file_states
@@ -92,9 +92,11 @@ def analyze_sources(
     run: RunOptions = DEFAULT_RUN,
     block_elements: int | None = None,
     unfinished: AnalysisJournal | None = None,
+    names: Sequence[str] = (),
 ) -> Analysis:
     """Measure the task vectors of ``models``, relative to ``base``.
 
+    ``names`` are those of the models in the result, by default short forms of their labels.
     ``top_share`` in (0, 1] is the share of each model's entries that count as its top parameters.
     ``subspace_side`` is the largest smaller side of matrices whose singular vectors are compared, 0 for none.
     Sources stay open. Tensors that ``unfinished`` has from an interrupted analysis are not measured again;
@@ -134,7 +136,8 @@ def analyze_sources(
     before = file_states(path for source in sources for path in source.paths())
     recorded: dict[str, Mapping[str, Any]] = {}
     if unfinished is not None:
-        recorded = unfinished.begin(base, models, subjects, top_share=top_share, subspace_side=subspace_side)
+        options = {"top_share": top_share, "subspace_side": subspace_side}
+        recorded = unfinished.begin(base, models, subjects, run.threads, **options)
     measurements = _AnalysisRun(
         subjects, sources, memory, top_share, subspace_side, run.watch, recorded, unfinished
     ).measure()
@@ -144,12 +147,13 @@ def analyze_sources(
             "again when nothing writes to the file."
         )
     seconds, compiling = time.perf_counter() - begin, CLOCK.seconds - compiled_before
-    return _analysis(base, models, top_share, subjects, measurements, skipped, seconds, compiling)
+    named = [model_of(m, name) for m, name in zip(models, names_of(models, names), strict=True)]
+    return _analysis(base, named, top_share, subjects, measurements, skipped, seconds, compiling)
 
 
 def _analysis(
     base: Source,
-    models: Sequence[Source],
+    models: Sequence[AnalysedModel],
     top_share: float,
     subjects: Sequence[CommonTensor],
     measurements: Measurements,
@@ -167,7 +171,7 @@ def _analysis(
     return Analysis(
         version=__version__,
         base=model_of(base, names_of([base])[0]),
-        models=tuple(model_of(m, name) for m, name in zip(models, names_of(models), strict=True)),
+        models=tuple(models),
         top_share=top_share,
         whole=over("whole", range(len(subjects)), "whole").scope(),
         groups={g: over(g, [i for i, s in enumerate(subjects) if s.group == g], g).scope() for g in groups},

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 
-from alnico.checkpoint.reference import Paths, path_list
 from alnico.engine.norm_weights import NormWeights, compute_norm_weights
-from alnico.engine.stages import close
 from alnico.kernels.clock import counts_compiling
+from alnico.models.open_models import AnyModel, AnyModels, name_model, name_models, open_models
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.plan.build import build_plan
-from alnico.recipe.load import load_recipe
 from alnico.recipe.norm_weight import setting_of
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
@@ -18,9 +15,9 @@ from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 @counts_compiling
 @ieee_arithmetic()
 def norm_weights(
-    models: Paths,
+    models: AnyModels,
     *,
-    base: str | os.PathLike[str],
+    base: AnyModel,
     mode: str = "exp",
     beta: float = 1.0,
     alpha: float = 1.5,
@@ -34,7 +31,8 @@ def norm_weights(
     """Compute weights of models from the L2 norms of their task vectors.
 
     A recipe does the same with ``weight: {from: l2_norm}``. The norms are measured over all tensors that base
-    and models share; nothing is merged. The formulas are in docs/recipes.md.
+    and models share; nothing is merged. The formulas are in docs/recipes.md. Base and models may also be in
+    memory, of every kind that :func:`alnico.merge_models` takes.
 
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.
@@ -48,17 +46,16 @@ def norm_weights(
     Errors: RecipeError, ModelError, MismatchError for a model at distance 0 in ``linear`` and ``power``,
         HubError.
     """
+    named = name_models(models)
+    base_label = name_model(base, "base", named)
     recipe = {
         "merge_method": "task_arithmetic",
-        "base_model": os.fspath(base),
-        "models": path_list(models),
+        "base_model": base_label,
+        "models": list(named),
         "parameters": {"weight": setting_of(mode, beta, alpha, scale, per, analysis)},
         "missing": "drop",
         "unrelated": "allow",
     }
     run = RunOptions.of(memory=memory, threads=threads, offline=offline)
-    plan = build_plan(load_recipe(recipe), run=run)
-    try:
-        return compute_norm_weights(plan)
-    finally:
-        close([plan])
+    with open_models({base_label: base, **named}, base=base, offline=offline) as opened:
+        return compute_norm_weights(opened.plan(recipe, run=run))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from alnico.analysis.results import AnalysedModel, Analysis
@@ -22,44 +24,58 @@ from alnico.vocabulary.compare import difference, read_vocabulary
 from alnico.vocabulary.tables import find_tables
 
 RecipeKeys = dict[str, Any]
+InMemory = Mapping[str, Source]
+"""Models in memory by their labels; others are opened by their references."""
 
 
-def check_plan(base: AnalysedModel, model: AnalysedModel, *, offline: bool = False) -> Fit:
+def check_plan(
+    base: AnalysedModel,
+    model: AnalysedModel,
+    in_memory: InMemory = MappingProxyType({}),
+    *,
+    offline: bool = False,
+) -> Fit:
     """Plan the model with its base, adding keys until the plan succeeds.
 
     The keys tried are: a union of vocabularies, or the base's without padding; the base's tensor where only a
     few have another shape; ``missing: copy`` where only a few are missing. Errors: ModelError, HubError for
     models that cannot be opened.
     """
-    is_adapter = split_adapter(model.reference, is_path) is not None
+    is_adapter = model.reference not in in_memory and split_adapter(model.reference, is_path) is not None
     names = reference(base), reference(model)
-    refusal = _refusal(names, {}, offline) if names[0] != names[1] else ""
+
+    def open_one(name: str) -> Source:
+        return in_memory[name] if name in in_memory else open_model(name, offline=offline)
+
+    def refusal_of(keys: RecipeKeys) -> str:
+        """Return why the plan of the base and the model fails; empty if it succeeds."""
+        recipe = {"merge_method": "task_arithmetic", "base_model": names[0], "models": [names[1]], **keys}
+        try:
+            plan = build_plan(
+                load_recipe(recipe),
+                run=RunOptions(offline=offline),
+                open_source=open_one if in_memory.keys() & set(names) else None,
+            )
+        except MismatchError as error:
+            return str(error)
+        for source in plan.sources:
+            source.close()
+        return ""
+
+    refusal = refusal_of({}) if names[0] != names[1] else ""
     if not refusal:
         return Fit(is_adapter)
-    ways = _ways(names, offline)
+    ways = _ways(*map(open_one, names))
     for count in range(1, len(ways) + 1):
         for chosen in combinations(ways, count):
             keys: RecipeKeys = {name: value for keys, _ in chosen for name, value in keys.items()}
-            if not _refusal(names, keys, offline):
+            if not refusal_of(keys):
                 return Fit(is_adapter, keys, "; ".join(why for _, why in chosen) + ".")
     return Fit(is_adapter, refused=refusal.partition("\n")[0])
 
 
-def _refusal(names: tuple[str, str], keys: RecipeKeys, offline: bool) -> str:
-    """Return why the plan of a base and a model fails; empty if it succeeds."""
-    recipe = {"merge_method": "task_arithmetic", "base_model": names[0], "models": [names[1]], **keys}
-    try:
-        plan = build_plan(load_recipe(recipe), run=RunOptions(offline=offline))
-    except MismatchError as error:
-        return str(error)
-    for source in plan.sources:
-        source.close()
-    return ""
-
-
-def _ways(names: tuple[str, str], offline: bool) -> list[tuple[RecipeKeys, str]]:
-    """Return keys that may make two models fit, each with the reason."""
-    base, model = (open_model(name, offline=offline) for name in names)
+def _ways(base: Source, model: Source) -> list[tuple[RecipeKeys, str]]:
+    """Return keys that may make two models fit, each with the reason; closes the models."""
     try:
         ways = [_vocabulary(base, model)]
         most = FEW * max(len(base.tensors), len(model.tensors))
@@ -96,22 +112,26 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def recheck(analysis: Analysis, *, offline: bool = False) -> tuple[Fit, ...]:
+def recheck(
+    analysis: Analysis, in_memory: InMemory = MappingProxyType({}), *, offline: bool = False
+) -> tuple[Fit, ...]:
     """Check the models of an earlier analysis again; a model that cannot be opened is reported as unknown."""
 
     def check(model: AnalysedModel) -> Fit:
         try:
-            return check_plan(analysis.base, model, offline=offline)
+            return check_plan(analysis.base, model, in_memory, offline=offline)
         except (ModelError, HubError) as error:
             return Fit(note=f"it is not known whether its vocabulary fits. {error}")
 
     return tuple(check(model) for model in analysis.models)
 
 
-def relocate(analysis: Analysis, folder: Path) -> Analysis:
-    """Return the analysis with relative model paths rewritten for ``folder``."""
+def relocate(analysis: Analysis, folder: Path, in_memory: InMemory = MappingProxyType({})) -> Analysis:
+    """Return the analysis with relative model paths rewritten for ``folder``; labels stay as they are."""
     base, *models = (
-        dataclasses.replace(m, reference=relative_reference(m.reference, folder))
+        m
+        if m.reference in in_memory
+        else dataclasses.replace(m, reference=relative_reference(m.reference, folder))
         for m in (analysis.base, *analysis.models)
     )
     return dataclasses.replace(analysis, base=base, models=tuple(models))

@@ -16,7 +16,8 @@ from alnico.analysis.common_tensors import model_of, names_of
 from alnico.analysis.measure import analyze_sources
 from alnico.analysis.results import AnalysedModel, Analysis, ScopeStatistics, TensorScope
 from alnico.analysis.scores import Accuracy, ScoreTable, accuracies
-from alnico.checkpoint.source import Source
+from alnico.checkpoint.memory_model import MemoryModel
+from alnico.checkpoint.source import Source, unwrap
 from alnico.errors import HubError, ModelError, OutputError, RecipeError
 from alnico.folders import open_new, write_new
 from alnico.output.recipe_file import RECIPE
@@ -206,24 +207,25 @@ def compare_sources(
     *,
     scores: ScoreTable | None = None,
     notes: Sequence[str] = (),
+    names: Sequence[str] = (),
     **measuring: Any,
 ) -> tuple[Retention, Analysis]:
     """Analyze a merged model and its parents, and measure what it kept of them.
 
+    ``names`` are those of the parents in the result, by default short forms of their labels.
     ``measuring`` goes to :func:`analyze_sources`. Errors: as for that function; as for
     :func:`alnico.analysis.scores.accuracies`, before anything is measured.
     """
     models = [*parents, merged]
-    *of_parents, of_merged = (
-        model_of(source, name) for source, name in zip(models, names_of(models), strict=True)
-    )
+    every_name = names_of(models, [*names, *names_of([merged])] if names else ())
+    *of_parents, of_merged = (model_of(source, name) for source, name in zip(models, every_name, strict=True))
     of_base = model_of(base, names_of([base])[0]) if base is not None else None
     rated = accuracies(scores or {}, of_parents, of_merged, of_base)
     if base is None:
-        analysis = analyze_sources(merged, parents, **measuring)
+        analysis = analyze_sources(merged, parents, names=every_name[:-1], **measuring)
         retention = replace(measure_distances(analysis), parents=tuple(of_parents), merged=of_merged)
     else:
-        analysis = analyze_sources(base, models, **measuring)
+        analysis = analyze_sources(base, models, names=every_name, **measuring)
         retention = measure_retention(analysis, len(parents))
     return replace(retention, scores=rated, notes=tuple(notes)), analysis
 
@@ -233,6 +235,8 @@ def recorded_base(merged: Source) -> tuple[str | None, str]:
 
     The recipe is ``mergekit_config.yml`` next to the weights, as alnico and mergekit write it.
     """
+    if isinstance(unwrap(merged), MemoryModel):
+        return None, f"{merged.label} is in memory, where nothing names its base"
     folder = merged.directory
     if merged.origin is not None and RECIPE in merged.origin.sizes:
         merged.origin.fetch([RECIPE])
@@ -262,7 +266,7 @@ def open_recorded_base(
             why = (
                 f"the base that {RECIPE} of {merged.label} names cannot be opened ({str(error).rstrip('.')})"
             )
-    return None, (f"only distances are known: {why}. Give the base with --base.",)
+    return None, (f"only distances are known: {why}. Give the base (base=; --base in the command).",)
 
 
 def _measure_parent(

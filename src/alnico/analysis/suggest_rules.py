@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -13,7 +13,10 @@ import yaml
 
 from alnico.analysis.results import AnalysedModel, Analysis, Pair
 from alnico.engine.relatedness import LARGE, LEAST_TENSORS, NEAR_DUPLICATE, NEARLY_ALL
-from alnico.errors import visible
+from alnico.errors import AlnicoError, visible
+from alnico.models.open_models import merge_recipe
+from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.run_options import RunOptions
 
 ANOTHER_START = 0.99
 """Relative change of a matrix from which it is unrelated to the base's. Independent matrices are at 1 or
@@ -167,7 +170,8 @@ class Suggestion:
 
     ``rule`` is the name of one of :data:`RULES`. ``rule``, ``method`` and ``recipe`` are None if no model is
     left to merge. ``recipe`` is YAML, with everything else as comments. ``findings`` are about models and
-    pairs, ``reasons`` about the method and its values, ``warnings`` about what to check.
+    pairs, ``reasons`` about the method and its values, ``warnings`` about what to check. ``models`` are the
+    models by their names in the recipe, for :meth:`merge`.
     """
 
     rule: str | None
@@ -177,22 +181,44 @@ class Suggestion:
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     compile_seconds: float = field(default=0.0, compare=False)
+    models: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @ieee_arithmetic()
+    def merge(self, *, threads: int | None = None) -> Any:
+        """Merge by the suggested recipe, in memory.
+
+        The result is a copy of the base's module, or of the first module among the models, with the merged
+        weights; if no model is a module, a dict of tensors. Errors: AlnicoError if no model is left to merge;
+        those of merging.
+        """
+        if self.recipe is None:
+            raise AlnicoError(
+                f"this suggestion has no recipe: {' '.join(self.reasons)} Its findings say why each model is "
+                "left out."
+            )
+        return merge_recipe(yaml.safe_load(self.recipe), self.models, RunOptions.of(threads=threads))
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""
         return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+            if name != "models"
         }
 
 
 def suggest_recipe(
-    analysis: Analysis, fits: Sequence[Fit] = (), *, left_out: Sequence[str] = ()
+    analysis: Analysis,
+    fits: Sequence[Fit] = (),
+    *,
+    left_out: Sequence[str] = (),
+    in_memory: Collection[str] = (),
 ) -> Suggestion:
     """Suggest a method, weights, scale and densities from distances, cosines and conflicts. Reads no files.
 
     ``fits`` has one entry per model, in order; without it all models are taken to fit. The recipe names the
     models as ``analysis`` does, so its paths are relative to the same folder. ``left_out`` are findings about
-    models that were not analyzed.
+    models that were not analyzed. ``in_memory`` are the references that name objects.
     """
     evidence = _Evidence(analysis, fits or [Fit()] * len(analysis.models))
     evidence.findings += left_out
@@ -200,7 +226,9 @@ def suggest_recipe(
     if not models:
         return nothing_left(evidence.findings)
     choice = evidence.choose(models)
-    warnings = [*evidence.warnings, EVALUATE]
+    used = [reference(m) for m in (analysis.base, *(analysis.models[i] for i in models))]
+    objects = [name for name in used if name in in_memory]
+    warnings = [*evidence.warnings, EVALUATE, *([_in_memory_note(objects)] if objects else [])]
     text = _recipe(analysis, evidence, models, choice, warnings)
     return Suggestion(
         choice.rule, choice.method, text, tuple(evidence.findings), tuple(choice.reasons), tuple(warnings)
@@ -210,6 +238,14 @@ def suggest_recipe(
 def nothing_left(findings: Sequence[str]) -> Suggestion:
     """Return the suggestion for when no model can be merged."""
     return Suggestion(None, None, None, tuple(findings), ("No model is left to merge.",), ())
+
+
+def _in_memory_note(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"{listed} {'is' if len(names) == 1 else 'are'} in memory: alnico.suggest(models, base=base).merge() "
+        "merges without files. For alnico.merge, save the models and put their paths into the recipe."
+    )
 
 
 EVALUATE = (

@@ -6,8 +6,9 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,12 @@ class OpenModels:
         for source in self.sources.values():
             source.close()
 
+    def __enter__(self) -> OpenModels:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def path_of(model: Any) -> str | None:
     """Return the path or hub id of a model, or None for a model in memory."""
@@ -94,6 +101,12 @@ def is_model(value: object) -> bool:
     )
 
 
+AnyModel = str | os.PathLike[str] | Any
+"""A model of any kind, see :data:`KINDS`."""
+
+AnyModels = AnyModel | Sequence[AnyModel]
+"""Models of any kind; a single path needs no list."""
+
 KINDS = "a path, a hub id, a dict of tensors, an nn.Module, a TaskVector or a LazyModel"
 """The kinds of models, for messages."""
 
@@ -110,7 +123,7 @@ def name_models(
     >>> list(name_models(["a", {"w": 1}])), list(name_models("a", names=["first"]))
     (['a', 'models[1]'], ['first'])
     """
-    listed = _list_of(models, argument)
+    listed = list_models(models, argument)
     for position, model in enumerate(listed):
         if not is_model(model):
             raise ModelError(
@@ -132,11 +145,40 @@ def name_models(
     return dict(zip(labels, listed, strict=True))
 
 
+def name_model(model: Any, argument: str, others: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the label of one model: the text of a path, or the argument.
+
+    Errors: RecipeError for several models, and for a label that one of the ``others`` has; ModelError for
+    what is not a model.
+    """
+    label = path_of(model) or argument
+    if label in others and path_of(others[label]) is None:
+        raise RecipeError(
+            f"names: {label!r} is the name of {argument}, too; expected different names. Give that model "
+            "another name."
+        )
+    if path_of(model):
+        return label
+    if isinstance(model, Mapping) and any(is_model(value) for value in model.values()):
+        raise RecipeError(
+            f"{argument} is a dict of models; expected one model. Choose one: "
+            f"{argument}={argument}[{next(iter(model))!r}]."
+        )
+    if isinstance(model, (list, tuple)):
+        only = f" Pass {argument}[0]." if len(model) == 1 else ""
+        raise RecipeError(
+            f"{argument} is a {type(model).__name__} of {len(model)} values; expected one model: {KINDS}.{only}"
+        )
+    if not is_model(model) or path_of(model) == "":
+        raise ModelError(f"{argument} is {_kind_of(model)}; expected {KINDS}.")
+    return label
+
+
 def _kind_of(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
-def _list_of(models: Any, argument: str) -> list[Any]:
+def list_models(models: Any, argument: str) -> list[Any]:
     """Return the models in a list, a tuple, another iterable, or one path. Errors: RecipeError."""
     if path_of(models) is not None:
         return [models]
@@ -233,59 +275,79 @@ def template_of(models: Iterable[Any]) -> Any:
     return None
 
 
-def open_models(
-    models: Mapping[str, Any],
-    *,
-    base: Any = None,
-    offline: bool = False,
-    may_be_adapter: bool = False,
-    may_differ: bool = False,
-) -> OpenModels:
-    """Open models of any kind together, by their references. Errors: as for :func:`open_source`.
+def open_models(models: Mapping[str, Any], *, base: Any = None, offline: bool = False) -> OpenModels:
+    """Open the models of a merge together, by their references. Errors: as for :func:`open_source`.
 
-    The prefix ``module.`` is removed from the names of a model, with a warning, if the other models do not
-    have it. A tensor that shares another's memory in every model is opened once. Modules that are pruned with
-    different masks are refused, unless they ``may_differ``.
+    A tensor that shares another's memory in every model is opened once. MismatchError for modules that are
+    pruned with different masks.
     """
-    paths = {reference: path for reference, model in models.items() if (path := path_of(model)) is not None}
-    states: dict[str, dict[str, Any]] = {}
-    nominal: dict[str, dict[str, str]] = {}
-    for reference, model in models.items():
-        if reference not in paths:
-            states[reference], nominal[reference] = _state_of(
-                model, reference, base=base, may_be_adapter=may_be_adapter
-            )
-    sources: dict[str, Source] = {}
+    opened, states, tied = _open_together(list(models.items()), base=base, offline=offline)
     try:
-        for reference, path in paths.items():
-            sources[reference] = open_model(
-                resolve_reference(path, "."), offline=offline, may_be_adapter=may_be_adapter
-            )
-        files = [source.tensors for source in sources.values()]
-        for reference, state in zip(
-            list(states), strip_parallel_prefix(list(states.values()), files), strict=True
-        ):
-            if state.keys() != states[reference].keys():
-                warnings.warn(
-                    f"{visible(reference)}: `module.` is removed from its names, because the other models do "
-                    "not have it.",
-                    stacklevel=4,
-                )
-            states[reference] = state
-        tied = shared_tensors(list(states.values()), files)
-        for reference, state in states.items():
-            sources[reference] = MemoryModel(
-                reference, {n: v for n, v in state.items() if n not in tied}, nominal[reference]
-            )
-        if not may_differ:
-            _refuse_other_masks(states)
+        _refuse_other_masks(states)
     except BaseException:
-        for source in sources.values():
+        for source in opened:
             source.close()
         raise
     names = tuple(dict.fromkeys(n for state in states.values() for n in state))
     has_torch = any(is_torch_tensor(v) for state in states.values() for v in state.values())
+    sources = dict(zip(models, opened, strict=True))
     return OpenModels(sources, names, tied, has_torch or not states)
+
+
+def open_sources(
+    models: Sequence[tuple[str, Any]],
+    *,
+    base: Any = None,
+    offline: bool = False,
+    may_be_adapter: bool = False,
+) -> list[Source]:
+    """Open models that are compared, each with its label. Errors: as for :func:`open_source`.
+
+    They are opened together, as for a merge: see :func:`open_models`.
+    """
+    return _open_together(models, base=base, offline=offline, may_be_adapter=may_be_adapter)[0]
+
+
+def _open_together(
+    models: Sequence[tuple[str, Any]], *, base: Any, offline: bool, may_be_adapter: bool = False
+) -> tuple[list[Source], dict[str, dict[str, Any]], dict[str, str]]:
+    """Open models; return their sources, the tensors of those in memory by label, and which of these are tied.
+
+    The prefix ``module.`` is removed from the names of a model, with a warning, if the other models do not
+    have it.
+    """
+    sources: dict[int, Source] = {}
+    states: dict[int, dict[str, Any]] = {}
+    nominal: dict[int, dict[str, str]] = {}
+    for place, (label, model) in enumerate(models):
+        if path_of(model) is None:
+            states[place], nominal[place] = _state_of(model, label, base=base, may_be_adapter=may_be_adapter)
+    try:
+        for place, (_, model) in enumerate(models):
+            if (path := path_of(model)) is not None:
+                path = resolve_reference(path, ".")
+                sources[place] = open_model(path, offline=offline, may_be_adapter=may_be_adapter)
+        files = [source.tensors for source in sources.values()]
+        for place, state in zip(
+            list(states), strip_parallel_prefix(list(states.values()), files), strict=True
+        ):
+            if state.keys() != states[place].keys():
+                warnings.warn(
+                    f"{visible(models[place][0])}: `module.` is removed from its names, because the other models "
+                    "do not have it.",
+                    stacklevel=5,
+                )
+            states[place] = state
+        tied = shared_tensors(list(states.values()), files)
+        for place, state in states.items():
+            own = {name: value for name, value in state.items() if name not in tied}
+            sources[place] = MemoryModel(models[place][0], own, nominal[place])
+    except BaseException:
+        for source in sources.values():
+            source.close()
+        raise
+    by_label = {models[place][0]: state for place, state in states.items()}
+    return [sources[place] for place in range(len(models))], by_label, tied
 
 
 def _refuse_other_masks(states: Mapping[str, Mapping[str, Any]]) -> None:
@@ -386,6 +448,22 @@ def merge_open_models(opened: OpenModels, recipe: Mapping[str, Any], run: RunOpt
         return name_tensors(opened, plan, run_in_memory(plan))
     finally:
         opened.close()
+
+
+def merge_recipe(recipe: Mapping[str, Any], models: Mapping[str, Any], run: RunOptions) -> Any:
+    """Merge a recipe over models of any kind, by their references in it.
+
+    Returns a filled copy of the first module among the models, the base first, or a dict of tensors if there
+    is no module. Errors: all of ``alnico.errors``.
+    """
+    base = models.get(recipe.get("base_model", ""))
+    state = merge_open_models(open_models(models, base=base), recipe, run)
+    template = template_of(models.values() if base is None else (base, *models.values()))
+    if template is None:
+        return state
+    result = plain_copy(template)
+    fill(result, state)
+    return result
 
 
 def name_tensors(opened: OpenModels, plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

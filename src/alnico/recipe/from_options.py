@@ -144,9 +144,9 @@ def recipe_of_options(
             document["tokenizer_source"] = tokenizer
         recipe = load_recipe(document, seed=seed)
     except (RecipeError, MethodError) as error:
-        lines = (_in_words(str(line), words, options, references) for line in error.args)
+        lines = (in_words(str(line), words, options, references) for line in error.args)
         raise type(error)(*lines) from None
-    notes += [_in_words(note, words, options, references) for note in recipe.notes]
+    notes += [in_words(note, words, options, references) for note in recipe.notes]
     return dataclasses.replace(recipe, notes=tuple(notes))
 
 
@@ -159,7 +159,7 @@ def _plain_path(reference: str) -> str:
     return reference.rstrip("/") or reference
 
 
-def _in_words(line: str, words: Words, options: Iterable[str], models: Sequence[str]) -> str:
+def in_words(line: str, words: Words, options: Iterable[str], models: Sequence[str]) -> str:
     """A line about a recipe as one about the arguments that it was made from."""
 
     def of_model(match: re.Match[str]) -> str:
@@ -172,6 +172,7 @@ def _in_words(line: str, words: Words, options: Iterable[str], models: Sequence[
     line = re.sub(r"models\[(\d+)\]\.parameters\.(\w+)", of_model, line)
     line = re.sub(r"\bparameters\.(\w+)", lambda match: words.name(match[1]), line)
     line = re.sub(r"needs the option (\w+)(.*) Set it under parameters\b[^.]*\.$", needed, line)
+    line = re.sub(r"(?<=Did you mean )\w+(?=\?$)", lambda m: words.names.get(m[0], m[0]), line)
     line = line.replace("Add base_model: PATH.", f"{words.give(words.name('base_model'))}.")
     line = re.sub(
         r"besides base_model|base_model one of them", lambda m: m[0].replace("base_model", "the base"), line

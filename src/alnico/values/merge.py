@@ -7,11 +7,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alnico.checkpoint.memory_model import import_torch, is_torch_module
+from alnico.checkpoint.memory_model import import_torch
 from alnico.errors import RecipeError
-from alnico.models.open_models import fill, merge_open_models, open_models, plain_copy
+from alnico.models.open_models import (
+    fill,
+    list_models,
+    merge_open_models,
+    name_model,
+    open_models,
+    path_of,
+    plain_copy,
+    template_of,
+)
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.recipe.from_options import plain_list, plain_number, recipe_of, refuse_idle
+from alnico.recipe.from_options import IN_PYTHON, in_words, plain_list, plain_number, recipe_of, refuse_idle
 from alnico.run_options import RunOptions
 
 
@@ -33,8 +42,8 @@ def merge_state_dicts(
     """Merge dicts of tensors in memory; the bits are equal to those of the same merge on disk.
 
     Torch tensors give torch tensors on the CPU; numpy arrays give numpy arrays. A list may also contain
-    modules, paths and hub ids; a module with PEFT adapters counts as its merged weights. ``options`` are
-    those of the method: one value for all models, or a list with one per model. Inputs are never changed.
+    modules, paths, hub ids, lazy models and task vectors of the base (``tau`` counts as ``tau.on(base)``); a
+    module with PEFT adapters counts as its merged weights. ``options`` are those of the method: one value for all models, or a list with one per model. Inputs are never changed.
     Tensors that share memory in all dicts share it in the result.
 
     Options:
@@ -68,7 +77,7 @@ def merge_state_dicts(
 @ieee_arithmetic()
 def merge_models(
     models: Sequence[Any],
-    method: str = "ties",
+    method: str = "linear",
     *,
     base: Any = None,
     weights: Sequence[float] | float | Mapping[str, Any] | None = None,
@@ -84,8 +93,8 @@ def merge_models(
 
     The copy has the merged parameters and buffers on the devices of the original, and everything else as in
     the original, including the training mode. A module in ``torch.compile`` or ``DataParallel`` is unwrapped.
-    With ``missing="drop"`` a tensor that some models lack stays as it is in the copy. Paths and hub ids may
-    be among the models. Inputs are never changed. Other arguments are those of :func:`merge_state_dicts`.
+    With ``missing="drop"`` a tensor that some models lack stays as it is in the copy. Models of all other
+    kinds may be among them. Inputs are never changed. Other arguments are those of :func:`merge_state_dicts`.
 
     Errors: all of ``alnico.errors``, worded as for a recipe.
     """
@@ -98,15 +107,31 @@ def merge_models(
         "options": options,
     }
     import_torch("a merge of modules")
-    template = next((m for m in (base, *models) if is_torch_module(m)), None)
+    models = list_models(models, "models")
+    template = template_of([base, *models])
     if template is None:
-        raise RecipeError(
-            "models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors."
-        )
+        raise RecipeError(_without_module(models))
     state = _merge(models, base, "models", method, layers, threads, **arguments)
     result = plain_copy(template)
     fill(result, state, partly=missing == "drop")
     return result
+
+
+def _without_module(models: Sequence[Any]) -> str:
+    """Say why a list without a module cannot be merged into one, and which function merges it."""
+    kind, advice = "module", "merge_state_dicts merges these models into a dict of tensors."
+    if all(path_of(model) is not None for model in models):
+        kind = "object in memory, only paths"
+        advice = (
+            "To merge files: alnico.merge(alnico.make_recipe(models, method), out). To merge them in memory: "
+            "merge_state_dicts, which returns a dict of tensors."
+        )
+    elif all(isinstance(model, Mapping) for model in models):
+        kind = "nn.Module, only dicts of tensors"
+        advice = "merge_state_dicts merges dicts of tensors into one."
+    return (
+        f"models: holds no {kind}; expected at least one nn.Module, which the result is a copy of. {advice}"
+    )
 
 
 def _merge(
@@ -119,8 +144,9 @@ def _merge(
     **arguments: Any,
 ) -> dict[str, Any]:
     """Merge models in memory into a dict of tensors. ``list_name`` is the name of their list in messages."""
-    if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence):
-        raise RecipeError(f"{list_name} is of type {type(models).__name__}; expected a list of models.")
+    models = list_models(models, list_name)
+    if base is not None:
+        name_model(base, "base")
     named = {f"{list_name}[{i}]": model for i, model in enumerate(models)}
     references = list(named)
     if base is not None:
@@ -131,7 +157,7 @@ def _merge(
         base_reference = None
     run = RunOptions.of(threads=threads)
     recipe = recipe_of(references, base_reference, list_name, method, **arguments)
-    opened = open_models(named)
+    opened = open_models(named, base=base)
     try:
         if layers:
             names = list(dict.fromkeys(n for source in opened.sources.values() for n in source.tensors))
@@ -142,18 +168,9 @@ def _merge(
     try:
         return merge_open_models(opened, recipe, run)
     except RecipeError as error:
-        raise type(error)(*(_base_in_python(str(line)) for line in error.args)) from None
-
-
-def _base_in_python(line: str) -> str:
-    """A line about a recipe without a base as one about the argument.
-
-    >>> _base_in_python("recipe: ties needs base_model, the first model. Add base_model: PATH.")
-    'ties needs base, the first model. Pass base.'
-    """
-    if not line.endswith(advice := "Add base_model: PATH."):
-        return line
-    return line.removeprefix("recipe: ").removesuffix(advice).replace("base_model", "base") + "Pass base."
+        options = arguments["options"]
+        lines = (in_words(str(line), IN_PYTHON, options, references) for line in error.args)
+        raise type(error)(*lines) from None
 
 
 def rules_of(

@@ -21,6 +21,7 @@ CHANGES_MEAN = [
 
 @command(
     "alnico.analyze",
+    fills=("names",),
     resumes="analysis",
     out=Flag(also=("-o",)),
     subspace_side=Flag(least=0),

@@ -17,6 +17,7 @@ NAME = 24
 
 @command(
     "alnico.compare",
+    fills=("names",),
     parents=Flag(metavar="PARENT"),
     out=Flag(also=("-o",)),
     json=JSON,
