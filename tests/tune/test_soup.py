@@ -203,7 +203,7 @@ def test_options_that_do_not_go_together_are_refused(wrong: dict[str, Any], mess
         (
             [],
             "mean",
-            "tasks: there are none; expected at least one to choose a soup by. Add tasks to the tasks file.",
+            "tasks: there are none; expected at least one to choose by. Add tasks to the tasks file, or pass a function.",
         ),
         (
             [Near((0, 0))],

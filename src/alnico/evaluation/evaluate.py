@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alnico.checkpoint.reference import Paths
-from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.memory_subject import is_alone, label_models, label_one, subjects_of, template_among
 from alnico.evaluation.scorecard import Scorecard, check_once, score_models
 from alnico.evaluation.scorecard_page import scorecard_folder, write_scorecard
 from alnico.evaluation.task_file import TasksLike, as_tasks
@@ -24,6 +24,8 @@ def evaluate(
     *,
     base: Any = None,
     merged: Paths | Sequence[Any] = (),
+    names: Sequence[str] | None = None,
+    minimize: bool | Sequence[str] = False,
     out: str | os.PathLike[str] | None = None,
     offline: bool = False,
     allow_code: bool = False,
@@ -32,10 +34,13 @@ def evaluate(
     """Score models on tasks, with intervals; compare merges with their parents and the base.
 
     Models are loaded one after another. ``models`` are the parents of the ``merged`` ones and may contain the
-    base and the merges again. In Python a model may also be a subject, such as
-    ``alnico.evaluation.loaded_model.ModuleSubject`` for a module in memory, and ``tasks`` may be a mapping or
-    a list of tasks. With ``out`` the folder gets ``evaluation.json`` and, if the extra ``[report]`` is installed,
-    ``report.html``. ``watch`` receives each score (:class:`alnico.events.Scored`).
+    base and the merges again. In Python a model may be in memory: a module, a dict of tensors, a lazy model, or
+    a task vector, which counts as ``tau.on(base)``; and ``tasks`` may be a function that scores a model, a dict
+    of functions by name, or a list of functions and tasks. A function receives a copy of the module in
+    evaluation mode; if no model is a module, the dict of tensors. A model may also be a subject, such as
+    ``alnico.evaluation.loaded_model.ModuleSubject`` for a module with its tokenizer. With ``out`` the folder gets
+    ``evaluation.json`` and, if the extra ``[report]`` is installed, ``report.html``. ``watch`` receives each score
+    (:class:`alnico.events.Scored`).
 
     Options:
         models: Models: transformers checkpoints, or owner/name@revision on the hub; for functions of your own
@@ -43,31 +48,36 @@ def evaluate(
         tasks: YAML file of the tasks.
         base: The model that the others were tuned from.
         merged: A merge of the models, compared with each of them and with the base; may be repeated.
+        names: Names of the models in results; default: their paths, or models[0], models[1] and so on.
+        minimize: Scores of functions for which lower is better: True for all, or their names.
         out: Folder for the JSON and the page.
         allow_code: Allow the tasks file to run code: functions, and task folders of the harness. Use it only
             if you trust its author.
-    Errors: EvaluationError, ModelError, HubError, OutputError.
+    Errors: EvaluationError, ModelError, RecipeError, HubError, OutputError.
+
+    >>> import numpy as np
+    >>> a, b = {"w": np.float32([1, 2])}, {"w": np.float32([3, 4])}
+    >>> card = evaluate([a, b], {"sum": lambda state: state["w"].sum()}, names=["a", "b"])
+    >>> [(model.name, model.scores["sum"].value) for model in card.models]
+    [('a', 3.0), ('b', 7.0)]
     """
-
-    def open_one(model: Any) -> Any:
-        return (
-            open_subject(model, offline=offline, may_be_plain=True)
-            if isinstance(model, (str, os.PathLike))
-            else model
-        )
-
-    read = tuple(as_tasks(tasks, allow_code=allow_code))
+    read = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
     folder = None if out is None else scorecard_folder(out)
-    of_merged = [open_one(model) for model in _as_list(merged)]
-    of_base = [open_one(base)] if base is not None else []
-    named = {subject.label for subject in (*of_base, *of_merged)}
-    waiting = [*of_base, *(s for s in map(open_one, _as_list(models)) if s.label not in named), *of_merged]
-    check_once([subject.label for subject in waiting])
+    given = {} if _is_empty(models) else label_models(models, "models", names)
+    of_base = {} if base is None else {label_one(base, "base", given): base}
+    if is_alone(merged):
+        of_merged = {label_one(merged, "merged", given): merged}
+    else:
+        of_merged = {} if _is_empty(merged) else label_models(merged, "merged")
+    parents = {label: model for label, model in given.items() if label not in {*of_base, *of_merged}}
+    check_once([*of_base, *parents, *of_merged])
+    everything = of_base | parents | of_merged
+    waiting = subjects_of(everything, template=template_among(everything), base=base, offline=offline)
     card = score_models(
         (waiting.pop(0) for _ in range(len(waiting))),
         read,
-        base=of_base[0].label if of_base else None,
-        merged=[subject.label for subject in of_merged],
+        base=next(iter(of_base), None),
+        merged=list(of_merged),
         watch=watch,
     )
     if folder is not None:
@@ -75,5 +85,5 @@ def evaluate(
     return card
 
 
-def _as_list(models: Paths | Sequence[Any]) -> list[Any]:
-    return [models] if isinstance(models, (str, os.PathLike)) else list(models)
+def _is_empty(models: Any) -> bool:
+    return isinstance(models, (list, tuple)) and not models

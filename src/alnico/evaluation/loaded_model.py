@@ -40,30 +40,36 @@ from alnico.run_options import RunOptions
 
 
 def open_subject(
-    reference: str | os.PathLike[str], *, offline: bool = False, may_be_plain: bool = False
+    reference: str | os.PathLike[str],
+    *,
+    label: str | None = None,
+    offline: bool = False,
+    may_be_plain: bool = False,
 ) -> EvaluatedModel:
     """Open a transformers checkpoint for scoring: a directory, a hub model, or ``base+adapter``.
 
     A hub model is downloaded; ``base+adapter`` is folded into a temporary checkpoint that lives as long as the result.
     Modules are loaded in float32 on first use and cached. No code of a model is run. With ``may_be_plain`` a file or a
-    folder without a config is accepted, for tasks that are your own functions. Errors: ModelError, HubError.
+    folder without a config is accepted, for tasks that are your own functions. ``label`` names the model in results;
+    default: the reference. Errors: ModelError, HubError.
     """
-    label = os.fspath(reference)
-    path = Path(os.path.expanduser(label))
+    place = os.fspath(reference)
+    label = label or place
+    path = Path(os.path.expanduser(place))
     if may_be_plain and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file())):
-        return _Plain(label, offline)
-    if not path.is_dir() and split_adapter(label, is_path) is not None:
-        folder = _folded(label, offline)
+        return _Plain(label, place, offline)
+    if not path.is_dir() and split_adapter(place, is_path) is not None:
+        folder = _folded(place, offline)
         subject = _Checkpoint(label, folder / "model")
         weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)
         return subject
     if not path.is_dir():
-        path = _fetched(label, offline)
+        path = _fetched(place, offline)
     check_kinds(path)
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             raise ModelError(
-                f"{label}: is an adapter; expected a model. Give it with its base, as BASE+{label}."
+                f"{label}: is an adapter; expected a model. Give it with its base, as BASE+{place}."
             )
         raise ModelError(
             f"{label}: has no config.json; expected a transformers checkpoint. Give the directory of one."
@@ -131,11 +137,12 @@ class _Checkpoint:
 class _Plain:
     """Weights without a config: a file or a folder. Tasks see it as a merge in memory of this model alone."""
 
-    def __init__(self, label: str, offline: bool) -> None:
+    def __init__(self, label: str, place: str, offline: bool) -> None:
         self.label = label
+        self._place = place
         self._offline = offline
         self._merged: Any = None
-        open_model(label, offline=offline).close()  # an invalid model is reported before the first task
+        open_model(place, offline=offline).close()  # an invalid model is reported before the first task
 
     @property
     def directory(self) -> Path:
@@ -167,10 +174,10 @@ class _Plain:
             from alnico.evaluation.candidates import Candidates
             from alnico.recipe.load import load_recipe
 
-            candidates = Candidates([self.label], run=RunOptions(offline=self._offline))
+            candidates = Candidates([self._place], run=RunOptions(offline=self._offline))
             weakref.finalize(self, candidates.close)
             self._merged = candidates.make(
-                load_recipe({"merge_method": "passthrough", "models": [self.label]}), label=self.label
+                load_recipe({"merge_method": "passthrough", "models": [self._place]}), label=self.label
             )
         return self._merged
 

@@ -35,7 +35,7 @@ import dataclasses
 import difflib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ MAX_BYTES = 1_000_000
 EXPECTED = "a list under tasks, with entries such as {name: news, type: classification, data: news.jsonl}"
 
 
-TasksLike = Any
+TasksLike = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] | Callable[..., Any] | Task
 """Tasks: a tasks file or a mapping with its content, a task, a function that scores a model, or several of these."""
 
 FUNCTION = "a function that takes a model and returns a number, a task, or the path of a tasks file"
@@ -125,6 +125,7 @@ def as_tasks(
     *,
     allow_code: bool = False,
     minimize: bool | Collection[str] = False,
+    may_name_others: bool = False,
     argument: str = "tasks",
 ) -> tuple[Task, ...]:
     """Return tasks from whatever stands for them.
@@ -133,7 +134,7 @@ def as_tasks(
     ``{"A": f, "B": g}`` gives names. The function receives the module in evaluation mode, or the dict of tensors if no
     module is known; see :class:`alnico.evaluation.user_function.UserFunction`. A tasks file and a mapping with the key
     ``tasks`` are read. A list may hold all of these and tasks. ``minimize`` says for which functions lower is better: all,
-    or those with these names. ``argument`` is the caller's name of the tasks, for messages.
+    or those with these names, which must be among the tasks unless it ``may_name_others``. ``argument`` is the caller's name of the tasks, for messages.
     Errors: EvaluationError, also for two tasks of one name; those of :func:`read_tasks`.
 
     >>> [task.name for task in as_tasks({"A": lambda model: 1.0, "B": lambda model: 2.0})]
@@ -154,8 +155,9 @@ def as_tasks(
         read = []
         for index, one in enumerate(tasks):
             if isinstance(one, (str, os.PathLike, Mapping)):
+                where = f"{argument}[{index}]"
                 read += as_tasks(
-                    one, allow_code=allow_code, minimize=minimize, argument=f"{argument}[{index}]"
+                    one, allow_code=allow_code, minimize=minimize, may_name_others=True, argument=where
                 )
             else:
                 read.append(_task(one, None, f"{argument}[{index}]", minimize))
@@ -166,7 +168,11 @@ def as_tasks(
             f"{argument}: two are named {twice!r}; expected different names. Give names to functions with a dict: "
             '{"A": f, "B": g}.'
         )
-    if not isinstance(minimize, bool) and (unknown := next((n for n in minimize if n not in names), None)):
+    if (
+        not isinstance(minimize, bool)
+        and not may_name_others
+        and (unknown := next((n for n in minimize if n not in names), None))
+    ):
         raise EvaluationError(
             f"minimize names {unknown!r}; expected one of {', '.join(names) or 'the tasks, and there are none'}."
         )

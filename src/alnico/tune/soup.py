@@ -13,20 +13,23 @@ from typing import Any, Literal
 
 import yaml
 
-from alnico.checkpoint.reference import Paths, path_list
-from alnico.engine.relatedness import PYTHON_OR_COMMAND
+from alnico.checkpoint.reference import Paths
+from alnico.engine.relatedness import IN_PYTHON, PYTHON_OR_COMMAND
 from alnico.errors import EvaluationError, RecipeError, visible
 from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.memory_subject import label_one
 from alnico.evaluation.scorecard import Scorecard, score_models
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Goal, Task, shared_examples
 from alnico.events import SoupTried, Watcher
 from alnico.kernels.clock import counts_compiling
+from alnico.models.memory_merge import MemoryMerge
+from alnico.models.open_models import name_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
-from alnico.tune.search.objective import MEAN, Objective
+from alnico.tune.search.objective import MEAN, ObjectiveLike, objective_of
 
 SoupOrder = Literal["sorted", "all", "uniform"]
 """How the models of a soup are chosen."""
@@ -83,6 +86,7 @@ class Soup:
     unrelated: str = "error"
     report: Scorecard | None = None
     """Scores of the soup, the uniform soup, every model and the base on tasks that did not choose."""
+    merge: MemoryMerge | None = field(default=None, repr=False, compare=False)
     compile_seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -91,16 +95,35 @@ class Soup:
         sign = 1.0 if self.goal == "max" else -1.0
         return max(self.alone, key=lambda reference: sign * self.alone[reference])
 
+    def module(self) -> Any:
+        """Return the soup as a module: a copy of the first module with the averaged tensors, in its training mode.
+
+        Errors: RecipeError if no model is a module.
+        """
+        return self._merge().module()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averaged tensors: torch tensors, or numpy arrays if all models are dicts of them."""
+        return self._merge().state_dict()
+
+    def _merge(self) -> MemoryMerge:
+        assert self.merge is not None  # soup() sets it
+        return self.merge
+
+    def _path(self, label: str) -> str:
+        return label if self.merge is None else self.merge.path(label)
+
     def recipe(self, folder: str | os.PathLike[str] = ".") -> str:
         """Return the soup's recipe as YAML, with paths relative to ``folder``.
 
-        Merging it gives the scored model, bit for bit.
+        Merging it gives the scored model, bit for bit. Errors: RecipeError for models in memory, which a recipe cannot
+        name: ``module()`` and ``state_dict()`` return their soup.
         """
         mapping = _recipe(self.counts, self.base, self.unrelated)
         for entry in mapping["models"]:
-            entry["model"] = relative_reference(entry["model"], folder)
+            entry["model"] = relative_reference(self._path(entry["model"]), folder)
         if self.base is not None:
-            mapping["base_model"] = relative_reference(self.base, folder)
+            mapping["base_model"] = relative_reference(self._path(self.base), folder)
         head = (
             f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup of "
             f"{len(self.counts)} of {len(self.alone)} models: {visible(self.objective)} {self.score:.6g} on "
@@ -126,15 +149,17 @@ class Soup:
 @counts_compiling
 @ieee_arithmetic()
 def soup(
-    models: Paths,
+    models: Paths | Sequence[Any],
     tasks: TasksLike,
     *,
     order: str = "sorted",
     replace: bool = False,
     strict: bool = False,
     least_gain: float = 0.0,
-    objective: str = MEAN,
-    base: str | os.PathLike[str] | None = None,
+    objective: ObjectiveLike = MEAN,
+    base: Any = None,
+    names: Sequence[str] | None = None,
+    minimize: bool | Sequence[str] = False,
     unrelated: str = "error",
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
@@ -151,6 +176,11 @@ def soup(
     (:class:`alnico.events.SoupTried`) and, with ``report``, each score. Needs
     the extra ``[eval]`` if a task does.
 
+    In Python models may be modules, dicts of tensors and other objects in memory, and ``tasks`` a function that
+    scores a model, or a dict of functions, as for :func:`alnico.evaluate`. ``soup.module()`` is then the average
+    as a module, and ``soup.state_dict()`` has its tensors. ``objective`` may give the weight of each score in the
+    mean: ``{"A": 2, "B": 1}``.
+
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.
         tasks: YAML file of the tasks to choose by.
@@ -161,6 +191,8 @@ def soup(
         least_gain: Smallest gain for which a model is kept; a negative number allows a loss.
         objective: What to improve: mean (of all tasks, by their weights), or the name of one task.
         base: Model whose config and tokenizer the soup gets; it is not averaged in.
+        names: Names of the models in results; default: their paths, or models[0], models[1] and so on.
+        minimize: Scores of functions for which lower is better: True for all, or their names.
         report: YAML file of other tasks, on which the soup, the uniform soup and each model are scored.
         shared: Accept a report on examples that also chose the soup; its score is then too high.
     Errors: RecipeError for fewer than two models, a repeated model, and options that exclude each other;
@@ -169,19 +201,20 @@ def soup(
         nothing with ``sorted``; ``all``, ``replace`` and ``least_gain`` are not in the paper.
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
-    references = path_list(models)
-    donor = None if base is None else os.fspath(base)
-    chosen_by, others = (as_tasks(each, allow_code=allow_code) for each in (tasks, report or ()))
+    chosen_by = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
+    others = as_tasks(
+        report or (), allow_code=allow_code, minimize=minimize, may_name_others=True, argument="report"
+    )
     if others and not shared:
         _refuse_shared(others, chosen_by)
-    _check(references, order, replace, least_gain)
-    seeks = _objective(chosen_by, objective)
+    named = _label(models, names)
+    references = list(named)
+    _check(references, named, order, replace, least_gain)
+    donor = None if base is None else label_one(base, "base", named)
+    seeks = objective_of(chosen_by, objective, may_be_min=minimize is True)
     sought = {name for name, _ in seeks.tasks}
-    with Candidates(
-        [*references, *([donor] if donor else [])],
-        run=run,
-        caller=PYTHON_OR_COMMAND,
-    ) as candidates:
+    every = named if donor is None else {donor: base, **named}
+    with _candidates(every, base, run) as candidates:
 
         @functools.cache
         def value(counts: tuple[int, ...]) -> float:
@@ -213,21 +246,39 @@ def soup(
             scores,
             uniform,
             order,  # type: ignore[arg-type]
-            objective,
+            seeks.name,
             seeks.goal,
             tuple(steps),
             donor,
             unrelated,
         )
-    return _with_report(result, others, run) if others else result
+    merge = MemoryMerge(every, _recipe(result.counts, donor, unrelated), base, threads)
+    result = dataclasses.replace(result, merge=merge)
+    return _with_report(result, others, every, base, run) if others else result
 
 
-def _with_report(soup: Soup, tasks: Sequence[Task], run: RunOptions) -> Soup:
+def _label(models: Any, names: Sequence[str] | None) -> dict[str, Any]:
+    """Return the models by label. Errors: RecipeError, ModelError; RecipeError for a model that appears twice."""
+    listed = models if isinstance(models, (list, tuple)) else []
+    if names is None and listed and all(path_of(model) is not None for model in listed):
+        _refuse_twice([str(path_of(model)) for model in listed])
+    return name_models(models, names=names)
+
+
+def _candidates(models: Mapping[str, Any], base: Any, run: RunOptions) -> Candidates:
+    if all(path_of(model) == label for label, model in models.items()):
+        return Candidates(list(models), run=run, caller=PYTHON_OR_COMMAND)
+    return Candidates(models, base=base, run=run, caller=IN_PYTHON)
+
+
+def _with_report(
+    soup: Soup, tasks: Sequence[Task], models: Mapping[str, Any], base: Any, run: RunOptions
+) -> Soup:
     """Return the soup with the scores of it, the uniform soup, every model and the base on other tasks."""
     references = list(soup.alone)
     merges = {SOUP: soup.counts, UNIFORM: dict.fromkeys(references, 1)}
     every = [*([soup.base] if soup.base is not None and soup.base not in references else []), *references]
-    with Candidates(every, run=run) as candidates:
+    with _candidates(models, base, run) as candidates:
         each = (candidates.make(load_recipe(_recipe({r: 1}, None, soup.unrelated)), label=r) for r in every)
         merged = (
             candidates.make(load_recipe(_recipe(counts, soup.base, soup.unrelated)), label=label)
@@ -311,39 +362,25 @@ class _GreedySoup:
         self._run.report(SoupTried(step))
 
 
-def _objective(tasks: Sequence[Task], objective: str) -> Objective:
-    if not tasks:
-        raise EvaluationError(
-            "tasks: there are none; expected at least one to choose a soup by. Add tasks to the tasks file."
-        )
-    by_name = {task.name: task for task in tasks}
-    if objective in by_name:
-        return Objective(objective, by_name[objective].goal, ((objective, 1.0),))
-    if objective != MEAN:
-        raise EvaluationError(
-            f"objective is {objective!r}, which is not a task; expected mean or {', '.join(by_name)}. Name "
-            "one of them."
-        )
-    unfit = [task.name for task in tasks if task.goal == "min"]
-    if unfit and len(tasks) > 1:
-        raise EvaluationError(
-            f"objective is mean, but lower is better for {', '.join(unfit)}; expected tasks whose scores can "
-            "be averaged. Name one task as the objective."
-        )
-    return Objective(MEAN, tasks[0].goal, tuple((task.name, task.weight) for task in tasks))
-
-
-def _check(references: Sequence[str], order: str, replace: bool, least_gain: float) -> None:
-    if len(references) < 2:
-        raise RecipeError(
-            f"models: there are {len(references)}; expected at least two for a soup. Give more models."
-        )
+def _refuse_twice(references: Sequence[str]) -> None:
     twice = [r for i, r in enumerate(references) if r in references[:i]]
     if twice:
         raise RecipeError(
             f"{twice[0]}: appears twice in the models; expected different models. Remove one, or use order "
             "all with replace."
         )
+
+
+def _check(
+    references: Sequence[str], models: Mapping[str, Any], order: str, replace: bool, least_gain: float
+) -> None:
+    if len(references) < 2:
+        raise RecipeError(
+            f"models: there are {len(references)}; expected at least two for a soup. Give more models."
+        )
+    for i, one in enumerate(references):
+        if any(models[one] is models[other] for other in references[:i] if path_of(models[one]) is None):
+            _refuse_twice([one, one])
     if order not in ("sorted", "all", "uniform"):
         raise RecipeError(f"order is {order!r}; expected sorted, all or uniform. Choose one.")
     if replace and order != "all":

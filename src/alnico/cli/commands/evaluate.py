@@ -29,6 +29,7 @@ WIDE = 23
 
 @command(
     "alnico.evaluate",
+    fills=("names", "minimize"),
     tasks=Flag(also=("-t",), metavar="FILE", is_option=True, default=REQUIRED),
     out=Flag(spelled=("--report",), metavar="FOLDER"),
     file=Flag("File for the JSON.", type=str, spelled=("--out",), also=("-o",)),

@@ -14,6 +14,7 @@ from alnico.tune.soup import Soup
 
 @command(
     "alnico.soup",
+    fills=("names", "minimize"),
     tasks=Flag(metavar="FILE", is_option=True),
     report=Flag(metavar="FILE"),
     out=NEW_FILE,

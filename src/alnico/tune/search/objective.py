@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,47 @@ def objectives_of(names: Sequence[str], tasks: Sequence[Task]) -> tuple[Objectiv
                 f"{', '.join(by_name)}."
             )
     return tuple(objectives)
+
+
+ObjectiveLike = str | Mapping[str, float]
+"""What a soup or a search of weights improves: mean, the name of a score, or the weight of each score in a mean."""
+
+
+def objective_of(tasks: Sequence[Task], objective: ObjectiveLike, *, may_be_min: bool = False) -> Objective:
+    """Return one objective over tasks. ``may_be_min``: the mean of several scores where lower is better is wanted.
+
+    Errors: EvaluationError for no tasks, unknown names, weights that are no numbers above 0, and a mean of unlike scores.
+    """
+    if not tasks:
+        raise EvaluationError(
+            "tasks: there are none; expected at least one to choose by. Add tasks to the tasks file, or pass a "
+            "function."
+        )
+    by_name = {task.name: task for task in tasks}
+    if isinstance(objective, str) and objective in by_name:
+        return Objective(objective, by_name[objective].goal, ((objective, 1.0),))
+    named = {task.name: task.weight for task in tasks} if objective == MEAN else objective
+    if not isinstance(named, Mapping) or not named:
+        raise EvaluationError(
+            f"objective is {objective!r}, which is not a task; expected mean or {', '.join(by_name)}. Name "
+            "one of them."
+        )
+    for name, weight in named.items():
+        if name not in by_name:
+            raise EvaluationError(
+                f"objective names {name!r}, which is not a task; expected {', '.join(by_name)}. Name one of them."
+            )
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 < weight < math.inf:
+            raise EvaluationError(
+                f"objective[{name!r}] is {weight!r}; expected the weight of this score in the mean, above 0."
+            )
+    unfit = [name for name in named if by_name[name].goal == "min"]
+    if unfit and len(named) > 1 and not (may_be_min and len(unfit) == len(named)):
+        raise EvaluationError(
+            f"objective is mean, but lower is better for {', '.join(unfit)}; expected tasks whose scores can "
+            "be averaged. Name one task as the objective."
+        )
+    return Objective(MEAN, by_name[next(iter(named))].goal, tuple((n, float(w)) for n, w in named.items()))
 
 
 def is_better(value: float, other: float, goal: Goal) -> bool:

@@ -121,11 +121,9 @@ def _folder_name(model: str) -> str:
     return name if name not in ("", ".", "..") else Path(model).resolve().name
 
 
-def _tasks_of_each(
-    tasks: TasksLike | Sequence[TasksLike], models: int, allow_code: bool
-) -> list[tuple[Task, ...]]:
+def _tasks_of_each(tasks: Any, models: int, allow_code: bool) -> list[tuple[Task, ...]]:
     """Return the tasks of each model, from one list for all or one per model. Errors: EvaluationError."""
-    is_single = isinstance(tasks, (str, os.PathLike, Mapping)) or not isinstance(
+    is_single = not isinstance(tasks, (list, tuple)) or not isinstance(
         tasks[0], (str, os.PathLike, Mapping, Sequence)
     )
     listed: Sequence[Any] = [tasks] if is_single else tasks
