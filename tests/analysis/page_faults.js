@@ -66,6 +66,15 @@
     }
     return grounds.get(element);
   };
+  // The colour of the mark of a plot that a text is written in.
+  const markBehind = (element) => {
+    const text = element.getBoundingClientRect();
+    const behind = [...(element.closest("g.trace")?.querySelectorAll("path.point") ?? [])].find((mark) => {
+      const r = mark.getBoundingClientRect();
+      return r.left <= text.left && r.right >= text.right && r.top - 2 <= text.top && r.bottom + 2 >= text.bottom;
+    });
+    return behind && numbers(getComputedStyle(behind).fill).slice(0, 3);
+  };
   const light = (colour) => colour.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4))
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const colours = new Map();
@@ -83,7 +92,7 @@
     }
     const style = getComputedStyle(element);
     const isDrawn = element instanceof SVGElement;
-    const back = ground(isDrawn ? element.closest(".plot") : element);
+    const back = isDrawn ? markBehind(element) ?? ground(element.closest(".plot")) : ground(element);
     const key = `${isDrawn ? style.fill : style.color}|${back}|${style.opacity}`;
     if (!colours.has(key)) {
       const colour = numbers(isDrawn ? style.fill : style.color);

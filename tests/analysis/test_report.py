@@ -279,6 +279,6 @@ def test_the_bars_are_the_l2_norms_by_group(tmp_path: Path, monkeypatch: pytest.
         axes = saved.pop().axes[0]
         names = {text.get_text() for text in axes.texts}
         assert names == ({r"\$x_{1", "b", "c"} if models is None else set())
-        heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+        lengths = [[bar.get_width() for bar in bars] for bars in axes.containers]
         shown = range(3) if models is None else models
-        assert heights == [[scope.changes[m].l2 for scope in analysis.groups.values()] for m in shown]  # type: ignore[union-attr]
+        assert lengths == [[scope.changes[m].l2 for scope in analysis.groups.values()] for m in shown]  # type: ignore[union-attr]

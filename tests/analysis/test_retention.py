@@ -185,7 +185,7 @@ def test_kept_is_plain_data() -> None:
     data = kept_of(PARENTS[0]).data()
     assert json.loads(json.dumps(data)) == json.loads(json.dumps(data, allow_nan=False))
     assert list(data) == [
-        "schema", "version", "base", "parents", "merged", "top_share", "whole", "groups", "layers", "scores", "notes"
+        "schema", "version", "base", "parents", "merged", "top_share", "whole", "groups", "layers", "scores", "notes", "map"
     ]  # fmt: skip
     assert list(data["layers"]) == ["0", "1"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alnico.analysis.page import SERIES, escape, series, shorten
+from alnico.analysis.page import SERIES, colour, escape, ink_on, series, shorten
 from alnico.errors import AlnicoError, near_name
 from alnico.installation import import_extra
 from alnico.libraries import without_local_settings
@@ -72,7 +73,9 @@ class ChartCanvas:
         """Give axes their title, labels and grid (``x``, ``y``, ``both`` or none) in the colours of the theme."""
         theme = self.theme
         if title:
-            axes.set_title(plain(title, 90), loc="left", fontsize=11)
+            axes.set_title(
+                plain(title, 90), loc="left", fontsize=11, **({"color": theme.ink} if self.is_own else {})
+            )
         for label, set_label in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
             if label:
                 set_label(plain(label, 80))
@@ -83,22 +86,35 @@ class ChartCanvas:
             axes.spines[["top", "right"]].set_visible(False)
         if self.is_own:
             axes.set_facecolor(theme.paper)
-            axes.title.set_color(theme.ink)
             axes.xaxis.label.set_color(theme.quiet)
             axes.yaxis.label.set_color(theme.quiet)
             axes.tick_params(color=theme.line, labelcolor=theme.ink, labelsize=9)
             for spine in axes.spines.values():
                 spine.set_color(theme.line)
 
-    def legend(self, axes: Any = None) -> None:
-        """Show the labels of everything drawn: next to the axes in a figure of ours, inside in the caller's axes."""
+    def note(self, axes: Any, words: str) -> None:
+        """Say in the middle of empty axes why nothing is drawn."""
+        axes.text(
+            0.5,
+            0.5,
+            plain(words, 90),
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color=self.theme.quiet,
+        )
+        axes.set_axis_off()
+
+    def legend(self, axes: Any = None, *, is_below: bool = False) -> None:
+        """Show the labels of everything drawn: next to the axes or below them, and inside the caller's axes."""
         axes = self.axes[0] if axes is None else axes
         handles, labels = axes.get_legend_handles_labels()
         if not labels:
             return
         style = {"fontsize": 8, "frameon": False}
         if self.is_own:
-            self.figure.legend(handles, labels, loc="outside right upper", labelcolor=self.theme.ink, **style)
+            place = {"loc": "outside lower left", "ncols": 2} if is_below else {"loc": "outside right upper"}
+            self.figure.legend(handles, labels, labelcolor=self.theme.ink, **place, **style)
         else:
             axes.legend(handles, labels, loc="best", **style)
 
@@ -153,7 +169,7 @@ def _flat(ax: Any) -> Iterator[Any]:
             parts = iter(ax)
         except TypeError:
             raise AlnicoError(
-                f"ax: is a {type(ax).__name__}; expected matplotlib axes, or a sequence of them. Make them with "
+                f"ax: is of type {type(ax).__name__}; expected matplotlib axes, or a sequence of them. Make them with "
                 "`figure, ax = matplotlib.pyplot.subplots()`."
             ) from None
         for part in parts:
@@ -249,6 +265,105 @@ def chosen_positions(models: Any, names: Sequence[str], argument: str = "models"
     return list(dict.fromkeys(positions))
 
 
+@dataclass(frozen=True)
+class BarSeries:
+    """Bars of one colour, with one value per category; ``low`` and ``high`` end the whiskers."""
+
+    label: str
+    index: int
+    values: Sequence[float | None]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    ends: str = ""
+    """Text at the ends of the bars."""
+
+
+def bars_size(categories: int, series_count: int) -> Inches:
+    """Return the size of a figure for bars of this many categories and series."""
+    return 7.2, max(categories * (0.17 * series_count + 0.18), 0.6) + 1.0
+
+
+def draw_bars(canvas: ChartCanvas, axes: Any, categories: Sequence[str], drawn: Sequence[BarSeries]) -> None:
+    """Draw horizontal bars, the first category at the top and the first series above the others."""
+    width = 0.82 / max(len(drawn), 1)
+    ink = canvas.theme.ink
+    for place, one in enumerate(drawn):
+        at = [i - 0.41 + (place + 0.5) * width for i in range(len(categories))]
+        lengths = [0.0 if v is None else v for v in one.values]
+        bars = axes.barh(
+            at, lengths, width * 0.9, label=plain(one.label), **bar_style(one.index, canvas.theme)
+        )
+        known = [
+            (y, v, lo, hi)
+            for y, v, lo, hi in zip(at, one.values, one.low, one.high, strict=False)
+            if v is not None and lo is not None and hi is not None
+        ]
+        if known:
+            arms = [[max(v - lo, 0.0) for _, v, lo, _ in known], [max(hi - v, 0.0) for _, v, _, hi in known]]
+            axes.errorbar(
+                [k[1] for k in known],
+                [k[0] for k in known],
+                xerr=arms,
+                fmt="none",
+                ecolor=ink,
+                elinewidth=1,
+                capsize=2,
+            )
+        if one.ends:
+            texts = [plain(one.ends, 16) if v is not None else "" for v in one.values]
+            axes.bar_label(bars, texts, fontsize=7, padding=3, **({"color": ink} if canvas.is_own else {}))
+    axes.set_yticks(range(len(categories)), [plain(c, 30) for c in categories])
+    axes.set_ylim(len(categories) - 0.5, -0.5)
+    if any(one.ends for one in drawn):
+        axes.margins(x=0.16)
+
+
+def draw_lines(
+    axes: Any,
+    x: Sequence[float],
+    lines: Sequence[tuple[str, int, Sequence[float | None]]],
+) -> None:
+    """Draw lines (label, position of the colour, values); a value of None leaves a gap."""
+    for label, index, values in lines:
+        axes.plot(
+            list(x),
+            [math.nan if v is None else v for v in values],
+            label=plain(label, 60),
+            **line_style(index, len(x)),
+        )
+    if len(x) <= 12 and all(float(v).is_integer() for v in x):
+        axes.set_xticks(list(x))
+
+
+def draw_matrix(
+    canvas: ChartCanvas,
+    axes: Any,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    scale: Sequence[str],
+    ends: tuple[float, float],
+    text: Callable[[float], str] | None = None,
+) -> None:
+    """Draw values as coloured fields, with their text in them if ``text`` is given; None leaves a field empty."""
+    least, most = ends
+    shown = [[math.nan if v is None else v for v in row] for row in values]
+    axes.imshow(
+        shown, cmap=color_map(scale), vmin=least, vmax=most or 1.0, aspect="auto", interpolation="nearest"
+    )
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if value is not None and text is not None:
+                ground = colour((value - least) / ((most - least) or 1.0), scale)
+                axes.text(j, i, text(value), ha="center", va="center", fontsize=8, color=ink_on(ground))
+    axes.set_xticks(range(len(columns)), [plain(c, 24) for c in columns])
+    axes.set_yticks(range(len(rows)), [plain(r, 30) for r in rows])
+    canvas.frame(axes, grid="", is_boxed=True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without the warnings of letters that the font lacks: they are drawn as boxes."""
@@ -290,10 +405,10 @@ def inline_svg(figure: Any, label: str) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    for colour, strength in STRENGTHS.items():
+    for sentinel, strength in STRENGTHS.items():
         for role in ("fill", "stroke"):
             text = text.replace(
-                f"{role}: {colour}",
+                f"{role}: {sentinel}",
                 f"{role}: currentColor" + (f"; {role}-opacity: {strength}" if strength < 1 else ""),
             )
     return text.replace(

@@ -29,8 +29,9 @@ MOVERS = {"top50_by_l2.csv": "l2", "top50_by_maxabs.csv": "max_abs"}
 TOP = 50
 PAGE = "report.html"
 PICTURE = "group_l2_bar.png"
+MAP = "map.png"
 
-OWN = (COSINES, PAGE, "retention.json", "retention.csv", SUMMARY)
+OWN = (COSINES, PAGE, MAP, "retention.json", "retention.csv", SUMMARY)
 """All files of the folder of an analysis; the summary is written last."""
 
 OF_MODEL = (STATISTICS, *MOVERS, PICTURE, SUMMARY)

@@ -2,7 +2,7 @@
 (() => {
   const NARROW = 600;
   const GLYPHS = { circle: "●", square: "■", diamond: "◆", cross: "✚", "triangle-up": "▲", "triangle-down": "▼", star: "★", x: "✖",
-    "circle-open": "○", "square-open": "□", "diamond-open": "◇", "cross-open": "✢", "triangle-up-open": "△", "triangle-down-open": "▽", "star-open": "☆", "x-open": "✕" };
+    "circle-open": "○", "square-open": "□", "diamond-open": "◇", "cross-open": "✢", "triangle-up-open": "△", "triangle-down-open": "▽", "star-open": "☆", "x-open": "✕", arrow: "➜" };
   const make = (tag, properties = {}, ...children) => {
     const made = Object.assign(document.createElement(tag), properties);
     made.append(...children);

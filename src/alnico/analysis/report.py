@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alnico.analysis.files import PAGE, PICTURE
+from alnico.analysis.entry_axis import axis_exponents, axis_place, axis_unit
+from alnico.analysis.files import MAP, PAGE, PICTURE
+from alnico.analysis.layer_parts import Cells, layer_parts, scale_end
+from alnico.analysis.map_picture import write_map
+from alnico.analysis.map_section import map_section
+from alnico.analysis.model_map import ModelMap, map_models
 from alnico.analysis.page import (
     CIVIDIS,
-    DIVERGING,
-    SEQUENTIAL,
     Figure,
     PageSection,
     badge,
@@ -40,13 +42,12 @@ from alnico.analysis.page import (
     table,
     tinted_cell,
 )
+from alnico.analysis.pair_measures import PAIR_MEASURES, group_names, pair_values, scopes_of, short_value
 from alnico.analysis.pictures import write_group_bars
 from alnico.analysis.results import (
-    GROUPS,
     LEVELS,
     Analysis,
     DeltaStatistics,
-    Pair,
     ScopeStatistics,
     TensorScope,
 )
@@ -82,34 +83,19 @@ GLOSSARY = (
     ("Quantiles", "The value below which that share of the entries is. Minimum and maximum are exact; other quantiles of groups and of the whole model are within 0.8 % of the exact value."),
 )  # fmt: skip
 
-CONFLICT = DIVERGING[::-1]
-"""Colours of a share of opposite signs: blue below one half, the value for unrelated task vectors, orange
-above."""
-
-MEASURES: tuple[tuple[str, str, Sequence[str]], ...] = (
-    ("Cosine", "−1 opposite, 0 unrelated, 1 the same", DIVERGING),
-    ("Sign conflict", "share of entries with opposite signs", CONFLICT),
-    ("Weighted conflict", "the same, by magnitude", CONFLICT),
-    ("Top overlap", "largest changes in common", SEQUENTIAL),
-    ("Conflict at the top", "opposite signs among these", CONFLICT),
-    ("Subspace, left", "leading output directions", SEQUENTIAL),
-    ("Subspace, right", "leading input directions", SEQUENTIAL),
-)
-"""The measures of a pair: name, explanation, colour scale. The first is in [-1, 1], the others are in [0,
-1]."""
-
 
 @dataclass(frozen=True)
 class ReportSubject:
     """What a report is about, where that is not an analysis: its title, the kind of page, and the command that made it.
 
-    ``origin`` is what the models are compared with.
+    ``origin`` is what the models are compared with; ``map`` is the map that knows which model is the merge.
     """
 
     title: str = ""
     kind: str = "alnico analysis"
     command: str = ""
     origin: str = "base"
+    map: ModelMap | None = None
 
 
 def write_report(
@@ -130,6 +116,7 @@ def write_report(
     listed: list[PageSection | None] = [
         *(sections if subject.title else ()),
         _models(analysis, subject.origin),
+        map_section(map_models(analysis) if subject.map is None else subject.map),
         _advice(advice),
         *(() if subject.title else sections),
         _where(analysis),
@@ -170,6 +157,7 @@ def write_pages(
     try:
         for index, model in enumerate(analysis.models):
             write_group_bars(analysis, folder / model.name / PICTURE, [index])
+        write_map(map_models(analysis) if subject.map is None else subject.map, folder / MAP)
         write_report(analysis, folder / PAGE, advice, sections, subject=subject)
     except OSError as error:
         raise OutputError(
@@ -271,7 +259,7 @@ def _advice(advice: Suggestion | None) -> PageSection | None:
 
 
 def _where(analysis: Analysis) -> PageSection | None:
-    rows, cells = _map(analysis)
+    rows, cells = layer_parts(analysis)
     numbers = sorted({layer for _, layer in cells})
     outside = _outside(analysis)
     shares = [share for row in cells.values() for share, _ in row if share is not None]
@@ -279,7 +267,7 @@ def _where(analysis: Analysis) -> PageSection | None:
         body = outside
         figures: list[Figure] = []
     else:
-        most = _end(shares)
+        most = scale_end(shares)
         figures = [
             _heat_map(analysis, index, rows, numbers, cells, most) for index in range(len(analysis.models))
         ]
@@ -297,58 +285,6 @@ def _where(analysis: Analysis) -> PageSection | None:
         else "Relative change of every tensor."
     )
     return PageSection("where", "Where the models changed", [words], body, figures) if body else None
-
-
-Cells = Mapping[tuple[str, int], Sequence[tuple[float | None, float]]]
-
-
-def _map(analysis: Analysis) -> tuple[list[str], Cells]:
-    """Return the rows (parts of a layer) and, per (row, layer), each model's relative change and L2 norm.
-
-    Experts are combined. The base's norm of a tensor is the task vector's norm divided by the relative
-    change. It is unknown for a tensor that no model changed; such a tensor is left out where it shares a cell
-    with others.
-    """
-    stacks = {_stack(t) for t in analysis.tensors if t.layer is not None}
-    order: dict[str, str] = {}
-    parts: dict[tuple[str, int], list[TensorScope]] = {}
-    for tensor in analysis.tensors:
-        if tensor.layer is None:
-            continue
-        part = re.sub(r"(?<=\.)\d+(?=\.)", "*", tensor.module).removesuffix(".weight")
-        row = part if len(stacks) < 2 else f"{_stack(tensor)}: {part}"
-        order.setdefault(row, tensor.group)
-        parts.setdefault((row, tensor.layer), []).append(tensor)
-    rank = {"attention": 0, "mlp": 1, "other": 2, "norm": 3}
-    rows = sorted(order, key=lambda row: rank.get(order[row], 2))
-    models = range(len(analysis.models))
-    return rows, {place: [_combine(tensors, index) for index in models] for place, tensors in parts.items()}
-
-
-def _stack(tensor: TensorScope) -> str:
-    """Return what precedes a layer's number in a name: ``model.layers``."""
-    return tensor.name.removesuffix(tensor.module).rstrip(".").removesuffix(str(tensor.layer)).rstrip(".")
-
-
-def _combine(tensors: Sequence[TensorScope], index: int) -> tuple[float | None, float]:
-    changes = [(change, _base_norm(t)) for t in tensors if (change := t.changes[index])]
-    if len(changes) == 1:
-        return changes[0][0].relative_l2, changes[0][0].l2
-    length = math.hypot(*(c.l2 for c, _ in changes))
-    base = math.hypot(*(norm for _, norm in changes))
-    share = length / base if base else 0.0 if changes and not length else None
-    return share, length
-
-
-def _base_norm(tensor: TensorScope) -> float:
-    return next((c.l2 / c.relative_l2 for c in tensor.changes if c and c.relative_l2), 0.0)
-
-
-def _end(shares: Iterable[float]) -> float:
-    """Return the end of a scale: the largest value, or the 98th percentile if a few values are far larger."""
-    ordered = sorted(shares)
-    high = ordered[int(0.98 * (len(ordered) - 1))]
-    return ordered[-1] if ordered[-1] <= 2 * high or high == 0 else high
 
 
 def _heat_map(
@@ -417,7 +353,7 @@ def _outside(analysis: Analysis) -> str:
     if not tensors:
         return ""
     tensors.sort(key=lambda t: -max((c.relative_l2 or 0.0 for c in t.changes if c), default=0.0))
-    most = _end([c.relative_l2 or 0.0 for t in tensors for c in t.changes if c] or [0.0]) or 1.0
+    most = scale_end([c.relative_l2 or 0.0 for t in tensors for c in t.changes if c] or [0.0]) or 1.0
     rows = []
     for tensor in tensors[:LISTED]:
         shares = [c.relative_l2 if c else None for c in tensor.changes]
@@ -440,7 +376,7 @@ def _outside(analysis: Analysis) -> str:
 
 
 def _groups(analysis: Analysis) -> PageSection:
-    groups = _group_names(analysis)
+    groups = group_names(analysis)
     models = len(analysis.models)
 
     def view(relative: bool) -> dict[str, Any]:
@@ -515,35 +451,10 @@ def _groups(analysis: Analysis) -> PageSection:
     return PageSection("groups", "Change by kind of tensor", [words], figure_html(figure), [figure])
 
 
-def _scopes(analysis: Analysis) -> list[tuple[str, ScopeStatistics]]:
-    return [
-        ("whole model", analysis.whole),
-        *((group, analysis.groups[group]) for group in _group_names(analysis)),
-    ]
-
-
-def _group_names(analysis: Analysis) -> list[str]:
-    return [group for group in GROUPS if group in analysis.groups]
-
-
-def _values(pair: Pair) -> tuple[float | None, ...]:
-    """Return the values of a pair, in the order of MEASURES."""
-    left, right = (None, None) if pair.subspace is None else (pair.subspace.left, pair.subspace.right)
-    return (
-        pair.cosine,
-        pair.sign_conflict,
-        pair.weighted_sign_conflict,
-        pair.top_overlap,
-        pair.top_sign_conflict,
-        left,
-        right,
-    )
-
-
 def _pairs(analysis: Analysis) -> PageSection | None:
     if len(analysis.models) < 2:
         return None
-    scopes = _scopes(analysis)
+    scopes = scopes_of(analysis)
     words = (
         "Whether two models changed the same parameters, and in the same direction. With low conflict, "
         "their sum is a fair merge. With high conflict, each undoes part of what the other learned; methods "
@@ -555,7 +466,7 @@ def _pairs(analysis: Analysis) -> PageSection | None:
         )
     parts = []
     for label, scope in scopes:
-        matrices = "".join(_matrix(analysis, scope, which, label) for which in range(len(MEASURES)))
+        matrices = "".join(_matrix(analysis, scope, which, label) for which in range(len(PAIR_MEASURES)))
         parts.append(
             f'<div role="group" aria-label="{escape(label)}"><p>{_joint(scope)}</p><div class="matrices" style="--least:{_least(analysis)}px">\n{matrices}</div></div>\n'
         )
@@ -585,11 +496,12 @@ def _joint(scope: ScopeStatistics) -> str:
 def _one_pair(scopes: Sequence[tuple[str, ScopeStatistics]]) -> str:
     """Return a table of all measures for every scope, if there is only one pair of models."""
     heads = "".join(
-        f'<th scope="col" class="n" title="{explained}">{heading}</th>' for heading, explained, _ in MEASURES
+        f'<th scope="col" class="n" title="{explained}">{heading}</th>'
+        for heading, explained, _ in PAIR_MEASURES
     )
     rows = []
     for label, scope in scopes:
-        values = _values(scope.pairs[0])
+        values = pair_values(scope.pairs[0])
         shown = "".join(_tint(which, value) for which, value in enumerate(values))
         rows.append(f'<tr><th scope="row">{escape(label)}</th>{shown}</tr>\n')
     listed = (
@@ -601,11 +513,7 @@ def _one_pair(scopes: Sequence[tuple[str, ScopeStatistics]]) -> str:
 
 def _tint(which: int, value: float | None) -> str:
     share = 0.0 if value is None else (value + 1) / 2 if which == 0 else value
-    return tinted_cell(value, share, _short_value(which, value or 0.0), MEASURES[which][2])
-
-
-def _short_value(which: int, value: float) -> str:
-    return f"{value:.2f}".replace("-", "−") if which in (0, 5, 6) else f"{100 * value:.0f}%"
+    return tinted_cell(value, share, short_value(which, value or 0.0), PAIR_MEASURES[which][2])
 
 
 def _least(analysis: Analysis) -> int:
@@ -613,8 +521,8 @@ def _least(analysis: Analysis) -> int:
 
 
 def _matrix(analysis: Analysis, scope: ScopeStatistics, which: int, label: str) -> str:
-    heading, explained, scale = MEASURES[which]
-    values = {pair.models: _values(pair)[which] for pair in scope.pairs}
+    heading, explained, scale = PAIR_MEASURES[which]
+    values = {pair.models: pair_values(pair)[which] for pair in scope.pairs}
     if all(value is None for value in values.values()):
         return ""
     models = range(len(analysis.models))
@@ -626,7 +534,7 @@ def _matrix(analysis: Analysis, scope: ScopeStatistics, which: int, label: str) 
         if value is None:
             return '<td class="none">–</td>'
         share = (value + 1) / 2 if which == 0 else value
-        text = _short_value(which, value)
+        text = short_value(which, value)
         ground = colour(share, scale)
         title = escape(f"{analysis.models[row].name} and {analysis.models[column].name}: {number(value)}")
         return f'<td title="{title}" style="background:{ground};color:{ink_on(ground)}">{text}</td>'
@@ -655,10 +563,10 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
         return None
     pairs = [(first, second) for first in range(models) for second in range(first + 1, models)]
     all_at_once = len(pairs) <= 6
-    by_layer = {n: {pair.models: _values(pair) for pair in analysis.layers[n].pairs} for n in numbers}
+    by_layer = {n: {pair.models: pair_values(pair) for pair in analysis.layers[n].pairs} for n in numbers}
     shown = [
         w
-        for w in range(len(MEASURES))
+        for w in range(len(PAIR_MEASURES))
         if any(v[w] is not None for values in by_layer.values() for v in values.values())
     ]
     if not shown:
@@ -669,7 +577,7 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
             lines = [
                 _line(analysis, numbers, by_layer, which, pair, series(i)) for i, pair in enumerate(pairs)
             ]
-            views[str(place)] = _lines(lines, MEASURES[which][0], which, numbers)
+            views[str(place)] = _lines(lines, PAIR_MEASURES[which][0], which, numbers)
             continue
         for model in range(models):
             lines = [
@@ -677,8 +585,8 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
                 for other in range(models)
                 if other != model
             ]
-            views[f"{place}|{model}"] = _lines(lines, MEASURES[which][0], which, numbers)
-    choices: list[tuple[str, Sequence[str]]] = [("Measure", [MEASURES[w][0] for w in shown])]
+            views[f"{place}|{model}"] = _lines(lines, PAIR_MEASURES[which][0], which, numbers)
+    choices: list[tuple[str, Sequence[str]]] = [("Measure", [PAIR_MEASURES[w][0] for w in shown])]
     if not all_at_once:
         choices.append(
             ("Pairs of", [f"{i + 1} {shorten(m.name, 30)}" for i, m in enumerate(analysis.models)])
@@ -728,7 +636,7 @@ def _line(
     style: tuple[str, str],
 ) -> dict[str, Any]:
     first, second = pair
-    values = [by_layer[n].get((min(pair), max(pair)), (None,) * len(MEASURES))[which] for n in numbers]
+    values = [by_layer[n].get((min(pair), max(pair)), (None,) * len(PAIR_MEASURES))[which] for n in numbers]
     names = f"{first + 1} {analysis.models[first].name} – {second + 1} {analysis.models[second].name}"
     return _trace(names, numbers, values, style)
 
@@ -788,7 +696,7 @@ def _lines(
 
 
 def _distributions(analysis: Analysis) -> PageSection:
-    scopes = _scopes(analysis)
+    scopes = scopes_of(analysis)
     styles = [series(i) for i in range(len(analysis.models))]
     views: dict[str, Mapping[str, Any]] = {}
     labels: list[str] = []
@@ -817,23 +725,13 @@ def _distributions(analysis: Analysis) -> PageSection:
     )
 
 
-def _unit(changes: Sequence[DeltaStatistics]) -> float:
-    """Return where the axis turns from linear to logarithmic.
-
-    This is a power of ten below the smallest box, within four decades of the largest entry.
-    """
-    far = max((c.max_abs for c in changes), default=0.0) or 1.0
-    least = min((abs(q) for c in changes for q in (c.quantiles[4], c.quantiles[6]) if q), default=far)
-    return float(10.0 ** math.floor(math.log10(max(least, far * 1e-4))))
-
-
 def _boxes(
     rows: Sequence[tuple[str, DeltaStatistics, tuple[str, str]]], short: Sequence[str]
 ) -> dict[str, Any]:
-    unit = _unit([change for _, change, _ in rows])
+    unit = axis_unit([change for _, change, _ in rows])
 
     def at(value: float) -> float:
-        return math.asinh(value / (2 * unit)) / math.log(10)
+        return axis_place(value, unit)
 
     data: list[dict[str, Any]] = []
     for place, (label, change, (ground, mark)) in enumerate(rows):
@@ -871,10 +769,7 @@ def _boxes(
             }
         )
     far = max((c.max_abs for _, c, _ in rows), default=0.0)
-    least = round(math.log10(unit))
-    most = max(math.floor(math.log10(far)) if far else least, least)
-    # The tick of the unit itself is close to 0; leave it out if there is another.
-    exponents = list(range(min(least + 1, most), most + 1))
+    exponents = axis_exponents(unit, far)
 
     def ticks(step: int) -> dict[str, Any]:
         shown = exponents[::-1][::step][::-1]

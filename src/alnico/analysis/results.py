@@ -192,6 +192,33 @@ class Analysis:
             **fields,
         }
 
+    def plot(
+        self,
+        name: str = "map",
+        *,
+        models: Any = None,
+        over: str | int | None = None,
+        measure: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        ax: Any = None,
+        dark: bool = False,
+    ) -> Any:
+        """Draw a picture and return it as a matplotlib figure, which a notebook shows; it is none of pyplot's.
+
+        ``name`` is ``map`` (base and models as points to scale), ``heat`` (relative change by part and layer),
+        ``bars`` and ``norms`` (relative change and L2 norm by group), a measure of the pairs (``cosine``, ``conflict``,
+        ``weighted_conflict``, ``overlap``, ``top_conflict``, ``subspace``), ``layers`` (such a ``measure`` by layer),
+        ``together`` (conflict among all models by layer), ``boxes`` or ``histogram`` (the entries of the task vectors).
+        ``models`` chooses models by name or position. ``over`` is ``whole``, a group such as ``mlp``, or a layer's
+        number, for pairs and entries. ``figsize`` is in inches; ``ax`` are axes to draw in; ``dark`` takes the colours
+        of the dark page. Needs the extra ``[report]``. Errors: AlnicoError, also for an unknown name.
+        """
+        from alnico.analysis.pictures import plot_analysis
+
+        return plot_analysis(
+            self, name, models=models, over=over, measure=measure, figsize=figsize, ax=ax, dark=dark
+        )
+
 
 @ieee_arithmetic()
 def read_analysis(path: str | os.PathLike[str]) -> Analysis:

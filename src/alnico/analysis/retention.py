@@ -14,6 +14,7 @@ import numpy as np
 
 from alnico.analysis.common_tensors import model_of, names_of
 from alnico.analysis.measure import analyze_sources
+from alnico.analysis.model_map import ModelMap, map_models
 from alnico.analysis.results import AnalysedModel, Analysis, ScopeStatistics, TensorScope
 from alnico.analysis.scores import Accuracy, ScoreTable, accuracies
 from alnico.checkpoint.memory_model import MemoryModel
@@ -76,7 +77,7 @@ class Retention:
     """What a merged model kept of its parents and of their scores: as a whole, by group and by layer.
 
     ``base`` is None if it is unknown; then only distances are measured. ``notes`` explain limits of the
-    measurement.
+    measurement. ``map`` has base, parents and merge as points in a plane.
     """
 
     version: str
@@ -89,6 +90,7 @@ class Retention:
     layers: Mapping[int, ScopeRetention]
     scores: tuple[Accuracy, ...]
     notes: tuple[str, ...]
+    map: ModelMap | None = None
     compile_seconds: float = field(default=0.0, compare=False)
 
     def data(self) -> dict[str, Any]:
@@ -176,6 +178,7 @@ def measure_retention(analysis: Analysis, merged: int) -> Retention:
         },
         scores=(),
         notes=(),
+        map=map_models(analysis, merged=merged),
     )
 
 
@@ -197,6 +200,7 @@ def measure_distances(analysis: Analysis) -> Retention:
         layers={number: measure(scope) for number, scope in analysis.layers.items()},
         scores=(),
         notes=(),
+        map=map_models(analysis, has_base=False),
     )
 
 

@@ -47,7 +47,9 @@ def comparison(retention: Retention) -> ReportSubject:
     words = [*(p.reference for p in parents), retention.merged.reference]
     words += ["--base", retention.base.reference] if retention.base is not None else []
     origin = "merged model" if retention.base is None else "base"
-    return ReportSubject(title, "alnico comparison", f"alnico compare {shlex.join(words)}", origin)
+    return ReportSubject(
+        title, "alnico comparison", f"alnico compare {shlex.join(words)}", origin, retention.map
+    )
 
 
 def retention_section(retention: Retention) -> PageSection:

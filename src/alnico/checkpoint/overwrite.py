@@ -80,7 +80,14 @@ MODEL_KEYS = (
 STATISTICS = ("statistics.json", "statistics.safetensors", "statistics.safetensors.unfinished")
 SEARCH = re.compile(r"study\.db(-wal|-shm|-journal)?|best(-\d+)?\.yml|trials\.csv|search\.json|search\.html")
 EVALUATION = ("evaluation.json", "report.html")
-ANALYSIS = ("pairwise_cosines.csv", "report.html", "retention.json", "retention.csv", "summary.json")
+ANALYSIS = (
+    "pairwise_cosines.csv",
+    "report.html",
+    "map.png",
+    "retention.json",
+    "retention.csv",
+    "summary.json",
+)
 ANALYSIS_OF_MODEL = (
     "per_param_stats.csv",
     "top50_by_l2.csv",
