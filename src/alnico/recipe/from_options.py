@@ -17,6 +17,7 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.recipe import dialect
 from alnico.recipe.load import load_recipe
+from alnico.recipe.options import starts_from_a_model
 from alnico.recipe.schema import Recipe
 
 
@@ -148,11 +149,6 @@ def recipe_of_options(
         raise type(error)(*lines) from None
     notes += [in_words(note, words, options, references) for note in recipe.notes]
     return dataclasses.replace(recipe, notes=tuple(notes))
-
-
-def starts_from_a_model(method: Method) -> bool:
-    """Does a method merge two models, one of which is the base?"""
-    return method.base in ("first", "required") and method.models[1] == 1 + (method.base == "first")
 
 
 def _plain_path(reference: str) -> str:
