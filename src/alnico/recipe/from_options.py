@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.errors import MethodError, RecipeError
 from alnico.methods import find
@@ -115,8 +116,9 @@ def recipe_of_options(
     words: Words = IN_PYTHON,
 ) -> Recipe:
     """Make the recipe of :func:`make_recipe`. Errors are in ``words``."""
-    references = [_plain_path(path) for path in path_list(models)]
-    base = None if base is None else _plain_path(path_list(base)[0])
+    in_memory = "alnico.merge_models and alnico.merge_state_dicts merge models in memory."
+    references = [_plain_path(path) for path in path_list(models, in_memory=in_memory)]
+    base = None if base is None else _plain_path(model_path(base, "base", in_memory=in_memory))
     notes = []
     try:
         merges = find(method)
