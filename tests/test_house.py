@@ -360,7 +360,9 @@ def test_every_option_of_a_public_function_is_described() -> None:
             if "Options:\n" in (one.__doc__ or "") and not isinstance(one, type) and one is not alnico.method:
                 missing = set(inspect.signature(one).parameters) - set(option_texts(one))
                 assert missing <= {"watch"} | (
-                    {"options"} if one in (alnico.merge_state_dicts, alnico.make_recipe) else set()
+                    {"options"}
+                    if one in (alnico.merge_state_dicts, alnico.make_recipe, alnico.search_weights)
+                    else set()
                 ), one
 
 

@@ -54,11 +54,13 @@ if TYPE_CHECKING:
     from alnico.tune.adamerge import adamerge as adamerge
     from alnico.tune.search.result import SearchResult as SearchResult
     from alnico.tune.search.search import search as search
+    from alnico.tune.search_weights import search_weights as search_weights
     from alnico.tune.soup import Soup as Soup
     from alnico.tune.soup import soup as soup
     from alnico.tune.statistics.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
     from alnico.tune.statistics.fisher import fisher_statistics as fisher_statistics
     from alnico.tune.statistics.gram import gram_statistics as gram_statistics
+    from alnico.tune.weight_trials import WeightSearch as WeightSearch
     from alnico.values.merge import merge_models as merge_models
     from alnico.values.merge import merge_state_dicts as merge_state_dicts
     from alnico.values.search_scales import ScaleSearch as ScaleSearch
@@ -127,10 +129,12 @@ __all__ = make_lazy(
         "alnico.tune.adamerge": ["AdaMergingResult", "adamerge"],
         "alnico.tune.search.result": ["SearchResult"],
         "alnico.tune.search.search": ["search"],
+        "alnico.tune.search_weights": ["search_weights"],
         "alnico.tune.soup": ["Soup", "soup"],
         "alnico.tune.statistics.batchnorm": ["recalibrate_batchnorm"],
         "alnico.tune.statistics.fisher": ["fisher_statistics"],
         "alnico.tune.statistics.gram": ["gram_statistics"],
+        "alnico.tune.weight_trials": ["WeightSearch"],
         "alnico.values.merge": ["merge_models", "merge_state_dicts"],
         "alnico.values.search_scales": ["ScaleSearch", "search_scales"],
         "alnico.values.task_vector": ["LazyModel", "TaskVector"],

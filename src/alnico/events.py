@@ -124,7 +124,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class ScaleTried:
-    """One of ``total`` trials of a search for scales is done (:class:`alnico.values.search_scales.ScaleTrial`)."""
+    """One of ``total`` trials of a search for weights or scales is done (:class:`alnico.tune.weight_trials.WeightTrial`)."""
 
     trial: Any
     total: int

@@ -81,17 +81,19 @@ def test_evaluations_that_fail_are_trials_without_a_score() -> None:
     assert [t.score for t in found.trials] == [1.0, None, None, None, 3.0, 2.0]
     assert found.score == 3.0
     assert [t.failure for t in found.trials[1:4]] == [
-        "trial 1: the evaluation returned nan; expected a finite number. Check the model for NaN, or correct the called code.",
-        "trial 2: the evaluation raised KeyError: 'data'; expected a score. Correct the called code, or the data.",
-        "trial 3: the evaluation returned a str; expected a finite number. Correct the called code.",
+        "evaluate of trial 1: the evaluation returned nan; expected a finite number. Check the model for NaN, or correct the called code.",
+        "evaluate of trial 2: the evaluation raised KeyError: 'data'; expected a score. Correct the called code, or the data.",
+        "evaluate of trial 3: the evaluation returned a str; expected a finite number. Correct the called code.",
     ]
     with pytest.raises(EvaluationError) as caught:
         alnico.search_scales(base, models, lambda _: float("inf"), trials=20)
     assert str(caught.value) == (
-        "5 of 5 trials failed; the last: trial 4: the evaluation returned inf; expected a finite number. Check the model for NaN, or "
+        "5 of 5 trials failed; the last: score of trial 4: the evaluation returned inf; expected a finite number. Check the model for NaN, or "
         "correct the called code."
     )
-    with pytest.raises(EvaluationError, match=r"all 2 trials failed; trial 0: the evaluation returned inf"):
+    with pytest.raises(
+        EvaluationError, match=r"all 2 trials failed; score of trial 0: the evaluation returned inf"
+    ):
         alnico.search_scales(base, models, lambda _: float("inf"), trials=2)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from alnico.errors import RecipeError
 from alnico.models.open_models import fill, merge_open_models, open_models, path_of, plain_copy, template_of
+from alnico.recipe.reference import relative_reference
 from alnico.run_options import RunOptions
 
 
@@ -40,6 +44,17 @@ class MemoryMerge:
         made = plain_copy(template)
         fill(made, self.state_dict(), partly=self.recipe.get("missing") == "drop")
         return made
+
+    def recipe_text(self, folder: str | os.PathLike[str] = ".") -> str:
+        """Return the recipe as YAML, with paths relative to ``folder``. Errors: as for :meth:`path`."""
+        recipe = dict(self.recipe)
+        if "base_model" in recipe:
+            recipe["base_model"] = relative_reference(self.path(recipe["base_model"]), folder)
+        recipe["models"] = [
+            {**entry, "model": relative_reference(self.path(entry["model"]), folder)}
+            for entry in recipe["models"]
+        ]
+        return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
     def path(self, label: str) -> str:
         """Return the path of a model, for a recipe. Errors: RecipeError for a model in memory."""

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
-
 from alnico.checkpoint.reference import Paths
 from alnico.engine.relatedness import IN_PYTHON, PYTHON_OR_COMMAND
 from alnico.errors import EvaluationError, RecipeError, visible
@@ -27,7 +25,6 @@ from alnico.models.memory_merge import MemoryMerge
 from alnico.models.open_models import name_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe.load import load_recipe
-from alnico.recipe.reference import relative_reference
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.tune.search.objective import MEAN, ObjectiveLike, objective_of
 
@@ -110,26 +107,18 @@ class Soup:
         assert self.merge is not None  # soup() sets it
         return self.merge
 
-    def _path(self, label: str) -> str:
-        return label if self.merge is None else self.merge.path(label)
-
     def recipe(self, folder: str | os.PathLike[str] = ".") -> str:
         """Return the soup's recipe as YAML, with paths relative to ``folder``.
 
         Merging it gives the scored model, bit for bit. Errors: RecipeError for models in memory, which a recipe cannot
         name: ``module()`` and ``state_dict()`` return their soup.
         """
-        mapping = _recipe(self.counts, self.base, self.unrelated)
-        for entry in mapping["models"]:
-            entry["model"] = relative_reference(self._path(entry["model"]), folder)
-        if self.base is not None:
-            mapping["base_model"] = relative_reference(self._path(self.base), folder)
         head = (
             f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup of "
             f"{len(self.counts)} of {len(self.alone)} models: {visible(self.objective)} {self.score:.6g} on "
             "the tasks it was chosen by.\n"
         )
-        return head + yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
+        return head + self._merge().recipe_text(folder)
 
     def data(self) -> dict[str, Any]:
         """Return the soup as plain data, for ``--json``."""
