@@ -6,7 +6,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,15 @@ def run(
         return int(caught.value.code or 0), *map(without_compiling, output)
 
     return call
+
+
+@pytest.fixture
+def compiled() -> Iterator[None]:
+    """All kernels are compiled, also for tensors so small that numpy would run them."""
+    from alnico.kernels.choice import forced
+
+    with forced("compiled"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Compiled kernels against plain numpy in float64 (or in float32 where the arithmetic is stated to be float32)."""
+"""Kernels, compiled and with numpy, against plain numpy in float64 (or in float32 where the arithmetic is stated to be float32)."""
 
 import functools
 import math
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from alnico.errors import MethodError
-from alnico.kernels.build import compile_kernel
 from alnico.kernels.constants import CODES, LANES, LEAF, TILE
 from alnico.kernels.facts import (
     Bernoulli,
@@ -26,6 +25,7 @@ from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
 from alnico.numerics.noise import uniform
+from kernels.both_ways import in_both_ways
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NOTHING = np.empty(0, np.uint8)
@@ -93,7 +93,7 @@ def run_mix(
     kernel: MixKernel, raws, codes, base, base_dtype, out_dtype, count, *arguments, start=0, keep_equal=False
 ):
     out = np.zeros(count * TORCH[out_dtype].itemsize, np.uint8)
-    found = compile_kernel(kernel)(
+    found = in_both_ways(kernel)(
         tuple(raws), codes, base, CODES[base_dtype], out, CODES[out_dtype], start, keep_equal, *arguments
     )
     return out, found
@@ -278,7 +278,7 @@ def in_lanes(values: np.ndarray) -> np.ndarray:
     ("of_deltas", "real", "dtype"), [(True, "float32", "BF16"), (False, "float64", "F64")]
 )
 def test_a_sum_is_that_of_fixed_lanes_in_float64(of_deltas, real, dtype):
-    run = compile_kernel(MeasureKernel("sum", magnitude, 1, of_deltas, (), real))
+    run = in_both_ways(MeasureKernel("sum", magnitude, 1, of_deltas, (), real))
     for count in SIZES:
         (data,), _, x = made(count, 1, (dtype,), seed=count)
         base_raw = raw(np.random.default_rng(1).standard_normal(count), "F16")
@@ -292,7 +292,7 @@ def test_a_sum_is_that_of_fixed_lanes_in_float64(of_deltas, real, dtype):
 
 
 def test_a_sum_does_not_depend_on_how_blocks_are_cut_at_leaves():
-    run = compile_kernel(MeasureKernel("sum", magnitude, 1, True, (), "float32"))
+    run = in_both_ways(MeasureKernel("sum", magnitude, 1, True, (), "float32"))
     count = 3 * LEAF + 5001
     (data, base), _, _ = made(count, 2, ("F32",))
     whole = np.empty(4)
@@ -305,7 +305,7 @@ def test_a_sum_does_not_depend_on_how_blocks_are_cut_at_leaves():
 
 
 def test_a_count_is_of_what_is_not_zero():
-    run = compile_kernel(MeasureKernel("count", above, 1, False, ("number",), "float32"))
+    run = in_both_ways(MeasureKernel("count", above, 1, False, ("number",), "float32"))
     for count in SIZES:
         (data,), _, x = made(count, 1, ("F16",), seed=count)
         leaves = np.empty(leaves_of(count), np.int64)
@@ -315,7 +315,7 @@ def test_a_count_is_of_what_is_not_zero():
 
 
 def test_values_are_those_of_the_function_with_noise_of_their_place():
-    run = compile_kernel(MeasureKernel("values", plus_drawn, 1, True, ("bernoulli", "noise"), "float32"))
+    run = in_both_ways(MeasureKernel("values", plus_drawn, 1, True, ("bernoulli", "noise"), "float32"))
     start, count = 5 * LEAF, TILE + 9
     (data, base), _, x = made(count, 2, ("F32",))
     found = np.empty(count, np.float32)
@@ -334,7 +334,7 @@ def non_negative(x):
 
 @pytest.mark.parametrize(("real", "dtype"), [("float32", "BF16"), ("float64", "F64")])
 def test_a_histogram_counts_upper_bits_then_the_next_of_one_prefix(real, dtype):
-    run = compile_kernel(MeasureKernel("histogram", magnitude, 1, False, (), real))
+    run = in_both_ways(MeasureKernel("histogram", magnitude, 1, False, (), real))
     bits_type, width = (np.uint32, 32) if real == "float32" else (np.uint64, 64)
     count = TILE * 2 + 5
     (data,), _, x = made(count, 1, (dtype,))
@@ -354,7 +354,7 @@ def test_a_histogram_counts_upper_bits_then_the_next_of_one_prefix(real, dtype):
 
 
 def test_a_zero_with_a_sign_counts_as_zero():
-    run = compile_kernel(MeasureKernel("histogram", non_negative, 1, False, (), "float32"))
+    run = in_both_ways(MeasureKernel("histogram", non_negative, 1, False, (), "float32"))
     bins = np.zeros(65_536, np.int64)
     values = np.array([-0.0, 0.0, -3.0, 2.0], np.float32).view(np.uint8)
     measure_one(run, values, "F32", NOTHING, "F64", 0, np.uint64(16), np.zeros(1, np.uint64), bins[None])
@@ -371,7 +371,7 @@ def scaled_range(own, values, factor):
 
 @pytest.mark.parametrize("models", [3, 10])
 def test_a_function_across_models_sees_all_values_of_a_place(models):
-    run = compile_kernel(
+    run = in_both_ways(
         MeasureKernel("values", scaled_range, models, True, ("number",), "float32", across=True)
     )
     count = TILE + 77
@@ -433,10 +433,10 @@ def test_ranks_are_shares_of_the_way_up_and_equal_values_share_theirs():
     values = np.array([[3.0, 1.0, 2.0, 5.0, 4.0], [7.0, 7.0, 0.0, 9.0, 7.0]], np.float32)
     places = np.argsort(values, axis=1)
     ranks = np.empty((2, 5), np.float32)
-    compile_kernel(RankKernel("float32"))(np.take_along_axis(values, places, 1), places, ranks)
+    in_both_ways(RankKernel("float32"))(np.take_along_axis(values, places, 1), places, ranks)
     assert ranks.tolist() == [[0.5, 0.0, 0.25, 1.0, 0.75], [0.5, 0.5, 0.0, 1.0, 0.5]]
     alone = np.empty((3, 1), np.float32)
-    compile_kernel(RankKernel("float32"))(values[:1, :3].T.copy(), np.zeros((3, 1), np.int64), alone)
+    in_both_ways(RankKernel("float32"))(values[:1, :3].T.copy(), np.zeros((3, 1), np.int64), alone)
     assert alone.tolist() == [[0.5], [0.5], [0.5]]
 
 
@@ -461,7 +461,7 @@ def square(pairs: np.ndarray, models: int) -> np.ndarray:
     ],
 )
 def test_a_gram_matrix_is_numpys(models, of_deltas, real):
-    run = compile_kernel(GramKernel(models, of_deltas, real))
+    run = in_both_ways(GramKernel(models, of_deltas, real))
     inputs = ("BF16", "F16", "F32") if real == "float32" else ("F64", "BF16", "F32")
     for count in (1, TILE + 3, LEAF + 77):
         raws, codes, x = made(count, models, inputs, seed=count)
@@ -476,7 +476,7 @@ def test_a_gram_matrix_is_numpys(models, of_deltas, real):
 
 
 def test_inner_products_tell_models_apart_that_float32_cannot():
-    run = compile_kernel(GramKernel(2, True, "float32"))
+    run = in_both_ways(GramKernel(2, True, "float32"))
     random = np.random.default_rng(0)
     a = random.standard_normal(LEAF).astype(np.float32)
     b = a.copy()
@@ -492,7 +492,7 @@ def test_inner_products_tell_models_apart_that_float32_cannot():
 
 @pytest.mark.parametrize("row", [2 * LEAF + 999, 1, 7, 3000, LEAF - 1])
 def test_inner_products_of_rows_do_not_depend_on_how_blocks_are_cut_at_leaves(row):
-    run = compile_kernel(GramKernel(2, True, "float32"))
+    run = in_both_ways(GramKernel(2, True, "float32"))
     count = 2 * LEAF + 999
     raws, codes, x = made(count, 3, ("BF16",))
 
@@ -517,7 +517,7 @@ def test_inner_products_of_rows_do_not_depend_on_how_blocks_are_cut_at_leaves(ro
 
 @pytest.mark.parametrize("columns", [1, 5, 1000, TILE + 1])
 def test_inner_products_of_columns_are_added_block_by_block(columns):
-    run = compile_kernel(ColumnGramKernel(2, False, "float32"))
+    run = in_both_ways(ColumnGramKernel(2, False, "float32"))
     rows = 2 * LEAF // columns + 3
     raws, codes, x = made(rows * columns, 2, ("F32",))
     sums = np.zeros((3, columns))
@@ -575,5 +575,5 @@ def test_folding_sums_over_the_rank_in_index_order(real: str, rank: int) -> None
     for first, last in ((0, rows * columns), (7, 8), (1300, 1303), (1, 4000)):
         out = np.empty(last - first, dtype)
         raw = base.reshape(-1)[first:last].copy().view(np.uint8)
-        compile_kernel(FoldKernel(real))(raw, CODES[code], left, right, float(dtype.type(0.3)), first, out)  # type: ignore[arg-type]
+        in_both_ways(FoldKernel(real))(raw, CODES[code], left, right, float(dtype.type(0.3)), first, out)  # type: ignore[arg-type]
         np.testing.assert_array_equal(out, expected[first:last])

@@ -12,6 +12,7 @@ import alnico
 from alnico.methods import registry
 from alnico.testing import (
     MethodCase,
+    check_backends,
     check_declaration_of_equal_inputs,
     check_equal_models,
     check_float64,
@@ -39,6 +40,12 @@ EVERY = [
 NAMES = list(registry())
 
 
+def allowed(name: str) -> range:
+    """The numbers of models that a method takes, up to 12."""
+    least, most = registry()[name].models
+    return range(least, (most or 12) + 1)
+
+
 def three(name: str) -> int:
     return MODELS.get(name, (3,))[0]
 
@@ -51,6 +58,8 @@ def case(name: str, setting: dict[str, Any] | None = None, count: int | None = N
 
 
 Models = tuple[Path, list[Path]]
+
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +80,20 @@ def test_threads_blocks_and_budget_change_no_bit(
     name: str, setting: dict, inputs: Models, tmp_path: Path
 ) -> None:
     check_threads_and_blocks(case(name, setting), tmp_path, inputs)
+
+
+@pytest.mark.parametrize(("name", "setting"), EVERY)
+def test_compiling_changes_no_bit(name: str, setting: dict, tmp_path: Path) -> None:
+    check_backends(case(name, setting), tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", NAMES)
+def test_compiling_changes_no_bit_for_any_number_of_models(name: str, tmp_path: Path) -> None:
+    for count in sorted({*counts(name), 1, 2, 9, 12} & set(allowed(name))):
+        for i, setting in enumerate(SETTINGS[name]):
+            dtypes = ("F16", "F64") if i == len(SETTINGS[name]) - 1 else ("F16",)
+            check_backends(case(name, setting, count), tmp_path / f"{count}-{i}", dtypes)
 
 
 @pytest.mark.parametrize("name", NAMES)

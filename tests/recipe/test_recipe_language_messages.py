@@ -150,7 +150,7 @@ LANGUAGE = {
     ),
     "a rule for too many models": (
         "merge_method: linear\nbase_model: c\nmodels: [a, b]\nmethods: [{filter: mlp, merge_method: slerp, parameters: {t: 1}}]",
-        "4: methods[0]: slerp merges 2 models, base_model one of them; found 3. For two models and a base that is neither of them, use nuslerp.",
+        "4: methods[0]: slerp merges 2 models, base_model one of them; found 3. For two models and a base that is neither of them, use nuslerp. Or name the models of this rule under methods[0].models.",
     ),
     "a rule of several models with one": (
         "merge_method: linear\nmodels: [a, b]\nmethods: [{filter: mlp, merge_method: karcher, model: a}]",

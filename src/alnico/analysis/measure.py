@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from alnico.engine.mix import refuse_inputs
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, ResourceError
 from alnico.events import Advanced, Compiling, Reading, Watcher
 from alnico.kernels.analysis_kernels import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
-from alnico.kernels.build import compile_kernel
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.clock import CLOCK
 from alnico.kernels.constants import LANES, LEAF, TILE
 from alnico.kernels.template import Real
@@ -299,12 +300,13 @@ class _AnalysisRun:
         return one_blas_thread() if has_matrices else nullcontext()
 
     def _compile(self, subjects: Sequence[CommonTensor]) -> None:
-        needed: dict[DescribingKernel | OrderKernel, None] = {}
+        values: Counter[DescribingKernel | OrderKernel] = Counter()
         for subject in subjects:
-            needed |= dict.fromkeys(_kernels(subject.job))
-        self._crew.report(Compiling(len(needed)))
-        for kernel in needed:
-            compile_kernel(kernel)
+            for kernel in _kernels(subject.job):
+                values[kernel] += subject.job.elements * len(subject.job.inputs)
+        self._crew.report(Compiling(len(values)))
+        for kernel, count in values.items():
+            kernel_for(kernel, count)
 
     def _measure_shared(self, number: int, spans: Sequence[Span]) -> None:
         """Measure a large tensor, with all threads in each reading of it."""
@@ -442,7 +444,7 @@ class _TensorMeasurement:
         k, leaves = len(job.inputs), -(-job.elements // LEAF)
         self.pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
         describing, ordering = _kernels(job)
-        self.describing, self.ordering = compile_kernel(describing), compile_kernel(ordering)
+        self.describing, self.ordering = kernel_for(describing), kernel_for(ordering)
         self.moments = np.zeros((leaves, k * (MOMENTS + 1)))
         self.of_base = np.zeros((leaves, 2))
         self.of_pairs = np.zeros((leaves, 2 * len(self.pairs)))

@@ -17,7 +17,7 @@ from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows
 from alnico.checkpoint.source import Model, Origin, Shard, Source, Tensor, TensorSpec, read_tensor, unwrap
 from alnico.checkpoint.virtual_read import CHUNK, read_computed
 from alnico.errors import ModelError, NonFiniteError, RecipeError
-from alnico.kernels.build import compile_kernel
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import CODES
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.numerics import dtypes
@@ -269,7 +269,7 @@ class AdaptedModel:
                 self.weight if is_plain and not change.replaced else 1.0
             )
             for expert, begin, at, count in _by_expert(first, out.size, rows * columns):
-                _kernel(out.dtype)(
+                _kernel(out.dtype, count * factors.right.shape[1])(
                     raw[at * width : (at + count) * width],
                     CODES[code],
                     factors.left[expert],
@@ -498,8 +498,9 @@ def repositories(source: Source) -> list[Origin]:
     return [source.origin] if source.origin is not None else []
 
 
-def _kernel(dtype: np.dtype[Any]) -> Callable[..., int]:
-    return compile_kernel(FoldKernel("float64" if dtype == np.float64 else "float32"))
+def _kernel(dtype: np.dtype[Any], terms: int) -> Callable[..., int]:
+    """The kernel that adds a product to a matrix, of which ``terms`` products of two numbers are still to be added."""
+    return kernel_for(FoldKernel("float64" if dtype == np.float64 else "float32"), terms)
 
 
 def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, int, int]]:

@@ -240,7 +240,9 @@ def _is_text(name: str) -> bool:
 def why_unreadable(value: Any) -> str | None:
     """Say why a value that looks like a tensor cannot be read, what was expected and what to do; None if it
     can."""
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+    # Naming numpy.ma imports it, which takes longer than merging a small network.
+    is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
+    if is_subclass and isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         return (
             f"is an array with {int(np.ma.getmaskarray(value).sum())} masked values; expected a value for "
             "every element. Fill them with numpy.ma.filled, or use .data for the values under the mask."

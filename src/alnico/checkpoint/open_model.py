@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alnico.checkpoint.dequantised_model import DequantisedModel, is_decodable
 from alnico.checkpoint.factors import refuse_adapter
+from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.file_model import FileModel, check_index, open_shard
 from alnico.checkpoint.lora_adapter import open_adapter
 from alnico.checkpoint.lora_model import AdaptedModel
@@ -43,7 +44,7 @@ def open_model(
     directory, a wrong header, a pickle with more than tensors, an adapter that does not fit its base, and
     quantised weights; HubError.
     """
-    label = os.fspath(reference)
+    label = model_path(reference, "model")
     try:
         parts = split_adapter(label, is_path)
         if parts is not None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from alnico.checkpoint.file_arguments import model_paths
 from alnico.checkpoint.near_paths import is_misspelling, near_path
 from alnico.errors import ModelError
 
@@ -106,6 +107,9 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """Models, adapters or files: paths or hub ids; a single one needs no list."""
 
 
-def path_list(paths: Paths) -> list[str]:
-    """Return paths or hub ids as a list of strings, also for a single one."""
-    return [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+def path_list(paths: Paths, argument: str = "models", *, in_memory: str = "") -> list[str]:
+    """Return paths or hub ids as a list of strings, also for a single one.
+
+    Errors: RecipeError, ModelError for objects in memory; ``in_memory`` says what does the same with them.
+    """
+    return model_paths(paths, argument, in_memory=in_memory)

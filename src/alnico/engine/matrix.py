@@ -10,7 +10,7 @@ from alnico.checkpoint.source import Source
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import blocks
 from alnico.engine.mix import NOTHING, refuse_output, refuse_tensor
-from alnico.kernels.build import compile_kernel
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import CODES
 from alnico.kernels.mix_kernel import MixKernel
 from alnico.methods.base import combine
@@ -76,7 +76,7 @@ class JobMatrices:
         self._write(result, write)
 
     def _write(self, result: np.ndarray, write: Callable[[int, memoryview], None]) -> None:
-        job, kernel, width = self.job, compile_kernel(rounding_kernel()), self.job.width
+        job, kernel, width = self.job, kernel_for(rounding_kernel()), self.job.width
         codes, factor = np.array([CODES["F64"]], np.int64), np.ones(1)
         rows = max(self._block // job.row, 1)
         for first in range(0, job.shape[0], rows):

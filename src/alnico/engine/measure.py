@@ -16,7 +16,7 @@ import numpy as np
 
 from alnico.engine.blocks import Block, Span
 from alnico.engine.kernel_arguments import KernelContext, codes_of, in_place, kind_of
-from alnico.kernels.build import compile_kernel
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Count, Gram, KthLargest, Largest, MeasuredFact, Sum
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
@@ -128,7 +128,7 @@ class _ByLeaf(_FactState):
 
     def __init__(self, fact: Sum | Count, context: KernelContext) -> None:
         super().__init__(fact, context)
-        self.run = compile_kernel(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job))
         self.chosen = np.arange(1 if fact.across and isinstance(fact, Count) else len(self.codes))
         leaves = -(-self.job.elements // LEAF)
         self.parts = np.zeros((self.chosen.size, leaves), np.float64 if isinstance(fact, Sum) else np.int64)
@@ -151,7 +151,7 @@ class _ByRow(_FactState):
     def __init__(self, fact: Gram, context: KernelContext) -> None:
         super().__init__(fact, context)
         k = len(self.codes)
-        self.run = compile_kernel(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job))
         self.row = self.job.row if fact.over == "row" else max(self.job.elements, 1)
         self.parts = np.zeros((self._segment(self.job.elements - 1) + 1, k * (k + 1) // 2))
 
@@ -185,7 +185,7 @@ class _OfRows(_FactState):
 
     def __init__(self, fact: Sum | Largest, context: KernelContext) -> None:
         super().__init__(fact, context)
-        self.run = compile_kernel(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job))
         self.chosen = np.arange(len(self.codes))
         self.parts = np.zeros((self.chosen.size, _segment(self.job, self.job.elements - 1) + 1))
 
@@ -215,7 +215,7 @@ class _ByColumn(_FactState):
     def __init__(self, fact: Gram, context: KernelContext) -> None:
         super().__init__(fact, context)
         k = len(self.codes)
-        self.run = compile_kernel(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job))
         self.sums = np.zeros((k * (k + 1) // 2, self.job.columns))
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -260,7 +260,7 @@ class _BySelection(_KthLargestSearch):
 
     def __init__(self, fact: KthLargest, context: KernelContext) -> None:
         super().__init__(fact, context)
-        self.run = compile_kernel(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job))
         self.gathered = np.zeros((self.chosen.size, self.job.elements), self.real)
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -280,7 +280,7 @@ class _ByHistogram(_KthLargestSearch):
 
     def __init__(self, fact: KthLargest, context: KernelContext) -> None:
         super().__init__(fact, context)
-        self.run = compile_kernel(_kernel(fact, context.job, "histogram"))
+        self.run = kernel_for(_kernel(fact, context.job, "histogram"))
         self.digits = _Digits(self.rank, self.real)
         self.lock = threading.Lock()
 
@@ -363,7 +363,7 @@ class ModelMeasurement:
 
     def __init__(self, fact: OverModel, jobs: Sequence[Job], given: Mapping[int, float]) -> None:
         kernel = model_kernel(fact, jobs)
-        self.run = compile_kernel(kernel)
+        self.run = kernel_for(kernel)
         elements = sum(job.elements for job in jobs)
         shares = fact.fact.share
         nothing = math.inf if fact.fact.end == "first" else 0.0
@@ -422,8 +422,8 @@ class _ByBracket(_KthLargestSearch):
     def __init__(self, fact: KthLargest, context: KernelContext) -> None:
         super().__init__(fact, context)
         self.context = context
-        self.run = compile_kernel(_kernel(fact, context.job))
-        self.sampling = compile_kernel(_kernel(fact, context.job, "values"))
+        self.run = kernel_for(_kernel(fact, context.job))
+        self.sampling = kernel_for(_kernel(fact, context.job, "values"))
         self.parts: list[list[np.ndarray]] = [[] for _ in self.chosen]
         self.counts = np.zeros((self.chosen.size, 2), np.int64)
         self.low = self.high = np.empty(0, self.real)
@@ -514,7 +514,11 @@ class _ByBracket(_KthLargestSearch):
 def kernels(job: Job) -> set[FactKernel]:
     """Describe the kernels that measure a job."""
     assert job.merge is not None
-    facts = [fact for level in job.merge.levels() for fact in level]
+    return kernels_of([fact for level in job.merge.levels() for fact in level], job)
+
+
+def kernels_of(facts: Sequence[MeasuredFact], job: Job) -> set[FactKernel]:
+    """Describe the kernels that measure some facts of a job."""
     sampled = [f for f in facts if isinstance(f, KthLargest) and _is_bracketed(f, job)]
     return {_kernel(f, job) for f in facts} | {_kernel(f, job, "values") for f in sampled}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.kernel_arguments import KernelContext
-from alnico.engine.measure import LevelMeasurement
+from alnico.engine.measure import FactKernel, LevelMeasurement, kernels_of
 from alnico.engine.mix import refuse_inputs
 from alnico.errors import NonFiniteError
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.facts import Gram, MeasuredFact
 from alnico.plan.job import Job, Plan
 from alnico.threads import Crew, WorkItem
@@ -63,6 +65,11 @@ class _PlanMeasurement:
 
     def all(self, jobs: Sequence[Job]) -> dict[str, Any]:
         calls: list[WorkItem] = []
+        elements: Counter[FactKernel] = Counter()
+        for job in jobs:
+            elements.update(dict.fromkeys(kernels_of([self._fact], job), job.elements))
+        for kernel, count in elements.items():
+            kernel_for(kernel, count)
         for job in jobs:
             spans = chunks(job)
             calls += [(self._measure, (job, span, len(spans))) for span in spans]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from alnico.errors import (
     visible,
 )
 from alnico.events import Advanced, Compiling, Measuring, Started, TensorDone, Watcher
-from alnico.kernels.build import compile_kernel
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.facts import MeasuredFact
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.digest import PieceHasher, TensorDigest, Unhashed
@@ -147,17 +148,20 @@ class MergeRun:
             self._parallel(calls)
 
     def _compile(self) -> None:
-        needed: dict[Any, None] = {}
+        """Choose how each kernel runs, by all elements that it will run on, before any thread starts."""
+        elements: Counter[Any] = Counter()
         for job in self.jobs:
             if job.kind == "matrix":
-                needed[rounding_kernel()] = None
+                elements[rounding_kernel()] += job.elements
             if job.kind == "mix":
-                needed |= dict.fromkeys([*measure.kernels(job), *row_ranks.kernels(job), mix_kernel(job)])
-        needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._missing_facts())
-        if needed:
-            self._crew.report(Compiling(len(needed)))
-        for kernel in needed:
-            compile_kernel(kernel)
+                for kernel in (*measure.kernels(job), *row_ranks.kernels(job), mix_kernel(job)):
+                    elements[kernel] += job.elements
+        for _, fact, jobs in self._missing_facts():
+            elements[measure.model_kernel(fact, jobs)] += sum(job.elements for job in jobs)
+        if elements:
+            self._crew.report(Compiling(len(elements)))
+        for kernel, count in elements.items():
+            kernel_for(kernel, count)
 
     def _parallel(self, calls: Sequence[WorkItem]) -> None:
         self._crew.run([(self._guarded, (call, arguments)) for call, arguments in calls])

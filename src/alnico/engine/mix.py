@@ -10,7 +10,7 @@ from alnico.checkpoint.source import Source
 from alnico.engine.blocks import Block
 from alnico.engine.kernel_arguments import KernelContext, codes_of, in_place, keeps_equal, kind_of
 from alnico.errors import NonFiniteError
-from alnico.kernels.build import compile_kernel
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import CODES
 from alnico.kernels.mix_kernel import MixKernel
 from alnico.numerics.dtypes import decode
@@ -33,7 +33,7 @@ class Mixer:
         job = self.job = context.job
         assert job.merge is not None
         self.sources = sources
-        self.run = compile_kernel(mix_kernel(job))
+        self.run = kernel_for(mix_kernel(job))
         codes, self.base_code = codes_of(job)
         self.codes = np.concatenate([codes, np.array([CODES[i.dtype] for i in job.sides], np.int64)])
         self.arguments = context.flat(job.merge.arguments)

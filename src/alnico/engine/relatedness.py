@@ -274,7 +274,11 @@ def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     least = LARGE
     if caller.judges_small and len(matrices) < LEAST_TENSORS:
         matrices, least = [p for p in places.values() if is_matrix(_first(plan, p), SMALL)], SMALL
-    comparison = compare_models(plan.sources, pick_evenly(matrices or list(places.values()), TENSORS), least)
+    by_models: dict[tuple[int, ...], list[SampledTensor]] = {}
+    for place in matrices or places.values():
+        by_models.setdefault(place.models, []).append(place)
+    sampled = {p.name for group in by_models.values() for p in pick_evenly(group, TENSORS)}
+    comparison = compare_models(plan.sources, [p for p in places.values() if p.name in sampled], least)
     unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
     if unrelated and plan.recipe.unrelated == "error":
         raise MismatchError(*(_refusal(x, caller) for x in unrelated))

@@ -8,7 +8,7 @@ import numpy as np
 
 from alnico.engine.blocks import Span
 from alnico.engine.kernel_arguments import codes_of
-from alnico.kernels.build import compile_kernel
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.facts import magnitude
 from alnico.kernels.measure_kernels import MeasureKernel, RankKernel
 from alnico.plan.job import Job
@@ -33,13 +33,13 @@ def ranks(job: Job, rows: Span, raws: Sequence[np.ndarray], base: np.ndarray, sp
     count = rows[1] - rows[0]
     magnitudes = np.empty((len(raws), count), real)
     codes, base_code = codes_of(job)
-    compile_kernel(_magnitudes(job))(tuple(raws), codes, base, base_code, 0, np.arange(len(raws)), magnitudes)
+    kernel_for(_magnitudes(job))(tuple(raws), codes, base, base_code, 0, np.arange(len(raws)), magnitudes)
     ranked = np.empty(count, np.float32)
     result = np.empty((len(raws), span[1] - span[0]), np.float32)
     for model, values in enumerate(magnitudes):
         places = np.argsort(values.reshape(-1, row), axis=1)
         ordered = np.take_along_axis(values.reshape(-1, row), places, axis=1)
-        compile_kernel(RankKernel(real))(ordered, places, ranked.reshape(-1, row))
+        kernel_for(RankKernel(real))(ordered, places, ranked.reshape(-1, row))
         result[model] = ranked[span[0] - rows[0] : span[1] - rows[0]]
     return result
 

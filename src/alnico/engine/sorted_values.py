@@ -11,7 +11,7 @@ import numpy as np
 from alnico.engine.kernel_arguments import KernelContext, codes_of
 from alnico.engine.measure import values_kernel
 from alnico.engine.mix import NOTHING
-from alnico.kernels.build import compile_kernel
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.facts import KthLargest
 
 MOST_ELEMENTS = 1 << 26
@@ -52,7 +52,7 @@ def sort_values(
     codes, base_code = codes_of(job)
     buffer = np.empty((1, job.elements), context.real)
     chosen: Any = np.array([model], np.int64)
-    compile_kernel(values_kernel(fact, job))(
+    kernel_for(values_kernel(fact, job), job.elements)(
         tuple(raws), codes, NOTHING if base is None else base, base_code, 0, chosen, buffer
     )
     values = buffer[0]

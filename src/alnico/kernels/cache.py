@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import secrets
 import stat
@@ -34,6 +35,8 @@ from alnico.folders import (
 
 MAGIC = b"alnico kernel 2\n"
 SUFFIX = ".kernel"
+SPENT = ".spent"
+"""Ends the name of a file that holds a number of seconds as text."""
 
 MOST_BYTES = 64 << 20
 """The largest size that is read; kernels take tens of kilobytes."""
@@ -41,11 +44,37 @@ MOST_BYTES = 64 << 20
 
 def read_kernel(key: str) -> tuple[str, bytes] | None:
     """Return the symbol and the object code under a key; None if there are none that can be trusted."""
+    data = _read(key + SUFFIX)
+    return None if data is None else _unpacked(key, data)
+
+
+def write_kernel(key: str, name: str, code: bytes) -> bool:
+    """Store a kernel under a key in one step; return whether it is stored. If that fails, on a full disk for
+    example, nothing is stored."""
+    return _write(key + SUFFIX, _packed(key, name, code))
+
+
+def read_spent(key: str) -> float:
+    """Return the seconds that a kernel has run without being compiled, over all runs, as far as they are recorded."""
+    try:
+        seconds = float((_read(key + SPENT) or b"0").decode("ascii"))
+    except ValueError:
+        return 0.0
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+
+
+def write_spent(key: str, seconds: float) -> None:
+    """Record what :func:`read_spent` returns."""
+    _write(key + SPENT, f"{seconds:.3f}".encode("ascii"))
+
+
+def _read(file_name: str) -> bytes | None:
+    """The bytes of a file of the cache; None if there is none that can be trusted."""
     with _cache() as folder:
         if folder is None:
             return None
         try:
-            name, directory = reach(folder.path / (key + SUFFIX), folder)
+            name, directory = reach(folder.path / file_name, folder)
             # Never wait for a pipe.
             descriptor = os.open(name, os.O_RDONLY | NO_LINK | getattr(os, "O_NONBLOCK", 0), dir_fd=directory)
             try:
@@ -53,28 +82,26 @@ def read_kernel(key: str) -> tuple[str, bytes] | None:
                 if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
                     return None
                 with open(descriptor, "rb", closefd=False) as file:
-                    data = file.read(MOST_BYTES)  # a longer file has another hash, then
+                    return file.read(MOST_BYTES)  # a longer file has another hash, then
             finally:
                 os.close(descriptor)
         except OSError:
             return None
-    return _unpacked(key, data)
 
 
-def write_kernel(key: str, name: str, code: bytes) -> bool:
-    """Store a kernel under a key in one step; return whether it is stored. If that fails, on a full disk for
-    example, nothing is stored."""
+def _write(file_name: str, data: bytes) -> bool:
+    """Store a file in one step; return whether it is stored."""
     with _cache() as folder:
         if folder is None:
             return False
-        path = folder.path / (key + SUFFIX)
+        path = folder.path / file_name
         temporary = folder.path / f"{secrets.token_hex(8)}.tmp"
         (old, directory), (new, _) = reach(temporary, folder), reach(path, folder)
         try:
             descriptor = open_to_write(temporary, folder, flags=os.O_CREAT | os.O_EXCL, mode=0o600)
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(_packed(key, name, code))
+                    file.write(data)
                 os.replace(old, new, src_dir_fd=directory, dst_dir_fd=directory)
             except OSError:
                 os.unlink(old, dir_fd=directory)

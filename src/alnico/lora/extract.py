@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from alnico.checkpoint.durable import write_file
+from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.layouts import transformers_names
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_adapter import PREFIX
@@ -195,6 +196,7 @@ def extract(
         PEFT's.
     """
     begin = time.perf_counter()
+    tuned, base = model_path(tuned, "tuned"), model_path(base, "base")
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     options = _checked(rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed)
     target = Path(out)

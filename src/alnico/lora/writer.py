@@ -22,7 +22,7 @@ from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.matrix import rounding_kernel
 from alnico.errors import NonFiniteError, RunError
 from alnico.folders import make_folder
-from alnico.kernels.build import compile_kernel
+from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import ARITHMETIC, CODES
 from alnico.numerics.digest import HASH, PieceHasher, TensorDigest
 from alnico.numerics.dtypes import DTYPES
@@ -212,7 +212,7 @@ def encoded(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
     """Encode numbers as ``dtype``, each rounded once. Errors: NonFiniteError naming the tensor ``name`` and the index."""
     width = DTYPES[dtype].bytes
     out = np.empty(values.size * width, np.uint8)
-    kernel, no_base, weight = compile_kernel(rounding_kernel()), np.empty(0, np.uint8), np.ones(1)
+    kernel, no_base, weight = kernel_for(rounding_kernel(), values.size), np.empty(0, np.uint8), np.ones(1)
     codes = np.array([CODES["F64"]], np.int64)
     for first in range(0, values.size, BLOCK):
         part = np.ascontiguousarray(values[first : first + BLOCK], np.float64)

@@ -196,12 +196,14 @@ def parents_of(plan: Plan) -> list[Parent]:
     models: dict[str, tuple[Source, dict[str, None]]] = {}
     for stage in (*plan.stages, plan):
         used = {i.model for job in stage.jobs for i in job.read}
+        merged = {i.model for job in stage.jobs for i in job.inputs}
         for i, (reference, source) in enumerate(zip(stage.recipe.references, stage.models, strict=True)):
             if reference in plans:
                 continue
             _, parts = models.setdefault(reference, (source, {}))
             if i in used:
-                parts["base" if reference == stage.recipe.base_model else "merged"] = None
+                is_base = reference == stage.recipe.base_model
+                parts["base" if is_base else "merged" if i in merged else "base of some tensors"] = None
             if stage is donor and i == donor.donor:
                 parts["config, tokenizer"] = None
     return [Parent(r, source, tuple(parts) or ("tokens",)) for r, (source, parts) in models.items()]

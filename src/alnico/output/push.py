@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from alnico.checkpoint.file_arguments import merge_path
 from alnico.checkpoint.hub import upload
 from alnico.output.validate import check_finished
 
@@ -29,7 +30,7 @@ def push(
         quiet: Draw no progress bars.
     Errors: ModelError and OutputError for a directory that is not a finished merge, HubError.
     """
-    folder = Path(out)
+    folder = Path(merge_path(out, "push"))
     check_finished(folder)
     title = message or f"Merge with alnico: {folder.resolve().name}"
     return upload(folder, name, private=private, branch=branch, message=title, quiet=quiet)

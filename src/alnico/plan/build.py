@@ -33,7 +33,7 @@ from alnico.plan.norm_weights import known_norms, with_norms
 from alnico.plan.sections import Sections, build_sections
 from alnico.plan.tensor_matching import check_factors, check_modules
 from alnico.recipe.reference import replace_references, resolve_reference
-from alnico.recipe.schema import Recipe
+from alnico.recipe.schema import Recipe, Rule
 from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.vocabulary.chat_template import check_setting, plan_chat_template
 from alnico.vocabulary.output_vocabulary import VocabularyPlan, plan_vocabulary
@@ -162,6 +162,7 @@ def _plan(
         files=files,
         left=left,
         norm_weight_groups=groups,
+        rules=builder.rules(),
     )
     norms = known_norms(plan, (".", recipe.folder))
     return with_norms(plan, norms) if norms else plan
@@ -315,12 +316,31 @@ def _unused_models(recipe: Recipe, references: list[str], sections: Sections, jo
     used = {i.model for job in jobs for i in job.read}
     methods = dict.fromkeys(s.merge_method for s in sections.parts)
     listed = {p.model for s in sections.parts for p in s.listed}
+    of_rules = {r: i for i, rule in enumerate(recipe.methods) for r in _models_of(rule)}
     tokenizer_models = recipe.tokenizer.references if recipe.tokenizer is not None else ()
-    return [
+    notes = [
         f"{reference} is not merged by {' and '.join(methods)}; the output only has its config, tokenizer "
         "and side files."
         for i, reference in enumerate(references)
         if i not in used
         and i not in listed
+        and reference not in of_rules
         and (reference not in tokenizer_models or reference == recipe.base_model)
     ]
+    notes += [
+        f"{reference} is named by methods[{of_rules[reference]}] alone, which uses none of its tensors."
+        for i, reference in enumerate(references)
+        if i not in used and i not in listed and reference in of_rules and reference != recipe.base_model
+    ]
+    if of_rules:
+        notes += [
+            f"{reference} is listed, but rules under methods make all tensors, without it."
+            for i, reference in enumerate(references)
+            if i not in used and i in listed
+        ]
+    return notes
+
+
+def _models_of(rule: Rule) -> list[str]:
+    """Return the models and the base that a rule names itself."""
+    return [*(entry.reference for entry in rule.models), *([rule.base_model] if rule.base_model else [])]

@@ -95,13 +95,15 @@ def _scopes(recipe: Recipe, sections: Sequence[Section]) -> list[tuple[str, Para
             level = part.entry.parameters
             scopes.setdefault(id(level), (f"{start}[{i}].parameters", level, {}))[2].update(names)
     for i, rule in enumerate(recipe.methods):
-        fitting = [n for s in sections for n in s.names if s.rule_of(n) is rule]
-        if fitting:
-            scopes[id(rule.parameters)] = (
-                f"methods[{i}].parameters",
-                rule.parameters,
-                dict.fromkeys(fitting),
-            )
+        fitting = [(s, n) for s in sections for n in s.names if s.rule_of(n) is rule]
+        if not fitting:
+            continue
+        names = dict.fromkeys(n for _, n in fitting)
+        scopes[id(rule.parameters)] = (f"methods[{i}].parameters", rule.parameters, names)
+        for j, entry in enumerate(rule.models):
+            parts = {id(s): s.parts_of(rule)[j].names for s, _ in fitting}
+            names = dict.fromkeys(m for s, n in fitting for m in (n, parts[id(s)].get(n)) if m is not None)
+            scopes[id(entry.parameters)] = (f"methods[{i}].models[{j}].parameters", entry.parameters, names)
     return list(scopes.values())
 
 

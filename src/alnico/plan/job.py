@@ -150,6 +150,8 @@ class Plan:
     """Side files of the donor that are not copied."""
     norm_weight_groups: tuple[NormWeightGroup, ...] = field(default=(), compare=False)
     """Weights computed from norms. Until the norms are known, the jobs have equal weights."""
+    rules: tuple[RuleUse, ...] = field(default=(), compare=False)
+    """What the rules under ``methods`` do, in order."""
     stages: tuple[Plan, ...] = field(default=(), compare=False)
     """The plans of earlier stages, in the order in which they ran. Their sources are closed."""
 
@@ -238,6 +240,7 @@ class Plan:
                 {"model": self.sources[d.model].label, "tensor": d.name, "bytes": d.byte_size, "why": d.why}
                 for d in self.dropped
             ],
+            **({"rules": [rule.data(self.sources) for rule in self.rules]} if self.rules else {}),
             **(
                 {"weights": [w.data(self.sources) for w in self.norm_weight_groups]}
                 if self.norm_weight_groups
@@ -263,6 +266,32 @@ def count_by_reason(jobs: tuple[Job, ...]) -> Mapping[tuple[JobKind, str], list[
     for job in jobs:
         groups.setdefault((job.kind, job.why), []).append(job)
     return groups
+
+
+@dataclass(frozen=True)
+class RuleUse:
+    """What a rule under ``methods`` does: the number of its tensors, and the models that it reads for them.
+
+    ``models`` and ``base`` are positions in ``Plan.sources``, in the order of the rule. ``base`` is None if
+    the rule's method uses none.
+    """
+
+    filter: str
+    merge_method: str
+    tensors: int
+    models: tuple[int, ...]
+    base: int | None
+
+    def data(self, sources: Sequence[Source]) -> dict[str, Any]:
+        """Return plain data for ``--json``."""
+        base = {"base": sources[self.base].label} if self.base is not None else {}
+        return {
+            "filter": self.filter,
+            "merge_method": self.merge_method,
+            "tensors": self.tensors,
+            "models": [sources[m].label for m in self.models],
+            **base,
+        }
 
 
 Norms = tuple[float, ...]

@@ -12,7 +12,7 @@ from alnico.errors import MethodError
 from alnico.methods.base import MatrixMethod, Merge, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
-from alnico.plan.job import Dropped, Input, Job, JobKind, NormWeightGroup, PendingJob
+from alnico.plan.job import Dropped, Input, Job, JobKind, NormWeightGroup, PendingJob, RuleUse
 from alnico.plan.layers import Layers, count_layers, depth_of, layer_position
 from alnico.plan.norm_weights import group_place, pending_job
 from alnico.plan.sections import REST, ModelPart, Section, Sections, TensorMethod
@@ -51,6 +51,8 @@ class JobBuilder:
         self.matcher = TensorMatcher(sources, donor, recipe.missing)
         self.statistics = StatisticsInputs(sources, recipe.folder, new_rows)
         self.jobs: dict[str, Job] = {}
+        self._rules: dict[str, int] = {}
+        """Positions of the rules that make tensors, by the tensors' names."""
         self.notes: list[str] = []
         self._merges: dict[Any, Merge | MatrixMethod] = {}
         self._constant_options: dict[tuple[int, int], dict[str, Any]] = {}
@@ -68,8 +70,11 @@ class JobBuilder:
         if not self.matcher.problems and self.recipe.tokenizer is None:
             self.matcher.check_vocabularies(self._models_with_embeddings(matched))
         self.matcher.refuse()
+        positions = {id(rule): i for i, rule in enumerate(self.recipe.methods)}
         for tensor in matched:
             self.jobs[tensor.name] = self._job(tensor)
+            if tensor.method.rule is not None:
+                self._rules[tensor.name] = positions[id(tensor.method.rule)]
         self._note_gradients(matched)
         self._note_statistics(matched)
         self._note_heads()
@@ -122,6 +127,22 @@ class JobBuilder:
                     "tie_word_embeddings to false in the output's config.json."
                 )
 
+    def rules(self) -> tuple[RuleUse, ...]:
+        """Return what each rule does: its tensors, and the models that they are read from."""
+        jobs: dict[int, list[Job]] = {}
+        for name, position in self._rules.items():
+            jobs.setdefault(position, []).append(self.jobs[name])
+        return tuple(
+            RuleUse(
+                rule.filter,
+                rule.merge_method,
+                len(made := jobs.get(i, [])),
+                tuple(dict.fromkeys(given.model for job in made for given in job.inputs)),
+                next((job.base.model for job in made if job.base is not None), None),
+            )
+            for i, rule in enumerate(self.recipe.methods)
+        )
+
     def dropped(self, jobs: list[Job]) -> list[Dropped]:
         """Return the tensors of the merged models that are not in the output, and why."""
         reasons = {(m, n): why for m, n, why in self.matcher.dropped}
@@ -137,6 +158,9 @@ class JobBuilder:
 
     def _why_not(self, name: str, by_name: Mapping[str, Job], *, is_listed: bool) -> str:
         place = layer_position(name)
+        rule = self._rules.get(name)
+        if rule is not None and self.recipe.methods[rule].models:
+            return f"methods[{rule}] merges other models there"
         if place is not None and is_listed:
             return "the recipe copies another model there"
         if place is not None and any(place.stack == stack for stack in self.sections.layers):
@@ -177,7 +201,7 @@ class JobBuilder:
             )
         try:
             options = self._options(name, section, chosen)
-            setting = find_norm_weight(options, [p.entry for p in chosen.parts], section.named_base)
+            setting = find_norm_weight(options, [p.entry for p in chosen.parts], chosen.named_base)
             if setting is not None:
                 return self._norm_weighted(name, section, chosen, options, setting)
             return self._mixed(name, section, chosen, options)

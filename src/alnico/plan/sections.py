@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError, RecipeError
@@ -12,7 +12,14 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.plan import families
 from alnico.plan.layers import LayerPosition, Layers, count_layers, depth_of, depths, layer_position
-from alnico.recipe.options import Levels, TensorPlace, matches_filter, options_at, preset_options
+from alnico.recipe.options import (
+    Levels,
+    TensorPlace,
+    matches_filter,
+    options_at,
+    preset_options,
+    starts_from_a_model,
+)
 from alnico.recipe.schema import (
     Cases,
     ModelEntry,
@@ -66,6 +73,10 @@ class TensorMethod:
     options apply, not those of the merge, such as the scale of the merged task vector."""
     measured_from: ModelPart | None = None
     """The base for norm weights, if the method itself uses no base."""
+    listed: tuple[ModelPart, ...] = ()
+    """All models of the section, or those that the rule lists itself."""
+    named_base: str | None = None
+    """The base's reference in the recipe or the rule."""
 
     @property
     def needed(self) -> tuple[ModelPart, ...]:
@@ -99,7 +110,7 @@ class Section:
     _methods: dict[int, TensorMethod] = field(default_factory=dict)
 
     def rule_of(self, name: str) -> Rule | None:
-        return next((r for r in self.rules if matches_filter(r.filter, name)), None)
+        return first_rule(self.rules, name)
 
     def method_for(self, name: str) -> TensorMethod:
         """Return the method that makes the tensor ``name``, with its models."""
@@ -107,6 +118,14 @@ class Section:
         if id(rule) not in self._methods:
             self._methods[id(rule)] = self._choose_method(rule)
         return self._methods[id(rule)]
+
+    def parts_of(self, rule: Rule) -> tuple[ModelPart, ...]:
+        """Return the parts of the models that a rule lists itself, with its options.
+
+        Errors: RecipeError for a model that a slice lists with several ranges of layers.
+        """
+        parts = [(self._only(entry.reference), entry) for entry in rule.models]
+        return tuple(replace(part, entry=replace(entry, layers=part.entry.layers)) for part, entry in parts)
 
     def _choose_method(self, rule: Rule | None) -> TensorMethod:
         method = find(rule.merge_method if rule is not None else self.merge_method)
@@ -120,10 +139,10 @@ class Section:
             return TensorMethod(
                 method, (part,), part if method.space == "delta" else None, rule, copies_one_model=True
             )
+        if rule is not None and (rule.models or rule.base_model is not None):
+            return self._choose_models(method, rule)
         base = self.base
-        uses_norms = "weight" in method.options and any(
-            _has_norm_weight(p["weight"]) for p in self._scopes(rule) if "weight" in p
-        )
+        uses_norms = _uses_norms(method, self._scopes(rule, self.listed))
         if (
             base is None
             and self.named_base
@@ -134,13 +153,57 @@ class Section:
                 f"{self.named_base} are ambiguous. List the base among the sources, with its layer_range."
             )
         others = tuple(p for p in self.listed if p is not base)
+        return self._with_models(method, rule, self.listed, base, others, self.named_base, uses_norms)
+
+    def _choose_models(self, method: Method, rule: Rule) -> TensorMethod:
+        """Return the method of a rule that names its own models or base, with these."""
+        listed = self.parts_of(rule) if rule.models else self.listed
+        named = rule.base_of(self.named_base, starts_from_a_model(method))
+        uses_norms = _uses_norms(method, self._scopes(rule, listed))
+        base = None
+        if named is not None and (method.space == "delta" or method.base == "first" or uses_norms):
+            base = next((p for p in listed if p.entry.reference == named), None) or self._only(named)
+        others = tuple(p for p in listed if base is None or p.entry.reference != named)
+        return self._with_models(method, rule, listed, base, others, named, uses_norms)
+
+    def _with_models(
+        self,
+        method: Method,
+        rule: Rule | None,
+        listed: tuple[ModelPart, ...],
+        base: ModelPart | None,
+        others: tuple[ModelPart, ...],
+        named_base: str | None,
+        uses_norms: bool,
+    ) -> TensorMethod:
+        """Return the method with its models in order: ``others`` are those of ``listed`` without the base."""
         if method.space == "delta" and base is not None and not others:
             return TensorMethod(find("passthrough"), (base,), None, rule, copies_one_model=True)
-        if method.space == "delta":
-            return TensorMethod(method, others, base, rule)
-        if method.base == "first" and base is not None:
-            return TensorMethod(method, (base, *others), None, rule)
-        return TensorMethod(method, self.listed, None, rule, measured_from=base if uses_norms else None)
+        parts, measured_from = others, None
+        if method.space != "delta":
+            measured_from = base if uses_norms and method.base != "first" else None
+            parts = (base, *others) if method.base == "first" and base is not None else listed
+            base = None
+        return TensorMethod(
+            method,
+            parts,
+            base,
+            rule,
+            copies_one_model=rule is not None and bool(rule.models) and method.name == "passthrough",
+            measured_from=measured_from,
+            listed=listed,
+            named_base=named_base,
+        )
+
+    def _only(self, reference: str) -> ModelPart:
+        ranges = dict.fromkeys(p.entry.layers for p in self.listed if p.entry.reference == reference)
+        if len(ranges) > 1:
+            shown = " and ".join(str(list(layers or ())) for layers in ranges)
+            raise RecipeError(
+                f"{self.label}: its sources have the layers {shown} of {reference}, which a rule under methods "
+                "names, so its layers are ambiguous. List it once among the sources, or name another model."
+            )
+        return self._of(reference)
 
     def _of(self, reference: str) -> ModelPart:
         return next((p for p in self.listed if p.entry.reference == reference), None) or self.make(reference)
@@ -151,24 +214,30 @@ class Section:
         preset = preset_options(
             chosen.method, rule.preset if rule is not None and rule.preset is not None else self.preset
         )
-        own = rule.parameters if rule is not None else {}
+        own = rule.parameters if rule is not None and rule.merge_method == chosen.method.name else {}
         entries = [p.entry for p in chosen.parts]
+        under = tuple(p.entry.parameters for p in chosen.listed)
         if chosen.copies_one_model:
             levels = Levels(own, (preset,))
-            entries = [ModelEntry(e.reference) for e in entries]
+            if rule is None or not rule.models:
+                entries = [ModelEntry(e.reference) for e in entries]
+        elif rule is not None and rule.models:
+            levels = Levels({}, (own, *self.shared, preset), under)
         else:
-            levels = Levels(own, (*self.shared, preset), tuple(p.entry.parameters for p in self.listed))
+            levels = Levels(own, (*self.shared, preset), under)
         place = TensorPlace(name, self.depth.get(name, 0.0) if depth is None else depth)
         return options_at(chosen.method, levels, entries, place, [p.names[name] for p in chosen.parts])
 
     def varies(self, chosen: TensorMethod) -> bool:
         """Do the options of the method differ between tensors?"""
-        return any(is_varied(value) for scope in self._scopes(chosen.rule) for value in scope.values())
+        return any(
+            is_varied(value) for scope in self._scopes(chosen.rule, chosen.listed) for value in scope.values()
+        )
 
-    def _scopes(self, rule: Rule | None) -> list[Parameters]:
+    def _scopes(self, rule: Rule | None, listed: Sequence[ModelPart]) -> list[Parameters]:
         return [
             *self.shared,
-            *(p.entry.parameters for p in self.listed),
+            *(p.entry.parameters for p in listed),
             rule.parameters if rule is not None else {},
         ]
 
@@ -305,11 +374,25 @@ class _SectionBuilder:
         named = self.recipe.base_model
         base = self._base(listed, named, part, None)
         names = dict.fromkeys([*own.names.values(), *(n for p in listed for n in p.names)])
+        names |= dict.fromkeys(self._names_of_rules(functools.partial(_part_of, part, None)))
         donor = part(ModelEntry(self.references[self.donor]))
         label = module.name if module else ""
         self._add(
             label, method, listed, base, donor, named, self.shared(None, module), part, names, depths(names)
         )
+
+    def _names_of_rules(self, make: Callable[[str], ModelPart]) -> Iterator[str]:
+        """Yield the names of tensors that rules make of their own models, which the recipe may not list."""
+        for rule in self.recipe.methods:
+            method = find(rule.merge_method)
+            uses_base = rule.base_model and (method.space == "delta" or method.base == "first")
+            references = [e.reference for e in rule.models] + ([rule.base_model] if uses_base else [])
+            for reference in dict.fromkeys(r for r in references if r):
+                try:
+                    part = make(reference)
+                except MismatchError:  # raised again where the rule makes a tensor of this section
+                    continue
+                yield from (n for n in part.names if first_rule(self.recipe.methods, n) is rule)
 
     def _check_whole(self, entry: ModelEntry, model: int, members: _Members) -> None:
         """Check that the ``layer_range`` of a model that is merged whole has all its layers.
@@ -349,6 +432,10 @@ class _SectionBuilder:
             named = slice_.base_model or self.recipe.base_model
             base = self._base(listed, named, part, next(iter(ranges)) if len(ranges) == 1 else None)
             names = dict.fromkeys(n for p in (*listed, *([base] if base else [])) for n in p.names)
+            if len(ranges) == 1:
+                layers = next(iter(ranges))
+                found = self._names_of_rules(functools.partial(_part_of, part, layers))
+                names |= dict.fromkeys(found)
             entry = slice_.models[0]
             assert entry.layers is not None
             model = self.references.index(entry.reference)
@@ -462,6 +549,15 @@ class _SectionBuilder:
     ) -> None:
         ranges = {p.entry.layers for p in listed}
         layers = next(iter(ranges)) if len(ranges) == 1 else None
+
+        def make(reference: str) -> ModelPart:
+            if len(ranges) > 1:
+                raise RecipeError(
+                    f"{label}: its sources have different layers, so the layers of {reference}, which a rule "
+                    "under methods names, are ambiguous. List it among the sources, with its layer_range."
+                )
+            return part(ModelEntry(reference, layers=layers))
+
         self.sections.append(
             Section(
                 label=label,
@@ -471,7 +567,7 @@ class _SectionBuilder:
                 shared=shared,
                 preset=self.recipe.preset,
                 rules=self.recipe.methods,
-                make=lambda reference: part(ModelEntry(reference, layers=layers)),
+                make=make,
                 donor=donor,
                 named_base=named_base,
                 names=tuple(names),
@@ -506,6 +602,17 @@ class _SectionBuilder:
             )
 
 
+def _part_of(
+    part: Callable[[ModelEntry], ModelPart], layers: tuple[int, int] | None, reference: str
+) -> ModelPart:
+    return part(ModelEntry(reference, layers=layers))
+
+
+def first_rule(rules: Sequence[Rule], name: str) -> Rule | None:
+    """Return the first rule whose filter matches a tensor's name."""
+    return next((r for r in rules if matches_filter(r.filter, name)), None)
+
+
 def _length(slice_: Slice) -> int:
     layers = slice_.models[0].layers
     assert layers is not None
@@ -520,6 +627,11 @@ def _slice_depths(names: Iterable[str], stack: str, begin: int, count: int) -> d
         inside = place is not None and place.stack == stack and begin <= place.layer < begin + count
         depth_by_name[name] = depth_of(place.layer - begin, count) if place is not None and inside else 0.0
     return depth_by_name
+
+
+def _uses_norms(method: Method, scopes: Iterable[Parameters]) -> bool:
+    """Do options of a method depend on norms?"""
+    return "weight" in method.options and any(_has_norm_weight(p["weight"]) for p in scopes if "weight" in p)
 
 
 def _has_norm_weight(setting: Setting) -> bool:

@@ -81,6 +81,8 @@ class TensorMatcher:
         holders = [p for p in chosen.needed if name in p.names]
         lacking = [p for p in chosen.needed if name not in p.names]
         donor = section.donor if section.donor is not None and name in section.donor.names else None
+        if not holders and donor is None and chosen.rule is not None and chosen.rule.models:
+            donor = next((p for p in section.listed if name in p.names), None)  # not lost silently
         if not holders and donor is None:
             return None  # only a base that the method does not use has it
         if not lacking:

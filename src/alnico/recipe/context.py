@@ -9,7 +9,7 @@ from alnico.errors import near_name
 from alnico.methods.base import Method
 from alnico.recipe import dialect, scalars
 from alnico.recipe.keys import MAY_BE_EMPTY, TOKENIZER, TOP
-from alnico.recipe.schema import ModelEntry, Parameters
+from alnico.recipe.schema import ModelEntry, Parameters, Rule
 from alnico.recipe.yaml_nodes import Node, ParseContext, holds_anchors, shorten
 
 
@@ -29,6 +29,8 @@ class RecipePart:
     shared: tuple[tuple[str, Parameters], ...]
     """The parameters of its slice and module, each with its place. The recipe's parameters come after
     them."""
+    rule: Rule | None = None
+    """The rule that lists these models itself."""
 
 
 @dataclass
@@ -46,6 +48,11 @@ class Context:
     failed: set[str] = field(default_factory=set)
     """Option keys with an invalid value somewhere."""
     parts: list[RecipePart] = field(default_factory=list)
+
+    @property
+    def listed(self) -> tuple[RecipePart, ...]:
+        """The parts that rules apply to: all except those of rules with their own models."""
+        return tuple(part for part in self.parts if part.rule is None)
 
     @property
     def methods(self) -> tuple[Method, ...]:

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.errors import MethodError, RecipeError
 from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.recipe import dialect
 from alnico.recipe.load import load_recipe
+from alnico.recipe.options import starts_from_a_model
 from alnico.recipe.schema import Recipe
 
 
@@ -114,8 +116,9 @@ def recipe_of_options(
     words: Words = IN_PYTHON,
 ) -> Recipe:
     """Make the recipe of :func:`make_recipe`. Errors are in ``words``."""
-    references = [_plain_path(path) for path in path_list(models)]
-    base = None if base is None else _plain_path(path_list(base)[0])
+    in_memory = "alnico.merge_models and alnico.merge_state_dicts merge models in memory."
+    references = [_plain_path(path) for path in path_list(models, in_memory=in_memory)]
+    base = None if base is None else _plain_path(model_path(base, "base", in_memory=in_memory))
     notes = []
     try:
         merges = find(method)
@@ -148,11 +151,6 @@ def recipe_of_options(
         raise type(error)(*lines) from None
     notes += [in_words(note, words, options, references) for note in recipe.notes]
     return dataclasses.replace(recipe, notes=tuple(notes))
-
-
-def starts_from_a_model(method: Method) -> bool:
-    """Does a method merge two models, one of which is the base?"""
-    return method.base in ("first", "required") and method.models[1] == 1 + (method.base == "first")
 
 
 def _plain_path(reference: str) -> str:

@@ -22,6 +22,7 @@ from alnico.recipe.keys import (
     PATH,
     REFERENCE,
     RULE,
+    RULE_MODEL,
     SLICE,
     SOURCE,
     TOKEN,
@@ -149,13 +150,22 @@ def _model_definitions(shared: Mapping[str, Schema], one_of: list[Schema]) -> di
         "sources": {**LISTED, "items": _ref("source")},
     }
     of_module = {**shared, **{key: _or_null(shared[key]) for key in ("models", "slices")}}
+    of_rule = {
+        **shared,
+        "models": {**LISTED, "items": {"anyOf": [TEXT, _ref("rule_model")]}},
+        "base_model": _or_null(_ref("reference")),
+    }
     idle = dialect.WITHOUT_EFFECT
     return {
         "model": _object(ENTRY, entry, ("model",), idle),
         "source": _object(SOURCE, entry, ("model", "layer_range"), idle),
         "slice": _object(SLICE, of_slice, ("sources",), idle),
         "module": {**_object(MODULE, of_module, (), idle), "oneOf": one_of},
-        "rule": _object(RULE, shared, ("filter", "merge_method"), idle),
+        "rule": {
+            **_object(RULE, of_rule, ("filter", "merge_method"), idle),
+            "not": {"anyOf": [{"required": ["model", key]} for key in ("models", "base_model")]},
+        },
+        "rule_model": _object(RULE_MODEL, entry, ("model",), idle),
     }
 
 

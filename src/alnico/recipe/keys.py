@@ -65,7 +65,14 @@ RULE: Keys = {
     "merge_method": "The method of these tensors.",
     "parameters": "Options of this method. They override all others. A list has one value per model, in order.",
     "model": "For a method that takes one model: that model's reference, or base.",
+    "models": "The models of this rule, in its order, in place of the recipe's. They need not be among those.",
+    "base_model": "The base of this rule, in place of the recipe's; null for none.",
     "preset": "A named set of option values of this method.",
+}
+
+RULE_MODEL: Keys = {
+    "model": ENTRY["model"],
+    "parameters": "Options for this model under this rule. They override the rule's own.",
 }
 
 CASE: Keys = {

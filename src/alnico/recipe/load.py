@@ -84,9 +84,16 @@ def read_source(
     if isinstance(source, Mapping):
         return yaml.safe_dump(to_plain_data(source, "the mapping", 0), sort_keys=False), "recipe", ".", False
     if not isinstance(source, (str, bytes, os.PathLike)):
+        listed = source if isinstance(source, (list, tuple)) else [source]
+        are_paths = all(isinstance(model, (str, os.PathLike)) for model in listed)
         raise RecipeError(
             f"recipe is of type {type(source).__name__}; expected a path, a mapping or a Recipe. "
-            "alnico.make_recipe(models, method) makes one of models."
+            + (
+                "alnico.make_recipe(models, method) makes one of models."
+                if are_paths
+                else "alnico.make_recipe(models, method) makes one of paths, and alnico.merge_models(models, "
+                "method) merges models in memory."
+            )
         )
     path = os.fsdecode(source)
     if "\n" in path:

@@ -9,7 +9,7 @@ from typing import Any
 from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, RecipePart
-from alnico.recipe.keys import ENTRY, MODULE, PATH, REFERENCE, SLICE, SOURCE
+from alnico.recipe.keys import ENTRY, MODULE, PATH, REFERENCE, SLICE, SOURCE, Keys
 from alnico.recipe.parameters import read_parameters
 from alnico.recipe.schema import ModelEntry, Module, Parameters, Slice
 from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote, shorten
@@ -37,8 +37,8 @@ def read_listed(
     slices: tuple[Slice, ...] = ()
     if "models" in keys:
         node = keys["models"]
-        entries, lines = _entries(
-            node, f"{prefix}models", context.methods_of_level(method), context, has_layers=False
+        entries, lines = read_entries(
+            node, f"{prefix}models", context.methods_of_level(method), context, ENTRY
         )
         models = entries
         if method is not None:
@@ -51,12 +51,12 @@ def read_listed(
     return models, slices
 
 
-def _entries(
-    node: Node, where: str, level: tuple[Method, ...], context: Context, *, has_layers: bool
+def read_entries(
+    node: Node, where: str, level: tuple[Method, ...], context: Context, keys: Keys
 ) -> tuple[tuple[ModelEntry, ...], tuple[int, ...]]:
-    """Read a list of models or sources; return its entries and their lines."""
+    """Read a list of models or sources, each with some of ``keys``; return its entries and their lines."""
     reading = context.reading
-    keys = SOURCE if has_layers else ENTRY
+    has_layers = keys is SOURCE
     if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
         actual = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
         hint = _as_list(node, has_layers=has_layers)
@@ -92,7 +92,8 @@ def _entries(
             continue
         reference = read_reference(item.value.get("model"), f"{place}.model", item.line, reading)
         parameters = read_parameters(item.value.get("parameters"), f"{place}.parameters", level, context)
-        layers = _layers(item, place, reading) if has_layers or "layer_range" in item.value else None
+        may_have_layers = "layer_range" in keys and "layer_range" in item.value
+        layers = _layers(item, place, reading) if has_layers or may_have_layers else None
         if reference is None or (layers is None and has_layers):
             continue
         if layers is not None and not has_layers:
@@ -212,7 +213,7 @@ def _slice(
             node.line, f"{where}.sources is missing; expected a list of models, each with its layer_range."
         )
         return None
-    sources, lines = _entries(keys["sources"], f"{where}.sources", level, context, has_layers=True)
+    sources, lines = read_entries(keys["sources"], f"{where}.sources", level, context, SOURCE)
     counts = [end - first for e in sources if e.layers is not None for first, end in [e.layers]]
     for entry, count, entry_line in zip(sources, counts, lines, strict=True):
         if count != counts[0]:

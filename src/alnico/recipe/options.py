@@ -158,6 +158,11 @@ def merged_entries(
     return tuple(entries)
 
 
+def starts_from_a_model(method: Method) -> bool:
+    """Does a method merge two models, one of which is the base?"""
+    return method.base in ("first", "required") and method.models[1] == 1 + (method.base == "first")
+
+
 def translate_setting(method: Method, key: str, setting: Setting) -> Setting:
     """Translate a setting written under mergekit's name, or under a synonym.
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from alnico.methods.base import Method
 from alnico.recipe import scalars
-from alnico.recipe.context import Context
-from alnico.recipe.keys import LINES, RULE
-from alnico.recipe.models import MAX_MODELS, read_reference
+from alnico.recipe.context import Context, RecipePart
+from alnico.recipe.keys import LINES, RULE, RULE_MODEL
+from alnico.recipe.models import MAX_MODELS, read_entries, read_reference
+from alnico.recipe.options import starts_from_a_model
 from alnico.recipe.parameters import read_filter, read_parameters
-from alnico.recipe.schema import Lines, Rule
+from alnico.recipe.schema import Lines, ModelEntry, Rule
 from alnico.recipe.yaml_nodes import Node, quote
 
 
@@ -53,8 +56,64 @@ def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, 
                 "use passthrough.",
             )
         preset = read_preset(keys.get("preset"), f"{where}.preset", (method,), context)
-        rules.append((Rule(pattern, method.name, parameters, model, preset), method, item.line))
+        before = len(reading.mistakes)
+        models, lines = _models(keys, where, method, context)
+        base = _base(keys, where, context)
+        if len(reading.mistakes) > before:
+            continue
+        rule = Rule(pattern, method.name, parameters, model, preset, models, base)
+        rules.append((rule, method, item.line))
+        if models:
+            context.parts.append(
+                _own_part(rule, where, (keys["models"].line, item.line, lines), method, context)
+            )
     return rules
+
+
+def _models(
+    keys: Mapping[str, Node], where: str, method: Method, context: Context
+) -> tuple[tuple[ModelEntry, ...], tuple[int, ...]]:
+    """Read the models of a rule, each with its line; none if it merges those of the recipe."""
+    for key in ("models", "base_model"):
+        if "model" in keys and key in keys:
+            context.reading.wrong(
+                keys[key].line,
+                f"{where} has model, whose tensors are copied, and {key}; expected one of them. Remove one.",
+            )
+            return (), ()
+    if "models" not in keys:
+        return (), ()
+    return read_entries(keys["models"], f"{where}.models", (method,), context, RULE_MODEL)
+
+
+def _base(keys: Mapping[str, Node], where: str, context: Context) -> str | None:
+    """Read the base of a rule: empty if it is null, None if the rule names none."""
+    node = keys.get("base_model")
+    if node is None or node.value is None:
+        return None if node is None else ""
+    base = read_reference(node, f"{where}.base_model", 0, context.reading)
+    if base is None:
+        context.failed.add("base_model")
+    return base
+
+
+def _own_part(
+    rule: Rule, where: str, lines: tuple[int, int, tuple[int, ...]], method: Method, context: Context
+) -> RecipePart:
+    """Return the part of a recipe that a rule with its own models is."""
+    base = context.base_model or next((p.base_model for p in context.listed if p.base_model), None)
+    levels = [level for part in context.listed for level in part.shared if level[1]]
+    return RecipePart(
+        f"{where}.models",
+        lines[0],
+        lines[1],
+        method,
+        rule.models,
+        lines[2],
+        rule.base_of(base, starts_from_a_model(method)),
+        ((f"{where}.parameters", rule.parameters), *levels),
+        rule,
+    )
 
 
 def read_preset(node: Node | None, where: str, methods: tuple[Method, ...], context: Context) -> str | None:

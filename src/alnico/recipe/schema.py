@@ -149,7 +149,8 @@ class Module:
 class Rule:
     """A separate method for the tensors whose name matches ``filter``.
 
-    ``model`` is the model that passthrough copies.
+    ``model`` is the model that passthrough copies. ``models`` are merged in place of those that the recipe
+    lists; empty for the latter.
     """
 
     filter: str
@@ -158,6 +159,20 @@ class Rule:
     model: str | None = None
     """A reference, or "base"."""
     preset: str | None = None
+    models: tuple[ModelEntry, ...] = ()
+    base_model: str | None = None
+    """A reference; empty for no base, None for that of the recipe."""
+
+    def base_of(self, base: str | None, starts_from_a_model: bool) -> str | None:
+        """Return the base of the rule, where the recipe's is ``base``.
+
+        A method that starts from one of two models starts from the first of the rule's own.
+        """
+        if self.base_model:
+            return self.base_model
+        if starts_from_a_model and len(self.models) > 1:
+            return self.models[0].reference
+        return base if self.base_model is None else None
 
 
 @dataclass(frozen=True)
@@ -249,6 +264,8 @@ class Recipe:
             yield from module.models
         for part in self._slices():
             yield from part.models
+        for rule in self.methods:
+            yield from rule.models
 
     def _slices(self) -> Iterator[Slice]:
         yield from self.slices
@@ -271,6 +288,7 @@ class Recipe:
         named = [e.reference for e in self._entries()]
         named += [s.base_model for s in self._slices() if s.base_model]
         named += [r.model for r in self.methods if r.model and r.model != "base"]
+        named += [r.base_model for r in self.methods if r.base_model]
         if self.base_model:
             named.append(self.base_model)
         if self.tokenizer is not None:
@@ -298,6 +316,8 @@ class Recipe:
                     "merge_method": r.merge_method,
                     **({"preset": r.preset} if r.preset else {}),
                     **({"model": r.model} if r.model else {}),
+                    **_listed(r.models, ()),
+                    **({"base_model": r.base_model or None} if r.base_model is not None else {}),
                     **_parameters(r.parameters),
                 }
                 for r in self.methods

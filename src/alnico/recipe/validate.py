@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from alnico.errors import AlnicoError
 from alnico.methods.base import Method, Option
@@ -15,6 +16,7 @@ from alnico.recipe.options import (
     merged_entries,
     options_at,
     preset_options,
+    starts_from_a_model,
     translate_setting,
 )
 from alnico.recipe.parameters import describe_setting
@@ -39,9 +41,8 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
     """Report mistakes that only the whole recipe shows."""
     reading = context.reading
     for part in context.parts:
-        _check_base(part.method, part, part.method_line, "", context)
-        preset = preset_options(part.method, recipe.preset)
-        shared = (*part.shared, ("parameters", recipe.parameters), ("preset", preset))
+        _check_base(part.method, part.base_model, part.method_line, _rule_start(part), context)
+        shared = _shared(part, recipe)
         for option in part.method.options.values():
             if option.required and not any(
                 dialect.option_name(part.method, key) == option.name for key in context.failed
@@ -56,12 +57,18 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
     if reading.mistakes:
         return
     for part in context.parts:
-        shared = (
-            *part.shared,
-            ("parameters", recipe.parameters),
-            ("preset", preset_options(part.method, recipe.preset)),
-        )
-        _check_values(part.method, part, shared, context)
+        _check_values(part.method, part, _shared(part, recipe), context)
+
+
+def _shared(part: RecipePart, recipe: Recipe) -> Placed:
+    """Return the levels of parameters above the models of a part."""
+    own = part.rule.preset if part.rule is not None else None
+    preset = preset_options(part.method, own or recipe.preset)
+    return (*part.shared, ("parameters", recipe.parameters), ("preset", preset))
+
+
+def _rule_start(part: RecipePart) -> str:
+    return f"{part.place.removesuffix('.models')}: " if part.rule is not None else ""
 
 
 def _check_pair(part: RecipePart, shared: Placed, context: Context) -> None:
@@ -119,12 +126,8 @@ def _start(part: RecipePart) -> str:
     return "" if part.place == "models" else f"{part.place}: "
 
 
-def _check_base(method: Method, part: RecipePart, line: int, start: str, context: Context) -> None:
-    if (
-        method.base not in ("required", "first")
-        or part.base_model is not None
-        or "base_model" in context.failed
-    ):
+def _check_base(method: Method, base_model: str | None, line: int, start: str, context: Context) -> None:
+    if method.base not in ("required", "first") or base_model is not None or "base_model" in context.failed:
         return
     role = (
         "the model to start from, one of its two"
@@ -159,10 +162,12 @@ def _check_required(
         return
     meaning = f": {option.meaning}" if option.meaning else f" ({option.describe()})"
     if not option.per_model or not any(is_set):
-        place = "under parameters, or under each model" if option.per_model else "under parameters"
+        start = _rule_start(part)
+        place = f"under {part.shared[0][0]}" if start else "under parameters"
+        place += ", or under each model" if option.per_model else ""
         mistake = (
             part.method_line,
-            f"{method.name} needs the option {option.name}{meaning}. Set it {place}.",
+            f"{start}{method.name} needs the option {option.name}{meaning}. Set it {place}.",
         )
         if mistake not in context.reading.mistakes:
             context.reading.wrong(*mistake)
@@ -193,7 +198,11 @@ def _check_shared(option: Option, method: Method, part: RecipePart, shared: Plac
     first = next(iter(settings.values()))
     if any(setting != first for setting in settings.values()):
         places = ", ".join(f"{place}: {describe_setting(s)}" for place, s in settings.items())
-        scope = "the whole merge" if part.place == "models" else "all models of a slice or module"
+        scope = "all models of a slice or module"
+        if part.rule is not None:
+            scope = "all models of a rule"
+        elif part.place == "models":
+            scope = "the whole merge"
         context.reading.wrong(
             part.line,
             f"{option.name} must have one value for {scope}, but it differs ({places}). Set it once, under "
@@ -238,7 +247,8 @@ def _refusal(
     return None
 
 
-def _count_problem(method: Method, part: RecipePart, count: int) -> str | None:
+def _count_problem(method: Method, part: RecipePart, count: int, remedy: str = "") -> str | None:
+    """Say that a method merges another number of models than ``count``, and the ``remedy``; None if it does not."""
     low, high = method.models
     if method.base == "first" and sum(e.reference == part.base_model for e in part.entries) > 1:
         return "base_model is listed more than once under models; expected once. Remove the repetitions."
@@ -249,10 +259,11 @@ def _count_problem(method: Method, part: RecipePart, count: int) -> str | None:
     base = {True: " besides base_model"}.get(
         method.space == "delta", ", base_model one of them" if method.base == "first" else ""
     )
-    remedy = "Add models." if count < low else "Remove models."
     listed = [entry.reference for entry in part.entries]
     if method.name == "slerp" and len(listed) == 2 and part.base_model not in listed:
-        remedy = "For two models and a base that is neither of them, use nuslerp."
+        other = f" Or {remedy[:1].lower()}{remedy[1:]}" if remedy else ""
+        remedy = f"For two models and a base that is neither of them, use nuslerp.{other}"
+    remedy = remedy or ("Add models." if count < low else "Remove models.")
     if method.name == "passthrough" and part.place == "models":
         remedy = "Remove models, or put their layers together by slices in a recipe."
     return f"{method.name} merges {expected} {noun}{base}; found {count}. {remedy}"
@@ -266,17 +277,25 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
     reading = context.reading
     if (
         rule.model == "base"
-        and not any(p.base_model for p in context.parts)
+        and not any(p.base_model for p in context.listed)
         and "base_model" not in context.failed
     ):
         reading.wrong(line, f"{where}.model is base, but there is no base_model. Add base_model: PATH.")
     if rule.model is not None or not context.parts:
         return
+    if rule.models:
+        own = next(p for p in context.parts if p.rule is rule)
+        counts = {len(merged_entries(method, own.entries, own.base_model))}
+        _check_each_model(rule, method, where, line, counts, context)
+        return
     fitting: list[tuple[RecipePart, tuple[ModelEntry, ...]]] = []
     problem = None
-    for part in context.parts:
+    for part in context.listed:
+        part = replace(part, base_model=rule.base_of(part.base_model, starts_from_a_model(method)))
         entries = merged_entries(method, part.entries, part.base_model)
-        count_problem = _count_problem(method, part, len(entries))
+        count_problem = _count_problem(
+            method, part, len(entries), f"Name the models of this rule under {where}.models."
+        )
         problem = problem or count_problem
         if count_problem is None:
             fitting.append((part, entries))
@@ -287,19 +306,9 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
             )
         reading.wrong(line, f"{where}: {problem}")
         return
-    _check_base(method, fitting[0][0], line, f"{where}: ", context)
-    counts = {len(entries) for _, entries in fitting}
-    for key, setting in rule.parameters.items():
-        for values in _each_model(setting):
-            if len(values) not in counts:
-                expected = " or ".join(map(str, sorted(counts)))
-                besides = " besides base_model" if method.space == "delta" else ""
-                reading.wrong(
-                    line,
-                    f"{where}.parameters.{key} has {len(values)} values, but there are {expected} "
-                    f"models{besides}; expected one per model.",
-                )
-                return
+    _check_base(method, fitting[0][0].base_model, line, f"{where}: ", context)
+    if not _check_each_model(rule, method, where, line, {len(entries) for _, entries in fitting}, context):
+        return
     if isinstance(rule.parameters.get("weight"), PairWeight):
         problems = [
             _pair_problem(method, f"{where}.parameters.{PAIR_KEY}", entries) for _, entries in fitting
@@ -320,6 +329,24 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
         refusals.append(_refusal(method, levels, entries, part.base_model))
     if refusals and all(refusals):
         reading.wrong(line, f"{where}: {refusals[0]}")
+
+
+def _check_each_model(
+    rule: Rule, method: Method, where: str, line: int, counts: Collection[int], context: Context
+) -> bool:
+    """Check that each list of a rule has one value per model; ``counts`` are the possible numbers of them."""
+    for key, setting in rule.parameters.items():
+        for values in _each_model(setting):
+            if len(values) not in counts and not (rule.models and isinstance(setting, PairWeight)):
+                expected = " or ".join(map(str, sorted(counts)))
+                besides = " besides base_model" if method.space == "delta" else ""
+                context.reading.wrong(
+                    line,
+                    f"{where}.parameters.{key} has {len(values)} values, but there are {expected} "
+                    f"models{besides}; expected one per model.",
+                )
+                return False
+    return True
 
 
 def _check_required_of_rule(

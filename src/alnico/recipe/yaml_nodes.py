@@ -296,7 +296,19 @@ def to_plain_data(value: Any, where: str, depth: int) -> Any:
         return to_plain_data(value.item(), where, depth + 1)
     raise RecipeError(
         f"recipe: {where} holds a value of type {type(value).__name__}; expected numbers, text, true or "
-        "false, lists and mappings."
+        f"false, lists and mappings.{_how_to_merge(value)}"
+    )
+
+
+def _how_to_merge(value: Any) -> str:
+    """Say what merges models in memory, if a value is part of one."""
+    if not (
+        hasattr(value, "shape") or callable(getattr(value, "state_dict", None)) or hasattr(value, "terms")
+    ):
+        return ""
+    return (
+        " A recipe names models by their paths; alnico.merge_models and alnico.merge_state_dicts merge models "
+        "in memory."
     )
 
 

@@ -12,7 +12,7 @@ Put this into a test file of your package; pytest then runs every law on the met
         def reference(self, models, base, options, noise):
             return base + options.get("t", 0.5) * (models[0] - base)
 
-The laws: threads, blocks, tiles, the order of tensors and an interrupt change no bit; equal inputs are kept
+The laws: threads, blocks, tiles, compiling, the order of tensors and an interrupt change no bit; equal inputs are kept
 as declared; zeros give zeros; every shape, dtype and number of models is merged; a NaN is refused; the result
 agrees with the reference; a merge stays inside its memory budget; the docstring has its parts; options have
 ranges; a recipe finds the method.
@@ -28,6 +28,7 @@ pytest:
 """
 
 from alnico.testing.checks import (
+    check_backends,
     check_declaration_of_equal_inputs,
     check_docstring,
     check_equal_models,
@@ -56,6 +57,7 @@ __all__ = [
     "BrokenLaw",
     "MethodCase",
     "MethodLaws",
+    "check_backends",
     "check_declaration_of_equal_inputs",
     "check_docstring",
     "check_equal_models",

@@ -61,6 +61,9 @@ LAW_SHAPES = {"large": (2200, 1000), "leaves": (300, 257), "odd": (13, 7), "one"
 
 REFERENCE_SHAPES = {"a.weight": (37, 129), "b.weight": (8, 4, 3, 3), "c.bias": (1000,)}
 
+BACKEND_SHAPES = {"leaves": (300, 257), "rows": (40, 70), "bias": (17,), "one": (1,)}
+"""Tensors whose facts are measured in each way that there is: of several leaves, of rows, of one row."""
+
 ODD_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (5, 1), (1, 7), (0,), (3, 0), (), (2, 3, 1, 2))
 
 MEASURE_PEAK = """
@@ -240,16 +243,43 @@ def check_tile_size(
     again."""
     from alnico.kernels import measure_kernels, mix_kernel
     from alnico.kernels.build import compile_kernel
+    from alnico.kernels.choice import forced
 
     inputs = inputs or law_models(folder, case)
-    usual = run_case(case, folder / "run", inputs)
-    with replaced(mix_kernel, "TILE", tile), replaced(measure_kernels, "TILE", tile):
-        compile_kernel.cache_clear()
-        try:
-            small = run_case(case, folder / "run", inputs)
-        finally:
+    with forced("compiled"):
+        usual = run_case(case, folder / "run", inputs)
+        with replaced(mix_kernel, "TILE", tile), replaced(measure_kernels, "TILE", tile):
             compile_kernel.cache_clear()
+            try:
+                small = run_case(case, folder / "run", inputs)
+            finally:
+                compile_kernel.cache_clear()
     _compare_bytes(case, usual, small, "with usual tiles", f"with tiles of {tile} elements")
+
+
+def check_backends(case: MethodCase, folder: Path, dtypes: Sequence[str] = ("BF16", "F32")) -> None:
+    """Compiled kernels and numpy give the same bytes, for tensors of every size and for zeros of both signs,
+    subnormal numbers, and values that are equal in several models. A method that numpy cannot run passes."""
+    from alnico.kernels.array_source import NoArrayForm
+    from alnico.kernels.choice import forced
+
+    base, models = random_models(BACKEND_SHAPES, case.models, growth=0.05)
+    for tensors in (base, *models):
+        tensors["leaves"][:5] = base["leaves"][:5]
+        tensors["rows"][0, :6] = [-0.0, 0.0, 1e-40, -1e-40, 1e-20, 1.0]
+    models[-1]["rows"][0, :6] = [0.0, -0.0, -1e-40, -0.0, 3e-20, 2.0]
+    for dtype in dtypes:
+        place = folder / dtype
+        paths = [write_model(place / f"m{i}", model, dtype) for i, model in enumerate(models)]
+        inputs = write_model(place / "base", base, dtype), paths
+        with forced("compiled"):
+            compiled = run_case(case, place / "run", inputs)
+        try:
+            with forced("interpreted"):
+                interpreted = run_case(case, place / "run", inputs)
+        except NoArrayForm:
+            return
+        _compare_bytes(case, compiled, interpreted, "compiled", "with numpy")
 
 
 def check_order_of_tensors(case: MethodCase, folder: Path) -> None:

@@ -86,6 +86,9 @@ class MethodLaws:
     def test_the_tile_changes_no_bit(self, tmp_path: Path) -> None:
         checks.check_tile_size(self.case(), tmp_path)
 
+    def test_compiling_changes_no_bit(self, setting: Mapping[str, Any], tmp_path: Path) -> None:
+        checks.check_backends(self.case(setting), tmp_path)
+
     def test_the_order_of_tensors_changes_no_value(self, tmp_path: Path) -> None:
         checks.check_order_of_tensors(self.case(), tmp_path)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +18,9 @@ from alnico.models.open_models import (
     template_of,
 )
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.recipe.from_options import IN_PYTHON, in_words, plain_list, plain_number, recipe_of, refuse_idle
+from alnico.recipe.from_options import IN_PYTHON, in_words, recipe_of
 from alnico.run_options import RunOptions
+from alnico.values.layers import in_python, layers_with_references, rules_of
 
 
 @ieee_arithmetic()
@@ -54,7 +53,8 @@ def merge_state_dicts(
             ``{"from": "given", "norms": [...]}``.
         dtype: Dtype of the output; default: the promotion of the inputs' dtypes.
         layers: Other methods for some tensors: ``{"fc1": {"method": "ties", "density": 0.7}}``. A key matches
-            whole dotted components of names; the first match wins.
+            whole dotted components of names; the first match wins. A layer may have its own ``models``, in
+            its order (positions in the list, some of its models, or others), and its own ``base``.
         seed: Seed of random methods.
         missing: What to do with tensors that some models lack, as in recipes.
     Errors: all of ``alnico.errors``, worded as for a recipe.
@@ -157,6 +157,7 @@ def _merge(
         base_reference = None
     run = RunOptions.of(threads=threads)
     recipe = recipe_of(references, base_reference, list_name, method, **arguments)
+    layers = layers_with_references(layers, named, list_name) if layers else {}
     opened = open_models(named, base=base)
     try:
         if layers:
@@ -169,51 +170,6 @@ def _merge(
         return merge_open_models(opened, recipe, run)
     except RecipeError as error:
         options = arguments["options"]
-        lines = (in_words(str(line), IN_PYTHON, options, references) for line in error.args)
+        lines = [in_python(str(line), list(layers)) for line in error.args]
+        lines = [in_words(line, IN_PYTHON, options, references) for line in lines]
         raise type(error)(*lines) from None
-
-
-def rules_of(
-    layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return ``layers`` as a recipe's ``methods``; a key matches whole dotted components of names.
-
-    The first match wins. Errors: RecipeError for a key that matches no tensor, with the nearest components.
-
-    >>> rules_of({"fc1": {"method": "ties", "density": 0.7}}, "linear", ["fc1.weight", "fc10.weight"])
-    [{'filter': 're:(^|\\\\.)fc1(\\\\.|$)', 'merge_method': 'ties', 'parameters': {'density': 0.7}}]
-    """
-    rules: list[dict[str, Any]] = []
-    if not isinstance(layers, Mapping):
-        raise RecipeError(
-            f"layers is of type {type(layers).__name__}; expected a dict of names, each with a dict of a "
-            "method and options."
-        )
-    for key, settings in layers.items():
-        if not isinstance(key, str) or not isinstance(settings, Mapping):
-            raise RecipeError(
-                f"layers[{key!r}] is of type {type(settings).__name__}; expected a name with a dict of a "
-                "method and options."
-            )
-        pattern = rf"(^|\.){re.escape(key)}(\.|$)"
-        if not any(re.search(pattern, name) for name in names):
-            near = difflib.get_close_matches(
-                key, dict.fromkeys(part for n in names for part in (n, *n.split("."))), 3
-            )
-            hint = f"Did you mean {' or '.join(near)}?" if near else f"The first tensor is {names[0]}."
-            raise RecipeError(
-                f"layers[{key!r}] matches no tensor; expected whole parts of a name, such as fc1 of "
-                f"fc1.weight. {hint}"
-            )
-        refuse_idle(
-            settings.get("method", method),
-            [{"weights": "weight"}.get(n, n) for n in settings if n != "method"],
-        )
-        rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": settings.get("method", method)}
-        plain = {n: plain_list(v) for n, v in settings.items()}
-        options = {
-            n: [plain_number(x) for x in v] if isinstance(v, (list, tuple)) else v for n, v in plain.items()
-        }
-        options = {{"weights": "weight"}.get(n, n): v for n, v in options.items() if n != "method"}
-        rules.append({**rule, **({"parameters": options} if options else {})})
-    return rules

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from alnico._version import __version__
+from alnico.checkpoint.file_arguments import merge_path
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.lineage import CARD, LOCK
@@ -95,7 +96,7 @@ def reproduce(
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     options = ReplanOptions.of(inputs, run)
-    out, new = Path(out), None if new is None else Path(new)
+    out, new = Path(merge_path(out, "reproduce")), None if new is None else Path(new)
     begin = time.perf_counter()
     lock = open_lock(out)
     if not lock.recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from alnico.checkpoint.file_arguments import merge_path
 from alnico.checkpoint.signatures import sign as sign_folder
 from alnico.verification.replan import ReplanOptions
 from alnico.verification.verify import check_output
@@ -21,5 +22,6 @@ def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
     Errors: those of :func:`verify`, except for files that the lock does not list; UncheckedError for an
         unusable key.
     """
-    check_output(Path(out), ReplanOptions())
-    return sign_folder(Path(out), Path(key))
+    folder = Path(merge_path(out, "sign"))
+    check_output(folder, ReplanOptions())
+    return sign_folder(folder, Path(key))

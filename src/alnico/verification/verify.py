@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.file_arguments import merge_path
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
@@ -87,7 +88,7 @@ def verify(
         raise AlnicoError(
             f"sample is {sample!r}; it is the share of blocks that are made again, in (0, 1]. Give 0.01 for a hundredth."
         )
-    folder = Path(out)
+    folder = Path(merge_path(out, "verify"))
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     verification = check_output(
         folder, ReplanOptions.of(inputs, run), against_inputs=against_inputs, share=sample, seed=seed

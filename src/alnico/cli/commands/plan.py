@@ -130,6 +130,7 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
         lines.append(f"model     {source.label}{' (' + '; '.join(part) + ')' if part else ''}")
     lines += [f"data      {s.label} (statistics)" for s in plan.statistics]
     lines += [f"layers    {line}" for line in _layers(plan)]
+    lines += [f"rule      {line}" for line in _rules(plan)]
     lines.append(
         f"output    {len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}"
     )
@@ -195,6 +196,18 @@ def weighing_lines(plan: Plan) -> list[str]:
             lines += [f"  {e['weight']:.4f}  {e['model']} (L2 norm {e['l2_norm']:.4g})" for e in entries]
         else:
             lines.append(f"  {', '.join(plan.sources[m].label for m in models)}")
+    return lines
+
+
+def _rules(plan: Plan) -> list[str]:
+    """Each rule under ``methods``: how many tensors it makes, and from which models."""
+    lines = []
+    for i, rule in enumerate(plan.rules):
+        count = f"{rule.tensors} tensor{'' if rule.tensors == 1 else 's'}"
+        models = " and ".join(plan.sources[m].label for m in rule.models)
+        base = f" with base {plan.sources[rule.base].label}" if rule.base is not None else ""
+        made = f" of {models}{base}" if models else ""
+        lines.append(f"methods[{i}] ({rule.filter}): {count} by {rule.merge_method}{made}")
     return lines
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.statistics import check_statistics_folder
 from alnico.errors import EvaluationError
@@ -66,8 +67,9 @@ def fisher_statistics(
     Errors: EvaluationError, ModelError, OutputError, HubError.
     """
     may_replace = replace_mode(overwrite, overwrite_anything)
-    check_statistics_folder(Path(out), may_replace, existing_paths((model, tasks)))
-    subject = open_subject(model, offline=offline)
+    path = model_path(model, "model")
+    check_statistics_folder(Path(out), may_replace, existing_paths((path, tasks)))
+    subject = open_subject(path, offline=offline)
     read = as_tasks(tasks, allow_code=allow_code)
     statistics = measure_fisher(
         subject, read, examples=examples, expectation=expectation, seed=seed, watch=watch

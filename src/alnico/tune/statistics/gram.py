@@ -79,6 +79,8 @@ def gram_statistics(
     Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
     """
     names = path_list(models)
+    if not names:
+        raise EvaluationError("models is empty; expected at least one model. Pass its path.")
     folders = [Path(out)] if len(names) == 1 else [Path(out) / _folder_name(name) for name in names]
     if len({str(folder).casefold() for folder in folders}) < len(folders):
         raise OutputError(
@@ -123,8 +125,8 @@ def _folder_name(model: str) -> str:
 
 def _tasks_of_each(tasks: Any, models: int, allow_code: bool) -> list[tuple[Task, ...]]:
     """Return the tasks of each model, from one list for all or one per model. Errors: EvaluationError."""
-    is_single = not isinstance(tasks, (list, tuple)) or not isinstance(
-        tasks[0], (str, os.PathLike, Mapping, Sequence)
+    is_single = not isinstance(tasks, (list, tuple)) or not (
+        tasks and isinstance(tasks[0], (str, os.PathLike, Mapping, Sequence))
     )
     listed: Sequence[Any] = [tasks] if is_single else tasks
     if len(listed) not in (1, models):
