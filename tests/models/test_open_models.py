@@ -16,7 +16,7 @@ import alnico
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.source import read_tensor
 from alnico.errors import AlnicoError, ModelError, RecipeError
-from alnico.models.open_models import name_models, open_models, open_source, template_of
+from alnico.models.open_models import fill, name_models, open_models, open_source, template_of
 from made import save_model
 
 VALUES = {"weight": np.float32([[1, 2], [3, 4]]), "bias": np.float32([5, 6])}
@@ -177,3 +177,13 @@ def test_the_template_is_the_first_module_also_inside_other_kinds() -> None:
     assert template_of([tau]) is second
     assert template_of([tau.on(VALUES)]) is first
     assert template_of([VALUES, "path"]) is None
+
+
+def test_a_module_is_filled_from_numpy_arrays_of_which_it_shares_none() -> None:
+    values = {name: value.copy() for name, value in VALUES.items()}
+    filled = alnico.TaskVector(values, ZEROS).on(ZEROS).apply(module(ZEROS))
+    assert torch.equal(filled.weight, torch.tensor(VALUES["weight"]))
+    fill(filled, values)
+    with torch.no_grad():
+        filled.weight += 1
+    assert np.array_equal(values["weight"], VALUES["weight"])

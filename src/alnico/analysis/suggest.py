@@ -94,7 +94,8 @@ def _suggestion(
     if suggestion.recipe is None:
         return suggestion
     before, after = ((a.base, *a.models) for a in (analysis, moved))
-    used = load_recipe(yaml.safe_load(suggestion.recipe)).references
+    recipe = yaml.safe_load(suggestion.recipe)
+    used = [recipe["base_model"], *load_recipe(recipe).references]  # the base first, as the module to copy
     by_name = {
         reference(new): models.get(old.reference, reference(old)) if old.commit is None else reference(old)
         for new, old in zip(after, before, strict=True)

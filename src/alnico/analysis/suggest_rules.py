@@ -14,9 +14,9 @@ import yaml
 from alnico.analysis.results import AnalysedModel, Analysis, Pair
 from alnico.engine.relatedness import LARGE, LEAST_TENSORS, NEAR_DUPLICATE, NEARLY_ALL
 from alnico.errors import AlnicoError, visible
-from alnico.models.open_models import merge_recipe
+from alnico.models.memory_merge import MemoryMerge
+from alnico.models.open_models import template_of
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.run_options import RunOptions
 
 ANOTHER_START = 0.99
 """Relative change of a matrix from which it is unrelated to the base's. Independent matrices are at 1 or
@@ -196,7 +196,10 @@ class Suggestion:
                 f"this suggestion has no recipe: {' '.join(self.reasons)} Its findings say why each model is "
                 "left out."
             )
-        return merge_recipe(yaml.safe_load(self.recipe), self.models, RunOptions.of(threads=threads))
+        recipe = yaml.safe_load(self.recipe)
+        base = self.models.get(recipe["base_model"])
+        merge = MemoryMerge(self.models, recipe, base, threads)
+        return merge.state_dict() if template_of(self.models.values()) is None else merge.module()
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""

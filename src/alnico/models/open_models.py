@@ -450,22 +450,6 @@ def merge_open_models(opened: OpenModels, recipe: Mapping[str, Any], run: RunOpt
         opened.close()
 
 
-def merge_recipe(recipe: Mapping[str, Any], models: Mapping[str, Any], run: RunOptions) -> Any:
-    """Merge a recipe over models of any kind, by their references in it.
-
-    Returns a filled copy of the first module among the models, the base first, or a dict of tensors if there
-    is no module. Errors: all of ``alnico.errors``.
-    """
-    base = models.get(recipe.get("base_model", ""))
-    state = merge_open_models(open_models(models, base=base), recipe, run)
-    template = template_of(models.values() if base is None else (base, *models.values()))
-    if template is None:
-        return state
-    result = plain_copy(template)
-    fill(result, state)
-    return result
-
-
 def name_tensors(opened: OpenModels, plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """View the bytes of a plan's tensors as torch tensors or numpy arrays, under the names in the models.
 
@@ -488,6 +472,9 @@ def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None
     and, unless ``partly``, for a name that the module saves and ``state`` lacks.
     """
     inner = unwrap_module(module)
+    if any(isinstance(v, np.ndarray) for v in state.values()):
+        torch = import_torch("a module with the merge")
+        state = {n: torch.tensor(v) if isinstance(v, np.ndarray) else v for n, v in state.items()}
     needed = {
         n.replace(COMPILE_PREFIX, ""): v
         for n, v in inner.state_dict(keep_vars=True).items()
