@@ -138,6 +138,20 @@ def test_alpha_is_for_exactly_two_models_without_weights(models: str, parameters
     assert message in str(caught.value)
 
 
+def test_alpha_of_a_rule_is_for_two_models_too() -> None:
+    head = "merge_method: linear\nbase_model: base\nmodels: [a, b, c]\n"
+    rule = "methods: [{{filter: mlp, merge_method: dare, {}parameters: {{alpha: 0.3}}}}]\n"
+    assert load_recipe(head + rule.format("models: [c, a], ")).methods[0].merge_method == "dare_linear"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(head + rule.format(""))
+    assert str(caught.value) == (
+        "recipe:4: methods[0].parameters.alpha is weight [1 - alpha, alpha] of two models besides base_model; found 3. "
+        "Write a weight under each model."
+    )
+    with pytest.raises(RecipeError, match=r"of two models besides base_model; found 3"):
+        load_recipe(head + rule.format("models: [c, a, b], "))
+
+
 def arrays() -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     random = np.random.default_rng(0)
     names = ("model.layers.0.w", "model.layers.1.w", "head")

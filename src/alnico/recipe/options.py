@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from alnico.checkpoint import patterns
-from alnico.errors import RecipeError
+from alnico.errors import MethodError, RecipeError
 from alnico.methods.base import Method, Option
 from alnico.numerics.numbers import complement
 from alnico.recipe import dialect
 from alnico.recipe.schema import (
+    PAIR_KEY,
     Case,
     Cases,
     EachModel,
@@ -63,19 +64,20 @@ def options_at(
             values = []
             for i, (entry, model_name) in enumerate(zip(entries, names, strict=True)):
                 scopes = (levels.rule, entry.parameters, *levels.shared)
-                value = _first(method, option, scopes, TensorPlace(model_name, place.depth), i)
+                tensor = TensorPlace(model_name, place.depth)
+                value = _first(method, option, scopes, tensor, i, len(entries))
                 values.append(default if value is None else value)
             values_by_option[name] = tuple(values)
         else:
             scopes = (levels.rule, *levels.models, *(e.parameters for e in entries), *levels.shared)
-            value = _first(method, option, scopes, place, 0)
+            value = _first(method, option, scopes, place, 0, len(entries))
             if value is not None:
                 values_by_option[name] = value
     return values_by_option
 
 
 def _first(
-    method: Method, option: Option, scopes: Sequence[Parameters], place: TensorPlace, model: int
+    method: Method, option: Option, scopes: Sequence[Parameters], place: TensorPlace, model: int, models: int
 ) -> Scalar | NormWeight | None:
     for parameters in scopes:
         for key, setting in parameters.items():
@@ -83,8 +85,16 @@ def _first(
                 dialect.option_name(method, key) == option.name
                 and (value := setting_at(setting, place, model)) is not None
             ):
+                if isinstance(setting, PairWeight) and models != 2:
+                    raise MethodError(f"{PAIR_KEY} is {not_a_pair(method, models)}")
                 return dialect.translate_value(method, key, value)  # type: ignore[no-any-return]
     return None
+
+
+def not_a_pair(method: Method, models: int) -> str:
+    """The end of a message about weights [1 - alpha, alpha] of more models than two, or of one."""
+    besides = " besides base_model" if method.space == "delta" else ""
+    return f"weight [1 - {PAIR_KEY}, {PAIR_KEY}] of two models{besides}; found {models}. Write a weight under each model."
 
 
 def setting_at(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar | NormWeight | None:

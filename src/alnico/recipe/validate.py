@@ -14,6 +14,7 @@ from alnico.recipe.options import (
     Levels,
     TensorPlace,
     merged_entries,
+    not_a_pair,
     options_at,
     preset_options,
     starts_from_a_model,
@@ -95,11 +96,7 @@ def _check_pair(part: RecipePart, shared: Placed, context: Context) -> None:
 def _pair_problem(method: Method, where: str, entries: Sequence[ModelEntry]) -> str | None:
     """What is wrong with weights [1 - alpha, alpha] for the models of one merge; None if nothing is."""
     if len(entries) != 2:
-        besides = " besides base_model" if method.space == "delta" else ""
-        return (
-            f"{where} is weight [1 - {PAIR_KEY}, {PAIR_KEY}] of two models{besides}; found {len(entries)}. Write a "
-            "weight under each model."
-        )
+        return f"{where} is {not_a_pair(method, len(entries))}"
     if any("weight" in entry.parameters for entry in entries):
         return (
             f"{where} is weight [1 - {PAIR_KEY}, {PAIR_KEY}], and models have a weight, too; expected one of them. "
@@ -307,15 +304,14 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
         reading.wrong(line, f"{where}: {problem}")
         return
     _check_base(method, fitting[0][0].base_model, line, f"{where}: ", context)
-    if not _check_each_model(rule, method, where, line, {len(entries) for _, entries in fitting}, context):
-        return
     if isinstance(rule.parameters.get("weight"), PairWeight):
-        problems = [
-            _pair_problem(method, f"{where}.parameters.{PAIR_KEY}", entries) for _, entries in fitting
-        ]
+        start = f"{where}.parameters.{PAIR_KEY}"
+        problems = [_pair_problem(method, start, entries) for _, entries in fitting]
         if all(problems):
             reading.wrong(line, str(problems[0]))
             return
+    if not _check_each_model(rule, method, where, line, {len(entries) for _, entries in fitting}, context):
+        return
     _check_required_of_rule(rule, method, where, line, [p for p, _ in fitting], recipe, context)
     if reading.mistakes:
         return
@@ -386,6 +382,4 @@ def _each_model(setting: Setting) -> list[tuple[object, ...]]:
             return [values]
         case Cases(cases):
             return [v for c in cases for v in _each_model(c.value)]
-        case PairWeight():
-            return [(1.0, 1.0)]
     return []
