@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from alnico import errors as errors
     from alnico import lora as lora
     from alnico.analysis.analyze import analyze as analyze
-    from alnico.analysis.compare import compare as compare
     from alnico.analysis.diff import ModelDiff as ModelDiff
     from alnico.analysis.diff import diff as diff
     from alnico.analysis.inspect import Inspection as Inspection
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from alnico.checkpoint.source import Model as Model
     from alnico.engine.norm_weights import NormWeights as NormWeights
     from alnico.engine.run import MergeResult as MergeResult
+    from alnico.evaluation.compare import compare as compare
     from alnico.evaluation.evaluate import evaluate as evaluate
     from alnico.evaluation.scorecard import Scorecard as Scorecard
     from alnico.methods.base import Merge as Merge
@@ -98,7 +98,6 @@ __all__ = make_lazy(
     {
         "": ["errors", "lora"],
         "alnico.analysis.analyze": ["analyze"],
-        "alnico.analysis.compare": ["compare"],
         "alnico.analysis.diff": ["ModelDiff", "diff"],
         "alnico.analysis.inspect": ["Inspection", "inspect"],
         "alnico.analysis.norm_weights": ["norm_weights"],
@@ -118,6 +117,7 @@ __all__ = make_lazy(
         "alnico.checkpoint.source": ["Model"],
         "alnico.engine.norm_weights": ["NormWeights"],
         "alnico.engine.run": ["MergeResult"],
+        "alnico.evaluation.compare": ["compare"],
         "alnico.evaluation.evaluate": ["evaluate"],
         "alnico.evaluation.scorecard": ["Scorecard"],
         "alnico.methods.base": ["Merge", "Method", "method"],

@@ -77,7 +77,8 @@ class Retention:
     """What a merged model kept of its parents and of their scores: as a whole, by group and by layer.
 
     ``base`` is None if it is unknown; then only distances are measured. ``notes`` explain limits of the
-    measurement. ``map`` has base, parents and merge as points in a plane.
+    measurement. ``map`` has base, parents and merge as points in a plane. ``by_model`` has every score by task, then
+    by model.
     """
 
     version: str
@@ -91,12 +92,15 @@ class Retention:
     scores: tuple[Accuracy, ...]
     notes: tuple[str, ...]
     map: ModelMap | None = None
+    by_model: ScoreTable = field(default_factory=dict)
     compile_seconds: float = field(default=0.0, compare=False)
 
     def data(self) -> dict[str, Any]:
         """Return everything as plain data: the content of ``retention.json``."""
         values = asdict(self)
         del values["compile_seconds"]
+        if not self.by_model:
+            del values["by_model"]
         return {
             "schema": SCHEMA,
             **values,
@@ -231,7 +235,7 @@ def compare_sources(
     else:
         analysis = analyze_sources(base, models, names=every_name, **measuring)
         retention = measure_retention(analysis, len(parents))
-    return replace(retention, scores=rated, notes=tuple(notes)), analysis
+    return replace(retention, scores=rated, notes=tuple(notes), by_model=scores or {}), analysis
 
 
 def recorded_base(merged: Source) -> tuple[str | None, str]:

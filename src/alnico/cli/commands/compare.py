@@ -19,6 +19,7 @@ NAME = 24
     "alnico.compare",
     fills=("names",),
     parents=Flag(metavar="PARENT"),
+    tasks=Flag(also=("-t",), metavar="FILE"),
     out=Flag(also=("-o",)),
     json=JSON,
     quiet=QUIET,
