@@ -16,7 +16,7 @@ from alnico.engine.run import MergeResult
 from alnico.engine.stages import plan_stages, run_stages
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
-from alnico.methods import find, registry
+from alnico.methods import find, known_methods
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.job import Plan
@@ -219,11 +219,11 @@ def schema(*, search: bool = False) -> dict[str, Any]:
 
 
 def methods(name: str | None = None) -> dict[str, Method]:
-    """Return the merge methods by name, with their options and documentation.
+    """Return the merge methods by name, with their options and documentation, also those made in this process.
 
     Options:
         name: Name of the only method to show; default: all.
     Errors: MethodError for an unknown name.
     """
     found = None if name is None else find(name)
-    return dict(registry()) if found is None else {found.name: found}
+    return known_methods() if found is None else {found.name: found}

@@ -493,5 +493,5 @@ def test_a_function_whose_source_is_not_its_meaning_is_refused():
     named_lambda = lambda x: x  # noqa: E731
     message = "{}: expected a function written with def, without decorators, in a file."
     assert refusal(named_lambda) == message.format("<lambda>")
-    assert refusal(names["typed_in"]) == message.format("typed_in")
+    assert refusal(names["typed_in"]).startswith("typed_in: its source is not available")
     assert refusal(decorated) == message.format("decorated")

@@ -495,7 +495,7 @@ def test_a_recipe_in_the_lock_that_cannot_be_read_is_no_pass() -> None:
     alnico.merge(TIES, "out")
     edit_lock(lambda lock: lock["recipe"].update(merge_method="later"))
     assert told(lambda: alnico.verify("out", against_inputs=True), UncheckedError).startswith(
-        "out/alnico.lock.json: this version of alnico cannot read its recipe (recipe: unknown merge method 'later'"
+        "out/alnico.lock.json: its recipe needs the merge method later, which this version of alnico does not have"
     )
 
 

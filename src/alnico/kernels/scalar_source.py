@@ -80,8 +80,15 @@ def straighten(function: Callable[..., Any], name: str, models: int | None = Non
     for callee, body in callees.items():
         sources += straighten(body, renamed[callee], models)
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    except (OSError, SyntaxError):
+        text = inspect.getsource(function)
+    except (OSError, TypeError):
+        raise MethodError(
+            f"{function.__qualname__}: its source is not available, as after exec() and in a plain interpreter; "
+            "expected a function in a file or in a cell of a notebook. Write it into a file, and import it."
+        ) from None
+    try:
+        tree = ast.parse(textwrap.dedent(text)).body[0]
+    except SyntaxError:
         tree = None
     if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
         raise MethodError(

@@ -16,7 +16,7 @@ from alnico.checkpoint.statistics import compute_digest
 from alnico.lora.combine_options import CombineOptions
 from alnico.lora.matching import SharedModule, SharedSavedTensor
 from alnico.lora.writer import OutputAdapter
-from alnico.methods import registry
+from alnico.methods import find
 from alnico.output.card import public_names
 
 SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -101,7 +101,7 @@ def text(
         energy is not None
     )
     options = ", ".join(f"{k} {_shown(v)}" for k, v in combination.options.items() if k != "weight")
-    method = registry()[combination.method].source if combination.kind == "delta" else ""
+    method = find(combination.method).source if combination.kind == "delta" else ""
     lines = [
         "# A combination of " + ", ".join(names),
         "",

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from alnico.errors import MethodError
 from alnico.lora.spectral import SPECTRAL
-from alnico.methods import find, registry
-from alnico.methods.base import Merge
+from alnico.methods import find, known_methods, method_name
+from alnico.methods.base import Merge, Method
 from alnico.numerics.numbers import finite_number, quote_value
 
 CombineSpace = Literal["dense", "core", "knots"]
@@ -87,24 +87,25 @@ class CombineOptions:
 
 def names() -> list[str]:
     """Return the names of all methods that combine adapters."""
-    deltas = [m.name for m in registry().values() if m.space == "delta" and not m.statistics]
+    deltas = [m.name for m in known_methods().values() if m.space == "delta" and not m.statistics]
     return list(dict.fromkeys(["cat", *SUMS, *SPECTRAL, *deltas, *ALIASES]))
 
 
 def check_options(
-    method: str,
+    method: str | Method,
     adapters: int,
     weights: Sequence[float] | None,
     space: str | None,
     options: Mapping[str, Any],
 ) -> CombineOptions:
     """Check the options. Errors: MethodError for an unknown method, option or space, or a wrong number of weights."""
+    method = method_name(method)
     if not isinstance(method, str):
         raise MethodError(f"method is {quote_value(method)}; expected one of {', '.join(names())}.")
     if method not in names():
         near = difflib.get_close_matches(method, names(), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        if method in registry():
+        if method in known_methods():
             hint = " It merges weights, not updates."
         raise MethodError(f"method is {method!r}; expected one of {', '.join(names())}.{hint}")
     if weights is not None and (isinstance(weights, str) or not hasattr(weights, "__len__")):
@@ -174,7 +175,7 @@ def _translate(options: Mapping[str, Any], target: str) -> dict[str, Any]:
     sign = translated.pop("majority_sign_method", None)
     if sign is None:
         return translated
-    if target not in registry() or "elect" not in registry()[target].options:
+    if target not in known_methods() or "elect" not in find(target).options:
         raise MethodError(
             f"{target} does not elect signs (majority_sign_method is {sign!r}). Remove the option, or choose "
             "ties or dare_ties."

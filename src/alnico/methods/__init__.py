@@ -2,25 +2,29 @@
 
 A file has the name of its method; files that begin with ``_`` hold what several methods share. To add a
 method to another package, point the entry-point group ``alnico.methods`` at an object made by
-:func:`alnico.methods.base.method`.
+:func:`alnico.methods.base.method`. A method made in a running process, such as a cell of a notebook, is found
+there, too.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
+import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from alnico.errors import MethodError, near_name
-from alnico.methods.base import Method
+from alnico.methods.base import MADE_HERE, Method
 from alnico.methods.shared.other_words import METHOD_SYNONYMS, find_word
 
 
 @functools.cache
 def registry() -> Mapping[str, Method]:
-    """Return all methods by name, ours first. Errors: MethodError for two methods of one name."""
+    """Return the installed methods by name, ours first. Errors: MethodError for two methods of one name."""
     methods: dict[str, Method] = {}
     for module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg):
         if module != "base":
@@ -48,22 +52,80 @@ def _hint(name: str, methods: Mapping[str, Method]) -> str:
     return f"Did you mean {near}?" if near else ""
 
 
-def find(name: str) -> Method:
-    """Return one method, by its name or a synonym. Errors: MethodError with the nearest names.
+def known_methods() -> dict[str, Method]:
+    """Return the installed methods by name, and those that this process has made."""
+    return {**registry(), **MADE_HERE}
+
+
+def find(name: str | Method) -> Method:
+    """Return one method, by its name, a synonym or the object.
+
+    Errors: MethodError with the nearest names; also for two methods of one name, and as in :func:`method_name`.
 
     >>> find("dare").name
     'dare_linear'
     """
-    methods = registry()
+    if isinstance(name, Method):
+        name = str(method_name(name))
     if not isinstance(name, str):
         raise MethodError(
             f"a merge method is of type {type(name).__name__}; expected its name, as `alnico methods` lists it."
         )
+    methods = registry()
+    made = MADE_HERE.get(name)
+    if made is not None:
+        installed = methods.get(name, made)
+        if installed.factory.__module__ != made.factory.__module__:
+            raise MethodError(
+                f"{name} is a merge method of {made.factory.__module__} and of the installed "
+                f"{installed.factory.__module__}; expected one method of this name. Rename yours."
+            )
+        return made
     if name not in methods and name in METHOD_SYNONYMS:
         name = METHOD_SYNONYMS[name].words[0]
     if name not in methods:
-        hint = f" {_hint(name, methods)}".rstrip()
+        hint = f" {_hint(name, known_methods())}".rstrip()
         raise MethodError(
             f"unknown merge method {name!r}; expected one of those that `alnico methods` lists.{hint}"
         )
     return methods[name]
+
+
+def method_name(method: Any) -> Any:
+    """Return the name of a method that is passed as an object; anything else unchanged.
+
+    Errors: MethodError for an object whose name means another method by now, and for a function that is no
+    method.
+
+    >>> method_name(find("ties")), method_name("ties")
+    ('ties', 'ties')
+    """
+    if isinstance(method, Method):
+        if find(method.name) != method:
+            raise MethodError(
+                f"method: this {method.name} was replaced by a later method of its name; expected the later "
+                f"one. Pass {method.name!r} or the new object, or give the functions two names."
+            )
+        return method.name
+    if callable(method):
+        name = getattr(method, "__name__", type(method).__name__)
+        place = getattr(method, "__module__", "") or ""
+        raise MethodError(
+            f"method is {place + '.' if place not in ('', '__main__') else ''}{name}, a {type(method).__name__}; expected "
+            "the name of a merge method, or an object made by @alnico.method. Decorate your function with "
+            "@alnico.method(space=..., source=...), as docs/python.md shows."
+        )
+    return method
+
+
+def digests_of_foreign(names: Iterable[str]) -> dict[str, str]:
+    """Return a digest of the source of each method that is not alnico's: it may change under its name."""
+    digests = {}
+    for found in map(find, names):
+        if not found.is_own:
+            try:
+                text = inspect.getsource(found.factory)
+            except (OSError, TypeError):
+                text = found.factory.__code__.co_code.hex()
+            digests[found.name] = hashlib.sha256(text.encode()).hexdigest()
+    return digests

@@ -20,9 +20,11 @@ import difflib
 import functools
 import inspect
 import math
+import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -42,6 +44,7 @@ from alnico.kernels.facts import (
 )
 from alnico.kernels.scalar_source import check_pure
 from alnico.kernels.template import Real
+from alnico.methods.shared.other_words import METHOD_SYNONYMS
 from alnico.numerics.numbers import quote_value
 
 T = TypeVar("T")
@@ -305,6 +308,11 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     """Values of options under a name; a per-model option has one value for all models, or one per model."""
 
+    @property
+    def is_own(self) -> bool:
+        """Is the method one of alnico's?"""
+        return (self.factory.__module__ or "").startswith(f"{__package__}.")
+
     @functools.cached_property
     def statistics(self) -> tuple[str, ...]:
         """The options that name statistics."""
@@ -383,7 +391,10 @@ def method(
     ``base``: "required", "optional" (delta space; without a base the values are the parameters themselves),
     "unused", or "first" (the base is the first of the values; weight space). ``models`` is the least and the
     greatest number of values (None: no limit). ``presets`` are named values of options, such as the paper's.
-    Errors: MethodError for a signature that is not a schema, or a preset that does not fit it.
+    A method that is made in a running process, such as a cell of a notebook, is known there by its name; a
+    later method of this name takes its place.
+    Errors: MethodError for a signature that is not a schema, a preset that does not fit it, or the name of a
+    method of alnico.
     """
 
     def register(factory: Callable[..., Merge | MatrixMethod]) -> Method:
@@ -391,9 +402,31 @@ def method(
         for preset, values in (presets or {}).items():
             _check_preset(f"{factory.__name__}: preset {preset}", values, options)
         role = base or ("required" if space == "delta" else "unused")
-        return Method(factory.__name__, factory, space, role, models, source, options, presets or {})
+        made = Method(factory.__name__, factory, space, role, models, source, options, presets or {})
+        if not made.is_own:
+            _remember(made)
+        return made
 
     return register
+
+
+MADE_HERE: dict[str, Method] = {}
+"""Methods by name that this process has made outside of this package. The only state that :func:`method` changes."""
+
+
+def _remember(made: Method) -> None:
+    """Make a method known by its name. Errors: MethodError for a name that recipes cannot hold, or that is taken."""
+    if not made.name.isidentifier():
+        raise MethodError(
+            f"{made.name}: is no name for a merge method; expected a function written with def. Write one."
+        )
+    own = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
+    if made.name in own or made.name in METHOD_SYNONYMS:
+        raise MethodError(
+            f"{made.name} is the name of a method of alnico; expected another name, so that recipes keep their "
+            "meaning. Rename the function."
+        )
+    MADE_HERE[made.name] = made
 
 
 def _option(parameter: inspect.Parameter, factory: Callable[..., Merge | MatrixMethod]) -> Option:

@@ -13,6 +13,7 @@ from alnico.checkpoint.shards import OutputShard
 from alnico.checkpoint.source import Source
 from alnico.kernels.constants import ARITHMETIC
 from alnico.kernels.template import Real
+from alnico.methods import digests_of_foreign
 from alnico.methods.base import MatrixMethod, Merge
 from alnico.numerics.dtypes import DTYPES
 from alnico.numerics.sizes import format_size
@@ -210,12 +211,14 @@ class Plan:
             if w.setting.origin == "analysis" and w.norms is not None
         ]
         shards = [[s.name, hashlib.sha256(s.start).hexdigest()] for s in self.shards]
+        foreign = digests_of_foreign(self.recipe.methods_used)
         return {
             "recipe": self.recipe.canonical(),
             "arithmetic": ARITHMETIC,
             "plan": hashlib.sha256(json.dumps([jobs, shards]).encode()).hexdigest(),
             "inputs": [{"model": s.label, "files": s.identity()} for s in self.sources],
             **({"norms": norms} if norms else {}),
+            **({"methods": foreign} if foreign else {}),
             "alnico": __version__,
         }
 

@@ -14,7 +14,7 @@ import numpy as np
 from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.errors import MethodError, RecipeError
-from alnico.methods import find
+from alnico.methods import find, method_name
 from alnico.methods.base import Method
 from alnico.recipe import dialect
 from alnico.recipe.load import load_recipe
@@ -42,7 +42,7 @@ IN_PYTHON = Words(
 
 def make_recipe(
     models: Paths,
-    method: str = "linear",
+    method: str | Method = "linear",
     *,
     base: Any = None,
     weights: Sequence[float] | float | Mapping[str, Any] | None = None,
@@ -103,7 +103,7 @@ def make_recipe(
 
 def recipe_of_options(
     models: Paths,
-    method: str,
+    method: str | Method,
     *,
     base: Any = None,
     weights: Any = None,
@@ -121,10 +121,11 @@ def recipe_of_options(
     base = None if base is None else _plain_path(model_path(base, "base", in_memory=in_memory))
     notes = []
     try:
-        merges = find(method)
+        name = method_name(method)
+        merges = find(name)
         if base is None and starts_from_a_model(merges):
             if len(references) != 2:
-                raise MethodError(f"{method} merges 2 models; found {len(references)}. Give two.")
+                raise MethodError(f"{name} merges 2 models; found {len(references)}. Give two.")
             base = references[0]
             notes.append(
                 f"{base} is the base, as it is the first model; {words.name('base_model')} names another."
@@ -135,7 +136,7 @@ def recipe_of_options(
             references,
             base,
             "models",
-            method,
+            name,
             weights=weights,
             dtype=dtype,
             seed=seed or 0,
@@ -186,7 +187,7 @@ def recipe_of(
     references: Sequence[str],
     base: str | None,
     list_name: str,
-    method: str,
+    method: str | Method,
     *,
     weights: Sequence[float] | float | Mapping[str, Any] | None,
     dtype: Any,
@@ -200,6 +201,7 @@ def recipe_of(
     Errors: RecipeError.
     """
     lists: dict[str, Sequence[Any]] = {}
+    chosen = method_name(method)
     options = {name: plain_list(value) for name, value in options.items()}
     weights = plain_list(weights)
     if isinstance(weights, Mapping):
@@ -213,8 +215,8 @@ def recipe_of(
             f"weights is of type {type(weights).__name__}; expected a list with one number for each of the "
             f"{list_name}, or one number for all."
         )
-    refuse_idle(method, [*options, *(["weight"] if weights is not None else [])])
-    merges = find(method)
+    refuse_idle(chosen, [*options, *(["weight"] if weights is not None else [])])
+    merges = find(chosen)
     lists |= {n: v for n, v in options.items() if isinstance(v, (list, tuple)) and _is_per_model(merges, n)}
     for name, values in lists.items():
         if len(values) != len(references):
@@ -229,7 +231,7 @@ def recipe_of(
         }
         for i, reference in enumerate(references)
     ]
-    recipe: dict[str, Any] = {"merge_method": method}
+    recipe: dict[str, Any] = {"merge_method": chosen}
     recipe |= {"base_model": base} if base is not None else {}
     recipe["models"] = entries
     if shared := {n: plain_number(v) for n, v in options.items() if n not in lists}:
@@ -248,13 +250,13 @@ def _is_per_model(method: Method, name: str) -> bool:
     return option is not None and option.per_model and name not in dialect.ALIASES and not is_pair
 
 
-def refuse_idle(method: str, names: Iterable[str]) -> None:
+def refuse_idle(method: str | Method, names: Iterable[str]) -> None:
     """Refuse options that recipes accept with a note, because a call in Python has nowhere to show it.
 
     Options that mergekit has for this very method are accepted. Errors: RecipeError, in the words of the
     call.
     """
-    merges = find(method)
+    merges = find(method_name(method))
     for name in names:
         is_of_mergekits = name in dialect.MERGEKIT_OPTIONS.get(merges.name, ()) or name == "int8_mask"
         if is_of_mergekits or not (name in dialect.WITHOUT_EFFECT or dialect.why_no_effect(merges, name)):
@@ -262,7 +264,7 @@ def refuse_idle(method: str, names: Iterable[str]) -> None:
         argument = "weights" if name == "weight" else name
         valid = ["weights" if n == "weight" else n for n in dialect.option_names(merges)]
         raise RecipeError(
-            f"{argument} has no effect on {method}; expected options of {method}: "
+            f"{argument} has no effect on {merges.name}; expected options of {merges.name}: "
             f"{', '.join(valid) or 'it has none'}. Leave it out."
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from alnico.methods import registry
+from alnico.methods import known_methods
 from alnico.recipe import dialect
 from alnico.recipe.keys import CASE, ENTRY, MODULE, NORM_WEIGHT, RULE, SLICE, SOURCE, TOP
 from alnico.recipe.scalars import misspelt_key
@@ -128,6 +128,6 @@ def _meant(key: str, value: Node, where: str, keys: list[str], present: Iterable
     synonym = SYNONYMS.get(key)
     if synonym in missing and not (where == "" and key in ("name", "path")):
         return synonym
-    if any(dialect.meant_option(method, key) for method in registry().values()):
+    if any(dialect.meant_option(method, key) for method in known_methods().values()):
         return None
     return misspelt_key(key, missing)

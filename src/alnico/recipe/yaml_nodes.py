@@ -13,6 +13,8 @@ import yaml
 from yaml.reader import ReaderError
 
 from alnico.errors import RecipeError
+from alnico.methods import method_name
+from alnico.methods.base import Method
 from alnico.recipe.keys import TOP
 from alnico.recipe.yaml_hints import yaml_hint
 
@@ -274,7 +276,7 @@ LARGEST_INTEGER = 10**4000
 
 
 def to_plain_data(value: Any, where: str, depth: int) -> Any:
-    """Convert Python values to those YAML can write: paths become text, numpy numbers plain numbers."""
+    """Convert Python values to those YAML can write: paths and methods become text, numpy numbers plain numbers."""
     if depth > MAX_DEPTH:
         raise RecipeError(f"recipe: {_too_large()}.")
     if value is None or isinstance(value, bool):
@@ -288,6 +290,8 @@ def to_plain_data(value: Any, where: str, depth: int) -> Any:
             return kind.__str__(value) if kind is str else kind(value)
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
+    if isinstance(value, Method):
+        return method_name(value)
     if isinstance(value, Mapping):
         return {str(k): to_plain_data(v, str(k), depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alnico.errors import RecipeError, near_name
-from alnico.methods import find
+from alnico.methods import find, method_name
+from alnico.methods.base import Method
 from alnico.models.open_models import list_models, name_model
 from alnico.recipe import dialect
 from alnico.recipe.from_options import plain_list, plain_number, refuse_idle
@@ -92,7 +93,7 @@ def _is_path(model: Any) -> bool:
 
 
 def rules_of(
-    layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]
+    layers: Mapping[str, Mapping[str, Any]], method: str | Method, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return ``layers`` as a recipe's ``methods``; a key matches whole dotted components of names.
 
@@ -114,7 +115,7 @@ def rules_of(
             raise RecipeError(
                 f"{where} matches no tensor; expected whole parts of a name, such as fc1 of fc1.weight. {hint}"
             )
-        own = settings.get("method", method)
+        own = method_name(settings.get("method", method))
         _check_keys(where, own, settings)
         refuse_idle(own, ["weight" if n == "weights" else n for n in settings if n not in KEYS[:3]])
         rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": own}

@@ -7,6 +7,7 @@ from typing import Any
 
 from alnico.checkpoint.memory_model import import_torch
 from alnico.errors import RecipeError
+from alnico.methods.base import Method
 from alnico.models.open_models import (
     fill,
     list_models,
@@ -26,7 +27,7 @@ from alnico.values.layers import in_python, layers_with_references, rules_of
 @ieee_arithmetic()
 def merge_state_dicts(
     state_dicts: Sequence[Any],
-    method: str = "linear",
+    method: str | Method = "linear",
     *,
     base: Any = None,
     weights: Sequence[float] | float | Mapping[str, Any] | None = None,
@@ -47,7 +48,7 @@ def merge_state_dicts(
 
     Options:
         state_dicts: The models.
-        method: Name of a merge method.
+        method: Name of a merge method, or a method made by @alnico.method.
         base: The model that the others were tuned from, for methods that need one.
         weights: Weight of each model, one for all, or a rule as in a recipe: ``{"from": "l2_norm"}``, or
             ``{"from": "given", "norms": [...]}``.
@@ -77,7 +78,7 @@ def merge_state_dicts(
 @ieee_arithmetic()
 def merge_models(
     models: Sequence[Any],
-    method: str = "linear",
+    method: str | Method = "linear",
     *,
     base: Any = None,
     weights: Sequence[float] | float | Mapping[str, Any] | None = None,
@@ -138,7 +139,7 @@ def _merge(
     models: Sequence[Any],
     base: Any,
     list_name: str,
-    method: str,
+    method: str | Method,
     layers: Mapping[str, Mapping[str, Any]] | None,
     threads: int | None,
     **arguments: Any,

@@ -15,6 +15,7 @@ from alnico.checkpoint.reference import is_hub_reference, is_path, split_adapter
 from alnico.checkpoint.source import Source
 from alnico.errors import AlnicoError, HubError, MismatchError, ModelError, UncheckedError
 from alnico.kernels.constants import ARITHMETIC
+from alnico.methods import known_methods
 from alnico.output.lock import Lock, LockedInput
 from alnico.output.recipe_file import RECIPE
 from alnico.plan.build import build_plan
@@ -63,6 +64,13 @@ def recipe_in(lock: Lock, options: ReplanOptions) -> Recipe:
     """
     models = {name for model in lock.models for name in (model.label, *model.label.split("+"))}
     moved = {old: new for old, new in options.places.items() if old not in models}
+    for name in _methods_in(lock.recipe):
+        if name not in known_methods():
+            raise UncheckedError(
+                f"{lock.path}: its recipe needs the merge method {name}, which this version of alnico does not "
+                f"have. Use alnico {lock.version}, or install the package of the method. If it was made by "
+                "@alnico.method in a notebook, define it again, and call alnico.verify or alnico.reproduce there."
+            )
     try:
         recipe = load_recipe(_renamed(lock.recipe, moved))
     except AlnicoError as error:
@@ -75,6 +83,21 @@ def recipe_in(lock: Lock, options: ReplanOptions) -> Recipe:
         )
     written = recipe if moved else _as_written(lock, recipe)
     return dataclasses.replace(written, folder=str(lock.path.parent.absolute().parent))
+
+
+def _methods_in(recipe: Any) -> list[str]:
+    """Return the names of the methods in a recipe, those of its rules included.
+
+    >>> _methods_in({"merge_method": "linear", "methods": [{"filter": "fc1", "merge_method": "ties"}]})
+    ['linear', 'ties']
+    """
+    if isinstance(recipe, list):
+        return [name for inner in recipe for name in _methods_in(inner)]
+    if not isinstance(recipe, Mapping):
+        return []
+    own = recipe.get("merge_method")
+    inside = [name for inner in recipe.values() for name in _methods_in(inner)]
+    return [*([own] if isinstance(own, str) else []), *inside]
 
 
 def _as_written(lock: Lock, recipe: Recipe) -> Recipe:
