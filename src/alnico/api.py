@@ -219,7 +219,9 @@ def schema(*, search: bool = False) -> dict[str, Any]:
 
 
 def methods(name: str | None = None) -> dict[str, Method]:
-    """Return the merge methods by name, with their options and documentation, also those made in this process.
+    """Return the merge methods by name, with their options and documentation.
+
+    Methods that this process has made are among them.
 
     Options:
         name: Name of the only method to show; default: all.

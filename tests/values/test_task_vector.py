@@ -272,16 +272,14 @@ def read_model_of(model: alnico.LazyModel) -> dict[str, np.ndarray]:
     return {n: np.asarray(v) for n, v in model.state_dict().items()}
 
 
-def test_torchs_lists_name_on_instead_of_iterating() -> None:
+def test_torchs_lists_do_not_take_a_task_vector_as_modules() -> None:
     tau = TaskVector({"w": np.ones(2, np.float32)}, {"w": np.zeros(2, np.float32)})
-    says = r"^a task vector is not a sequence; .* To put a task vector on a model, write tau\.on\(model\)\.$"
     modules = nn.ModuleList([nn.Linear(2, 2)])
-    with pytest.raises(TypeError, match=says):
+    with pytest.raises(TypeError, match="is not a Module subclass"):
         modules + tau
-    with pytest.raises(TypeError, match=says):
+    with pytest.raises(TypeError, match="is not a Module subclass"):
         modules += tau
-    with pytest.raises(TypeError, match=says):
-        list(tau)
+    assert len(modules) == 1
 
 
 @pytest.mark.parametrize("half", [np.array(0.5), np.float32(0.5), torch.tensor(0.5)])

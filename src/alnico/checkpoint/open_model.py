@@ -21,6 +21,7 @@ from alnico.checkpoint.reference import (
     split_weight,
 )
 from alnico.checkpoint.source import Model
+from alnico.checkpoint.task_vector_file import refuse_task_vector
 from alnico.checkpoint.weight_files import _shard_paths
 from alnico.errors import ModelError
 
@@ -39,7 +40,7 @@ def open_model(
 
     An existing path wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over
     the ``+`` of an adapter. With ``offline`` only the hub's cache is used. With ``may_be_adapter`` an
-    adapter's factors are opened as plain tensors, for inspection. Errors: ModelError for a missing path,
+    adapter's factors, and the tensors of a task vector, are opened as plain tensors, for inspection. Errors: ModelError for a missing path,
     files that are not a model, an adapter, an index that does not match its files or points outside the
     directory, a wrong header, a pickle with more than tensors, an adapter that does not fit its base, and
     quantised weights; HubError.
@@ -65,6 +66,7 @@ def open_model(
     try:
         _refuse_quantised(model)
         if not may_be_adapter:
+            refuse_task_vector(model)
             refuse_adapter(label, model.tensors)
     except BaseException:
         model.close()

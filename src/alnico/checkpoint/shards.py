@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from alnico.checkpoint.header import Header, add_prefix, build
 from alnico.checkpoint.weight_files import STEM
@@ -35,13 +36,14 @@ def split_into_shards(
     single_name: str | None,
     stem: str = STEM,
     folders: Collection[str] = (),
+    metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
 ) -> tuple[OutputShard, ...]:
     """Split tensors (name, dtype, shape), in order, into shards of at most ``max_shard_bytes`` of data.
 
     A larger tensor gets its own shard. A single shard is called ``STEM.safetensors``; ``single_name`` puts
     all tensors into one file of that name. A tensor whose name begins with one of ``folders``, such as
     ``2_Dense/linear.weight``, goes into files of that folder. Within a shard wider dtypes come first, so that
-    every tensor is aligned to its element size.
+    every tensor is aligned to its element size. Each file has the ``metadata``.
     """
     parts: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
     for name, dtype, shape in tensors:
@@ -55,7 +57,7 @@ def split_into_shards(
         if count == 1:
             names = [single_name or f"{own}.safetensors"]
         for name, group in zip(names, groups, strict=True):
-            start, header = build(sorted(group, key=lambda t: -DTYPES[t[1]].bits), {"format": "pt"})
+            start, header = build(sorted(group, key=lambda t: -DTYPES[t[1]].bits), metadata)
             shards.append(OutputShard(prefix + name, start, add_prefix(header, prefix), prefix))
     return tuple(shards)
 

@@ -83,6 +83,7 @@ def is_lazy_model(value: object) -> bool:
     return (
         not isinstance(value, type)
         and not is_torch_module(value)
+        and not is_task_vector(value)
         and callable(getattr(value, "state_dict", None))
     )
 
@@ -465,7 +466,7 @@ def name_tensors(opened: OpenModels, plan: Plan, arrays: Mapping[str, np.ndarray
 
 
 def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None:
-    """Put tensors into the parameters and buffers of a module, with their dtype, on the module's devices.
+    """Put tensors or arrays into the parameters and buffers of a module, with their dtype, on its devices.
 
     Buffers that the module does not save are filled if ``state`` has them: files by other programs may hold
     them. Errors: MismatchError, before anything changes, for a name that the module lacks, for another shape

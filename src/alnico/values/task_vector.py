@@ -2,87 +2,45 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import numbers
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, overload
 
 import numpy as np
 
-from alnico.checkpoint.memory_model import is_torch_module, is_torch_tensor
-from alnico.checkpoint.open_model import MODEL_TYPES
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.measure_plan import inner_products
 from alnico.engine.relatedness import IN_PYTHON
 from alnico.engine.run import MergeResult, run_plan
-from alnico.errors import AlnicoError, ModelError, visible
+from alnico.errors import AlnicoError, RecipeError
 from alnico.events import Watcher
 from alnico.models.open_models import check_module, fill, merge_open_models, open_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.numbers import finite_number
 from alnico.numerics.sizes import bytes_of
+from alnico.plan.job import Job
 from alnico.recipe.from_options import dtype_name
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.values.differences import Differences, layer_of, open_operands
+from alnico.values.operands import (
+    NOTHING,
+    Operand,
+    as_float,
+    is_array,
+    is_model,
+    name_models,
+    operand,
+    stored_operand,
+)
+from alnico.values.task_vector_output import write_task_vector
 
-
-@dataclass(frozen=True, eq=False)
-class Operand:
-    """A model in a sum: equal paths lead to one ``place``, equal models in memory are one object.
-
-    The id of an object is not stored for this: it is meaningless in a copy or in another process.
-    """
-
-    value: Any = field(repr=False)
-    place: str | None
-    """Where the path led when it was passed; None for a model in memory."""
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Operand):
-            return NotImplemented
-        return self.value is other.value if self.place is None else self.place == other.place
-
-    def __hash__(self) -> int:
-        return hash(id(self.value) if self.place is None else self.place)
-
-    @property
-    def name(self) -> str:
-        """The name in ``repr``: the path, or the type of the object."""
-        return visible(str(path_of(self.value)) if self.place is not None else type(self.value).__name__)
-
-    def path(self) -> str | None:
-        """Return the path as it was passed, if it still leads to the same place; otherwise the place.
-
-        None for a model in memory.
-        """
-        if self.place is None:
-            return None
-        path = str(path_of(self.value))
-        return path if isinstance(self.value, MODEL_TYPES) or _place(path) == self.place else self.place
-
-
-def _place(path: str) -> str:
-    there = Path(os.path.expanduser(path))
-    return os.path.realpath(there) if there.exists() else path
-
-
-def is_model(value: object) -> bool:
-    return isinstance(value, (str, os.PathLike, Mapping, *MODEL_TYPES)) or is_torch_module(value)
-
-
-def operand(value: Any) -> Operand:
-    """Return a model as an operand. Errors: ModelError for a value that is not a model."""
-    if not is_model(value):
-        raise ModelError(
-            f"{'the model' if _is_array(value) else repr(value)} is of type {type(value).__name__}; expected "
-            "the path or hub id of a model, a dict of tensors or an nn.Module."
-        )
-    path = path_of(value)
-    return Operand(value, None if path is None else _place(path))
+NormPer = Literal["layer", "tensor"]
+MISSING = ("error", "copy", "drop")
 
 
 class TaskVector:
@@ -92,6 +50,16 @@ class TaskVector:
     modules. Nothing is read: a task vector is a list of terms ``coefficient x (model - base)``, in which
     equal differences are combined. Task vectors can be added, subtracted, negated, and multiplied or divided
     by numbers. ``tau.on(model)`` puts a task vector on a model: the result is a :class:`LazyModel`.
+
+    The tensors of a task vector are computed when they are asked for: ``tau["fc1.weight"]``,
+    ``tau.state_dict()``, ``dict(tau)``; ``for name in tau`` gives their names. They are float32, or float64
+    where a model is, each summed in float64 and rounded once. ``tau.save(path)`` writes them, and
+    ``TaskVector.load(path)`` reads them back. Tensors of integers are not part of a task vector. A task
+    vector is no model, although it has ``state_dict()``: a function that takes models needs ``tau.on(base)``.
+
+    Options:
+        missing: What to do with tensors that some models lack: error, copy (they have no difference, and a
+            model keeps its own) or drop (the result lacks them, too).
 
     ``model + tau`` means the same where the model's class leaves ``+`` to its right side. ``nn.Sequential``
     and ``nn.ModuleList`` do not: their ``+`` joins lists of modules.
@@ -103,35 +71,157 @@ class TaskVector:
     5.0
     >>> (0.5 * tau).on(base).state_dict()
     {'w': array([2.5, 4. ], dtype=float32)}
+    >>> tau["w"], list(tau)
+    (array([3., 4.], dtype=float32), ['w'])
     """
 
-    __array_priority__ = (
-        1000.0  # numpy leaves `array * tau` to this class, which takes a number and refuses more
-    )
+    # numpy leaves `array * tau` to this class, which takes a number and refuses more
+    __array_priority__ = 1000.0
+    __array_ufunc__ = None
 
-    def __init__(self, finetuned: Any, base: Any) -> None:
+    def __init__(self, finetuned: Any, base: Any, *, missing: str | None = None) -> None:
         self._terms: dict[tuple[Operand, Operand], float] = {(operand(finetuned), operand(base)): 1.0}
+        self._missing = _checked_missing(missing)
 
     @classmethod
-    def _of(cls, terms: dict[tuple[Operand, Operand], float]) -> TaskVector:
+    def _of(cls, terms: dict[tuple[Operand, Operand], float], missing: str | None) -> TaskVector:
         vector = cls.__new__(cls)
         vector._terms = terms
+        vector._missing = missing
         return vector
+
+    @classmethod
+    def load(cls, tensors: Any, *, missing: str | None = None) -> TaskVector:
+        """Return the task vector in what :meth:`save` wrote, or in a dict of tensors, which are differences.
+
+        ``tensors`` is a path, or a dict of numpy arrays or torch tensors by the names of a model. Headers are
+        read now, tensors later. On a model, the sum is computed in float64 and rounded once.
+
+        Errors: ModelError for a file that is not a task vector.
+        """
+        return cls._of({(stored_operand(tensors), NOTHING): 1.0}, _checked_missing(missing))
 
     @property
     def terms(self) -> tuple[tuple[float, Operand, Operand], ...]:
         """The terms (coefficient, model, base), in the order in which they were added."""
         return tuple((c, model, base) for (model, base), c in self._terms.items())
 
-    def on(self, model: Any) -> LazyModel:
+    def on(self, model: Any, *, missing: str | None = None) -> LazyModel:
         """Put the task vector on a model: ``model + tau``, for every kind of model.
 
         ``model`` is a path, a hub id, a result of :func:`alnico.open_model`, a dict of tensors, a module or a
-        :class:`LazyModel`. Nothing is read.
+        :class:`LazyModel`. Nothing is read. ``missing`` replaces that of the task vector.
 
         Errors: ModelError for a value that is not a model.
         """
-        return model + self if isinstance(model, LazyModel) else LazyModel(model, self)
+        whole = model + self if isinstance(model, LazyModel) else LazyModel(model, self)
+        return (
+            whole
+            if missing is None
+            else LazyModel(whole._base, self._of(whole._tau._terms, _checked_missing(missing)))
+        )
+
+    def _differences(self, missing: str | None = None, *others: TaskVector) -> Differences:
+        """Open the models; only headers are read."""
+        chosen = _checked_missing(missing) or _common_missing(self, *others) or "error"
+        return Differences([vector.terms for vector in (self, *others)], chosen)
+
+    @ieee_arithmetic()
+    def keys(self) -> list[str]:
+        """Return the names of the tensors, from headers alone."""
+        with self._differences() as differences:
+            return differences.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __bool__(self) -> bool:
+        return True  # it need not open its models to be there
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    @ieee_arithmetic()
+    def __getitem__(self, name: str) -> Any:
+        """Compute one tensor. Errors: ModelError (also a KeyError) for an unknown name, with the nearest."""
+        with self._differences() as differences:
+            differences.job(name)
+            differences.fetch()
+            return differences.tensor(name)
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return the names with their tensors."""
+        return list(self.state_dict().items())
+
+    def values(self) -> list[Any]:
+        """Return the tensors."""
+        return list(self.state_dict().values())
+
+    @ieee_arithmetic()
+    def state_dict(self, *, missing: str | None = None) -> dict[str, Any]:
+        """Return the differences: numpy arrays if all models are dicts of them, otherwise torch tensors.
+
+        They are those of a model only on a base: ``tau.on(base).state_dict()``.
+
+        Errors: NonFiniteError with tensor and index of a NaN or an infinity; those of reading.
+        """
+        with self._differences(missing) as differences:
+            differences.fetch()
+            return differences.tensors()
+
+    @ieee_arithmetic()
+    def save(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        missing: str | None = None,
+        max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
+        overwrite: bool = False,
+        overwrite_anything: bool = False,
+    ) -> Path:
+        """Write the tensors as safetensors: into one file if the name ends so, otherwise into a directory.
+
+        The bytes are those of :meth:`state_dict`: float32, or float64 where a model is. The metadata of each
+        file say that it is a task vector, and of which models; functions that take models refuse it.
+        :meth:`load` reads it. If the call fails, it leaves nothing behind. Returns the path.
+
+        Errors: OutputError, RunError; NonFiniteError with tensor and index; those of reading.
+        """
+        target = Path(out)
+        check_publishable(target)
+        may_replace = replace_mode(overwrite, overwrite_anything)
+        with self._differences(missing) as differences:
+            write_task_vector(differences, self.terms, target, bytes_of(max_shard_size), may_replace)
+        return target
+
+    @ieee_arithmetic()
+    def equals(self, other: TaskVector, *, atol: float = 0.0, missing: str | None = None) -> bool:
+        """Compare the tensors with those of another task vector: same names and shapes, and equal values.
+
+        With ``atol`` values may differ by it. Names of models do not matter.
+
+        Errors: AlnicoError for something that is not a task vector; NonFiniteError; those of reading.
+        """
+        _check_vector(other, "equals")
+        if finite_number(atol, "atol") < 0:
+            raise AlnicoError(
+                f"atol is {atol:g}; expected 0 or more. Give the largest difference that counts as equal."
+            )
+        with self._differences(missing) as own, other._differences(missing) as theirs:
+            if set(own.names) != set(theirs.names):
+                return False
+            own.fetch()
+            theirs.fetch()
+            for name in own.names:
+                if own.job(name).shape != theirs.job(name).shape:
+                    return False
+                first, second = (np.asarray(d.tensor(name), np.float64) for d in (own, theirs))
+                if not (np.abs(first - second) <= atol).all():
+                    return False
+        return True
 
     @ieee_arithmetic()
     def __add__(self, other: Any) -> Any:
@@ -144,10 +234,10 @@ class TaskVector:
                     "the sum of two task vectors has a coefficient beyond float64; expected finite "
                     "coefficients. Multiply by smaller numbers."
                 )
-            return self._of(terms)
+            return self._of(terms, _common_missing(self, other))
         if isinstance(other, numbers.Real) and other == 0:
             return self  # the start value of sum()
-        return self.on(other) if is_model(other) or _is_array(other) else NotImplemented
+        return self.on(other) if is_model(other) or is_array(other) else NotImplemented
 
     def __radd__(self, other: Any) -> Any:
         return self + other
@@ -158,11 +248,11 @@ class TaskVector:
     def __rsub__(self, other: Any) -> Any:
         return -self + other
 
-    def __iter__(self) -> NoReturn:
-        """Refuse: ``nn.ModuleList + tau`` iterates over its right side."""
+    def __array__(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refuse: numpy would take the names of tensors for an array."""
         raise TypeError(
-            "a task vector is not a sequence; expected a list of modules, or of numbers. To put a task vector "
-            "on a model, write tau.on(model)."
+            "a task vector is not an array; expected one tensor of it, as in tau['fc1.weight'], or "
+            "tau.state_dict() for all."
         )
 
     def __neg__(self) -> TaskVector:
@@ -170,56 +260,108 @@ class TaskVector:
 
     @ieee_arithmetic()
     def __mul__(self, factor: Any) -> TaskVector:
-        if not isinstance(factor, numbers.Real) and not _is_array(factor):
+        if not isinstance(factor, numbers.Real) and not is_array(factor):
             return NotImplemented
-        number = _as_float(factor)
+        number = as_float(factor)
         terms = {pair: c * number for pair, c in self._terms.items()}
         if not all(map(math.isfinite, terms.values())):
             raise AlnicoError(
                 f"a task vector is multiplied by {number:g}; expected a finite factor and finite "
                 "coefficients."
             )
-        return self._of(terms)
+        return self._of(terms, self._missing)
 
     __rmul__ = __mul__
 
     @ieee_arithmetic()
     def __truediv__(self, divisor: Any) -> TaskVector:
-        if not isinstance(divisor, numbers.Real) and not _is_array(divisor):
+        if not isinstance(divisor, numbers.Real) and not is_array(divisor):
             return NotImplemented
-        number = _as_float(divisor)
+        number = as_float(divisor)
         if number == 0:
             raise AlnicoError("a task vector is divided by 0; expected another number.")
         return self * (1.0 / number)
 
+    @overload
+    def norm(self, per: None = None, *, missing: str | None = None) -> float: ...
+    @overload
+    def norm(self, per: NormPer, *, missing: str | None = None) -> dict[str, float]: ...
     @ieee_arithmetic()
-    def norm(self) -> float:
-        """Return the length over all float tensors, from float64 sums.
+    def norm(self, per: NormPer | None = None, *, missing: str | None = None) -> float | dict[str, float]:
+        """Return the length over all float tensors, from float64 sums; ``per`` layer or tensor, by name.
+
+        The layer of a tensor is its name up to the first number, or its module: ``model.layers.3``, ``fc1``.
 
         Errors: NonFiniteError with tensor and index of a NaN or an infinity; AlnicoError for a length beyond
         float64.
         """
-        ((product,),), (exponent,) = _vector_products([self])
         try:
-            return math.ldexp(math.sqrt(max(product, 0.0)), exponent)
+            if per is not None:
+                return {
+                    name: math.ldexp(math.sqrt(products[0, 0]), exponent)
+                    for name, (products, (exponent,)) in self._products(per, missing).items()
+                }
+            ((square,),), (exponent,) = self._whole_products(missing)
+            return math.ldexp(math.sqrt(max(square, 0.0)), exponent)
         except OverflowError:
             raise AlnicoError(
                 f"{self!r} is longer than float64 can hold; expected a finite length. Multiply it by a "
                 "smaller number."
             ) from None
 
+    @overload
+    def cosine(self, other: TaskVector, per: None = None, *, missing: str | None = None) -> float: ...
+    @overload
+    def cosine(self, other: TaskVector, per: NormPer, *, missing: str | None = None) -> dict[str, float]: ...
     @ieee_arithmetic()
-    def cosine(self, other: TaskVector) -> float:
-        """Return the cosine of the angle to another task vector, from float64 sums.
+    def cosine(
+        self, other: TaskVector, per: NormPer | None = None, *, missing: str | None = None
+    ) -> float | dict[str, float]:
+        """Return the cosine of the angle to another task vector, from float64 sums; ``per`` layer or tensor, by name.
+
+        A layer or tensor in which one of them is 0 has NaN.
 
         Errors: AlnicoError if one of them is 0; NonFiniteError with tensor and index of a NaN or an infinity.
         """
-        ((own, product), (_, others)), _ = _vector_products([self, other])
+        _check_vector(other, "cosine")
+        if per is not None:
+            cosines = {}
+            for name, (products, _) in self._products(per, missing, other).items():
+                lengths = math.sqrt(products[0, 0]) * math.sqrt(products[1, 1])
+                cosines[name] = float(products[0, 1]) / lengths if lengths > 0 else math.nan
+            return cosines
+        ((own, product), (_, others)), _ = self._whole_products(missing, other)
         if own <= 0 or others <= 0:
             raise AlnicoError(
                 f"{self if own <= 0 else other!r} is 0 in every tensor; a cosine needs two directions."
             )
         return product / math.sqrt(own) / math.sqrt(others)
+
+    def _whole_products(
+        self, missing: str | None, *others: TaskVector
+    ) -> tuple[Sequence[Sequence[float]], Sequence[int]]:
+        """Return inner products and exponents, as :func:`_vector_products` does, also of stored task vectors."""
+        vectors = (self, *others)
+        if not any(side.is_nothing for vector in vectors for *_, side in vector.terms):
+            chosen = _checked_missing(missing) or _common_missing(*vectors)
+            return _vector_products(vectors, chosen)
+        with self._differences(missing, *others) as differences:
+            differences.fetch()
+            whole, exponents = differences.products(differences.stored)
+            return whole.tolist(), exponents
+
+    def _products(
+        self, per: NormPer, missing: str | None, *others: TaskVector
+    ) -> dict[str, tuple[np.ndarray, list[int]]]:
+        """Return inner products, and exponents, of each layer or tensor."""
+        if per not in ("layer", "tensor"):
+            raise AlnicoError(f"per is {per!r}; expected layer, tensor or None for one number. Choose one.")
+        with self._differences(missing, *others) as differences:
+            differences.fetch()
+            groups: dict[str, list[Job]] = {}
+            for job in dict.fromkeys(map(differences.job, differences.names)):
+                groups.setdefault(layer_of(job.name) if per == "layer" else job.name, []).append(job)
+            return {name: differences.products(jobs) for name, jobs in groups.items()}
 
     def __repr__(self) -> str:
         return f"<task vector {_format_terms(self)}>"
@@ -248,11 +390,11 @@ class LazyModel:
     __array_priority__ = 1000.0  # as of a task vector
 
     def __init__(self, base: Any, tau: TaskVector) -> None:
-        self._base = operand(base)
+        self._base = base if isinstance(base, Operand) else operand(base)
         self._tau = tau
 
     def __add__(self, tau: Any) -> Any:
-        return LazyModel(self._base.value, self._tau + tau) if isinstance(tau, TaskVector) else NotImplemented
+        return LazyModel(self._base, self._tau + tau) if isinstance(tau, TaskVector) else NotImplemented
 
     __radd__ = __add__
 
@@ -266,7 +408,7 @@ class LazyModel:
 
     @property
     def models(self) -> tuple[Any, ...]:
-        """The models that it is computed from, the base first."""
+        """The models that it is computed from, the base first; without stored task vectors."""
         return tuple(self._recipe_and_models()[1].values())
 
     @ieee_arithmetic()
@@ -275,6 +417,7 @@ class LazyModel:
         out: str | os.PathLike[str],
         *,
         dtype: Any = None,
+        missing: str | None = None,
         unrelated: str = "error",
         memory: Size = DEFAULT_BUDGET_BYTES,
         threads: int | None = None,
@@ -287,15 +430,15 @@ class LazyModel:
         """Write the model into a directory, or into one file if the name ends in ``.safetensors``.
 
         Arguments are those of :func:`alnico.merge`; ``dtype`` is the output's, by default the promotion of
-        the models' dtypes. An interrupted merge with models in memory starts again from the beginning.
+        the models' dtypes; ``missing`` replaces that of the task vector. An interrupted merge with models in memory starts again from the beginning.
         Errors: all of ``alnico.errors``.
         """
         run = RunOptions.of(memory=memory, threads=threads, watch=watch)
-        recipe, models = self._recipe_and_models(dtype, unrelated)
+        recipe, models, deltas = self._recipe_and_models(dtype, unrelated, missing)
         target = Path(out)
         check_publishable(target)
         may_replace = replace_mode(overwrite, overwrite_anything)
-        opened = open_models(models)
+        opened = open_operands(models, deltas, recipe_base(recipe))
         try:
             plan = opened.plan(
                 recipe,
@@ -304,7 +447,8 @@ class LazyModel:
                 single_file=target.name if target.suffix == ".safetensors" else None,
             )
             fetch_inputs(plan, target, overwrite=may_replace, watch=watch)
-            must_restart = restart or any(path_of(model) is None for model in models.values())
+            in_memory = any(path_of(model) is None for model in models.values())
+            must_restart = restart or in_memory or any(d.place is None for d in deltas.values())
             return run_plan(
                 plan, target, overwrite=may_replace, restart=must_restart, watch=watch, caller=IN_PYTHON
             )
@@ -313,15 +457,33 @@ class LazyModel:
 
     @ieee_arithmetic()
     def state_dict(
-        self, *, dtype: Any = None, unrelated: str = "error", threads: int | None = None
+        self,
+        *,
+        dtype: Any = None,
+        missing: str | None = None,
+        unrelated: str = "error",
+        threads: int | None = None,
     ) -> dict[str, Any]:
-        """Return the tensors: numpy arrays if all models are dicts of them, otherwise torch tensors."""
-        recipe, models = self._recipe_and_models(dtype, unrelated)
-        return merge_open_models(open_models(models), recipe, RunOptions.of(threads=threads))
+        """Return the tensors: numpy arrays if all models are dicts of them, otherwise torch tensors.
+
+        ``missing`` replaces that of the task vector.
+        """
+        recipe, models, deltas = self._recipe_and_models(dtype, unrelated, missing)
+        run = RunOptions.of(threads=threads)
+        return merge_open_models(open_operands(models, deltas, recipe_base(recipe)), recipe, run)
 
     @ieee_arithmetic()
-    def apply(self, module: Any, *, unrelated: str = "error", threads: int | None = None) -> Any:
+    def apply(
+        self,
+        module: Any,
+        *,
+        missing: str | None = None,
+        unrelated: str = "error",
+        threads: int | None = None,
+    ) -> Any:
         """Put the tensors into a module, in place, and return it.
+
+        With ``missing="drop"`` a tensor that some models lack stays as it is in the module.
 
         Errors: AlnicoError for a module that is an input of the model; MismatchError if its names or shapes
         differ.
@@ -331,17 +493,20 @@ class LazyModel:
             raise AlnicoError(
                 "the module to fill is an input of the model, and inputs are never changed. Fill a copy."
             )
-        fill(module, self.state_dict(unrelated=unrelated, threads=threads))
+        chosen = _checked_missing(missing) or self._tau._missing
+        state = self.state_dict(missing=chosen, unrelated=unrelated, threads=threads)
+        fill(module, state, partly=chosen == "drop")
         return module
 
     def _recipe_and_models(
-        self, dtype: Any = None, unrelated: str = "error"
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the recipe, and the models by their references in it."""
-        names, models = _name_models([self._base, *_operands([self._tau])])
+        self, dtype: Any = None, unrelated: str = "error", missing: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Operand]]:
+        """Return the recipe, the models by their references in it, and the stored task vectors by theirs."""
+        operands = _operands([self._tau])
+        names, models = name_models([self._base, *(o for o in operands if not o.is_nothing)])
         entries = []
         for coefficient, model, base in self._tau.terms:
-            entries += [(model, coefficient), (base, -coefficient)]
+            entries += [(model, coefficient), *([] if base.is_nothing else [(base, -coefficient)])]
         entries = [(model, weight) for model, weight in entries if model != self._base]
         recipe: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": names[self._base]}
         recipe["models"] = [
@@ -349,77 +514,57 @@ class LazyModel:
         ]
         if not entries:
             recipe = {"merge_method": "passthrough", "models": [names[self._base]]}
+        if (chosen := _checked_missing(missing) or self._tau._missing or "error") != "error":
+            recipe["missing"] = chosen
         if unrelated != "error":
             recipe["unrelated"] = unrelated
         if dtype is not None:
             recipe["dtype"] = dtype_name(dtype)
-        return recipe, models
+        deltas = {names[o]: o for o in operands if o.is_delta}
+        return recipe, {n: m for n, m in models.items() if n not in deltas}, deltas
 
     def __repr__(self) -> str:
         return f"<model {self._base.name} + {_format_terms(self._tau)}>"
 
 
-def _is_array(value: object) -> bool:
-    return isinstance(value, (np.ndarray, np.generic)) or is_torch_tensor(value)
+def recipe_base(recipe: Mapping[str, Any]) -> str:
+    """Return the reference of the model that the others are put on."""
+    return str(recipe.get("base_model") or recipe["models"][0])
 
 
-def _as_float(number: Any) -> float:
-    """Return a real number, or an array of one, as float; infinity for a whole number beyond float64.
+def _checked_missing(missing: str | None) -> str | None:
+    """Return what to do with missing tensors; None for the default. Errors: RecipeError."""
+    if missing is not None and missing not in MISSING:
+        raise RecipeError(f"missing is {missing!r}; expected one of {', '.join(MISSING)}. Choose one.")
+    return missing
 
-    Errors: AlnicoError for an array of several numbers or of other values, and for a tensor that needs its
-    gradient.
-    """
-    if _is_array(number):
-        kind = type(number).__name__
-        if tuple(number.shape) != ():
-            raise AlnicoError(
-                f"a task vector is multiplied or divided by a value of type {kind} and shape {tuple(number.shape)}; "
-                "expected one number. Multiply each task vector by its number, and add them up with sum()."
-            )
-        if getattr(number, "requires_grad", False):
-            raise AlnicoError(
-                f"a task vector is multiplied or divided by a {kind} that needs its gradient, which does not pass "
-                "through a merge; expected a number. Pass its .item(), or learn coefficients with "
-                "alnico.adamerge."
-            )
-        number = number.item()
-        if not isinstance(number, numbers.Real):
-            raise AlnicoError(
-                f"a task vector is multiplied or divided by {number!r} of type {type(number).__name__}; expected a real "
-                "number."
-            )
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
+
+def _common_missing(*vectors: TaskVector) -> str | None:
+    """Return what all vectors do with missing tensors. Errors: AlnicoError if two of them differ."""
+    given = list(dict.fromkeys(v._missing for v in vectors if v._missing is not None))
+    if len(given) > 1:
+        raise AlnicoError(
+            f"missing is {given[0]!r} in one task vector and {given[1]!r} in another; expected one of the two. "
+            "Make both with the same missing=."
+        )
+    return given[0] if given else None
+
+
+def _check_vector(other: object, function: str) -> None:
+    if not isinstance(other, TaskVector):
+        raise AlnicoError(
+            f"{function}: the other is of type {type(other).__name__}; expected a TaskVector. Make one with "
+            "alnico.TaskVector(finetuned, base), or of a dict of differences with TaskVector.load."
+        )
 
 
 def _operands(vectors: Sequence[TaskVector]) -> list[Operand]:
     return [side for vector in vectors for _, model, base in vector.terms for side in (model, base)]
 
 
-def _name_models(operands: Sequence[Operand]) -> tuple[dict[Operand, str], dict[str, Any]]:
-    """Return the references for a recipe, and the models by reference.
-
-    Paths are their own reference; each model in memory gets a generated one.
-    """
-    distinct = list(dict.fromkeys(operands))
-    names = {model: path for model in distinct if (path := model.path()) is not None}
-    used, numbers = set(names.values()), itertools.count(1)
-    for model in distinct:
-        if model not in names:
-            # A path may have this name, too.
-            names[model] = next(
-                name for name in (f"{model.name} {number}" for number in numbers) if name not in used
-            )
-    names = {model: names[model] for model in distinct}
-    return names, {
-        name: name if isinstance(model.value, (str, os.PathLike)) else model.value
-        for model, name in names.items()
-    }
-
-
-def _vector_products(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], list[int]]:
+def _vector_products(
+    vectors: Sequence[TaskVector], missing: str | None = None
+) -> tuple[list[list[float]], list[int]]:
     """Return inner products of task vectors, divided by powers of 2, and the exponents of each one's power.
 
     The powers keep products of very large and very small coefficients from overflowing or vanishing, and
@@ -428,7 +573,7 @@ def _vector_products(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], 
     differences, and those of the task vectors are computed from them.
     """
     origin = vectors[0].terms[0][2]
-    names, models = _name_models([origin, *_operands(vectors)])
+    names, models = name_models([origin, *_operands(vectors)])
     others = [model for model in names if model != origin]
     if not others:
         return [[0.0] * len(vectors) for _ in vectors], [0] * len(vectors)
@@ -437,6 +582,7 @@ def _vector_products(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], 
         "base_model": names[origin],
         "models": [{"model": names[model], "parameters": {"weight": 0.5}} for model in others],
         "dtype": "float64",
+        **({"missing": missing} if missing is not None else {}),
     }
     opened = open_models(models)
     try:
@@ -466,5 +612,6 @@ def _format_terms(vector: TaskVector) -> str:
     for i, (coefficient, model, base) in enumerate(vector.terms):
         sign = ("-" if coefficient < 0 else "") if i == 0 else (" - " if coefficient < 0 else " + ")
         size = abs(coefficient)
-        parts.append(f"{sign}{'' if size == 1 else f'{size:g} x '}({model.name} - {base.name})")
+        what = model.name if base.is_nothing else f"({model.name} - {base.name})"
+        parts.append(f"{sign}{'' if size == 1 else f'{size:g} x '}{what}")
     return "".join(parts)

@@ -202,7 +202,11 @@ def open_output(out: Path) -> FileModel:
     """Open the output's own files. Files that are not a model any more count as damaged. Errors:
     VerificationError."""
     try:
-        model = open_adapter(os.fspath(out)).files if (out / CONFIG).is_file() else open_model(out)
+        model = (
+            open_adapter(os.fspath(out)).files
+            if (out / CONFIG).is_file()
+            else open_model(out, may_be_adapter=True)
+        )
     except ModelError as error:
         raise VerificationError(f"{out}: is damaged: {error}") from None
     assert isinstance(model, FileModel)
