@@ -187,6 +187,21 @@ methods:
     model: base
   - {filter: lm_head, merge_method: passthrough, model: {path: c, revision: main}}
 """,
+    "rules with their own models": """\
+merge_method: linear
+models: [a, b]
+methods:
+  - filter: fc1
+    merge_method: slerp
+    models: [b, {model: c, parameters: {t: 0.3}}]
+  - filter: fc2
+    merge_method: ties
+    preset: paper
+    base_model: {path: base, revision: main}
+    models: [{model: a, parameters: {weight: [1, 2]}}, c, {model: {model: d, lora: adapter}}]
+    parameters: {density: [0.3, 0.2, 0.1]}
+  - {filter: fc3, merge_method: nuslerp, models: [a, c], base_model: null}
+""",
     "slices with everything": """\
 merge_method: linear
 base_model: base

@@ -324,7 +324,7 @@ def _unused_models(recipe: Recipe, references: list[str], sections: Sections, jo
         for i, reference in enumerate(references)
         if i not in used
         and i not in listed
-        and reference not in of_rules
+        and (reference not in of_rules or reference == recipe.base_model)
         and (reference not in tokenizer_models or reference == recipe.base_model)
     ]
     notes += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from alnico.checkpoint.source import Source
@@ -108,9 +108,12 @@ class Section:
     """Names of the output tensors that the section may make, in order."""
     depth: Mapping[str, float]
     _methods: dict[int, TensorMethod] = field(default_factory=dict)
+    _rules_by_name: dict[str, Rule | None] = field(default_factory=dict)
 
     def rule_of(self, name: str) -> Rule | None:
-        return first_rule(self.rules, name)
+        if name not in self._rules_by_name:
+            self._rules_by_name[name] = first_rule(self.rules, name)
+        return self._rules_by_name[name]
 
     def method_for(self, name: str) -> TensorMethod:
         """Return the method that makes the tensor ``name``, with its models."""
@@ -374,25 +377,31 @@ class _SectionBuilder:
         named = self.recipe.base_model
         base = self._base(listed, named, part, None)
         names = dict.fromkeys([*own.names.values(), *(n for p in listed for n in p.names)])
-        names |= dict.fromkeys(self._names_of_rules(functools.partial(_part_of, part, None)))
+        names |= dict.fromkeys(self._names_of_rules(names, functools.partial(_part_of, part, None)))
         donor = part(ModelEntry(self.references[self.donor]))
         label = module.name if module else ""
         self._add(
             label, method, listed, base, donor, named, self.shared(None, module), part, names, depths(names)
         )
 
-    def _names_of_rules(self, make: Callable[[str], ModelPart]) -> Iterator[str]:
-        """Yield the names of tensors that rules make of their own models, which the recipe may not list."""
+    def _names_of_rules(self, names: Container[str], make: Callable[[str], ModelPart]) -> Iterator[str]:
+        """Yield the tensors, in addition to ``names``, that rules make of models that only they name."""
+        rules_by_model: dict[str, list[Rule]] = {}
         for rule in self.recipe.methods:
             method = find(rule.merge_method)
-            uses_base = rule.base_model and (method.space == "delta" or method.base == "first")
-            references = [e.reference for e in rule.models] + ([rule.base_model] if uses_base else [])
-            for reference in dict.fromkeys(r for r in references if r):
-                try:
-                    part = make(reference)
-                except MismatchError:  # raised again where the rule makes a tensor of this section
-                    continue
-                yield from (n for n in part.names if first_rule(self.recipe.methods, n) is rule)
+            uses_base = method.space == "delta" or method.base == "first"
+            named = [entry.reference for entry in rule.models]
+            for reference in (*named, rule.base_model if uses_base else None):
+                if reference:
+                    rules_by_model.setdefault(reference, []).append(rule)
+        for reference, rules in rules_by_model.items():
+            try:
+                part = make(reference)
+            except MismatchError:  # raised again where the rule makes a tensor of this section
+                continue
+            for name in part.names:
+                if name not in names and any(r is first_rule(self.recipe.methods, name) for r in rules):
+                    yield name
 
     def _check_whole(self, entry: ModelEntry, model: int, members: _Members) -> None:
         """Check that the ``layer_range`` of a model that is merged whole has all its layers.
@@ -434,7 +443,7 @@ class _SectionBuilder:
             names = dict.fromkeys(n for p in (*listed, *([base] if base else [])) for n in p.names)
             if len(ranges) == 1:
                 layers = next(iter(ranges))
-                found = self._names_of_rules(functools.partial(_part_of, part, layers))
+                found = self._names_of_rules(names, functools.partial(_part_of, part, layers))
                 names |= dict.fromkeys(found)
             entry = slice_.models[0]
             assert entry.layers is not None

@@ -27,6 +27,7 @@ from alnico.recipe.schema import (
     EachModel,
     Gradient,
     ModelEntry,
+    NormWeight,
     PairWeight,
     Parameters,
     Recipe,
@@ -280,6 +281,8 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
         reading.wrong(line, f"{where}.model is base, but there is no base_model. Add base_model: PATH.")
     if rule.model is not None or not context.parts:
         return
+    if rule.base_model and method.base == "unused" and not _takes_norms(rule):
+        reading.note(line, f"{where}.base_model has no effect: {method.name} uses no base.")
     if rule.models:
         own = next(p for p in context.parts if p.rule is rule)
         counts = {len(merged_entries(method, own.entries, own.base_model))}
@@ -325,6 +328,12 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
         refusals.append(_refusal(method, levels, entries, part.base_model))
     if refusals and all(refusals):
         reading.wrong(line, f"{where}: {refusals[0]}")
+
+
+def _takes_norms(rule: Rule) -> bool:
+    """Does a rule set weights from norms of task vectors, which need a base?"""
+    levels = (rule.parameters, *(entry.parameters for entry in rule.models))
+    return any(isinstance(setting, (NormWeight, Cases)) for level in levels for setting in level.values())
 
 
 def _check_each_model(

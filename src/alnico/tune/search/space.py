@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -429,13 +430,16 @@ def _default_of(option: Option, middle: float) -> float:
 def _models(path: Path_, root: Node) -> int:
     """Return the number of models in the list that contains a place, without the base."""
     node = root
-    listed: Any = root.value.get("models", Node([], 0)).value if isinstance(root.value, dict) else []
-    for part in path:
+    keys: dict[str, Node] = root.value if isinstance(root.value, dict) else {}
+    listed: Any = keys["models"].value if "models" in keys else []
+    base = keys["base_model"].value if "base_model" in keys else None
+    for before, part in pairwise(("", *path)):
         node = node.value[part]
         if part in ("models", "sources"):
             listed = node.value
-    keys: dict[str, Node] = root.value if isinstance(root.value, dict) else {}
-    base = keys["base_model"].value if "base_model" in keys else None
+        if before == "methods" and isinstance(node.value, dict):  # a rule, which may have its own
+            listed = node.value["models"].value if "models" in node.value else listed
+            base = node.value["base_model"].value if "base_model" in node.value else base
     items: list[Node] = listed if isinstance(listed, list) else []
     models = [i.value.get("model", i) if isinstance(i.value, dict) else i for i in items]
     return sum(base is None or n.value != base for n in models)
