@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alnico.analysis.page import SERIES, colour, escape, ink_on, series, shorten
+from alnico.analysis.page import SERIES, colour, escape, has_report, ink_on, series, shorten
 from alnico.errors import AlnicoError, near_name
 from alnico.installation import import_extra
 from alnico.libraries import without_local_settings
@@ -364,6 +365,47 @@ def draw_matrix(
     axes.tick_params(length=0)
 
 
+def best_so_far(values: Sequence[float], goal: str = "max") -> list[float]:
+    """Return the best value up to each one.
+
+    >>> best_so_far([1.0, 3.0, 2.0]), best_so_far([1.0, 3.0, 0.5], "min")
+    ([1.0, 3.0, 3.0], [1.0, 1.0, 0.5])
+    """
+    return list(itertools.accumulate(values, max if goal == "max" else min))
+
+
+def draw_trials(
+    canvas: ChartCanvas,
+    axes: Any,
+    numbers: Sequence[int],
+    values: Sequence[float],
+    *,
+    goal: str = "max",
+    title: str = "",
+    x: str = "trial",
+    y: str = "score",
+) -> None:
+    """Draw the value of each trial as a point, the best so far as a line, and a ring around the best of all."""
+    axes.plot(numbers, values, linestyle="none", markersize=5.5, label="trials", **mark_style(0))
+    axes.step(
+        numbers,
+        best_so_far(values, goal),
+        where="post",
+        color=series(1)[0],
+        linewidth=1.8,
+        label="best so far",
+    )
+    if values:
+        best = values.index((max if goal == "max" else min)(values))
+        axes.plot(
+            [numbers[best]], [values[best]], linestyle="none", marker="o", markersize=12, markerfacecolor="none",
+            markeredgecolor=series(1)[0], markeredgewidth=1.6, label=f"best: {values[best]:.4g}",
+        )  # fmt: skip
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    canvas.frame(axes, title=title, x=x, y=y)
+    canvas.legend(axes)
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without the warnings of letters that the font lacks: they are drawn as boxes."""
@@ -386,6 +428,14 @@ def write_png(figure: Any, path: Path) -> None:
     path.unlink(missing_ok=True)
     with path.open("xb") as file:
         file.write(data)
+
+
+def inline_picture(draw: Callable[[ChartTheme], Any], label: str) -> Callable[[], str | None]:
+    """Return what draws the picture of a result in a notebook: SVG, or None without the extra [report].
+
+    ``draw`` gets the theme and returns a figure.
+    """
+    return lambda: inline_svg(draw(INLINE), label) if has_report() else None
 
 
 def inline_svg(figure: Any, label: str) -> str:

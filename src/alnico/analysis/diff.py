@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ from alnico.checkpoint.source import Source, Tensor
 from alnico.errors import ResourceError
 from alnico.kernels.clock import counts_compiling
 from alnico.models.open_models import AnyModel, name_model, open_sources
+from alnico.notebook import ResultTable, name_text, never_fails, result_html, result_line, share_text
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.numerics.sizes import format_size
@@ -145,6 +147,56 @@ class ModelDiff:
         """Do both have the same tensors, byte for byte and by name, and the same files?"""
         is_same = all(t.verdict == "equal" for t in self.tensors) and not self.layout
         return is_same and not (self.only_in_a or self.only_in_b or self.files)
+
+    def __repr__(self) -> str:
+        counts = Counter(t.verdict for t in self.tensors)
+        return result_line(
+            f"{'no difference' if self.is_equal else 'difference'} between {name_text(self.a)} and {name_text(self.b)}",
+            ", ".join(f"{verdict} {count:,}" for verdict, count in counts.items()),
+            f"only in a: {len(self.only_in_a):,}" if self.only_in_a else "",
+            f"only in b: {len(self.only_in_b):,}" if self.only_in_b else "",
+            f"files: {len(self.files):,}" if self.files else "",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        differing = [t for t in self.tensors if t.verdict != "equal"]
+        differing.sort(key=lambda t: -(t.values.l2 if t.values is not None else 0.0))
+        rows = [
+            [
+                t.name,
+                t.verdict,
+                *(
+                    (None,) * 4
+                    if (v := t.values) is None
+                    else (share_text(v.differing / max(v.elements, 1)), v.max_abs, v.l2, v.cosine)
+                ),
+            ]
+            for t in differing
+        ]
+        alone = [[t.name, "a", t.dtype] for t in self.only_in_a] + [
+            [t.name, "b", t.dtype] for t in self.only_in_b
+        ]
+        files = [[f.name, f.in_a, f.in_b] for f in self.files or ()]
+        parts = [
+            (
+                ("tensor", "verdict", "entries that differ", "largest", "L2", "cosine"),
+                rows,
+                "Tensors that differ",
+            ),
+            (("tensor", "only in", "dtype"), alone, "Tensors of one model"),
+            (("file", "in a", "in b"), files, "Files that differ"),
+        ]
+        return result_html(
+            "The models are equal" if self.is_equal else "The models differ",
+            *(ResultTable(columns, of_part, heading) for columns, of_part, heading in parts if of_part),
+            facts=[
+                ("a", self.a),
+                ("b", self.b),
+                ("tensors in both", len(self.tensors)),
+                ("differ", len(differing)),
+            ],
+        )
 
     def data(self) -> dict[str, Any]:
         """Return everything as plain data, for ``--json``."""

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
 from alnico.checkpoint.source import Source
 from alnico.models.open_models import AnyModel, name_model, open_source, path_of
+from alnico.notebook import ResultTable, figure_text, name_text, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.sizes import format_size
 from alnico.vocabulary.compare import read_vocabulary
 
 
@@ -25,6 +27,47 @@ class Inspection:
     def data(self) -> dict[str, Any]:
         """Return the summary as plain data, for ``--json``."""
         return dict(self.summary)
+
+    def __repr__(self) -> str:
+        return result_line(
+            f"{self.kind} {name_text(self.summary.get(self.kind))}",
+            *(f"{name} {name_text(figure_text(value))}" for name, value in self._facts()),
+        )
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        """The summary without its lists, for people."""
+        summary = self.summary
+        dtypes = summary.get("dtypes") or ()
+        facts = [
+            ("architecture", ", ".join(map(str, summary.get("architectures") or ()))),
+            ("base", summary.get("base")),
+            ("layers", summary.get("layers")),
+            ("tensors", len(summary["tensors"]) if "tensors" in summary else None),
+            ("modules", len(summary["updates"]) if "updates" in summary else None),
+            ("parameters", summary.get("parameters")),
+            ("size", format_size(summary["bytes"]) if "bytes" in summary else None),
+            ("dtypes", ", ".join(map(str, dtypes))),
+        ]
+        return [(name, value) for name, value in facts if value not in (None, "")]
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        summary = self.summary
+        if self.kind == "adapter":
+            rows = [
+                [u["module"], u["kind"], u["rank"], u["scale"], "x".join(map(str, u["shape"]))]
+                for u in summary["updates"]
+            ]
+            table = ResultTable(("module", "kind", "rank", "scale", "shape"), rows)
+        else:
+            rows = [
+                [t["name"], t["dtype"], "x".join(map(str, t["shape"])), format_size(t["bytes"])]
+                for t in summary["tensors"]
+            ]
+            table = ResultTable(("tensor", "dtype", "shape", "size"), rows)
+        return result_html(
+            f"{self.kind.capitalize()} {name_text(summary.get(self.kind))}", table, facts=self._facts()
+        )
 
 
 @ieee_arithmetic()

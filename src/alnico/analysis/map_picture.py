@@ -12,6 +12,7 @@ from alnico.analysis.model_map import ModelMap
 from alnico.analysis.page import ink_on, number, percent, series, shorten
 
 MAP_SIZE = (6.4, 5.2)
+INLINE_MAP_SIZE = (5.6, 4.2)
 
 
 def plot_map(places: ModelMap, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,15 @@ from alnico.analysis.charts import (
     draw_lines,
     draw_matrix,
     drawn_by,
+    inline_picture,
     open_canvas,
     plain,
     write_png,
 )
 from alnico.analysis.entry_axis import axis_exponents, axis_place, axis_unit
 from alnico.analysis.layer_parts import layer_parts, scale_end
-from alnico.analysis.map_picture import plot_map
+from alnico.analysis.map_picture import INLINE_MAP_SIZE, plot_map
+from alnico.analysis.map_section import is_worth_showing
 from alnico.analysis.model_map import map_models
 from alnico.analysis.page import CIVIDIS, percent, series, shorten, superscript
 from alnico.analysis.pair_measures import (
@@ -82,6 +85,16 @@ def plot_analysis(
     chosen = chosen_positions(models, [m.name for m in analysis.models])
     canvas = {"figsize": figsize, "ax": ax, "dark": dark, "purpose": purpose}
     return draw(analysis, PictureRequest(chosen, over, measure, canvas))
+
+
+def inline_analysis(analysis: Analysis) -> str | None:
+    """Return the picture that a notebook shows with an analysis: its map, or the bars of one model."""
+    places = map_models(analysis)
+    if is_worth_showing(places):
+        draw = functools.partial(plot_map, places, figsize=INLINE_MAP_SIZE)
+        return inline_picture(lambda theme: draw(dark=theme), "Map of the base and the models")()
+    bars = functools.partial(plot_analysis, analysis, "bars")
+    return inline_picture(lambda theme: bars(dark=theme), "Bars: relative change by group")()
 
 
 def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | None = None) -> None:

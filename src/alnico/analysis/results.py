@@ -13,7 +13,9 @@ from typing import Any
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.near_paths import suggestion
 from alnico.errors import ModelError
+from alnico.notebook import ResultTable, name_text, never_fails, result_html, result_line, share_text
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.sizes import count_of
 
 SCHEMA = 1
 """The schema of ``summary.json``; raised when a key changes its meaning or is removed."""
@@ -217,6 +219,55 @@ class Analysis:
 
         return plot_analysis(
             self, name, models=models, over=over, measure=measure, figsize=figsize, ax=ax, dark=dark
+        )
+
+    def __repr__(self) -> str:
+        changes = [
+            f"{name_text(m.name)} {'not comparable' if c is None else share_text(c.relative_l2)}"
+            for m, c in zip(self.models[:6], self.whole.changes, strict=False)
+        ]
+        more = f", and {len(self.models) - 6:,} more" if len(self.models) > 6 else ""
+        return result_line(
+            f"analysis of {count_of(len(self.models), 'model')} of the base {name_text(self.base.name)}",
+            f"relative change {', '.join(changes)}{more}",
+            count_of(len(self.tensors), "tensor"),
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        from alnico.analysis.pictures import inline_analysis
+
+        rows = [
+            [
+                i + 1,
+                m.name,
+                *(
+                    (None,) * 4
+                    if c is None
+                    else (share_text(c.relative_l2), c.l2, share_text(c.unchanged), c.max_abs)
+                ),
+            ]
+            for i, (m, c) in enumerate(zip(self.models, self.whole.changes, strict=True))
+        ]
+        pairs = [
+            [
+                " and ".join(str(i + 1) for i in p.models),
+                p.cosine,
+                share_text(p.sign_conflict),
+                share_text(p.top_overlap),
+            ]
+            for p in self.whole.pairs
+        ]
+        return result_html(
+            "Analysis of task vectors",
+            ResultTable(("", "model", "relative change", "L2 norm", "unchanged", "largest change"), rows),
+            *([ResultTable(("models", "cosine", "sign conflict", "top overlap"), pairs)] if pairs else []),
+            facts=[
+                ("base", self.base.name),
+                ("tensors", len(self.tensors)),
+                ("not compared", len(self.skipped)),
+            ],
+            picture=lambda: inline_analysis(self),
         )
 
 

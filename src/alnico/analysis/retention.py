@@ -21,6 +21,15 @@ from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.source import Source, unwrap
 from alnico.errors import HubError, ModelError, OutputError, RecipeError
 from alnico.folders import open_new, write_new
+from alnico.notebook import (
+    ResultTable,
+    name_text,
+    names_text,
+    never_fails,
+    result_html,
+    result_line,
+    share_text,
+)
 from alnico.output.recipe_file import RECIPE
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import resolve_reference
@@ -106,6 +115,91 @@ class Retention:
             **values,
             "layers": {str(number): scope for number, scope in values["layers"].items()},
         }
+
+    def plot(
+        self,
+        name: str = "map",
+        *,
+        parents: Any = None,
+        measure: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        ax: Any = None,
+        dark: bool = False,
+    ) -> Any:
+        """Draw a picture and return it as a matplotlib figure, which a notebook shows; it is none of pyplot's.
+
+        ``name`` is ``map`` (base, parents and merge as points to scale), ``kept`` (a ``measure`` by group),
+        ``layers`` (a ``measure`` by layer) or ``scores``. A ``measure`` is ``projection``, ``weight``, ``top_kept``,
+        ``signs``, ``distance`` or ``relative_distance``. ``parents`` chooses parents by name or position. ``figsize`` is
+        in inches; ``ax`` are axes to draw in; ``dark`` takes the colours of the dark page. Needs the extra
+        ``[report]``. Errors: AlnicoError, also for an unknown name.
+        """
+        from alnico.analysis.retention_pictures import plot_retention
+
+        return plot_retention(self, name, parents=parents, measure=measure, figsize=figsize, ax=ax, dark=dark)
+
+    def __repr__(self) -> str:
+        if self.base is None:
+            of_parents = [
+                f"{name_text(p.name)} at distance {'unknown' if s is None else format(s.distance, '.4g')}"
+                for p, s in zip(self.parents, self.whole.parents, strict=True)
+            ]
+        else:
+            of_parents = [
+                f"{name_text(p.name)} {'unknown' if s is None or s.projection is None else format(s.projection, '.3g')}"
+                for p, s in zip(self.parents, self.whole.parents, strict=True)
+            ]
+        return result_line(
+            f"comparison of {name_text(self.merged.name)} with its parents",
+            f"{'' if self.base is None else 'projection on '}{names_text(of_parents, 6)}",
+            f"kept of the best score: {names_text((f'{s.task} {share_text(s.kept)}' for s in self.scores), 6)}"
+            if self.scores
+            else "",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        from alnico.analysis.retention_pictures import inline_retention
+
+        columns = ["", "parent", "distance", "relative"]
+        if self.base is not None:
+            columns += ["projection", "weight", "signs agree", "top kept"]
+        rows: list[list[Any]] = []
+        for i, (parent, s) in enumerate(zip(self.parents, self.whole.parents, strict=True)):
+            row: list[Any] = [i + 1, parent.name]
+            if s is not None:
+                row += [
+                    s.distance,
+                    share_text(s.relative_distance),
+                    s.projection,
+                    s.weight,
+                    share_text(s.sign_agreement),
+                    share_text(s.top_kept),
+                ]
+            rows.append([*row, *(None,) * len(columns)][: len(columns)])
+        scores = [
+            [s.task, s.merged, s.best, s.of_best, s.of_base, share_text(s.kept), share_text(s.gain_kept)]
+            for s in self.scores
+        ]
+        return result_html(
+            f"What {name_text(self.merged.name)} kept of its parents",
+            ResultTable(columns, rows),
+            *(
+                [
+                    ResultTable(
+                        ("task", "merged", "best parent", "its score", "base", "kept", "of its gain"), scores
+                    )
+                ]
+                if scores
+                else []
+            ),
+            *self.notes,
+            facts=[
+                ("base", "unknown" if self.base is None else self.base.name),
+                ("outside of all parents", share_text(self.whole.outside)),
+            ],
+            picture=lambda: inline_retention(self),
+        )
 
     def scopes(self) -> list[tuple[str, ScopeRetention]]:
         """Return all scopes, each with its kind: ``whole``, ``group`` or ``layer``."""

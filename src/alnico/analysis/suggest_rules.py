@@ -16,7 +16,9 @@ from alnico.engine.relatedness import LARGE, LEAST_TENSORS, NEAR_DUPLICATE, NEAR
 from alnico.errors import AlnicoError, visible
 from alnico.models.memory_merge import MemoryMerge
 from alnico.models.open_models import template_of
+from alnico.notebook import never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.sizes import count_of
 
 ANOTHER_START = 0.99
 """Relative change of a matrix from which it is unrelated to the base's. Independent matrices are at 1 or
@@ -183,6 +185,26 @@ class Suggestion:
     compile_seconds: float = field(default=0.0, compare=False)
     models: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        return result_line(
+            "no suggestion" if self.method is None else f"suggestion of {self.method}",
+            count_of(len(self.models), "model") if self.models else "",
+            self.reasons[0] if self.reasons else "",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        lists = (
+            ("Why", self.reasons),
+            ("About the models", self.findings),
+            ("Before you use it", self.warnings),
+        )
+        return result_html(
+            "No recipe" if self.method is None else f"Suggested: {self.method}",
+            *(f"{heading}: {' '.join(lines[:8])}" for heading, lines in lists if lines),
+            code=None if self.recipe is None else _without_comments(self.recipe),
+        )
+
     @ieee_arithmetic()
     def merge(self, *, threads: int | None = None) -> Any:
         """Merge by the suggested recipe, in memory.
@@ -208,6 +230,11 @@ class Suggestion:
             for name, value in vars(self).items()
             if name != "models"
         }
+
+
+def _without_comments(recipe: str) -> str:
+    """Return a recipe without the comments at its head, which the reasons and warnings are."""
+    return "\n".join(line for line in recipe.splitlines() if not line.startswith("#"))
 
 
 def suggest_recipe(

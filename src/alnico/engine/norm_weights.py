@@ -13,6 +13,15 @@ from alnico.engine.relatedness import check_relatedness
 from alnico.errors import MethodError
 from alnico.events import Measuring, Watcher
 from alnico.kernels.facts import Sum
+from alnico.notebook import (
+    ResultTable,
+    name_text,
+    names_text,
+    never_fails,
+    result_html,
+    result_line,
+)
+from alnico.numerics.sizes import count_of
 from alnico.plan.job import Norms, Plan
 from alnico.plan.norm_weights import with_norms
 from alnico.recipe.schema import NormWeight
@@ -72,6 +81,30 @@ class NormWeights:
     weights: tuple[tuple[float, ...], ...]
     notes: tuple[str, ...]
     compile_seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        if len(self.places) == 1:
+            of_models = (
+                f"{name_text(m)} {w:.4g}" for m, w in zip(self.models, self.weights[0], strict=False)
+            )
+            return result_line("weights from norms", names_text(of_models, 8))
+        per = self.setting.per
+        return result_line(
+            "weights from norms",
+            count_of(len(self.models), "model"),
+            f"one for each of {count_of(len(self.places), per)}",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        facts = [("base", self.base), ("mode", self.setting.mode), ("per", self.setting.per)]
+        if len(self.places) == 1:
+            found = zip(self.models, self.norms[0], self.weights[0], strict=True)
+            table = ResultTable(("model", "L2 norm", "weight"), [list(row) for row in found])
+        else:
+            weights = [[place, *row] for place, row in zip(self.places, self.weights, strict=True)]
+            table = ResultTable((self.setting.per, *self.models), weights, "Weights")
+        return result_html("Weights from the norms of task vectors", table, *self.notes, facts=facts)
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""

@@ -22,6 +22,8 @@ from alnico.errors import (
 from alnico.events import Finished, Watcher
 from alnico.folders import make_folder
 from alnico.kernels.clock import counts_compiling
+from alnico.notebook import ResultTable, never_fails, result_html, result_line
+from alnico.numerics.sizes import count_of, format_size
 from alnico.output.disk_space import check_disk, check_target, needed_paths
 from alnico.output.journal import Journal, JournalState, read_journal
 from alnico.output.publish import (
@@ -50,6 +52,34 @@ class MergeResult:
     resumed: int
     digests: dict[str, str] = field(repr=False)
     compile_seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return result_line(
+            f"merge in {self.path}",
+            ", ".join(plan.recipe.methods_used),
+            count_of(len(plan.jobs), "tensor"),
+            format_size(plan.bytes_to_write),
+            f"{self.seconds:.1f} s",
+            f"{self.resumed:,} tensors from an interrupted run" if self.resumed else "",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        plan = self.plan
+        return result_html(
+            f"Merge in {self.path}",
+            ResultTable(("model",), [[s.label] for s in plan.models]),
+            facts=[
+                ("method", ", ".join(plan.recipe.methods_used)),
+                ("tensors", len(plan.jobs)),
+                ("parameters", plan.elements),
+                ("size", format_size(plan.bytes_to_write)),
+                ("files", len(plan.shards)),
+                ("seconds", round(self.seconds, 2)),
+                *([("resumed tensors", self.resumed)] if self.resumed else []),
+            ],
+        )
 
     @property
     def bytes_per_second(self) -> float:

@@ -9,12 +9,23 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from alnico.analysis.charts import inline_picture
 from alnico.analysis.common_tensors import short_names
 from alnico.analysis.results import AnalysedModel
 from alnico.analysis.scores import Accuracy, Estimate, accuracies
 from alnico.errors import EvaluationError
 from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, Task, counted_of, metric_of
 from alnico.events import Scored, Watcher
+from alnico.notebook import (
+    ResultTable,
+    figure_text,
+    name_text,
+    names_text,
+    never_fails,
+    result_html,
+    result_line,
+)
+from alnico.numerics.sizes import count_of
 
 LEVEL = 0.95
 """The confidence level of all intervals."""
@@ -23,6 +34,9 @@ DRAWS = 2000
 
 MOST_DRAWN = 4_000_000
 """The most indices drawn at once."""
+
+MOST_BARS = 60
+"""The most bars of the picture that a notebook shows with a scorecard."""
 
 Role = Literal["base", "model", "merged"]
 TaskScores = Mapping[str, Score]
@@ -83,6 +97,73 @@ class Scorecard:
     draws: int
     seed: int
     compile_seconds: float = field(default=0.0, compare=False)
+
+    def plot(
+        self,
+        name: str = "bars",
+        *,
+        models: Any = None,
+        figsize: tuple[float, float] | None = None,
+        ax: Any = None,
+        dark: bool = False,
+    ) -> Any:
+        """Draw the scores and return them as a matplotlib figure, which a notebook shows; it is none of pyplot's.
+
+        ``name`` is ``bars``, with intervals, or ``radar``, with one axis per task; both have the tasks where higher is
+        better. ``models`` chooses models by name or position. ``figsize`` is in inches; ``ax`` are axes to draw in, polar
+        ones for a radar; ``dark`` takes the colours of the dark page. Needs the extra ``[report]``. Errors:
+        AlnicoError, also for an unknown name.
+        """
+        return self._plot(name, models, figsize=figsize, ax=ax, dark=dark)
+
+    def _plot(self, name: str, models: Any = None, **canvas: Any) -> Any:
+        from alnico.analysis.score_pictures import plot_scores
+
+        shown = [task for task in self.tasks if task.goal == "max"] or list(self.tasks)
+        metrics = {task.metric for task in shown}
+        return plot_scores(
+            {task.name: {m.name: m.scores[task.name] for m in self.models} for task in shown},
+            [m.name for m in self.models],
+            name,
+            chosen=models,
+            of="a scorecard",
+            metric=metrics.pop() if len(metrics) == 1 else "score",
+            **canvas,
+        )
+
+    def __repr__(self) -> str:
+        means = (
+            f"{name_text(m.name)} {figure_text(next(iter(m.scores.values())).value if m.mean is None else m.mean.value)}"
+            for m in self.models
+        )
+        tasks = names_text(task.name for task in self.tasks)
+        return result_line(
+            f"scores of {count_of(len(self.models), 'model')} on {tasks}", f"mean {names_text(means, 8)}"
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        def shown(estimate: Estimate | None) -> str:
+            if estimate is None or estimate.low is None or estimate.high is None:
+                return figure_text(None if estimate is None else estimate.value)
+            return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+        rows = [
+            [i + 1, m.name, m.role, shown(m.mean), *(shown(m.scores.get(t.name)) for t in self.tasks)]
+            for i, m in enumerate(self.models)
+        ]
+        heads = [f"{t.name}{' (lower is better)' if t.goal == 'min' else ''}" for t in self.tasks]
+
+        return result_html(
+            "Scores",
+            ResultTable(("", "model", "role", "mean", *heads), rows),
+            facts=[("tasks", len(self.tasks)), ("intervals", f"95 %, {self.draws:,} draws")],
+            picture=inline_picture(
+                lambda theme: self._plot("bars", dark=theme), "Bars: score of every model on every task"
+            )
+            if len(self.models) * len(self.tasks) <= MOST_BARS
+            else None,
+        )
 
     def data(self) -> dict[str, Any]:
         """Return plain data for JSON; ``alnico compare --scores`` reads it."""

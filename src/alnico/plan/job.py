@@ -15,6 +15,7 @@ from alnico.kernels.constants import ARITHMETIC
 from alnico.kernels.template import Real
 from alnico.methods import digests_of_foreign
 from alnico.methods.base import MatrixMethod, Merge
+from alnico.notebook import ResultTable, never_fails, result_html
 from alnico.numerics.dtypes import DTYPES
 from alnico.numerics.sizes import format_size
 from alnico.recipe.schema import NormWeight, Recipe
@@ -160,6 +161,28 @@ class Plan:
         return (
             f"<plan of {', '.join(self.recipe.methods_used)}: {len(self.jobs)} tensors, {self.elements:,} parameters, "
             f"{format_size(self.bytes_to_write)} to write, at most {format_size(self.memory.peak_bytes)} of memory>"
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        donor = self.sources[self.donor].label if self.donor < len(self.sources) else ""
+        rows = [
+            [s.label, "base" if s.label == self.recipe.base_model else "model", donor == s.label]
+            for s in self.models
+        ]
+        return result_html(
+            f"Plan of {', '.join(self.recipe.methods_used)}",
+            ResultTable(("model", "role", "gives config and tokenizer"), rows),
+            *self.notes,
+            facts=[
+                ("tensors", len(self.jobs)),
+                ("parameters", self.elements),
+                ("dtype", self.dtype or "as the models"),
+                ("to read", format_size(self.bytes_to_read)),
+                ("to write", format_size(self.bytes_to_write)),
+                ("memory", f"at most {format_size(self.memory.peak_bytes)}"),
+                ("dropped", len(self.dropped)),
+            ],
         )
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
+from alnico.notebook import name_text, names_text, never_fails, result_html, result_line
 from alnico.numerics.norm_weights import NormMode, norm_weights
 
 Scalar = Union[float, bool, str]
@@ -252,6 +253,34 @@ class Recipe:
     """The YAML text, if the recipe was read from YAML."""
     written_seed: int = field(default=0, compare=False)
     """The seed in the YAML text. ``seed`` may come from the command line instead."""
+
+    def __repr__(self) -> str:
+        return result_line(
+            f"recipe of {', '.join(self.methods_used)}",
+            f"{len(self.references):,} models: {names_text(self.references)}",
+            f"base {name_text(self.base_model)}" if self.base_model else "",
+            f"dtype {self.dtype}" if self.dtype else "",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        facts = [
+            ("method", ", ".join(self.methods_used)),
+            ("models", len(self.references)),
+            ("base", self.base_model),
+            ("dtype", self.dtype),
+        ]
+        code = self.text
+        if not code:
+            import yaml
+
+            code = yaml.safe_dump(self.canonical(), sort_keys=False, allow_unicode=True)
+        return result_html(
+            f"Recipe {name_text(self.stage)}" if self.stage else "Recipe",
+            *self.notes,
+            facts=[(name, value) for name, value in facts if value is not None],
+            code=code,
+        )
 
     @property
     def entries(self) -> tuple[ModelEntry, ...]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import yaml
 
+from alnico.analysis.charts import draw_lines, inline_picture, open_canvas
+from alnico.analysis.page import series
 from alnico.checkpoint.output_path import check_new_file, write_new_file
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.engine.fetch import fetch_weights
@@ -28,7 +30,9 @@ from alnico.events import Learned, Watcher
 from alnico.installation import import_extra
 from alnico.kernels.clock import counts_compiling
 from alnico.methods.shared.sparsify import Scope
+from alnico.notebook import ResultTable, name_text, names_text, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.sizes import count_of
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.layers import layer_position
@@ -88,6 +92,71 @@ class AdaMergingResult:
     left_out: Mapping[str, str]
     recipe: str
     compile_seconds: float = 0.0
+
+    def plot(self, *, figsize: tuple[float, float] | None = None, ax: Any = None, dark: bool = False) -> Any:
+        """Draw the course and return it as a matplotlib figure, which a notebook shows; it is none of pyplot's.
+
+        Left: the entropy of each task at each step. Right: each model's coefficient, as its mean over the groups with the
+        least and the largest as a band. ``figsize`` is in inches; ``ax`` are two axes to draw in; ``dark`` takes the
+        colours of the dark page. Needs the extra ``[report]``. Errors: AlnicoError.
+        """
+        return self._plot(figsize=figsize, ax=ax, dark=dark)
+
+    def _plot(self, **options: Any) -> Any:
+        canvas = open_canvas(2, default=(9.2, 4.0), columns=2, **options)
+        left, right = canvas.axes
+        numbers = [step.number for step in self.steps]
+        tasks = list(self.steps[0].losses) if self.steps else []
+        draw_lines(
+            left, numbers, [(task, i, [s.losses[task] for s in self.steps]) for i, task in enumerate(tasks)]
+        )
+        canvas.frame(left, title="Entropy of each task", x="step", y="nats")
+        if tasks:
+            left.legend(fontsize=8, frameon=False, labelcolor=canvas.theme.ink if canvas.is_own else None)
+        for m, name in enumerate(self.models):
+            course = [step.coefficients[:, m] for step in self.steps]
+            middle = [float(c.mean()) for c in course]
+            draw_lines(right, numbers, [(f"{m + 1} {name}", m, middle)])
+            if len(self.groups) > 1:
+                low, high = [float(c.min()) for c in course], [float(c.max()) for c in course]
+                right.fill_between(numbers, low, high, color=series(m)[0], alpha=0.15, linewidth=0)
+        words = "Coefficients" if len(self.groups) == 1 else "Coefficients: mean, least and largest"
+        canvas.frame(right, title=words, x="step")
+        canvas.legend(right)
+        return canvas.figure
+
+    def __repr__(self) -> str:
+        means = (
+            f"{name_text(m)} {c:.4g}"
+            for m, c in zip(self.models, self.coefficients.mean(axis=0), strict=True)
+        )
+        return result_line(
+            f"AdaMerging of {count_of(len(self.models), 'model')} per {self.per}",
+            f"coefficients {'' if len(self.groups) == 1 else 'on average '}{names_text(means, 8)}",
+            count_of(len(self.steps), "step"),
+            f"entropy {self.steps[0].loss:.4g} to {self.steps[-1].loss:.4g}" if self.steps else "",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        rows = [
+            [group, *map(float, of_group)]
+            for group, of_group in zip(self.groups, self.coefficients, strict=True)
+        ]
+        return result_html(
+            f"AdaMerging of {count_of(len(self.models), 'model')}",
+            ResultTable(("group", *self.models), rows, "Coefficients"),
+            f"Without a gradient, so at their start: {names_text(self.fixed)}." if self.fixed else "",
+            facts=[
+                ("base", self.base),
+                ("per", self.per),
+                ("steps", len(self.steps)),
+                *((f"inputs of {t}", n) for t, n in self.used.items()),
+            ],
+            picture=inline_picture(
+                lambda theme: self._plot(dark=theme), "Lines: entropy of each task and coefficients, by step"
+            ),
+        )
 
     def data(self) -> dict[str, Any]:
         """Return the steps and the result as plain data, for JSON."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from alnico.analysis.charts import inline_picture, mark_style, open_canvas, plain
+from alnico.analysis.page import series
 from alnico.checkpoint.reference import Paths
 from alnico.engine.relatedness import IN_PYTHON, PYTHON_OR_COMMAND
 from alnico.errors import EvaluationError, RecipeError, visible
@@ -23,7 +25,9 @@ from alnico.events import SoupTried, Watcher
 from alnico.kernels.clock import counts_compiling
 from alnico.models.memory_merge import MemoryMerge
 from alnico.models.open_models import name_models, path_of
+from alnico.notebook import ResultTable, names_text, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.sizes import count_of
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.tune.search.objective import MEAN, ObjectiveLike, objective_of
@@ -119,6 +123,85 @@ class Soup:
             "the tasks it was chosen by.\n"
         )
         return head + self._merge().recipe_text(folder)
+
+    def plot(self, *, figsize: tuple[float, float] | None = None, ax: Any = None, dark: bool = False) -> Any:
+        """Draw the steps and return them as a matplotlib figure, which a notebook shows; it is none of pyplot's.
+
+        Each step is the score of an average that was tried: filled if its model was kept. Lines are the soup so far, the
+        best model alone and the mean of all models. ``figsize`` is in inches; ``ax`` are axes to draw in; ``dark``
+        takes the colours of the dark page. Needs the extra ``[report]``. Errors: AlnicoError.
+        """
+        return self._plot(figsize=figsize, ax=ax, dark=dark)
+
+    def _plot(self, **options: Any) -> Any:
+        canvas = open_canvas(default=(max(6.4, 0.5 * len(self.steps) + 3.0), 4.2), **options)
+        axes = canvas.axes[0]
+        at = range(1, len(self.steps) + 1)
+        for is_kept, label in ((True, "kept"), (False, "not kept")):
+            shown = [(i, s.score) for i, s in zip(at, self.steps, strict=True) if s.is_kept == is_kept]
+            style = {
+                **mark_style(0),
+                **({} if is_kept else {"markerfacecolor": "none", "markeredgewidth": 1.2}),
+            }
+            axes.plot(
+                [i for i, _ in shown],
+                [v for _, v in shown],
+                linestyle="none",
+                markersize=7,
+                label=label,
+                **style,
+            )
+        so_far = [s.score if s.is_kept or s.best is None else s.best for s in self.steps]
+        axes.step([*at], so_far, where="post", color=series(1)[0], linewidth=1.6, label="the soup so far")
+        best_alone = self.alone[self.best]
+        axes.axhline(
+            best_alone,
+            color=series(2)[0],
+            linestyle="--",
+            linewidth=1.2,
+            label=plain(f"best alone: {self.best}", 36),
+        )
+        axes.axhline(self.uniform, color=series(6)[0], linestyle=":", linewidth=1.4, label="mean of all")
+        if len(self.steps) <= 30:
+            axes.set_xticks([*at], [plain(s.tried, 18) for s in self.steps], rotation=30, ha="right")
+        canvas.frame(
+            axes,
+            title=f"The soup has {len(self.counts)} of {count_of(len(self.alone), 'model')}",
+            x="model tried",
+            y=self.objective,
+        )
+        canvas.legend()
+        return canvas.figure
+
+    def __repr__(self) -> str:
+        return result_line(
+            f"soup of {len(self.counts)} of {count_of(len(self.alone), 'model')}",
+            f"{self.objective} {self.score:.4g}, best alone {self.alone[self.best]:.4g}, mean of all {self.uniform:.4g}",
+            names_text(self.counts, 6),
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        sign = -1.0 if self.goal == "max" else 1.0
+        order = sorted(self.alone, key=lambda name: (name not in self.counts, sign * self.alone[name]))
+        rows = [[name, self.alone[name], self.counts.get(name, 0)] for name in order]
+        steps = [[i + 1, s.tried, s.score, s.best, s.is_kept] for i, s in enumerate(self.steps)]
+
+        return result_html(
+            f"Soup of {len(self.counts)} of {count_of(len(self.alone), 'model')}",
+            ResultTable(("model", f"{self.objective} alone", "times in the soup"), rows),
+            ResultTable(("step", "tried", "score", "before", "kept"), steps),
+            facts=[
+                ("objective", self.objective),
+                ("score", self.score),
+                ("best alone", self.alone[self.best]),
+                ("mean of all", self.uniform),
+            ],
+            picture=inline_picture(
+                lambda theme: self._plot(dark=theme, figsize=(6.8, 3.6)),
+                "Points: the score of each average that was tried",
+            ),
+        )
 
     def data(self) -> dict[str, Any]:
         """Return the soup as plain data, for ``--json``."""

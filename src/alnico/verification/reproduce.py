@@ -30,7 +30,9 @@ from alnico.errors import OutputError, UncheckedError, VerificationError
 from alnico.events import Watcher
 from alnico.folders import owner_fault_at, remove
 from alnico.kernels.clock import counts_compiling
+from alnico.notebook import never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.sizes import count_of, format_size
 from alnico.output.lock import Lock, listed_files, read_lock
 from alnico.output.recipe_file import RECIPE
 from alnico.plan.job import Plan
@@ -67,6 +69,29 @@ class Reproduction:
     versions: tuple[str, str]
     seconds: float
     compile_seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        return result_line(
+            f"{self.path} reproduced with the same bytes",
+            count_of(self.tensors, "tensor"),
+            count_of(self.files, "file"),
+            format_size(self.byte_size),
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        first, second = self.versions
+        return result_html(
+            "Reproduced with the same bytes",
+            facts=[
+                ("merge", self.path),
+                ("again", self.again or "removed"),
+                ("tensors", self.tensors),
+                ("files", self.files),
+                ("size", format_size(self.byte_size)),
+                ("versions", first if first == second else f"{first} and {second}"),
+            ],
+        )
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""

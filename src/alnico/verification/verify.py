@@ -18,8 +18,10 @@ from alnico.checkpoint.signatures import check_signature
 from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
+from alnico.notebook import ResultTable, names_text, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import finite_number, whole_number
+from alnico.numerics.sizes import count_of, format_size
 from alnico.output.hashes import hash_file, hash_tensors
 from alnico.output.lock import UNLOCKED, Lock, describe_tensor, differing_tensors, listed_files, read_lock
 from alnico.output.validate import check_folder
@@ -47,6 +49,30 @@ class Verification:
     signed_by: str | None = None
     seconds: float = 0.0
     compile_seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        return result_line(
+            f"{'not all of ' if self.unchecked else ''}{self.path} verified",
+            count_of(self.tensors, "tensor"),
+            format_size(self.byte_size),
+            count_of(self.files, "file"),
+            f"unchecked: {names_text(self.unchecked)}" if self.unchecked else "",
+            f"signed by {self.signed_by}" if self.signed_by else "",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        return result_html(
+            "Verified, except what is listed" if self.unchecked else "Verified",
+            *([ResultTable(("not checked",), [[what] for what in self.unchecked])] if self.unchecked else []),
+            facts=[
+                ("merge", self.path),
+                ("tensors", self.tensors),
+                ("size", format_size(self.byte_size)),
+                ("files", self.files),
+                *([("signed by", self.signed_by)] if self.signed_by else []),
+            ],
+        )
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from alnico.analysis.charts import inline_picture
 from alnico.evaluation.scorecard import Scorecard
+from alnico.notebook import ResultTable, name_text, never_fails, result_html, result_line
+from alnico.numerics.sizes import count_of
 from alnico.recipe.schema import Recipe
 from alnico.tune.search.objective import Objective
 from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SearchSettings
+
+MOST_VALUES = 8
+"""Values that were searched, in the table of a notebook: the most important ones."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,67 @@ class SearchResult:
     def counts(self) -> dict[str, int]:
         """The number of trials by state."""
         return dict(Counter(t.state for t in self.trials))
+
+    def plot(
+        self,
+        name: str = "history",
+        *,
+        objective: str | None = None,
+        value: str | None = None,
+        figsize: tuple[float, float] | None = None,
+        ax: Any = None,
+        dark: bool = False,
+    ) -> Any:
+        """Draw a picture and return it as a matplotlib figure, which a notebook shows; it is none of pyplot's.
+
+        ``name`` is ``history`` (each trial, and the best so far), ``front`` (two objectives, with the Pareto front),
+        ``importance``, ``values`` (the objective against each value that was searched, or one ``value``) or ``parallel``
+        (one line per trial through all values). ``objective`` is the name of one of several, by default the first.
+        ``figsize`` is in inches; ``ax`` are axes to draw in; ``dark`` takes the colours of the dark page. Needs the extra
+        ``[report]``. Errors: AlnicoError, also for an unknown name.
+        """
+        from alnico.tune.search.pictures import plot_search
+
+        return plot_search(self, name, objective=objective, value=value, figsize=figsize, ax=ax, dark=dark)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count:,} {state}" for state, count in self.counts.items())
+        best = self.best[0] if self.best else None
+        values = () if best is None else zip(self.objectives, best.values, strict=False)
+        return result_line(
+            f"search with {count_of(len(self.trials), 'trial')} ({counts})",
+            ""
+            if best is None
+            else f"best trial {best.number}: {', '.join(f'{o.name} {v:.4g}' for o, v in values)}",
+            "" if len(self.best) < 2 else f"{len(self.best):,} trials on the front",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        names = sorted(self.dimensions, key=lambda n: -self.importances.get(n, 0.0))[:MOST_VALUES]
+        rows = [[t.number, *t.values, *(t.point.get(n) for n in names)] for t in self.best]
+
+        from alnico.tune.search.pictures import plot_search
+
+        draw = functools.partial(plot_search, self, "history", figsize=(6.4, 3.2))
+        return result_html(
+            f"Search: {name_text(self.name)}",
+            ResultTable(
+                ("trial", *(o.name for o in self.objectives), *names),
+                rows,
+                "The best" if len(rows) == 1 else "The Pareto front",
+            ),
+            *self.notes,
+            facts=[
+                ("sampler", self.settings.sampler),
+                ("seed", self.settings.seed),
+                ("trials", len(self.trials)),
+                *self.counts.items(),
+            ],
+            picture=inline_picture(
+                lambda theme: draw(dark=theme), "Points: the value of each trial, and the best so far"
+            ),
+        )
 
     def data(self) -> dict[str, Any]:
         """Return plain data for JSON."""
