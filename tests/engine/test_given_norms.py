@@ -91,6 +91,11 @@ def test_a_norm_of_0_is_noted_and_has_the_largest_weight() -> None:
     )
 
 
+def test_norms_near_the_end_of_float64_have_a_mean() -> None:
+    assert norm_weights([1e308, 1.5e308, 1e308]) == pytest.approx(norm_weights([1.0, 1.5, 1.0]))
+    assert norm_weights([1e308, 1.5e308], mode="linear") == pytest.approx((0.6, 0.4))
+
+
 MISTAKES = {
     "parameters.weight.norms is missing; expected a list with one number per model. Write norms: [1.5, 0.8].": {"norms": None},
     "weight.norms has 3 values, and 2 models have this weight; expected one norm for each of them, in the order of the recipe.": {"norms": [1, 2, 3]},

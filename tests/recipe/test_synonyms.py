@@ -15,6 +15,7 @@ from alnico.errors import RecipeError
 from alnico.methods.shared.other_words import METHOD_SYNONYMS, OPTION_SYNONYMS, SYNONYMS
 from alnico.recipe.load import load_recipe
 from alnico.tune.search.settings import read_search
+from made import save_model
 
 TWO = "models: [a, b]\n"
 OF_BASE = f"base_model: base\n{TWO}"
@@ -194,11 +195,31 @@ def test_a_made_recipe_keeps_the_words_and_notes_them() -> None:
     recipe = alnico.make_recipe(["a", "b"], "dare", base="base", drop_rate=0.4)
     assert "drop_rate: 0.4" in recipe.text
     assert recipe.notes == (
-        "merge_method: 'dare' is dare_linear.",
+        "method is 'dare', which is dare_linear.",
         "drop_rate is 1 - density: density is 0.6.",
     )
     with pytest.raises(RecipeError, match=r"^alpha has no effect on slerp"):
         alnico.make_recipe(["a", "b"], "slerp", t=0.5, alpha=0.4)
+
+
+def test_the_command_line_takes_the_words(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base, models = arrays()
+    for name, tensors in zip(("base", "a", "b"), (base, *models), strict=True):
+        save_model(tmp_path / name, {n: ("F32", v) for n, v in tensors.items()})
+    words = ("merge", "a", "b", "out", "--base", "base", "--method", "dare")
+    code, _, stderr = run(
+        *words, "--set", "drop_rate=0.4,0.2", "--set", "alpha=0.3", "--set", "scaling_factor=0.5"
+    )
+    assert code == 0, stderr
+    assert stderr.splitlines() == [
+        "note: --method is 'dare', which is dare_linear.",
+        "note: --set drop_rate of a is 1 - density: density is 0.6.",
+        "note: --set drop_rate of b is 1 - density: density is 0.8.",
+        "note: --set alpha is weight [1 - alpha, alpha]: weight is [0.7, 0.3].",
+        "note: --set scaling_factor is scale: scale is 0.5.",
+    ]
+    assert run("methods", "dare")[1].startswith("dare_linear")
 
 
 def test_a_search_takes_the_words_too() -> None:

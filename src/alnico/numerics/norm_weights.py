@@ -45,7 +45,7 @@ def norm_weights(
         )
     least = min(norms)
     if mode == "exp":
-        mean = math.fsum(norms) / len(norms)
+        mean = _mean(norms)
         # Relative to the least norm: for any beta one of the exponents is 0.
         parts = [math.exp(-beta * ((norm - least) / mean)) if mean > 0 else 1.0 for norm in norms]
     elif least == 0:
@@ -57,3 +57,10 @@ def norm_weights(
         parts = [(least / norm) ** (alpha if mode == "power" else 1.0) for norm in norms]
     total = math.fsum(parts)
     return tuple(scale * (part / total) for part in parts)
+
+
+def _mean(norms: Sequence[float]) -> float:
+    try:
+        return math.fsum(norms) / len(norms)
+    except OverflowError:  # the sum is beyond float64, the mean is not
+        return math.fsum(norm / len(norms) for norm in norms)

@@ -128,7 +128,7 @@ def method(node: Node | None, where: str, reading: ParseContext) -> Method | Non
     try:
         found = find(name)
         if found.name != name:
-            reading.note(node.line, f"{where}: {quote(name)} is {found.name}.")
+            reading.note(node.line, f"{where} is {quote(name)}, which is {found.name}.")
         return found
     except MethodError as error:
         reading.wrong(node.line, str(error).replace(repr(name), quote(name)))
