@@ -9,6 +9,12 @@ from typing import Any
 from alnico.errors import ModelError, RecipeError
 
 
+def label_of_open(value: Any) -> str | None:
+    """Return the path or hub id of an open :class:`alnico.Model`; None for anything else."""
+    label = getattr(value, "label", None)
+    return label if isinstance(label, str) and hasattr(value, "shards") else None
+
+
 def model_path(value: Any, argument: str, *, in_memory: str = "") -> str:
     """Return the path or hub id of a model. Errors: ModelError for an object in memory.
 
@@ -19,8 +25,8 @@ def model_path(value: Any, argument: str, *, in_memory: str = "") -> str:
     """
     if isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
-    if isinstance(label := getattr(value, "label", None), str) and hasattr(value, "shards"):
-        return label  # an open model
+    if (label := label_of_open(value)) is not None:
+        return label
     raise ModelError(
         f"{argument} is {_kind(value)}; expected the path or hub id of a model, as this function reads files. "
         f"{_how_to_write(value, argument)}{in_memory and ' '}{in_memory}"

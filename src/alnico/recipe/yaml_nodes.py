@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from yaml.reader import ReaderError
 
+from alnico.checkpoint.file_arguments import label_of_open
 from alnico.errors import RecipeError
 from alnico.methods import method_name
 from alnico.methods.base import Method
@@ -292,6 +293,8 @@ def to_plain_data(value: Any, where: str, depth: int) -> Any:
         return os.fsdecode(value)
     if isinstance(value, Method):
         return method_name(value)
+    if (label := label_of_open(value)) is not None:
+        return label
     if isinstance(value, Mapping):
         return {str(k): to_plain_data(v, str(k), depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
