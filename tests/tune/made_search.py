@@ -57,7 +57,7 @@ class Maker:
     def __init__(self) -> None:
         self.made: list[Recipe] = []
 
-    def make(self, recipe: Recipe) -> Any:
+    def make(self, recipe: Recipe, *, label: str | None = None) -> Any:
         self.made.append(recipe)
         return Made(recipe)
 

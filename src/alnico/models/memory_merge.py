@@ -11,7 +11,9 @@ import yaml
 
 from alnico.errors import RecipeError
 from alnico.models.open_models import fill, merge_open_models, open_models, path_of, plain_copy, template_of
+from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
+from alnico.recipe.schema import Recipe
 from alnico.run_options import RunOptions
 
 
@@ -20,7 +22,7 @@ class MemoryMerge:
     """A merge that is not made yet: a recipe, and the models by the labels that it names."""
 
     models: Mapping[str, Any]
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, Any] | Recipe
     base: Any = None
     """The base of task vectors among the models."""
     threads: int | None = None
@@ -42,11 +44,12 @@ class MemoryMerge:
                 "tensors."
             )
         made = plain_copy(template)
-        fill(made, self.state_dict(), partly=self.recipe.get("missing") == "drop")
+        fill(made, self.state_dict(), partly=load_recipe(self.recipe).missing == "drop")
         return made
 
     def recipe_text(self, folder: str | os.PathLike[str] = ".") -> str:
         """Return the recipe as YAML, with paths relative to ``folder``. Errors: as for :meth:`path`."""
+        assert isinstance(self.recipe, Mapping)  # a Recipe has its own text
         recipe = dict(self.recipe)
         if "base_model" in recipe:
             recipe["base_model"] = relative_reference(self.path(recipe["base_model"]), folder)

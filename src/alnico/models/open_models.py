@@ -37,6 +37,7 @@ from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import resolve_reference
+from alnico.recipe.schema import Recipe
 from alnico.run_options import RunOptions
 
 LOG = logging.getLogger("alnico")
@@ -56,7 +57,7 @@ class OpenModels:
     tied: Mapping[str, str]
     gives_torch: bool
 
-    def plan(self, recipe: Mapping[str, Any], **arguments: Any) -> Plan:
+    def plan(self, recipe: Mapping[str, Any] | Recipe, **arguments: Any) -> Plan:
         """Plan a recipe that names these models. Errors: as for :func:`build_plan`; RecipeError."""
         return build_plan(load_recipe(recipe), open_source=self.sources.__getitem__, **arguments)
 
@@ -430,7 +431,9 @@ def plain_copy(module: Any) -> Any:
         ) from None
 
 
-def merge_open_models(opened: OpenModels, recipe: Mapping[str, Any], run: RunOptions) -> dict[str, Any]:
+def merge_open_models(
+    opened: OpenModels, recipe: Mapping[str, Any] | Recipe, run: RunOptions
+) -> dict[str, Any]:
     """Merge a recipe over open models into a dict of torch tensors on the CPU, or of numpy arrays.
 
     Closes the models.

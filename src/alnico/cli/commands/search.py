@@ -15,6 +15,7 @@ from alnico.tune.search.result import SearchResult
 
 @command(
     "alnico.search",
+    fills=("minimize",),
     resumes="search",
     out=Flag(also=("-o",)),
     trials=Flag(least=1),

@@ -16,7 +16,7 @@ from alnico.tune.search.space import PointValues, SearchSpace
 class CandidateFactory(Protocol):
     """Makes models from recipes; see :class:`alnico.evaluation.candidates.Candidates`."""
 
-    def make(self, recipe: Recipe) -> EvaluatedModel: ...
+    def make(self, recipe: Recipe, *, label: str | None = None) -> EvaluatedModel: ...
 
     def close(self) -> None: ...
 
@@ -69,7 +69,7 @@ class TrialEvaluator:
         try:
             if rung == 0 or self._number != number or self._model is None:
                 self._number, self._scores = number, {task.name: [] for task in self._tasks}
-                self._model = self.factory.make(self._space.instantiate(point))
+                self._model = self.factory.make(self._space.instantiate(point), label=f"trial {number}")
             for task in self._tasks:
                 self._scores[task.name] += self._of_part(task, self._model, rung)
             return {task.name: _checked(task, self._scores[task.name]) for task in self._tasks}

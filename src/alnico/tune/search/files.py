@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def write_search(result: SearchResult, folder: Path) -> tuple[Path, ...]:
             if OLDER.fullmatch(old.name):
                 old.unlink()
         for name, recipe, trial in zip(names, result.recipes, result.best, strict=True):
-            write_new(folder / name, _headed(result, trial) + relocate(recipe, folder).text)
+            write_new(folder / name, _headed(result, trial) + relocate(recipe, folder, result.objects).text)
         _table(folder / TABLE, result)
         write_new(folder / RESULT, json.dumps(result.data(), indent=1) + "\n")
         (folder / PAGE).unlink(missing_ok=True)
@@ -79,12 +79,19 @@ def _headed(result: SearchResult, trial: Trial) -> str:
     values = ", ".join(
         f"{visible(o.name)} {v:.6g}" for o, v in zip(result.objectives, trial.values, strict=True)
     )
-    return f"# Trial {trial.number} of {len(result.trials)} of a search: {values} on the search examples.\n"
+    head = f"# Trial {trial.number} of {len(result.trials)} of a search: {values} on the search examples.\n"
+    if result.objects:
+        head += f"# In memory, so this recipe cannot be merged from files: {', '.join(map(visible, result.objects))}.\n"
+    return head
 
 
-def relocate(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with relative model paths rewritten for ``folder``."""
-    there = {r: relative_reference(resolve_reference(r, recipe.folder), folder) for r in recipe.references}
+def relocate(recipe: Recipe, folder: Path, objects: Collection[str] = ()) -> Recipe:
+    """Return the recipe with relative model paths rewritten for ``folder``. ``objects`` are labels, not paths."""
+    there = {
+        r: relative_reference(resolve_reference(r, recipe.folder), folder)
+        for r in recipe.references
+        if r not in objects
+    }
     return replace_references(recipe, {old: new for old, new in there.items() if old != new})
 
 

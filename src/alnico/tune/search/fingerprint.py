@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import xxhash
 
 from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.source import Source
 from alnico.evaluation.tasks import Task
+from alnico.models.open_models import open_models
+from alnico.models.recipe_of_objects import BASE
 from alnico.recipe.reference import resolve_reference
 
 PIECES, PIECE_BYTES = 64, 1024
 """Pieces of a file that are hashed: a model that was trained further differs in some of them."""
+
+
+OBJECT_PIECE = 1 << 22
+"""Bytes of a tensor in memory that are hashed at once."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +52,44 @@ def tasks_data(tasks: Sequence[Task]) -> list[Any]:
     return [[t.name, t.goal, t.size, t.weight, sorted(t.digests())] for t in tasks]
 
 
-def models_data(references: Iterable[str], folder: str, *, offline: bool = False) -> list[Any]:
+def models_data(
+    references: Iterable[str],
+    folder: str,
+    objects: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    offline: bool = False,
+) -> list[Any]:
     """Return the contents of models as plain data: size and some bytes of files, or the commit of a hub model.
+
+    Of ``objects`` in memory, by their references, it is a digest of all tensors.
 
     Errors: ModelError, HubError for models that cannot be opened.
     """
     data: list[Any] = []
+    opened = open_models(objects, base=objects.get(BASE)) if objects else None
     for reference in references:
+        if reference in objects:
+            assert opened is not None
+            data.append([reference, _of_source(opened.sources[reference])])
+            continue
         with closing(open_model(resolve_reference(reference, folder), offline=offline)) as model:
             is_of_hub = model.origin is not None
             data.append(
                 [reference, model.identity() if is_of_hub else [_of_file(path) for path in model.paths()]]
             )
     return data
+
+
+def _of_source(source: Source) -> str:
+    digest = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(OBJECT_PIECE))
+    for name, tensor in source.tensors.items():
+        digest.update(f"{name}:{tensor.dtype}:{tensor.shape};".encode())
+        for offset in range(0, tensor.byte_size, OBJECT_PIECE):
+            piece = buffer[: min(OBJECT_PIECE, tensor.byte_size - offset)]
+            source.read_into(name, offset, piece)
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _of_file(path: Path) -> list[Any]:

@@ -52,7 +52,7 @@ def report(
     with closing(open_factory()) as factory:
         for label, recipe in _rows(default, parents, best):
             try:
-                model = factory.make(recipe)
+                model = factory.make(recipe, label=label)
                 scores[label] = {h.task.name: h.task.evaluate(model, h.examples) for h in tasks}
             except AlnicoError as error:
                 if label not in (UNIFORM, DEFAULT):

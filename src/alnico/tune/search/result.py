@@ -10,8 +10,11 @@ from typing import Any
 
 from alnico.analysis.charts import inline_picture
 from alnico.evaluation.scorecard import Scorecard
+from alnico.models.memory_merge import MemoryMerge
+from alnico.models.recipe_of_objects import BASE
 from alnico.notebook import ResultTable, name_text, never_fails, result_html, result_line
 from alnico.numerics.sizes import count_of
+from alnico.recipe.reference import resolve_reference
 from alnico.recipe.schema import Recipe
 from alnico.tune.search.objective import Objective
 from alnico.tune.search.samplers.request import Trial
@@ -39,12 +42,34 @@ class SearchResult:
     importances: Mapping[str, float] = field(default_factory=dict)
     report: Scorecard | None = None
     notes: tuple[str, ...] = ()
+    objects: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The models in memory, by the labels that the recipes name."""
     compile_seconds: float = field(default=0.0, compare=False)
 
     @property
     def recipe(self) -> Recipe:
         """The best recipe; for a Pareto front, the best in the first objective."""
         return self.recipes[0]
+
+    def module(self) -> Any:
+        """Return the merge of the best recipe as a module: a copy of the base or of the first module.
+
+        Errors: RecipeError if no model is a module; those of merging.
+        """
+        return self._merge().module()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors of the merge of the best recipe. Errors: those of merging."""
+        return self._merge().state_dict()
+
+    def _merge(self) -> MemoryMerge:
+        models = {
+            r: resolve_reference(r, self.recipe.folder)
+            for r in self.recipe.references
+            if r not in self.objects
+        }
+        every = {r: self.objects.get(r, models.get(r)) for r in (*self.objects, *models)}
+        return MemoryMerge(every, self.recipe, self.objects.get(BASE))
 
     @property
     def counts(self) -> dict[str, int]:

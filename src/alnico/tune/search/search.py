@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alnico.engine.relatedness import IN_A_RECIPE, IN_PYTHON
 from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.candidates import Candidates
-from alnico.evaluation.task_file import as_tasks
+from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Task, shared_examples
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
+from alnico.models.recipe_of_objects import BASE, take_objects
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size, checked_count
 from alnico.tune.search.files import STUDY, search_folder, write_search
@@ -39,7 +41,7 @@ SAME_REPORT = (
     "too high."
 )
 
-Tasks = str | os.PathLike[str] | Sequence[Task]
+Tasks = TasksLike
 SearchLike = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -50,6 +52,7 @@ def search(
     *,
     tasks: Tasks | None = None,
     report: Tasks | None = None,
+    minimize: bool | Sequence[str] = False,
     out: str | os.PathLike[str] | None = None,
     trials: int | None = None,
     workers: int = 1,
@@ -67,11 +70,16 @@ def search(
     settings, however often the search was interrupted. ``watch`` receives each trial that ends
     (:class:`alnico.events.TrialDone`).
 
+    In Python ``recipe`` may be a mapping with models in memory in the places of paths, called ``base`` and
+    ``models[0]``, ``models[1]`` and so on, and ``tasks`` a function that scores a model, or a dict of functions, as
+    for :func:`alnico.evaluate`. ``result.module()`` and ``result.state_dict()`` are then the best merge.
+
     Options:
         recipe: Recipe with {search: [least, greatest]} or {choice: [...]} in place of values, and settings
             under search.
         tasks: Tasks to search on; default: those of the recipe.
         report: Tasks to report on, which the search never scores; same reports on the tasks searched on.
+        minimize: Scores of functions for which lower is better: True for all, or their names.
         out: Folder of the search, with its study, the best recipe, all trials and the page; default on
             the command line: the recipe's name with -search at its end.
         trials: Number of trials in all, including those of earlier runs; default: the recipe's.
@@ -84,27 +92,34 @@ def search(
     """
     workers = checked_count(workers, "workers")
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, processes=workers)
-    space, settings = read_search(recipe, allow_code=allow_code)
+    taken = take_objects(recipe)
+    space, settings = read_search(taken.recipe, allow_code=allow_code)
     if trials is not None:
         settings = replace(settings, trials=trials)
-    if report == SAME:
+    if _is_same(report):
         settings = replace(settings, report=SAME, held_out=None)
     folder = None if out is None else search_folder(out)
     if folder is not None and settings.storage is None:
         settings = replace(settings, storage=f"sqlite:///{folder / STUDY}")
-    source = _source(tasks if tasks is not None else settings.tasks, space, "tasks")
+    source = _source(tasks if tasks is not None else settings.tasks, space, "tasks", minimize)
+    objects = {label: model for label, model in taken.models.items() if label in space.references}
+    every = objects | {reference: reference for reference in space.references if reference not in objects}
     open_candidates = functools.partial(
         Candidates,
-        space.references,
+        every if objects else space.references,
         donor=_donor(space),
         folder=space.folder,
+        base=taken.models.get(BASE),
         run=replace(run, watch=None),
+        caller=IN_PYTHON if objects else IN_A_RECIPE,
     )
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
     spec = WorkerSpec(space, source, shares, settings.held_out, open_candidates, allow_code)
     report_source = report if report is not None else settings.report
-    models = models_data(space.references, space.folder, offline=run.offline)
-    return _search(spec, settings, models, report_source, folder, workers, engine, run)
+    if report_source is not None and not isinstance(report_source, (str, os.PathLike)):
+        report_source = as_tasks(report_source, minimize=minimize, may_name_others=True, argument="report")
+    models = models_data(space.references, space.folder, objects, offline=run.offline)
+    return _search(spec, settings, models, report_source, folder, workers, engine, run, objects)
 
 
 def _search(
@@ -116,6 +131,7 @@ def _search(
     workers: int,
     engine: Engine,
     run: RunOptions,
+    objects: Mapping[str, Any],
 ) -> SearchResult:
     opened = spec.open_tasks()
     objectives = objectives_of(settings.objective, opened)
@@ -128,8 +144,8 @@ def _search(
         worker_spec = spec if workers > 1 or engine == "ray" else replace(spec, tasks=opened)
         with start_workers(worker_spec, workers, engine, run.threads) as staff:
             run_trials(space, settings, objectives, study, staff, run.watch)
-        result = _result(space, settings, objectives, study)
-    result = _with_report(result, spec, reported, is_same=report == SAME)
+        result = replace(_result(space, settings, objectives, study), objects=objects)
+    result = _with_report(result, spec, reported, is_same=_is_same(report))
     if folder is not None:
         write_search(result, folder)
     return result
@@ -163,7 +179,13 @@ def _donor(space: SearchSpace) -> str | None:
     return recipe.base_model or next(iter(recipe.references), None)
 
 
-def _source(tasks: Tasks | None, space: SearchSpace, key: str) -> tuple[Task, ...] | str:
+def _is_same(report: Tasks | None) -> bool:
+    return isinstance(report, str) and report == SAME
+
+
+def _source(
+    tasks: Tasks | None, space: SearchSpace, key: str, minimize: bool | Sequence[str] = False
+) -> tuple[Task, ...] | str:
     """Return the tasks, or their file; a relative path may also start at the recipe's folder."""
     if tasks is None:
         raise RecipeError(
@@ -171,7 +193,7 @@ def _source(tasks: Tasks | None, space: SearchSpace, key: str) -> tuple[Task, ..
             f"--{key}."
         )
     if not isinstance(tasks, (str, os.PathLike)):
-        return tuple(tasks)
+        return as_tasks(tasks, minimize=minimize, argument=key)
     path = Path(tasks)
     in_folder = Path(space.folder) / path
     return os.fspath(in_folder if not path.exists() and in_folder.exists() else path)
@@ -189,7 +211,7 @@ def _reported_tasks(
         return held_out(searched, settings.held_out)
     if report is None:
         return ()
-    if report == SAME:
+    if _is_same(report):
         return tuple(map(HeldOut, searched))
     source = _source(report, space, "report")
     tasks = as_tasks(source, allow_code=allow_code)
