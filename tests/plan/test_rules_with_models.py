@@ -359,3 +359,30 @@ def test_mistakes_of_rules_with_models(rule: dict[str, Any], message: str) -> No
     with pytest.raises(AlnicoError) as caught:
         plan({"merge_method": "linear", "models": ["a", "b"], "methods": [rule]})
     assert [line.removeprefix("recipe: ") for line in caught.value.args] == [message]
+
+
+def test_a_rule_that_changes_a_shape_is_noted() -> None:
+    for name in ("c", "d"):
+        write(name, {**MODELS[name], NAMES[1]: np.zeros((3, 4), np.float32)})
+    notes = plan(
+        {"merge_method": "linear", "models": ["a", "b"], "methods": [rule_of("linear", models=["c", "d"])]}
+    ).notes
+    assert (
+        "layers.0.fc2.weight: a rule makes it (3, 4), and it is (24, 20) in a, whose config the output has. Make sure that the "
+        "output can be loaded."
+    ) in notes
+
+
+def test_a_pair_of_models_is_judged_as_one_in_both_orders() -> None:
+    names = tuple(f"layers.{i}.{w}.weight" for i in range(2) for w in ("fc1", "fc2"))
+    for seed, name in enumerate("ab"):
+        write(
+            name,
+            {
+                n: np.random.default_rng((seed, i)).standard_normal((80, 64)).astype("f4")
+                for i, n in enumerate(names)
+            },
+        )
+    rule = rule_of("linear", models=["b", "a"])
+    with pytest.raises(MismatchError, match="b and a were not tuned from one base: 4 of 4 sampled matrices"):
+        merged({"merge_method": "linear", "models": ["a", "b"], "methods": [rule]})

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
@@ -143,6 +144,11 @@ class SampledTensor:
     name: str
     models: tuple[int, ...]
 
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The first model with each of the others."""
+        return [(self.models[0], model) for model in self.models[1:]]
+
 
 class _SampleSums:
     """Sums over the sampled elements of one model and its difference from another."""
@@ -211,11 +217,15 @@ class ModelComparison:
 
 
 def compare_models(
-    sources: Sequence[Source], places: Iterable[SampledTensor], least: int = LARGE
+    sources: Sequence[Source],
+    places: Iterable[SampledTensor],
+    least: int = LARGE,
+    small: Collection[tuple[int, int]] = (),
 ) -> ModelComparison:
     """Read a sample of tensors and compare the models. The reads are the same every time, in order.
 
-    Matrices of ``least`` elements or more have a cosine.
+    Matrices of ``least`` elements or more have a cosine; of :data:`SMALL` or more in ``small`` pairs of
+    models, the other and the model.
 
     Errors: those of reading; tensors with a NaN or an infinity are left to the merge, which names them.
     """
@@ -227,11 +237,11 @@ def compare_models(
             deltas = [values - first for values in rest]
             if not np.isfinite([_dot(x, x) for x in (first, *deltas)]).all():
                 continue
-        is_large = is_matrix(sources[place.models[0]].tensors[place.name], least)
-        for model, delta in zip(place.models[1:], deltas, strict=True):
-            tallies.setdefault((place.models[0], model), _SampleSums(least)).add(
-                place.name, first, delta, is_large
-            )
+        tensor = sources[place.models[0]].tensors[place.name]
+        for pair, delta in zip(place.pairs, deltas, strict=True):
+            size = SMALL if pair in small else least
+            tally = tallies.setdefault(pair, _SampleSums(size))
+            tally.add(place.name, first, delta, is_matrix(tensor, size))
         for (a, delta), (b, other) in combinations(zip(place.models[1:], deltas, strict=True), 2):
             sums = apart.setdefault((a, b, place.models[0]), [0.0, 0.0])
             sums[0] += _dot(delta - other, delta - other)
@@ -256,11 +266,13 @@ def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     """Compare the models of a plan by a sample, and return the plan with notes about them.
 
     Only values that are mixed are compared: copies and layers from several models are what the recipe
-    requests. Networks in memory are often small: where a ``caller`` has fewer than four large matrices and
-    ``judges_small``, small ones count. Errors: MismatchError for models that were not tuned from one base,
-    unless the recipe says ``unrelated: allow``. The advice is in the words of the ``caller``.
+    requests, and only models that are mixed with each other. Networks in memory are often small: where two
+    models are mixed in fewer than four large matrices and a ``caller`` ``judges_small``, small ones count.
+    Errors: MismatchError for models that were not tuned from one base, unless the recipe says
+    ``unrelated: allow``. The advice is in the words of the ``caller``.
     """
-    places = {}
+    places: dict[str, SampledTensor] = {}
+    orders: set[tuple[int, ...]] = set()
     for job in plan.jobs:
         read = job.merged if job.base is None else (job.base, *job.inputs)
         if (
@@ -269,16 +281,25 @@ def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
             and len(read) > 1
             and all(i.name == read[0].name and i.dtype in MERGEABLE for i in read)
         ):
-            places[job.name] = SampledTensor(read[0].name, tuple(dict.fromkeys(i.model for i in read)))
-    matrices = [p for p in places.values() if is_matrix(_first(plan, p))]
-    least = LARGE
-    if caller.judges_small and len(matrices) < LEAST_TENSORS:
-        matrices, least = [p for p in places.values() if is_matrix(_first(plan, p), SMALL)], SMALL
+            models = tuple(dict.fromkeys(i.model for i in read))
+            if len(models) == 2 and models[::-1] in orders:  # a rule may have them in the other order
+                models = models[::-1]
+            orders.add(models)
+            places[job.name] = SampledTensor(read[0].name, models)
+    large = {p.name for p in places.values() if is_matrix(_first(plan, p))}
+    common = Counter(pair for p in places.values() for pair in p.pairs if p.name in large)
+    pairs = dict.fromkeys(pair for p in places.values() for pair in p.pairs)
+    small = {pair for pair in pairs if caller.judges_small and common[pair] < LEAST_TENSORS}
+    matrices = [
+        p
+        for p in places.values()
+        if p.name in large or (not small.isdisjoint(p.pairs) and is_matrix(_first(plan, p), SMALL))
+    ]
     by_models: dict[tuple[int, ...], list[SampledTensor]] = {}
     for place in matrices or places.values():
         by_models.setdefault(place.models, []).append(place)
     sampled = {p.name for group in by_models.values() for p in pick_evenly(group, TENSORS)}
-    comparison = compare_models(plan.sources, [p for p in places.values() if p.name in sampled], least)
+    comparison = compare_models(plan.sources, [p for p in places.values() if p.name in sampled], small=small)
     unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
     if unrelated and plan.recipe.unrelated == "error":
         raise MismatchError(*(_refusal(x, caller) for x in unrelated))

@@ -78,6 +78,7 @@ class JobBuilder:
         self._note_gradients(matched)
         self._note_statistics(matched)
         self._note_heads()
+        self._note_shapes()
         if self.sections.layers:
             return self._in_layer_order()
         order = dict.fromkeys(
@@ -126,6 +127,22 @@ class JobBuilder:
                     "and programs may load either. Use the same method and parameters for both, or set "
                     "tie_word_embeddings to false in the output's config.json."
                 )
+
+    def _note_shapes(self) -> None:
+        """Note tensors that rules make in another shape than the model has whose config the output has."""
+        donor = self.sources[self.donor]
+        others = [
+            name
+            for name in self._rules
+            if name in donor.tensors and donor.tensors[name].shape != self.jobs[name].shape
+        ]
+        if others and not self.sections.layers:
+            name = others[0]
+            more = f" There are {len(others)} such tensors." if len(others) > 1 else ""
+            self.notes.append(
+                f"{name}: a rule makes it {self.jobs[name].shape}, and it is {donor.tensors[name].shape} in "
+                f"{donor.label}, whose config the output has. Make sure that the output can be loaded.{more}"
+            )
 
     def rules(self) -> tuple[RuleUse, ...]:
         """Return what each rule does: its tensors, and the models that they are read from."""

@@ -93,20 +93,26 @@ def _is_path(model: Any) -> bool:
 
 
 def rules_of(
-    layers: Mapping[str, Mapping[str, Any]], method: str | Method, names: Sequence[str]
+    layers: Mapping[str, Mapping[str, Any]],
+    method: str | Method,
+    names_by_model: Mapping[str, Sequence[str]],
+    models: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Return ``layers`` as a recipe's ``methods``; a key matches whole dotted components of names.
 
-    The first match wins. Errors: RecipeError for a key that matches no tensor, with the nearest components,
+    These are names of the call's ``models`` and of the layer's own. The first match wins. Errors: RecipeError for a key that matches no tensor, with the nearest components,
     and for keys without effect.
 
-    >>> rules_of({"fc1": {"method": "ties", "density": 0.7}}, "linear", ["fc1.weight", "fc10.weight"])
+    >>> names = {"models[0]": ["fc1.weight", "fc10.weight"]}
+    >>> rules_of({"fc1": {"method": "ties", "density": 0.7}}, "linear", names, ["models[0]"])
     [{'filter': 're:(^|\\\\.)fc1(\\\\.|$)', 'merge_method': 'ties', 'parameters': {'density': 0.7}}]
     """
     rules: list[dict[str, Any]] = []
     for key, settings in layers.items():
         where = f"layers[{key!r}]"
         pattern = rf"(^|\.){re.escape(key)}(\.|$)"
+        named = (*models, *settings.get("models", ()), settings.get("base"))
+        names = list(dict.fromkeys(name for model in named for name in names_by_model.get(model or "", ())))
         if not any(re.search(pattern, name) for name in names):
             near = difflib.get_close_matches(
                 key, dict.fromkeys(part for n in names for part in (n, *n.split("."))), 3

@@ -162,8 +162,8 @@ def _merge(
     opened = open_models(named, base=base)
     try:
         if layers:
-            names = list(dict.fromkeys(n for source in opened.sources.values() for n in source.tensors))
-            recipe["methods"] = rules_of(layers, method, names)
+            names = {reference: list(source.tensors) for reference, source in opened.sources.items()}
+            recipe["methods"] = rules_of(layers, method, names, [*references, base_reference or ""])
     except BaseException:
         opened.close()
         raise
