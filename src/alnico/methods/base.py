@@ -366,6 +366,17 @@ class Method:
             bound[name] = PerModel(values) if option.per_model else values[0]
         return self.factory(**bound)
 
+    def known(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the ``options`` that this method has, so that one set of options serves a loop over methods.
+
+        ``weights``, as Python's functions call the option ``weight``, is returned if the method has that.
+
+        >>> import alnico
+        >>> alnico.methods()["slerp"].known({"t": 0.5, "density": 0.2, "weights": [1, 2]})
+        {'t': 0.5}
+        """
+        return {n: v for n, v in options.items() if {"weights": "weight"}.get(n, n) in self.options}
+
     def check_models(self, models: int) -> None:
         """Refuse a number of models that the method does not take. Errors: MethodError."""
         low, high = self.models
