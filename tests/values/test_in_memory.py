@@ -361,7 +361,7 @@ def test_mistakes_are_those_of_a_recipe() -> None:
     assert told(RecipeError, [W, W], "ties") == (
         "ties needs base, the model that the others were fine-tuned from. Pass base."
     )
-    assert told(RecipeError, [W, W], "slerp", t=0.5) == (
+    assert told(RecipeError, [W, W, W], "slerp", t=0.5) == (
         "slerp needs base, the model to start from, one of its two. Pass base."
     )
     assert told(RecipeError, [W, W], "ties", base=W, density=1.4).startswith(
@@ -465,3 +465,19 @@ def test_keys_of_layers_that_fit_nothing_are_errors_with_the_nearest_names() -> 
     assert "is not an option of ties" in told(
         RecipeError, given, base=layered(2), layers={"fc1": {"method": "ties", "dense": 0.7}}
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("slerp", {"t": 0.25}), ("nearswap", {"t": 0.5}), ("arcee_fusion", {})]
+)
+def test_a_method_that_starts_from_one_of_two_models_starts_from_the_first(
+    method: str, options: dict[str, float]
+) -> None:
+    rng = np.random.default_rng(0)
+    a, b = ({"w": rng.normal(size=(4, 6)).astype(np.float32)} for _ in range(2))
+    others = [b] if method == "nearswap" else [a, b]
+    expected = alnico.merge_state_dicts(others, method, base=a, **options)
+    assert np.array_equal(alnico.merge_state_dicts([a, b], method, **options)["w"], expected["w"])
+    if method == "slerp":
+        with pytest.raises(alnico.errors.AlnicoError, match="needs base"):
+            alnico.merge_state_dicts([a, b, b], method, **options)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alnico.checkpoint.memory_model import import_torch
-from alnico.errors import RecipeError
+from alnico.errors import MethodError, RecipeError
+from alnico.methods import find, method_name
 from alnico.methods.base import Method
 from alnico.models.open_models import (
     fill,
@@ -20,6 +21,7 @@ from alnico.models.open_models import (
 )
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe.from_options import IN_PYTHON, in_words, recipe_of
+from alnico.recipe.options import starts_from_a_model
 from alnico.run_options import RunOptions
 from alnico.values.layers import in_python, layers_with_references, rules_of
 
@@ -49,7 +51,8 @@ def merge_state_dicts(
     Options:
         state_dicts: The models.
         method: Name of a merge method, or a method made by @alnico.method.
-        base: The model that the others were tuned from, for methods that need one.
+        base: The model that the others were tuned from, for methods that need one. Methods that start from one
+            of two models (slerp, nearswap, arcee_fusion) start from the first by default.
         weights: Weight of each model, one for all, or a rule as in a recipe: ``{"from": "l2_norm"}``, or
             ``{"from": "given", "norms": [...]}``.
         dtype: Dtype of the output; default: the promotion of the inputs' dtypes.
@@ -135,6 +138,14 @@ def _without_module(models: Sequence[Any]) -> str:
     )
 
 
+def _starts_from_a_model(method: str | Method) -> bool:
+    """Does a method start from one of its two models? An unknown one is left to the recipe, which names it."""
+    try:
+        return starts_from_a_model(find(method_name(method)))
+    except MethodError:
+        return False
+
+
 def _merge(
     models: Sequence[Any],
     base: Any,
@@ -150,12 +161,15 @@ def _merge(
         name_model(base, "base")
     named = {f"{list_name}[{i}]": model for i, model in enumerate(models)}
     references = list(named)
+    base_reference: str | None = None
     if base is not None:
         same = next((reference for reference, model in named.items() if model is base), None)
         base_reference = same or "base"
         named[base_reference] = base
-    else:
-        base_reference = None
+    elif len(models) == 2 and _starts_from_a_model(method):
+        base_reference = references[0]
+        if find(method_name(method)).space == "delta":
+            references = references[1:]
     run = RunOptions.of(threads=threads)
     recipe = recipe_of(references, base_reference, list_name, method, **arguments)
     layers = layers_with_references(layers, named, list_name) if layers else {}
