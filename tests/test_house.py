@@ -97,6 +97,11 @@ def imported_modules(path: Path, names: dict[str, Path]) -> set[str]:
 
 ALLOWED_CIRCLES: dict[tuple[str, str], str] = {
     ("alnico.analysis.results", "alnico.analysis.pictures"): "Analysis.plot draws the analysis",
+    (
+        "alnico.analysis.retention",
+        "alnico.analysis.retention_pictures",
+    ): "Retention.plot draws the comparison",
+    ("alnico.tune.search.result", "alnico.tune.search.pictures"): "SearchResult.plot draws the search",
 }
 """Imports that close a circle on purpose, each with its reason."""
 

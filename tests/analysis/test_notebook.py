@@ -28,6 +28,7 @@ from alnico.recipe.load import load_recipe
 from alnico.recipe.schema import NormWeight
 from alnico.tune.adamerge import AdaMergingResult, LearningStep
 from alnico.tune.soup import Soup, SoupStep
+from alnico.tune.weight_trials import WeightSearch, WeightTrial
 from alnico.verification.reproduce import Reproduction
 from alnico.verification.verify import Verification
 from made import family
@@ -61,6 +62,7 @@ def made_results(names: tuple[str, ...]) -> Mapping[str, Any]:
         "search": made_search(lines[:2], [*TASKS[:1], lines[4]], 12),
         "soup": Soup({names[0]: 1}, 0.9, alone, 0.7, "sorted", names[5], "max", steps),
         "adamerging": AdaMergingResult(names[:2], names[2], "layer", ("0", names[3]), course[-1].coefficients, course, {names[0]: 3}, (names[1],), {}, "x"),
+        "weight search": WeightSearch((0.4, 0.6), 0.9, tuple(WeightTrial((i / 4, 1 - i / 4), i / 4 if i else None) for i in range(4)), names[:2]),
         "recipe": dataclasses.replace(recipe, text=f"# {names[0]}\n"),
         "weights": NormWeights(NormWeight(), names[0], names[:2], ("",), ((1.0, 2.0),), ((0.4, 0.6),), (names[1],)),
         "weights per layer": NormWeights(NormWeight(per="layer"), names[0], names[:2], ("0", "1"), ((1.0, 2.0),) * 2, ((0.4, 0.6),) * 2, ()),
@@ -131,7 +133,16 @@ def test_every_result_draws_itself_with_the_names_it_has() -> None:
     for name, result in made_results(NAMES).items():
         drawn = check(name, result)
         assert drawn.words.strip(), name
-        if name in ("analysis", "analysis of one", "retention", "scorecard", "search", "soup", "adamerging"):
+        if name in (
+            "analysis",
+            "analysis of one",
+            "retention",
+            "scorecard",
+            "search",
+            "soup",
+            "adamerging",
+            "weight search",
+        ):
             assert "svg" in drawn.tags, name
 
 
@@ -207,6 +218,7 @@ def test_showing_a_result_in_a_shell_loads_no_drawing_library() -> None:
         ("search", ("history", "front", "importance", "values", "parallel")),
         ("soup", (None,)),
         ("adamerging", (None,)),
+        ("weight search", (None,)),
     ],
 )
 def test_results_plot_their_pictures_and_know_no_others(name: str, pictures: tuple[str | None, ...]) -> None:

@@ -384,6 +384,7 @@ def draw_trials(
     title: str = "",
     x: str = "trial",
     y: str = "score",
+    has_legend: bool = True,
 ) -> None:
     """Draw the value of each trial as a point, the best so far as a line, and a ring around the best of all."""
     axes.plot(numbers, values, linestyle="none", markersize=5.5, label="trials", **mark_style(0))
@@ -403,7 +404,8 @@ def draw_trials(
         )  # fmt: skip
     axes.xaxis.get_major_locator().set_params(integer=True)
     canvas.frame(axes, title=title, x=x, y=y)
-    canvas.legend(axes)
+    if has_legend:
+        canvas.legend(axes)
 
 
 @contextmanager

@@ -9,15 +9,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from alnico.analysis.charts import draw_trials, inline_picture, mark_style, open_canvas, plain
+from alnico.analysis.page import series
 from alnico.engine.relatedness import IN_PYTHON
 from alnico.errors import EvaluationError, RecipeError, visible
 from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.tasks import Goal, Task
 from alnico.events import ScaleTried, Watcher
 from alnico.models.memory_merge import MemoryMerge
+from alnico.notebook import ResultTable, name_text, names_text, never_fails, result_html, result_line
+from alnico.numerics.sizes import count_of
 from alnico.recipe.load import load_recipe
 from alnico.run_options import RunOptions
 from alnico.tune.search.objective import Objective
+
+MOST_RANKED = 8
+"""Trials in the table of a notebook: the best ones."""
 
 MOST_FAILURES = 5
 """Number of failed evaluations that ends the search."""
@@ -92,6 +99,66 @@ class WeightSearch:
         """
         head = f"# The best of {len(self.trials)} trials: {visible(self.objective)} {self.score:.6g}.\n"
         return head + self._merge().recipe_text(folder)
+
+    def plot(self, *, figsize: tuple[float, float] | None = None, ax: Any = None, dark: bool = False) -> Any:
+        """Draw the trials and return them as a matplotlib figure, which a notebook shows; it is none of pyplot's.
+
+        Left: the score of each trial, and the best so far. Right: the score against the weight of each model.
+        ``figsize`` is in inches; ``ax`` are two axes to draw in; ``dark`` takes the colours of the dark page. Needs the
+        extra ``[report]``. Errors: AlnicoError.
+        """
+        return self._plot(figsize=figsize, ax=ax, dark=dark)
+
+    def _plot(self, **options: Any) -> Any:
+        canvas = open_canvas(2, default=(9.2, 4.2), columns=2, **options)
+        left, right = canvas.axes
+        scored = [(i, t.weights, t.score) for i, t in enumerate(self.trials) if t.score is not None]
+        scores = [score for _, _, score in scored]
+        draw_trials(
+            canvas,
+            left,
+            [i for i, _, _ in scored],
+            scores,
+            goal=self.goal,
+            title="Trials, and the best so far",
+            y=self.objective,
+            has_legend=False,
+        )
+        for m in range(len(self.weights)):
+            name = self.models[m] if m < len(self.models) else "model"
+            style = {**mark_style(m), "linestyle": "none", "markersize": 4.5, "alpha": 0.8}
+            right.plot([w[m] for _, w, _ in scored], scores, label=plain(f"{m + 1} {name}", 30), **style)
+            right.axvline(self.weights[m], color=series(m)[0], linewidth=1.2, linestyle="--")
+        canvas.frame(right, title="Score by weight; dashed: the best", x="weight", grid="both")
+        canvas.legend(right, is_below=True)
+        return canvas.figure
+
+    def __repr__(self) -> str:
+        names = self.models or tuple(map(str, range(len(self.weights))))
+        weights = (f"{name_text(n)} {w:.4g}" for n, w in zip(names, self.weights, strict=False))
+        failed = sum(t.score is None for t in self.trials)
+        return result_line(
+            f"search of weights with {count_of(len(self.trials), 'trial')}{f', {failed} failed' if failed else ''}",
+            f"{self.objective} {self.score:.4g}",
+            names_text(weights, 8),
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        rows = [[self.trials.index(t), t.score, *t.weights] for t in self.ranked[:MOST_RANKED]]
+        return result_html(
+            "Search of weights",
+            ResultTable(("trial", self.objective, *self.models), rows, "The best trials"),
+            facts=[
+                ("trials", len(self.trials)),
+                ("failed", sum(t.score is None for t in self.trials)),
+                ("best", self.score),
+            ],
+            picture=inline_picture(
+                lambda theme: self._plot(dark=theme),
+                "Points: the score of each trial, and against the weights",
+            ),
+        )
 
     def data(self) -> dict[str, Any]:
         """Return the search as plain data."""
