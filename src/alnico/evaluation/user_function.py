@@ -120,9 +120,7 @@ class UserFunction:
 
         The data that it finds by a global name or in a file is unknown.
         """
-        digest = xxhash.xxh3_128()
-        _digest(self._function, digest)
-        return frozenset({digest.hexdigest()})
+        return frozenset({digest_of(self._function)})
 
     def _metric_of(self, metrics: Mapping[str, Any], where: str) -> Any:
         metric = self._metric or (next(iter(metrics)) if len(metrics) == 1 else "score")
@@ -146,6 +144,13 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
         return ["model"]
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return [p.name for p in positional if p.default is p.empty or p.name in (*PATHS, "tokenizer")]
+
+
+def digest_of(value: Any) -> str:
+    """Return a digest of a function with the data that it holds, or of data."""
+    digest = xxhash.xxh3_128()
+    _digest(value, digest)
+    return digest.hexdigest()
 
 
 def _digest(value: Any, digest: Any, depth: int = 0) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,18 +19,23 @@ import yaml
 from alnico.analysis.charts import draw_lines, inline_picture, open_canvas
 from alnico.analysis.page import series
 from alnico.checkpoint.output_path import check_new_file, write_new_file
-from alnico.checkpoint.reference import Paths, path_list
+from alnico.checkpoint.reference import Paths
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.relatedness import PYTHON_OR_COMMAND, check_relatedness
+from alnico.engine.relatedness import IN_PYTHON, PYTHON_OR_COMMAND, check_relatedness
 from alnico.engine.stages import close
-from alnico.errors import EvaluationError, MethodError, MismatchError, visible
-from alnico.evaluation.loaded_model import open_subject
+from alnico.errors import EvaluationError, MethodError, MismatchError, RecipeError, visible
+from alnico.evaluation.input_batches import as_input_tasks
+from alnico.evaluation.loaded_model import ModuleSubject, open_subject
+from alnico.evaluation.memory_subject import MemorySubject, label_one
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, Task
+from alnico.evaluation.user_function import UserFunction
 from alnico.events import Learned, Watcher
 from alnico.installation import import_extra
 from alnico.kernels.clock import counts_compiling
 from alnico.methods.shared.sparsify import Scope
+from alnico.models.memory_merge import MemoryMerge
+from alnico.models.open_models import OpenModels, name_models, open_models, path_of, template_of
 from alnico.notebook import ResultTable, name_text, names_text, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.sizes import count_of
@@ -92,6 +98,22 @@ class AdaMergingResult:
     left_out: Mapping[str, str]
     recipe: str
     compile_seconds: float = 0.0
+    merge: MemoryMerge | None = field(default=None, repr=False)
+
+    def module(self) -> Any:
+        """Return the merge with the learned coefficients as a module: a copy of the base or of the first module.
+
+        Errors: RecipeError if no model is a module; those of merging.
+        """
+        return self._merge().module()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors of the merge with the learned coefficients. Errors: those of merging."""
+        return self._merge().state_dict()
+
+    def _merge(self) -> MemoryMerge:
+        assert self.merge is not None  # adamerge() sets it
+        return self.merge
 
     def plot(self, *, figsize: tuple[float, float] | None = None, ax: Any = None, dark: bool = False) -> Any:
         """Draw the course and return it as a matplotlib figure, which a notebook shows; it is none of pyplot's.
@@ -201,10 +223,12 @@ class LearningOptions:
 @counts_compiling
 @ieee_arithmetic()
 def adamerge(
-    models: Paths,
+    models: Paths | Sequence[Any],
     *,
-    base: str | os.PathLike[str],
-    tasks: TasksLike,
+    base: str | os.PathLike[str] | Any,
+    tasks: TasksLike | None = None,
+    inputs: Any = None,
+    names: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     per: str = "tensor",
     plus: bool = False,
@@ -229,11 +253,18 @@ def adamerge(
     (:class:`alnico.events.Learned`). The method, its edge cases and its differences from the paper are
     described in :func:`alnico.tune.adamerge.learn`.
 
+    In Python models and base may be modules, dicts of tensors and other objects in memory, and ``inputs`` are the
+    unlabelled inputs of each task, in a list or a dict by name: a tensor (n, ...), batches of tensors (a list or a
+    DataLoader, whose labels are not read), or a function that takes the module and returns logits. A module
+    returns logits (n, classes). ``result.module()`` and ``result.state_dict()`` are the merge.
+
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.
         base: The model that the others were tuned from.
         tasks: Tasks file with the inputs to learn from; its labels are never read (label: null where there
             are none).
+        inputs: Inputs in memory to learn from, for each task.
+        names: Names of the models in results; default: their paths, or models[0], models[1] and so on.
         out: File of the recipe; the steps are written next to it as NAME.course.json.
         per: What has its own coefficient for each model: task, layer or tensor.
         plus: AdaMerging++: trim the task vectors and elect signs first, as TIES does.
@@ -249,7 +280,14 @@ def adamerge(
     Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError.
     """
     run = RunOptions.of(memory=memory, offline=offline, watch=watch)
-    names = [os.fspath(base), *path_list(models)]
+    named = name_models(models, names=names)
+    base_label = label_one(base, "base", named)
+    is_on_disk = names is None and all(path_of(model) is not None for model in (base, *named.values()))
+    if out is not None and not is_on_disk:
+        raise RecipeError(
+            "out is set, but the recipe of models in memory or with names=... cannot be merged from files; expected "
+            "paths of models. Remove out, and use module() or state_dict() of the result."
+        )
     for path in () if out is None else (Path(out), course_path(out)):
         check_new_file(path)
     options = LearningOptions(
@@ -265,17 +303,35 @@ def adamerge(
         seed,
         unrelated,
     )
+    if tasks is None and inputs is None:
+        raise EvaluationError(
+            "tasks: there are none; expected inputs to learn from. Pass tasks=, a tasks file of classifications, or "
+            "inputs=, the inputs of each task."
+        )
+    read = (
+        *(as_tasks(tasks, allow_code=allow_code) if tasks is not None else ()),
+        *(as_input_tasks(inputs) if inputs is not None else ()),
+    )
+    every = {base_label: base, **named}
+    if is_on_disk:
+        opened, subject = None, open_subject(base, offline=offline)
+    else:
+        opened = functools.partial(open_models, every, base=base, offline=offline)
+        in_memory = MemorySubject(base_label, base, template=template_of(every.values()), offline=offline)
+        subject = ModuleSubject(base_label, in_memory.module("classifier"))
     learned = learn(
-        names[1:],
-        names[0],
-        as_tasks(tasks, allow_code=allow_code),
-        open_subject(base, offline=offline),
+        list(named),
+        base_label,
+        read,
+        subject,
         options,
         run=run,
-        written_from=[relative_reference(name, Path(out).parent) for name in names]
+        written_from=[relative_reference(name, Path(out).parent) for name in (base_label, *named)]
         if out is not None
         else None,
+        opened=opened,
     )
+    learned = replace(learned, merge=MemoryMerge(every, yaml.safe_load(learned.recipe), base))
     if out is not None:
         write_learned(learned, out)
     return learned
@@ -290,6 +346,7 @@ def learn(
     *,
     run: RunOptions = DEFAULT_RUN,
     written_from: Sequence[str] | None = None,
+    opened: Callable[[], OpenModels] | None = None,
 ) -> AdaMergingResult:
     """Learn the coefficients of task vectors by minimising the entropy of the merge; labels are never read.
 
@@ -308,7 +365,7 @@ def learn(
         always answer with that class: give inputs in their natural order.
 
     ``written_from`` has the names of the base and the models in the recipe, if they differ from ``base`` and
-    ``models``. ``run.memory_bytes`` limits the task vectors in memory; the others are read again at every
+    ``models``. ``opened`` opens models in memory, by those names. ``run.memory_bytes`` limits the task vectors in memory; the others are read again at every
     step. Without ``clamp`` coefficients may diverge.
 
     Edge cases: tensors that are equal in the base and all models take no part. Coefficients without a
@@ -328,13 +385,15 @@ def learn(
     logit_tasks = _logit_tasks(tasks)
     kinds = " and ".join(dict.fromkeys(task.kind for task in logit_tasks))
     names = tuple(written_from) if written_from is not None else (base, *models)
-    plan = build_plan(
-        load_recipe(_mapping((base, *models), options, 0.5)), run=RunOptions(offline=run.offline)
-    )
+    recipe = load_recipe(_mapping((base, *models), options, 0.5))
+    if opened is None:
+        plan = build_plan(recipe, run=RunOptions(offline=run.offline))
+    else:
+        plan = opened().plan(recipe, run=RunOptions(offline=run.offline))
     try:
         _check_heads(plan, logit_tasks)
         fetch_weights(plan)
-        check_relatedness(plan, PYTHON_OR_COMMAND)
+        check_relatedness(plan, PYTHON_OR_COMMAND if opened is None else IN_PYTHON)
         vectors = TaskVectors(
             plan, density=options.density if plus else None, scope=scope, memory_bytes=run.memory_bytes
         )
@@ -601,6 +660,11 @@ def _mapping(names: Sequence[str], options: LearningOptions, weights: Any) -> di
 def _logit_tasks(tasks: Sequence[Task]) -> list[Differentiable]:
     logit_tasks = [task for task in tasks if isinstance(task, Differentiable)]
     for task in tasks:
+        if isinstance(task, UserFunction):
+            raise EvaluationError(
+                f"{task.name}: is a function that scores a model, and AdaMerging learns from class scores of inputs; "
+                "expected inputs without labels. Pass inputs=, the inputs of each task: inputs=[X1, X2]."
+            )
         if not isinstance(task, Differentiable):
             raise EvaluationError(
                 f"{task.name}: gives no class scores, whose entropy is minimised; expected a classification. "

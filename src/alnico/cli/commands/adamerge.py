@@ -7,7 +7,7 @@ from pathlib import PurePath
 import numpy as np
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
+from alnico.cli.options import JSON, QUIET, REQUIRED, VERBOSE, Flag
 from alnico.cli.printing import Page, page, recipe_page, say
 from alnico.tune.adamerge import AdaMergingResult, group_of
 
@@ -17,6 +17,8 @@ COLUMN = 10
 
 @command(
     "alnico.adamerge",
+    fills=("inputs", "names"),
+    tasks=Flag(metavar="FILE", default=REQUIRED),
     out=Flag(also=("-o",)),
     clamp=Flag(spelled=("--clamp/--no-clamp",), switch=(None, (0.0, 1.0))),
     json=JSON,
