@@ -74,6 +74,10 @@ def test_weights_from_norms_are_those_of_the_rules_models_and_base() -> None:
     lock = json.loads(Path("out/alnico.lock.json").read_text())
     assert [m["model"] for m in lock["weights"][0]["models"]] == ["c", "a"]
     assert lock["weights"][0]["base"] == "b"
+    made = plan(recipe_of(rule_of("linear", ["c", "a"], base_model="base", parameters=rule["parameters"])))
+    assert not [note for note in made.notes if "base" in note]
+    alnico.merge(made.recipe, "other")
+    assert "| base | not from the hub | base of some tensors |" in Path("other/README.md").read_text()
 
 
 def test_statistics_are_those_of_the_rules_models() -> None:

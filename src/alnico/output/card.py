@@ -201,7 +201,8 @@ def parents_of(plan: Plan) -> list[Parent]:
             if reference in plans:
                 continue
             _, parts = models.setdefault(reference, (source, {}))
-            if i in used:
+            is_measured = i in {group.base for group in stage.norm_weight_groups}
+            if i in used or (is_measured and reference != stage.recipe.base_model):
                 is_base = reference == stage.recipe.base_model
                 parts["base" if is_base else "merged" if i in merged else "base of some tensors"] = None
             if stage is donor and i == donor.donor:

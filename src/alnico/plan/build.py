@@ -113,6 +113,7 @@ def _plan(
     new_rows = [t.rows for t in vocabulary.tables] if vocabulary is not None else ()
     builder = JobBuilder(recipe, sources, donor, sections, new_rows)
     jobs = _checked_jobs(builder)
+    groups = builder.norm_weight_groups()
     notes = [
         *recipe.notes,
         *filter_notes,
@@ -120,7 +121,7 @@ def _plan(
         *builder.matcher.notes,
         *builder.notes,
         *check_modules(jobs, sources, donor),
-        *_unused_models(recipe, references, sections, jobs),
+        *_unused_models(recipe, references, sections, jobs, {group.base for group in groups}),
         *config_notes(_merged_models(sources, jobs, sections), sources[donor]),
         *_duplicate_models(sources),
     ]
@@ -129,7 +130,6 @@ def _plan(
     folder = sources[donor].directory
     if folder is not None and single_file is None:
         check_carried(folder, files.keys() | left)
-    groups = builder.norm_weight_groups()
     measured = [
         pending.delta
         for group in groups
@@ -311,8 +311,10 @@ def _merged_models(sources: list[Source], jobs: list[Job], sections: Sections) -
     return [sources[m] for m in sorted(used)]
 
 
-def _unused_models(recipe: Recipe, references: list[str], sections: Sections, jobs: list[Job]) -> list[str]:
-    """Return notes on models that contribute no tensor."""
+def _unused_models(
+    recipe: Recipe, references: list[str], sections: Sections, jobs: list[Job], measured: set[int | None]
+) -> list[str]:
+    """Return notes on models that contribute no tensor. ``measured`` are the bases of norms."""
     used = {i.model for job in jobs for i in job.read}
     methods = dict.fromkeys(s.merge_method for s in sections.parts)
     listed = {p.model for s in sections.parts for p in s.listed}
@@ -330,7 +332,7 @@ def _unused_models(recipe: Recipe, references: list[str], sections: Sections, jo
     notes += [
         f"{reference} is named by methods[{of_rules[reference]}] alone, which uses none of its tensors."
         for i, reference in enumerate(references)
-        if i not in used and i not in listed and reference in of_rules and reference != recipe.base_model
+        if i not in used | measured | listed and reference in of_rules and reference != recipe.base_model
     ]
     if of_rules:
         notes += [
