@@ -173,3 +173,17 @@ def test_a_key_that_only_models_of_another_layer_match_is_an_error() -> None:
         alnico.merge_state_dicts(
             [ONE, TWO], layers={"2": {"models": [other, 0]}, "head": {"method": "linear"}}
         )
+
+
+def test_the_model_that_a_call_starts_from_is_no_base_of_a_layer() -> None:
+    with pytest.raises(RecipeError, match=r"layers\['2'\]: ties needs base, the model that the others were"):
+        alnico.merge_state_dicts(
+            [ONE, TWO], "slerp", t=0.3, layers={"2": {"method": "ties"}}, unrelated="allow"
+        )
+    layers: dict[str, Any] = {"2": {"t": 0.6}}
+    merged = alnico.merge_state_dicts([ONE, TWO], "slerp", t=0.3, layers=layers, unrelated="allow")
+    alone = alnico.merge_state_dicts([ONE, TWO], "slerp", t=0.6, unrelated="allow")
+    assert merged["2.weight"].tobytes() == alone["2.weight"].tobytes()
+    layers = {"2": {"models": [1, 0], "t": 0.4}}
+    merged = alnico.merge_state_dicts([ONE, TWO], "slerp", t=0.3, layers=layers, unrelated="allow")
+    np.testing.assert_allclose(merged["2.weight"], alone["2.weight"], rtol=1e-5, atol=1e-6)

@@ -15,6 +15,7 @@ from alnico.methods.base import Method
 from alnico.models.open_models import list_models, name_model
 from alnico.recipe import dialect
 from alnico.recipe.from_options import plain_list, plain_number, refuse_idle
+from alnico.recipe.options import starts_from_a_model
 
 KEYS = ("method", "models", "base", "weights")
 """The keys of a layer that are no options of a method."""
@@ -97,10 +98,13 @@ def rules_of(
     method: str | Method,
     names_by_model: Mapping[str, Sequence[str]],
     models: Sequence[str],
+    *,
+    has_base: bool = True,
 ) -> list[dict[str, Any]]:
     """Return ``layers`` as a recipe's ``methods``; a key matches whole dotted components of names.
 
-    These are names of the call's ``models`` and of the layer's own. The first match wins. Errors: RecipeError for a key that matches no tensor, with the nearest components,
+    These are names of the call's ``models`` and of the layer's own. The first match wins. In a call without a
+    base, a model that its method starts from is no base of a layer. Errors: RecipeError for a key that matches no tensor, with the nearest components,
     and for keys without effect.
 
     >>> names = {"models[0]": ["fc1.weight", "fc10.weight"]}
@@ -133,7 +137,8 @@ def rules_of(
             for n, v in plain.items()
         }
         rule |= {"models": settings["models"]} if "models" in settings else {}
-        rule |= {"base_model": settings["base"]} if "base" in settings else {}
+        if "base" in settings or not (has_base or starts_from_a_model(find(own))):
+            rule["base_model"] = settings.get("base")
         rules.append({**rule, **({"parameters": options} if options else {})})
     return rules
 

@@ -177,7 +177,9 @@ def _merge(
     try:
         if layers:
             names = {reference: list(source.tensors) for reference, source in opened.sources.items()}
-            recipe["methods"] = rules_of(layers, method, names, [*references, base_reference or ""])
+            recipe["methods"] = rules_of(
+                layers, method, names, [*references, base_reference or ""], has_base=base is not None
+            )
     except BaseException:
         opened.close()
         raise
