@@ -199,7 +199,7 @@ def test_a_suggestion_leaves_out_an_object_that_does_not_fit() -> None:
         (lambda: alnico.analyze(TUNED, base=[BASE]), "base is a list of 1 values; "),
         (lambda: alnico.analyze(TUNED, base=None), "base is None; expected a path, "),
         (lambda: alnico.compare([], BASE), "parents is empty; expected at least one model."),
-        (lambda: alnico.compare(TUNED, {"m": BASE}), "merged is a dict of models; expected one model. Choose one: merged=merged['m']."),
+        (lambda: alnico.compare(TUNED, {"m": BASE}), "merged is a dict of models; expected one model. Choose one, such as merged['m']."),
         (lambda: alnico.diff(BASE, None), "b is None; expected a path, "),
         (lambda: alnico.inspect(alnico.TaskVector(BASE, TUNED[0])), "model: is a task vector, "),
         (lambda: alnico.norm_weights(Network(BASE), base=BASE), "models is one module of type Network; "),

@@ -101,6 +101,16 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         [m, SECOND], score, base=BASE, trials=2
     ),
     "search_scales(base, models, score)": lambda m: alnico.search_scales(BASE, [m, SECOND], score, trials=2),
+    "search(recipe, tasks=score)": lambda m: alnico.search(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": BASE,
+            "models": [m, SECOND],
+            "parameters": {"weight": {"search": [0.0, 1.0]}},
+        },
+        tasks=score,
+        trials=2,
+    ),
     "make_recipe(models)": lambda m: alnico.make_recipe([m]),
     "open_model(model)": alnico.open_model,
     "fisher_statistics(model, out, tasks=...)": lambda m: alnico.fisher_statistics(m, "out", tasks=score),

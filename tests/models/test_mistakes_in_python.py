@@ -49,6 +49,9 @@ LISTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "merge_state_dicts": of_list("merge_state_dicts", "state_dicts", method="ties", base=BASE),
     "make_recipe": of_list("make_recipe", base="base"),
     "gram_statistics": of_list("gram_statistics", out="statistics", tasks=score),
+    "evaluate": of_list("evaluate", tasks=score),
+    "soup": of_list("soup", tasks=score),
+    "search_weights": of_list("search_weights", score=score, trials=1),
     "search_scales": ("models", lambda models: alnico.search_scales(BASE, models, score, trials=1)),
 }
 """Functions of a list of models, with the name of the list."""
@@ -59,7 +62,6 @@ RECIPES: dict[str, Callable[..., Any]] = {
     "plan": alnico.plan,
     "plan_documents": alnico.plan_documents,
     "load_recipe": alnico.load_recipe,
-    "search": lambda recipe: alnico.search(recipe, tasks=score),
 }
 """Functions of a recipe, which names models by their paths."""
 
@@ -71,6 +73,12 @@ ONES: dict[str, tuple[str, Callable[..., Any]]] = {
     "norm_weights": ("base", lambda base: alnico.norm_weights(TUNED, base=base)),
     "merge_models": ("base", lambda base: alnico.merge_models(MODULES, "ties", base=base)),
     "merge_state_dicts": ("base", lambda base: alnico.merge_state_dicts(TUNED, "ties", base=base)),
+    "TaskVector": ("finetuned", lambda tuned: alnico.TaskVector(tuned, BASE).norm()),
+    "TaskVector of a base": ("base", lambda base: alnico.TaskVector(BASE, base).norm()),
+    "evaluate": ("base", lambda base: alnico.evaluate(MODULES, score, base=base)),
+    "soup": ("base", lambda base: alnico.soup(MODULES, score, base=base)),
+    "search_weights": ("base", lambda base: alnico.search_weights(MODULES, score, base=base, trials=1)),
+    "search_scales": ("base", lambda base: alnico.search_scales(base, MODULES, score, trials=1)),
     "open_model": ("model", alnico.open_model),
     "make_recipe": ("base", lambda base: alnico.make_recipe(["a", "b"], "ties", base=base)),
     "fisher_statistics": ("model", lambda model: alnico.fisher_statistics(model, "out", tasks=score)),
@@ -144,6 +152,7 @@ def test_what_is_not_one_model_is_named_by_its_argument(wrong: str) -> None:
             ("make_recipe", "a path that is not there"),
             ("make_recipe", "an empty text"),
             ("compare", "a task vector"),  # counts as the model that it gives on base=
+            ("TaskVector", "a task vector"),
         }:
             continue
         text = message(function, WRONG_ONES[wrong])
@@ -166,6 +175,7 @@ def test_models_in_place_of_a_recipe_name_the_functions_that_merge_in_memory(rec
         text = message(function, recipe)
         assert text.startswith("recipe"), (name, text)
         assert "alnico.merge_models" in text, (name, text)
+    assert message(alnico.search, recipe, tasks=score).startswith("recipe")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +237,7 @@ def test_models_of_two_shapes_and_unrelated_ones_are_named() -> None:
 
 
 def test_a_method_that_needs_a_base_names_the_argument() -> None:
-    for method in ("ties", "task_arithmetic", "dare_ties", "slerp", "model_stock"):
+    for method in ("ties", "task_arithmetic", "dare_ties", "model_stock"):
         for call in (alnico.merge_models, alnico.merge_state_dicts):
             text = message(call, MODULES, method)
             assert text.startswith(f"{method} needs base, "), text

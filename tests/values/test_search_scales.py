@@ -100,7 +100,10 @@ def test_evaluations_that_fail_are_trials_without_a_score() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"models": []}, "models: expected a list of at least one model, in addition to the base."),
+        (
+            {"models": []},
+            "models is empty; expected at least one model. Each is a path, a hub id, a dict of tensors, an nn.Module, a TaskVector or a LazyModel.",
+        ),
         ({"trials": 0}, "trials is 0; expected at least 1."),
         ({"low": 1.0, "high": 1.0}, "scales from 1 to 1; expected two numbers, low below high."),
     ],

@@ -197,7 +197,9 @@ def test_models_in_memory_are_saved_as_files_and_leave_no_half_merge(tmp_path: P
 
 def test_what_is_no_model_is_refused(files: tuple[str, str, str]) -> None:
     base, tuned, _ = files
-    with pytest.raises(ModelError, match="3 is of type int; expected the path or hub id of a model"):
+    with pytest.raises(
+        ModelError, match=r"^finetuned is of type int; expected the path or hub id of a model"
+    ):
         TaskVector(3, base)
     tau = TaskVector(tuned, base)
     with pytest.raises(TypeError):
@@ -313,3 +315,14 @@ def test_a_factor_that_needs_its_gradient_is_refused() -> None:
         nn.Parameter(torch.tensor(0.5)) * tau
     with pytest.raises(AlnicoError, match=r"by 1j of type complex; expected a real number\."):
         np.array(1j) * tau
+
+
+def test_a_lazy_model_is_the_base_and_its_task_vectors_in_a_task_vector() -> None:
+    base, one, other = ({"w": np.float32([i, 2 * i])} for i in (1, 3, 7))
+    first, second = alnico.TaskVector(one, base), alnico.TaskVector(other, base)
+    assert alnico.TaskVector((0.5 * first).on(base), base).terms == (0.5 * first).terms
+    assert alnico.TaskVector(first, base).terms == first.terms
+    apart = alnico.TaskVector((first + second).on(base), first.on(base))
+    assert apart["w"].tolist() == [6.0, 12.0]
+    moved = alnico.TaskVector(second.on(one), base)
+    assert moved["w"].tolist() == [8.0, 16.0]

@@ -161,10 +161,10 @@ def name_model(model: Any, argument: str, others: Mapping[str, Any] = MappingPro
         )
     if path_of(model):
         return label
-    if isinstance(model, Mapping) and any(is_model(value) for value in model.values()):
+    if isinstance(model, Mapping) and model and all(map(is_model, model.values())):
         raise RecipeError(
-            f"{argument} is a dict of models; expected one model. Choose one: "
-            f"{argument}={argument}[{next(iter(model))!r}]."
+            f"{argument} is a dict of models; expected one model. Choose one, such as "
+            f"{argument}[{next(iter(model))!r}]."
         )
     if isinstance(model, (list, tuple)):
         only = f" Pass {argument}[0]." if len(model) == 1 else ""
@@ -388,6 +388,8 @@ def _state_of(
                 "that it gives on a base: tau.on(base)."
             )
         model = model.on(base)
+    if isinstance(model, Mapping) and model and all(map(is_model, model.values())):
+        name_model(model, reference)
     if is_lazy_model(model):
         model = model.state_dict()
     if is_torch_module(model) and has_adapters(unwrap_module(model)):

@@ -18,7 +18,7 @@ from alnico.checkpoint.memory_model import MemoryModel, is_torch_module, is_torc
 from alnico.checkpoint.open_model import MODEL_TYPES, open_model
 from alnico.checkpoint.task_vector_file import is_task_vector_file
 from alnico.errors import AlnicoError, ModelError, visible
-from alnico.models.open_models import path_of
+from alnico.models.open_models import name_model, path_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +81,15 @@ def is_model(value: object) -> bool:
     return isinstance(value, (str, os.PathLike, Mapping, *MODEL_TYPES)) or is_torch_module(value)
 
 
-def operand(value: Any) -> Operand:
+def operand(value: Any, argument: str = "the model") -> Operand:
     """Return a model as an operand. Errors: ModelError for a value that is not a model."""
     if not is_model(value):
+        only = f" Pass {argument}[0]." if isinstance(value, (list, tuple)) and len(value) == 1 else ""
         raise ModelError(
-            f"{'the model' if is_array(value) else repr(value)} is of type {type(value).__name__}; expected "
-            "the path or hub id of a model, a dict of tensors or an nn.Module."
+            f"{argument} is of type {type(value).__name__}; expected the path or hub id of a model, a dict of "
+            f"tensors or an nn.Module.{only}"
         )
+    name_model(value, argument)
     path = path_of(value)
     return Operand(value, None if path is None else _place(path))
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from alnico.errors import RecipeError
 from alnico.evaluation.memory_subject import label_one
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.events import Watcher
@@ -72,8 +71,6 @@ def search_scales(
     >>> result.scales, result.score
     ((0.5, 0.5), 0.0)
     """
-    if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence) or not models:
-        raise RecipeError("models: expected a list of at least one model, in addition to the base.")
     check_trials(trials, seed, low, high, "scales")
     named = name_models(models, names=names)
     tasks = as_tasks(evaluate, minimize=minimize, argument="evaluate")

@@ -46,8 +46,8 @@ MISSING = ("error", "copy", "drop")
 class TaskVector:
     """What fine-tuning added: ``finetuned - base``, and sums of such differences.
 
-    ``finetuned`` and ``base`` are paths, hub ids, results of :func:`alnico.open_model`, dicts of tensors or
-    modules. Nothing is read: a task vector is a list of terms ``coefficient x (model - base)``, in which
+    ``finetuned`` and ``base`` are paths, hub ids, results of :func:`alnico.open_model`, dicts of tensors,
+    modules or lazy models. Nothing is read: a task vector is a list of terms ``coefficient x (model - base)``, in which
     equal differences are combined. Task vectors can be added, subtracted, negated, and multiplied or divided
     by numbers. ``tau.on(model)`` puts a task vector on a model: the result is a :class:`LazyModel`.
 
@@ -80,8 +80,16 @@ class TaskVector:
     __array_ufunc__ = None
 
     def __init__(self, finetuned: Any, base: Any, *, missing: str | None = None) -> None:
-        self._terms: dict[tuple[Operand, Operand], float] = {(operand(finetuned), operand(base)): 1.0}
-        self._missing = _checked_missing(missing)
+        if isinstance(finetuned, TaskVector):
+            finetuned = finetuned.on(base)  # as everywhere a task vector is passed for a model
+        model, added = _split(finetuned, "finetuned")
+        origin, added_to_base = _split(base, "base")
+        terms = {} if model == origin and (added or added_to_base) else {(model, origin): 1.0}
+        whole = self._of(terms, _checked_missing(missing))
+        for vector in (*added, *(-vector for vector in added_to_base)):
+            whole = whole + vector
+        self._terms: dict[tuple[Operand, Operand], float] = whole._terms
+        self._missing: str | None = whole._missing
 
     @classmethod
     def _of(cls, terms: dict[tuple[Operand, Operand], float], missing: str | None) -> TaskVector:
@@ -537,6 +545,13 @@ def _checked_missing(missing: str | None) -> str | None:
     if missing is not None and missing not in MISSING:
         raise RecipeError(f"missing is {missing!r}; expected one of {', '.join(MISSING)}. Choose one.")
     return missing
+
+
+def _split(model: Any, argument: str) -> tuple[Operand, tuple[TaskVector, ...]]:
+    """Return a model as an operand, and the task vectors on it if it is a lazy model. Errors: ModelError."""
+    if isinstance(model, LazyModel):
+        return model._base, (model._tau,)
+    return operand(model, argument), ()
 
 
 def _common_missing(*vectors: TaskVector) -> str | None:
