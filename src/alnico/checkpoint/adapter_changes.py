@@ -13,6 +13,7 @@ from typing import Any
 
 from alnico.checkpoint.layouts import SPELLINGS, Spelling
 from alnico.checkpoint.lora_adapter import Adapter, Rows, Update, is_saved_module, is_targeted
+from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.source import Model, Tensor
 from alnico.checkpoint.tied_weights import architectures, tied_copies, untied_config
 from alnico.errors import ModelError
@@ -87,7 +88,7 @@ class AdapterEffect:
     """The base ties tensors that now differ; the new config declares them untied."""
 
 
-def adapter_effect(label: str, base: Model, adapter: Adapter) -> AdapterEffect:
+def adapter_effect(label: str, base: Model | MemoryModel, adapter: Adapter) -> AdapterEffect:
     """Work out what an adapter does to each tensor. Errors: ModelError naming a tensor that fits nowhere."""
     head_class = task_class(adapter, base.config)
     copies = {} if head_class else tied_copies(base.config, base.tensors)
@@ -216,7 +217,7 @@ def _tie_changes(
     changes: Mapping[str, TensorUpdate],
     trained: set[str],
     copies: Mapping[str, str],
-    base: Model,
+    base: Model | MemoryModel,
 ) -> tuple[dict[str, TensorUpdate], bool]:
     """Apply the base's ties to the changes, as PEFT's live model does. Returns them, and whether something is
     untied.
@@ -297,7 +298,7 @@ def _content(change: TensorUpdate) -> tuple[Any, ...]:
 
 def _find_targets(
     label: str,
-    base: Model,
+    base: Model | MemoryModel,
     tensors: Mapping[str, Tensor],
     adapter: Adapter,
     update: Update,
@@ -389,7 +390,9 @@ class _NameMatcher:
     """Finds the base's tensor that a name in the adapter means: the same name, one with a component more or
     less at its start, or one in another spelling."""
 
-    def __init__(self, label: str, base: Model, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, label: str, base: Model | MemoryModel, adapter: Adapter, tensors: Mapping[str, Tensor]
+    ) -> None:
         self.tensors = tensors
         self._label = label
         self._base = base
@@ -513,7 +516,7 @@ def is_transposed_linear(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _is_transposed(
-    target: str, shape: tuple[int, ...], base: Model, adapter: Adapter, update: Update
+    target: str, shape: tuple[int, ...], base: Model | MemoryModel, adapter: Adapter, update: Update
 ) -> bool:
     """Is a matrix stored (in, out)? Its shape decides, as the kind of layer does in PEFT.
 

@@ -23,6 +23,7 @@ from alnico.checkpoint.file_kinds import kind_by_name
 from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.sidecars import check_kinds
@@ -134,11 +135,22 @@ class Adapter:
     """An open adapter: its config, its updates by parameter, and the tensors it replaces. Made by
     :func:`open_adapter`."""
 
-    def __init__(self, files: FileModel, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        files: FileModel | MemoryModel,
+        config: Mapping[str, Any],
+        updates: Mapping[str, Update] | None = None,
+        replaced: Mapping[str, str] | None = None,
+    ) -> None:
+        """Read what the names of tensors say, unless ``updates`` and ``replaced`` say it."""
         self.label = files.label
         self.files = files
         self.config = config
-        self.updates, self.replaced, self.rows = _parse_tensors(files, config)
+        self.rows: dict[str, Rows] = {}
+        if updates is None:
+            self.updates, self.replaced, self.rows = _parse_tensors(files, config)
+        else:
+            self.updates, self.replaced = dict(updates), dict(replaced or {})
 
     def matrices(self, update: Update, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
         """The factors of an update, in ``dtype`` and without its scale: left (experts, out, r) and right
@@ -255,7 +267,12 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
     """Read the adapter's config. Errors: ModelError for an option that changes the result and is not
     supported."""
     config = read_json(files.location / CONFIG)
-    where = f"{files.label}: {CONFIG}"
+    check_config(config, f"{files.label}: {CONFIG}", len(files.tensors))
+    return config
+
+
+def check_config(config: Mapping[str, Any], where: str, tensors: int) -> None:
+    """Check the config of an adapter of some tensors. Errors: ModelError, as for :func:`open_adapter`."""
     kind, init = config.get("peft_type"), config.get("init_lora_weights", True)
     if kind != "LORA":
         raise ModelError(
@@ -281,9 +298,9 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
                 f"{where}: {key} is {str(config[key])[:60]!r}, expected a mapping from modules to numbers. "
                 "Check the adapter."
             )
-        _check_patterns(where, key, config.get(key) or {}, len(files.tensors))
+        _check_patterns(where, key, config.get(key) or {}, tensors)
     if isinstance(config.get("target_modules"), str):
-        _check_patterns(where, "target_modules", [config["target_modules"]], len(files.tensors))
+        _check_patterns(where, "target_modules", [config["target_modules"]], tensors)
     for key in ("r", "lora_alpha"):
         if key not in config:
             raise ModelError(
@@ -294,7 +311,6 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
         raise ModelError(
             f"{where}: target_parameters is {str(named)[:60]!r}, expected a list of names. Check the adapter."
         )
-    return config
 
 
 def _check_patterns(where: str, key: str, keys: Collection[str], tensors: int) -> None:
@@ -317,7 +333,7 @@ def _check_patterns(where: str, key: str, keys: Collection[str], tensors: int) -
 
 
 def _parse_tensors(
-    files: FileModel, config: Mapping[str, Any]
+    files: FileModel | MemoryModel, config: Mapping[str, Any]
 ) -> tuple[dict[str, Update], dict[str, str], dict[str, Rows]]:
     """Return the updates by key, the replaced tensors (base's name to adapter's name), and the tensors with
     trained rows."""
@@ -370,7 +386,9 @@ def _parse_tensors(
     )
 
 
-def _indices(files: FileModel, config: Mapping[str, Any], module: str, name: str) -> tuple[int, ...]:
+def _indices(
+    files: FileModel | MemoryModel, config: Mapping[str, Any], module: str, name: str
+) -> tuple[int, ...]:
     """The rows that ``trainable_token_indices`` names for a module: one list for the input embedding, or a
     list per end of a module's name."""
     named = config.get("trainable_token_indices")
@@ -460,7 +478,10 @@ def _matches(pattern: str, name: str, how: patterns.How, written: str, key: str)
 
 
 def _update(
-    files: FileModel, parts: _UpdateParts, config: Mapping[str, Any], parameters: tuple[str, ...]
+    files: FileModel | MemoryModel,
+    parts: _UpdateParts,
+    config: Mapping[str, Any],
+    parameters: tuple[str, ...],
 ) -> Update:
     where = files.label
     if not parts.left or not parts.right:
@@ -530,7 +551,7 @@ def _parameters(parts: _UpdateParts, config: Mapping[str, Any]) -> tuple[str, ..
 
 
 def _assign_parameters(
-    files: FileModel, parts: Mapping[str, _UpdateParts], config: Mapping[str, Any]
+    files: FileModel | MemoryModel, parts: Mapping[str, _UpdateParts], config: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
     """The parameters that each update may belong to. Where the ranks of a module's parameters differ, they
     decide which update is whose.

@@ -14,6 +14,7 @@ import numpy as np
 
 from alnico.checkpoint.adapter_changes import AdapterEffect, TensorUpdate, adapter_effect, short_name
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows
+from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.source import Model, Origin, Shard, Source, Tensor, TensorSpec, read_tensor, unwrap
 from alnico.checkpoint.virtual_read import CHUNK, read_computed
 from alnico.errors import ModelError, NonFiniteError, RecipeError
@@ -80,12 +81,19 @@ class AdaptedModel:
     changes its result.
     """
 
-    def __init__(self, label: str, base: Model, adapter: Adapter, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        label: str,
+        base: Model | MemoryModel,
+        adapter: Adapter,
+        weight: float = 1.0,
+        effect: AdapterEffect | None = None,
+    ) -> None:
         self.label = label
         self.base = base
         self.adapter = adapter
         self.weight = weight
-        self._effect: AdapterEffect = adapter_effect(label, base, adapter)
+        self._effect: AdapterEffect = effect or adapter_effect(label, base, adapter)
         self._changes = self._effect.changes
         self._scratch = threading.local()
         self._factors = _FactorCache(self._read_factors)
@@ -131,7 +139,7 @@ class AdaptedModel:
         return self._effect.is_untied or (isinstance(self.base, AdaptedModel) and self.base.unties)
 
     @property
-    def innermost(self) -> Model:
+    def innermost(self) -> Model | MemoryModel:
         """The base without any adapter."""
         return self.base.innermost if isinstance(self.base, AdaptedModel) else self.base
 

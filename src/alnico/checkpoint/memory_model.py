@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.source import Origin, TensorSpec
+from alnico.checkpoint.source import Origin, Shard, TensorSpec
 from alnico.errors import AlnicoError, ModelError
 from alnico.installation import import_extra
 from alnico.numerics.digest import PIECE
@@ -72,6 +72,8 @@ class MemoryModel:
     config: Mapping[str, Any] = MappingProxyType({})
     directory: Path | None = None
     origin: Origin | None = None
+    shards: Sequence[Shard] = ()
+    notes: Sequence[str] = ()
 
     def __init__(
         self, label: str, tensors: Mapping[str, Any], nominal: Mapping[str, str] = MappingProxyType({})

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from alnico.lora.extract import extract as extract
     from alnico.lora.extract_result import Extraction as Extraction
     from alnico.lora.fold import fold as fold
+    from alnico.lora.triples import Triples as Triples
 
 __all__ = make_lazy(
     __name__,
@@ -20,5 +21,6 @@ __all__ = make_lazy(
         "alnico.lora.extract": ["extract"],
         "alnico.lora.extract_result": ["Extraction"],
         "alnico.lora.fold": ["fold"],
+        "alnico.lora.triples": ["Triples"],
     },
 )

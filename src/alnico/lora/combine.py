@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.lora_adapter import PREFIX, Adapter, open_adapter
+from alnico.checkpoint.lora_adapter import PREFIX, Adapter
 from alnico.checkpoint.output_path import check_publishable, replace_mode
+from alnico.checkpoint.reference import Paths
 from alnico.errors import (
     MethodError,
     MismatchError,
@@ -33,7 +35,10 @@ from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, check_options
 from alnico.lora.matching import SharedModule, SharedSavedTensor, check_bases, match_updates, saved_tensors
 from alnico.lora.reduce import Combine, RankChoice, of_cat, of_small, of_spectral, of_sum, of_whole
+from alnico.lora.triples import adapter_list, is_adapter_object, open_adapters, read_triples
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule
+from alnico.methods.base import Method
+from alnico.models.open_models import path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
@@ -86,11 +91,12 @@ class Combined:
 @counts_compiling
 @ieee_arithmetic()
 def combine(
-    adapters: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    adapters: Paths | Any,
+    out: str | os.PathLike[str] | None = None,
     *,
+    config: Any = None,
     weights: float | Sequence[float] | None = None,
-    method: str = "svd",
+    method: str | Method = "svd",
     rank: int | None = None,
     energy: float | None = None,
     space: str | None = None,
@@ -105,15 +111,18 @@ def combine(
     offline: bool = False,
     watch: Watcher | None = None,
     **options: Any,
-) -> Combined:
+) -> Any:
     """Combine LoRA adapters of one base into one adapter that PEFT loads, from their files alone.
 
-    The base is not needed. ``watch`` receives the number of updates done (:class:`alnico.events.Counted`). If
+    The base is not needed. In Python adapters may be in memory: PEFT modules, dicts of triples (A, B, scale)
+    by the names of the base's tensors, or dicts of LoRA tensors with ``config``. Without ``out`` the result is
+    an :class:`alnico.lora.Triples`, with the numbers of the adapter on disk. ``watch`` receives the number of updates done (:class:`alnico.events.Counted`). If
     the call fails, it leaves nothing behind.
 
     Options:
         adapters: LoRA adapters: directories, or owner/name@revision on the hub.
         out: Directory to create.
+        config: Config of a dict of LoRA tensors, with r and lora_alpha; a list has one per adapter.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; default: 1.
         method: How updates are combined: svd is the weighted sum, as close as its rank allows; cat is the
             exact sum, with the sum of the ranks; also any method of task vectors (ties, dare_ties, ...), tsv,
@@ -130,19 +139,36 @@ def combine(
         seed: Seed of random methods.
         options: An option of the method, NAME=VALUE; a list gives one value per adapter. May be repeated.
     Errors: all of ``alnico.errors``.
+
+    >>> import numpy as np
+    >>> one = {"fc.weight": (np.float32([[1, 0]]), np.float32([[1], [0]]), 2.0)}
+    >>> two = {"fc.weight": (np.float32([[0, 1]]), np.float32([[0], [1]]), 1.0)}
+    >>> both = combine([one, two], weights=[1, 3], method="cat")
+    >>> a, b, scale = both["fc.weight"]
+    >>> (scale * b @ a).tolist()
+    [[2.0, 0.0], [0.0, 3.0]]
     """
     begin = time.perf_counter()
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
-    references = [os.fspath(a) for a in adapters]
-    if isinstance(adapters, (str, os.PathLike)) or not references:
+    listed = adapter_list(adapters)
+    if not listed or path_of(adapters) is not None or (out is not None and is_adapter_object(adapters)):
         raise RecipeError("adapters: expected a list with at least one adapter. Give one.")
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="alnico-") as folder:
+            place = Path(folder, "combined")
+            combined = combine(
+                listed, place, config=config, weights=weights, method=method, rank=rank, energy=energy,
+                space=space, saved=saved, unrelated=unrelated, dtype=dtype, seed=seed, memory=memory,
+                threads=threads, offline=offline, watch=watch, **options,
+            )  # fmt: skip
+            return read_triples(place, listed, config, combined.error)
     each: Any = (
-        [finite_number(weights, "weights", error=MethodError)] * len(references)
+        [finite_number(weights, "weights", error=MethodError)] * len(listed)
         if isinstance(weights, Real)
         else weights
     )
     seed = whole_number(seed, "seed", None, MethodError)
-    combination = check_options(method, len(references), each, space, options)
+    combination = check_options(method, len(listed), each, space, options)
     rank = None if rank is None else whole_number(rank, "rank", 1, MethodError)
     energy = None if energy is None else finite_number(energy, "energy", "a share in (0, 1]", MethodError)
     _check_choices(combination, rank, energy, saved, unrelated)
@@ -150,7 +176,7 @@ def combine(
     check_publishable(target)
     may_replace = replace_mode(overwrite, overwrite_anything)
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_adapter(r, offline=run.offline)) for r in references]
+        opened = _opened(listed, config, run, stack)
         check_output_place(target, needed_files([a.files for a in opened]), may_replace)
         if target.suffix == ".safetensors":
             raise OutputError(
@@ -165,7 +191,7 @@ def combine(
         modules = match_updates(opened)
         if not modules:
             raise ModelError(
-                f"{references[0]}: has no LoRA update; expected at least one. Merge whole modules with a "
+                f"{opened[0].label}: has no LoRA update; expected at least one. Merge whole modules with a "
                 "recipe."
             )
         saved_modules = _saved(
@@ -212,6 +238,18 @@ def combine(
     return Combined(
         target, combination.method, combined, error, byte_size, tuple(notes), time.perf_counter() - begin
     )
+
+
+def _opened(adapters: Sequence[Any], config: Any, run: RunOptions, stack: ExitStack) -> list[Adapter]:
+    """Open adapters of all kinds until the stack ends. Errors: ModelError, HubError; RecipeError."""
+    found = open_adapters(adapters, config, offline=run.offline)
+    stack.callback(found.close)
+    if len(found.adapters) != len(adapters):
+        raise RecipeError(
+            f"adapters: there are {len(found.adapters)} in {len(adapters)} modules, as PEFT has several active ones; "
+            "expected one per module. Set one active adapter in each."
+        )
+    return list(found.adapters)
 
 
 @dataclass(frozen=True)

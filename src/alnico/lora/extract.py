@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ import numpy as np
 import xxhash
 
 from alnico.checkpoint.durable import write_file
-from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.layouts import transformers_names
 from alnico.checkpoint.lineage import lineage_of
-from alnico.checkpoint.lora_adapter import PREFIX
-from alnico.checkpoint.lora_model import repositories
+from alnico.checkpoint.lora_adapter import PREFIX, open_adapter
+from alnico.checkpoint.lora_model import AdaptedModel, repositories
+from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.open_model import open_adapted, open_model
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.renamed_model import with_names_of
-from alnico.checkpoint.source import Source, read_tensor
+from alnico.checkpoint.source import Source, read_tensor, unwrap
 from alnico.checkpoint.tied_weights import architectures
 from alnico.checkpoint.untied_model import untie
 from alnico.engine.arena import Arena
@@ -49,7 +50,9 @@ from alnico.lora.extract_targets import (
 )
 from alnico.lora.factor_store import FactorStore
 from alnico.lora.ranks import Spectrum, ranks_of_energy, ranks_of_size
+from alnico.lora.triples import triples_on
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule, target_modules
+from alnico.models.open_models import name_model, open_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, TORCH_NAMES, decode, decode_into
@@ -127,9 +130,9 @@ class Options:
 @counts_compiling
 @ieee_arithmetic()
 def extract(
-    tuned: str | os.PathLike[str],
-    base: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    tuned: Any,
+    base: Any,
+    out: str | os.PathLike[str] | None = None,
     *,
     rank: int | None = None,
     energy: float | None = None,
@@ -150,7 +153,7 @@ def extract(
     restart: bool = False,
     offline: bool = False,
     watch: Watcher | None = None,
-) -> Extraction:
+) -> Any:
     """Write what a fine-tune changed of its base as a LoRA adapter: ``B A`` near ``tuned - base``.
 
     Each matrix of the difference D is projected onto its leading singular vectors by
@@ -159,6 +162,10 @@ def extract(
     a model is), without earlier rounding. Convolutions are flattened; an embedding has ``lora_embedding_A``
     and ``_B``. The finished adapter is folded back and compared with the fine-tune, tensor by tensor, in
     float64. The same call resumes an interrupted extraction.
+
+    In Python the models may be in memory: modules, dicts of tensors, and the others that merges take. Without
+    ``out`` the result is an :class:`alnico.lora.Triples`: a triple (A, B, scale) for each matrix, with the
+    numbers of the adapter on disk, and the tensors that are saved whole as ``saved``.
 
     Use when: you want to store, serve or combine a full fine-tune as an adapter. Spectra of fine-tunes fall
         slowly: for all-MiniLM-L6-v2, rank 32 keeps 68 % of the energy of a matrix's change, rank 128 keeps
@@ -196,16 +203,33 @@ def extract(
         PEFT's.
     """
     begin = time.perf_counter()
-    tuned, base = model_path(tuned, "tuned"), model_path(base, "base")
+    name_model(tuned, "tuned")
+    name_model(base, "base")
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     options = _checked(rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed)
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="alnico-") as folder:
+            files = Path(folder, "extracted")
+            extraction = extract(
+                tuned, base, files, rank=rank, energy=energy, size=size, max_rank=max_rank, exact=exact,
+                others=others, embeddings=embeddings, include=include, exclude=exclude, dtype=dtype, seed=seed,
+                verify=verify, memory=memory, threads=threads, offline=offline, watch=watch,
+            )  # fmt: skip
+            found = open_models({"base": base}, base=base, offline=offline)
+            with closing(found), open_adapter(os.fspath(files)) as adapter:
+                return triples_on(adapter, found.sources["base"], found.gives_torch, extraction.error)
     target = Path(out)
     check_publishable(target)
     may_replace = replace_mode(overwrite, overwrite_anything)
     with ExitStack() as stack:
-        opened: list[Source] = [
-            stack.enter_context(open_model(reference, offline=run.offline)) for reference in (tuned, base)
-        ]
+        if path_of(tuned) is not None and path_of(base) is not None:
+            opened: list[Source] = [
+                stack.enter_context(open_model(reference, offline=run.offline)) for reference in (tuned, base)
+            ]
+        else:
+            found = open_models({"tuned": tuned, "base": base}, base=base, offline=run.offline)
+            stack.callback(found.close)
+            opened = list(found.sources.values())
         models = untie(opened, opened)
         models[0] = with_names_of(models[0], models[1])
         targets = find_targets(
@@ -232,7 +256,7 @@ def extract(
             work = _ExtractRun(models[0], models[1], options, targets, room, run.watch)
             store = FactorStore(part, work.fingerprint(), restart)
             try:
-                extraction = work.all(part, store, verify, os.fspath(base))
+                extraction = work.all(part, store, verify, path_of(base) or "the base")
             except RunError:
                 raise
             except AlnicoError:
@@ -692,7 +716,7 @@ class _ExtractRun:
             t.name: np.zeros((-(-targets[t.name].elements // CHECKED_ELEMENTS), 2)) for t in todo
         }
         self._crew.report(Reading(len(todo), sum(self._bytes(targets[t.name]) for t in todo)))
-        with open_adapted(extraction.tuned, self.base.label, str(part.model)) as folded:
+        with self._folded(extraction.tuned, part) as folded:
 
             def measure(name: str, runs: range) -> None:
                 elements = targets[name].elements
@@ -735,6 +759,17 @@ class _ExtractRun:
                 )
             tensors.append(replace(t, measured=distance))
         return replace(extraction, tensors=tuple(tensors), is_verified=True)
+
+    @contextmanager
+    def _folded(self, label: str, part: PartDirectory) -> Iterator[Source]:
+        """Open the adapter on its base, which stays open if it is in memory."""
+        source = unwrap(self.base)
+        if not isinstance(source, MemoryModel):
+            with open_adapted(label, self.base.label, str(part.model)) as folded:
+                yield folded
+            return
+        with open_adapter(str(part.model)) as adapter:
+            yield AdaptedModel(label, source, adapter)
 
     def _refuse_tiny(self, target: ExtractTarget, tensor: ExtractedTensor, least: float) -> None:
         """Refuse a change too small for full precision in the adapter's dtype or in the arithmetic.

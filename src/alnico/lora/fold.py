@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.output_path import replace_mode
+from alnico.checkpoint.lora_model import AdaptedModel
+from alnico.checkpoint.memory_model import import_torch, is_torch_module, unwrap_module
+from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
+from alnico.checkpoint.source import Source
+from alnico.engine.fetch import fetch_inputs
 from alnico.engine.planner import Planner
-from alnico.engine.run import MergeResult
+from alnico.engine.relatedness import IN_PYTHON
+from alnico.engine.run import run_plan
 from alnico.errors import AlnicoError, ModelError
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
+from alnico.lora.triples import adapter_list, effect_on, open_adapters
+from alnico.models.open_models import OpenModels, fill, merge_open_models, open_models, path_of, plain_copy
+from alnico.models.peft_modules import has_adapters, without_adapters
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import finite_number, quote_value
+from alnico.numerics.sizes import bytes_of
+from alnico.recipe.from_options import dtype_name
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
@@ -25,13 +36,14 @@ from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 @counts_compiling
 @ieee_arithmetic()
 def fold(
-    base: str | os.PathLike[str],
-    adapters: Paths,
-    out: str | os.PathLike[str],
+    base: Any,
+    adapters: Paths | Any = None,
+    out: str | os.PathLike[str] | None = None,
     *,
     weights: float | Sequence[float] = 1.0,
+    config: Any = None,
     at_once: bool = False,
-    dtype: str | None = None,
+    dtype: Any = None,
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
@@ -40,7 +52,7 @@ def fold(
     restart: bool = False,
     offline: bool = False,
     watch: Watcher | None = None,
-) -> MergeResult:
+) -> Any:
     """Fold LoRA adapters into their base and write the model: ``W + sum of weight * (the adapted W - W)``.
 
     An adapter adds ``s B A``, summed over the rank in index order, in float32, by row blocks, and rounded
@@ -48,12 +60,19 @@ def fold(
     tensor. A tensor that no adapter changes is copied. The base is read once (with ``at_once``, once
     per adapter). The same call resumes an interrupted fold.
 
+    In Python base and adapters may be in memory: the base a dict of tensors or a module, an adapter a PEFT
+    module, a dict of triples (A, B, scale) by the names of the base's tensors, or a dict of LoRA tensors with
+    ``config``. A PEFT module alone is folded into its own base. Without ``out`` the model is returned: a
+    module if the base is one, otherwise a dict of tensors. It has the bits of the fold on disk. With ``out``
+    the result is a ``MergeResult``.
+
     Options:
         base: The model that the adapters were trained on.
         adapters: LoRA adapters: directories, or owner/name@revision on the hub.
         out: Directory to create; a name that ends in .safetensors makes one file.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; 1 applies an adapter as trained, a
             negative weight subtracts it.
+        config: Config of a dict of LoRA tensors, with r and lora_alpha; a list has one per adapter.
         at_once: Apply every adapter to the base itself. Without it each adapter changes the result of the
             ones before it, as PEFT's merge_and_unload does; this differs for DoRA and for tensors that
             several adapters replace.
@@ -64,12 +83,119 @@ def fold(
     Differs from the source: PEFT rounds to the base's dtype after each adapter; here everything is rounded
         once.
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; PEFT's format.
+
+    >>> import numpy as np
+    >>> update = {"fc.weight": (np.float32([[1, 2]]), np.float32([[1], [0]]), 0.5)}
+    >>> fold({"fc.weight": np.zeros((2, 2), np.float32)}, update)["fc.weight"].tolist()
+    [[0.5, 1.0], [0.0, 0.0]]
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
-    recipe = load_recipe(fold_recipe(base, adapters, weights=weights, at_once=at_once, dtype=dtype))
+    if adapters is None and path_of(base) is not None:
+        raise AlnicoError("adapters: there are none; expected at least one. Give an adapter.")
+    listed = None if adapters is None else adapter_list(adapters)
+    in_memory = path_of(base) is None or listed is None or any(path_of(a) is None for a in listed)
     may_replace = replace_mode(overwrite, overwrite_anything)
-    planner = Planner.of(run, max_shard_size)
-    return planner.merge(recipe, Path(out), overwrite=may_replace, restart=restart)
+    if out is not None and not in_memory:
+        recipe = load_recipe(fold_recipe(base, adapters, weights=weights, at_once=at_once, dtype=dtype))
+        planner = Planner.of(run, max_shard_size)
+        return planner.merge(recipe, Path(out), overwrite=may_replace, restart=restart)
+    start, listed = _own_base(base, listed)
+    numbers = _numbers(weights, len(listed))
+    opened = _open_folded(start, listed, numbers, config, at_once=at_once, dtype=dtype, offline=offline)
+    if out is None:
+        return _returned(start, opened, run)
+    target = Path(out)
+    check_publishable(target)
+    try:
+        plan = opened.models.plan(
+            opened.recipe,
+            run=run,
+            max_shard_bytes=bytes_of(max_shard_size),
+            single_file=target.name if target.suffix == ".safetensors" else None,
+        )
+        fetch_inputs(plan, target, overwrite=may_replace, watch=watch)
+        return run_plan(plan, target, overwrite=may_replace, restart=True, watch=watch, caller=IN_PYTHON)
+    finally:
+        opened.models.close()
+
+
+@dataclass(frozen=True)
+class _OpenFold:
+    """Models whose reading applies the adapters, and the recipe that merges them."""
+
+    models: OpenModels
+    recipe: Mapping[str, Any]
+
+
+def _own_base(base: Any, adapters: list[Any] | None) -> tuple[Any, list[Any]]:
+    """Return a base and its adapters, where a PEFT module alone is both. Errors: ModelError."""
+    wrapped = is_torch_module(base) and has_adapters(unwrap_module(base))
+    if not wrapped:
+        return base, adapters if adapters is not None else [base]
+    return without_adapters(unwrap_module(base), "base", merge=False), [
+        base
+    ] if adapters is None else adapters
+
+
+def _open_folded(
+    base: Any,
+    adapters: list[Any],
+    weights: Sequence[float],
+    config: Any,
+    *,
+    at_once: bool,
+    dtype: Any,
+    offline: bool,
+) -> _OpenFold:
+    """Open a base with its adapters: one model of all, or with ``at_once`` one of each. Errors: ModelError."""
+    opened = open_models({"base": base}, offline=offline)
+    try:
+        start: Any = opened.sources["base"]
+        kind = getattr(getattr(base, "config", None), "model_type", None) if is_torch_module(base) else None
+        if isinstance(kind, str):
+            start.config = {"model_type": kind}  # decides how square matrices are stored
+        found = open_adapters(adapters, config, offline=offline)
+        each = [w for w, n in zip(weights, found.counts, strict=True) for _ in range(n)]
+        models: dict[str, Source] = {}
+        source = start
+        parts = zip(found.adapters, found.keys, each, strict=True)
+        for number, (adapter, keys, weight) in enumerate(parts):
+            effect = effect_on(start, adapter, keys, opened.tied)
+            part = start if at_once else source
+            factor = 1.0 if at_once else weight
+            source = AdaptedModel(f"base+{adapter.label}", part, adapter, factor, effect)
+            models[f"base with adapter {number + 1}"] = source
+    except BaseException:
+        opened.close()
+        raise
+    output = {"dtype": dtype_name(dtype)} if dtype is not None else {}
+    if at_once and len(models) > 1:
+        recipe: dict[str, Any] = {
+            "merge_method": "task_arithmetic",
+            "base_model": "base",
+            "models": [
+                {"model": name, "parameters": {"weight": w}} for name, w in zip(models, each, strict=True)
+            ],
+            "unrelated": "allow",
+            **output,
+        }
+        return _OpenFold(replace(opened, sources={"base": start, **models}), recipe)
+    if at_once:
+        source = AdaptedModel(source.label, start, source.adapter, each[0], source._effect)
+    recipe = {"merge_method": "passthrough", "models": ["base with adapters"], **output}
+    return _OpenFold(replace(opened, sources={"base with adapters": source}), recipe)
+
+
+def _returned(base: Any, opened: _OpenFold, run: RunOptions) -> Any:
+    """Merge in memory: a module if the base is one, otherwise a dict of tensors."""
+    if is_torch_module(base):
+        import_torch("a fold of a module")
+    state = merge_open_models(opened.models, opened.recipe, run)
+    if not is_torch_module(base):
+        return state
+    module = plain_copy(base)
+    fill(module, state)
+    return module
 
 
 def fold_recipe(
@@ -95,20 +221,7 @@ def fold_recipe(
             f"{start}: is a LoRA adapter, and {references[0]} is none; expected the base first, then its adapters. "
             "Exchange them."
         )
-    if isinstance(weights, str) or not (isinstance(weights, Real) or hasattr(weights, "__len__")):
-        raise AlnicoError(
-            f"weights is {quote_value(weights)}; expected a number, or a list with one number per adapter. "
-            "Give those."
-        )
-    each: Any = [weights] * len(references) if isinstance(weights, Real) else weights
-    numbers = [finite_number(w, "a weight") for w in each]
-    if not references:
-        raise AlnicoError("adapters: there are none; expected at least one. Give an adapter.")
-    if len(numbers) != len(references):
-        raise AlnicoError(
-            f"weights: there are {len(numbers)} for {len(references)} adapters; expected one for all, or one "
-            "for each. Change the number."
-        )
+    numbers = _numbers(weights, len(references))
     output = {"dtype": dtype} if dtype is not None else {}
     if at_once and len(references) > 1:
         models = [
@@ -124,6 +237,25 @@ def fold_recipe(
         }
     chain = "".join(f"+{a}" if w == 1 else f"+{w!r}*{a}" for a, w in zip(references, numbers, strict=True))
     return {"merge_method": "passthrough", "models": [start + chain], **output}
+
+
+def _numbers(weights: Any, adapters: int) -> list[float]:
+    """Return a weight for each adapter. Errors: AlnicoError."""
+    if isinstance(weights, str) or not (isinstance(weights, Real) or hasattr(weights, "__len__")):
+        raise AlnicoError(
+            f"weights is {quote_value(weights)}; expected a number, or a list with one number per adapter. "
+            "Give those."
+        )
+    each: Any = [weights] * adapters if isinstance(weights, Real) else weights
+    numbers = [finite_number(w, "a weight") for w in each]
+    if not adapters:
+        raise AlnicoError("adapters: there are none; expected at least one. Give an adapter.")
+    if len(numbers) != adapters:
+        raise AlnicoError(
+            f"weights: there are {len(numbers)} for {adapters} adapters; expected one for all, or one "
+            "for each. Change the number."
+        )
+    return numbers
 
 
 def _is_adapter(path: str) -> bool:

@@ -8,7 +8,7 @@ import typer
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.lora_fold import check_weights
-from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
+from alnico.cli.options import JSON, QUIET, REQUIRED, VERBOSE, Flag
 from alnico.cli.printing import Page, page
 from alnico.kernels.clock import time_text
 from alnico.lora.combine import Combined
@@ -17,6 +17,9 @@ from alnico.numerics.sizes import format_size
 
 @command(
     "alnico.lora.combine",
+    fills=("config",),
+    adapters=Flag(default=REQUIRED),
+    out=Flag(default=REQUIRED),
     weights=Flag(also=("-w",)),
     method=Flag(also=("-m",)),
     rank=Flag(also=("-r",), least=1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
+from alnico.cli.options import JSON, QUIET, REQUIRED, VERBOSE, Flag
 from alnico.cli.printing import Page, page
 from alnico.kernels.clock import time_text
 from alnico.lora.extract_result import Extraction
@@ -16,6 +16,7 @@ SHOWN = 10
     "alnico.lora.extract",
     resumes="extraction",
     tuned=Flag(metavar="FINETUNED"),
+    out=Flag(default=REQUIRED),
     rank=Flag(also=("-r",), least=1),
     max_rank=Flag(least=1),
     json=JSON,

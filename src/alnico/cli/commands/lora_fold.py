@@ -6,11 +6,19 @@ import typer
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.merge import show_merge
-from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
+from alnico.cli.options import JSON, QUIET, REQUIRED, VERBOSE, Flag
 
 
 @command(
-    "alnico.lora.fold", resumes="fold", weights=Flag(also=("-w",)), json=JSON, quiet=QUIET, verbose=VERBOSE
+    "alnico.lora.fold",
+    fills=("config",),
+    resumes="fold",
+    adapters=Flag(default=REQUIRED),
+    out=Flag(default=REQUIRED),
+    weights=Flag(also=("-w",)),
+    json=JSON,
+    quiet=QUIET,
+    verbose=VERBOSE,
 )
 def run(call: CommandCall) -> None:
     check_weights(call, "adapters")
