@@ -241,7 +241,7 @@ def scorecard(
             f"{base}: is given as the base and as a merge; expected one of them. Remove it from one."
         )
     names = dict(zip(labels, short_names(labels), strict=True))
-    drawn = _Drawn(scores, tasks, draws, seed)
+    drawn = ResampledScores(scores, tasks, draws=draws, seed=seed)
     roles: dict[str, Role] = {
         label: "base" if label == base else "merged" if label in merged else "model" for label in labels
     }
@@ -253,7 +253,7 @@ def scorecard(
     else:
         pairs = [(label, base) for label in labels if base not in (None, label)]
     differences = tuple(
-        ScoreDifference(names[one], names[other], *drawn.differences(one, other))
+        ScoreDifference(names[one], names[other], *drawn.combined({one: 1.0, other: -1.0}))
         for one, other in pairs
         if other
     )
@@ -283,8 +283,8 @@ def paired(
     a: TaskScores, b: TaskScores, tasks: Sequence[Task], *, draws: int = DRAWS, seed: int = 0
 ) -> ScoreDifference:
     """Return the scores of model a minus those of model b, by task and for the mean, with paired draws."""
-    drawn = _Drawn({"a": a, "b": b}, tasks, draws, seed)
-    return ScoreDifference("a", "b", *drawn.differences("a", "b"))
+    drawn = ResampledScores({"a": a, "b": b}, tasks, draws=draws, seed=seed)
+    return ScoreDifference("a", "b", *drawn.combined({"a": 1.0, "b": -1.0}))
 
 
 def mean_score(scores: TaskScores, tasks: Sequence[Task]) -> float | None:
@@ -294,15 +294,25 @@ def mean_score(scores: TaskScores, tasks: Sequence[Task]) -> float | None:
     return sum(task.weight * scores[task.name].value for task in chosen) / total if chosen else None
 
 
-class _Drawn:
-    """Scores and their bootstrap values (draws,) for each task and model; None if examples are not known."""
+class ResampledScores:
+    """Scores of models with their bootstrap values: examples are resampled with the same draws for all models.
+
+    ``averaged`` are the names of the tasks in the mean; default: those where higher is better.
+    """
 
     def __init__(
-        self, scores: Mapping[str, TaskScores], tasks: Sequence[Task], draws: int, seed: int
+        self,
+        scores: Mapping[str, TaskScores],
+        tasks: Sequence[Task],
+        *,
+        draws: int = DRAWS,
+        seed: int = 0,
+        averaged: Collection[str] | None = None,
     ) -> None:
         self._scores = scores
         self._tasks = tasks
-        self._values: dict[str, dict[str, np.ndarray | None]] = {}
+        self._averaged = [t for t in tasks if (t.goal == "max" if averaged is None else t.name in averaged)]
+        self._values: dict[str, dict[str, np.ndarray | None]] = {}  # by task and model, (draws,)
         for task in tasks:
             of_task = [of_model[task.name] for of_model in scores.values()]
             values = _resampled(of_task, task.name, draws, seed)
@@ -311,43 +321,37 @@ class _Drawn:
             )
 
     def examples(self, task: str) -> int:
+        """Return the number of a task's examples; 0 if they are not known."""
         examples = next(iter(self._scores.values()))[task].examples
         return 0 if examples is None else len(examples)
 
     def scores(self, label: str) -> tuple[Mapping[str, Estimate], Estimate | None]:
-        values = {
-            t.name: _estimate(self._scores[label][t.name].value, self._values[t.name][label])
-            for t in self._tasks
-        }
-        mean = mean_score(self._scores[label], self._tasks)
-        return values, None if mean is None else _estimate(mean, self._mean(label))
+        """Return a model's scores by task, and their mean."""
+        return self.combined({label: 1.0})
 
-    def differences(self, one: str, other: str) -> tuple[Mapping[str, Estimate], Estimate | None]:
+    def combined(self, factors: Mapping[str, float]) -> tuple[Mapping[str, Estimate], Estimate | None]:
+        """Return the sum of models' scores, each times its factor, by task and for the mean; draws are paired."""
         estimates = {}
         for task in self._tasks:
-            value = self._scores[one][task.name].value - self._scores[other][task.name].value
-            estimates[task.name] = _estimate(
-                value, _less(self._values[task.name][one], self._values[task.name][other])
-            )
-        means = [mean_score(self._scores[label], self._tasks) for label in (one, other)]
-        if means[0] is None or means[1] is None:
+            value = _total((f, self._scores[label][task.name].value) for label, f in factors.items())
+            estimates[task.name] = _estimate(value, self._drawn(task.name, factors))
+        if not self._averaged:
             return estimates, None
-        return estimates, _estimate(means[0] - means[1], _less(self._mean(one), self._mean(other)))
+        weights = sum(task.weight for task in self._averaged)
+        mean = _total((t.weight, estimates[t.name].value) for t in self._averaged) / weights
+        drawn = [(t.weight, self._drawn(t.name, factors)) for t in self._averaged]
+        known = [(weight, values) for weight, values in drawn if values is not None]
+        return estimates, _estimate(mean, _total(known) / weights if len(known) == len(drawn) else None)
 
-    def _mean(self, label: str) -> np.ndarray | None:
-        total, weights = np.zeros(1), 0.0
-        for task in self._tasks:
-            values = self._values[task.name][label]
-            if task.goal != "max":
-                continue
-            if values is None:
-                return None
-            total, weights = total + task.weight * values, weights + task.weight
-        return total / weights if weights else None
+    def _drawn(self, task: str, factors: Mapping[str, float]) -> np.ndarray | None:
+        values = self._values[task]
+        known = [(f, drawn) for label, f in factors.items() if (drawn := values[label]) is not None]
+        return _total(known) if len(known) == len(factors) else None
 
 
-def _less(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
-    return None if one is None or other is None else one - other
+def _total(terms: Iterable[tuple[float, Any]]) -> Any:
+    """Return the sum of values, each times its factor."""
+    return sum(factor * value for factor, value in terms)
 
 
 def _resampled(scores: Sequence[Score], task: str, draws: int, seed: int) -> np.ndarray | None:
