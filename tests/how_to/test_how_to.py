@@ -33,6 +33,7 @@ TITLES = {
     "stack-layers": "Put layers together (frankenmerge)",
     "different-tokenizers": "Merge models with different tokenizers",
     "choose-a-method": "Which method, which weights",
+    "curve": "Draw the curve of a merge",
     "from-mergekit": "Move over from mergekit",
     "notebook": "Use alnico from a notebook",
     "publish": "Publish a merge",

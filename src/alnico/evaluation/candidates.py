@@ -26,6 +26,7 @@ from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import import_torch, to_torch
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.sidecars import side_files
+from alnico.checkpoint.source import Source
 from alnico.engine.merge_session import Resident
 from alnico.engine.relatedness import IN_A_RECIPE, Caller
 from alnico.engine.run import run_plan
@@ -132,6 +133,10 @@ class Candidates:
             module.follow()
         self._current = Candidate(self, plan, config, label or recipe.stage or recipe.merge_method)
         return self._current
+
+    def source(self, reference: str) -> Source:
+        """Return the open model of a reference."""
+        return self._resident.model(reference)
 
     def _config(self, plan: Plan) -> Mapping[str, Any]:
         if plan.config or self._donor is None:

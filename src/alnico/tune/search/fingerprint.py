@@ -40,10 +40,11 @@ class Identity:
 
     def data(self) -> dict[str, str]:
         """Return a digest of each part."""
-        return {name: _digest(value) for name, value in vars(self).items()}
+        return {name: digest_of(value) for name, value in vars(self).items()}
 
 
-def _digest(value: Any) -> str:
+def digest_of(value: Any) -> str:
+    """Return a digest of plain data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
@@ -70,17 +71,23 @@ def models_data(
     for reference in references:
         if reference in objects:
             assert opened is not None
-            data.append([reference, _of_source(opened.sources[reference])])
+            data.append([reference, source_data(opened.sources[reference])])
             continue
         with closing(open_model(resolve_reference(reference, folder), offline=offline)) as model:
-            is_of_hub = model.origin is not None
-            data.append(
-                [reference, model.identity() if is_of_hub else [_of_file(path) for path in model.paths()]]
-            )
+            data.append([reference, source_data(model)])
     return data
 
 
-def _of_source(source: Source) -> str:
+def source_data(source: Source) -> Any:
+    """Return the contents of an open model as plain data; of a model in memory, a digest of its tensors."""
+    if source.origin is not None:
+        return source.identity()
+    if paths := source.paths():
+        return [_of_file(path) for path in paths]
+    return _of_tensors(source)
+
+
+def _of_tensors(source: Source) -> str:
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(OBJECT_PIECE))
     for name, tensor in source.tensors.items():
