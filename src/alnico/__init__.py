@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from alnico.recipe.schema import Recipe as Recipe
     from alnico.tune.adamerge import AdaMergingResult as AdaMergingResult
     from alnico.tune.adamerge import adamerge as adamerge
+    from alnico.tune.curve.curve import curve as curve
+    from alnico.tune.curve.result import Curve as Curve
     from alnico.tune.search.result import SearchResult as SearchResult
     from alnico.tune.search.search import search as search
     from alnico.tune.search_weights import search_weights as search_weights
@@ -127,6 +129,8 @@ __all__ = make_lazy(
         "alnico.recipe.load": ["load_recipe"],
         "alnico.recipe.schema": ["Recipe"],
         "alnico.tune.adamerge": ["AdaMergingResult", "adamerge"],
+        "alnico.tune.curve.curve": ["curve"],
+        "alnico.tune.curve.result": ["Curve"],
         "alnico.tune.search.result": ["SearchResult"],
         "alnico.tune.search.search": ["search"],
         "alnico.tune.search_weights": ["search_weights"],

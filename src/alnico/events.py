@@ -130,9 +130,19 @@ class ScaleTried:
     total: int
 
 
+@dataclass(frozen=True)
+class PointScored:
+    """``done`` of ``total`` points of a curve are scored; ``place`` is the last one, with its scores by task."""
+
+    place: str
+    scores: Any
+    done: int
+    total: int
+
+
 Event = Union[
     Fetching, Fetched, Started, Compiling, Measuring, Reading, Advanced, TensorDone, Finished,
-    Counted, Scored, SoupTried, TrialDone, Learned, ScaleTried,
+    Counted, Scored, SoupTried, TrialDone, Learned, ScaleTried, PointScored,
 ]  # fmt: skip
 
 Watcher = Callable[[Event], None]

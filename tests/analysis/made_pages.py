@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,9 +20,12 @@ from alnico.analysis.retention_section import comparison, retention_section
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Accuracy, Estimate
 from alnico.analysis.suggest_rules import suggest_recipe
-from alnico.evaluation.scorecard import Scorecard, scorecard
+from alnico.evaluation.scorecard import ModelScores, ResampledScores, Scorecard, TaskSummary, scorecard
 from alnico.evaluation.scorecard_page import write_scorecard
 from alnico.evaluation.tasks import Goal, Score
+from alnico.tune.curve.barrier import barriers_of
+from alnico.tune.curve.page import curve_page
+from alnico.tune.curve.result import Curve, CurveKind, CurvePoint, shown_names
 from alnico.tune.search.objective import best_of, objectives_of
 from alnico.tune.search.page import search_page
 from alnico.tune.search.result import SearchResult
@@ -220,6 +224,56 @@ def write_search(models: Sequence[str], tasks: Sequence[str], path: Path, *, rep
     path.write_text(page.encode("utf-8", "replace").decode(), "utf-8")
 
 
+def made_curve(kind: CurveKind, models: Sequence[str], tasks: Sequence[str], *, known: bool = True) -> Curve:
+    """A curve whose scores rise to a scale of the task's own and fall again; the last of many tasks is a loss."""
+    rng = np.random.default_rng(len(models) * 100 + len(tasks))
+    measured = [MadeTask(t, "min" if 2 < i == len(tasks) - 1 else "max") for i, t in enumerate(tasks)]
+    averaged = [t.name for t in measured if t.goal == "max"] if len(tasks) > 1 else []
+    axis = tuple(i / 10 for i in range(11 if kind == "path" else 21))
+    axes = (axis[::2], axis[:11]) if kind == "surface" else (axis,)
+    places = list(itertools.product(*axes))
+    draws = {t.name: rng.uniform(size=60) for t in measured}
+    peaks = {t.name: rng.uniform(0.4, 1.2) for t in measured}
+
+    def score(task: MadeTask, at: Sequence[float]) -> Score:
+        share = 0.9 - 0.3 * sum((a - peaks[task.name]) ** 2 for a in at)
+        if task.goal == "min":
+            return Score(9.0 - share, np.log(9.0 - share + draws[task.name]) if known else None, "exp")
+        right = (draws[task.name] < share).astype(np.float64)
+        return Score(float(right.mean()), right if known else None)
+
+    base, others = "Llama-2-13b-hf", list(models)
+    lines = [base, *(others if kind != "path" else [])]
+    scores = {repr(p): {t.name: score(t, p) for t in measured} for p in places}
+    scores |= {m: {t.name: score(t, [0.1 * i]) for t in measured} for i, m in enumerate(lines)}
+    drawn = ResampledScores(scores, measured, draws=50, averaged=averaged)  # type: ignore[arg-type]
+    shown = dict(zip([base, *others], shown_names([base, *others]), strict=True))
+    goals: dict[str, Goal] = {"mean": "max"} | {t.name: t.goal for t in measured}
+    return Curve(
+        kind,
+        "linear" if kind == "path" else "task_arithmetic",
+        base,
+        tuple(others),
+        tuple(TaskSummary(t.name, t.goal, 1.0, drawn.examples(t.name)) for t in measured),
+        tuple(averaged),
+        "mean" if averaged else tasks[0],
+        axes,
+        tuple(CurvePoint(p, *drawn.scores(repr(p))) for p in places),
+        tuple(ModelScores(shown[m], m, "base" if m == base else "model", *drawn.scores(m)) for m in lines),
+        {"merge_method": "task_arithmetic", "models": [{"model": m} for m in others], "base_model": base},
+        50,
+        0,
+        barriers_of(drawn, {p[0]: repr(p) for p in places}, goals) if kind == "path" else {},
+    )
+
+
+def write_curve_page(
+    kind: CurveKind, models: Sequence[str], tasks: Sequence[str], path: Path, *, known: bool = True
+) -> None:
+    page = curve_page(made_curve(kind, models, tasks, known=known))
+    path.write_text(page.encode("utf-8", "replace").decode(), "utf-8")
+
+
 def together(pages: Mapping[str, Writer], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write all pages one below the other into a file, so that a browser reads the script that draws only once.
 
@@ -272,6 +326,16 @@ def every_page() -> Iterator[tuple[str, Writer]]:
     yield "evaluation-hostile", partial(evaluation_page, HOSTILE_NAMES[:4], HOSTILE_NAMES[:2])
     for count in COUNTS:
         yield f"search-{count}", partial(write_search, NAMES[:count], TASKS[:count])
+    for count in (1, 2, 8):
+        yield f"curve-{count}", partial(write_curve_page, "line", NAMES[:count], TASKS[:count])
+    for tasks in (1, 8):
+        yield f"curve-path-{tasks}", partial(write_curve_page, "path", NAMES[:2], TASKS[:tasks])
+        yield f"curve-surface-{tasks}", partial(write_curve_page, "surface", NAMES[:2], TASKS[:tasks])
+    yield "curve-long", partial(write_curve_page, "surface", LONG_NAMES[:2], LONG_TASKS[:2])
+    yield (
+        "curve-hostile",
+        partial(write_curve_page, "path", HOSTILE_NAMES[:2], HOSTILE_NAMES[:2], known=False),
+    )
     yield "search-long", partial(write_search, LONG_NAMES[:3], LONG_TASKS[:2])
     yield "search-hostile", partial(write_search, HOSTILE_NAMES[:2], HOSTILE_NAMES[:2])
     yield "search-no-report", partial(write_search, NAMES[:2], TASKS[:1], report=False)

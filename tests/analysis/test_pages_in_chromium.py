@@ -36,7 +36,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
         yield found
 
 
-@pytest.mark.parametrize("kind", ["analysis", "compare", "evaluation", "search"])
+@pytest.mark.parametrize("kind", ["analysis", "compare", "evaluation", "search", "curve"])
 def test_pages_of_all_models_and_tasks_have_no_fault_that_can_be_measured(
     kind: str, tmp_path: Path, browser: Chromium, monkeypatch: pytest.MonkeyPatch
 ) -> None:

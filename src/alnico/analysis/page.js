@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const NARROW = 600;
-  const GLYPHS = { circle: "●", square: "■", diamond: "◆", cross: "✚", "triangle-up": "▲", "triangle-down": "▼", star: "★", x: "✖",
+  const GLYPHS = { circle: "●", square: "■", diamond: "◆", cross: "✚", "triangle-up": "▲", "triangle-down": "▼", star: "★", x: "✖", "line-ew": "╌", "line-ew-open": "┈", "line-ns": "┃",
     "circle-open": "○", "square-open": "□", "diamond-open": "◇", "cross-open": "✢", "triangle-up-open": "△", "triangle-down-open": "▽", "star-open": "☆", "x-open": "✕", arrow: "➜" };
   const make = (tag, properties = {}, ...children) => {
     const made = Object.assign(document.createElement(tag), properties);

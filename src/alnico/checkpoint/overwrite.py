@@ -79,7 +79,10 @@ MODEL_KEYS = (
 
 STATISTICS = ("statistics.json", "statistics.safetensors", "statistics.safetensors.unfinished")
 SEARCH = re.compile(r"study\.db(-wal|-shm|-journal)?|best(-\d+)?\.yml|trials\.csv|search\.json|search\.html")
+CURVE = ("points.jsonl", "curve.json", "curve.csv", "best.yml", "curve.png", "curve.html")
 EVALUATION = ("evaluation.json", "report.html")
+CURVE_BEGINS = b'{"kind": "alnico curve"'
+"""How the file of a curve's points begins."""
 ANALYSIS = (
     "pairwise_cosines.csv",
     "report.html",
@@ -139,13 +142,15 @@ def is_weights(path: Path) -> bool:
 
 
 def is_report(folder: Path, names: Collection[str]) -> bool:
-    """Is a folder with these entries only an analysis, search, evaluation or statistics by alnico?"""
+    """Is a folder with these entries only an analysis, search, curve, evaluation or statistics by alnico?"""
     if set(names) <= set(STATISTICS):
         return "statistics.json" not in names or holds_statistics(folder)
     if set(names) <= set(EVALUATION):
         return is_evaluation(folder / "evaluation.json")
     if names and all(SEARCH.fullmatch(name) for name in names):
         return is_search(folder)
+    if names and set(names) <= set(CURVE):
+        return is_curve(folder)
     summary = _read_mapping(folder / "summary.json")
     if "quantile_error" not in summary:
         return False
@@ -173,6 +178,21 @@ def is_search(folder: Path) -> bool:
         if (folder / "search.json").exists()
         else _is_database(folder / "study.db")
     )
+
+
+def is_curve(folder: Path) -> bool:
+    """Does a folder hold a curve by alnico, perhaps with other files?
+
+    The first line of its points names them.
+    """
+    points = folder / CURVE[0]
+    try:
+        if not stat.S_ISREG(points.lstat().st_mode):
+            return False
+        with open_binary(points) as file:
+            return file.read(len(CURVE_BEGINS)) == CURVE_BEGINS
+    except OSError:
+        return False
 
 
 def _is_database(path: Path) -> bool:

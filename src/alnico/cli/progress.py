@@ -21,6 +21,7 @@ from alnico.events import (
     Fetching,
     Learned,
     Measuring,
+    PointScored,
     Reading,
     Scored,
     SoupTried,
@@ -142,13 +143,16 @@ def _learned(event: Learned) -> str:
 
 
 def _result_line(event: Event) -> str | None:
-    """The line of an event that is a result: a score, an average of a soup, a trial."""
+    """The line of an event that is a result: a score, an average of a soup, a trial, a point of a curve."""
     if isinstance(event, Scored):
         return f"{event.model}  {event.task}: {event.metric} {event.score.value:.4g}"
     if isinstance(event, SoupTried):
         step, size = event.step, sum(event.step.counts.values())
         gain = "" if step.best is None else f"  {step.score - step.best:+.4f}"
         return f"{'+' if step.is_kept else ' '} {step.tried}: {step.score:.4f}{gain}{f'  of {size}' if size > 1 else ''}"
+    if isinstance(event, PointScored):
+        values = "  ".join(f"{task} {score.value:.4g}" for task, score in event.scores.items())
+        return f"{event.done}/{event.total}  {event.place}: {values}"
     return _trial_line(event.trial) if isinstance(event, TrialDone) else None
 
 

@@ -129,7 +129,7 @@ def recipe_of_words(call: CommandCall, words: MergeWords) -> Recipe:
         seed=call["seed"],
         missing=call["missing"],
         unrelated="allow" if call.values.get("allow_crimes") else call["unrelated"],
-        options=options | _further_options(call["set"] or ()),
+        options=options | further_options(call["set"] or ()),
         words=Words(names, f"{labels['set']} {{}}", lambda name: forms.get(name, f"Give {name}=VALUE")),
     )
 
@@ -230,7 +230,7 @@ def _label(call: CommandCall, name: str) -> str:
     return next(p.label for p in call.command.parameters if p.name == name)
 
 
-def _further_options(words: Sequence[str]) -> dict[str, Any]:
+def further_options(words: Sequence[str]) -> dict[str, Any]:
     """Values by option, from ``NAME=VALUE`` words. Errors: a wrong command line."""
     options: dict[str, Any] = {}
     for word in words:

@@ -4,7 +4,7 @@ SECTIONS = {
     "Merge models": ("merge", "plan", "methods", "schema", "demo"),
     "Look at models": ("inspect", "analyze", "compare", "diff"),
     "Find methods and weights": (
-        "suggest", "norm-weights", "evaluate", "soup", "search", "adamerge", "statistics fisher", "statistics gram",
+        "suggest", "norm-weights", "evaluate", "curve", "soup", "search", "adamerge", "statistics fisher", "statistics gram",
     ),
     "LoRA adapters": ("lora fold", "lora combine", "lora extract"),
     "Check a finished merge": ("verify", "reproduce", "sign"),

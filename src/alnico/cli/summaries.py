@@ -13,6 +13,7 @@ SUMMARIES = {
     "suggest": "Suggest a recipe for models of one base, with reasons: the rules of docs/choosing.md.",
     "norm-weights": "Compute weights of models from the L2 norms of their task vectors.",
     "evaluate": "Score models on tasks, with intervals; compare merges with their parents and the base.",
+    "curve": "Score merges along the scale of their task vectors: a line per task and their mean, next to base and models. The same command resumes an interrupted curve.",
     "soup": "Find which models to average by scoring the averages, which are merged in memory.",
     "search": "Search the values that a recipe leaves open for the best scores on tasks. The same command resumes an interrupted search.",
     "adamerge": "Learn the coefficients of task vectors from inputs without labels (AdaMerging), and print the recipe.",

@@ -102,7 +102,7 @@ def _table(path: Path, result: SearchResult) -> None:
         writer = csv.writer(file)
         writer.writerow(
             map(
-                _safe,
+                spreadsheet_cell,
                 [
                     "trial",
                     "state",
@@ -125,11 +125,14 @@ def _table(path: Path, result: SearchResult) -> None:
                 *(scores.get(n, "") for n in tasks),
             ]
             writer.writerow(
-                map(_safe, [*row, *(trial.point.get(n, "") for n in result.dimensions), trial.reason])
+                map(
+                    spreadsheet_cell,
+                    [*row, *(trial.point.get(n, "") for n in result.dimensions), trial.reason],
+                )
             )
 
 
-def _safe(value: Any) -> Any:
+def spreadsheet_cell(value: Any) -> Any:
     """Escape text that a spreadsheet would read as a formula; write numbers with all digits."""
     if isinstance(value, float):
         return repr(value)
