@@ -368,7 +368,8 @@ def test_every_option_of_a_public_function_is_described() -> None:
                 missing = set(inspect.signature(one).parameters) - set(option_texts(one))
                 assert missing <= {"watch"} | (
                     {"options"}
-                    if one in (alnico.merge_state_dicts, alnico.make_recipe, alnico.search_weights, alnico.curve)
+                    if one
+                    in (alnico.merge_state_dicts, alnico.make_recipe, alnico.search_weights, alnico.curve)
                     else set()
                 ), one
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from made_analyses import NAMES, made_analysis
 
+from alnico.analysis.common_tensors import short_names
 from alnico.analysis.report import write_report
 from alnico.analysis.results import AnalysedModel, Analysis, Skipped
 from alnico.analysis.retention import Retention, measure_distances, measure_retention
@@ -25,7 +26,7 @@ from alnico.evaluation.scorecard_page import write_scorecard
 from alnico.evaluation.tasks import Goal, Score
 from alnico.tune.curve.barrier import barriers_of
 from alnico.tune.curve.page import curve_page
-from alnico.tune.curve.result import Curve, CurveKind, CurvePoint, shown_names
+from alnico.tune.curve.result import Curve, CurveKind, CurvePoint
 from alnico.tune.search.objective import best_of, objectives_of
 from alnico.tune.search.page import search_page
 from alnico.tune.search.result import SearchResult
@@ -247,7 +248,7 @@ def made_curve(kind: CurveKind, models: Sequence[str], tasks: Sequence[str], *, 
     scores = {repr(p): {t.name: score(t, p) for t in measured} for p in places}
     scores |= {m: {t.name: score(t, [0.1 * i]) for t in measured} for i, m in enumerate(lines)}
     drawn = ResampledScores(scores, measured, draws=50, averaged=averaged)  # type: ignore[arg-type]
-    shown = dict(zip([base, *others], shown_names([base, *others]), strict=True))
+    shown = dict(zip([base, *others], short_names([base, *others]), strict=True))
     goals: dict[str, Goal] = {"mean": "max"} | {t.name: t.goal for t in measured}
     return Curve(
         kind,

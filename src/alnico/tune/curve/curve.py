@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from alnico.analysis.common_tensors import short_names
 from alnico.checkpoint.reference import Paths
 from alnico.engine.relatedness import PYTHON_OR_COMMAND
 from alnico.errors import EvaluationError, RecipeError
@@ -26,7 +27,7 @@ from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.tune.curve.barrier import barriers_of
 from alnico.tune.curve.files import POINTS, curve_folder, write_curve
 from alnico.tune.curve.points import Key, PointFile
-from alnico.tune.curve.result import Curve, CurveKind, CurvePoint, place_text, shown_names
+from alnico.tune.curve.result import Curve, CurveKind, CurvePoint, place_text
 from alnico.tune.curve.scales import (
     DEFAULT_PATH,
     DEFAULT_SCALE,
@@ -396,7 +397,7 @@ def _result(
     points = {
         place: CurvePoint(place, *drawn.scores(labels[(drawing.kind, *place)])) for place in drawing.places()
     }
-    shown = dict(zip(drawing.names, shown_names(list(drawing.names.values())), strict=True))
+    shown = dict(zip(drawing.names, short_names(list(drawing.names.values())), strict=True))
     lines = tuple(
         ModelScores(
             shown[reference],

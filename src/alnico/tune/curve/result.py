@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import yaml
 
-from alnico.analysis.common_tensors import short_names
 from alnico.analysis.scores import Estimate
 from alnico.errors import EvaluationError
 from alnico.evaluation.scorecard import LEVEL, ModelScores, TaskSummary
@@ -185,19 +184,6 @@ class Curve:
     def place(self, scales: Sequence[float]) -> str:
         """Return where a point is, in words: ``scale 0.3``, ``scales 0.3 and 0.5``, ``t 0.5``."""
         return place_text(self.kind, scales)
-
-
-def shown_names(labels: Sequence[str]) -> list[str]:
-    """Return short names of models for pictures and tables: paths by their last part, others as they are.
-
-    >>> shown_names(["runs/news", "models[1]"])
-    ['news', 'models[1]']
-    """
-    short = [
-        name if "/" in label or "\\" in label else label
-        for label, name in zip(labels, short_names(labels), strict=True)
-    ]
-    return short if len(set(short)) == len(short) else list(labels)
 
 
 def place_text(kind: CurveKind, scales: Sequence[float]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from alnico.analysis.common_tensors import short_names
 from alnico.analysis.scores import Estimate
-from alnico.tune.curve.result import Barrier, Curve, CurvePoint, shown_names
+from alnico.tune.curve.result import Barrier, Curve, CurvePoint
 from alnico.tune.curve.scales import scale_text
 from alnico.tune.search.objective import MEAN
 
@@ -23,7 +24,7 @@ def estimate_text(estimate: Estimate | None) -> str:
 
 def ends_of(curve: Curve) -> tuple[str, str]:
     """Return the short names of the first two models."""
-    first, second, *_ = shown_names(list(curve.models))
+    first, second, *_ = short_names(list(curve.models))
     return first, second
 
 
@@ -35,7 +36,7 @@ def axis_words(curve: Curve) -> tuple[str, str]:
     if curve.kind == "surface":
         first, second = ends_of(curve)
         return f"scale of {first} | scale of {second}", f"{curve.method} of {first} and {second}"
-    names = shown_names(list(curve.models))
+    names = short_names(list(curve.models))
     of = names[0] if len(names) == 1 else f"{len(names)} models"
     return "scale", f"{curve.method} of {of}"
 
@@ -45,7 +46,7 @@ def corners_of(curve: Curve) -> dict[str, tuple[float, float]]:
     if curve.kind != "surface" or curve.method != "task_arithmetic" or curve.base is None:
         return {}
     first, second = ends_of(curve)
-    base = shown_names([curve.base, *curve.models])[0]
+    base = short_names([curve.base, *curve.models])[0]
     places = {base: (0.0, 0.0), first: (1.0, 0.0), second: (0.0, 1.0)}
     x, y = curve.axes
     return {n: (a, b) for n, (a, b) in places.items() if x[0] <= a <= x[-1] and y[0] <= b <= y[-1]}
@@ -86,7 +87,7 @@ def summary_rows(curve: Curve) -> list[list[str]]:
             row += [estimate_text(of_line(curve, name, i)) for i in range(len(curve.lines))]
         rows.append(row)
     if curve.kind == "path":
-        return [["", "best t", "score", *shown_names(list(curve.models)), "barrier"], *rows]
+        return [["", "best t", "score", *short_names(list(curve.models)), "barrier"], *rows]
     heads = [line.name for line in curve.lines]
     return [["", f"best scale{'s' if curve.kind == 'surface' else ''}", "score", *heads], *rows]
 
