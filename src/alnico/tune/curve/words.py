@@ -22,6 +22,10 @@ def estimate_text(estimate: Estimate | None) -> str:
     return shown[0] if len(shown) < 3 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
+def _value_text(estimate: Estimate | None) -> str:
+    return estimate_text(None if estimate is None else Estimate(estimate.value))
+
+
 def ends_of(curve: Curve) -> tuple[str, str]:
     """Return the short names of the first two models."""
     first, second, *_ = short_names(list(curve.models))
@@ -82,9 +86,9 @@ def summary_rows(curve: Curve) -> list[list[str]]:
         row = [name, scale_words(best), estimate_text(best.on(name))]
         if curve.kind == "path":
             ends = [next(p for p in curve.points if p.scales[0] == t).on(name) for t in (0.0, 1.0)]
-            row += [*map(estimate_text, ends), barrier_words(curve.barriers[name])]
+            row += [*map(_value_text, ends), barrier_words(curve.barriers[name])]
         else:
-            row += [estimate_text(of_line(curve, name, i)) for i in range(len(curve.lines))]
+            row += [_value_text(of_line(curve, name, i)) for i in range(len(curve.lines))]
         rows.append(row)
     if curve.kind == "path":
         return [["", "best t", "score", *short_names(list(curve.models)), "barrier"], *rows]
