@@ -43,7 +43,9 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with contextlib.chdir(work):  # the pictures then name the models without a folder of this machine
         tasks = "tasks/validation.yml"
-        curve = alnico.curve("base", [f"specialists/{name}" for name in TASKS], tasks, out="curve", watch=print)
+        curve = alnico.curve(
+            "base", [f"specialists/{name}" for name in TASKS], tasks, out="curve", watch=print
+        )
         ends = [f"specialists/{name}" for name in ENDS]
         path = alnico.curve("base", ends, tasks, path=True, scale="0:1:0.1", out="path", watch=print)
     for name, drawn in (("curve", curve), ("barrier", path)):

@@ -100,7 +100,9 @@ def _means(curve: Curve) -> str:
     if curve.kind == "path":
         words += " The dashed line between the ends is what a path without a barrier does not cross."
     elif curve.kind == "line":
-        words += " Horizontal lines are the base and the models."
+        words += " Horizontal lines are the base and the models" + (
+            "; next to all tasks, their means." if curve.averaged else "."
+        )
     less = [task.name for task in curve.tasks if task.goal == "min"]
     if less:
         words += (

@@ -27,8 +27,8 @@ GREY = "#7F7F7F"
 
 BEST_MARK = {"marker": "*", "markersize": 15, "linestyle": "none", "markeredgewidth": 0.8, "zorder": 5}
 
-DASHES = ((0, (6, 3)), (0, (1.5, 2)), (0, (5, 2, 1.5, 2)), (0, (3, 1.5)))
-"""Of horizontal lines: the base, then the models."""
+DASHED, DOTTED, STRAIGHT = (0, (6, 3)), (0, (1.5, 2)), (0, (3, 1.5))
+"""How the lines of the base, of the models, and between the ends of a path are drawn."""
 
 
 def draw_curve(curve: Curve, task: str | None, *, dark: bool | ChartTheme = False, ax: Any = None) -> Any:
@@ -86,15 +86,19 @@ def _lines(canvas: ChartCanvas, axes: Any, curve: Curve, names: Sequence[str]) -
         _band(axes, x, estimates, series(index)[0])
     first = names[0]
     has_one = len(names) == 1
+    shown: set[str] = set()
     for place, line in enumerate(curve.lines):
         value = line.mean if first == MEAN and line.mean is not None else line.scores[first]
+        is_base = line.role == "base"
+        label = line.name if has_one else "base: mean" if is_base else "models: mean"
         axes.axhline(
             value.value,
-            color=GREY if line.role == "base" or not has_one else series(place)[0],
-            linestyle=DASHES[place % len(DASHES)],
+            color=series(place)[0] if has_one and not is_base else GREY,
+            linestyle=DASHED if is_base else DOTTED,
             linewidth=1.3,
-            label=plain(line.name, 24) + ("" if has_one else ": mean"),
+            label="_" if label in shown else plain(label, 28),
         )
+        shown.add(label)
     best = curve.best_on(first)
     color = series(0)[0]
     axes.plot(
@@ -122,7 +126,7 @@ def _band(axes: Any, x: Sequence[float], estimates: Sequence[Estimate], color: s
 def _chord(axes: Any, curve: Curve, name: str) -> None:
     """Draw the straight line between the ends of a path, and the barrier as a vertical line."""
     ends = [next(p for p in curve.points if p.scales[0] == t).on(name).value for t in (0.0, 1.0)]
-    axes.plot([0, 1], ends, color=GREY, linewidth=1.2, linestyle=DASHES[3], label="straight line")
+    axes.plot([0, 1], ends, color=GREY, linewidth=1.2, linestyle=STRAIGHT, label="straight line")
     barrier = curve.barriers[name]
     if barrier.at is not None:
         top = (1 - barrier.at) * ends[0] + barrier.at * ends[1]
