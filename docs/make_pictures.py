@@ -1,6 +1,6 @@
-"""Draws docs/pictures/report.png and report-dark.png, the report of a real analysis, for the README.
+"""Draws docs/pictures: the report of a real analysis for the README, and the map of a merge, both light and dark.
 
-python docs/make_pictures.py
+python docs/make_pictures.py [maps]
 
 The base is all-MiniLM-L6-v2. The first model is a real fine-tune of it; the other two are made here: updates of
 rank 8, with one half of the real fine-tune's change in the last. It needs the packages of the README's test
@@ -53,8 +53,22 @@ def main() -> None:
         law = made(folder / "law", base, seed=2, attention=(0.05, 0.03), others=(0.005, 0.015), part_of=sre)
         with contextlib.chdir(folder):  # the page then names the models without a folder of this machine
             models = [path.name for path in (sre, news, law)]
+            draw_maps(models[:2], base.name, folder)
+            if "maps" in sys.argv[1:]:
+                return
             alnico.analyze(models, base=base.name, out="report", memory="1GiB")
         draw(folder / "report" / "report.html", folder)
+
+
+def draw_maps(parents: list[str], base: str, folder: Path) -> None:
+    """Draw the map of two parents and of their merge by TIES."""
+    recipe = {"merge_method": "ties", "base_model": base, "models": parents, "parameters": {"density": 0.5}}
+    alnico.merge(recipe, "merged", memory="1GiB")
+    kept = alnico.compare(parents, "merged", memory="1GiB")
+    print(kept)
+    for name, dark in (("map.png", False), ("map-dark.png", True)):
+        kept.plot("map", dark=dark).savefig(folder / name)
+        write_small(folder / name, PICTURES / name)
 
 
 def made(

@@ -36,7 +36,7 @@ def draw_map(canvas: ChartCanvas, axes: Any, places: ModelMap) -> None:
     for point in places.points:
         ground, _ = series(point.index)
         off = f", {number(point.outside)} off the plane" if point.outside else ""
-        merged = " (merged)" if point.role == "merged" else ""
+        merged = " (merge)" if point.role == "merged" else ""
         label = plain(f"{point.index + 1} {shorten(point.name, 28)}{merged}{off}", 70)
         if math.hypot(point.x, point.y) > 0:
             axes.annotate(
