@@ -149,3 +149,7 @@ def test_the_output_may_be_called_outdir(run: Run) -> None:
     assert run("merge", "a", "b", "--outdir=more", "-q")[2] == ""
     assert Path("more").is_dir()
     assert "No such option: --outdir" in run("inspect", "a", "--outdir", "b")[2]
+    assert (
+        "No such option: --outdir. Did you mean --out or -o?" in run("soup", "a", "--outdir", "b")[2]
+    )  # a file
+    assert "note: --outdir is --report." in run("evaluate", "a", "--outdir", "b")[2]

@@ -140,7 +140,7 @@ class AnswersOptions(TyperCommand):
 
     def _in_own_words(self, args: list[str]) -> list[str]:
         """The words of a command line with its own options in the place of synonyms; each is noted."""
-        options = {p.name: p for p in self.listed if not p.is_argument}
+        options = {p.name: p.label for p in self.listed if not (p.is_argument or p.flag.is_file)}
         spelled = {name for p in self.listed for names in p.names for name in names.split("/")}
         own: list[str] = []
         for i, word in enumerate(args):
@@ -154,8 +154,9 @@ class AnswersOptions(TyperCommand):
                 synonym = synonyms("flag").get(name)
                 option = None if synonym is None else options.get(synonym.words[0])
             if option is not None:
-                say(f"note: {name} is {option.label}.", bool({"-q", "--quiet", "--json"} & {*args}))
-            own.append(word if option is None else f"{option.label}{equals}{value}")
+                say(f"note: {name} is {option}.", bool({"-q", "--quiet", "--json"} & {*args}))
+                word = f"{option}{equals}{value}"
+            own.append(word)
         return own
 
 

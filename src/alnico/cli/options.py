@@ -40,6 +40,8 @@ class Flag:
     """Is a positional parameter of the function an option of the command?"""
     is_argument: bool = False
     is_hidden: bool = False
+    is_file: bool = False
+    """Does the option name a file to write, not a folder?"""
     is_count: bool = False
 
 
@@ -107,4 +109,4 @@ SHARED: Mapping[str, Flag] = {
 JSON = Flag("Print the result as JSON.", type=bool, default=False)
 QUIET = Flag("Print only errors.", type=bool, default=False, also=("-q",))
 VERBOSE = Flag("Print every tensor.", type=int, default=0, also=("-v",), is_count=True)
-NEW_FILE = Flag("File for the recipe; default: standard output.", type=str, also=("-o",))
+NEW_FILE = Flag("File for the recipe; default: standard output.", type=str, also=("-o",), is_file=True)

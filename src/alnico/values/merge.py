@@ -45,8 +45,9 @@ def merge_state_dicts(
 
     Torch tensors give torch tensors on the CPU; numpy arrays give numpy arrays. A list may also contain
     modules, paths, hub ids, lazy models and task vectors of the base (``tau`` counts as ``tau.on(base)``); a
-    module with PEFT adapters counts as its merged weights. ``options`` are those of the method: one value for all models, or a list with one per model. Inputs are never changed.
-    Tensors that share memory in all dicts share it in the result.
+    module with PEFT adapters counts as its merged weights. ``options`` are those of the method, also in words
+    of other texts (docs/recipes.md): one value for all models, or a list with one per model. Inputs are never
+    changed. Tensors that share memory in all dicts share it in the result.
 
     Options:
         state_dicts: The models.

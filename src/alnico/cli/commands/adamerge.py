@@ -19,7 +19,7 @@ COLUMN = 10
     "alnico.adamerge",
     fills=("inputs", "names"),
     tasks=Flag(metavar="FILE", default=REQUIRED),
-    out=Flag(also=("-o",)),
+    out=Flag(also=("-o",), is_file=True),
     clamp=Flag(spelled=("--clamp/--no-clamp",), switch=(None, (0.0, 1.0))),
     json=JSON,
     quiet=QUIET,
