@@ -164,7 +164,7 @@ def asked(what: str, base: str, tuned: str, out: Path) -> Any:
     if what == "diff":
         return repr(dataclasses.replace(alnico.diff(base, tuned), seconds=0.0))
     if what == "weights":
-        return repr(alnico.norm_weights([tuned, tuned], base=base).models)
+        return repr(alnico.norm_weights([tuned, f"{tuned}/"], base=base).weights)
     if what == "extract":
         return extracted(base, tuned, out)
     models = [{"model": "a", "parameters": {"weight": [0.1, 1e-310]}}]
