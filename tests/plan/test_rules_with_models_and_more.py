@@ -222,3 +222,14 @@ def test_a_rule_that_merges_only_its_base_copies_it_unscaled() -> None:
         n: ("copy", ["b"]) for n in NAMES[2:]
     }
     assert any("methods[0].models has only the base, which is copied unchanged." in n for n in made.notes)
+
+
+def test_the_licence_of_a_rules_model_counts() -> None:
+    for name, licence in (("a", "mit"), ("b", "mit"), ("c", "cc-by-nc-4.0")):
+        Path(name, "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    recipe = recipe_of(rule_of("linear", ["c", "a"]))
+    assert any(
+        n.startswith("licences: c is cc-by-nc-4.0, which forbids commercial use") for n in plan(recipe).notes
+    )
+    with pytest.raises(alnico.errors.MismatchError, match=r"c is cc-by-nc-4\.0"):
+        alnico.plan(recipe, strict_license=True)

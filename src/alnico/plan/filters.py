@@ -101,8 +101,10 @@ def _scopes(recipe: Recipe, sections: Sequence[Section]) -> list[tuple[str, Para
         names = dict.fromkeys(n for _, n in fitting)
         scopes[id(rule.parameters)] = (f"methods[{i}].parameters", rule.parameters, names)
         for j, entry in enumerate(rule.models):
-            parts = {id(s): s.parts_of(rule)[j].names for s, _ in fitting}
-            names = dict.fromkeys(m for s, n in fitting for m in (n, parts[id(s)].get(n)) if m is not None)
+            if not entry.parameters:
+                continue
+            own = {label: s.parts_of(rule)[j].names for label, s in {s.label: s for s, _ in fitting}.items()}
+            names = dict.fromkeys(m for s, n in fitting for m in (n, own[s.label].get(n)) if m is not None)
             scopes[id(entry.parameters)] = (f"methods[{i}].models[{j}].parameters", entry.parameters, names)
     return list(scopes.values())
 

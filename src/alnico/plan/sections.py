@@ -109,6 +109,7 @@ class Section:
     depth: Mapping[str, float]
     _methods: dict[int, TensorMethod] = field(default_factory=dict)
     _rules_by_name: dict[str, Rule | None] = field(default_factory=dict)
+    _parts: dict[str, ModelPart] = field(default_factory=dict)
 
     def rule_of(self, name: str) -> Rule | None:
         if name not in self._rules_by_name:
@@ -209,7 +210,10 @@ class Section:
         return self._of(reference)
 
     def _of(self, reference: str) -> ModelPart:
-        return next((p for p in self.listed if p.entry.reference == reference), None) or self.make(reference)
+        if reference not in self._parts:
+            listed = next((p for p in self.listed if p.entry.reference == reference), None)
+            self._parts[reference] = listed or self.make(reference)
+        return self._parts[reference]
 
     def options(self, name: str, chosen: TensorMethod, depth: float | None = None) -> dict[str, object]:
         """Return the options of the method for one tensor. ``depth`` overrides the tensor's own depth."""
