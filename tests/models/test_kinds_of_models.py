@@ -111,6 +111,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         tasks=score,
         trials=2,
     ),
+    "adamerge(models, base=..., inputs=...)": lambda m: alnico.adamerge(
+        [m, SECOND], base=BASE, inputs=lambda module: module.fc1.weight, steps=1
+    ),
     "make_recipe(models)": lambda m: alnico.make_recipe([m]),
     "open_model(model)": alnico.open_model,
     "fisher_statistics(model, out, tasks=...)": lambda m: alnico.fisher_statistics(m, "out", tasks=score),

@@ -18,6 +18,7 @@ from alnico.checkpoint.statistics import StatisticsKind, write_statistics
 from alnico.errors import EvaluationError
 from alnico.evaluation.module_names import Placement, place
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
+from alnico.evaluation.user_function import UserFunction
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ def differentiable(tasks: Sequence[Task]) -> list[Differentiable]:
     class_tasks = [task for task in tasks if isinstance(task, Differentiable)]
     if len(class_tasks) < len(tasks):
         other = next(task for task in tasks if not isinstance(task, Differentiable))
+        if isinstance(other, UserFunction):
+            raise EvaluationError(
+                f"{other.name}: is a function that scores a model, and Fisher information needs class scores of "
+                "inputs; expected a classification. Pass a tasks file."
+            )
         raise EvaluationError(
             f"{other.name}: gives no class scores; expected a classification, which Fisher information "
             "needs. Remove the task."
