@@ -103,8 +103,12 @@ def _scopes(recipe: Recipe, sections: Sequence[Section]) -> list[tuple[str, Para
         for j, entry in enumerate(rule.models):
             if not entry.parameters:
                 continue
-            own = {label: s.parts_of(rule)[j].names for label, s in {s.label: s for s, _ in fitting}.items()}
-            names = dict.fromkeys(m for s, n in fitting for m in (n, own[s.label].get(n)) if m is not None)
+            of_label = {
+                label: s.parts_of(rule)[j].names for label, s in {s.label: s for s, _ in fitting}.items()
+            }
+            names = dict.fromkeys(
+                m for s, n in fitting for m in (n, of_label[s.label].get(n)) if m is not None
+            )
             scopes[id(entry.parameters)] = (f"methods[{i}].models[{j}].parameters", entry.parameters, names)
     return list(scopes.values())
 
