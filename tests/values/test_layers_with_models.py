@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import alnico
-from alnico.errors import AlnicoError, MismatchError, ModelError, RecipeError
+from alnico.errors import AlnicoError, MethodError, MismatchError, ModelError, RecipeError
 
 
 def network(seed: int) -> nn.Module:
@@ -152,6 +152,15 @@ MISTAKES: list[tuple[dict[str, Any], type[AlnicoError], str]] = [
         "layers['2'].density has 2 values, but there are 3 models besides the base; expected one per model.",
     ),
     ({"base": BASE}, RecipeError, "layers['2'].base has no effect on linear, which uses no base. Leave it out."),
+    (
+        {"models": [0, 1, THREE], "weights": [1, 2]}, RecipeError,
+        "layers['2'].weights has 2 values, but there are 3 models; expected one per model.",
+    ),
+    (
+        {"method": "ties", "base": BASE, "preset": "papr"}, RecipeError,
+        "layers['2'].preset is 'papr', which is not a preset of ties. Did you mean paper?",
+    ),
+    ({"method": "tiess"}, MethodError, "layers['2'].method: unknown merge method 'tiess'; expected one of those that `alnico methods` lists. Did you mean ties?"),
     (
         {"models": [0, {"2.weight": np.zeros((5, 5), np.float32)}]}, MismatchError,
         "2.weight: state_dicts[0] is (5, 9), layers['2'].models[1] is (5, 5); expected one shape. Use models of one architecture "

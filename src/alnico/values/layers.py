@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from alnico.errors import RecipeError, near_name
+from alnico.errors import MethodError, RecipeError, near_name
 from alnico.methods import find, method_name
 from alnico.methods.base import Method
 from alnico.models.open_models import list_models, name_model
@@ -17,7 +17,7 @@ from alnico.recipe import dialect
 from alnico.recipe.from_options import plain_list, plain_number, refuse_idle
 from alnico.recipe.options import starts_from_a_model
 
-KEYS = ("method", "models", "base", "weights")
+KEYS = ("method", "models", "base", "preset")
 """The keys of a layer that are no options of a method."""
 
 SYNONYMS = {"merge_method": "method", "model": "models", "base_model": "base"}
@@ -125,47 +125,60 @@ def rules_of(
             raise RecipeError(
                 f"{where} matches no tensor; expected whole parts of a name, such as fc1 of fc1.weight. {hint}"
             )
-        own = method_name(settings.get("method", method))
+        own = _method_of(where, settings.get("method", method))
         _check_keys(where, own, settings)
-        refuse_idle(own, ["weight" if n == "weights" else n for n in settings if n not in KEYS[:3]])
+        refuse_idle(own, ["weight" if n == "weights" else n for n in settings if n not in KEYS])
         rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": own}
-        plain = {n: plain_list(v) for n, v in settings.items() if n not in KEYS[:3]}
+        plain = {n: plain_list(v) for n, v in settings.items() if n not in KEYS}
         options = {
             "weight" if n == "weights" else n: [plain_number(x) for x in v]
             if isinstance(v, (list, tuple))
             else v
             for n, v in plain.items()
         }
-        rule |= {"models": settings["models"]} if "models" in settings else {}
+        rule |= {key: settings[key] for key in ("models", "preset") if key in settings}
         if "base" in settings or not (has_base or starts_from_a_model(find(own))):
             rule["base_model"] = settings.get("base")
         rules.append({**rule, **({"parameters": options} if options else {})})
     return rules
 
 
+def _method_of(where: str, method: str | Method) -> str:
+    """Return the name of a layer's method. Errors: MethodError that names the layer."""
+    try:
+        name: str = method_name(method)
+        find(name)
+    except MethodError as error:
+        raise MethodError(f"{where}.method: {error}") from None
+    return name
+
+
 def _check_keys(where: str, method: str, settings: Mapping[str, Any]) -> None:
     """Refuse misspelt keys of a layer, and a base without effect. Errors: RecipeError."""
     merges = find(method)
     for key in settings:
-        if key in KEYS or dialect.meant_option(merges, key):
+        if key in (*KEYS, "weights") or dialect.meant_option(merges, key):
             continue
-        if (meant := SYNONYMS.get(key) or near_name(key, KEYS)) is not None and meant not in settings:
+        if (
+            meant := SYNONYMS.get(key) or near_name(key, (*KEYS, "weights"))
+        ) is not None and meant not in settings:
             raise RecipeError(f"{where} has the unknown key {key!r}. Did you mean {meant}?")
     is_measured = any(isinstance(settings.get(name), Mapping) for name in ("weight", "weights"))
     if settings.get("base") is not None and merges.base == "unused" and not is_measured:
         raise RecipeError(f"{where}.base has no effect on {method}, which uses no base. Leave it out.")
 
 
-def in_python(line: str, layers: Sequence[str]) -> str:
-    """Return a line about the rules of a recipe as one about ``layers``, whose keys are given in order.
+def in_python(line: str, layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a line about the rules of a recipe as one about the ``layers`` that they were made from, in order.
 
-    >>> in_python("recipe: methods[0]: ties needs base_model, the first model. Add base_model: PATH.", ["fc1"])
+    >>> in_python("recipe: methods[0]: ties needs base_model, the first model. Add base_model: PATH.", {"fc1": {}})
     "layers['fc1']: ties needs base, the first model. Pass base."
     """
     if not re.search(r"\bmethods\[\d+\]", line):
         return line
     line = line.removeprefix("recipe: ")
-    line = re.sub(r"\bmethods\[(\d+)\](\.parameters\b)?", _layer(layers), line)
+    line = re.sub(r"\bmethods\[(\d+)\](?:\.parameters\b)?(\.weight\b)?", _layer(layers), line)
+    line = line.replace("Write a weight under each model.", "Pass weights.")
     line = line.replace("besides base_model", "besides the base").replace(
         "base_model one of them", "the base one of them"
     )
@@ -173,5 +186,10 @@ def in_python(line: str, layers: Sequence[str]) -> str:
     return re.sub(r"\bbase_model\b", "base", line)
 
 
-def _layer(layers: Sequence[str]) -> Callable[[re.Match[str]], str]:
-    return lambda match: f"layers[{layers[int(match[1])]!r}]"
+def _layer(layers: Mapping[str, Mapping[str, Any]]) -> Callable[[re.Match[str]], str]:
+    def named(match: re.Match[str]) -> str:
+        key = list(layers)[int(match[1])]
+        weight = ".weights" if "weights" in layers[key] else ".weight"
+        return f"layers[{key!r}]{weight if match[2] else ''}"
+
+    return named

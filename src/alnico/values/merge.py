@@ -188,6 +188,6 @@ def _merge(
         return merge_open_models(opened, recipe, run)
     except RecipeError as error:
         options = arguments["options"]
-        lines = [in_python(str(line), list(layers)) for line in error.args]
+        lines = [in_python(str(line), layers) for line in error.args]
         lines = [in_words(line, IN_PYTHON, options, references) for line in lines]
         raise type(error)(*lines) from None
