@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from alnico.analysis.retention import measure_retention
 from alnico.analysis.scores import Accuracy
 from alnico.analysis.suggest_rules import suggest_recipe
 from alnico.engine.norm_weights import NormWeights
+from alnico.lora.combine import Combined, CombinedModule
+from alnico.lora.extract_result import ExtractedTensor, Extraction
 from alnico.notebook import MOST_ROWS, ResultTable, never_fails, result_html, result_line
 from alnico.recipe.load import load_recipe
 from alnico.recipe.schema import NormWeight
@@ -66,6 +69,10 @@ def made_results(names: tuple[str, ...]) -> Mapping[str, Any]:
         "recipe": dataclasses.replace(recipe, text=f"# {names[0]}\n"),
         "weights": NormWeights(NormWeight(), names[0], names[:2], ("",), ((1.0, 2.0),), ((0.4, 0.6),), (names[1],)),
         "weights per layer": NormWeights(NormWeight(per="layer"), names[0], names[:2], ("0", "1"), ((1.0, 2.0),) * 2, ((0.4, 0.6),) * 2, ()),
+        "method": alnico.methods()["ties"],
+        "method without options": alnico.methods()["linear"],
+        "combined": Combined(Path(names[0]), "svd", (CombinedModule(names[1], 8, 0.1),), 0.1, 1000, (names[2],), 1.0),
+        "extraction": Extraction(Path(names[0]), names[1], names[2], {}, (ExtractedTensor(names[3], (2, 2), "factors", "", 1, 8, 1.0, 0.5),), (), 1000, 2000, True, 1.0, 0),
         "verification": Verification(names[0], 3, 1000, 2, (names[1],), None, names[2]),
         "reproduction": Reproduction(names[0], names[1], 3, 2, 1000, ("1", names[2]), 1.0),
     }  # fmt: skip
@@ -80,6 +87,8 @@ def real_results(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     plan = alnico.plan(recipe)
     found = {
         "plan": plan,
+        "task vector": alnico.TaskVector(one, base) - 0.5 * alnico.TaskVector(other, base),
+        "lazy model": alnico.TaskVector(one, base).on(base),
         "merge": alnico.merge(recipe, folder / "merged"),
         "diff": diff(one, other),
         "equal": diff(one, one),

@@ -39,11 +39,12 @@ from alnico.lora.triples import adapter_list, is_adapter_object, open_adapters, 
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule
 from alnico.methods.base import Method
 from alnico.models.open_models import path_of
+from alnico.notebook import ResultTable, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.numerics.numbers import finite_number, whole_number
-from alnico.numerics.sizes import format_size
+from alnico.numerics.sizes import count_of, format_size
 from alnico.output.disk_space import check_output_place, check_space, needed_files
 from alnico.output.staging import PartDirectory
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES
@@ -74,6 +75,33 @@ class Combined:
     notes: tuple[str, ...]
     seconds: float
     compile_seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        ranks = sorted({m.rank for m in self.modules})
+        return result_line(
+            f"adapter in {self.path}",
+            f"combined by {self.method}",
+            count_of(len(self.modules), "module"),
+            f"rank {', '.join(map(str, ranks[:4]))}"
+            if len(ranks) <= 4
+            else f"ranks {ranks[0]} to {ranks[-1]}",
+            f"relative error {self.error:.3g}",
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        worst = sorted(self.modules, key=lambda m: -m.error)
+        return result_html(
+            f"Adapter in {self.path}",
+            ResultTable(("module", "rank", "relative error"), [[m.name, m.rank, m.error] for m in worst]),
+            *self.notes,
+            facts=[
+                ("method", self.method),
+                ("modules", len(self.modules)),
+                ("relative error", self.error),
+                ("size", format_size(self.byte_size)),
+            ],
+        )
 
     def data(self) -> dict[str, Any]:
         """Return the result as plain data, for ``--json``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alnico._version import __version__
+from alnico.notebook import ResultTable, name_text, never_fails, result_html, result_line, share_text
 from alnico.numerics.sizes import count_of, format_size
 
 SHOWN = 12
@@ -81,6 +82,32 @@ class Extraction:
     resumed: int
     """Number of tensors reused from an interrupted run."""
     compile_seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        return result_line(
+            f"adapter in {self.path}",
+            f"{name_text(self.tuned)} less {name_text(self.base)}",
+            f"{share_text(self.energy)} of the energy of the change kept",
+            format_size(self.byte_size),
+        )
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        changed = sorted((t for t in self.tensors if t.change), key=lambda t: -t.change)
+        rows = [
+            [t.name, t.treatment, t.rank, share_text(self.share(t)), share_text(t.energy)] for t in changed
+        ]
+        return result_html(
+            f"Adapter in {self.path}",
+            ResultTable(("tensor", "treatment", "rank", "share of the change", "energy kept"), rows),
+            facts=[
+                ("fine-tune", self.tuned),
+                ("base", self.base),
+                ("energy kept", share_text(self.energy)),
+                ("size", format_size(self.byte_size)),
+                ("verified", self.is_verified),
+            ],
+        )
 
     @property
     def change(self) -> float:

@@ -45,6 +45,7 @@ from alnico.kernels.facts import (
 from alnico.kernels.scalar_source import check_pure
 from alnico.kernels.template import Real
 from alnico.methods.shared.other_words import METHOD_SYNONYMS
+from alnico.notebook import ResultTable, names_text, never_fails, result_html, result_line
 from alnico.numerics.numbers import quote_value
 
 T = TypeVar("T")
@@ -325,6 +326,38 @@ class Method:
     @property
     def documentation(self) -> str:
         return inspect.getdoc(self.factory) or ""
+
+    def __repr__(self) -> str:
+        return result_line(f"merge method {self.name}", self.summary)
+
+    @never_fails
+    def _repr_html_(self) -> str:
+        least, most = self.models
+        rows = [
+            [
+                o.name,
+                "needed"
+                if o.required
+                else names_text(o.default)
+                if isinstance(o.default, tuple)
+                else o.default,
+                o.per_model,
+                o.describe(),
+            ]
+            for o in self.options.values()
+        ]
+        return result_html(
+            f"Merge method {self.name}",
+            self.summary,
+            *([ResultTable(("option", "default", "per model", "values"), rows)] if rows else []),
+            facts=[
+                ("base", self.base),
+                (
+                    "models",
+                    f"{least} or more" if most is None else least if most == least else f"{least} to {most}",
+                ),
+            ],
+        )
 
     def bind(
         self, options: Mapping[str, Any], models: int, *, in_places: bool = False

@@ -20,6 +20,7 @@ from alnico.engine.run import MergeResult, run_plan
 from alnico.errors import AlnicoError, RecipeError
 from alnico.events import Watcher
 from alnico.models.open_models import check_module, fill, merge_open_models, open_models, path_of
+from alnico.notebook import ResultTable, never_fails, result_html
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import finite_number
 from alnico.numerics.sizes import bytes_of
@@ -374,6 +375,10 @@ class TaskVector:
     def __repr__(self) -> str:
         return f"<task vector {_format_terms(self)}>"
 
+    @never_fails
+    def _repr_html_(self) -> str:
+        return result_html("Task vector", _term_table(self), "Nothing is computed until a result is needed.")
+
 
 class LazyModel:
     """A model plus task vectors, ``base + sum_j c_j (model_j - base_j)``, computed only when needed.
@@ -534,6 +539,14 @@ class LazyModel:
     def __repr__(self) -> str:
         return f"<model {self._base.name} + {_format_terms(self._tau)}>"
 
+    @never_fails
+    def _repr_html_(self) -> str:
+        return result_html(
+            f"Model {self._base.name} plus task vectors",
+            _term_table(self._tau),
+            "Nothing is computed until a result is needed.",
+        )
+
 
 def recipe_base(recipe: Mapping[str, Any]) -> str:
     """Return the reference of the model that the others are put on."""
@@ -620,6 +633,11 @@ def _vector_products(
         exponents.append(math.frexp(largest)[1])
         rows.append(np.ldexp(list(row.values()), -exponents[-1]))
     return [[float(a @ products @ b) for b in rows] for a in rows], exponents
+
+
+def _term_table(vector: TaskVector) -> ResultTable:
+    rows = [[c, model.name, "" if base.is_nothing else base.name] for c, model, base in vector.terms]
+    return ResultTable(("times", "model", "minus"), rows)
 
 
 def _format_terms(vector: TaskVector) -> str:
