@@ -17,7 +17,7 @@ from alnico.methods import digests_of_foreign
 from alnico.methods.base import MatrixMethod, Merge
 from alnico.notebook import ResultTable, never_fails, result_html
 from alnico.numerics.dtypes import DTYPES
-from alnico.numerics.sizes import format_size
+from alnico.numerics.sizes import count_of, format_size
 from alnico.recipe.schema import NormWeight, Recipe
 
 JobKind = Literal["mix", "matrix", "copy", "equal"]
@@ -159,7 +159,7 @@ class Plan:
 
     def __repr__(self) -> str:
         return (
-            f"<plan of {', '.join(self.recipe.methods_used)}: {len(self.jobs)} tensors, {self.elements:,} parameters, "
+            f"<plan of {', '.join(self.recipe.methods_used)}: {count_of(len(self.jobs), 'tensor')}, {count_of(self.elements, 'parameter')}, "
             f"{format_size(self.bytes_to_write)} to write, at most {format_size(self.memory.peak_bytes)} of memory>"
         )
 
