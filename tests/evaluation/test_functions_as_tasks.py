@@ -178,8 +178,21 @@ def test_a_file_fills_a_copy_of_the_module_next_to_it(tmp_path: Path) -> None:
     assert all(torch.equal(made[n], v) for n, v in one.state_dict().items())
     with Candidates([path], template=torch.nn.Linear(4, 6).double()) as candidates:
         candidate = candidates.make(load_recipe({"merge_method": "passthrough", "models": [path]}))
-        with pytest.raises(MismatchError, match="is not in the module"):
+        with pytest.raises(MismatchError) as caught:
             candidate.model()
+    assert str(caught.value) == (
+        "passthrough: 1.num_batches_tracked: is not in the module (Linear); expected the names of the merged models. Functions "
+        "receive a copy of the first module among the models: pass models of its architecture."
+    )
+
+
+def test_a_function_that_fails_on_a_dict_is_told_why() -> None:
+    with Candidates({"a": models(1)[0].state_dict()}) as candidates:
+        candidate = candidates.make(load_recipe({"merge_method": "passthrough", "models": ["a"]}), label="a")
+        with pytest.raises(
+            EvaluationError, match="The function received a dict of tensors, because no model is"
+        ):
+            as_tasks(lambda module: module(1))[0].evaluate(candidate)
 
 
 def test_functions_with_other_data_share_no_examples() -> None:

@@ -30,7 +30,7 @@ from alnico.checkpoint.source import Source
 from alnico.engine.merge_session import Resident
 from alnico.engine.relatedness import IN_A_RECIPE, Caller
 from alnico.engine.run import run_plan
-from alnico.errors import EvaluationError, ModelError
+from alnico.errors import EvaluationError, MismatchError, ModelError
 from alnico.evaluation.loading import article, load_tokenizer
 from alnico.evaluation.module_kinds import kind_of_config, part_of_kind
 from alnico.evaluation.tasks import ModelKind
@@ -198,7 +198,14 @@ class Candidates:
         if self._filled is None:
             self._filled = plain_copy(self._template)
         state = self._named(candidate) if self._opened is not None else self.state(candidate)
-        fill(self._filled, state, partly=candidate.plan.recipe.missing == "drop")
+        try:
+            fill(self._filled, state, partly=candidate.plan.recipe.missing == "drop")
+        except MismatchError as error:
+            why = str(error.args[0]).partition(" Pass a module of")[0]
+            raise MismatchError(
+                f"{candidate.label}: {why} Functions receive a copy of the first module among the models: pass "
+                "models of its architecture."
+            ) from None
         return self._filled.eval()
 
     def module(self, candidate: Candidate, kind: ModelKind) -> Any:

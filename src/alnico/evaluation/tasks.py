@@ -54,8 +54,8 @@ def pool(scores: Sequence[Score]) -> Score:
     return Score(math.exp(mean) if link == "exp" else mean, joined, link)
 
 
-def evaluation_failed(where: str, error: BaseException) -> EvaluationError:
-    """Return the error for an exception in code that alnico called: its type and its first line.
+def evaluation_failed(where: str, error: BaseException, advice: str = "") -> EvaluationError:
+    """Return the error for an exception in code that alnico called: its type, its first line, and more ``advice``.
 
     >>> evaluation_failed("news: merged", KeyError("pixel_values"))
     EvaluationError("news: merged: the evaluation raised KeyError: 'pixel_values'; expected a score. Correct the called code, or the data.")
@@ -65,7 +65,7 @@ def evaluation_failed(where: str, error: BaseException) -> EvaluationError:
     except Exception:  # its own text raises an exception
         text = "no message"
     return EvaluationError(
-        f"{where}: the evaluation raised {type(error).__name__}: {text}; expected a score. Correct the called code, or the data."
+        f"{where}: the evaluation raised {type(error).__name__}: {text}; expected a score. Correct the called code, or the data.{advice and ' '}{advice}"
     )
 
 

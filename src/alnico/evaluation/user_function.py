@@ -34,6 +34,9 @@ from alnico.numerics.arithmetic import callers_arithmetic
 MOST_DEPTH = 4
 """How deep the data of a function is followed for its digest."""
 
+OF_A_DICT = "The function received a dict of tensors, because no model is a module."
+"""What a function may not expect, if it fails."""
+
 PATHS = ("model_dir", "path")
 """Parameters that receive the directory of the checkpoint."""
 
@@ -97,7 +100,8 @@ class UserFunction:
             with callers_arithmetic():
                 result = self._function(*arguments)
         except (Exception, SystemExit) as error:
-            raise evaluation_failed(where, error) from error
+            received_dict = self._kind is None and any(type(one) is dict for one in arguments)
+            raise evaluation_failed(where, error, OF_A_DICT if received_dict else "") from error
         if isinstance(result, Score):
             checked_value(result.value, where)
             return result

@@ -66,6 +66,11 @@ def kind_of(tasks: Sequence[Task], what: str) -> ModelKind:
     """Return the kind of module that all tasks need. Errors: EvaluationError if there is none, or several."""
     kinds: dict[Any, str] = {}
     for task in tasks:
+        if isinstance(task, UserFunction):
+            raise EvaluationError(
+                f"{task.name}: is a function that scores a model; expected a task of examples for {what}. Use a "
+                "classification, or a perplexity with a limit."
+            )
         if task.size == 0 or not (kind := getattr(task, "kind", None)):
             raise EvaluationError(
                 f"{task.name}: cannot run on a subset of examples, or does not state its kind of module; "
@@ -85,11 +90,6 @@ def differentiable(tasks: Sequence[Task]) -> list[Differentiable]:
     class_tasks = [task for task in tasks if isinstance(task, Differentiable)]
     if len(class_tasks) < len(tasks):
         other = next(task for task in tasks if not isinstance(task, Differentiable))
-        if isinstance(other, UserFunction):
-            raise EvaluationError(
-                f"{other.name}: is a function that scores a model, and Fisher information needs class scores of "
-                "inputs; expected a classification. Pass a tasks file."
-            )
         raise EvaluationError(
             f"{other.name}: gives no class scores; expected a classification, which Fisher information "
             "needs. Remove the task."
