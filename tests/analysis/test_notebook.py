@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_analyses import made_analysis
-from made_pages import HOSTILE_NAMES, NAMES, TASKS, made_card, made_search, renamed
+from made_pages import HOSTILE_NAMES, NAMES, TASKS, made_card, made_curve, made_search, renamed
 
 import alnico
 from alnico.analysis import page
@@ -63,6 +63,9 @@ def made_results(names: tuple[str, ...]) -> Mapping[str, Any]:
         "suggestion": suggest_recipe(analysis),
         "scorecard": made_card(names[:3], [*TASKS[:2], names[4]], 1),
         "search": made_search(lines[:2], [*TASKS[:1], lines[4]], 12),
+        "curve": made_curve("line", names[:2], [*TASKS[:1], names[4]]),
+        "path": made_curve("path", names[:2], [names[4]], known=False),
+        "surface": made_curve("surface", names[:2], [names[4]]),
         "soup": Soup({names[0]: 1}, 0.9, alone, 0.7, "sorted", names[5], "max", steps),
         "adamerging": AdaMergingResult(names[:2], names[2], "layer", ("0", names[3]), course[-1].coefficients, course, {names[0]: 3}, (names[1],), {}, "x"),
         "weight search": WeightSearch((0.4, 0.6), 0.9, tuple(WeightTrial((i / 4, 1 - i / 4), i / 4 if i else None) for i in range(4)), names[:2]),
@@ -151,6 +154,9 @@ def test_every_result_draws_itself_with_the_names_it_has() -> None:
             "soup",
             "adamerging",
             "weight search",
+            "curve",
+            "path",
+            "surface",
         ):
             assert "svg" in drawn.tags, name
 
@@ -225,6 +231,9 @@ def test_showing_a_result_in_a_shell_loads_no_drawing_library() -> None:
         ("retention", ("map", "kept", "layers", "scores")),
         ("scorecard", ("bars", "radar")),
         ("search", ("history", "front", "importance", "values", "parallel")),
+        ("curve", (None,)),
+        ("path", (None,)),
+        ("surface", (None,)),
         ("soup", (None,)),
         ("adamerging", (None,)),
         ("weight search", (None,)),

@@ -518,10 +518,10 @@ def test_a_curve_draws_itself() -> None:
     picture = found.plot()
     assert [axes.get_ylabel() for axes in picture.axes] == ["score"]
     assert found.plot("<b>", dark=True).get_facecolor() != picture.get_facecolor()
+    assert repr(found) == "<curve of models[0]: task_arithmetic, 2 points; best <b> 1 at scale 1>"
     shown = found._repr_html_()
     assert "<svg" in shown
-    assert "<b>" not in shown
-    assert "&lt;b&gt;" in shown
+    assert ">&lt;b&gt;<" in shown
     with pytest.raises(EvaluationError) as error:
         found.plot("c")
     assert str(error.value) == "task is 'c', which the curve does not have; expected <b>. Name one of them."

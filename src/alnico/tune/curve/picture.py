@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.charts import (
-    INLINE,
     ChartCanvas,
     ChartTheme,
     color_map,
-    inline_svg,
+    inline_picture,
     line_style,
     open_canvas,
     plain,
     write_png,
 )
-from alnico.analysis.page import CIVIDIS, escape, series
+from alnico.analysis.page import CIVIDIS, series
 from alnico.analysis.scores import Estimate
+from alnico.notebook import ResultTable, result_html
 from alnico.tune.curve.result import Curve
 from alnico.tune.curve.words import axis_words, best_words, corners_of, summary_rows
 from alnico.tune.search.objective import MEAN
@@ -31,7 +31,14 @@ DASHED, DOTTED, STRAIGHT = (0, (6, 3)), (0, (1.5, 2)), (0, (3, 1.5))
 """How the lines of the base, of the models, and between the ends of a path are drawn."""
 
 
-def draw_curve(curve: Curve, task: str | None, *, dark: bool | ChartTheme = False, ax: Any = None) -> Any:
+def draw_curve(
+    curve: Curve,
+    task: str | None,
+    *,
+    ax: Any = None,
+    figsize: tuple[float, float] | None = None,
+    dark: bool | ChartTheme = False,
+) -> Any:
     """Return a figure of a curve; see :meth:`alnico.tune.curve.result.Curve.plot`."""
     if task is None and curve.kind != "surface":
         panels = _panels(curve)
@@ -40,6 +47,7 @@ def draw_curve(curve: Curve, task: str | None, *, dark: bool | ChartTheme = Fals
     canvas = open_canvas(
         len(panels),
         default=(7.6, 4.4 * len(panels)) if curve.kind != "surface" else (6.6, 5.2),
+        figsize=figsize,
         ax=ax,
         dark=dark,
         purpose="a picture of a curve",
@@ -58,13 +66,15 @@ def write_picture(curve: Curve, path: Path) -> None:
 
 
 def curve_html(curve: Curve) -> str:
-    """Return a curve as HTML for a notebook: the picture and the best point."""
-    picture = inline_svg(draw_curve(curve, None, dark=INLINE), best_words(curve))
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in summary_rows(curve)[1:]
+    """Return a curve as HTML for a notebook: the picture, and the best points next to the base and the models."""
+    heads, *rows = summary_rows(curve)
+    return result_html(
+        axis_words(curve)[1],
+        best_words(curve),
+        ResultTable(heads, rows),
+        facts=[("points", len(curve.points)), ("method", curve.method)],
+        picture=inline_picture(lambda theme: draw_curve(curve, None, dark=theme), best_words(curve)),
     )
-    heads = "".join(f"<th>{escape(cell)}</th>" for cell in summary_rows(curve)[0])
-    return f"<div>{picture}<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
 def _panels(curve: Curve) -> list[list[str]]:

@@ -13,6 +13,8 @@ from alnico.analysis.scores import Estimate
 from alnico.errors import EvaluationError
 from alnico.evaluation.scorecard import LEVEL, ModelScores, TaskSummary
 from alnico.evaluation.tasks import Goal
+from alnico.notebook import names_text, never_fails, result_line
+from alnico.numerics.sizes import count_of
 from alnico.recipe.reference import relative_reference
 from alnico.tune.curve.scales import Scales, scale_text
 from alnico.tune.search.objective import MEAN, is_better
@@ -58,9 +60,9 @@ class Barrier:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
-    """Scores of merges by scale. Print it, ``plot()`` it, or leave it as the last line of a notebook's cell.
+    """Scores of merges by scale. It draws itself at the end of a notebook's cell; ``plot()`` returns the picture.
 
     All scores are on the tasks that also choose the best point, so its score is too high.
     ``axes`` has the values of each scale. ``lines`` has the scores of the base and the models.
@@ -139,17 +141,38 @@ class Curve:
             recipe["base_model"] = relative_reference(recipe["base_model"], folder)
         return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
-    def plot(self, task: str | None = None, *, dark: bool = False) -> Any:
+    def plot(
+        self,
+        task: str | None = None,
+        *,
+        ax: Any = None,
+        figsize: tuple[float, float] | None = None,
+        dark: bool = False,
+    ) -> Any:
         """Draw the curve with matplotlib and return the figure.
 
         ``task`` is the name of a task, or ``mean``; default: all tasks in one picture, or the objective on a
-        surface. ``dark`` draws light lines on a dark background. Errors: EvaluationError for another task;
-        AlnicoError without the extra ``[report]``.
+        surface. ``ax`` are axes of your own to draw in, ``figsize`` is in inches, and ``dark`` draws light lines on
+        a dark background. Errors: EvaluationError for another task; AlnicoError without the extra ``[report]``.
         """
         from alnico.tune.curve.picture import draw_curve
 
-        return draw_curve(self, task, dark=dark)
+        return draw_curve(self, task, ax=ax, figsize=figsize, dark=dark)
 
+    def __repr__(self) -> str:
+        best, barrier = self.best, self.barrier
+        facts = [f"best {self.objective} {best.on(self.objective).value:.4g} at {self.place(best.scales)}"]
+        if barrier is not None:
+            at = "" if barrier.at is None else f" at t {scale_text(barrier.at)}"
+            facts.append(f"barrier {barrier.height.value:.4g}{at}")
+        what = {"line": "curve", "surface": "surface", "path": "path"}[self.kind]
+        return result_line(
+            f"{what} of {names_text(self.models)}",
+            f"{self.method}, {count_of(len(self.points), 'point')}",
+            *facts,
+        )
+
+    @never_fails
     def _repr_html_(self) -> str:
         from alnico.tune.curve.picture import curve_html
 
