@@ -96,6 +96,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "suggest(models, base=...)": lambda m: alnico.suggest([m, SECOND], base=BASE).merge(),
     "norm_weights(models, base=...)": lambda m: alnico.norm_weights([m, SECOND], base=BASE),
     "evaluate(models, score, base=...)": lambda m: alnico.evaluate([m, SECOND], score, base=BASE),
+    "curve(base, models, score)": lambda m: alnico.curve(BASE, [m, SECOND], score, scale=[0.5]),
     "soup(models, score, base=...)": lambda m: alnico.soup([m, SECOND], score, base=BASE),
     "search_weights(models, score, base=...)": lambda m: alnico.search_weights(
         [m, SECOND], score, base=BASE, trials=2

@@ -203,6 +203,21 @@ def test_a_path_along_the_arc_is_slerps() -> None:
     }
 
 
+def test_models_have_the_names_that_are_given(tmp_path: Path) -> None:
+    found = alnico.curve(
+        vector(0), [vector(1), vector(2)], square, scale=[1], names=["one", "two"], out=tmp_path / "out"
+    )
+    assert (found.base, found.models) == ("base", ("one", "two"))
+    assert [line.name for line in found.lines] == ["base", "one", "two"]
+    mixed = alnico.curve(
+        str(save_model(tmp_path / "zero", {"w": ("F32", np.zeros(1, np.float32))})),
+        [vector(1)],
+        square,
+        scale=[1],
+    )
+    assert (mixed.base, mixed.models) == (str(tmp_path / "zero"), ("models[0]",))
+
+
 def test_the_mean_is_over_what_can_be_averaged() -> None:
     def a(_model: Any) -> float:
         return 2.0

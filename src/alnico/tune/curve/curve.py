@@ -111,7 +111,8 @@ def curve(
         base, models, scale, method, weights, options, path=path, names=names, seed=seed, unrelated=unrelated
     )
     folder = None if out is None else curve_folder(out)
-    with Candidates(drawing.opened, run=run, caller=PYTHON_OR_COMMAND) as candidates:
+    on = None if drawing.is_on_disk else base
+    with Candidates(drawing.opened, base=on, run=run, caller=PYTHON_OR_COMMAND) as candidates:
         identity = {} if folder is None else drawing.identity(scored, candidates)
         kept = None if folder is None else folder / POINTS
         with PointFile(kept, identity, [t.name for t in scored], restart=restart) as points:
