@@ -63,7 +63,7 @@ MODULE: Keys = {
 RULE: Keys = {
     "filter": "The tensors: part of a name, = and the whole name, re: and a regular expression, or * for all.",
     "merge_method": "The method of these tensors.",
-    "parameters": "Options of this method. They override all others. A list has one value per model, in order.",
+    "parameters": "Options of this method. They override all others except those under models of the rule. A list has one value per model, in order.",
     "model": "For a method that takes one model: that model's reference, or base.",
     "models": "The models of this rule, in its order, in place of the recipe's. They need not be among those.",
     "base_model": "The base of this rule, in place of the recipe's; null for none.",
