@@ -119,9 +119,14 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "open_model(model)": alnico.open_model,
     "fisher_statistics(model, out, tasks=...)": lambda m: alnico.fisher_statistics(m, "out", tasks=score),
     "gram_statistics(models, out, tasks=...)": lambda m: alnico.gram_statistics([m], "out", tasks=score),
-    "lora.extract(tuned, base, out)": lambda m: alnico.lora.extract(
-        m, "base", "adapter", rank=1, overwrite=True
+    "lora.fold(base, adapters)": lambda m: alnico.lora.fold(
+        m, {"fc1.weight": (np.ones((1, 3), np.float32), np.ones((4, 1), np.float32), 0.5)}
     ),
+    "lora.extract(tuned, base)": lambda m: [
+        alnico.lora.extract(m, base, out, rank=1, overwrite=True)
+        for base in ("base", BASE)
+        for out in ("adapter", None)
+    ],
     "merge(recipe, out)`, `plan(recipe)": planned,
     "verify(out)": alnico.verify,
     "reproduce(out)": alnico.reproduce,

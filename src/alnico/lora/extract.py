@@ -222,9 +222,10 @@ def extract(
     check_publishable(target)
     may_replace = replace_mode(overwrite, overwrite_anything)
     with ExitStack() as stack:
-        if path_of(tuned) is not None and path_of(base) is not None:
+        paths = [path for model in (tuned, base) if (path := path_of(model)) is not None]
+        if len(paths) == 2:
             opened: list[Source] = [
-                stack.enter_context(open_model(reference, offline=run.offline)) for reference in (tuned, base)
+                stack.enter_context(open_model(path, offline=run.offline)) for path in paths
             ]
         else:
             found = open_models({"tuned": tuned, "base": base}, base=base, offline=run.offline)

@@ -96,14 +96,16 @@ def fold(
     in_memory = path_of(base) is None or listed is None or any(path_of(a) is None for a in listed)
     may_replace = replace_mode(overwrite, overwrite_anything)
     if out is not None and not in_memory:
-        recipe = load_recipe(fold_recipe(base, adapters, weights=weights, at_once=at_once, dtype=dtype))
+        paths = [path_of(a) or "" for a in listed or ()]
+        start = path_of(base) or ""
+        recipe = load_recipe(fold_recipe(start, paths, weights=weights, at_once=at_once, dtype=dtype))
         planner = Planner.of(run, max_shard_size)
         return planner.merge(recipe, Path(out), overwrite=may_replace, restart=restart)
-    start, listed = _own_base(base, listed)
+    inner, listed = _own_base(base, listed)
     numbers = _numbers(weights, len(listed))
-    opened = _open_folded(start, listed, numbers, config, at_once=at_once, dtype=dtype, offline=offline)
+    opened = _open_folded(inner, listed, numbers, config, at_once=at_once, dtype=dtype, offline=offline)
     if out is None:
-        return _returned(start, opened, run)
+        return _returned(inner, opened, run)
     target = Path(out)
     check_publishable(target)
     try:
@@ -222,7 +224,7 @@ def fold_recipe(
             "Exchange them."
         )
     numbers = _numbers(weights, len(references))
-    output = {"dtype": dtype} if dtype is not None else {}
+    output = {"dtype": dtype_name(dtype)} if dtype is not None else {}
     if at_once and len(references) > 1:
         models = [
             {"model": f"{start}+{a}", "parameters": {"weight": w}}
