@@ -17,7 +17,7 @@ READERS = (
     "checkpoint/header.py", "checkpoint/file_kinds.py", "checkpoint/files.py", "checkpoint/json_files.py", "checkpoint/source.py", "checkpoint/weight_files.py", "checkpoint/file_model.py", "checkpoint/factors.py",
     "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
     "checkpoint/adapter_changes.py", "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/open_model.py",
-    "checkpoint/statistics.py",
+    "checkpoint/statistics.py", "checkpoint/task_vector_file.py",
     "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",
 )  # fmt: skip
 

@@ -241,6 +241,7 @@ MODEL_FILES = (
     Malformed("{}: contains half of a character (a lone surrogate); expected Unicode text", "contains half of a character", directory(model=ONE, config='{"a": "\\ud800"}')),
     Malformed("is a LoRA adapter, expected a whole model", "is a LoRA adapter", adapter),
     Malformed("is an adapter ({} of its {} tensors", "is an adapter (2 of its 2 tensors", factors),
+    Malformed("a difference of models; expected a whole model", "is a task vector of base", header(__metadata__={"alnico.kind": "task vector", "alnico.base": "base"}, w=entry())),
     Malformed("is a pipeline of diffusers", "is a pipeline of diffusers", pipeline),
     Malformed("has no .safetensors or .bin file", "has no .safetensors or .bin file", lambda folder: reading(folder)),
     Malformed("has {} checkpoints ({}), expected one", "has 2 checkpoints", pickles),

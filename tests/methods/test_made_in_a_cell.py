@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.errors import MethodError, RecipeError, UncheckedError
+from alnico.errors import EvaluationError, MethodError, RecipeError, UncheckedError
 from alnico.methods import known_methods, registry
 from alnico.methods.base import MADE_HERE, Method
 from made import save_model
@@ -181,3 +181,27 @@ def test_a_module_that_is_imported_makes_its_methods_known(tmp_path: Path) -> No
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     ).stdout
     assert shown == "[2.]\n"
+
+
+def test_a_search_with_a_method_of_this_process_needs_this_process(mine: Method) -> None:
+    from alnico.tune.search.settings import read_search
+    from alnico.tune.search.workers import WorkerSpec, _pickled
+
+    recipe = """
+merge_method: mine
+models: [a, b]
+parameters: {part: {search: [0, 1]}}
+search: {objective: f, trials: 4}
+"""
+    space, _ = read_search(recipe)
+    assert space.methods == (mine.name,)
+    with pytest.raises(EvaluationError) as caught:
+        _pickled(WorkerSpec(space, (), (1.0,), None, dict))  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "the merge method mine was made in this process, and workers are other processes; expected a method that "
+        "they can import. Search with one worker, or put the method into a package with the entry point "
+        "alnico.methods."
+    )
+    before = space.data()
+    run_cell(CELL.replace("+= part", "+= 10 * part"), "<cell 2>")
+    assert space.data() != before, "trials of two equations are not mixed"

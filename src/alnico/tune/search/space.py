@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from alnico.methods import digests_of_foreign
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import read_context
@@ -121,9 +122,19 @@ class SearchSpace:
         ways = [self.default, *(self.default | {d.name: choice} for d in choices for choice in d.choices[1:])]
         return tuple(dict.fromkeys(r for values in ways for r in self.instantiate(values).references))
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of all methods that a recipe of the space can use."""
+        return tuple(method.name for method in _methods(self.root))
+
     def data(self) -> Any:
         """Return plain data that identifies the space of a study."""
-        return {"recipe": _plain(self.root), "dimensions": [d.data() for d in self.dimensions]}
+        foreign = digests_of_foreign(self.methods)
+        return {
+            "recipe": _plain(self.root),
+            "dimensions": [d.data() for d in self.dimensions],
+            **({"methods": foreign} if foreign else {}),
+        }
 
     def instantiate(self, values: PointValues) -> Recipe:
         """Return the recipe of a point, parsed from its ``text``. Errors: RecipeError."""

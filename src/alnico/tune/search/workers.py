@@ -19,6 +19,8 @@ from alnico.errors import AlnicoError, EvaluationError, RunError
 from alnico.evaluation.tasks import Task
 from alnico.installation import import_extra
 from alnico.kernels.clock import CLOCK
+from alnico.methods import registry
+from alnico.methods.base import MADE_HERE
 from alnico.tune.search.evaluator import CandidateFactory, TrialEvaluator
 from alnico.tune.search.space import PointValues, SearchSpace
 
@@ -268,6 +270,14 @@ def result_of(future: Future[Any]) -> TrialScores:
 
 
 def _pickled(spec: WorkerSpec) -> bytes:
+    """Return what another process needs. Errors: EvaluationError for tasks and methods that only this one has."""
+    only_here = [name for name in spec.space.methods if name in MADE_HERE and name not in registry()]
+    if only_here:
+        raise EvaluationError(
+            f"the merge method {only_here[0]} was made in this process, and workers are other processes; expected a "
+            "method that they can import. Search with one worker, or put the method into a package with the entry "
+            "point alnico.methods."
+        )
     try:
         return pickle.dumps(spec)
     except Exception as error:
