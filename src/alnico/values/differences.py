@@ -21,6 +21,7 @@ from alnico.plan.layers import layer_position
 from alnico.recipe.reference import resolve_reference
 from alnico.values.displaced_model import DisplacedModel, read_values
 from alnico.values.operands import Operand, Term, name_models
+from alnico.values.words import in_words_of_python
 
 BLOCK = 1 << 18
 """Elements computed at a time."""
@@ -77,7 +78,8 @@ class Differences:
         self._opened = open_operands({n: v for n, v in models.items() if n not in deltas}, deltas)
         self._vectors = vectors
         try:
-            self._plan = self._opened.plan(_recipe(list(names.values()), missing))
+            with in_words_of_python():
+                self._plan = self._opened.plan(_recipe(list(names.values()), missing))
         except BaseException:
             self._opened.close()
             raise

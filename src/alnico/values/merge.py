@@ -24,6 +24,7 @@ from alnico.recipe.from_options import IN_PYTHON, in_words, recipe_of
 from alnico.recipe.options import starts_from_a_model
 from alnico.run_options import RunOptions
 from alnico.values.layers import in_python, layers_with_references, rules_of
+from alnico.values.words import in_words_of_python
 
 
 @ieee_arithmetic()
@@ -185,7 +186,8 @@ def _merge(
         opened.close()
         raise
     try:
-        return merge_open_models(opened, recipe, run)
+        with in_words_of_python():
+            return merge_open_models(opened, recipe, run)
     except RecipeError as error:
         options = arguments["options"]
         lines = [in_python(str(line), layers) for line in error.args]

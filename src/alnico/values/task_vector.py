@@ -39,6 +39,7 @@ from alnico.values.operands import (
     stored_operand,
 )
 from alnico.values.task_vector_output import write_task_vector
+from alnico.values.words import in_words_of_python
 
 NormPer = Literal["layer", "tensor"]
 MISSING = ("error", "copy", "drop")
@@ -453,7 +454,7 @@ class LazyModel:
         may_replace = replace_mode(overwrite, overwrite_anything)
         opened = open_operands(models, deltas, recipe_base(recipe))
         try:
-            plan = opened.plan(
+            plan = in_words_of_python()(opened.plan)(
                 recipe,
                 run=run,
                 max_shard_bytes=bytes_of(max_shard_size),
@@ -483,7 +484,8 @@ class LazyModel:
         """
         recipe, models, deltas = self._recipe_and_models(dtype, unrelated, missing)
         run = RunOptions.of(threads=threads)
-        return merge_open_models(open_operands(models, deltas, recipe_base(recipe)), recipe, run)
+        with in_words_of_python():
+            return merge_open_models(open_operands(models, deltas, recipe_base(recipe)), recipe, run)
 
     @ieee_arithmetic()
     def apply(
@@ -614,7 +616,9 @@ def _vector_products(
     }
     opened = open_models(models)
     try:
-        products = inner_products(opened.plan(recipe))
+        with in_words_of_python():
+            plan = opened.plan(recipe)
+        products = inner_products(plan)
     finally:
         opened.close()
     rows, exponents = [], []
