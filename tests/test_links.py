@@ -57,9 +57,13 @@ def measured(models: list[Path], out: Path) -> None:
         write_statistics(out, "fisher", model, {"x": np.ones(3)}, {}, {}, overwrite=True)
 
 
-TOLD_BY = ("study.db", "search.json", "evaluation.json", "statistics.json")
+def curved(models: list[Path], out: Path) -> None:
+    alnico.curve(models[0], models[1:], counted, scale=[0, 1], out=out)
+
+
+TOLD_BY = ("study.db", "points.jsonl", "search.json", "evaluation.json", "statistics.json")
 """Files by which such a folder is known; where one is a link, the folder is refused."""
-REPORTS = {f.__name__: f for f in (analyzed, compared, evaluated, searched, measured)}
+REPORTS = {f.__name__: f for f in (analyzed, compared, evaluated, searched, measured, curved)}
 
 
 @pytest.mark.parametrize(
@@ -137,3 +141,13 @@ def test_an_older_summary_of_a_stranger_leads_to_no_folder_elsewhere(
     alnico.analyze([models[1]], base=models[0], out=out)
     assert (victim / "summary.json").read_text() == "precious"
     assert (out / "x").is_symlink()
+
+
+def test_points_that_are_a_link_are_refused(models: list[Path], tmp_path: Path) -> None:
+    curved(models, tmp_path / "out")
+    (tmp_path / "out" / "points.jsonl").rename(tmp_path / "victim")
+    before = (tmp_path / "victim").read_bytes()
+    (tmp_path / "out" / "points.jsonl").symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match="contains files that are not from a curve"):
+        curved(models, tmp_path / "out")
+    assert (tmp_path / "victim").read_bytes() == before

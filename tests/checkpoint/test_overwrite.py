@@ -186,6 +186,12 @@ def test_what_alnico_reports_may_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "begun").mkdir()
     (tmp_path / "study.db").rename(tmp_path / "begun" / "study.db")
     assert foreign_entries(tmp_path / "begun") == []
+    curve = put(tmp_path / "curve", "best.yml curve.csv curve.json curve.png curve.html")
+    assert foreign_entries(curve) != []
+    (curve / "points.jsonl").write_text('{"kind": "alnico curve", "identity": {}}\n')
+    assert foreign_entries(curve) == []
+    put(curve, "mine.txt")
+    assert foreign_entries(curve) != []
     statistics = put(tmp_path / "statistics", "statistics.safetensors")
     (statistics / "statistics.json").write_text(json.dumps({"kind": "fisher", "tensors": {}}))
     assert foreign_entries(statistics) == []

@@ -12,7 +12,7 @@ import pytest
 import alnico
 from alnico.errors import EvaluationError
 from alnico.evaluation.loaded_model import open_subject
-from alnico.evaluation.scorecard import interval, mean_score, paired, score_models, scorecard
+from alnico.evaluation.scorecard import interval, paired, score_models, scorecard
 from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.tasks import Score, pool
 
@@ -84,13 +84,14 @@ def test_the_mean_adds_the_errors_of_its_tasks_by_weight_and_leaves_out_where_le
         "b": score(coins(100, 0.5, 3)),
         "wiki": score(np.full(4, 3.0), "exp"),
     }
-    assert mean_score(one, tasks) == pytest.approx(0.75 * 0.7 + 0.25 * 0.5)
+    mean = scorecard({"m": one}, tasks).models[0].mean
+    assert mean.value == pytest.approx(0.75 * 0.7 + 0.25 * 0.5)
     found = paired(one, other, tasks).mean
     errors = [error_of(one[t].examples - other[t].examples) for t in "ab"]
     half = 1.96 * math.hypot(0.75 * errors[0], 0.25 * errors[1])
     assert found.value == pytest.approx(0.75 * 0.1)
     assert (found.low, found.high) == pytest.approx((0.075 - half, 0.075 + half), abs=0.006)
-    assert mean_score(one, tasks[2:]) is None
+    assert scorecard({"m": one}, tasks[2:]).models[0].mean is None
     assert paired(one, other, tasks[2:]).mean is None
     assert paired(one, other, tasks[2:]).scores["wiki"].value == pytest.approx(math.e**2 - math.e**3)
 

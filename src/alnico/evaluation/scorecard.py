@@ -287,13 +287,6 @@ def paired(
     return ScoreDifference("a", "b", *drawn.combined({"a": 1.0, "b": -1.0}))
 
 
-def mean_score(scores: TaskScores, tasks: Sequence[Task]) -> float | None:
-    """Return the weighted mean over the tasks where higher is better; None if there are none."""
-    chosen = [task for task in tasks if task.goal == "max"]
-    total = sum(task.weight for task in chosen)
-    return sum(task.weight * scores[task.name].value for task in chosen) / total if chosen else None
-
-
 class ResampledScores:
     """Scores of models with their bootstrap values: examples are resampled with the same draws for all models.
 
