@@ -15,6 +15,7 @@ from torch import nn
 
 import alnico
 from alnico.errors import AlnicoError
+from alnico.models.open_models import path_of
 from made import save_model
 
 torch.set_num_threads(1)
@@ -27,6 +28,10 @@ class Net(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(3, 4)
         self.fc2 = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.fc2(self.fc1(x))
+        return scores
 
 
 def near(base: nn.Module, seed: int) -> Any:
@@ -57,6 +62,7 @@ def adapted(base: nn.Module) -> Any:
 torch.manual_seed(3)
 BASE = Net()
 FIRST, SECOND = near(BASE, 1), near(BASE, 2)
+FACTORS = {"fc1": (np.ones((1, 3), np.float32), np.ones((4, 1), np.float32), 0.5)}
 TAU = alnico.TaskVector(FIRST, BASE)
 MERGE = {"merge_method": "linear"}
 
@@ -113,19 +119,22 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         trials=2,
     ),
     "adamerge(models, base=..., inputs=...)": lambda m: alnico.adamerge(
-        [m, SECOND], base=BASE, inputs=lambda module: module.fc1.weight, steps=1
+        [m, SECOND], base=BASE, inputs=torch.ones(2, 3), steps=1
     ),
     "make_recipe(models)": lambda m: alnico.make_recipe([m]),
     "open_model(model)": alnico.open_model,
-    "fisher_statistics(model, out, tasks=...)": lambda m: alnico.fisher_statistics(m, "out", tasks=score),
-    "gram_statistics(models, out, tasks=...)": lambda m: alnico.gram_statistics([m], "out", tasks=score),
-    "lora.fold(base, adapters)": lambda m: alnico.lora.fold(
-        m, {"fc1.weight": (np.ones((1, 3), np.float32), np.ones((4, 1), np.float32), 0.5)}
+    "fisher_statistics(model, out, inputs=...)": lambda m: alnico.fisher_statistics(
+        m, "fisher", inputs=torch.ones(2, 3), overwrite=True
     ),
+    "gram_statistics(models, out, inputs=...)": lambda m: alnico.gram_statistics(
+        [m], "gram", inputs=torch.ones(2, 3), overwrite=True
+    ),
+    "lora.fold(base, adapters)": lambda m: alnico.lora.fold(m, FACTORS),
+    "lora.combine(adapters)": lambda m: alnico.lora.combine(["adapter" if path_of(m) else m, FACTORS]),
     "lora.extract(tuned, base)": lambda m: [
         alnico.lora.extract(m, base, out, rank=1, overwrite=True)
         for base in ("base", BASE)
-        for out in ("adapter", None)
+        for out in ("extracted", None)
     ],
     "merge(recipe, out)`, `plan(recipe)": planned,
     "verify(out)": alnico.verify,
@@ -160,6 +169,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("kinds")
     for name, model in (("base", BASE), ("first", FIRST)):
         save_model(root / name, {n: ("F32", v) for n, v in arrays(model).items()})
+    adapted(BASE).save_pretrained(root / "adapter")
     return root / "first"
 
 

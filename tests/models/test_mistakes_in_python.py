@@ -28,6 +28,7 @@ def module(values: dict[str, np.ndarray]) -> nn.Linear:
     return made
 
 
+FACTORS = {"weight": (np.ones((1, 3), np.float32), np.ones((2, 1), np.float32), 0.5)}
 MODULES = [module(values) for values in TUNED]
 
 
@@ -47,8 +48,12 @@ LISTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "norm_weights": of_list("norm_weights", base=BASE),
     "merge_models": of_list("merge_models", method="ties", base=BASE),
     "merge_state_dicts": of_list("merge_state_dicts", "state_dicts", method="ties", base=BASE),
+    "adamerge": of_list("adamerge", base=module(BASE), inputs=torch.ones(2, 3)),
+    "curve": ("models", lambda models: alnico.curve(BASE, models, score, scale=[0, 1])),
+    "lora.combine": ("adapters", alnico.lora.combine),
+    "lora.fold": ("adapters", lambda adapters: alnico.lora.fold(BASE, adapters)),
     "make_recipe": of_list("make_recipe", base="base"),
-    "gram_statistics": of_list("gram_statistics", out="statistics", tasks=score),
+    "gram_statistics": of_list("gram_statistics", out="statistics", inputs=torch.ones(2, 3)),
     "evaluate": of_list("evaluate", tasks=score),
     "soup": of_list("soup", tasks=score),
     "search_weights": of_list("search_weights", score=score, trials=1),
@@ -79,10 +84,17 @@ ONES: dict[str, tuple[str, Callable[..., Any]]] = {
     "soup": ("base", lambda base: alnico.soup(MODULES, score, base=base)),
     "search_weights": ("base", lambda base: alnico.search_weights(MODULES, score, base=base, trials=1)),
     "search_scales": ("base", lambda base: alnico.search_scales(base, MODULES, score, trials=1)),
+    "adamerge": ("base", lambda base: alnico.adamerge(MODULES, base=base, inputs=torch.ones(2, 3))),
+    "curve": ("base", lambda base: alnico.curve(base, MODULES, score, scale=[0, 1])),
+    "lora.fold": ("base", lambda base: alnico.lora.fold(base, FACTORS)),
     "open_model": ("model", alnico.open_model),
     "make_recipe": ("base", lambda base: alnico.make_recipe(["a", "b"], "ties", base=base)),
-    "fisher_statistics": ("model", lambda model: alnico.fisher_statistics(model, "out", tasks=score)),
-    "lora.extract": ("tuned", lambda tuned: alnico.lora.extract(tuned, BASE, "out")),
+    "fisher_statistics": (
+        "model",
+        lambda model: alnico.fisher_statistics(model, "out", inputs=torch.ones(2, 3)),
+    ),
+    "lora.extract": ("tuned", lambda tuned: alnico.lora.extract(tuned, BASE)),
+    "lora.extract of a base": ("base", lambda base: alnico.lora.extract(BASE, base)),
 }
 """Functions of one model, with the name of its argument."""
 
@@ -153,6 +165,7 @@ def test_what_is_not_one_model_is_named_by_its_argument(wrong: str) -> None:
             ("make_recipe", "an empty text"),
             ("compare", "a task vector"),  # counts as the model that it gives on base=
             ("TaskVector", "a task vector"),
+            ("lora.extract", "a task vector"),
         }:
             continue
         text = message(function, WRONG_ONES[wrong])

@@ -57,6 +57,11 @@ class InputBatches:
             ) from None
         self.size = len(next(iter(self._parts.values())))
 
+    @property
+    def is_function(self) -> bool:
+        """Does a function of the caller run the module on inputs of its own?"""
+        return self._function is not None
+
     def _batch(self, batch: Any) -> dict[str | None, Any]:
         """Return the tensors of a batch by keyword; the only argument has None."""
         if isinstance(batch, (tuple, list)) and batch:

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.memory_model import is_torch_module, unwrap_module
+from alnico.checkpoint.source import Source
 from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.loaded_model import ModuleSubject, open_subject
 from alnico.evaluation.scorecard import check_once
 from alnico.evaluation.tasks import EvaluatedModel, ModelKind
-from alnico.models.open_models import is_model, name_models, path_of, plain_copy, template_of
+from alnico.models.open_models import (
+    is_model,
+    name_models,
+    open_source,
+    path_of,
+    plain_copy,
+    template_of,
+)
 from alnico.models.peft_modules import has_adapters
 from alnico.recipe.load import load_recipe
 from alnico.run_options import RunOptions
@@ -40,6 +48,10 @@ class MemorySubject:
         """A folder with the weights, written on first use."""
         folder: Path = self._made().directory
         return folder
+
+    def source(self) -> Source:
+        """Open its tensors. Errors: as for :func:`alnico.models.open_models.open_source`."""
+        return open_source(self._model, self.label, base=self._base, offline=self._offline)
 
     def model(self) -> Any:
         """Return what a function receives."""

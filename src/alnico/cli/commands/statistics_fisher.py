@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.statistics_gram import show_statistics
-from alnico.cli.options import JSON, QUIET, Flag
+from alnico.cli.options import JSON, QUIET, REQUIRED, Flag
 
 
 @command(
     "alnico.fisher_statistics",
+    fills=("inputs",),
+    tasks=Flag(default=REQUIRED),
     out=Flag(also=("-o",), is_option=True),
     examples=Flag(least=1),
     expectation=Flag(spelled=("--exact/--sampled",), switch=("sampled", "exact")),

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.options import JSON, QUIET, Flag
+from alnico.cli.options import JSON, QUIET, REQUIRED, Flag
 from alnico.cli.printing import recipe_page
 from alnico.methods.shared.documentation import recipe_text
 
 
 @command(
     "alnico.gram_statistics",
+    fills=("inputs",),
+    tasks=Flag(default=REQUIRED),
     out=Flag(also=("-o",), is_option=True),
     examples=Flag(least=1),
     alpha=Flag(least=0, most=1),

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.statistics import check_statistics_folder
 from alnico.errors import EvaluationError
-from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.input_batches import InputBatches
 from alnico.evaluation.module_names import sum_of
-from alnico.evaluation.task_file import TasksLike, as_tasks
+from alnico.evaluation.task_file import TasksLike
 from alnico.evaluation.tasks import EvaluatedModel, Task
 from alnico.events import Counted, Watcher
 from alnico.installation import import_extra
 from alnico.kernels.clock import counts_compiling
+from alnico.models.open_models import AnyModel, name_model, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.tune.statistics.measure import (
     MeasuredStatistics,
@@ -27,6 +27,8 @@ from alnico.tune.statistics.measure import (
     kind_of,
     places,
     stored_in,
+    subject_of,
+    tasks_of,
     with_gradients,
 )
 
@@ -36,10 +38,11 @@ Expectation = Literal["exact", "sampled"]
 @counts_compiling
 @ieee_arithmetic()
 def fisher_statistics(
-    model: str | os.PathLike[str],
+    model: AnyModel,
     out: str | os.PathLike[str],
     *,
-    tasks: TasksLike,
+    tasks: TasksLike | None = None,
+    inputs: Any = None,
     examples: int = 256,
     expectation: Expectation = "exact",
     seed: int = 0,
@@ -54,10 +57,15 @@ def fisher_statistics(
     Labels are never read. Needs the extra ``[eval]``. ``watch`` receives the number of examples done
     (:class:`alnico.events.Counted`).
 
+    In Python the model may also be an ``nn.Module``, and ``inputs`` are the unlabelled inputs: a tensor
+    (n, ...) or a DataLoader, or a list or a dict with those of each task. The module returns logits (n,
+    classes). ``alnico.merge_models(models, "fisher", fisher=[a, b])`` then takes the files.
+
     Options:
         model: Model: a transformers checkpoint, or owner/name@revision on the hub.
         out: Directory to create.
         tasks: Tasks file with the inputs to measure on.
+        inputs: Inputs in memory to measure on.
         examples: Largest number of inputs per task.
         expectation: How classes are weighted: exact takes all classes of an input by their probability,
             sampled draws one class per input.
@@ -67,10 +75,10 @@ def fisher_statistics(
     Errors: EvaluationError, ModelError, OutputError, HubError.
     """
     may_replace = replace_mode(overwrite, overwrite_anything)
-    path = model_path(model, "model")
-    check_statistics_folder(Path(out), may_replace, existing_paths((path, tasks)))
-    subject = open_subject(path, offline=offline)
-    read = as_tasks(tasks, allow_code=allow_code)
+    label = name_model(model, "model")
+    check_statistics_folder(Path(out), may_replace, existing_paths((path_of(model), tasks)))
+    read = tasks_of(tasks, inputs, allow_code=allow_code)
+    subject = subject_of(model, label, offline=offline)
     statistics = measure_fisher(
         subject, read, examples=examples, expectation=expectation, seed=seed, watch=watch
     )
@@ -100,6 +108,12 @@ def measure_fisher(
     """
     torch = import_extra("torch", "Fisher information", "eval")
     class_tasks = differentiable(tasks)
+    for task in class_tasks:
+        if isinstance(task, InputBatches) and task.is_function:
+            raise EvaluationError(
+                f"{task.name} is a function; expected inputs, because Fisher information needs the gradient of "
+                "each of them. Pass their tensor, or batches of them."
+            )
     kind = kind_of(tasks, "Fisher information")
     module = subject.module(kind)
     stored = stored_in(subject, module, kind)

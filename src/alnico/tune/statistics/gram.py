@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.output_path import replace_mode
-from alnico.checkpoint.reference import Paths, path_list
 from alnico.checkpoint.statistics import check_statistics_folder
 from alnico.errors import EvaluationError, MismatchError, OutputError
-from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.module_names import PlacedElements
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
@@ -25,6 +23,7 @@ from alnico.installation import import_extra
 from alnico.kernels.clock import counts_compiling
 from alnico.methods.base import total_weight
 from alnico.methods.regmean import solve
+from alnico.models.open_models import AnyModels, name_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.families import comes_first
 from alnico.plan.layers import layer_position
@@ -35,16 +34,19 @@ from alnico.tune.statistics.measure import (
     kind_of,
     places,
     stored_in,
+    subject_of,
+    tasks_of,
 )
 
 
 @counts_compiling
 @ieee_arithmetic()
 def gram_statistics(
-    models: Paths,
+    models: AnyModels,
     out: str | os.PathLike[str],
     *,
-    tasks: TasksLike | Sequence[TasksLike],
+    tasks: TasksLike | Sequence[TasksLike] | None = None,
+    inputs: Any = None,
     examples: int = 256,
     plus: bool = False,
     weights: Sequence[float] | None = None,
@@ -63,10 +65,15 @@ def gram_statistics(
     named after the model. Labels are never read. Needs the extra ``[eval]``. ``watch`` receives the number of
     tasks done, with ``plus`` of layers (:class:`alnico.events.Counted`).
 
+    In Python models may also be ``nn.Module``s, and ``inputs`` are unlabelled inputs in memory, as for
+    :func:`alnico.fisher_statistics`; for several models a list has those of each. The directories of objects
+    are called ``models[0]``, ``models[1]`` and so on.
+
     Options:
         models: Models: transformers checkpoints, or owner/name@revision on the hub.
         out: Directory to create; for several models it gets one directory per model.
         tasks: Tasks file with the inputs to measure on; for several models one for all, or one per model.
+        inputs: Inputs in memory to measure on; for several models those for all, or a list with those of each.
         examples: Largest number of inputs per task.
         plus: Measure for RegMean++: all models together, each layer on the outputs of the merged layers
             before it.
@@ -78,9 +85,8 @@ def gram_statistics(
         overwrite_anything: Also write into a directory with other files, which are kept.
     Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
     """
-    names = path_list(models)
-    if not names:
-        raise EvaluationError("models is empty; expected at least one model. Pass its path.")
+    named = name_models(models)
+    names = list(named)
     folders = [Path(out)] if len(names) == 1 else [Path(out) / _folder_name(name) for name in names]
     if len({str(folder).casefold() for folder in folders}) < len(folders):
         raise OutputError(
@@ -92,10 +98,12 @@ def gram_statistics(
         check_statistics_folder(
             folder,
             may_replace,
-            existing_paths((*names, *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))),
+            existing_paths(
+                (*map(path_of, named.values()), *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))
+            ),
         )
-    tasks_of_each = _tasks_of_each(tasks, len(names), allow_code)
-    evaluated = [open_subject(name, offline=offline) for name in names]
+    tasks_of_each = _tasks_of_each(tasks, inputs, len(names), allow_code)
+    evaluated = [subject_of(model, label, offline=offline) for label, model in named.items()]
     if plus:
         measured = measure_gram_plus(
             evaluated,
@@ -123,8 +131,20 @@ def _folder_name(model: str) -> str:
     return name if name not in ("", ".", "..") else Path(model).resolve().name
 
 
-def _tasks_of_each(tasks: Any, models: int, allow_code: bool) -> list[tuple[Task, ...]]:
+def _tasks_of_each(tasks: Any, inputs: Any, models: int, allow_code: bool) -> list[tuple[Task, ...]]:
     """Return the tasks of each model, from one list for all or one per model. Errors: EvaluationError."""
+    if inputs is not None:
+        is_each = models > 1 and isinstance(inputs, (list, tuple))
+        if is_each and len(inputs) != models:
+            raise EvaluationError(
+                f"inputs: there are {len(inputs)} for {models} models; expected one for all, or one for each. "
+                "Change the number."
+            )
+        own = [tasks_of(None, each) for each in (inputs if is_each else [inputs] * models)]
+        more = _tasks_of_each(tasks, None, models, allow_code) if tasks is not None else [()] * models
+        return [(*first, *second) for first, second in zip(more, own, strict=True)]
+    if tasks is None:
+        tasks_of(None, None)
     is_single = not isinstance(tasks, (list, tuple)) or not (
         tasks and isinstance(tasks[0], (str, os.PathLike, Mapping, Sequence))
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,17 @@ import numpy as np
 
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.output_path import Replace
-from alnico.checkpoint.source import read_tensor
+from alnico.checkpoint.source import Source, read_tensor
 from alnico.checkpoint.statistics import StatisticsKind, write_statistics
 from alnico.errors import EvaluationError
+from alnico.evaluation.input_batches import as_input_tasks
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.memory_subject import MemorySubject
 from alnico.evaluation.module_names import Placement, place
+from alnico.evaluation.task_file import as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
 from alnico.evaluation.user_function import UserFunction
+from alnico.models.open_models import path_of, template_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class MeasuredStatistics:
 
     def write(self, out: Path, subject: EvaluatedModel, *, overwrite: Replace = False) -> None:
         """Write them to a directory that ``fisher`` or ``regmean`` reads. Errors: OutputError, RunError."""
-        with open_model(subject.directory) as model:
+        with closing(weights_of(subject)) as model:
             write_statistics(
                 out,
                 self.kind,
@@ -97,6 +102,32 @@ def differentiable(tasks: Sequence[Task]) -> list[Differentiable]:
     return class_tasks
 
 
+def weights_of(subject: EvaluatedModel) -> Source:
+    """Open the tensors of a model: those in memory, or its checkpoint."""
+    return subject.source() if isinstance(subject, MemorySubject) else open_model(subject.directory)
+
+
+def subject_of(model: Any, label: str, *, offline: bool = False) -> EvaluatedModel:
+    """Return a model as tasks see it: a checkpoint by its path, or an object. Errors: ModelError, HubError."""
+    path = path_of(model)
+    if path is not None:
+        return open_subject(path, offline=offline)
+    return MemorySubject(label, model, template=template_of([model]), offline=offline)
+
+
+def tasks_of(tasks: Any, inputs: Any, *, allow_code: bool = False) -> tuple[Task, ...]:
+    """Return the tasks to measure on: those of a file, and inputs in memory. Errors: EvaluationError."""
+    if tasks is None and inputs is None:
+        raise EvaluationError(
+            "tasks: there are none; expected inputs to measure on. Pass tasks=, a tasks file, or inputs=, the "
+            "inputs in memory."
+        )
+    return (
+        *(as_tasks(tasks, allow_code=allow_code) if tasks is not None else ()),
+        *(as_input_tasks(inputs) if inputs is not None else ()),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Stored:
     """The tensors of a checkpoint by name, and their places in the module loaded from it."""
@@ -112,7 +143,7 @@ class Stored:
 
 def stored_in(subject: EvaluatedModel, module: Any, kind: ModelKind) -> Stored:
     """Find a checkpoint's tensors in its module. Errors: MismatchError, ModelError."""
-    with open_model(subject.directory) as model:
+    with closing(weights_of(subject)) as model:
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
         return Stored(
             shapes, place(module, shapes, lambda name: read_tensor(model, name), subject.label, kind)
