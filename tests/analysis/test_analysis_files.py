@@ -91,6 +91,8 @@ def test_the_page_and_the_pictures_lie_beside_the_numbers(tmp_path: Path) -> Non
     base, tuned = models(tmp_path)
     alnico.analyze(tuned, base=base, out=tmp_path / "report", threads=1)
     assert "tuned-1" in (tmp_path / "report" / "report.html").read_text()
+    assert 'id="map"' in (tmp_path / "report" / "report.html").read_text()
+    assert (tmp_path / "report" / "map.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     for name in ("tuned-0", "tuned-1"):
         assert (tmp_path / "report" / name / "group_l2_bar.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

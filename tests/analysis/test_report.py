@@ -91,6 +91,7 @@ def test_every_link_leads_to_a_section_and_every_figure_has_its_data(
     assert len(found.ids) == len(set(found.ids))
     assert set(re.findall(r'data-figure="([^"]+)"', text)) == set(found.data)
     assert ("layers" in found.ids) == (models > 1 and layers > 1)
+    assert ("map" in found.ids) == ("map-drawing" in found.data) == (models > 1)
 
 
 def test_every_figure_is_one_that_plotly_knows_in_every_choice(tmp_path: Path) -> None:
@@ -251,6 +252,8 @@ def test_without_the_extra_the_error_says_what_to_install(
     with pytest.raises(AlnicoError, match=r"^group_l2_bar\.png " + says.format("matplotlib")):
         write_group_bars(made_analysis(1, 1), tmp_path / "group_l2_bar.png")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(AlnicoError, match=r"^plot\(\) " + says.format("matplotlib")):
+        made_analysis(1, 1).plot("bars")
 
 
 def test_importing_the_report_loads_neither_plotly_nor_matplotlib() -> None:
