@@ -18,6 +18,7 @@ from torch import nn
 
 import alnico
 from alnico import TaskVector
+from alnico.cli.commands.inspect import model_text
 from alnico.errors import AlnicoError, ModelError, NonFiniteError, OutputError, RecipeError, VerificationError
 from alnico.models.open_models import is_lazy_model, template_of
 from made import save_model
@@ -194,6 +195,11 @@ def test_a_task_vector_is_no_model(tmp_path: Path) -> None:
         ModelError, match=r"does not say that it is a task vector; expected what TaskVector\.save wrote"
     ):
         TaskVector.load(model)
+    assert alnico.inspect(path).summary["task_vector_of"] == "Sequential"
+    assert model_text(alnico.inspect(path).data(), 0).splitlines()[1] == (
+        "task vector   of Sequential; it is no model without one"
+    )
+    assert "task_vector_of" not in alnico.inspect(model).summary
     assert not is_lazy_model(tau)
     assert template_of([tau]) is base
     assert template_of([TaskVector.load(path)]) is None

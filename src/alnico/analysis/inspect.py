@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
 from alnico.checkpoint.source import Source
+from alnico.checkpoint.task_vector_file import base_in_header, is_task_vector_file
 from alnico.models.open_models import AnyModel, name_model, open_source, path_of
 from alnico.notebook import ResultTable, figure_text, name_text, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -41,6 +42,7 @@ class Inspection:
         facts = [
             ("architecture", ", ".join(map(str, summary.get("architectures") or ()))),
             ("base", summary.get("base")),
+            ("task vector of", summary.get("task_vector_of")),
             ("layers", summary.get("layers")),
             ("tensors", len(summary["tensors"]) if "tensors" in summary else None),
             ("modules", len(summary["updates"]) if "updates" in summary else None),
@@ -134,6 +136,7 @@ def _model_data(model: Source) -> dict[str, Any]:
     vocabulary = read_vocabulary(model.directory)
     return {
         "model": model.label,
+        **({"task_vector_of": base_in_header(model)} if is_task_vector_file(model) else {}),
         **({"commit": model.origin.commit} if model.origin is not None else {}),
         "architectures": model.config.get("architectures"),
         "model_type": model.config.get("model_type"),

@@ -18,9 +18,9 @@ def task_vector_metadata(base: str, terms: str, version: str) -> Mapping[str, st
     return {"format": "pt", KIND: TASK_VECTOR, BASE: base, TERMS: terms, "alnico": version}
 
 
-def is_task_vector_file(model: Model) -> bool:
+def is_task_vector_file(model: Source) -> bool:
     """Do the headers of a model's files say that it is a task vector?"""
-    return any(shard.header.metadata.get(KIND) == TASK_VECTOR for shard in model.shards)
+    return any(s.header.metadata.get(KIND) == TASK_VECTOR for s in getattr(model, "shards", ()))
 
 
 def base_in_header(model: Source) -> str:

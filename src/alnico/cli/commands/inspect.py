@@ -62,6 +62,10 @@ def model_text(data: Mapping[str, Any], verbose: int) -> Page:
         f"{vocabulary['tokens'] or 'unknown'} tokens in the tokenizer",
         f"parameters    {data['parameters']:,} in {len(data['tensors'])} tensors, {format_size(data['bytes'])}",
     ]
+    if "task_vector_of" in data:
+        lines.insert(
+            1, f"task vector   of {data['task_vector_of'] or 'an unknown base'}; it is no model without one"
+        )
     for dtype, entry in data["dtypes"].items():
         held = f"{entry['tensors']} tensors, {entry['parameters']:,} numbers, {format_size(entry['bytes'])}"
         lines.append(f"dtype         {dtype}: {held}")
