@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from alnico.engine.relatedness import IN_PYTHON
-from alnico.errors import EvaluationError, MismatchError
+from alnico.errors import EvaluationError, MismatchError, ModelError
 from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.task_file import as_tasks
 from alnico.evaluation.user_function import UserFunction
@@ -218,3 +218,25 @@ def test_functions_with_other_data_share_no_examples() -> None:
     assert not by_default[0] & by_default[2]
     assert as_tasks(lambda _: 1.0)[0].digests() != as_tasks(lambda _: 2.0)[0].digests()
     assert as_tasks(functools.partial(accuracy))[0].digests() == as_tasks(accuracy)[0].digests()
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_a_transformers_module_in_memory_is_written_with_its_config() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    torch.manual_seed(0)
+    one = transformers.BertForSequenceClassification(config)
+
+    def same(path: Path) -> float:
+        loaded = transformers.BertForSequenceClassification.from_pretrained(path).state_dict()
+        return float(all(torch.equal(loaded[n], v) for n, v in one.state_dict().items()))
+
+    with Candidates({"models[0]": one}) as candidates:
+        candidate = candidates.make(load_recipe({"merge_method": "passthrough", "models": ["models[0]"]}))
+        assert as_tasks(same)[0].evaluate(candidate).value == 1.0
+        assert type(candidate.model()) is transformers.BertForSequenceClassification
+        assert type(candidate.module("encoder")) is transformers.BertModel
+        with pytest.raises(ModelError, match="passthrough: has no tokenizer, as its models are in memory"):
+            candidate.tokenizer()

@@ -208,6 +208,12 @@ class Candidates:
             ) from None
         return self._filled.eval()
 
+    def write_config(self, candidate: Candidate, folder: Path) -> None:
+        """Write the config of a transformers module in memory next to its weights."""
+        config = getattr(self._template, "config", None)
+        if not candidate.config and callable(getattr(config, "save_pretrained", None)):
+            self._filled_copy(candidate).config.save_pretrained(folder)
+
     def module(self, candidate: Candidate, kind: ModelKind) -> Any:
         """Implements :meth:`Candidate.module`."""
         if self._template is not None and not candidate.config:
@@ -242,6 +248,9 @@ class Candidates:
             if folder is None:
                 raise ModelError(
                     f"{candidate.label}: has no tokenizer; expected directories of models. Merge those, not single files."
+                    if self._opened is None
+                    else f"{candidate.label}: has no tokenizer, as its models are in memory; a task of texts needs one. Pass "
+                    "base=, the directory of a model with a tokenizer, or a function that tokenizes its own texts."
                 )
             key = _digest(folder)
             if key not in self._tokenizers:
@@ -279,6 +288,7 @@ class Candidate:
             with temporary_files():
                 folder = tempfile.TemporaryDirectory(prefix="alnico-")
             run_plan(self.plan, Path(folder.name) / "merged")
+            self._candidates.write_config(self, Path(folder.name) / "merged")
             self._folder = folder
         return Path(self._folder.name) / "merged"
 
