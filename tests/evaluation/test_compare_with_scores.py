@@ -6,11 +6,13 @@ import copy
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import alnico
 from alnico.errors import EvaluationError
@@ -120,3 +122,28 @@ def test_a_task_where_lower_is_better_is_left_out(models: Models) -> None:
     found = alnico.compare(models.parents, models.merged, base=models.base, tasks=[Loss(), models.accuracy])
     assert list(found.by_model) == ["accuracy"]
     assert found.notes[-1] == "loss: lower is better, so there is no share to keep; not scored."
+
+
+def test_the_command_scores_models_on_a_tasks_file(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    modules = {"base": models.base, "one": models.parents[0], "other": models.parents[1]}
+    for name, module in modules.items():
+        (tmp_path / name).mkdir()
+        save_file(module.state_dict(), tmp_path / name / "model.safetensors")
+    alnico.merge({"merge_method": "linear", "base_model": "base", "models": ["one", "other"]}, "out")
+    (tmp_path / "scoring.py").write_text(
+        "from pathlib import Path\nfrom safetensors.numpy import load_file\n"
+        "def first(path):\n    return float(load_file(next(Path(path).glob('*.safetensors')))['0.bias'][0]) + 10\n"
+    )
+    (tmp_path / "tasks.yml").write_text("tasks: [{name: first, type: call, function: 'scoring:first'}]\n")
+    command = ("compare", "one", "other", "out", "--tasks", "tasks.yml", "--json")
+    assert run(*command)[0] == 12
+    code, out, _ = run(*command, "--allow-code")
+    assert code == 0
+    bias = {name: float(module.state_dict()["0.bias"][0]) + 10 for name, module in modules.items()}
+    scores = json.loads(out)["by_model"]["first"]
+    assert {Path(name).name: value for name, value in scores.items()} == pytest.approx(
+        {**bias, "out": (bias["one"] + bias["other"]) / 2}
+    )
