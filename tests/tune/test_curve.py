@@ -418,6 +418,7 @@ CASES = [
     ({"path": True, "scale": ["0,1", "0,1"]}, RecipeError, "scale: is given 2 times for a path; expected one range, of positions t. Give it once."),
     ({"path": True, "method": "ties"}, RecipeError, "method is ties, which draws no path; expected linear (the straight line) or slerp (the arc). Leave it out, or leave path out."),
     ({"base": None}, RecipeError, "base: is missing; expected the model that the others were tuned from. Give it."),
+    ({"density": 1.4, "method": "ties"}, RecipeError, "density is 1.4; density is the share of each tensor's entries that is kept, in (0, 1]. Did you mean 0.14?"),
     ({"tasks": []}, EvaluationError, "tasks: there are none; expected at least one to score merges by. Give a tasks file, or a function."),
     ({"objective": "squares"}, EvaluationError, "objective is 'squares', which is not a task; expected mean or square. Name one of them."),
     ({"lambda": 1}, RecipeError, "lambda: is given as an option of the method, but the curve sets it; expected scale=, or weights=. Leave it out."),

@@ -11,7 +11,7 @@ from typing import Any
 from alnico.analysis.common_tensors import short_names
 from alnico.checkpoint.reference import Paths
 from alnico.engine.relatedness import PYTHON_OR_COMMAND
-from alnico.errors import EvaluationError, RecipeError
+from alnico.errors import EvaluationError, MethodError, RecipeError
 from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.scorecard import DRAWS, ModelScores, ResampledScores, Role, TaskScores, TaskSummary
 from alnico.evaluation.task_file import TasksLike, as_tasks
@@ -21,7 +21,7 @@ from alnico.kernels.clock import counts_compiling
 from alnico.methods import find, registry
 from alnico.models.open_models import name_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.recipe.from_options import recipe_of
+from alnico.recipe.from_options import IN_PYTHON, in_words, recipe_of
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.tune.curve.barrier import barriers_of
@@ -281,9 +281,11 @@ def _drawing(
         raise RecipeError(
             f"scale: makes {count:,} points; expected at most {MOST_POINTS:,}. Choose larger steps."
         )
-    load_recipe(
-        drawing.recipe(drawing.places()[-1])
-    )  # a wrong option is reported before the models are opened
+    try:
+        load_recipe(drawing.recipe(drawing.places()[-1]))  # reported before the models are opened
+    except (RecipeError, MethodError) as error:
+        lines = (in_words(str(line), IN_PYTHON, options, list(named)) for line in error.args)
+        raise type(error)(*lines) from None
     return drawing
 
 
