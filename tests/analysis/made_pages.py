@@ -238,6 +238,8 @@ def made_curve(kind: CurveKind, models: Sequence[str], tasks: Sequence[str], *, 
 
     def score(task: MadeTask, at: Sequence[float]) -> Score:
         share = 0.9 - 0.3 * sum((a - peaks[task.name]) ** 2 for a in at)
+        if kind == "path" and at in places:
+            share = 0.9 - peaks[task.name] * at[0] * (1 - at[0])
         if task.goal == "min":
             return Score(9.0 - share, np.log(9.0 - share + draws[task.name]) if known else None, "exp")
         right = (draws[task.name] < share).astype(np.float64)

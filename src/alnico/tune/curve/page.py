@@ -98,7 +98,7 @@ def _means(curve: Curve) -> str:
     if all(e.low is None for e in curve.points[0].scores.values()):
         words = "The tasks report no contributions of examples, so there are no intervals."
     if curve.kind == "path":
-        words += " The dashed line between the ends is what a path without a barrier does not cross."
+        words += " A path without a barrier stays on the better side of the straight line between its ends, which is dashed."
     elif curve.kind == "line":
         words += " Horizontal lines are the base and the models" + (
             "; next to all tasks, their means." if curve.averaged else "."
