@@ -21,6 +21,15 @@ from alnico.evaluation.tasks import Score
 from alnico.tune.curve.scales import read_scales, scale_axes
 from made import save_model
 
+no_pictures = pytest.mark.usefixtures("without_report")
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no page and no picture, as without the extra [report]."""
+    monkeypatch.setattr("alnico.tune.curve.files.has_report", lambda: False)
+
+
 INPUTS = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(20, 3)
 
 
@@ -203,6 +212,7 @@ def test_a_path_along_the_arc_is_slerps() -> None:
     }
 
 
+@no_pictures
 def test_models_have_the_names_that_are_given(tmp_path: Path) -> None:
     found = alnico.curve(
         vector(0), [vector(1), vector(2)], square, scale=[1], names=["one", "two"], out=tmp_path / "out"
@@ -300,6 +310,7 @@ def test_an_interrupted_curve_goes_on_and_ends_with_the_same_files(
     )
 
 
+@no_pictures
 def test_further_scales_are_added_to_those_that_are_kept(on_disk: list[str], tmp_path: Path) -> None:
     drawn(on_disk, tmp_path / "out", scale="0:1:0.5")
     seen: list[str] = []
@@ -308,6 +319,7 @@ def test_further_scales_are_added_to_those_that_are_kept(on_disk: list[str], tmp
     assert [p.scales[0] for p in found.points] == [0, 0.25, 0.5, 0.75, 1]
 
 
+@no_pictures
 def test_points_of_other_models_tasks_or_options_are_refused(on_disk: list[str], tmp_path: Path) -> None:
     base, news, spam = on_disk
     out = tmp_path / "out"
@@ -329,6 +341,7 @@ def test_points_of_other_models_tasks_or_options_are_refused(on_disk: list[str],
     assert found.lines[1].scores["total"].value == 2.0
 
 
+@no_pictures
 def test_models_in_memory_are_known_by_their_contents(tmp_path: Path) -> None:
     def draw(value: float) -> Any:
         return alnico.curve(vector(0), [vector(value)], square, scale=[1, 2], out=tmp_path / "out")
@@ -352,22 +365,23 @@ def test_a_file_that_holds_no_points_is_not_taken_for_them(
         drawn(on_disk, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"[" * 100_000,
-        b'{"point": [["line"], 0.5], "scores": {}}',
-        b'{"point": {}, "scores": []}',
-        b'{"point": ["line", 0.5], "scores": {"near": {"value": "high", "examples": null, "link": "mean"}}}',
-        b'{"point": ["line", 0.5], "scores": {"near": {"value": 1, "examples": [[1]], "link": "mean"}, "total": {"value": 1, "examples": null, "link": "mean"}}}',
-        b'{"point": ["line", 0.5], "scores": {"near": {"value": NaN, "examples": null, "link": "mean"}, "total": {"value": 1, "examples": null, "link": "mean"}}}',
-    ],
-)  # fmt: skip
-def test_a_point_that_cannot_be_read_is_scored_again(on_disk: list[str], tmp_path: Path, line: bytes) -> None:
+BROKEN = [
+    b"[" * 100_000,
+    b'{"point": [["line"], 0.5], "scores": {}}',
+    b'{"point": {}, "scores": []}',
+    b'{"point": ["line", 0.5], "scores": {"near": {"value": "high", "examples": null, "link": "mean"}}}',
+    b'{"point": ["line", 0.5], "scores": {"near": {"value": 1, "examples": [[1]], "link": "mean"}, "total": {"value": 1, "examples": null, "link": "mean"}}}',
+    b'{"point": ["line", 0.5], "scores": {"near": {"value": NaN, "examples": null, "link": "mean"}, "total": {"value": 1, "examples": null, "link": "mean"}}}',
+]  # fmt: skip
+
+
+@no_pictures
+def test_points_that_cannot_be_read_are_scored_again(on_disk: list[str], tmp_path: Path) -> None:
     whole = drawn(on_disk, tmp_path / "out")
     points = tmp_path / "out" / "points.jsonl"
     lines = points.read_bytes().splitlines(keepends=True)
-    points.write_bytes(b"".join([x for x in lines if b'["line", 0.5]' not in x] + [line + b"\n"]))
+    kept = [line for line in lines if b'["line", 0.5]' not in line]
+    points.write_bytes(b"\n".join([b"".join(kept), *BROKEN]) + b"\n")
     assert drawn(on_disk, tmp_path / "out") == whole
 
 
@@ -381,6 +395,7 @@ def test_a_folder_with_other_files_is_refused(on_disk: list[str], tmp_path: Path
     )
 
 
+@no_pictures
 def test_the_best_recipe_makes_the_merge_that_was_scored(on_disk: list[str], tmp_path: Path) -> None:
     found = drawn(on_disk, tmp_path / "out", objective="near")
     assert found.best.scales == (0.75,)
@@ -390,6 +405,7 @@ def test_the_best_recipe_makes_the_merge_that_was_scored(on_disk: list[str], tmp
     assert load_file(tmp_path / "merged" / "model.safetensors")["w"].tolist() == [0.75, 0.75]
 
 
+@no_pictures
 def test_the_table_and_the_data_have_every_number(on_disk: list[str], tmp_path: Path) -> None:
     found = drawn(on_disk, tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "curve.csv").read_text().splitlines()))
