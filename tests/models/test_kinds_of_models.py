@@ -133,8 +133,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "lora.combine(adapters)": lambda m: alnico.lora.combine(["adapter" if path_of(m) else m, FACTORS]),
     "lora.extract(tuned, base)": lambda m: [
         alnico.lora.extract(m, base, out, rank=1, overwrite=True)
-        for base in ("base", BASE)
-        for out in ("extracted", None)
+        for base, out in ((BASE, None), ("base", "extracted"))
     ],
     "merge(recipe, out)`, `plan(recipe)": planned,
     "verify(out)": alnico.verify,
