@@ -241,7 +241,10 @@ def _advice(advice: Suggestion | None) -> PageSection | None:
         recipe = "\n".join(line for line in advice.recipe.splitlines() if not line.startswith("#"))
         parts.append(copyable(recipe + "\n", "Recipe"))
         parts.append(
-            "<p>To use it, save it as <code>recipe.yml</code> in the folder where you ran the command, then run "
+            "<p>To use it, call <code>alnico.suggest(models, base=base).merge()</code> in Python: "
+            f"{escape(advice.in_memory[0])} is in memory.</p>\n"
+            if advice.in_memory
+            else "<p>To use it, save it as <code>recipe.yml</code> in the folder where you ran the command, then run "
             "<code>alnico merge recipe.yml merged</code>.</p>\n"
         )
     lists = (

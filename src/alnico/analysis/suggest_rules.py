@@ -184,6 +184,8 @@ class Suggestion:
     warnings: tuple[str, ...]
     compile_seconds: float = field(default=0.0, compare=False)
     models: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    in_memory: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """The names in the recipe that stand for objects, not for paths."""
 
     def __repr__(self) -> str:
         return result_line(
@@ -228,7 +230,7 @@ class Suggestion:
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
-            if name != "models"
+            if name not in ("models", "in_memory")
         }
 
 
@@ -261,7 +263,13 @@ def suggest_recipe(
     warnings = [*evidence.warnings, EVALUATE, *([_in_memory_note(objects)] if objects else [])]
     text = _recipe(analysis, evidence, models, choice, warnings)
     return Suggestion(
-        choice.rule, choice.method, text, tuple(evidence.findings), tuple(choice.reasons), tuple(warnings)
+        choice.rule,
+        choice.method,
+        text,
+        tuple(evidence.findings),
+        tuple(choice.reasons),
+        tuple(warnings),
+        in_memory=tuple(objects),
     )
 
 
