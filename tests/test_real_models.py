@@ -16,7 +16,10 @@ from analysis.reference import part, reference_analysis, scope
 from made import family, read_model, save_model
 from real import BASE, TUNED, installed
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of transformers and torch
+    pytest.mark.usefixtures("compiled"),
+]
 
 
 @pytest.fixture(scope="module")

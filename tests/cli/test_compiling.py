@@ -192,7 +192,9 @@ def test_commands_on_tasks_say_so(cold: Path, raw: Run, made: Made) -> None:
         path.unlink()
     code, stdout, _ = raw("search", "s.yml", "--json", "--workers", "2")
     assert code == 0
-    assert json.loads(stdout)["compile_seconds"] > 0.05  # in the processes of the workers
+    assert (
+        json.loads(stdout)["compile_seconds"] == 0.0
+    )  # workers are processes, where numpy runs such small merges
 
 
 def test_no_command_is_forgotten() -> None:

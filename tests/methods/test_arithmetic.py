@@ -27,6 +27,8 @@ from methods.cases import MODELS, SETTINGS, options
 from methods.merging import recipe_for, write_inputs
 from methods.sides import with_statistics
 
+pytestmark = pytest.mark.usefixtures("compiled")
+
 if sys.platform != "linux":
     pytest.skip("modes are set with the numbers of Linux", allow_module_level=True)
 

@@ -84,7 +84,7 @@ def test_threads_blocks_and_budget_change_no_bit(
 
 @pytest.mark.parametrize(("name", "setting"), EVERY)
 def test_compiling_changes_no_bit(name: str, setting: dict, tmp_path: Path) -> None:
-    check_backends(case(name, setting), tmp_path)
+    check_backends(case(name, setting), tmp_path, may_need_compiling=False)
 
 
 @pytest.mark.nightly
@@ -93,7 +93,9 @@ def test_compiling_changes_no_bit_for_any_number_of_models(name: str, tmp_path: 
     for count in sorted({*counts(name), 1, 2, 9, 12} & set(allowed(name))):
         for i, setting in enumerate(SETTINGS[name]):
             dtypes = ("F16", "F64") if i == len(SETTINGS[name]) - 1 else ("F16",)
-            check_backends(case(name, setting, count), tmp_path / f"{count}-{i}", dtypes)
+            check_backends(
+                case(name, setting, count), tmp_path / f"{count}-{i}", dtypes, may_need_compiling=False
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)

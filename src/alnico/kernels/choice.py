@@ -24,7 +24,7 @@ from alnico.kernels.interpret_analysis import run_of
 
 Backend = Literal["compiled", "interpreted"]
 
-STEP_SECONDS = 0.5e-9
+STEP_SECONDS = 0.3e-9
 """One operation of numpy on one float32, as a mean over the methods (benchmarks/first_use.py)."""
 
 NEGLIGIBLE_SECONDS = 0.002
@@ -33,8 +33,8 @@ NEGLIGIBLE_SECONDS = 0.002
 LOADING_SECONDS = 0.1
 """Work that is not worth looking for a compiled kernel: loading the first one takes as long."""
 
-COMPILING_SECONDS = 2.0
-"""What compiling a kernel takes."""
+COMPILING_SECONDS = 3.0
+"""What compiling a kernel takes, a part of importing numba included."""
 
 _MOST_RECORDS = 4096
 

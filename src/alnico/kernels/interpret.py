@@ -23,6 +23,9 @@ from alnico.kernels.template import PARTS, ArgumentKind, Real
 CHUNK = 16_384
 """Elements computed at a time: the arrays of one step stay in the second-level cache."""
 
+NARROW = 256
+"""Columns below which the rows of a matrix are added by an accumulation, which writes every sum on the way."""
+
 MOST_LANES = 1 << 21
 """Most lanes that are filled at a time, where many short rows each have their own."""
 
@@ -42,7 +45,7 @@ def run_of(kernel: Any) -> tuple[Run, float]:
         pairs = kernel.models * (kernel.models + 1) // 2
         return functools.partial(_column_gram, kernel), 4.0 * kernel.models + 8.0 * pairs
     if isinstance(kernel, RankKernel):
-        return _rank, 20.0
+        return _rank, 150.0
     if isinstance(kernel, FoldKernel):
         return functools.partial(_fold, np.dtype(kernel.real)), 4.0
     raise NoArrayForm(f"{type(kernel).__name__} has no array form")
@@ -125,7 +128,7 @@ def _mix(kernel: MixKernel) -> tuple[Run, float]:
                 return s
         return -1
 
-    return run, mix.steps + 6.0 * models + 10.0
+    return run, mix.steps + 6.0 * models + 10.0 + models * _filling(kernel.kinds)
 
 
 def _decoded(raw: np.ndarray, code: int, span: tuple[int, int], real: np.dtype[Any]) -> np.ndarray:
@@ -169,7 +172,13 @@ def _measure(kernel: MeasureKernel) -> tuple[Run, float]:
         for n in range(chosen.size):
             reduction.reduce(functools.partial(measured, n), n, start, count, *outputs)
 
-    return run, of.steps + (4.0 * kernel.models if kernel.across else 4.0) + 6.0
+    decoding = 4.0 * kernel.models if kernel.across else 4.0
+    return run, kernel.models * (of.steps + decoding + 12.0 + _filling(kernel.kinds))
+
+
+def _filling(kinds: Sequence[ArgumentKind]) -> float:
+    """The operations that fill one element of each argument that has a number for each."""
+    return sum({"number": 0.0, "numbers": 0.0, "side": 4.0}.get(kind, 25.0) for kind in kinds)
 
 
 Measured = Callable[[tuple[int, int]], np.ndarray]
@@ -273,8 +282,10 @@ def fold_rows(
     numbers = (place + starts) // row + (place + starts) // LEAF
     longest = int((stops - starts).max())
     height = 1 if longest <= GRAM_LANES else -(-(GRAM_LANES - 1 + longest) // GRAM_LANES)
+    # In a short part no two values meet before the lanes are folded to as many: until then each is joined with nothing.
+    width = min(GRAM_LANES, 1 << (longest - 1).bit_length())
     totals = np.empty(starts.size)
-    for first, last in chunks(starts.size, max(MOST_LANES // (height * GRAM_LANES), 1)):
+    for first, last in chunks(starts.size, max(MOST_LANES // (height * width), 1)):
         begin, end = int(starts[first]), int(stops[last - 1])
         lengths = (stops - starts)[first:last]
         owner = np.repeat(np.arange(last - first), lengths)
@@ -282,9 +293,9 @@ def fold_rows(
         level: Any = 0
         if height > 1:
             level = at // GRAM_LANES - np.repeat((place + starts[first:last]) // GRAM_LANES, lengths)
-        table = np.full((last - first, height, GRAM_LANES), nothing)
-        table[owner, level, at % GRAM_LANES] = values[begin:end]
-        lanes = np.full((last - first, GRAM_LANES), nothing)
+        table = np.full((last - first, height, width), nothing)
+        table[owner, level, at % width] = values[begin:end]
+        lanes = np.full((last - first, width), nothing)
         for h in range(height):
             lanes = join(lanes, table[:, h])
         totals[first:last] = fold(lanes, join)
@@ -351,8 +362,12 @@ def _column_gram(
             head = min(columns - at, products.size) if at else 0
             sums[p, at : at + head] += products[:head]
             whole = (products.size - head) // columns * columns
-            for line in products[head : head + whole].reshape(-1, columns):
-                sums[p] += line
+            rows = products[head : head + whole].reshape(-1, columns)
+            if columns < NARROW:
+                sums[p] = np.add.accumulate(np.concatenate([sums[p, None], rows]))[-1]
+            else:
+                for row in rows:
+                    sums[p] += row
             rest = products[head + whole :]
             sums[p, : rest.size] += rest
 

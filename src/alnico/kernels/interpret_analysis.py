@@ -15,16 +15,16 @@ from alnico.kernels.constants import LANES, LEAF
 from alnico.kernels.interpret import add_to_lanes, chunks, fold
 from alnico.kernels.interpret import run_of as run_of_merge
 
-STEPS = 120.0
-"""Operations for an element and a model, about as many in each of the two kernels."""
+DESCRIBING_STEPS, ORDER_STEPS = 150.0, 50.0
+"""Operations for an element of a model."""
 
 
 def run_of(kernel: Any) -> tuple[Callable[..., int | None], float]:
     """Return the function that runs any kernel, and the operations it takes for an element. Errors: NoArrayForm."""
     if isinstance(kernel, DescribingKernel):
-        return functools.partial(_describe, np.dtype(kernel.real)), STEPS
+        return functools.partial(_describe, np.dtype(kernel.real)), DESCRIBING_STEPS
     if isinstance(kernel, OrderKernel):
-        return functools.partial(_order, np.dtype(kernel.real)), STEPS
+        return functools.partial(_order, np.dtype(kernel.real)), ORDER_STEPS
     return run_of_merge(kernel)
 
 

@@ -257,9 +257,16 @@ def check_tile_size(
     _compare_bytes(case, usual, small, "with usual tiles", f"with tiles of {tile} elements")
 
 
-def check_backends(case: MethodCase, folder: Path, dtypes: Sequence[str] = ("BF16", "F32")) -> None:
+def check_backends(
+    case: MethodCase,
+    folder: Path,
+    dtypes: Sequence[str] = ("BF16", "F32"),
+    *,
+    may_need_compiling: bool = True,
+) -> None:
     """Compiled kernels and numpy give the same bytes, for tensors of every size and for zeros of both signs,
-    subnormal numbers, and values that are equal in several models. A method that numpy cannot run passes."""
+    subnormal numbers, and values that are equal in several models. A method that numpy cannot run passes, if
+    it ``may_need_compiling``."""
     from alnico.kernels.array_source import NoArrayForm
     from alnico.kernels.choice import forced
 
@@ -277,8 +284,15 @@ def check_backends(case: MethodCase, folder: Path, dtypes: Sequence[str] = ("BF1
         try:
             with forced("interpreted"):
                 interpreted = run_case(case, place / "run", inputs)
-        except NoArrayForm:
-            return
+        except NoArrayForm as error:
+            if may_need_compiling:
+                return
+            _fail(
+                case,
+                f"numpy cannot run it: {error}",
+                "an equation in which numpy types each step as numba does",
+                "Write it so",
+            )
         _compare_bytes(case, compiled, interpreted, "compiled", "with numpy")
 
 
