@@ -26,7 +26,7 @@ CHUNK = 16_384
 NARROW = 256
 """Columns below which the rows of a matrix are added by an accumulation, which writes every sum on the way."""
 
-MOST_LANES = 1 << 21
+MOST_LANES = 1 << 18
 """Most lanes that are filled at a time, where many short rows each have their own."""
 
 Run = Callable[..., int | None]
