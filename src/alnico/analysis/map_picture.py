@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.charts import ChartCanvas, open_canvas, plain, write_png
-from alnico.analysis.map_section import BASE_MARK, axis_titles, is_worth_showing, map_range, origin_label
+from alnico.analysis.map_section import (
+    BASE_MARK,
+    axis_titles,
+    is_worth_showing,
+    map_range,
+    origin_label,
+    origin_name,
+)
 from alnico.analysis.model_map import ModelMap
 from alnico.analysis.page import ink_on, number, percent, series, shorten
 
@@ -36,8 +43,9 @@ def draw_map(canvas: ChartCanvas, axes: Any, places: ModelMap) -> None:
     for point in places.points:
         ground, _ = series(point.index)
         off = f", {number(point.outside)} off the plane" if point.outside else ""
-        merged = " (merge)" if point.role == "merged" else ""
-        label = plain(f"{point.index + 1} {shorten(point.name, 28)}{merged}{off}", 70)
+        is_merge = point.role == "merged"
+        kind = " (merge)" if is_merge and point.name != "merged" else ""
+        label = plain(f"{point.index + 1} {shorten(point.name, 28)}{kind}{off}", 70)
         if math.hypot(point.x, point.y) > 0:
             axes.annotate(
                 "",
@@ -58,7 +66,7 @@ def draw_map(canvas: ChartCanvas, axes: Any, places: ModelMap) -> None:
             [point.x],
             [point.y],
             s=150 if has_room else 40,
-            marker="s" if merged else "o",
+            marker="s" if is_merge else "o",
             facecolor=ground,
             linewidth=0,
             label=label,
@@ -75,7 +83,7 @@ def draw_map(canvas: ChartCanvas, axes: Any, places: ModelMap) -> None:
                 color=ink_on(ground),
                 zorder=5,
             )
-    axes.scatter([0.0], [0.0], s=46, color=BASE_MARK, zorder=3.5, linewidth=0, label=plain(f"{origin_label(places)} {places.origin}", 36))  # fmt: skip
+    axes.scatter([0.0], [0.0], s=46, color=BASE_MARK, zorder=3.5, linewidth=0, label=plain(origin_name(places), 36))  # fmt: skip
     axes.annotate(
         origin_label(places),
         (0.0, 0.0),

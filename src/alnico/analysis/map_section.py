@@ -111,6 +111,16 @@ def origin_label(places: ModelMap) -> str:
     return "base" if places.has_base else "merged"
 
 
+def origin_name(places: ModelMap) -> str:
+    """Return what is at (0, 0), with its name if that says more.
+
+    >>> origin_name(ModelMap("llama", "line", (), (), None, 1, 1)), origin_name(ModelMap("base", "line", (), (), None, 1, 1))
+    ('base llama', 'base')
+    """
+    label = origin_label(places)
+    return label if places.origin == label else f"{label} {places.origin}"
+
+
 def map_range(points: Sequence[MapPoint]) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the ranges of x and y that show the origin and all points, with room for their marks."""
     xs, ys = [0.0, *(p.x for p in points)], [0.0, *(p.y for p in points)]
@@ -140,13 +150,13 @@ def _view(places: ModelMap) -> dict[str, Any]:
         {
             "type": "scatter",
             "mode": "markers+text",
-            "name": f"{origin_label(places)} {escape(shorten(places.origin, 30))}",
+            "name": escape(shorten(origin_name(places), 35)),
             "x": [0.0],
             "y": [0.0],
             "text": [origin_label(places) if _has_room_below(shown) else ""],
             "textposition": "bottom center",
             "marker": {"color": BASE_MARK, "symbol": "circle", "size": 11, "line": {"width": 0}},
-            "hovertext": [escape(f"{origin_label(places)} {places.origin}")],
+            "hovertext": [escape(origin_name(places))],
             "hoverinfo": "text",
         }
     )
