@@ -446,8 +446,11 @@ def inline_svg(figure: Any, label: str) -> str:
     Its text and lines take the text colour of their surroundings, so it suits a dark notebook too. It has no
     style sheet, which would apply to the whole notebook, no script, and nothing from elsewhere.
     """
+    import matplotlib
+
     file = io.StringIO()
-    with _quietly():
+    # Its ids come from the contents with any fixed salt: a figure has the same bytes in every run.
+    with _quietly(), matplotlib.rc_context({"svg.hashsalt": "alnico"}):
         figure.savefig(
             file,
             format="svg",
