@@ -135,6 +135,8 @@ def of_real_models(name: str, compiled: bool) -> dict[str, float]:
     recipe: dict[str, Any] = {"merge_method": name, "models": [tuned, base]}
     if name != "linear":
         recipe["base_model"] = base
+    if name in ("ties", "dare_ties", "breadcrumbs"):
+        recipe["parameters"] = {"density": 0.2, "weight": 0.5}
     with tempfile.TemporaryDirectory() as folder:
         return _twice(lambda: alnico.merge(recipe, f"{folder}/out", overwrite=True), compiled)
 
