@@ -173,7 +173,7 @@ def test_every_command_that_compiles_says_so(cold: Path, raw: Run, name: str) ->
     check_said(cold, raw, *COMMANDS[name].split())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_commands_on_tasks_say_so(cold: Path, raw: Run, made: Made) -> None:
     models = (*made.references, "--base", str(made.base))
     code, stdout, stderr = raw("soup", *models, "--tasks", str(made.valid), "--json")

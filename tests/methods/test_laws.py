@@ -59,7 +59,8 @@ def case(name: str, setting: dict[str, Any] | None = None, count: int | None = N
 
 Models = tuple[Path, list[Path]]
 
-pytestmark = pytest.mark.usefixtures("compiled")
+IN_COMPILED_CODE = pytest.mark.usefixtures("compiled")
+"""For laws on what runs inside a kernel. The others take what small tensors take: test_compiling_changes_no_bit compares both."""
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def inputs(models: Models, request: pytest.FixtureRequest) -> Models:
     return base, paths[: three(request.getfixturevalue("name"))]
 
 
+@IN_COMPILED_CODE
 @pytest.mark.parametrize(("name", "setting"), EVERY)
 def test_threads_blocks_and_budget_change_no_bit(
     name: str, setting: dict, inputs: Models, tmp_path: Path
@@ -103,6 +105,7 @@ def test_an_interrupt_and_a_resume_change_no_bit(name: str, inputs: Models, tmp_
     check_interrupt_and_resume(case(name), tmp_path, inputs)
 
 
+@IN_COMPILED_CODE
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tile"), [(name, (512, 1536)[i % 2]) for i, name in enumerate(NAMES)]
