@@ -156,6 +156,7 @@ def test_any_number_of_models_is_merged(name: str, tmp_path: Path) -> None:
         check_numbers_of_models(case(name, SETTINGS[name][0], count), tmp_path, [count])
 
 
+@IN_COMPILED_CODE
 @pytest.mark.parametrize(
     "name", ["linear", "karcher", "ties", "dare_linear", "della", "sce"]
 )  # each kind of argument
