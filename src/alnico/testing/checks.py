@@ -622,13 +622,17 @@ def run_case(
     its files."""
     import alnico
     from alnico.engine.run import run_plan
+    from alnico.engine.stages import close
 
     base, models = inputs
     method_of(case.method)
     folder.mkdir(parents=True, exist_ok=True)
     plan = alnico.plan(case.recipe(models, base))
     plan = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, **memory))
-    run_plan(plan, folder / "out", overwrite=True, watch=watch)
+    try:
+        run_plan(plan, folder / "out", overwrite=True, watch=watch)
+    finally:
+        close([plan])
     return model_bytes(folder / "out")
 
 
