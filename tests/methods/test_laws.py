@@ -105,13 +105,23 @@ def test_an_interrupt_and_a_resume_change_no_bit(name: str, inputs: Models, tmp_
     check_interrupt_and_resume(case(name), tmp_path, inputs)
 
 
+IN_EACH_RUN = ("linear", "ties", "dare_ties", "della")
+"""Methods whose kernels are compiled for another tile in each run; each kind of argument is among theirs."""
+
+
 @IN_COMPILED_CODE
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "tile"), [(name, (512, 1536)[i % 2]) for i, name in enumerate(NAMES)]
-)  # compiles all anew
+    ("name", "tile"),
+    [
+        pytest.param(
+            name, (512, 1536)[i % 2], marks=[] if name in IN_EACH_RUN else [pytest.mark.nightly], id=name
+        )
+        for i, name in enumerate(NAMES)
+    ],
+)
 def test_the_tile_changes_no_bit(name: str, tile: int, inputs: Models, tmp_path: Path) -> None:
-    check_tile_size(case(name), tmp_path, inputs, tile=tile)
+    check_tile_size(case(name), tmp_path, inputs, tile=tile)  # compiles all kernels again
 
 
 @pytest.mark.parametrize("name", NAMES)
