@@ -34,6 +34,7 @@ EVENTS = [
     events.TrialDone(TRIAL),
     events.TrialDone(SimpleNamespace(number=4, state="pruned", rungs=[0.25], seconds=None)),
     events.TrialDone(SimpleNamespace(number=5, state="failed", reason="no memory", seconds=None)),
+    events.PointScored("scale 0.5", {"pets": SimpleNamespace(value=0.625)}, 3, 7),
     events.Learned(STEP, 10),
 ]
 RESULTS = [
@@ -42,6 +43,7 @@ RESULTS = [
     "trial    3  0.5  2  1.5 s",
     "trial    4  stopped early at 0.25",
     "trial    5  failed: no memory",
+    "3/7  scale 0.5: pets 0.625",
 ]
 
 

@@ -378,6 +378,7 @@ def opened_in(path: Path) -> list[str]:
 
 GUARDS = (
     "open_to_read(",
+    "open_to_write(",  # follows no link, waits for no pipe
     "open_regular(",
     "np.load(packed",
     "ZipFile(packed",

@@ -13,6 +13,9 @@ WORKER = """
 from alnico.tune.search import workers
 
 class Order:
+    class space:
+        methods = ()
+
     def evaluator(self):
         return self
 

@@ -82,7 +82,7 @@ def test_evaluations_that_fail_are_trials_without_a_score() -> None:
     assert found.score == 3.0
     assert [t.failure for t in found.trials[1:4]] == [
         "evaluate of trial 1: the evaluation returned nan; expected a finite number. Check the model for NaN, or correct the called code.",
-        "evaluate of trial 2: the evaluation raised KeyError: 'data'; expected a score. Correct the called code, or the data.",
+        "evaluate of trial 2: the evaluation raised KeyError: 'data'; expected a score. Correct the called code, or the data. The function received a dict of tensors, because no model is a module.",
         "evaluate of trial 3: the evaluation returned a str; expected a finite number. Correct the called code.",
     ]
     with pytest.raises(EvaluationError) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from alnico.analysis.page import SERIES, colour, escape, has_report, ink_on, series, shorten
 from alnico.errors import AlnicoError, near_name
+from alnico.folders import open_to_write
 from alnico.installation import import_extra
 from alnico.libraries import without_local_settings
 
@@ -428,7 +430,7 @@ def write_png(figure: Any, path: Path) -> None:
     """Write a figure as a PNG file; a link of that name is replaced, not followed. Errors: OSError."""
     data = png_bytes(figure)
     path.unlink(missing_ok=True)
-    with path.open("xb") as file:
+    with os.fdopen(open_to_write(path, flags=os.O_CREAT | os.O_EXCL), "wb") as file:
         file.write(data)
 
 

@@ -57,7 +57,7 @@ class PictureRequest:
     measure: str | None = None
     canvas: dict[str, Any] = field(default_factory=dict)
 
-    def open(self, default: Inches, panels: int = 1, **more: Any) -> ChartCanvas:
+    def begin(self, default: Inches, panels: int = 1, **more: Any) -> ChartCanvas:
         """Return the axes to draw in."""
         return open_canvas(panels, default=default, **{**self.canvas, **more})
 
@@ -126,7 +126,7 @@ def _heat(analysis: Analysis, request: PictureRequest) -> Any:
         columns * max(3.4, 0.24 * len(numbers) + 1.6),
         lines * (0.24 * len(rows) + 0.9) + 0.5,
     )
-    canvas = request.open(default, len(request.models), columns=columns)
+    canvas = request.begin(default, len(request.models), columns=columns)
     for place, (axes, index) in enumerate(zip(canvas.axes, request.models, strict=True)):
         values = [
             [
@@ -157,7 +157,7 @@ def _heat_of_tensors(analysis: Analysis, request: PictureRequest) -> Any:
     )[:MOST_ROWS]
     values = [[c.relative_l2 if (c := t.changes[m]) else None for m in request.models] for t in tensors]
     most = scale_end([v for row in values for v in row if v is not None] or [0.0])
-    canvas = request.open((0.9 * len(request.models) + 3.6, 0.26 * len(tensors) + 1.2))
+    canvas = request.begin((0.9 * len(request.models) + 3.6, 0.26 * len(tensors) + 1.2))
     roots = [[None if v is None else math.sqrt(v) for v in row] for row in values]
     draw_matrix(
         canvas,
@@ -212,7 +212,7 @@ def _bars_of(
         name = analysis.models[m].name
         values = [None if c is None else value(c) for c in changes]
         drawn.append(BarSeries(f"{m + 1} {name}", m, values, ends=name if len(request.models) > 1 else ""))
-    canvas = request.open(bars_size(len(groups), len(drawn)))
+    canvas = request.begin(bars_size(len(groups), len(drawn)))
     draw_bars(canvas, canvas.axes[0], groups, drawn)
     whose = f" of {analysis.models[request.models[0]].name}" if len(drawn) == 1 else ""
     canvas.frame(
@@ -248,7 +248,7 @@ def _matrix_of(*measures: int) -> Callable[[Analysis, PictureRequest], Any]:
         label, scope = _scope(analysis, request.over)
         count = len(request.models)
         side = max(2.4, 0.52 * count + 1.5)
-        canvas = request.open(
+        canvas = request.begin(
             (side + 1.2, side + 0.4) if len(measures) == 1 else (2 * side + 1.4, side + 0.4),
             len(measures),
             columns=2,
@@ -325,7 +325,7 @@ def _layers(analysis: Analysis, request: PictureRequest) -> Any:
         )
         values = [None if p is None else pair_values(p)[which] for p in found]
         lines.append((names, b if one_by_one else place, values))
-    canvas = request.open((7.2, 4.0))
+    canvas = request.begin((7.2, 4.0))
     axes = canvas.axes[0]
     if not numbers or not pairs:
         canvas.note(axes, "one model has no pairs" if not pairs else "the models have no layers")
@@ -340,7 +340,7 @@ def _layers(analysis: Analysis, request: PictureRequest) -> Any:
 
 def _together(analysis: Analysis, request: PictureRequest) -> Any:
     numbers = sorted(analysis.layers)
-    canvas = request.open((7.2, 3.8))
+    canvas = request.begin((7.2, 3.8))
     axes = canvas.axes[0]
     if not numbers or len(analysis.models) < 2:
         canvas.note(axes, "the models have no layers" if not numbers else "one model has no conflict")
@@ -377,7 +377,7 @@ def _entry_ticks(axes: Any, unit: float, far: float) -> None:
 
 def _boxes(analysis: Analysis, request: PictureRequest) -> Any:
     label, rows = _rows(analysis, request)
-    canvas = request.open((7.2, 0.36 * max(len(rows), 1) + 1.1))
+    canvas = request.begin((7.2, 0.36 * max(len(rows), 1) + 1.1))
     axes = canvas.axes[0]
     unit = axis_unit([c for _, c in rows])
     far = max((c.max_abs for _, c in rows), default=0.0)
@@ -412,7 +412,7 @@ def _boxes(analysis: Analysis, request: PictureRequest) -> Any:
 
 def _histogram(analysis: Analysis, request: PictureRequest) -> Any:
     label, rows = _rows(analysis, request)
-    canvas = request.open((7.2, 4.0))
+    canvas = request.begin((7.2, 4.0))
     axes = canvas.axes[0]
     unit = axis_unit([c for _, c in rows])
     far = max((c.max_abs for _, c in rows), default=0.0)

@@ -15,6 +15,7 @@ from alnico.checkpoint.files import open_binary
 from alnico.errors import OutputError
 from alnico.evaluation.scorecard import TaskScores
 from alnico.evaluation.tasks import Score
+from alnico.folders import open_to_write
 
 KIND = "alnico curve"
 
@@ -49,11 +50,11 @@ class PointFile:
         try:
             if os.path.lexists(path) and not restart:
                 self._check(path, identity)
-                self._file = path.open("r+b")
+                self._file = os.fdopen(open_to_write(path, flags=os.O_RDWR), "r+b")
                 self._resume(self._file)
             else:
                 path.unlink(missing_ok=True)
-                self._file = path.open("xb")
+                self._file = os.fdopen(open_to_write(path, flags=os.O_CREAT | os.O_EXCL), "wb")
                 self._write({"kind": KIND, "identity": dict(identity)})
         except OSError as error:
             raise _unwritable(path, error) from None
