@@ -329,6 +329,32 @@ def ramp(scale: Sequence[str], least: str, most: str) -> str:
     return f'<p class="ramp"><span>{escape(least)}</span>{bar}<span>{escape(most)}</span></p>\n'
 
 
+def scatter_view(
+    traces: Sequence[Mapping[str, Any]], x: str, y: str, behind: Mapping[str, Any], *, height: int = 440
+) -> dict[str, Any]:
+    """Return a view of points or lines: its axes are named ``x`` and ``y``, ``behind`` is the table of its numbers."""
+
+    def across(length: int, ticks: int) -> dict[str, Any]:
+        title = {"text": escape(shorten(x, length)), "standoff": 6}
+        return {"title": title, "nticks": ticks, "showgrid": False, "zeroline": False}
+
+    return {
+        "data": traces,
+        "layout": {
+            "height": height,
+            "hovermode": "closest",
+            "xaxis": across(70, 12),
+            "yaxis": {
+                "title": {"text": escape(shorten(y, 36)), "standoff": 8},
+                "zeroline": False,
+                "nticks": 8,
+            },
+        },
+        "narrow": {"xaxis": across(34, 6)},
+        "table": behind,
+    }
+
+
 def copyable(text: str, label: str) -> str:
     """Return text to copy, such as a recipe: with a button for it, and selectable where no script runs."""
     return f'<div class="copy">{scroller(f"<pre>{escape(text)}</pre>", label)}</div>\n'

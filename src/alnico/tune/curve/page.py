@@ -17,6 +17,7 @@ from alnico.analysis.page import (
     format_count,
     number,
     page,
+    scatter_view,
     series,
     shorten,
     table,
@@ -157,7 +158,7 @@ def _lines(curve: Curve, names: Sequence[str]) -> dict[str, Any]:
     ]
     for place, line in enumerate(curve.lines):
         rows.append([line.name, *(estimate_text(of_line(curve, name, place)) for name in names)])
-    return _view(traces, word, curve.metric_of(first), {"columns": columns, "rows": rows})
+    return scatter_view(traces, word, curve.metric_of(first), {"columns": columns, "rows": rows})
 
 
 def _band(x: Sequence[float], estimates: Sequence[Estimate], ground: str) -> dict[str, Any] | None:
@@ -260,7 +261,7 @@ def _surface(curve: Curve, name: str) -> dict[str, Any]:
     rows = [
         [scale_text(b), *(estimate_text(p.on(name)) for p in row)] for b, row in zip(y, points, strict=True)
     ]
-    view = _view(
+    view = scatter_view(
         traces, f"scale of {first}", f"scale of {second}", {"columns": columns, "rows": rows}, height=560
     )
     for key, axis in (("xaxis", x), ("yaxis", y)):
@@ -270,29 +271,6 @@ def _surface(curve: Curve, name: str) -> dict[str, Any]:
             view["narrow"][key] |= {"range": [axis[0] - room, axis[-1] + room]}
     view["narrow"]["height"] = 400
     return view
-
-
-def _view(
-    traces: Sequence[Mapping[str, Any]], x: str, y: str, behind: Mapping[str, Any], *, height: int = 440
-) -> dict[str, Any]:
-    def across(length: int, ticks: int) -> dict[str, Any]:
-        return {"title": {"text": escape(shorten(x, length)), "standoff": 6}, "nticks": ticks}
-
-    return {
-        "data": traces,
-        "layout": {
-            "height": height,
-            "hovermode": "closest",
-            "xaxis": {**across(80, 12), "showgrid": False, "zeroline": False},
-            "yaxis": {
-                "title": {"text": escape(shorten(y, 36)), "standoff": 8},
-                "zeroline": False,
-                "nticks": 8,
-            },
-        },
-        "narrow": {"xaxis": {**across(40, 6), "showgrid": False, "zeroline": False}},
-        "table": behind,
-    }
 
 
 def _barriers(curve: Curve) -> PageSection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -18,6 +18,7 @@ from alnico.analysis.page import (
     number,
     page,
     percent,
+    scatter_view,
     select_box,
     series,
     shorten,
@@ -158,7 +159,7 @@ def _progress(result: SearchResult, complete: Sequence[Trial], index: int) -> di
         )
     rows = [[f"trial {t.number}", t.values[index], so_far] for t, so_far in zip(complete, line, strict=True)]
     shown = {"columns": ["", objective.name, "best so far"], "rows": rows}
-    return _view(traces, "trial", objective.name, 380, shown)
+    return scatter_view(traces, "trial", objective.name, shown, height=380)
 
 
 def _points(
@@ -181,31 +182,6 @@ def _hover(result: SearchResult, trial: Trial) -> str:
 
 def _text(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
-
-
-def _view(
-    traces: Sequence[Mapping[str, Any]], x: str, y: str, height: int, behind: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return a view of points: its axes are named ``x`` and ``y``, ``behind`` is the table of its numbers."""
-
-    def across(length: int, ticks: int) -> dict[str, Any]:
-        return {"title": {"text": escape(shorten(x, length)), "standoff": 6}, "nticks": ticks}
-
-    return {
-        "data": traces,
-        "layout": {
-            "height": height,
-            "hovermode": "closest",
-            "xaxis": {**across(70, 12), "showgrid": False, "zeroline": False},
-            "yaxis": {
-                "title": {"text": escape(shorten(y, 36)), "standoff": 8},
-                "zeroline": False,
-                "nticks": 8,
-            },
-        },
-        "narrow": {"xaxis": across(34, 6)},
-        "table": behind,
-    }
 
 
 def _front(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
@@ -251,7 +227,7 @@ def _pair(result: SearchResult, complete: Sequence[Trial], a: int, b: int) -> di
     columns = ["", result.objectives[a].name, result.objectives[b].name]
     rows = [[f"trial {t.number}", t.values[a], t.values[b]] for t in front]
     shown = {"columns": columns, "rows": rows}
-    return _view(traces, result.objectives[a].name, result.objectives[b].name, 420, shown)
+    return scatter_view(traces, result.objectives[a].name, result.objectives[b].name, shown, height=420)
 
 
 def _importance(result: SearchResult) -> PageSection:
@@ -337,7 +313,7 @@ def _slice(result: SearchResult, complete: Sequence[Trial], name: str, index: in
         )
     rows = [[t.point[name], t.values[index]] for t in complete]
     shown = {"columns": [name, result.objectives[index].name], "rows": rows}
-    return _view(traces, name, result.objectives[index].name, 380, shown)
+    return scatter_view(traces, name, result.objectives[index].name, shown, height=380)
 
 
 def _trials(result: SearchResult, complete: Sequence[Trial]) -> PageSection:
