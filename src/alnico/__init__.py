@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from alnico.verification.verify import Verification as Verification
     from alnico.verification.verify import verify as verify
 
+    open = open_model
     weights = norm_weights
 
 

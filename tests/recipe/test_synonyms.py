@@ -255,6 +255,7 @@ def test_no_synonym_is_the_name_of_a_method_and_each_names_an_option_that_exists
     assert all(f"| `{s.word}` |" in page or f"`{s.word}`" in page for s in SYNONYMS)
 
 
-def test_python_and_the_command_line_have_another_word_for_norm_weights() -> None:
+def test_python_and_the_command_line_have_other_words_for_functions() -> None:
+    assert alnico.open is alnico.open_model
     assert alnico.weights is alnico.norm_weights
     assert "weights" not in alnico.__all__

@@ -45,6 +45,7 @@ SYNONYMS = (
     Synonym("alpha", "option", ("weight",), "the weights [1 - alpha, alpha] of exactly two models, for a method that has no `alpha` itself", "pair"),
     Synonym("weights", "command", ("norm-weights",), "the command `alnico norm-weights`"),
     Synonym("weights", "function", ("norm_weights",), "the function `alnico.norm_weights`"),
+    Synonym("open", "function", ("open_model",), "the function `alnico.open_model`"),
     Synonym("--outdir", "flag", ("out",), "the option of a command for the folder that it writes, mostly `--out`"),
 )  # fmt: skip
 """The one table of them. docs/recipes.md lists it."""
