@@ -284,7 +284,6 @@ def test_the_readme_shows_what_the_demo_prints(
             " ", ""
         )
 
-    assert "compiling kernels (kept for the next run)" in shown
     assert list(map(steady, lines)) == list(map(steady, printed.rstrip("\n").splitlines()))
 
 
