@@ -122,7 +122,7 @@ def forced(backend: Backend) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Choose anew for every kernel, as a new process does. For tests and measurements."""
+    """Choose again for every kernel, as a new process does. For tests and measurements."""
     for cached in (_choice, _record, compile_kernel, build._load_or_compile):
         cached.cache_clear()
 
