@@ -19,7 +19,7 @@ from alnico.analysis.results import (
     TensorScope,
 )
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.output_path import check_writable
+from alnico.checkpoint.output_path import result_folder
 from alnico.errors import ModelError, OutputError
 from alnico.folders import open_new, write_new
 
@@ -58,21 +58,7 @@ def report_folder(out: str | os.PathLike[str], is_half_written: bool = False) ->
     An older analysis in it is replaced, also an incomplete one (``is_half_written``). Errors: OutputError for
     a file of that name, a folder with other files, and a folder that is not writable.
     """
-    folder = Path(out)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(
-                f"{folder}: is a file; expected a folder for the analysis. Choose another name."
-            )
-        if not is_half_written and folder.is_dir() and any(folder.iterdir()) and _older(folder) is None:
-            raise OutputError(
-                f"{folder}: contains files that are not from an analysis. Choose a new folder, or empty it."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder, folder)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}). Choose another folder.") from None
-    return folder
+    return result_folder(out, "an analysis", lambda folder: is_half_written or _older(folder) is not None)
 
 
 def _older(folder: Path) -> list[str] | None:

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -192,6 +192,27 @@ def check_writable(folder: Path, out: Path) -> None:
             "is on a read-only disk" if _is_read_only(folder) else "cannot be written to (Permission denied)"
         )
         raise OutputError(f"{out}: {folder} {reason}. Choose another output.")
+
+
+def result_folder(out: str | os.PathLike[str], what: str, is_ours: Callable[[Path], bool]) -> Path:
+    """Create the folder for the files of ``what``, such as ``an analysis``, or reuse one that ``is_ours``.
+
+    Errors: OutputError for a file of that name, a folder with other files, and one that cannot be written.
+    """
+    folder = Path(out)
+    try:
+        if folder.exists() and not folder.is_dir():
+            kind = what.partition(" ")[2]
+            raise OutputError(f"{folder}: is a file; expected a folder for the {kind}. Choose another name.")
+        if folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
+            raise OutputError(
+                f"{folder}: contains files that are not from {what}. Choose a new folder, or empty it."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder, folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be created ({error.strerror}). Choose another folder.") from None
+    return folder
 
 
 class _output_errors:

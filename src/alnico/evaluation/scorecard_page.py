@@ -20,7 +20,7 @@ from alnico.analysis.page import (
 )
 from alnico.analysis.score_section import gain_cell, kept_words, score_section
 from alnico.analysis.scores import Estimate
-from alnico.checkpoint.output_path import check_writable
+from alnico.checkpoint.output_path import result_folder
 from alnico.checkpoint.overwrite import is_evaluation
 from alnico.errors import OutputError
 from alnico.evaluation.scorecard import Scorecard
@@ -36,21 +36,7 @@ def scorecard_folder(out: str | os.PathLike[str]) -> Path:
 
     Errors: OutputError.
     """
-    folder = Path(out)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(
-                f"{folder}: is a file; expected a folder for the evaluation. Choose another name."
-            )
-        if folder.is_dir() and any(folder.iterdir()) and not is_evaluation(folder / DATA):
-            raise OutputError(
-                f"{folder}: contains files that are not from an evaluation. Choose a new folder, or empty it."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder, folder)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}). Choose another folder.") from None
-    return folder
+    return result_folder(out, "an evaluation", lambda folder: is_evaluation(folder / DATA))
 
 
 def write_scorecard(card: Scorecard, folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from alnico.analysis.page import has_report
 from alnico.analysis.scores import Estimate
-from alnico.checkpoint.output_path import check_writable
+from alnico.checkpoint.output_path import result_folder
 from alnico.checkpoint.overwrite import CURVE, is_curve
 from alnico.errors import OutputError, visible
 from alnico.folders import open_new, write_new
@@ -23,19 +23,7 @@ POINTS, DATA, TABLE, BEST, PICTURE, PAGE = CURVE
 
 def curve_folder(out: str | os.PathLike[str]) -> Path:
     """Create the folder of a curve, or reuse it. Errors: OutputError for a folder with other files."""
-    folder = Path(out)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder}: is a file; expected a folder for the curve. Choose another name.")
-        if folder.is_dir() and any(folder.iterdir()) and not is_curve(folder):
-            raise OutputError(
-                f"{folder}: contains files that are not from a curve. Choose a new folder, or empty it."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder, folder)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}). Choose another folder.") from None
-    return folder
+    return result_folder(out, "a curve", is_curve)
 
 
 def write_curve(curve: Curve, folder: Path, *, is_on_disk: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.page import has_report
-from alnico.checkpoint.output_path import check_writable
+from alnico.checkpoint.output_path import result_folder
 from alnico.checkpoint.overwrite import is_search
 from alnico.errors import OutputError, visible
 from alnico.folders import open_new, write_new
@@ -29,23 +29,11 @@ OLDER = re.compile(r"best(-\d+)?\.yml")
 
 def search_folder(out: str | os.PathLike[str]) -> Path:
     """Create the folder of a search, or reuse it. Errors: OutputError for a folder with other files."""
-    folder = Path(out)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder}: is a file; expected a folder for the search. Choose another name.")
-        if folder.is_dir() and any(folder.iterdir()) and not is_search(folder):
-            raise OutputError(
-                f"{folder}: contains files that are not from a search. Choose a new folder, or empty it."
-            )
-        if (folder / STUDY).is_symlink():  # SQLite would follow it
-            raise OutputError(
-                f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or "
-                "remove it."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder, folder)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}). Choose another folder.") from None
+    folder = result_folder(out, "a search", is_search)
+    if (folder / STUDY).is_symlink():  # SQLite would follow it
+        raise OutputError(
+            f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or remove it."
+        )
     return folder
 
 
