@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--examples", type=int, default=1536, help="training examples of a task (default: 1536)"
     )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the specialists' training (default: 0)")
     parser.add_argument(
         "--ways",
         help="names of rows, with commas between them: only these, and the row that others are compared with",
@@ -57,7 +58,7 @@ def main() -> None:
     logging.disable_progress_bar()
     tasks = asked.tasks.split(",") if asked.tasks else list(CORPORA)
     names = asked.ways.split(",") if asked.ways else [way.name for way in WAYS if way.is_core or asked.full]
-    with Bench(asked.work.resolve(), tasks, Training(examples=asked.examples)) as bench:
+    with Bench(asked.work.resolve(), tasks, Training(examples=asked.examples, seed=asked.seed)) as bench:
         bench.prepare()
         results = measure(
             bench,
