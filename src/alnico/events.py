@@ -66,6 +66,14 @@ class Advanced:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """The method has something to say about a tensor: ``text`` is a clause."""
+
+    tensor: str
+    text: str
+
+
+@dataclass(frozen=True)
 class TensorDone:
     """One output tensor is finished."""
 
@@ -142,7 +150,7 @@ class PointScored:
 
 Event = Union[
     Fetching, Fetched, Started, Compiling, Measuring, Reading, Advanced, TensorDone, Finished,
-    Counted, Scored, SoupTried, TrialDone, Learned, ScaleTried, PointScored,
+    Counted, Scored, SoupTried, TrialDone, Learned, ScaleTried, PointScored, Noted,
 ]  # fmt: skip
 
 Watcher = Callable[[Event], None]

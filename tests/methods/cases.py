@@ -79,6 +79,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"gram": STATISTICS, "weight": POSITIVE, "alpha": 1.0, "ridge": 1e-3},
         {"gram": STATISTICS, "weight": POSITIVE, "alpha": 0.3, "normalize": True},
     ],
+    "tsv": [
+        {},
+        {"calibrate": "none", "weight": PER_MODEL, "scale": 1.3},
+        {"rank": 0.4, "least": 0.1, "weight": PER_MODEL, "others": "sum", "others_scale": 0.5},
+    ],
     "ramplus_tl": [{}, {"epsilon": 0.15, "r": 0.4, "alpha": 3.0}],
 }
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from alnico.checkpoint.adapter_changes import is_transposed_linear
 from alnico.checkpoint.source import Source
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import blocks
 from alnico.engine.mix import NOTHING, refuse_output, refuse_tensor
+from alnico.errors import NonFiniteError
 from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import CODES
 from alnico.kernels.mix_kernel import MixKernel
 from alnico.methods.base import combine
+from alnico.numerics.decompositions import leading_vectors
 from alnico.numerics.digest import PieceHasher, TensorDigest
 from alnico.numerics.dtypes import decode
+from alnico.numerics.low_rank import Decomposed
 from alnico.plan.job import Input, Job
 
 ROUNDING = combine((1.0,))
@@ -26,9 +31,17 @@ def rounding_kernel() -> MixKernel:
     return MixKernel(ROUNDING.mix, 1, False, ("numbers",), "float64")
 
 
+class MatrixStore(Protocol):
+    """Keeps what methods compute from matrices, for later merges of the same tensors. Safe for threads."""
+
+    def get(self, key: Hashable) -> tuple[np.ndarray, ...] | None: ...
+
+    def put(self, key: Hashable, arrays: tuple[np.ndarray, ...]) -> None: ...
+
+
 class JobMatrices:
     """The matrices of one job, read when its method requests them. With ``digests``, one per tensor, each
-    tensor is hashed at its first read."""
+    tensor is hashed once. ``store`` keeps what can serve later merges; ``note`` receives what the method has to say."""
 
     def __init__(
         self,
@@ -38,9 +51,17 @@ class JobMatrices:
         arena: Arena,
         block_elements: int,
         check: Callable[[], None],
+        *,
+        store: MatrixStore | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.job = job
         self.models = len(job.inputs)
+        self.is_transposed = is_transposed_linear(job.inputs[0].name, sources[job.inputs[0].model].config)
+        self.note = note
+        self._count, self._rows, self._columns = job.stack
+        self.shape = self._rows, self._columns
+        self._matrix = 0
         self._sources = sources
         self._digests: dict[Input, list[TensorDigest]] = {}
         for tensor, digest in zip(job.read, digests, strict=False):
@@ -48,48 +69,138 @@ class JobMatrices:
         self._arena = arena
         self._block = block_elements
         self._check = check
+        self._store = store
 
     def value(self, model: int) -> np.ndarray:
-        matrix = self._read(self.job.inputs[model])
+        matrix = self._read_matrix(self.job.inputs[model])
         if self.job.base is not None:
-            matrix -= self._read(self.job.base)
+            self._read_matrix(self.job.base, subtract_from=matrix)
+            if not np.isfinite(matrix).all():
+                raise NonFiniteError(
+                    f"{self.job.name}: the difference of {self._sources[self.job.inputs[model].model].label} and the base is beyond "
+                    "float64; expected a finite difference. Divide the tensor by a number in all models, or leave it out with a filter."
+                )
         return matrix
 
     def side(self, kind: str, model: int) -> np.ndarray:
         assert self.job.matrix is not None
-        return self._read(self.job.sides[self.job.matrix.sides.index(kind) * self.models + model])
+        side = self.job.sides[self.job.matrix.sides.index(kind) * self.models + model]
+        shape = self._sources[side.model].tensors[side.name].shape
+        return self._read(side).reshape(shape)
+
+    def leading(self, model: int, count: int) -> Decomposed:
+        def decompose() -> tuple[np.ndarray, ...]:
+            found = leading_vectors(self.value(model), count)
+            return found.left, found.values, found.right
+
+        left, values, right = self.kept(("singular vectors", count), (model,), decompose)
+        return Decomposed(left, values, right)
+
+    def kept(
+        self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]
+    ) -> tuple[np.ndarray, ...]:
+        if self._store is None:
+            return make()
+        job = self.job
+        read = [*(job.inputs[i] for i in models), *([job.base] if job.base is not None else [])]
+        # The key holds the source itself, so that no other object gets its identity.
+        key = (
+            name,
+            job.base is None,
+            tuple((self._sources[t.model], t.name) for t in read),
+            job.stack,
+            self._matrix,
+        )
+        arrays = self._store.get(key)
+        if arrays is None:
+            arrays = make()
+            self._store.put(key, arrays)
+        return arrays
 
     def make(self, write: Callable[[int, memoryview], None]) -> None:
-        """Compute the matrix and pass its bytes to ``write``, in order, with their offsets. Errors:
+        """Compute the tensor and pass its bytes to ``write``, in order, with their offsets. Errors:
         NonFiniteError; those of the method."""
         job = self.job
         assert job.matrix is not None
-        if job.matrix.fixes_equal_inputs and self._are_equal():
-            result = self._read(job.inputs[0])
-        else:
-            result = job.matrix.make(self, *job.matrix.arguments)
-            if job.base is not None:
-                base = self._read(job.base)
-                result = np.where(result == 0, base, base + result)
+        are_equal = job.matrix.fixes_equal_inputs and self._are_equal()
+        for matrix in range(self._count):
+            self._matrix = matrix
+            if are_equal:
+                self._write(self._read_matrix(job.inputs[0]), write, of_model=True)
+            else:
+                self._write(job.matrix.make(self, *job.matrix.arguments), write)
         for tensor in list(self._digests):
             self._read(tensor, only_hash=True)
-        self._write(result, write)
 
-    def _write(self, result: np.ndarray, write: Callable[[int, memoryview], None]) -> None:
+    def parts(self) -> list[np.ndarray]:
+        """Return each model's part of the result, in the shape of the tensor, in float64. Errors: as :meth:`make`."""
+        job = self.job
+        assert job.matrix is not None
+        assert job.matrix.parts is not None
+        parts = [np.empty((self._count, self._rows, self._columns)) for _ in range(self.models)]
+        for matrix in range(self._count):
+            self._matrix = matrix
+            for part, made in zip(parts, job.matrix.parts(self, *job.matrix.arguments), strict=True):
+                part[matrix] = made
+        return [part.reshape(job.shape) for part in parts]
+
+    def _write(
+        self, result: np.ndarray, write: Callable[[int, memoryview], None], of_model: bool = False
+    ) -> None:
+        """Add the base, round, and pass the bytes on. ``of_model``: the result is a model's matrix."""
         job, kernel, width = self.job, kernel_for(rounding_kernel()), self.job.width
         codes, factor = np.array([CODES["F64"]], np.int64), np.ones(1)
-        rows = max(self._block // job.row, 1)
-        for first in range(0, job.shape[0], rows):
+        rows = max(self._block // max(self._columns, 1), 1)
+        before = self._matrix * self._rows * self._columns
+        for first in range(0, self._rows, rows):
             self._check()
             part = np.ascontiguousarray(result[first : first + rows], np.float64).reshape(-1)
+            start = before + first * self._columns
+            if job.base is not None and not of_model:
+                base = self._elements(job.base, start, start + part.size)
+                part = np.where(part == 0, base, base + part)
             out = np.empty(part.size * width, np.uint8)
-            start = first * job.row
             bad = kernel(
                 (part.view(np.uint8),), codes, NOTHING, 0, out, CODES[job.dtype], start, True, factor
             )
             if bad >= 0:
                 refuse_output(job, start, out)
             write(start * width, memoryview(out))
+
+    def _read_matrix(self, tensor: Input, subtract_from: np.ndarray | None = None) -> np.ndarray:
+        """Read one matrix of a tensor as float64, or subtract it from another. Errors: NonFiniteError."""
+        size = self._rows * self._columns
+        first = self._matrix * size
+        matrix = np.empty((self._rows, self._columns)) if subtract_from is None else subtract_from
+        flat = matrix.reshape(-1)
+        hasher = self._hasher(tensor) if self._count == 1 else None
+        for start, stop in blocks((0, size), self._block):
+            self._check()
+            values = self._elements(tensor, first + start, first + stop, hasher)
+            if subtract_from is None:
+                flat[start:stop] = values
+            else:
+                flat[start:stop] -= values
+        if hasher is not None:
+            hasher.finish()
+        return matrix
+
+    def _elements(self, tensor: Input, start: int, stop: int, hasher: _Hashers | None = None) -> np.ndarray:
+        """Read elements of a tensor in float64. Errors: NonFiniteError."""
+        source = self._sources[tensor.model]
+        (raw,) = self._arena.views([(stop - start) * tensor.width])
+        source.read_into(tensor.name, start * tensor.width, memoryview(raw))
+        if hasher is not None:
+            hasher.update(memoryview(raw))
+        decoded: np.ndarray = decode(raw, tensor.dtype).astype(np.float64, copy=False)
+        if not np.isfinite(decoded).all():
+            refuse_tensor(tensor, source.label, source.tensors[tensor.name].shape, start, raw)
+        return decoded
+
+    def _hasher(self, tensor: Input) -> _Hashers | None:
+        """Return what hashes a tensor that is read whole for the first time."""
+        digests = self._digests.pop(tensor, [])
+        return _Hashers(digests) if digests else None
 
     def _are_equal(self) -> bool:
         """Do all models have the same bytes? If not, most differ in the first block."""
@@ -109,28 +220,31 @@ class JobMatrices:
         return True
 
     def _read(self, tensor: Input, only_hash: bool = False) -> np.ndarray:
-        """Read a tensor as float64, in its shape. Errors: NonFiniteError."""
-        source = self._sources[tensor.model]
-        shape = source.tensors[tensor.name].shape
-        width = tensor.width
-        elements = tensor.byte_size // width
+        """Read a tensor as float64, flat. Errors: NonFiniteError."""
+        elements = tensor.byte_size // tensor.width
         values = np.empty(0 if only_hash else elements)
-        digests = self._digests.pop(tensor, [])
-        hasher = PieceHasher(digests[0], 0) if digests else None
+        hasher = self._hasher(tensor)
         for start, stop in blocks((0, elements), self._block):
             self._check()
-            (raw,) = self._arena.views([(stop - start) * width])
-            source.read_into(tensor.name, start * width, memoryview(raw))
-            if hasher is not None:
-                hasher.update(memoryview(raw))
-            if only_hash:
-                continue
-            decoded = decode(raw, tensor.dtype)
-            if not np.isfinite(decoded).all():
-                refuse_tensor(tensor, source.label, shape, start, raw)
-            values[start:stop] = decoded
+            decoded = self._elements(tensor, start, stop, hasher)
+            if not only_hash:
+                values[start:stop] = decoded
         if hasher is not None:
             hasher.finish()
-        for same in digests[1:]:
-            same.pieces = digests[0].pieces
-        return values if only_hash else values.reshape(shape)
+        return values
+
+
+class _Hashers:
+    """Hashes a tensor for all of its digests at once: one tensor can be several inputs."""
+
+    def __init__(self, digests: list[TensorDigest]) -> None:
+        self._digests = digests
+        self._first = PieceHasher(digests[0], 0)
+
+    def update(self, data: memoryview) -> None:
+        self._first.update(data)
+
+    def finish(self) -> None:
+        self._first.finish()
+        for same in self._digests[1:]:
+            same.pieces = self._digests[0].pieces

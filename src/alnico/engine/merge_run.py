@@ -16,7 +16,7 @@ from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.fact_cache import CachedFacts, FactCache
 from alnico.engine.kernel_arguments import KernelContext
-from alnico.engine.matrix import JobMatrices, rounding_kernel
+from alnico.engine.matrix import JobMatrices, MatrixStore, rounding_kernel
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
 from alnico.errors import (
     AlnicoError,
@@ -25,7 +25,7 @@ from alnico.errors import (
     RunError,
     visible,
 )
-from alnico.events import Advanced, Compiling, Measuring, Started, TensorDone, Watcher
+from alnico.events import Advanced, Compiling, Measuring, Noted, Started, TensorDone, Watcher
 from alnico.kernels.choice import kernel_for
 from alnico.kernels.facts import MeasuredFact
 from alnico.numerics.blas import one_blas_thread
@@ -97,6 +97,7 @@ class MergeRun:
 
     Tensors and facts in ``state`` are done already. Facts in ``cache`` are not measured again. ``spans``
     chooses the chunks of a tensor that are made; if they are not all, ``recorder`` must not want digests.
+    ``matrices`` keeps what methods compute from whole matrices.
     """
 
     def __init__(
@@ -108,11 +109,15 @@ class MergeRun:
         watch: Watcher | None,
         cache: FactCache | None = None,
         spans: Callable[[Job], list[Span]] = chunks,
+        matrices: MatrixStore | None = None,
     ) -> None:
         self.plan = plan
         self.output = output
         self.recorder = recorder
         self.cache = cache
+        self.matrices = matrices
+        self.notes: list[tuple[str, str]] = []
+        """What methods said about tensors: the name, and a clause."""
         self._spans = spans
         self._hasher = PieceHasher if recorder.wants_digests else Unhashed
         self.records = {r.tensor: r for r in state.records}
@@ -337,9 +342,22 @@ class MergeRun:
             self.output.write(job.name, offset, data)
             self._crew.report(Advanced(job.name, len(data)))
 
-        sources, block = self.plan.sources, self.plan.memory.block_elements
+        def note(text: str) -> None:
+            with self._crew.lock:
+                self.notes.append((job.name, text))
+            self._crew.report(Noted(job.name, text))
+
         digests = state.inputs if self.recorder.wants_digests else []
-        JobMatrices(job, sources, digests, self._arena, block, self._crew.check).make(write)
+        JobMatrices(
+            job,
+            self.plan.sources,
+            digests,
+            self._arena,
+            self.plan.memory.block_elements,
+            self._crew.check,
+            store=self.matrices,
+            note=note,
+        ).make(write)
         hasher.finish()
         self._chunk_done(state)
 

@@ -22,7 +22,7 @@ import inspect
 import math
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Protocol, TypeVar, get_args, get_origin, get_type_hints
@@ -46,6 +46,7 @@ from alnico.kernels.scalar_source import check_pure
 from alnico.kernels.template import Real
 from alnico.methods.shared.other_words import METHOD_SYNONYMS
 from alnico.notebook import ResultTable, names_text, never_fails, result_html, result_line
+from alnico.numerics.low_rank import Decomposed
 from alnico.numerics.numbers import quote_value
 
 T = TypeVar("T")
@@ -260,8 +261,8 @@ class Merge:
         return any(isinstance(a, Bernoulli) and bool(a.spread) for a in arguments)
 
 
-class Matrices(Protocol):
-    """The matrices of one output tensor, each read again, as a new float64 array, on every call."""
+class MatrixReader(Protocol):
+    """Reads the matrices of one output tensor, again, as new float64 arrays, on every call."""
 
     models: int
 
@@ -274,25 +275,59 @@ class Matrices(Protocol):
         ...
 
 
+class Matrices(MatrixReader, Protocol):
+    """The matrices of one output tensor, and what is known of them."""
+
+    shape: tuple[int, int]
+    """Rows and columns of each matrix."""
+    is_transposed: bool
+    """Whether the matrix is stored (inputs, outputs), as in GPT-2; else it is (outputs, inputs)."""
+
+    def leading(self, model: int, count: int) -> Decomposed:
+        """The leading singular vectors of :meth:`value`, at most ``count``, kept for later merges."""
+        ...
+
+    def kept(
+        self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]
+    ) -> tuple[np.ndarray, ...]:
+        """Return what ``make`` computes from the matrices of ``models``, in their order, and nothing else.
+
+        It is kept under ``name`` for later merges of the same matrices, such as other trials of a search. Nobody may change
+        the arrays.
+        """
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something about this matrix to the user: a clause without a name and a full stop."""
+        ...
+
+
 @dataclass(frozen=True)
 class MatrixMethod:
     """How to compute one output matrix, with the options bound, from whole matrices.
 
     ``make(matrices, *arguments)`` returns (rows, columns) float64; in delta space the matrix added to the
-    base. It runs in one thread, and BLAS too. ``arguments`` are numbers, numbers per model, and entries of
+    base. It runs in one thread, and BLAS too. ``arguments`` are numbers, choices, numbers per model, and entries of
     statistics; ``sides`` are the kinds of statistics that it reads, each of which must have the tensor.
     ``numbers(rows, columns, models, *arguments)`` is the most float64 numbers it holds at once, including
-    those it has read and its result. ``fixes_equal_inputs`` declares that equal matrices in all models give
+    those it has read and its result; ``operations`` of the same arguments is its number of floating-point operations,
+    to foretell the time. ``fixes_equal_inputs`` declares that equal matrices in all models give
     that matrix, and its bits are kept. ``otherwise`` merges tensors that are not matrices, or that the
-    statistics lack.
+    statistics lack. ``takes_tables``: tables of embeddings and token heads are matrices, too. ``takes_stacks``: so are
+    convolution kernels, as (outputs, inputs x kernel), and stacks of matrices, one by one.
+    ``parts(matrices, *arguments)``, if the result is a sum over models, returns each model's part of it.
     """
 
     make: Callable[..., np.ndarray]
     numbers: Callable[..., int]
     otherwise: Merge
-    arguments: tuple[Argument, ...] = ()
+    arguments: tuple[Any, ...] = ()
     sides: tuple[str, ...] = ()
     fixes_equal_inputs: bool = False
+    operations: Callable[..., float] | None = None
+    takes_tables: bool = True
+    takes_stacks: bool = False
+    parts: Callable[..., list[np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)
@@ -581,6 +616,7 @@ __all__ = [
     "KeptShare",
     "Matrices",
     "MatrixMethod",
+    "MatrixReader",
     "Merge",
     "Method",
     "Option",

@@ -7,8 +7,8 @@ import numpy as np
 from alnico.errors import MethodError
 from alnico.methods.base import (
     Between,
-    Matrices,
     MatrixMethod,
+    MatrixReader,
     PerModel,
     Recorded,
     Statistics,
@@ -84,7 +84,7 @@ def regmean(
 
 
 def solve(
-    matrices: Matrices,
+    matrices: MatrixReader,
     weight: tuple[float, ...],
     rows: tuple[float, ...],
     is_transposed: tuple[float, ...],

@@ -22,6 +22,9 @@ from alnico.recipe.schema import NormWeight, Recipe
 
 JobKind = Literal["mix", "matrix", "copy", "equal"]
 
+LEAST_MATRIX = 32
+"""The least last dimension of a stack of matrices; kernels of convolutions are smaller."""
+
 
 @dataclass(frozen=True)
 class Input:
@@ -72,6 +75,17 @@ class Job:
     def is_computed(self) -> bool:
         """Is the tensor computed? The others are copied."""
         return self.kind in ("mix", "matrix")
+
+    @property
+    def stack(self) -> tuple[int, int, int]:
+        """The matrices of a ``matrix`` job: their number, rows and columns.
+
+        A tensor of more dimensions is a stack of matrices if its last one is at least :data:`LEAST_MATRIX`, else a
+        convolution kernel (outputs, inputs, ...), which is one matrix (outputs, inputs x kernel).
+        """
+        if len(self.shape) == 3 and self.shape[2] >= LEAST_MATRIX:
+            return self.shape
+        return 1, self.shape[0], self.elements // max(self.shape[0], 1)
 
     @property
     def recorded_kind(self) -> str:

@@ -77,7 +77,7 @@ def _whole_bytes(job: Job) -> int:
     """Return the bytes to merge a whole matrix: float64 numbers and the work space of BLAS."""
     if job.matrix is None:
         return 0
-    rows, columns = job.shape
+    _, rows, columns = job.stack
     return 8 * job.matrix.numbers(rows, columns, len(job.inputs), *job.matrix.arguments) + BLAS_BYTES
 
 

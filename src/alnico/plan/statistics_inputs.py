@@ -14,10 +14,12 @@ from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.statistics import StatisticsEntry, StatisticsSource, open_statistics
 from alnico.errors import MismatchError
-from alnico.kernels.facts import Argument, Recorded, Side
+from alnico.kernels.facts import Recorded, Side
 from alnico.methods.base import MatrixMethod, Merge
+from alnico.plan.families import OTHER_TABLES, is_lookup
 from alnico.plan.job import Input
 from alnico.plan.sections import ModelPart, TensorMethod
+from alnico.vocabulary.tables import is_head
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class StatisticsInputs:
         Errors: ModelError, MismatchError if they do not fit it.
         """
         shape = self.sources[chosen.parts[0].model].tensors[chosen.parts[0].names[name]].shape
-        if isinstance(merge, MatrixMethod) and (len(shape) != 2 or 0 in shape):
-            return BoundMethod(merge.otherwise, why="not a matrix")
+        if isinstance(merge, MatrixMethod) and (why := why_no_matrix(name, shape, merge)):
+            return BoundMethod(merge.otherwise, why=why)
         if not (kinds := chosen.method.statistics):
             return BoundMethod(merge)
         by_kind = {kind: [self._find(name, part, kind, path) for part, path in zip(chosen.parts, options[kind], strict=True)]
@@ -188,7 +190,30 @@ class StatisticsInputs:
         return inputs, inputs
 
 
-def _recorded_numbers(argument: Argument, by_kind: Mapping[str, Sequence[_SideTensor]]) -> Argument:
+def why_no_matrix(name: str, shape: tuple[int, ...], method: MatrixMethod) -> str:
+    """Return why a method does not take a tensor as a matrix, or as matrices; "" if it does.
+
+    >>> from alnico.methods import find
+    >>> tsv = find("tsv").bind({}, 2)
+    >>> shapes = {"a.weight": (4, 8), "lm_head.weight": (9, 4), "conv.weight": (8, 4, 3, 3), "experts.up_proj": (4, 64, 64), "b": (8, 1, 3)}
+    >>> [why_no_matrix(name, shape, tsv) for name, shape in shapes.items()]
+    ['', 'a table of tokens or positions', '', '', 'not a matrix']
+    """
+    if len(shape) < 2 or 0 in shape or (len(shape) > 2 and not method.takes_stacks):
+        return "not a matrix"
+    if method.takes_stacks and (shape[1] == 1 if len(shape) > 2 else min(shape) == 1):
+        return "not a matrix"  # a depthwise kernel, or a vector
+    if len(shape) > 2 and shape[0] == 1:
+        return "not a matrix"  # such as the table of positions of a vision transformer
+    in_a_layer = any(word.isdigit() for word in name.split(".")[:-2])  # where "proj_out" is no head
+    if not method.takes_tables and (
+        is_lookup(name) or name.endswith(OTHER_TABLES) or (is_head(name) and not in_a_layer)
+    ):
+        return "a table of tokens or positions"
+    return ""
+
+
+def _recorded_numbers(argument: Any, by_kind: Mapping[str, Sequence[_SideTensor]]) -> Any:
     """Replace an argument recorded in statistics by its numbers, one per model."""
     if not isinstance(argument, Recorded):
         return argument

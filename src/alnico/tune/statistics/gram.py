@@ -281,7 +281,7 @@ class LayerGram:
 
 
 class _MatricesInMemory:
-    """Implements :class:`alnico.methods.base.Matrices` for matrices in memory."""
+    """Implements :class:`alnico.methods.base.MatrixReader` for matrices in memory."""
 
     def __init__(self, values: Sequence[np.ndarray], grams: Sequence[np.ndarray]) -> None:
         self.models = len(values)

@@ -1,0 +1,149 @@
+"""Orthogonalises the singular vectors of several task vectors, and scales their sum by projection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from alnico.methods.base import Matrices
+from alnico.numerics.decompositions import polar_factor
+from alnico.numerics.low_rank import Decomposed
+
+Calibrate = Literal["projection", "none"]
+"""The factor on a merged matrix: :func:`projection_scale`, or 1."""
+
+MOST_SCALE = 100.0
+"""A larger projection scale means that the task vectors cancel each other."""
+
+NEAR_DUPLICATE = 0.95
+"""Cosine of two task vectors from which they count as one model twice."""
+
+
+def rank_of_each(share: float, rows: int, columns: int, models: int) -> int:
+    """Return how many singular vectors each of several models keeps: ``share`` of ``min(rows, columns) / models``, at least 1.
+
+    >>> rank_of_each(1.0, 100, 40, 3), rank_of_each(0.25, 100, 40, 3), rank_of_each(1.0, 2, 2, 5)
+    (13, 3, 1)
+    """
+    return max(int(share * min(rows, columns) / models), 1)
+
+
+@dataclass(frozen=True)
+class OrthogonalVectors:
+    """Singular vectors of several matrices, made orthogonal to each other: the sum is ``left * values @ right``.
+
+    ``owner`` is the position of the matrix that each pair of vectors comes from.
+    """
+
+    left: np.ndarray
+    values: np.ndarray
+    right: np.ndarray
+    owner: np.ndarray
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self.left, self.values, self.right, self.owner
+
+    def sum(self, weights: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Add up the parts of all matrices, each times its weight."""
+        total: np.ndarray = (self.left * (self.values * np.asarray(weights)[self.owner])) @ self.right
+        return total
+
+    def part(self, position: int) -> np.ndarray:
+        """Return the part of one matrix."""
+        own = self.owner == position
+        part: np.ndarray = (self.left[:, own] * self.values[own]) @ self.right[own]
+        return part
+
+
+def orthogonalize(factors: Sequence[Decomposed], least: float) -> OrthogonalVectors:
+    """Replace the stacked left and right singular vectors by their polar factors.
+
+    ``U = polar[U_1 ... U_N]``, ``V = polar[V_1 ... V_N]``. Directions whose singular value in a stack is at most ``least``
+    are left out.
+    """
+    return OrthogonalVectors(
+        polar_factor(np.concatenate([f.left for f in factors], 1), least=least),
+        np.concatenate([f.values for f in factors]),
+        polar_factor(np.concatenate([f.right for f in factors], 0), least=least),
+        np.repeat(np.arange(len(factors)), [f.rank for f in factors]),
+    )
+
+
+def projection_scale(merged: np.ndarray, matrices: Iterable[np.ndarray]) -> tuple[float, bool]:
+    """Return ``c = sum_i |D_i|^2 / sum_i <X, D_i>`` for a merged matrix X, and whether it could be computed.
+
+    Times c, the merge has the same inner products with the D_i, in sum, as they have with themselves: it takes back
+    what orthogonalising and cutting took. c is 1 where the sum in the denominator is not clearly positive, as for
+    matrices that cancel each other.
+
+    >>> projection_scale(np.float64([[1]]), [np.float64([[2]])]), projection_scale(np.float64([[0]]), [np.float64([[2]])])
+    ((2.0, True), (1.0, False))
+    """
+    squares = products = 0.0
+    unit = float(np.abs(merged).max(initial=0.0))
+    unit = 1.0 if 1e-100 < unit < 1e100 or not unit else 2.0 ** math.frexp(unit)[1]
+    scaled = merged if unit == 1 else merged / unit
+    for matrix in matrices:
+        values = matrix if unit == 1 else matrix / unit
+        squares += float(np.vdot(values, values))
+        products += float(np.vdot(scaled, values))
+    if not squares or not products * MOST_SCALE > squares:
+        return 1.0, not squares
+    return squares / products, True
+
+
+def distinct_factors(
+    matrices: Matrices, models: Sequence[int], rank: float
+) -> tuple[list[Decomposed], np.ndarray]:
+    """Return the leading singular vectors of the models' matrices, and the position among them of each model's.
+
+    Exact copies share one entry, as if they were one model, which is said; near duplicates are said, too. A matrix of zeros
+    has an entry of rank 0.
+    """
+    count = rank_of_each(rank, *matrices.shape, len(models))
+    factors = [matrices.leading(i, count) for i in models]
+    place = np.arange(len(models))
+    for i in range(len(models)):
+        for j in range(i):
+            if factors[i].rank and _are_equal(factors[i], factors[j]):
+                place[i] = place[j]
+                matrices.note(
+                    f"models {models[j] + 1} and {models[i] + 1} change it equally; they count as one model"
+                )
+                break
+    distinct, place = np.unique(place, return_inverse=True)
+    if len(distinct) < len(models):
+        count = rank_of_each(rank, *matrices.shape, len(distinct))
+        factors = [matrices.leading(models[i], count) for i in distinct]
+    _note_near_duplicates(matrices, [models[i] for i in distinct], factors)
+    return factors, place
+
+
+def _are_equal(one: Decomposed, other: Decomposed) -> bool:
+    return all(
+        np.array_equal(a, b)
+        for a, b in ((one.values, other.values), (one.left, other.left), (one.right, other.right))
+    )
+
+
+def _note_near_duplicates(matrices: Matrices, models: Sequence[int], factors: Sequence[Decomposed]) -> None:
+    """Tell the user of task vectors that are nearly equal, by the singular vectors that are kept of them."""
+    lengths = [
+        float(f.values[0] * np.linalg.norm(f.values / f.values[0])) if f.rank else 0.0 for f in factors
+    ]
+    for i, j in combinations(range(len(factors)), 2):
+        one, other = factors[i], factors[j]
+        if not lengths[i] or not lengths[j]:
+            continue
+        across = (one.left.T @ other.left) * (other.values / lengths[j]) @ (other.right @ one.right.T)
+        cosine = float(one.values / lengths[i] @ across.diagonal())
+        if cosine > NEAR_DUPLICATE:
+            matrices.note(
+                f"models {models[i] + 1} and {models[j] + 1} change it almost equally (cosine {cosine:.2f}); "
+                "each counts, as if they were two tasks"
+            )

@@ -1,0 +1,114 @@
+"""Decomposes whole matrices: leading singular vectors, polar factors, numerical ranks. For numpy and torch.
+
+Singular vectors come from eigenvectors of the smaller product, ``M^T M`` or ``M M^T``, in the dtype of the matrix, which
+should be float64. A product resolves singular values down to the root of the rounding, 1e-8 of the largest. Directions
+at or below ``least`` of the largest count as null. Null directions are left out everywhere and never filled: their
+singular vectors are arbitrary.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from alnico.numerics.low_rank import Decomposed
+
+LEAST = 1e-6
+"""Singular values up to this share of the largest are null. Products of float64 matrices resolve 1e-8; a difference of
+float32 weights has rounding at about 1e-7 of the weights."""
+
+SMALL = 64
+"""Up to this smaller side a full SVD takes no longer than the product and its eigenvectors."""
+
+UNEVEN = 1e-3
+"""Below this ratio of the smallest to the largest singular value, vectors from a product are refined: they are
+orthogonal only to rounding divided by the square of the ratio."""
+
+
+MOST = 1e100
+"""Matrices with larger entries are scaled before their product is taken, and those without entries above 1/MOST."""
+
+
+def library_of(array: Any) -> Any:
+    """Return the library of an array: numpy, or torch."""
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def leading_vectors(matrix: Any, count: int, *, least: float = LEAST) -> Decomposed:
+    """Return the leading ``count`` singular values and vectors of a matrix; fewer if its numerical rank is lower.
+
+    ``M = U S V^T``. With the eigenvectors V of ``M^T M`` (for a wide matrix, U of ``M M^T``) the other side is ``M V / S``.
+    Singular values up to ``least`` times the largest count as 0.
+
+    Shapes: (m, n) in; left (m, k), values (k,), right (k, n) with k at most ``count``.
+    Memory: the product, its eigenvectors and LAPACK's work space, 5 min(m, n)^2; the result.
+    Edge cases: a matrix of zeros, or with a side of 0, has rank 0. The signs of a pair of vectors are those of LAPACK.
+
+    >>> import numpy as np
+    >>> leading_vectors(np.diag([3.0, 2.0, 0.0]), 3).values
+    array([3., 2.])
+    """
+    linear = library_of(matrix).linalg
+    rows, columns = matrix.shape
+    count = min(count, rows, columns)
+    if rows < columns:
+        turned = leading_vectors(matrix.T, count, least=least)
+        return turned.turned()
+    if count < 1:
+        return Decomposed(matrix[:, :0], matrix[0, :0] if rows else matrix.reshape(-1)[:0], matrix[:0])
+    if columns <= SMALL:
+        left, values, right = linear.svd(matrix, full_matrices=False)
+    else:
+        largest = float(abs(matrix).max())
+        if largest > MOST or 0 < largest < 1 / MOST:
+            unit = 2.0 ** math.frexp(largest)[1]  # so that the product is within float64
+            found = leading_vectors(matrix / unit, count, least=least)
+            return Decomposed(found.left, found.values * unit, found.right)
+        squares, vectors = linear.eigh(matrix.T @ matrix)
+        largest = float(squares[-1])
+        # Eigenvalues ascend; rounding makes null ones slightly negative.
+        kept = int((squares[-count:] > least**2 * largest).sum())
+        right = library_of(matrix).flip(vectors[:, columns - kept :], (1,)).T
+        left = matrix @ right.T
+        values = (left * left).sum(0) ** 0.5
+        if kept and float(squares[columns - kept]) > UNEVEN**2 * largest:
+            left = left / values
+        elif kept:
+            basis, triangle = linear.qr(left)
+            inner, values, turn = linear.svd(triangle)
+            left, right = basis @ inner, turn @ right
+    values = values[:count]
+    rank = int((values > least * values[0]).sum()) if len(values) and float(values[0]) > 0 else 0
+    return Decomposed(left[:, :rank], values[:rank], right[:rank])
+
+
+def polar_factor(matrix: Any, *, least: float = LEAST) -> Any:
+    """Return ``P Q^T`` of ``M = P S Q^T``: the matrix with orthonormal columns (or rows) that is nearest to M.
+
+    Singular values up to ``least`` are null and left out. The singular values here are not relative: the matrices that
+    are orthogonalised are orthonormal blocks side by side, where a single direction has 1, and the difference of two
+    unit vectors at an angle t has ``sqrt(1 - cos t)``.
+    From the eigenvectors of the smaller product, ``M (M^T M)^(-1/2)``.
+
+    Shapes: (m, n) in, (m, n) out. Memory: the product, its eigenvectors and LAPACK's work space, 6 min(m, n)^2; the result.
+
+    >>> import numpy as np
+    >>> polar_factor(np.diag([3.0, 0.0]))
+    array([[1., 0.],
+           [0., 0.]])
+    """
+    rows, columns = matrix.shape
+    if rows < columns:
+        return polar_factor(matrix.T, least=least).T
+    if not columns:
+        return matrix
+    linear = library_of(matrix).linalg
+    if columns <= SMALL:
+        left, values, right = linear.svd(matrix, full_matrices=False)
+        kept = values > max(least, float(values[0]) * LEAST)
+        return left[:, kept] @ right[kept]
+    squares, vectors = linear.eigh(matrix.T @ matrix)
+    kept = squares > max(least**2, float(squares[-1]) * LEAST**2)
+    vectors = vectors[:, kept]
+    return matrix @ ((vectors * squares[kept] ** -0.5) @ vectors.T)
