@@ -33,6 +33,8 @@ from alnico.evaluation.user_function import UserFunction
 from alnico.events import Learned, Watcher
 from alnico.installation import import_extra
 from alnico.kernels.clock import counts_compiling
+from alnico.methods import find
+from alnico.methods.base import MatrixMethod
 from alnico.methods.shared.sparsify import Scope
 from alnico.models.memory_merge import MemoryMerge
 from alnico.models.open_models import OpenModels, name_models, open_models, path_of, template_of
@@ -60,10 +62,23 @@ PLACES = 6
 """Decimal places of the coefficients in a recipe; the module is written with the rounded values."""
 
 LEAST = 1e-6
-"""Coefficient of the first model if all coefficients of a tensor are 0.
+"""Coefficient in place of 0 where 0 would change the parts of the other models.
 
-Without it the merge would skip the tensor, and a model's threshold would not count its entries.
+With ``plus`` it is the first model's if all coefficients of a tensor are 0: the merge would skip the tensor, and a model's
+threshold would not count its entries. Methods over whole matrices orthogonalise the models of another weight than 0 only.
 """
+
+ENTRIES = "task_arithmetic"
+"""The method whose parts are the task vectors themselves."""
+
+START = {"entries": 0.3, "matrices": 1.0}
+"""Coefficients to start with: the paper's, and the untuned merge of a method over whole matrices."""
+
+PLANNED = 0.5
+"""The weight of every model in the plan that the parts are computed from. Dividing by it rounds nothing."""
+
+RANGE = {"entries": (0.0, 1.0), "matrices": (0.0, 2.0)}
+"""The default range of coefficients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +112,7 @@ class AdaMergingResult:
     fixed: tuple[str, ...]
     left_out: Mapping[str, str]
     recipe: str
+    method: str = ENTRIES
     compile_seconds: float = 0.0
     merge: MemoryMerge | None = field(default=None, repr=False)
 
@@ -171,6 +187,7 @@ class AdaMergingResult:
             f"Without a gradient, so at their start: {names_text(self.fixed)}." if self.fixed else "",
             facts=[
                 ("base", self.base),
+                ("method", self.method),
                 ("per", self.per),
                 ("steps", len(self.steps)),
                 *((f"inputs of {t}", n) for t, n in self.used.items()),
@@ -185,6 +202,7 @@ class AdaMergingResult:
         return {
             "models": list(self.models),
             "base": self.base,
+            "method": self.method,
             "per": self.per,
             "groups": list(self.groups),
             "fixed": list(self.fixed),
@@ -207,6 +225,7 @@ class AdaMergingResult:
 class LearningOptions:
     """Options of the learning; :func:`adamerge` describes them and has the defaults."""
 
+    method: str
     per: Per
     plus: bool
     density: float
@@ -214,10 +233,23 @@ class LearningOptions:
     steps: int
     batch_size: int
     learning_rate: float
-    init: float
-    clamp: tuple[float, float] | None
+    init: float | None
+    clamp: tuple[float, float] | Literal["auto"] | None
     seed: int
     unrelated: str
+
+    @property
+    def of(self) -> Literal["entries", "matrices"]:
+        """What the parts of a model are: entries of its task vector, or made from whole matrices."""
+        return "entries" if self.method == ENTRIES else "matrices"
+
+    @property
+    def start(self) -> float:
+        return START[self.of] if self.init is None else self.init
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        return RANGE[self.of] if self.clamp == "auto" else self.clamp
 
 
 @counts_compiling
@@ -230,6 +262,7 @@ def adamerge(
     inputs: Any = None,
     names: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    method: str = ENTRIES,
     per: str = "tensor",
     plus: bool = False,
     density: float = 0.2,
@@ -237,8 +270,8 @@ def adamerge(
     steps: int = 500,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
-    init: float = 0.3,
-    clamp: tuple[float, float] | None = (0.0, 1.0),
+    init: float | None = None,
+    clamp: tuple[float, float] | Literal["auto"] | None = "auto",
     seed: int = 0,
     unrelated: str = "error",
     memory: Size = DEFAULT_BUDGET_BYTES,
@@ -251,7 +284,8 @@ def adamerge(
     The coefficients are learned so that the merged model becomes certain of its answers on the inputs of
     ``tasks``. Labels are never read. Needs the extra ``[eval]``. ``watch`` receives each step
     (:class:`alnico.events.Learned`). The method, its edge cases and its differences from the paper are
-    described in :func:`alnico.tune.adamerge.learn`.
+    described in :func:`alnico.tune.adamerge.learn`. With ``method="tsv"`` they start at the untuned merge of that
+    method, which already keeps most of the tasks.
 
     In Python models and base may be modules, dicts of tensors and other objects in memory, and ``inputs`` are the
     unlabelled inputs of each task, in a list or a dict by name: a tensor (n, ...), batches of tensors (a list or a
@@ -266,6 +300,8 @@ def adamerge(
         inputs: Inputs in memory to learn from, for each task.
         names: Names of the models in results; default: their paths, or models[0], models[1] and so on.
         out: File of the recipe; the steps are written next to it as NAME.course.json.
+        method: What the coefficients multiply: task_arithmetic, the task vectors; or a method over whole matrices
+            that adds up a part of each model, such as tsv, with its defaults.
         per: What has its own coefficient for each model: task, layer or tensor.
         plus: AdaMerging++: trim the task vectors and elect signs first, as TIES does.
         density: With plus: share of each task vector that the trim keeps, in (0, 1].
@@ -273,8 +309,9 @@ def adamerge(
         steps: Number of steps; each uses one batch of every task.
         batch_size: Number of inputs of each task in a step.
         learning_rate: Learning rate of Adam: about how far one step moves a coefficient.
-        init: Value of every coefficient at the start.
-        clamp: Keep coefficients in [0, 1]; in Python any range, or None.
+        init: Value of every coefficient at the start; default: 0.3, and 1 with a method over whole matrices.
+        clamp: Keep coefficients in [0, 1], or [0, 2] with a method over whole matrices; in Python any range,
+            or None.
         seed: Seed of the batches.
         memory: Memory for the task vectors, such as 2GiB; what does not fit is read again at each step.
     Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError.
@@ -291,6 +328,7 @@ def adamerge(
     for path in () if out is None else (Path(out), course_path(out)):
         check_new_file(path)
     options = LearningOptions(
+        method,
         per,  # type: ignore[arg-type]
         plus,
         density,
@@ -359,14 +397,19 @@ def learn(
     them to its range. At the end they are rounded to 6 places, ``subject`` holds the merge with them, and the
     recipe gives the same model.
 
+    With a ``method`` over whole matrices, a matrix has in place of the task vectors the parts that the method adds up, and
+    every other tensor its mean, ``1/k`` of the task vectors of k models. The parts do not depend on the coefficients, so
+    matrices are decomposed once. A coefficient of 0 is written as 1e-6, so that the recipe has the same
+    parts. ``subject`` then holds the merge to the rounding of its dtype, not to the bit.
+
     Use when: the tasks are classifications, and you have unlabelled inputs of every task. The paper finds
         large gains over task arithmetic with one coefficient per tensor, small gains with one per model.
         Entropy does not apply to regression or generation. A batch of a single class teaches a model to
         always answer with that class: give inputs in their natural order.
 
     ``written_from`` has the names of the base and the models in the recipe, if they differ from ``base`` and
-    ``models``. ``opened`` opens models in memory, by those names. ``run.memory_bytes`` limits the task vectors in memory; the others are read again at every
-    step. Without ``clamp`` coefficients may diverge.
+    ``models``. ``opened`` opens models in memory, by those names. ``run.memory_bytes`` limits the task vectors in memory; the
+    others are read again at every step, parts of matrices from a temporary file. Without ``clamp`` coefficients may diverge.
 
     Edge cases: tensors that are equal in the base and all models take no part. Coefficients without a
         gradient, such as those of a head that no task uses, stay at ``init`` (``fixed``). Tensors have the
@@ -375,7 +418,7 @@ def learn(
     Errors: EvaluationError for tasks without logits or inputs, and for a loss that is not finite;
         MismatchError for models that do not fit one another or the module, and for classifiers of different
         classes; MethodError for options out of range; those of a merge.
-    Differs from the source: the authors clamp in the forward pass, so a coefficient outside the range no
+    Differs from the source: methods over whole matrices are ours; the authors clamp in the forward pass, so a coefficient outside the range no
         longer has a gradient, and they learn on test inputs.
     Source: Yang et al. 2024, AdaMerging, https://arxiv.org/abs/2310.02575, section 3.
     """
@@ -385,7 +428,7 @@ def learn(
     logit_tasks = _logit_tasks(tasks)
     kinds = " and ".join(dict.fromkeys(task.kind for task in logit_tasks))
     names = tuple(written_from) if written_from is not None else (base, *models)
-    recipe = load_recipe(_mapping((base, *models), options, 0.5))
+    recipe = load_recipe(_mapping((base, *models), options, PLANNED))
     if opened is None:
         plan = build_plan(recipe, run=RunOptions(offline=run.offline))
     else:
@@ -395,7 +438,12 @@ def learn(
         fetch_weights(plan)
         check_relatedness(plan, PYTHON_OR_COMMAND if opened is None else IN_PYTHON)
         vectors = TaskVectors(
-            plan, density=options.density if plus else None, scope=scope, memory_bytes=run.memory_bytes
+            plan,
+            density=options.density if plus else None,
+            scope=scope,
+            memory_bytes=run.memory_bytes,
+            weight=PLANNED,
+            factor=1.0 if options.of == "entries" else 1 / len(models),
         )
         modules = MergedModules(
             vectors,
@@ -414,18 +462,21 @@ def learn(
                 run,
             )
             final = course.coefficients.round(PLACES)
-            if plus and scope == "model":
+            if options.of == "matrices":
+                final[final == 0] = LEAST
+            elif plus and scope == "model":
                 final[~final.any(axis=1), 0] = LEAST
-            modules.write(_weights(modules, groups, final, options.init))
+            modules.write(_weights(modules, groups, final, options.start))
         finally:
             modules.close()
+            vectors.close()
         weights = [
-            _setting(groups, column, options.init, [job.name for job in vectors.jobs]) for column in final.T
+            _setting(groups, column, options.start, [job.name for job in vectors.jobs]) for column in final.T
         ]
     finally:
         close([plan])
     header = (
-        f"# AdaMerging{'++' if plus else ''}, coefficients per {per}, {options.steps} steps of "
+        f"# AdaMerging{'++' if plus else ''}{f' of {options.method}' if options.of == 'matrices' else ''}, coefficients per {per}, {options.steps} steps of "
         f"{options.batch_size} unlabelled inputs per task, seed {options.seed}.\n# Learned on "
         f"{', '.join(f'{visible(task)} ({count} inputs)' for task, count in course.used.items())}.\n"
     )
@@ -438,7 +489,17 @@ def learn(
     fixed = tuple(g for g, is_moved in zip(groups.names, course.moved, strict=True) if not is_moved)
     left_out = dict.fromkeys(modules.absent, f"not in the module of the tasks ({kinds})")
     return AdaMergingResult(
-        tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, left_out, text
+        tuple(models),
+        base,
+        per,
+        groups.names,
+        final,
+        course.steps,
+        course.used,
+        fixed,
+        left_out,
+        text,
+        options.method,
     )
 
 
@@ -504,7 +565,7 @@ def _descend(
     run: RunOptions,
 ) -> _Course:
     """Run the gradient descent."""
-    steps, init, clamp = options.steps, options.init, options.clamp
+    steps, init, clamp = options.steps, options.start, options.range
     coefficients = np.full((len(groups.names), models), float(init))
     adam = _Adam(coefficients.shape, options.learning_rate)
     batches = [_batches(task.size, options.batch_size, options.seed, i) for i, task in enumerate(tasks)]
@@ -633,26 +694,19 @@ def _mapping(names: Sequence[str], options: LearningOptions, weights: Any) -> di
     """Return the recipe with these weights: one for all models, or one for each."""
     base, *models = names
     each = weights if isinstance(weights, list) else [weights] * len(models)
-    trim = (
-        {
-            "parameters": {
-                "density": options.density,
-                "elect": "mass",
-                "divide": "none",
-                "scope": options.scope,
-            }
-        }
-        if options.plus
-        else {}
-    )
+    parameters: dict[str, Any] = {}
+    if options.plus:
+        parameters = {"density": options.density, "elect": "mass", "divide": "none", "scope": options.scope}
+    elif options.of == "matrices":
+        parameters = {"others": "mean"}
     return {
-        "merge_method": "ties" if options.plus else "task_arithmetic",
+        "merge_method": "ties" if options.plus else options.method,
         "base_model": base,
         "models": [
             {"model": model, "parameters": {"weight": weight}}
             for model, weight in zip(models, each, strict=True)
         ],
-        **trim,
+        **({"parameters": parameters} if parameters else {}),
         **({"unrelated": options.unrelated} if options.unrelated != "error" else {}),
     }
 
@@ -703,14 +757,23 @@ def _check_heads(plan: Plan, tasks: Sequence[Differentiable]) -> None:
         )
 
 
+def _adds_up_parts(name: str) -> bool:
+    """Does a method add up a part of each model, which does not depend on the weights? Errors: MethodError for an unknown one."""
+    method = find(name)
+    if method.statistics or "others" not in method.options:
+        return False
+    bound = method.bind({}, 2)
+    return isinstance(bound, MatrixMethod) and bound.parts is not None
+
+
 def _check_options(options: LearningOptions, models: Sequence[str], base: str) -> None:
     """Check the ranges of the options. Errors: MethodError."""
     per, scope, density, clamp, init = (
         options.per,
         options.scope,
         options.density,
-        options.clamp,
-        options.init,
+        options.range,
+        options.start,
     )
     steps, batch_size, learning_rate = options.steps, options.batch_size, options.learning_rate
     low, high = clamp if clamp is not None else (-math.inf, math.inf)
@@ -727,6 +790,18 @@ def _check_options(options: LearningOptions, models: Sequence[str], base: str) -
             "The paper uses 1e-3.",
         ),
         (low < high, f"clamp is {clamp}", "a lower and a higher number, or None", "The default is (0, 1)."),
+        (
+            options.of == "entries" or _adds_up_parts(options.method),
+            f"method is {options.method!r}",
+            f"{ENTRIES}, or a method over whole matrices that adds up a part of each model, such as tsv",
+            "Choose one of them.",
+        ),
+        (
+            options.of == "entries" or not options.plus,
+            f"plus is set with the method {options.method}",
+            f"{ENTRIES}, whose task vectors can be trimmed",
+            "Remove one of the two.",
+        ),
         (
             low <= init <= high,
             f"init is {init:g}",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from alnico.checkpoint.memory_model import import_torch
 from alnico.checkpoint.source import read_tensor
-from alnico.errors import MismatchError
+from alnico.engine.arena import Arena
+from alnico.engine.matrix import JobMatrices
+from alnico.errors import MismatchError, RunError
 from alnico.evaluation.module_names import PlacedElements, place, sum_of
 from alnico.kernels.facts import KthLargest
 from alnico.methods.shared.sparsify import Scope
@@ -30,20 +34,35 @@ STEP_CHUNK = 1 << 18
 class TaskVectors:
     """The task vectors (k, n) and the base's values (n,) of each tensor that a plan mixes.
 
+    Where the plan merges a whole matrix, the task vectors are the parts that its method adds up, one per model. ``weight`` is
+    every model's in the plan; the parts are divided by it. ``factor`` multiplies the sum of the task vectors of other tensors.
+
     They are float32 (float64 where the engine uses it). As many as fit ``memory_bytes`` stay in memory; the
-    others are read at every use. With ``density`` they are trimmed, and entries against the elected sign are
+    others are read at every use; parts of matrices, which take long, from a temporary file. With ``density`` they are trimmed, and entries against the elected sign are
     set to 0, as ``ties`` does with ``elect: mass`` and ``divide: none``. Neither the threshold nor the vote
     depends on the weights, so the same entries are kept for all weights.
     """
 
     def __init__(
-        self, plan: Plan, *, density: float | None = None, scope: Scope = "model", memory_bytes: int
+        self,
+        plan: Plan,
+        *,
+        density: float | None = None,
+        scope: Scope = "model",
+        memory_bytes: int,
+        weight: float = 1.0,
+        factor: float = 1.0,
     ) -> None:
-        self.jobs = tuple(job for job in plan.jobs if job.kind == "mix" and job.base is not None)
+        self.jobs = tuple(job for job in plan.jobs if job.is_computed and job.base is not None)
         self._torch = import_torch("learning coefficients")
         self._plan = plan
         self._room = memory_bytes
         self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._weight = weight
+        self._factor = factor
+        self._spool: BinaryIO | None = None
+        self._spooled: dict[str, int] = {}
+        self._arena = Arena(0)
         self._density = density
         self._limits = self._limits_of_models() if density is not None and scope == "model" else None
 
@@ -66,15 +85,58 @@ class TaskVectors:
         if taken <= self._room:
             self._room -= taken
             self._held[job.name] = base, vectors
+        elif job.kind == "matrix" and job.name not in self._spooled:
+            self._put_aside(job, vectors)
         return base, vectors
 
+    def close(self) -> None:
+        """Remove the temporary file."""
+        if self._spool is not None:
+            self._spool.close()
+
+    def _put_aside(self, job: Job, vectors: torch.Tensor) -> None:
+        """Write parts of a matrix into the temporary file. Errors: RunError."""
+        try:
+            if self._spool is None:
+                self._spool = tempfile.TemporaryFile(prefix="alnico-")  # noqa: SIM115  (it stays open as long as the object)
+            self._spooled[job.name] = self._spool.seek(0, os.SEEK_END)
+            self._spool.write(memoryview(vectors.numpy()).cast("B"))
+            self._spool.flush()
+        except OSError as error:
+            raise RunError(
+                f"{tempfile.gettempdir()}: the parts of {job.name} cannot be written ({error.strerror}). Make room there, "
+                "set TMPDIR to another folder, or raise --memory, so that they stay in memory."
+            ) from None
+
+    def _parts(self, job: Job) -> np.ndarray:
+        """Return the models' parts of a whole matrix (k, n). Errors: those of merging it."""
+        real = np.dtype(job.real)
+        if job.name in self._spooled:
+            assert self._spool is not None
+            self._spool.seek(self._spooled[job.name])
+            kept = np.empty((len(job.inputs), job.elements), real)
+            self._spool.readinto(memoryview(kept).cast("B"))  # type: ignore[attr-defined]
+            return kept
+        matrices = JobMatrices(
+            job, self._plan.sources, (), self._arena, self._plan.memory.block_elements, lambda: None
+        )
+        parts = np.empty((len(job.inputs), job.elements), real)
+        for row, part in zip(parts, matrices.parts(), strict=True):
+            np.divide(part.reshape(-1), self._weight, out=row, casting="same_kind")
+        return parts
+
+    def _factor_of(self, job: Job) -> float:
+        """Return the factor on the sum of a tensor's task vectors."""
+        return 1.0 if job.kind == "matrix" else self._factor
+
     def merged(self, job: Job, weight: np.ndarray) -> torch.Tensor:
-        """Return ``base + sum_i weight_i * vector_i`` in the output's dtype: the bits that a merge writes.
+        """Return ``base + factor * sum_i weight_i * vector_i`` in the output's dtype: the bits that a merge writes.
 
         Models are summed in their order; each product and each sum is rounded on its own. Where the sum is 0,
-        the base's value stays.
+        the base's value stays. A whole matrix is the merge's to its rounding: that sums in float64.
         """
         base, vectors = self.of(job)
+        whole = self._factor_of(job)
         result = self._torch.empty_like(base)
         total, product = (self._torch.empty(min(CHUNK, base.numel()), dtype=base.dtype) for _ in range(2))
         for start in range(0, base.numel(), CHUNK):
@@ -82,6 +144,8 @@ class TaskVectors:
             summed, term = total[: part.numel()].zero_(), product[: part.numel()]
             for vector, factor in zip(vectors, weight.tolist(), strict=True):
                 summed.add_(self._torch.mul(vector[start : start + CHUNK], factor, out=term))
+            if whole != 1:
+                summed.mul_(whole)
             result[start : start + CHUNK] = self._torch.where(summed == 0, part, part + summed)
         dtype: torch.dtype = getattr(self._torch, CONFIG_NAMES[job.dtype])
         rounded: torch.Tensor = result.to(dtype)
@@ -99,7 +163,7 @@ class TaskVectors:
         for start in range(0, base.numel(), STEP_CHUNK):
             span = slice(start, start + STEP_CHUNK)
             total = out[span] if is_direct else self._torch.empty_like(base[span])
-            first, *others = zip(vectors, weight.tolist(), strict=True)
+            first, *others = zip(vectors, (weight * self._factor_of(job)).tolist(), strict=True)
             self._torch.add(base[span], first[0][span], alpha=first[1], out=total)
             for vector, factor in others:
                 total.add_(vector[span], alpha=factor)
@@ -110,7 +174,7 @@ class TaskVectors:
         """Return the chosen rows of the merge of a table, as ``add_up`` computes them."""
         base, vectors = self.of(job)
         total = base.reshape(job.shape)[chosen]
-        for vector, factor in zip(vectors, weight.tolist(), strict=True):
+        for vector, factor in zip(vectors, (weight * self._factor_of(job)).tolist(), strict=True):
             total.add_(vector.reshape(job.shape)[chosen], alpha=factor)
         dtype: torch.dtype = getattr(self._torch, CONFIG_NAMES[job.dtype])
         return total.to(dtype)
@@ -124,13 +188,15 @@ class TaskVectors:
         slopes: np.ndarray = (
             (vectors @ gradient.reshape(-1).to("cpu", vectors.dtype)).to(self._torch.float64).numpy()
         )
-        return slopes
+        return slopes * self._factor_of(job)
 
     def _read(self, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
         assert job.base is not None
         real = np.dtype(job.real)
         sources = self._plan.sources
         base = read_tensor(sources[job.base.model], job.base.name).astype(real, copy=False).reshape(-1)
+        if job.kind == "matrix":
+            return self._torch.from_numpy(base), self._torch.from_numpy(self._parts(job))
         vectors = np.empty((len(job.inputs), base.size), real)
         for row, tensor in zip(vectors, job.inputs, strict=True):
             np.subtract(

@@ -9,7 +9,7 @@ import numpy as np
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, QUIET, REQUIRED, VERBOSE, Flag
 from alnico.cli.printing import Page, page, recipe_page, say
-from alnico.tune.adamerge import AdaMergingResult, group_of
+from alnico.tune.adamerge import ENTRIES, AdaMergingResult, group_of
 
 COLUMN = 10
 """Room for the name of a model."""
@@ -20,7 +20,7 @@ COLUMN = 10
     fills=("inputs", "names"),
     tasks=Flag(metavar="FILE", default=REQUIRED),
     out=Flag(also=("-o",), is_file=True),
-    clamp=Flag(spelled=("--clamp/--no-clamp",), switch=(None, (0.0, 1.0))),
+    clamp=Flag(spelled=("--clamp/--no-clamp",), switch=(None, "auto")),
     json=JSON,
     quiet=QUIET,
     verbose=VERBOSE,
@@ -76,5 +76,6 @@ def coefficients_text(result: AdaMergingResult, verbose: int) -> Page:
         f"{group:{width}}  {'  '.join(f'{value:{COLUMN}.4f}' for value in row)}"
         for group, row in rows.items()
     ]
-    lines += ["", "A coefficient is the share of a model's task vector that the merge adds to the base."]
+    part = "task vector" if result.method == ENTRIES else "part of the merge"
+    lines += ["", f"A coefficient is the share of a model's {part} that the merge adds to the base."]
     return page(lines)
