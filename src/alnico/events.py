@@ -59,7 +59,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Advanced:
-    """``bytes_done`` more bytes of output are written, or of input are read; ``tensor`` is the current one."""
+    """``bytes_done`` more bytes of output are written, or of input are read; ``tensor`` is the current one.
+
+    Bytes of a whole matrix are counted as its models are decomposed, since that takes the time.
+    """
 
     tensor: str
     bytes_done: int
@@ -67,10 +70,17 @@ class Advanced:
 
 @dataclass(frozen=True)
 class Noted:
-    """The method has something to say about a tensor: ``text`` is a clause."""
+    """The method has something to say about a tensor: ``str`` of the event is a clause.
+
+    It is ``form`` with ``values``, labels of models and numbers, in the places of its ``{}``.
+    """
 
     tensor: str
-    text: str
+    form: str
+    values: tuple[str | float, ...] = ()
+
+    def __str__(self) -> str:
+        return self.form.format(*self.values) if self.values else self.form
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ class SharedBudget:
             self.free_bytes -= byte_size
             return True
 
+    def give(self, byte_size: int) -> None:
+        """Give back bytes that were reserved."""
+        with self._lock:
+            self.free_bytes += byte_size
+
 
 class ResidentModel:
     """A source whose tensors stay in memory while it is open: :meth:`held` returns their bytes without a

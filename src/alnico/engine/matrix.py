@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from alnico.checkpoint.adapter_changes import is_transposed_linear
 from alnico.checkpoint.source import Source
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import blocks
+from alnico.engine.matrix_store import KeptArrays, MatrixNote, MatrixStore
 from alnico.engine.mix import NOTHING, refuse_output, refuse_tensor
 from alnico.errors import NonFiniteError
 from alnico.kernels.choice import kernel_for
@@ -31,17 +31,10 @@ def rounding_kernel() -> MixKernel:
     return MixKernel(ROUNDING.mix, 1, False, ("numbers",), "float64")
 
 
-class MatrixStore(Protocol):
-    """Keeps what methods compute from matrices, for later merges of the same tensors. Safe for threads."""
-
-    def get(self, key: Hashable) -> tuple[np.ndarray, ...] | None: ...
-
-    def put(self, key: Hashable, arrays: tuple[np.ndarray, ...]) -> None: ...
-
-
 class JobMatrices:
     """The matrices of one job, read when its method requests them. With ``digests``, one per tensor, each
-    tensor is hashed once. ``store`` keeps what can serve later merges; ``note`` receives what the method has to say."""
+    tensor is hashed once. ``store`` keeps what can serve later merges. ``note`` receives what the method has to say,
+    ``advance`` the bytes of output that are as good as done, which add up to the tensor's."""
 
     def __init__(
         self,
@@ -53,12 +46,13 @@ class JobMatrices:
         check: Callable[[], None],
         *,
         store: MatrixStore | None = None,
-        note: Callable[[str], None] = lambda _: None,
+        note: Callable[[MatrixNote], None] = lambda _: None,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.job = job
         self.models = len(job.inputs)
         self.is_transposed = is_transposed_linear(job.inputs[0].name, sources[job.inputs[0].model].config)
-        self.note = note
+        self._note = note
         self._count, self._rows, self._columns = job.stack
         self.shape = self._rows, self._columns
         self._matrix = 0
@@ -70,6 +64,14 @@ class JobMatrices:
         self._block = block_elements
         self._check = check
         self._store = store
+        self._notes: list[MatrixNote] | None = None
+        self._progress = _Progress(advance, job.byte_size, self._count, self.models)
+
+    def note(self, text: str, *values: int | float) -> None:
+        note = MatrixNote(text, values)
+        self._note(note)
+        if self._notes is not None:
+            self._notes.append(note)
 
     def value(self, model: int) -> np.ndarray:
         matrix = self._read_matrix(self.job.inputs[model])
@@ -94,13 +96,14 @@ class JobMatrices:
             return found.left, found.values, found.right
 
         left, values, right = self.kept(("singular vectors", count), (model,), decompose)
+        self._progress.decomposed(model)
         return Decomposed(left, values, right)
 
     def kept(
         self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]
     ) -> tuple[np.ndarray, ...]:
         if self._store is None:
-            return make()
+            return tuple(map(_compact, make()))
         job = self.job
         read = [*(job.inputs[i] for i in models), *([job.base] if job.base is not None else [])]
         # The key holds the source itself, so that no other object gets its identity.
@@ -111,10 +114,30 @@ class JobMatrices:
             job.stack,
             self._matrix,
         )
-        arrays = self._store.get(key)
-        if arrays is None:
-            arrays = make()
-            self._store.put(key, arrays)
+        kept = self._store.get(key)
+        if kept is None:
+            return self._make_kept(key, models, make)
+        for note in kept.notes:
+            self.note(note.text, *(models[v] if isinstance(v, int) else v for v in note.values))
+        return kept.arrays
+
+    def _make_kept(
+        self, key: Hashable, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]
+    ) -> tuple[np.ndarray, ...]:
+        """Compute arrays, and keep them with the notes that were made meanwhile."""
+        assert self._store is not None
+        before, self._notes = self._notes, []
+        try:
+            arrays = tuple(map(_compact, make()))
+            notes = [
+                MatrixNote(n.text, tuple(models.index(v) if isinstance(v, int) else v for v in n.values))
+                for n in self._notes
+            ]
+        finally:
+            if before is not None:
+                before += self._notes
+            self._notes = before
+        self._store.put(key, KeptArrays(arrays, tuple(notes)))
         return arrays
 
     def make(self, write: Callable[[int, memoryview], None]) -> None:
@@ -125,6 +148,7 @@ class JobMatrices:
         are_equal = job.matrix.fixes_equal_inputs and self._are_equal()
         for matrix in range(self._count):
             self._matrix = matrix
+            self._progress.begin(matrix)
             if are_equal:
                 self._write(self._read_matrix(job.inputs[0]), write, of_model=True)
             else:
@@ -166,6 +190,7 @@ class JobMatrices:
             if bad >= 0:
                 refuse_output(job, start, out)
             write(start * width, memoryview(out))
+            self._progress.written((start + part.size) * width)
 
     def _read_matrix(self, tensor: Input, subtract_from: np.ndarray | None = None) -> np.ndarray:
         """Read one matrix of a tensor as float64, or subtract it from another. Errors: NonFiniteError."""
@@ -232,6 +257,55 @@ class JobMatrices:
         if hasher is not None:
             hasher.finish()
         return values
+
+
+def _compact(array: np.ndarray) -> np.ndarray:
+    """Return the array without the memory of a larger one that it is part of, in one order of its elements.
+
+    With and without a store, so that arrays out of one have the same layout, and products with them the same bits.
+    """
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        return np.ascontiguousarray(array)
+    is_part = isinstance(array.base, np.ndarray) and array.base.nbytes > array.nbytes
+    return array.copy(order="K") if is_part else array
+
+
+class _Progress:
+    """Spreads the bytes of a tensor over the decompositions of its matrices, which take nearly all the time."""
+
+    DECOMPOSED = 0.9
+    """The share of a matrix that is done when all models are decomposed."""
+
+    def __init__(self, advance: Callable[[int], None], byte_size: int, matrices: int, models: int) -> None:
+        self._advance = advance
+        self._size = byte_size
+        self._matrices = max(matrices, 1)
+        self._models = models
+        self._decomposed: set[int] = set()
+        self._done = self._matrix = 0
+
+    def begin(self, matrix: int) -> None:
+        self._matrix = matrix
+        self._decomposed.clear()
+
+    def decomposed(self, model: int) -> None:
+        self._decomposed.add(model)
+        share = self.DECOMPOSED * len(self._decomposed) / self._models
+        self._reach(int(self._size * (self._matrix + share) / self._matrices))
+
+    def written(self, byte_size: int) -> None:
+        """So many bytes of the tensor are written."""
+        matrix = self._size / self._matrices
+        share = (byte_size - self._matrix * matrix) / matrix if matrix else 1.0
+        least = self.DECOMPOSED if self._decomposed else 0.0
+        share = min(max(least + (1 - least) * share, 0.0), 1.0)
+        done = self._size if byte_size >= self._size else int(matrix * (self._matrix + share))
+        self._reach(done)
+
+    def _reach(self, done: int) -> None:
+        if done > self._done:
+            self._advance(done - self._done)
+            self._done = done
 
 
 class _Hashers:

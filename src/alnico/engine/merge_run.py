@@ -16,7 +16,8 @@ from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.fact_cache import CachedFacts, FactCache
 from alnico.engine.kernel_arguments import KernelContext
-from alnico.engine.matrix import JobMatrices, MatrixStore, rounding_kernel
+from alnico.engine.matrix import JobMatrices, rounding_kernel
+from alnico.engine.matrix_store import MatrixNote, MatrixStore
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
 from alnico.errors import (
     AlnicoError,
@@ -116,8 +117,8 @@ class MergeRun:
         self.recorder = recorder
         self.cache = cache
         self.matrices = matrices
-        self.notes: list[tuple[str, str]] = []
-        """What methods said about tensors: the name, and a clause."""
+        self.notes: list[Noted] = []
+        """What methods said about matrices."""
         self._spans = spans
         self._hasher = PieceHasher if recorder.wants_digests else Unhashed
         self.records = {r.tensor: r for r in state.records}
@@ -340,12 +341,14 @@ class MergeRun:
         def write(offset: int, data: memoryview) -> None:
             hasher.update(data)
             self.output.write(job.name, offset, data)
-            self._crew.report(Advanced(job.name, len(data)))
 
-        def note(text: str) -> None:
+        def note(said: MatrixNote) -> None:
+            labels = [self.plan.sources[i.model].label for i in job.inputs]
+            values = tuple(labels[v] if isinstance(v, int) else v for v in said.values)
+            noted = Noted(job.name, said.text, values)
             with self._crew.lock:
-                self.notes.append((job.name, text))
-            self._crew.report(Noted(job.name, text))
+                self.notes.append(noted)
+            self._crew.report(noted)
 
         digests = state.inputs if self.recorder.wants_digests else []
         JobMatrices(
@@ -357,6 +360,7 @@ class MergeRun:
             self._crew.check,
             store=self.matrices,
             note=note,
+            advance=lambda size: self._crew.report(Advanced(job.name, size)),
         ).make(write)
         hasher.finish()
         self._chunk_done(state)

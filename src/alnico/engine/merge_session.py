@@ -1,8 +1,8 @@
 """Merges many recipes in memory over the same open models, and reuses what does not change.
 
 Models stay in memory (:mod:`alnico.checkpoint.resident_model`), facts are measured once
-(:mod:`alnico.engine.fact_cache`), a result reuses the arrays of the previous one if it has the same layout,
-and nothing is hashed. Kernels and order of arithmetic are those of :func:`alnico.engine.run.run_plan`, and so
+(:mod:`alnico.engine.fact_cache`), matrices are decomposed once (:mod:`alnico.engine.matrix_store`), a result
+reuses the arrays of the previous one if it has the same layout, and nothing is hashed. Kernels and order of arithmetic are those of :func:`alnico.engine.run.run_plan`, and so
 are the bits.
 """
 
@@ -19,6 +19,7 @@ from alnico.engine.blocks import blocks
 from alnico.engine.fact_cache import FactCache, FactStore
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.in_memory import Arrays, Follower, NullRecorder
+from alnico.engine.matrix_store import ResidentStore
 from alnico.engine.merge_run import MergeRun
 from alnico.engine.mix import refuse_tensor
 from alnico.engine.norm_weights import measure_norm_weights
@@ -56,6 +57,7 @@ class Resident:
         self._models: dict[str, ResidentModel] = {}
         self._checked: set[frozenset[Source]] = set()
         self._store = FactStore(self._room)
+        self._matrices = ResidentStore(self._room)
         self._copied: dict[str, tuple[object, ...]] = {}
         self.layout: TensorLayout = ()
         self.arrays: dict[str, np.ndarray] = {}
@@ -88,6 +90,7 @@ class Resident:
             self.arrays = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
             self.layout = layout
         cache = FactCache(plan.sources, self._store)
+        self._matrices.begin()
         settled = self._with_norms(plan, cache)
         origins = {job.name: _origin(job, plan.sources) for job in settled.jobs if not job.is_computed}
         left = tuple(
@@ -106,6 +109,7 @@ class Resident:
                 JournalState(),
                 None,
                 cache,
+                matrices=self._matrices,
             ).all()
         finally:
             for statistics in plan.statistics:
@@ -170,6 +174,7 @@ class Resident:
         self._checked.clear()
         self._room = SharedBudget(self._run.memory_bytes)
         self._store = FactStore(self._room)
+        self._matrices = ResidentStore(self._room)
 
     def __enter__(self) -> Resident:
         return self

@@ -13,6 +13,7 @@ from alnico.checkpoint.file_model import file_states
 from alnico.checkpoint.output_path import Replace, check_twins
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.merge_run import MergeRun
+from alnico.engine.method_notes import sum_up
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
 from alnico.errors import (
@@ -43,7 +44,8 @@ class MergeResult:
     """A finished merge. ``resumed`` tensors come from an interrupted run; ``digests`` maps tensors to their
     hash.
 
-    ``compile_seconds`` of ``seconds`` went to compiling kernels, which the next run loads.
+    ``compile_seconds`` of ``seconds`` went to compiling kernels, which the next run loads. ``notes`` are what the
+    method said about tensors of this run, one line for each text.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class MergeResult:
     resumed: int
     digests: dict[str, str] = field(repr=False)
     compile_seconds: float = field(default=0.0, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -70,6 +73,7 @@ class MergeResult:
         return result_html(
             f"Merge in {self.path}",
             ResultTable(("model",), [[s.label] for s in plan.models]),
+            *self.notes,
             facts=[
                 ("method", ", ".join(plan.recipe.methods_used)),
                 ("tensors", len(plan.jobs)),
@@ -156,7 +160,8 @@ def run_plan(
     if watch:
         watch(Finished(str(out), seconds))
     digests = {name: record.digest for name, record in run.records.items()}
-    return MergeResult(out, settled, seconds, run.resumed, digests)
+    notes = sum_up(run.notes, {job.name: i for i, job in enumerate(settled.jobs)})
+    return MergeResult(out, settled, seconds, run.resumed, digests, notes=notes)
 
 
 def _merge(

@@ -297,8 +297,12 @@ class Matrices(MatrixReader, Protocol):
         """
         ...
 
-    def note(self, text: str) -> None:
-        """Say something about this matrix to the user: a clause without a name and a full stop."""
+    def note(self, text: str, *values: int | float) -> None:
+        """Say something about this matrix to the user: a clause without a name and a full stop.
+
+        ``text`` has a ``{}`` for each of ``values``: models (int, by position), whose labels take its place, and numbers
+        (float, as in ``{:.2f}``). Equal texts about the same models are one line for the user.
+        """
         ...
 
 

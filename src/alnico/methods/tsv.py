@@ -140,7 +140,7 @@ def weighted_vectors(
             merged = vectors.sum([1.0] * (int(place.max()) + 1))
             factor, is_known = projection_scale(merged, (matrices.value(used[i]) for i in first_of(place)))
         if not is_known:
-            matrices.note("its task vectors cancel each other, so it has no projection scale; 1 is used")
+            matrices.note("the task vectors cancel each other, so there is no projection scale; 1 is used")
         return *vectors.arrays(), place, np.array([factor])
 
     *arrays, place, factor = matrices.kept(("tsv", calibrate, rank, least), used, compute)

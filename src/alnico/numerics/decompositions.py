@@ -69,7 +69,9 @@ def leading_vectors(matrix: Any, count: int, *, least: float = LEAST) -> Decompo
         largest = float(squares[-1])
         # Eigenvalues ascend; rounding makes null ones slightly negative.
         kept = int((squares[-count:] > least**2 * largest).sum())
-        right = library_of(matrix).flip(vectors[:, columns - kept :], (1,)).T
+        # Indexed, not sliced: a slice would hold the memory of all eigenvectors.
+        right = vectors[:, list(range(columns - 1, columns - kept - 1, -1))].T
+        del vectors
         left = matrix @ right.T
         values = (left * left).sum(0) ** 0.5
         if kept and float(squares[columns - kept]) > UNEVEN**2 * largest:

@@ -64,7 +64,7 @@ def run(call: CommandCall) -> None:
 
 def show_merge(call: CommandCall, results: Sequence[MergeResult], out: str) -> None:
     """Print finished merges: notes, weights, and a line for each."""
-    call.note([note for result in results for note in result.plan.notes])
+    call.note([note for result in results for note in (*result.plan.notes, *result.notes)])
     if not call.is_json:
         for line in (line for result in results for line in plan.weighing_lines(result.plan)):
             say(f"weights: {line}", call.is_quiet)
@@ -102,6 +102,6 @@ def result_data(result: MergeResult) -> dict[str, Any]:
             if result.plan.norm_weight_groups
             else {}
         ),
-        "notes": list(result.plan.notes),
+        "notes": [*result.plan.notes, *result.notes],
         "digests": result.digests,
     }

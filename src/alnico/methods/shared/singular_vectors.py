@@ -112,9 +112,7 @@ def distinct_factors(
         for j in range(i):
             if factors[i].rank and _are_equal(factors[i], factors[j]):
                 place[i] = place[j]
-                matrices.note(
-                    f"models {models[j] + 1} and {models[i] + 1} change it equally; they count as one model"
-                )
+                matrices.note("{} and {} change equally, and count as one model", models[j], models[i])
                 break
     distinct, place = np.unique(place, return_inverse=True)
     if len(distinct) < len(models):
@@ -144,6 +142,8 @@ def _note_near_duplicates(matrices: Matrices, models: Sequence[int], factors: Se
         cosine = float(one.values / lengths[i] @ across.diagonal())
         if cosine > NEAR_DUPLICATE:
             matrices.note(
-                f"models {models[i] + 1} and {models[j] + 1} change it almost equally (cosine {cosine:.2f}); "
-                "each counts, as if they were two tasks"
+                "{} and {} change almost equally (cosine {:.2f}); each counts, as if they were two tasks",
+                models[i],
+                models[j],
+                cosine,
             )
