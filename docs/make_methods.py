@@ -31,6 +31,7 @@ Where to start:
 | --- | --- |
 | runs of one task | [linear](#linear) (a soup), [model_stock](#model_stock) |
 | fine-tunes of one base for different tasks | [task_arithmetic](#task_arithmetic), then [ties](#ties) and [dare_ties](#dare_ties) |
+| the same, and nothing to tune a merge with | [tsv](#tsv), [dc_merge](#dc_merge) |
 | two models to blend | [slerp](#slerp), [nuslerp](#nuslerp) |
 | layers to put together (a frankenmerge) | [passthrough](#passthrough), with [slices](recipes.md#layers-slices) |
 | some data without labels | [regmean](#regmean), [fisher](#fisher) |

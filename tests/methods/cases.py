@@ -84,6 +84,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"calibrate": "none", "weight": PER_MODEL, "scale": 1.3},
         {"rank": 0.4, "least": 0.1, "weight": PER_MODEL, "others": "sum", "others_scale": 0.5},
     ],
+    "dc_merge": [
+        {},
+        {"calibrate": "none", "density": 0.02, "rank": 0.6, "weight": PER_MODEL, "scale": 1.3},
+    ],
     "ramplus_tl": [{}, {"epsilon": 0.15, "r": 0.4, "alpha": 3.0}],
 }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from alnico.methods.base import Matrices, MatrixMethod, Merge, PerModel, Proportion, Share, each, method
@@ -12,10 +10,13 @@ from alnico.methods.shared.others import Embeddings, Others, merge_others, merge
 from alnico.methods.shared.singular_vectors import (
     Calibrate,
     OrthogonalVectors,
+    WeightedSum,
     distinct_factors,
+    first_of,
     orthogonalize,
-    projection_scale,
     rank_of_each,
+    scale_of,
+    takes_part,
 )
 from alnico.methods.shared.sparsify import keep_all
 
@@ -102,22 +103,12 @@ BoundOptions = tuple[tuple[float, ...], float, Calibrate, float, float]
 
 def make(matrices: Matrices, *arguments: *BoundOptions) -> np.ndarray:
     """The matrix that is added to the base."""
-    vectors, weights, place = weighted_vectors(matrices, *arguments)
-    return vectors.sum(np.bincount(place, weights, int(place.max()) + 1))
+    return weighted_vectors(matrices, *arguments).merged()
 
 
 def parts(matrices: Matrices, *arguments: *BoundOptions) -> list[np.ndarray]:
     """Each model's part of :func:`make`, with its weight."""
-    vectors, weights, place = weighted_vectors(matrices, *arguments)
-    of_used = {
-        i: w * vectors.part(p) for i, w, p in zip(takes_part(arguments[0]), weights, place, strict=True)
-    }
-    return [of_used[i] if i in of_used else np.zeros(matrices.shape) for i in range(matrices.models)]
-
-
-def takes_part(weight: Sequence[float]) -> tuple[int, ...]:
-    """The models whose weight is not 0."""
-    return tuple(i for i, w in enumerate(weight) if w)
+    return weighted_vectors(matrices, *arguments).of_models(matrices.shape)
 
 
 def weighted_vectors(
@@ -127,31 +118,22 @@ def weighted_vectors(
     calibrate: Calibrate,
     rank: float,
     least: float,
-) -> tuple[OrthogonalVectors, np.ndarray, np.ndarray]:
-    """The orthogonal singular vectors; for each model that takes part its weight with all factors, and its place among them."""
+) -> WeightedSum:
+    """The orthogonal singular vectors of the models that take part, and their weights."""
     used = takes_part(weight)
 
     def compute() -> tuple[np.ndarray, ...]:
         factors, place = distinct_factors(matrices, used, rank)
         vectors = orthogonalize(factors, least)
+        distinct = len(factors)
         del factors
-        factor, is_known = 1.0, True
-        if calibrate == "projection":
-            merged = vectors.sum([1.0] * (int(place.max()) + 1))
-            factor, is_known = projection_scale(merged, (matrices.value(used[i]) for i in first_of(place)))
-        if not is_known:
-            matrices.note("the task vectors cancel each other, so there is no projection scale; 1 is used")
-        return *vectors.arrays(), place, np.array([factor])
+        factor = scale_of(
+            matrices, calibrate, lambda: vectors.sum([1.0] * distinct), [used[i] for i in first_of(place)]
+        )
+        return *vectors.arrays(), place, np.array(factor)
 
     *arrays, place, factor = matrices.kept(("tsv", calibrate, rank, least), used, compute)
-    # Each of several exact copies has its share of their one part.
-    weights = float(factor[0]) * scale * np.array([weight[i] for i in used]) / np.bincount(place)[place]
-    return OrthogonalVectors(*arrays), weights, place
-
-
-def first_of(place: np.ndarray) -> list[int]:
-    """The first model of each place."""
-    return [int(i) for i in np.unique(place, return_index=True)[1]]
+    return WeightedSum(OrthogonalVectors(*arrays), weight, place, scale * float(factor))
 
 
 def count_numbers(rows: int, columns: int, _models: int, weight: tuple[float, ...], *_: object) -> int:

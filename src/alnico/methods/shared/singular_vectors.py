@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -31,6 +31,57 @@ def rank_of_each(share: float, rows: int, columns: int, models: int) -> int:
     (13, 3, 1)
     """
     return max(int(share * min(rows, columns) / models), 1)
+
+
+def takes_part(weight: Sequence[float]) -> tuple[int, ...]:
+    """The models whose weight is not 0.
+
+    >>> takes_part((1.0, 0.0, -0.5))
+    (0, 2)
+    """
+    return tuple(i for i, w in enumerate(weight) if w)
+
+
+def first_of(place: np.ndarray) -> list[int]:
+    """The first model of each place."""
+    return [int(i) for i in np.unique(place, return_index=True)[1]]
+
+
+class PartSum(Protocol):
+    """A sum over distinct models: with a weight for each, or one part of it."""
+
+    def sum(self, weights: Sequence[float] | np.ndarray) -> np.ndarray: ...
+
+    def part(self, position: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """``factor * sum_i weight_i * part_i`` over the models. Exact copies have one place in the sum.
+
+    ``weight`` has one number per model, and ``place`` the position in ``parts`` of each model whose weight is not 0. Each
+    of several exact copies has its share of their one part.
+    """
+
+    parts: PartSum
+    weight: tuple[float, ...]
+    place: np.ndarray
+    factor: float
+
+    def weights(self) -> np.ndarray:
+        """The weight of each model that takes part."""
+        given = np.array([self.weight[i] for i in takes_part(self.weight)])
+        shared: np.ndarray = self.factor * given / np.bincount(self.place)[self.place]
+        return shared
+
+    def merged(self) -> np.ndarray:
+        return self.parts.sum(np.bincount(self.place, self.weights(), int(self.place.max()) + 1))
+
+    def of_models(self, shape: tuple[int, int]) -> list[np.ndarray]:
+        """The part of every model; zeros for a weight of 0."""
+        weighted = zip(takes_part(self.weight), self.weights(), self.place, strict=True)
+        parts = {i: w * self.parts.part(int(p)) for i, w, p in weighted}
+        return [parts[i] if i in parts else np.zeros(shape) for i in range(len(self.weight))]
 
 
 @dataclass(frozen=True)
@@ -95,6 +146,18 @@ def projection_scale(merged: np.ndarray, matrices: Iterable[np.ndarray]) -> tupl
     if not squares or not products * MOST_SCALE > squares:
         return 1.0, not squares
     return squares / products, True
+
+
+def scale_of(
+    matrices: Matrices, calibrate: Calibrate, merged: Callable[[], np.ndarray], models: Sequence[int]
+) -> float:
+    """Return the factor on a merge of the matrices of ``models``; where they cancel each other it is 1, which is said."""
+    if calibrate == "none":
+        return 1.0
+    factor, is_known = projection_scale(merged(), map(matrices.value, models))
+    if not is_known:
+        matrices.note("the task vectors cancel each other, so there is no projection scale; 1 is used")
+    return factor
 
 
 def distinct_factors(

@@ -1,0 +1,33 @@
+"""DC-Merge, plainly: arXiv 2603.06242, with the projection scale."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from references.whole_matrices import cut_svd, merge_by, polar, projection
+
+
+def merge(models: list[np.ndarray], base: np.ndarray, options: dict, uniforms: object) -> np.ndarray:
+    given = options.get("density", [0.001] * len(models))
+    weights = options.get("weight", [1.0] * len(models))
+    shares = [d for d, w in zip(given, weights, strict=True) if w]
+    least = options.get("least", 0.01)
+
+    def method(deltas: list[np.ndarray], weights: list[float]) -> np.ndarray:
+        k = max(int(options.get("rank", 1.0) * min(deltas[0].shape) / len(deltas)), 1)
+        us, ss, vs = zip(*(cut_svd(d, k) for d in deltas), strict=True)
+        p, q = polar(np.hstack(us), least), polar(np.vstack(vs), least)
+        inner = np.stack([p.T @ (u * s) @ v @ q.T for u, s, v in zip(us, ss, vs, strict=True)])
+        for m, share in zip(inner, shares, strict=True):
+            count = max(int(share * m.size), 1)
+            if m.size:
+                m[np.abs(m) < np.sort(np.abs(m), axis=None)[-count]] = 0
+        agree = (np.sign(inner) == np.sign(inner.sum(0))) & (inner != 0)
+        block = np.repeat(np.arange(len(ss)), [len(s) for s in ss])
+        mask = block[:, None] == block
+        mean = np.where(agree, inner, 0) * mask / np.maximum(agree.sum(0), 1)
+        parts = [p @ m @ q for m in mean]
+        c = projection(sum(parts), deltas) if options.get("calibrate", "projection") == "projection" else 1.0
+        return c * sum(w * t for w, t in zip(weights, parts, strict=True))
+
+    return merge_by(method, models, base, options)
