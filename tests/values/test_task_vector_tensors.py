@@ -309,3 +309,11 @@ def test_numpy_takes_no_task_vector_for_an_array() -> None:
             make(tau)
     assert bool(tau)
     assert sum([tau, tau, tau]).equals(3 * tau)
+
+
+def test_a_stored_task_vector_of_float64_has_its_tensors(tmp_path: Path) -> None:
+    base, one = modules(2, torch.float64)
+    TaskVector(one, base).save(tmp_path / "t.safetensors")
+    loaded = TaskVector.load(tmp_path / "t.safetensors")
+    assert set(loaded) == set(exact(one, base))
+    assert all(torch.equal(loaded[n], v) for n, v in exact(one, base).items())

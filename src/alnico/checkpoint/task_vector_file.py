@@ -10,17 +10,33 @@ from alnico.errors import ModelError
 KIND, BASE, TERMS = "alnico.kind", "alnico.base", "alnico.terms"
 """Keys of a header's metadata: what the file is, the base of the first term, and all terms as JSON."""
 
+COMPRESSED = "alnico.compressed"
+"""Key of the metadata of a compressed task vector: what was kept, for people."""
+
+LEFT, RIGHT = ":left", ":right"
+"""Endings of the names of two factors of a matrix in a compressed task vector.
+
+``left`` is (rows, k) and ``right`` (k, columns), or (k, ...) of a convolution kernel; of a stack of matrices ``left`` is
+(stack, rows, k) and ``right`` (stack, k, columns).
+"""
+
 TASK_VECTOR = "task vector"
 
 
-def task_vector_metadata(base: str, terms: str, version: str) -> Mapping[str, str]:
-    """Return the metadata of each file of a task vector."""
-    return {"format": "pt", KIND: TASK_VECTOR, BASE: base, TERMS: terms, "alnico": version}
+def task_vector_metadata(base: str, terms: str, version: str, compressed: str = "") -> Mapping[str, str]:
+    """Return the metadata of each file of a task vector. ``compressed`` says what was kept of a compressed one."""
+    metadata = {"format": "pt", KIND: TASK_VECTOR, BASE: base, TERMS: terms, "alnico": version}
+    return {**metadata, COMPRESSED: compressed} if compressed else metadata
 
 
 def is_task_vector_file(model: Source) -> bool:
     """Do the headers of a model's files say that it is a task vector?"""
     return any(s.header.metadata.get(KIND) == TASK_VECTOR for s in getattr(model, "shards", ()))
+
+
+def is_compressed(model: Source) -> bool:
+    """Do the headers of a task vector say that it is compressed?"""
+    return any(COMPRESSED in s.header.metadata for s in getattr(model, "shards", ()))
 
 
 def base_in_header(model: Source) -> str:

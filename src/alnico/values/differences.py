@@ -20,6 +20,7 @@ from alnico.plan.job import Input, Job, Plan
 from alnico.plan.layers import layer_position
 from alnico.recipe.reference import resolve_reference
 from alnico.values.displaced_model import DisplacedModel, read_values
+from alnico.values.expanded_task_vector import expanded
 from alnico.values.operands import Operand, Term, name_models
 from alnico.values.words import in_words_of_python
 
@@ -44,7 +45,7 @@ def open_operands(
         for reference, delta in deltas.items():
             path = delta.path()
             if path is not None:
-                sources[reference] = open_model(resolve_reference(path, "."), may_be_adapter=True)
+                sources[reference] = expanded(open_model(resolve_reference(path, "."), may_be_adapter=True))
                 continue
             state = {n: v for n, v in delta.value.items() if n not in opened.tied}
             sources[reference] = MemoryModel(reference, state)
@@ -86,7 +87,8 @@ class Differences:
         # A plan may wrap a model, for example to rename its tensors.
         position = {reference: i for i, reference in enumerate(self._plan.recipe.references)}
         self._positions = {o: position[names[o]] for o in operands}
-        self._jobs = {job.name: job for job in self._plan.jobs if _is_difference(job)}
+        is_alone = len(names) == 1
+        self._jobs = {job.name: job for job in self._plan.jobs if _is_difference(job, is_alone)}
         tied = {n: t for n, t in self._opened.tied.items() if t in self._jobs}
         self._stored = {**{name: name for name in self._jobs}, **tied}
 
@@ -118,11 +120,14 @@ class Differences:
     def dtype(self, job: Job) -> str:
         return "F64" if any(i.dtype == "F64" for i in job.merged) else "F32"
 
-    def blocks(self, job: Job, vector: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """Compute a tensor of a task vector in float64: the first element of each block, and its values."""
+    def blocks(
+        self, job: Job, vector: int = 0, span: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Compute a tensor of a task vector, or a span of it, in float64: the first element of each block, and its values."""
         inputs = {i.model: i for i in job.merged}
-        for first in range(0, job.elements, BLOCK):
-            last = min(first + BLOCK, job.elements)
+        start, end = span if span is not None else (0, job.elements)
+        for first in range(start, end, BLOCK):
+            last = min(first + BLOCK, end)
             values: dict[Operand, np.ndarray] = {}
             total = np.zeros(last - first)
             with np.errstate(all="ignore"):
@@ -153,10 +158,15 @@ class Differences:
             )
         return values
 
-    def write(self, job: Job, put: Callable[[int, np.ndarray], None]) -> None:
-        """Pass the bytes of a tensor, each value rounded once, with their place. Errors: NonFiniteError."""
+    def write(
+        self, job: Job, put: Callable[[int, np.ndarray], None], span: tuple[int, int] | None = None
+    ) -> None:
+        """Pass the bytes of a tensor, or of a span of its elements, each value rounded once, with their place in the tensor.
+
+        Errors: NonFiniteError.
+        """
         real = np.float64 if self.dtype(job) == "F64" else np.float32
-        for first, values in self.blocks(job):
+        for first, values in self.blocks(job, span=span):
             with np.errstate(all="ignore"):
                 rounded = values.astype(real)
             if not np.isfinite(rounded).all():
@@ -235,8 +245,9 @@ class UnknownTensorError(ModelError, KeyError):
     __str__ = BaseException.__str__  # KeyError would show the repr of the message
 
 
-def _is_difference(job: Job) -> bool:
-    is_whole_copy = job.kind == "copy" and not job.why and job.inputs[0].dtype in MERGEABLE
+def _is_difference(job: Job, is_alone: bool) -> bool:
+    """Does a tensor belong to a task vector? ``is_alone``: there is one operand, a stored task vector, which is copied."""
+    is_whole_copy = job.kind == "copy" and (is_alone or not job.why) and job.inputs[0].dtype in MERGEABLE
     return job.kind == "mix" or is_whole_copy
 
 

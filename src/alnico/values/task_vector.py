@@ -27,6 +27,7 @@ from alnico.numerics.sizes import bytes_of
 from alnico.plan.job import Job
 from alnico.recipe.from_options import dtype_name
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.values.compression import Compression, Kept, StoredTables, compress_task_vector
 from alnico.values.differences import Differences, layer_of, open_operands
 from alnico.values.operands import (
     NOTHING,
@@ -56,7 +57,7 @@ class TaskVector:
     The tensors of a task vector are computed when they are asked for: ``tau["fc1.weight"]``,
     ``tau.state_dict()``, ``dict(tau)``; ``for name in tau`` gives their names. They are float32, or float64
     where a model is, each summed in float64 and rounded once. ``tau.save(path)`` writes them, and
-    ``TaskVector.load(path)`` reads them back. Tensors of integers are not part of a task vector. A task
+    ``TaskVector.load(path)`` reads them back; ``tau.compress(path, rank=0.125)`` writes less. Tensors of integers are not part of a task vector. A task
     vector is no model, although it has ``state_dict()``: a function that takes models needs ``tau.on(base)``.
 
     Options:
@@ -206,6 +207,59 @@ class TaskVector:
         with self._differences(missing) as differences:
             write_task_vector(differences, self.terms, target, bytes_of(max_shard_size), may_replace)
         return target
+
+    @ieee_arithmetic()
+    def compress(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        rank: float | None = None,
+        energy: float | None = None,
+        embeddings: StoredTables = "whole",
+        missing: str | None = None,
+        memory: Size = DEFAULT_BUDGET_BYTES,
+        threads: int | None = None,
+        max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
+        overwrite: bool = False,
+        overwrite_anything: bool = False,
+        watch: Watcher | None = None,
+    ) -> Compression:
+        """Write the leading singular vectors of each matrix in place of the matrix (TSV-C): ``D ~ L R``.
+
+        For ``D = U S V^T``, ``L = U_k sqrt(S_k)`` and ``R = sqrt(S_k) V_k^T``, in the dtype of :meth:`save`. What is a matrix
+        is what it is for the merge method ``tsv``: also a convolution kernel, and each matrix of a stack of experts. All other
+        tensors are stored as :meth:`save` writes them, and so is a matrix whose factors would be no smaller. A table that did
+        not change takes no room.
+        :meth:`load` reads the result as any task vector: it can be put on a base, added, compared and merged. Names of
+        files and errors are as in :meth:`save`.
+
+        Options:
+            rank: The share of all min(rows, columns) singular vectors of a matrix that is kept, in (0, 1]; at least one
+                is. A matrix of n x n gets smaller below 1/2.
+            energy: The share of a matrix's squares that is kept, in (0, 1], by as few singular vectors as possible.
+            embeddings: ``whole`` stores tables of tokens and positions, and token heads, as they are; ``matrix`` in factors.
+        Returns what was kept of each tensor, the sizes, and the exact error of the values as they are stored.
+        Errors: RecipeError for options; ResourceError for a matrix that does not fit the memory; those of :meth:`save`.
+        Differs from the source: the number of singular vectors is chosen; in the paper it is min(rows, columns) / N for
+            N tasks.
+        Source: Gargiulo et al. 2025, Task singular vectors, https://arxiv.org/abs/2412.00081, section 3.2 (TSV-C).
+        """
+        kept = Kept.of(rank, energy, embeddings)
+        run = RunOptions.of(memory=memory, threads=threads, watch=watch)
+        target = Path(out)
+        check_publishable(target)
+        may_replace = replace_mode(overwrite, overwrite_anything)
+        with self._differences(missing) as differences:
+            return compress_task_vector(
+                differences,
+                self.terms,
+                target,
+                kept,
+                run=run,
+                max_shard_bytes=bytes_of(max_shard_size),
+                overwrite=may_replace,
+                watch=watch,
+            )
 
     @ieee_arithmetic()
     def equals(self, other: TaskVector, *, atol: float = 0.0, missing: str | None = None) -> bool:
