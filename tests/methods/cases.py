@@ -88,6 +88,17 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {},
         {"calibrate": "none", "density": 0.02, "rank": 0.6, "weight": PER_MODEL, "scale": 1.3},
     ],
+    "swudi": [
+        {},
+        {
+            "calibrate": "none",
+            "vectors": "all",
+            "filter": "time",
+            "time": 40.0,
+            "weight": PER_MODEL,
+            "scale": 0.7,
+        },
+    ],
     "ramplus_tl": [{}, {"epsilon": 0.15, "r": 0.4, "alpha": 3.0}],
 }
 

@@ -9,7 +9,7 @@ from alnico.methods.shared.elect import sum_all
 from alnico.methods.shared.others import Embeddings, Others, merge_others, merge_trivially
 from alnico.methods.shared.singular_vectors import (
     Calibrate,
-    OrthogonalVectors,
+    StackedVectors,
     WeightedSum,
     distinct_factors,
     first_of,
@@ -133,7 +133,7 @@ def weighted_vectors(
         return *vectors.arrays(), place, np.array(factor)
 
     *arrays, place, factor = matrices.kept(("tsv", calibrate, rank, least), used, compute)
-    return WeightedSum(OrthogonalVectors(*arrays), weight, place, scale * float(factor))
+    return WeightedSum(StackedVectors(*arrays), weight, place, scale * float(factor))
 
 
 def count_numbers(rows: int, columns: int, _models: int, weight: tuple[float, ...], *_: object) -> int:

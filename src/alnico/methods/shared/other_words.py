@@ -106,6 +106,7 @@ OTHER_WORDS = (
     _method("karcher-mean frechet-mean", "karcher"),
     _method("tsv-m tsv-merge task-singular-vectors", "tsv"),
     _method("dc directional-consistency", "dc_merge"),
+    _method("aswudi swudi-a wudi wudi-merging", "swudi"),
     _answer("mergekit mergekit-yaml mergekit-multi mergekit-pytorch mergekit-legacy mergekit-mega", "`alnico merge RECIPE OUT` reads mergekit's recipes.", "docs/how-to/from-mergekit.md"),
     _answer("mergekit-extract-lora extract extract-lora lora-extract svd", "`alnico lora extract FINETUNED BASE OUT` writes the difference of two models as an adapter.", "docs/how-to/merge-a-lora.md"),
     _answer("fold merge-lora lora-merge fuse bake unload merge-and-unload apply-lora lora adapter adapters peft", "`alnico lora fold BASE ADAPTER... OUT` merges adapters into their base.", "docs/how-to/merge-a-lora.md"),

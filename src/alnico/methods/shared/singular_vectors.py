@@ -85,8 +85,8 @@ class WeightedSum:
 
 
 @dataclass(frozen=True)
-class OrthogonalVectors:
-    """Singular vectors of several matrices, made orthogonal to each other: the sum is ``left * values @ right``.
+class StackedVectors:
+    """Pairs of left and right vectors of several matrices, side by side: their sum is ``left * values @ right``.
 
     ``owner`` is the position of the matrix that each pair of vectors comes from.
     """
@@ -111,13 +111,13 @@ class OrthogonalVectors:
         return part
 
 
-def orthogonalize(factors: Sequence[Decomposed], least: float) -> OrthogonalVectors:
+def orthogonalize(factors: Sequence[Decomposed], least: float) -> StackedVectors:
     """Replace the stacked left and right singular vectors by their polar factors.
 
     ``U = polar[U_1 ... U_N]``, ``V = polar[V_1 ... V_N]``. Directions whose singular value in a stack is at most ``least``
     are left out.
     """
-    return OrthogonalVectors(
+    return StackedVectors(
         polar_factor(np.concatenate([f.left for f in factors], 1), least=least),
         np.concatenate([f.values for f in factors]),
         polar_factor(np.concatenate([f.right for f in factors], 0), least=least),
@@ -161,14 +161,16 @@ def scale_of(
 
 
 def distinct_factors(
-    matrices: Matrices, models: Sequence[int], rank: float
+    matrices: Matrices, models: Sequence[int], rank: float | None
 ) -> tuple[list[Decomposed], np.ndarray]:
     """Return the leading singular vectors of the models' matrices, and the position among them of each model's.
 
+    ``rank`` is the share of :func:`rank_of_each`; None takes all singular vectors.
     Exact copies share one entry, as if they were one model, which is said; near duplicates are said, too. A matrix of zeros
     has an entry of rank 0.
     """
-    count = rank_of_each(rank, *matrices.shape, len(models))
+    sides = matrices.shape
+    count = min(sides) if rank is None else rank_of_each(rank, *sides, len(models))
     factors = [matrices.leading(i, count) for i in models]
     place = np.arange(len(models))
     for i in range(len(models)):
@@ -178,9 +180,11 @@ def distinct_factors(
                 matrices.note("{} and {} change equally, and count as one model", models[j], models[i])
                 break
     distinct, place = np.unique(place, return_inverse=True)
-    if len(distinct) < len(models):
-        count = rank_of_each(rank, *matrices.shape, len(distinct))
+    if rank is not None and len(distinct) < len(models):
+        count = rank_of_each(rank, *sides, len(distinct))
         factors = [matrices.leading(models[i], count) for i in distinct]
+    else:
+        factors = [factors[i] for i in distinct]
     _note_near_duplicates(matrices, [models[i] for i in distinct], factors)
     return factors, place
 
