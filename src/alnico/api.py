@@ -82,6 +82,7 @@ def merge(
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
     require_signed: bool = False,
+    factor_cache: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
 ) -> MergeResult:
     """Merge the models of a recipe into a directory, or into one file.
@@ -97,7 +98,9 @@ def merge(
     Errors: all of ``alnico.errors``.
     """
     planner = Planner.of(
-        RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch),
+        RunOptions.of(
+            memory=memory, threads=threads, offline=offline, watch=watch, factor_cache=factor_cache
+        ),
         max_shard_size,
         strict_license,
         verify_inputs,
@@ -126,6 +129,7 @@ def merge_documents(
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
     require_signed: bool = False,
+    factor_cache: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
 ) -> tuple[MergeResult, ...]:
     """Merge all documents of a recipe file: stages that use each other's outputs, or independent merges.
@@ -142,7 +146,9 @@ def merge_documents(
     Errors: as for :func:`merge`.
     """
     planner = Planner.of(
-        RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch),
+        RunOptions.of(
+            memory=memory, threads=threads, offline=offline, watch=watch, factor_cache=factor_cache
+        ),
         max_shard_size,
         strict_license,
         verify_inputs,
@@ -154,7 +160,13 @@ def merge_documents(
     if len(recipes) == 1:
         return (planner.merge(recipes[0], Path(out), overwrite=may_replace, restart=restart),)
     return run_stages(
-        order_stages(recipes), planner.plan, Path(out), overwrite=may_replace, restart=restart, watch=watch
+        order_stages(recipes),
+        planner.plan,
+        Path(out),
+        overwrite=may_replace,
+        restart=restart,
+        watch=watch,
+        factor_cache=planner.run.factor_cache,
     )
 
 

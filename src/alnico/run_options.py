@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, SupportsIndex
 
@@ -24,12 +25,16 @@ Size = int | str
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What every run needs, checked: its memory budget, its threads, whether it may use the network, and who watches it."""
+    """What every run needs, checked: its memory budget, its threads, whether it may use the network, and who watches it.
+
+    ``factor_cache`` is the folder that keeps what methods compute from whole matrices; None keeps nothing in files.
+    """
 
     memory_bytes: int = DEFAULT_BUDGET_BYTES
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
     offline: bool = False
     watch: Watcher | None = None
+    factor_cache: Path | None = None
 
     @classmethod
     def of(
@@ -40,6 +45,7 @@ class RunOptions:
         offline: bool = False,
         watch: Watcher | None = None,
         processes: int = 1,
+        factor_cache: str | os.PathLike[str] | None = None,
     ) -> RunOptions:
         """Check the options that a caller gave. The default threads are those of the processors, shared by ``processes``.
 
@@ -47,7 +53,8 @@ class RunOptions:
         """
         if threads is None:
             threads = max((os.cpu_count() or 1) // processes, 1)
-        return cls(bytes_of(memory), checked_count(threads, "threads"), offline, watch)
+        folder = None if factor_cache is None else Path(factor_cache)
+        return cls(bytes_of(memory), checked_count(threads, "threads"), offline, watch, folder)
 
     def report(self, event: Event) -> None:
         """Pass an event to the caller."""
@@ -77,6 +84,8 @@ SHARED_OPTIONS: Mapping[str, str] = MappingProxyType(
         "memory": "Memory budget of the whole process, such as 2GiB; a number is bytes.",
         "threads": "Number of threads; default: one per processor.",
         "offline": "Use no network; read models of the hub from its local cache.",
+        "factor_cache": "Folder that keeps decompositions of matrices in files, for later merges of the same models by any weights "
+        "and scales; the bytes of a merge are the same with it. Remove the folder to empty it.",
         "allow_code": "Allow files to run code: functions and task folders of a tasks file, the storage of a search. Use it "
         "only if you trust their authors.",
         "overwrite": "Replace the output when the new one is complete, if alnico wrote it or it is a model.",

@@ -21,11 +21,12 @@ STEP = SimpleNamespace(number=5, loss=0.25, losses={"pets": 0.125})
 EVENTS = [
     events.Fetching(("owner/m",), 2, 1000),
     events.Fetched(500),
-    events.Started(SimpleNamespace(shards=SHARDS, bytes_to_read=300), 2, 50),
+    events.Started(SimpleNamespace(jobs=(), shards=SHARDS, bytes_to_read=300), 2, 50),
     events.Compiling(3),
     events.Measuring(4),
     events.Reading(4, 1000),
     events.Advanced("w", 10),
+    events.Noted("w", "{} and {} agree (cosine {:.2f})", ("a", "b", 0.5)),
     events.TensorDone("w", "0123"),
     events.Finished("out", 1.0),
     events.Counted("updates", 3, 9),
@@ -72,7 +73,7 @@ def test_lines_are_results_and_some_of_the_steps(monkeypatch: pytest.MonkeyPatch
     assert drawn(io.StringIO(), monkeypatch) == [*head, *RESULTS, step]
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     lines = drawn(io.StringIO(), monkeypatch, verbose=1)
-    assert lines == [*head, "0123  w", "updates 3/9", *RESULTS, step]
+    assert lines == [*head, "w: a and b agree (cosine 0.50)", "0123  w", "updates 3/9", *RESULTS, step]
 
 
 def test_a_terminal_has_a_bar_and_the_lines_of_results(monkeypatch: pytest.MonkeyPatch) -> None:

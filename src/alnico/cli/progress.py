@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alnico.cli.printing import is_terminal, say
 from alnico.cli.streams import Canvas
@@ -21,6 +21,7 @@ from alnico.events import (
     Fetching,
     Learned,
     Measuring,
+    Noted,
     PointScored,
     Reading,
     Scored,
@@ -33,8 +34,14 @@ from alnico.events import (
 from alnico.kernels.clock import CLOCK
 from alnico.numerics.sizes import count_of, format_size
 
+if TYPE_CHECKING:
+    from alnico.engine.matrix_time import MatrixForecast
+
 PATIENCE = 2.0
 """Seconds before the first line that counts parts."""
+
+FORETOLD = 20.0
+"""Seconds of whole matrices from which a merge says how long they will take."""
 
 SILENCE = 30.0
 """The most seconds without a line while steps are learned."""
@@ -76,8 +83,13 @@ def _lines(verbose: int) -> Watcher:
             say(line)
         elif isinstance(event, Fetching):
             say(_fetching(event))
-        elif isinstance(event, Started) and event.resumed:
-            say(f"resuming an unfinished merge: {count_of(event.resumed, 'tensor')} done")
+        elif isinstance(event, Started):
+            if event.resumed:
+                say(f"resuming an unfinished merge: {count_of(event.resumed, 'tensor')} done")
+            if (foretold := _foretold(event)) is not None:
+                say(foretold)
+        elif verbose and isinstance(event, Noted):
+            say(f"{event.tensor}: {event}")
         elif verbose and isinstance(event, TensorDone):
             say(f"{event.digest}  {event.tensor}")
         elif isinstance(event, Learned):
@@ -121,6 +133,32 @@ def _duration(seconds: float) -> str:
         return f"{max(1, math.ceil(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def matrices_line(forecast: MatrixForecast) -> str:
+    """One line about the whole matrices of a plan.
+
+    >>> from alnico.engine.matrix_time import MatrixForecast
+    >>> matrices_line(MatrixForecast(224, 1_900_000_000, 2, 6000.0))
+    '224 tensors as whole matrices, at most 1.9 GB each, 2 at a time: about 1 h 40 min'
+    """
+    return (
+        f"{count_of(forecast.tensors, 'tensor')} as whole matrices, at most {format_size(forecast.largest_bytes)} each, "
+        f"{forecast.at_once} at a time: about {_duration(forecast.seconds)}"
+    )
+
+
+def _foretold(event: Started) -> str | None:
+    """The line about whole matrices of a merge that takes long, without what an earlier run has finished."""
+    if not any(job.kind == "matrix" for job in event.plan.jobs):
+        return None
+    from alnico.engine.matrix_time import forecast_matrices  # with numpy, which most commands do without
+
+    forecast = forecast_matrices(event.plan)
+    if forecast is None or forecast.seconds < FORETOLD:
+        return None
+    line = matrices_line(forecast)
+    return f"{line}, less what is done" if event.resumed else line
 
 
 def _is_shown(done: int, total: int, lines: int) -> bool:
@@ -216,6 +254,8 @@ class ProgressBar:
         elif isinstance(event, Started):
             total = sum(s.byte_size - len(s.start) for s in event.plan.shards)
             self._restart(total, event.resumed_bytes, 1 + event.plan.bytes_to_read / max(total, 1))
+            if (foretold := _foretold(event)) is not None:
+                self._write(foretold)
         elif isinstance(event, Compiling):
             self._update(description=f"compiling {event.kernels} kernel{'' if event.kernels == 1 else 's'}")
             self._begin = _now()

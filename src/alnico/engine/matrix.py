@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from alnico.checkpoint.adapter_changes import is_transposed_linear
 from alnico.checkpoint.source import Source
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import blocks
+from alnico.engine.factor_cache import FactorCache
 from alnico.engine.matrix_store import KeptArrays, MatrixNote, MatrixStore
 from alnico.engine.mix import NOTHING, refuse_output, refuse_tensor
 from alnico.errors import NonFiniteError
@@ -33,7 +35,7 @@ def rounding_kernel() -> MixKernel:
 
 class JobMatrices:
     """The matrices of one job, read when its method requests them. With ``digests``, one per tensor, each
-    tensor is hashed once. ``store`` keeps what can serve later merges. ``note`` receives what the method has to say,
+    tensor is hashed once. ``store`` keeps what can serve later merges in memory, ``factors`` in files. ``note`` receives what the method has to say,
     ``advance`` the bytes of output that are as good as done, which add up to the tensor's."""
 
     def __init__(
@@ -46,6 +48,7 @@ class JobMatrices:
         check: Callable[[], None],
         *,
         store: MatrixStore | None = None,
+        factors: FactorCache | None = None,
         note: Callable[[MatrixNote], None] = lambda _: None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -64,6 +67,8 @@ class JobMatrices:
         self._block = block_elements
         self._check = check
         self._store = store
+        self._factors = factors
+        self._hashes: dict[tuple[Input, int], str] = {}
         self._notes: list[MatrixNote] | None = None
         self._progress = _Progress(advance, job.byte_size, self._count, self.models)
 
@@ -77,11 +82,14 @@ class JobMatrices:
         matrix = self._read_matrix(self.job.inputs[model])
         if self.job.base is not None:
             self._read_matrix(self.job.base, subtract_from=matrix)
-            if not np.isfinite(matrix).all():
-                raise NonFiniteError(
-                    f"{self.job.name}: the difference of {self._sources[self.job.inputs[model].model].label} and the base is beyond "
-                    "float64; expected a finite difference. Divide the tensor by a number in all models, or leave it out with a filter."
-                )
+            flat = matrix.reshape(-1)
+            for start, stop in blocks((0, flat.size), self._block):
+                if not np.isfinite(flat[start:stop]).all():
+                    raise NonFiniteError(
+                        f"{self.job.name}: the difference of {self._sources[self.job.inputs[model].model].label} and the base "
+                        "is beyond float64; expected a finite difference. Divide the tensor by a number in all models, or leave "
+                        "it out with a filter."
+                    )
         return matrix
 
     def side(self, kind: str, model: int) -> np.ndarray:
@@ -102,7 +110,7 @@ class JobMatrices:
     def kept(
         self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]
     ) -> tuple[np.ndarray, ...]:
-        if self._store is None:
+        if self._store is None and self._factors is None:
             return tuple(map(_compact, make()))
         job = self.job
         read = [*(job.inputs[i] for i in models), *([job.base] if job.base is not None else [])]
@@ -114,18 +122,32 @@ class JobMatrices:
             job.stack,
             self._matrix,
         )
-        kept = self._store.get(key)
-        if kept is None:
-            return self._make_kept(key, models, make)
-        for note in kept.notes:
-            self.note(note.text, *(models[v] if isinstance(v, int) else v for v in note.values))
+        kept = self._store.get(key) if self._store is not None else None
+        if kept is not None:
+            self._say_again(kept, models)
+            return kept.arrays
+        if self._factors is not None:
+            file_key = self._content_key(name, read)
+            kept = self._factors.get(file_key, self._most_bytes())
+            if kept is not None:
+                self._say_again(kept, models)
+            else:
+                kept = self._make_kept(models, make)
+                if self._content_key(name, read, again=True) == file_key:  # nobody has changed the files
+                    self._factors.put(file_key, kept)
+        else:
+            kept = self._make_kept(models, make)
+        if self._store is not None:
+            self._store.put(key, kept)
         return kept.arrays
 
-    def _make_kept(
-        self, key: Hashable, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]
-    ) -> tuple[np.ndarray, ...]:
-        """Compute arrays, and keep them with the notes that were made meanwhile."""
-        assert self._store is not None
+    def _say_again(self, kept: KeptArrays, models: Sequence[int]) -> None:
+        """Say what was said when the arrays were computed."""
+        for note in kept.notes:
+            self.note(note.text, *(models[v] if isinstance(v, int) else v for v in note.values))
+
+    def _make_kept(self, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]) -> KeptArrays:
+        """Compute arrays, with the notes that are made meanwhile."""
         before, self._notes = self._notes, []
         try:
             arrays = tuple(map(_compact, make()))
@@ -137,8 +159,38 @@ class JobMatrices:
             if before is not None:
                 before += self._notes
             self._notes = before
-        self._store.put(key, KeptArrays(arrays, tuple(notes)))
-        return arrays
+        return KeptArrays(arrays, tuple(notes))
+
+    def _content_key(self, name: Hashable, read: Sequence[Input], again: bool = False) -> str:
+        """The key of what is computed from the matrices of some tensors, by their content."""
+        assert self._factors is not None
+        has_base = "without a base" if self.job.base is None else "with a base"
+        what = f"{name!r} {has_base} {'inputs x outputs' if self.is_transposed else 'outputs x inputs'}"
+        return self._factors.key(
+            what, [(t.dtype, self._content_hash(t, again)) for t in read], (self._rows, self._columns)
+        )
+
+    def _content_hash(self, tensor: Input, again: bool) -> str:
+        """The SHA-256 of the bytes of a matrix; ``again``: as they are now."""
+        place = tensor, self._matrix
+        if again or place not in self._hashes:
+            content = hashlib.sha256()
+            first = self._matrix * self._rows * self._columns
+            for start, stop in blocks((first, first + self._rows * self._columns), self._block):
+                self._check()
+                (raw,) = self._arena.views([(stop - start) * tensor.width])
+                self._sources[tensor.model].read_into(tensor.name, start * tensor.width, memoryview(raw))
+                content.update(raw)
+            if again:
+                return content.hexdigest()
+            self._hashes[place] = content.hexdigest()
+        return self._hashes[place]
+
+    def _most_bytes(self) -> int:
+        """The most bytes that the method may hold."""
+        job = self.job
+        assert job.matrix is not None
+        return 8 * job.matrix.numbers(self._rows, self._columns, self.models, *job.matrix.arguments)
 
     def make(self, write: Callable[[int, memoryview], None]) -> None:
         """Compute the tensor and pass its bytes to ``write``, in order, with their offsets. Errors:

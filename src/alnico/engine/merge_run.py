@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from alnico.engine import measure, row_ranks
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.fact_cache import CachedFacts, FactCache
+from alnico.engine.factor_cache import FactorCache
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.matrix import JobMatrices, rounding_kernel
 from alnico.engine.matrix_store import MatrixNote, MatrixStore
@@ -29,11 +30,12 @@ from alnico.errors import (
 from alnico.events import Advanced, Compiling, Measuring, Noted, Started, TensorDone, Watcher
 from alnico.kernels.choice import kernel_for
 from alnico.kernels.facts import MeasuredFact
+from alnico.methods import digests_of_foreign
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.digest import PieceHasher, TensorDigest, Unhashed
 from alnico.output.journal import JournalState, Record
 from alnico.plan.job import Input, Job, Plan
-from alnico.threads import Crew, Stopped, WorkItem
+from alnico.threads import Abandoned, Crew, Stopped, WorkItem
 
 SHARED_CHUNKS = 8
 """A tensor of at least so many chunks that is measured first is shared by all threads; a smaller one is made
@@ -98,7 +100,8 @@ class MergeRun:
 
     Tensors and facts in ``state`` are done already. Facts in ``cache`` are not measured again. ``spans``
     chooses the chunks of a tensor that are made; if they are not all, ``recorder`` must not want digests.
-    ``matrices`` keeps what methods compute from whole matrices.
+    ``matrices`` keeps what methods compute from whole matrices in memory, ``factor_cache`` is the folder where it is
+    kept in files.
     """
 
     def __init__(
@@ -111,12 +114,17 @@ class MergeRun:
         cache: FactCache | None = None,
         spans: Callable[[Job], list[Span]] = chunks,
         matrices: MatrixStore | None = None,
+        factor_cache: Path | None = None,
     ) -> None:
         self.plan = plan
         self.output = output
         self.recorder = recorder
         self.cache = cache
         self.matrices = matrices
+        self.factor_fault: str | None = None
+        """Why factors could not be kept in files."""
+        self._factor_cache = factor_cache
+        self._factors: FactorCache | None = None
         self.notes: list[Noted] = []
         """What methods said about matrices."""
         self._spans = spans
@@ -133,8 +141,29 @@ class MergeRun:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
         self._crew.report(Started(self.plan, len(self.records), done))
         self._compile()
-        blas_threads = one_blas_thread() if any(job.kind == "matrix" for job in self.jobs) else nullcontext()
-        with blas_threads, self._crew:
+        if not any(job.kind == "matrix" for job in self.jobs):
+            return self._make_all()
+        with one_blas_thread():
+            if self._factor_cache is None:
+                return self._make_all()
+            self._factors = FactorCache(
+                self._factor_cache,
+                depends_on=digests_of_foreign(self.plan.recipe.methods_used),
+                reserve_bytes=self.plan.bytes_to_write,
+            )
+            try:
+                self._make_all()
+            except Abandoned:
+                raise  # a thread may still use the folder
+            except BaseException:
+                self._factors.close()
+                raise
+            self.factor_fault = self._factors.fault
+            self._factors.close()
+
+    def _make_all(self) -> None:
+        """Make all tensors that are not made yet."""
+        with self._crew:
             self._measure_model()
             calls: list[WorkItem] = []
             for job in self.jobs:
@@ -359,6 +388,7 @@ class MergeRun:
             self.plan.memory.block_elements,
             self._crew.check,
             store=self.matrices,
+            factors=self._factors,
             note=note,
             advance=lambda size: self._crew.report(Advanced(job.name, size)),
         ).make(write)

@@ -110,6 +110,7 @@ class Resident:
                 None,
                 cache,
                 matrices=self._matrices,
+                factor_cache=self._run.factor_cache,
             ).all()
         finally:
             for statistics in plan.statistics:

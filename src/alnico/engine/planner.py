@@ -108,7 +108,14 @@ class Planner:
         plan = self.plan(recipe, single_file=single_file_of(out))
         try:
             fetch_inputs(plan, out, overwrite=overwrite, watch=self.run.watch)
-            return run_plan(plan, out, overwrite=overwrite, restart=restart, watch=self.run.watch)
+            return run_plan(
+                plan,
+                out,
+                overwrite=overwrite,
+                restart=restart,
+                watch=self.run.watch,
+                factor_cache=self.run.factor_cache,
+            )
         finally:
             close([plan])
 

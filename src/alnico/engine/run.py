@@ -103,13 +103,14 @@ def run_plan(
     watch: Watcher | None = None,
     mark: Path | None = None,
     caller: Caller = IN_A_RECIPE,
+    factor_cache: Path | None = None,
 ) -> MergeResult:
     """Carry out a plan. When this returns, ``out`` is the complete and checked output.
 
     An interrupted merge of the same plan is resumed; ``restart`` discards it. ``watch`` gets events from any
     thread, one at a time. ``mark`` is a file that records which output was made
     (:func:`alnico.output.staging.is_published`). ``caller`` has the words in which unrelated models are
-    refused. Errors: see ``errors``. A wrong input removes the unfinished output, everything else keeps it.
+    refused. ``factor_cache`` is the folder of :class:`alnico.engine.factor_cache.FactorCache`. Errors: see ``errors``. A wrong input removes the unfinished output, everything else keeps it.
     """
     begin = time.perf_counter()
     out = Path(out)
@@ -136,7 +137,7 @@ def run_plan(
                 before = file_states(input_files(plan, single))
                 checked = plan if state else check_relatedness(plan, caller)
                 files = OutputFiles(part.model, plan.shards, part.folder)
-                run = _merge(checked, part, files, fingerprint, state, watch)
+                run = _merge(checked, part, files, fingerprint, state, watch, factor_cache)
                 settled = run.plan
                 refuse_changed_inputs(settled, before, run.records)
                 complete_output(settled, part, files, run.records, single)
@@ -161,6 +162,7 @@ def run_plan(
         watch(Finished(str(out), seconds))
     digests = {name: record.digest for name, record in run.records.items()}
     notes = sum_up(run.notes, {job.name: i for i, job in enumerate(settled.jobs)})
+    notes += (run.factor_fault,) if run.factor_fault is not None else ()
     return MergeResult(out, settled, seconds, run.resumed, digests, notes=notes)
 
 
@@ -171,6 +173,7 @@ def _merge(
     fingerprint: dict[str, Any],
     state: JournalState,
     watch: Watcher | None,
+    factor_cache: Path | None,
 ) -> MergeRun:
     """Make all tensors that an earlier run has not finished."""
     is_abandoned = False
@@ -185,7 +188,7 @@ def _merge(
         journal = Journal(part.path, fingerprint, files.sync, state, part.folder)
         try:
             settled = measure_norm_weights(plan, state.norms, watch, journal.measured_norms)
-            run = MergeRun(settled, files, journal, state, watch)
+            run = MergeRun(settled, files, journal, state, watch, factor_cache=factor_cache)
             run.all()
         except BaseException as error:
             has_ended = True

@@ -77,6 +77,7 @@ def run_stages(
     overwrite: Replace = False,
     restart: bool = False,
     watch: Watcher | None = None,
+    factor_cache: Path | None = None,
 ) -> tuple[MergeResult, ...]:
     """Run all merges of a file. Returns results, in order, without those of stages and of merges that were
     finished before.
@@ -119,7 +120,9 @@ def run_stages(
                 plan = _with_stages(plan, stage, stages, plans)
                 mark = work / f"{stage.label}.json"
                 try:
-                    result = _run(plan, target, mark, overwrite or stage.is_intermediate, restart, watch)
+                    result = _run(
+                        plan, target, mark, overwrite or stage.is_intermediate, restart, watch, factor_cache
+                    )
                 finally:
                     close([plan])
                 outputs[stage.label] = str(target)
@@ -175,14 +178,22 @@ def _others(out: Path, targets: Mapping[str, Path]) -> bool:
 
 
 def _run(
-    plan: Plan, target: Path, mark: Path, overwrite: Replace, restart: bool, watch: Watcher | None
+    plan: Plan,
+    target: Path,
+    mark: Path,
+    overwrite: Replace,
+    restart: bool,
+    watch: Watcher | None,
+    factor_cache: Path | None,
 ) -> MergeResult | None:
     """Run one stage, unless it is finished."""
     if not restart and is_published(target, mark, plan.fingerprint()):
         return None
     overwrite = overwrite or is_published(target, mark)  # an earlier version of this file wrote it
     fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
-    return run_plan(plan, target, overwrite=overwrite, restart=restart, watch=watch, mark=mark)
+    return run_plan(
+        plan, target, overwrite=overwrite, restart=restart, watch=watch, mark=mark, factor_cache=factor_cache
+    )
 
 
 def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], plans: Mapping[str, Plan]) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from alnico.methods.base import Matrices, MatrixMethod, Merge, PerModel, Proportion, Share, each, method
+from alnico.methods.shared import singular_vectors
 from alnico.methods.shared.elect import sum_all
 from alnico.methods.shared.others import Embeddings, Others, merge_others, merge_trivially
 from alnico.methods.shared.singular_vectors import (
@@ -68,8 +69,8 @@ def tsv(
     Shapes: k matrices (rows, columns) in, one out; any number of models besides the base. A convolution kernel is a matrix
         (outputs, inputs x kernel); stacks of matrices, such as experts, are merged matrix by matrix.
     Measures: two passes over the models and the base, a decomposition per model and matrix and two polar factors, in
-        float64. Memory: two matrices, the singular vectors of all models twice, and six squares of the smaller side, in
-        float64. Grain: tensor.
+        float64. Memory: the singular vectors of all models twice and five squares of the smaller side, or two matrices
+        in place of the second, in float64. Grain: tensor.
     Edge cases: a task vector of zeros takes no part; singular values up to a millionth of the largest count as 0, so that
         adapters have no arbitrary directions; exact copies count as one model with the mean of their weights, and near ones as two, which is said;
         where task vectors cancel each other, c cannot be computed and is 1, which is said; one model at weight 1 and rank
@@ -136,10 +137,18 @@ def weighted_vectors(
     return WeightedSum(StackedVectors(*arrays), weight, place, scale * float(factor))
 
 
-def count_numbers(rows: int, columns: int, _models: int, weight: tuple[float, ...], *_: object) -> int:
+def count_numbers(
+    rows: int,
+    columns: int,
+    _models: int,
+    weight: tuple[float, ...],
+    _scale: float,
+    _calibrate: Calibrate,
+    rank: float,
+    *_: object,
+) -> int:
     """The most float64 numbers held at once."""
-    side = max(min(rows, columns), sum(w != 0 for w in weight))
-    return 2 * rows * columns + 2 * (rows + columns) * side + 6 * side**2
+    return singular_vectors.count_numbers(rows, columns, sum(w != 0 for w in weight), rank)
 
 
 def count_operations(

@@ -52,19 +52,28 @@ def fit_memory(
     widest = max([2, *widths]) if widths else 16  # comparing bytes needs two buffers
     models = max((len(j.inputs) for j in jobs if j.is_computed), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
-    largest = max((j for j in jobs if j.matrix is not None), key=_whole_bytes, default=None)
-    facts += _whole_bytes(largest) if largest is not None else 0
+    largest = max((j for j in jobs if j.matrix is not None), key=whole_bytes, default=None)
+    whole = whole_bytes(largest) if largest is not None else 0
+    matrices = sum(j.matrix is not None for j in jobs)
     for workers in range(max(threads, 1), 0, -1):
         for block in (BLOCK_ELEMENTS, LEAF):
             worker = widest * block + counters + facts + max((_rank_bytes(j, block) for j in jobs), default=0)
-            if fixed + workers * worker <= budget_bytes:
-                return MemoryPlan(budget_bytes, fixed + workers * worker, workers, worker, block)
-    least = fixed + widest * LEAF + counters + facts + max((_rank_bytes(j, LEAF) for j in jobs), default=0)
+            peak = fixed + workers * worker + min(workers, matrices) * whole
+            if peak <= budget_bytes:
+                return MemoryPlan(budget_bytes, peak, workers, worker, block)
+    least = (
+        fixed
+        + widest * LEAF
+        + counters
+        + facts
+        + whole
+        + max((_rank_bytes(j, LEAF) for j in jobs), default=0)
+    )
     enough = f"{-(-least // (1 << 20))}MiB"
-    if largest is not None and least - _whole_bytes(largest) <= budget_bytes:
+    if largest is not None and least - whole_bytes(largest) <= budget_bytes:
         raise ResourceError(
             f"plan: {largest.name} is merged as a whole matrix and needs "
-            f"{format_size(_whole_bytes(largest))} at once, the merge {format_size(least)}; the budget is "
+            f"{format_size(whole_bytes(largest))} at once, the merge {format_size(least)}; the budget is "
             f"{format_size(budget_bytes)}. Raise --memory to {enough}, or use another method for this tensor."
         )
     raise ResourceError(
@@ -73,7 +82,7 @@ def fit_memory(
     )
 
 
-def _whole_bytes(job: Job) -> int:
+def whole_bytes(job: Job) -> int:
     """Return the bytes to merge a whole matrix: float64 numbers and the work space of BLAS."""
     if job.matrix is None:
         return 0

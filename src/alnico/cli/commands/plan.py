@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from contextlib import suppress
@@ -15,7 +16,9 @@ from alnico.cli import quick
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, VERBOSE, Flag, size_of
 from alnico.cli.printing import Page, page, recipe_page, show_result
+from alnico.cli.progress import matrices_line
 from alnico.engine.fetch import absent_files
+from alnico.engine.matrix_time import forecast_matrices
 from alnico.errors import RecipeError
 from alnico.numerics.sizes import format_size
 from alnico.output.disk_space import check_disk
@@ -74,8 +77,18 @@ def show_plan(call: CommandCall, words: quick.MergeWords) -> None:
         for plan in plans:
             check_disk(plan, Path(out))
     call.show(
-        lambda: one_or_all([plan.summary() for plan in plans]),
+        lambda: one_or_all([plan_data(plan) for plan in plans]),
         lambda: Page("\n\n".join(plan_text(p, call.verbose, Path(out) if out else None) for p in plans)),
+    )
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data, with the forecast for whole matrices."""
+    forecast = forecast_matrices(plan)
+    return plan.summary() | (
+        {"matrices": dataclasses.asdict(forecast) | {"seconds": round(forecast.seconds, 2)}}
+        if forecast is not None
+        else {}
     )
 
 
@@ -158,6 +171,8 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
     lines.append(
         f"memory    at most {format_size(memory.peak_bytes)} of {format_size(memory.budget_bytes)}, {memory.threads} threads"
     )
+    if (forecast := forecast_matrices(plan)) is not None:
+        lines.append(f"matrices  {matrices_line(forecast)} on this machine")
     absent = absent_files(plan, side_files=True)
     if any(absent):
         total = format_size(sum(sum(files.values()) for files in absent))

@@ -118,9 +118,9 @@ def orthogonalize(factors: Sequence[Decomposed], least: float) -> StackedVectors
     are left out.
     """
     return StackedVectors(
-        polar_factor(np.concatenate([f.left for f in factors], 1), least=least),
+        polar_factor(np.concatenate([f.left for f in factors], 1), least=least, overwrite=True),
         np.concatenate([f.values for f in factors]),
-        polar_factor(np.concatenate([f.right for f in factors], 0), least=least),
+        polar_factor(np.concatenate([f.right for f in factors], 0), least=least, overwrite=True),
         np.repeat(np.arange(len(factors)), [f.rank for f in factors]),
     )
 
@@ -143,6 +143,7 @@ def projection_scale(merged: np.ndarray, matrices: Iterable[np.ndarray]) -> tupl
         values = matrix if unit == 1 else matrix / unit
         squares += float(np.vdot(values, values))
         products += float(np.vdot(scaled, values))
+        del matrix, values  # before the next one is read
     if not squares or not products * MOST_SCALE > squares:
         return 1.0, not squares
     return squares / products, True
@@ -182,11 +183,23 @@ def distinct_factors(
     distinct, place = np.unique(place, return_inverse=True)
     if rank is not None and len(distinct) < len(models):
         count = rank_of_each(rank, *sides, len(distinct))
+        del factors  # before others take their place
         factors = [matrices.leading(models[i], count) for i in distinct]
     else:
         factors = [factors[i] for i in distinct]
     _note_near_duplicates(matrices, [models[i] for i in distinct], factors)
     return factors, place
+
+
+def count_numbers(rows: int, columns: int, models: int, rank: float) -> int:
+    """Return the most float64 numbers held by :func:`distinct_factors`, :func:`orthogonalize`, a sum and its scale."""
+    side, long, matrix = min(rows, columns), max(rows, columns), rows * columns
+    stacked = max(int(rank * side), min(models, side))
+    each = -(-stacked // models)
+    held = (rows + columns) * stacked
+    work = max(5 * side**2, (3 * long + side) * each + 8 * each**2)
+    decompose = matrix + held - held // models + work
+    return max(decompose, 2 * held + 5 * stacked**2, held + 2 * matrix)
 
 
 def _are_equal(one: Decomposed, other: Decomposed) -> bool:

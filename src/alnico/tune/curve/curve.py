@@ -65,6 +65,7 @@ def curve(
     threads: int | None = None,
     offline: bool = False,
     allow_code: bool = False,
+    factor_cache: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
     **options: Any,
 ) -> Curve:
@@ -102,7 +103,9 @@ def curve(
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2. Differs from the source: positions
         are those of ``scale``, and the score of a task may be any, not only its error.
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    run = RunOptions.of(
+        memory=memory, threads=threads, offline=offline, watch=watch, factor_cache=factor_cache
+    )
     scored = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
     averaged, objective = _seeks(scored, objective)
     if density is not None:

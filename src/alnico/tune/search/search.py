@@ -61,6 +61,7 @@ def search(
     memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
     allow_code: bool = False,
+    factor_cache: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
 ) -> SearchResult:
     """Search the values that a recipe leaves open for the best scores on tasks.
@@ -91,7 +92,14 @@ def search(
         OutputError for a folder or a study of another search; ModelError, HubError, RunError.
     """
     workers = checked_count(workers, "workers")
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, processes=workers)
+    run = RunOptions.of(
+        memory=memory,
+        threads=threads,
+        offline=offline,
+        watch=watch,
+        processes=workers,
+        factor_cache=factor_cache,
+    )
     taken = take_objects(recipe)
     space, settings = read_search(taken.recipe, allow_code=allow_code)
     if trials is not None:
