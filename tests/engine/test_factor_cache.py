@@ -18,7 +18,7 @@ import alnico
 from alnico.checkpoint.header import build
 from alnico.checkpoint.open_model import open_model
 from alnico.engine import factor_cache as cache_module
-from alnico.engine.factor_cache import FactorCache
+from alnico.engine.factor_cache import FactorFiles
 from alnico.engine.matrix_store import KeptArrays, MatrixNote
 from alnico.engine.merge_session import Resident
 from alnico.errors import OutputError
@@ -97,8 +97,8 @@ def kept() -> KeptArrays:
     return KeptArrays(arrays, (MatrixNote("{} differs ({:.2f})", (0, 0.5)),))
 
 
-def opened(folder: Path, **depends_on: str) -> FactorCache:
-    return FactorCache(folder, depends_on=depends_on)
+def opened(folder: Path, **depends_on: str) -> FactorFiles:
+    return FactorFiles(folder, depends_on=depends_on)
 
 
 def test_arrays_come_back_with_their_order_and_notes(tmp_path: Path) -> None:
@@ -309,10 +309,10 @@ def test_a_file_that_changes_while_it_is_decomposed_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, tuned = models(tmp_path)
-    real = cache_module.FactorCache.get
+    real = cache_module.FactorFiles.get
     spoilt: list[str] = []
 
-    def spoil(self: FactorCache, key: str, most_bytes: int) -> KeptArrays | None:
+    def spoil(self: FactorFiles, key: str, most_bytes: int) -> KeptArrays | None:
         found = real(self, key, most_bytes)
         if found is None and not spoilt:
             spoilt.append(key)
@@ -324,7 +324,7 @@ def test_a_file_that_changes_while_it_is_decomposed_is_not_kept(
                 file.write(raw)
         return found
 
-    monkeypatch.setattr(cache_module.FactorCache, "get", spoil)
+    monkeypatch.setattr(cache_module.FactorFiles, "get", spoil)
     with pytest.raises(alnico.errors.AlnicoError):
         alnico.merge(recipe(base, tuned), tmp_path / "out", threads=1, factor_cache=tmp_path / "cache")
     assert spoilt[0] not in {path.stem for path in (tmp_path / "cache").iterdir()}

@@ -57,7 +57,7 @@ PLACE = re.compile(r"\{(:\.\d{1,2}[efg]?)?\}")
 """What a text of a note may hold in braces."""
 
 
-class FactorCache:
+class FactorFiles:
     """Arrays in the files of a folder, by key. Safe for threads and for several processes. Close it, or use it in ``with``.
 
     The cache never fails a merge: ``fault`` says why it could not be written, for a disk that is full, for example. It
@@ -144,7 +144,7 @@ class FactorCache:
     def close(self) -> None:
         self._folder.close()
 
-    def __enter__(self) -> FactorCache:
+    def __enter__(self) -> FactorFiles:
         return self
 
     def __exit__(self, *_: object) -> None:

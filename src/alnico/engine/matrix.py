@@ -11,7 +11,7 @@ from alnico.checkpoint.adapter_changes import is_transposed_linear
 from alnico.checkpoint.source import Source
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import blocks
-from alnico.engine.factor_cache import FactorCache
+from alnico.engine.factor_cache import FactorFiles
 from alnico.engine.matrix_store import KeptArrays, MatrixNote, MatrixStore
 from alnico.engine.mix import NOTHING, refuse_output, refuse_tensor
 from alnico.errors import NonFiniteError
@@ -48,7 +48,7 @@ class JobMatrices:
         check: Callable[[], None],
         *,
         store: MatrixStore | None = None,
-        factors: FactorCache | None = None,
+        factors: FactorFiles | None = None,
         note: Callable[[MatrixNote], None] = lambda _: None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:

@@ -15,7 +15,7 @@ from alnico.engine import measure, row_ranks
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.fact_cache import CachedFacts, FactCache
-from alnico.engine.factor_cache import FactorCache
+from alnico.engine.factor_cache import FactorFiles
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.matrix import JobMatrices, rounding_kernel
 from alnico.engine.matrix_store import MatrixNote, MatrixStore
@@ -124,7 +124,7 @@ class MergeRun:
         self.factor_fault: str | None = None
         """Why factors could not be kept in files."""
         self._factor_cache = factor_cache
-        self._factors: FactorCache | None = None
+        self._factors: FactorFiles | None = None
         self.notes: list[Noted] = []
         """What methods said about matrices."""
         self._spans = spans
@@ -146,7 +146,7 @@ class MergeRun:
         with one_blas_thread():
             if self._factor_cache is None:
                 return self._make_all()
-            self._factors = FactorCache(
+            self._factors = FactorFiles(
                 self._factor_cache,
                 depends_on=digests_of_foreign(self.plan.recipe.methods_used),
                 reserve_bytes=self.plan.bytes_to_write,

@@ -110,7 +110,7 @@ def run_plan(
     An interrupted merge of the same plan is resumed; ``restart`` discards it. ``watch`` gets events from any
     thread, one at a time. ``mark`` is a file that records which output was made
     (:func:`alnico.output.staging.is_published`). ``caller`` has the words in which unrelated models are
-    refused. ``factor_cache`` is the folder of :class:`alnico.engine.factor_cache.FactorCache`. Errors: see ``errors``. A wrong input removes the unfinished output, everything else keeps it.
+    refused. ``factor_cache`` is the folder of :class:`alnico.engine.factor_cache.FactorFiles`. Errors: see ``errors``. A wrong input removes the unfinished output, everything else keeps it.
     """
     begin = time.perf_counter()
     out = Path(out)
