@@ -80,6 +80,8 @@ def test_rows_are_told_with_intervals_paired_differences_and_the_gain_they_keep(
             "right": {"t": right},
             "evaluations": 0,
             "seconds": 0.0,
+            "merging": 0.0,
+            "each": [],
         }
 
     rows = [row("specialists", "1" * 100), row("base", "0" * 100), row("task arithmetic", "01" * 50)]
@@ -88,6 +90,51 @@ def test_rows_are_told_with_intervals_paired_differences_and_the_gain_they_keep(
     assert lines[2][3].startswith("50.0 [4")
     assert [line[5] for line in lines] == ["100 %", "0 %", "50 %"]
     assert lines[0][4].startswith("+50.0 [+4")
+
+
+def test_rows_of_several_seeds_are_means_over_them_and_tell_each_seed() -> None:
+    from quality.results import over_seeds
+    from quality.tables import results_table
+
+    def run(seed: int, scale: float, own: str, merged: str) -> dict[str, Any]:
+        shared = {"evaluations": 4, "seconds": 2.0 + seed, "merging": 1.0, "each": []}
+        return {
+            "environment": {"training": {"seed": seed}},
+            "rows": [
+                {"name": "specialists", "setting": "", "validation": None, "right": {"t": own}, **shared},
+                {
+                    "name": "task arithmetic",
+                    "setting": f"scale {scale}",
+                    "validation": scale,
+                    "right": {"t": merged},
+                    **shared,
+                },
+            ],
+            "continual": [],
+        }
+
+    found = over_seeds([run(0, 0.5, "1" * 40, "10" * 20), run(7, 0.7, "1" * 20 + "0" * 20, "1110" * 10)])
+    assert found["environment"]["seeds"] == [0, 7]
+    assert found["rows"][0]["each"] == [1.0, 0.5]
+    assert found["rows"][1]["right"] == {"t": "2120" * 10}
+    assert found["rows"][1]["seconds"] == 5.5
+    lines = [line.split(" | ") for line in results_table(found["rows"]).splitlines()]
+    header, _, own, merged = lines
+    assert own[header.index("test")].startswith("75.0 [")
+    assert merged[header.index("chosen")] == "scale 0.5 / 0.7"
+    assert merged[header.index("validation")] == "60.0"
+    assert merged[header.index("test")].startswith("62.5 [")
+    assert merged[header.index("each seed")] == "50.0 / 75.0"
+    assert own[header.index("against task arithmetic")].startswith("+12.5 [")
+
+
+def test_another_seed_works_in_a_folder_of_its_own_with_the_same_texts(tmp_path: Path) -> None:
+    from quality.bench import folder_of
+
+    assert folder_of(tmp_path, 0) == tmp_path
+    (folder_of(tmp_path, 2) / "data" / "a.jsonl").write_text("{}")
+    assert (folder_of(tmp_path, 0) / "data" / "a.jsonl").read_text() == "{}"
+    assert folder_of(tmp_path, 2) == tmp_path / "seed-2"
 
 
 @pytest.fixture

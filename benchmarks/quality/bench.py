@@ -25,6 +25,8 @@ from quality.specialists import MAX_LENGTH, Training, precision, specialist
 
 Recipe = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A recipe as YAML has it; several are stages, of which the last is the result."""
+SHARED = ("downloads", "data", "encoder", "base")
+"""The folders that do not depend on the specialists."""
 EXAMPLES = {"validation": 200, "test": 500}
 """Rows of each task that a score is taken on."""
 
@@ -35,6 +37,9 @@ class Scored:
 
     scores: Mapping[str, Score]
     seconds: float
+    """Of merging and scoring, in processor time: what another program takes of the machine does not count."""
+    merging: float
+    """Of merging alone."""
 
     @property
     def mean(self) -> float:
@@ -50,7 +55,7 @@ class Chosen:
     evaluations: int = 0
     """Models that were scored on the validation part to choose it."""
     seconds: float = 0.0
-    """What choosing took: merging and scoring those, or learning."""
+    """What choosing took in processor time: merging and scoring those, or learning. Of a search it is the clock's."""
 
 
 class Bench:
@@ -154,20 +159,23 @@ class Bench:
         ).hexdigest()
         kept = self.work / "scores" / part / f"{digest[:24]}.json"
         if not kept.exists():
-            began = time.perf_counter()
+            began = time.process_time()
             subject = self._made(recipe, written)
+            merging = time.process_time() - began
             scores = {
                 task.name: task.evaluate(subject)
                 for task in self.read_tasks(part)
                 if only in (None, task.name)
             }
-            self._keep(kept, written, scores, time.perf_counter() - began)
+            self._keep(kept, written, scores, time.process_time() - began, merging)
         found = json.loads(kept.read_text())
         examples = {
             name: np.array([float(digit) for digit in digits]) for name, digits in found["right"].items()
         }
         return Scored(
-            {name: Score(float(right.mean()), right) for name, right in examples.items()}, found["seconds"]
+            {name: Score(float(right.mean()), right) for name, right in examples.items()},
+            found["seconds"],
+            found["merging"],
         )
 
     def kept(self, name: str, choose: Callable[[Bench], Chosen]) -> Chosen:
@@ -194,13 +202,16 @@ class Bench:
             alnico.load_recipe({"merge_method": "passthrough", "models": [{"model": str(path)}]})
         )
 
-    def _keep(self, path: Path, recipe: str, scores: Mapping[str, Score], seconds: float) -> None:
+    def _keep(
+        self, path: Path, recipe: str, scores: Mapping[str, Score], seconds: float, merging: float
+    ) -> None:
         right = {}
         for name, score in scores.items():
             assert score.examples is not None, f"{name}: accuracies have their examples"
             right[name] = "".join(str(int(value)) for value in score.examples)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps({"recipe": recipe, "right": right, "seconds": seconds}))
+        found = {"recipe": recipe, "right": right, "seconds": seconds, "merging": merging}
+        write(path, json.dumps(found))
 
     def _write_tasks(self, name: str, part: str, limit: int | None) -> None:
         labels = {} if name in self.examples else {"label": None}
@@ -224,6 +235,19 @@ class Bench:
         path.write_text(
             yaml.safe_dump({"tasks": entries}, sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
+
+
+def folder_of(work: Path, seed: int) -> Path:
+    """Return the work folder of a seed: ``work`` for 0; for another a folder in it, with links to what does not depend on the seed."""
+    if seed == 0:
+        return work
+    folder = work / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        (work / name).mkdir(exist_ok=True)
+        if not (folder / name).exists():
+            (folder / name).symlink_to(work / name)
+    return folder
 
 
 def write(path: Path, text: str) -> None:

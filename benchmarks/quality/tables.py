@@ -31,16 +31,17 @@ def write_tables(results: Results, path: Path) -> None:
 
 def text_of(results: Results) -> str:
     """Return the main table as text."""
-    return tables(results)["results"]
+    return results_table(results["rows"])
 
 
 def tables(results: Results) -> dict[str, str]:
-    """Return every table as Markdown, by the name of its place."""
+    """Return every table as Markdown, by the name of its place: rows over several seeds and rows of one have places of their own."""
+    of = "" if "seeds" in results["environment"] else "-of-one-seed"
     return {
         "tasks": tasks_table(results),
-        "results": results_table(results["rows"]),
-        "by-task": by_task_table(results["rows"]),
-        "made-with": made_with(results["environment"]),
+        f"results{of}": results_table(results["rows"]),
+        f"by-task{of}": by_task_table(results["rows"]),
+        f"made-with{of}": made_with(results["environment"]),
         **({"continual": continual_table(results)} if results["continual"] else {}),
     }
 
@@ -51,6 +52,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     tasks = measured(rows)
     means = {model.reference: model.mean for model in scorecard(scores, tasks).models}
     base, best = means.get("base"), means["specialists"]
+    with_seeds = any(row["each"] for row in rows)
     lines = []
     for row in rows:
         name = row["name"]
@@ -66,6 +68,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 row["setting"],
                 "" if row["validation"] is None else points(row["validation"]),
                 f"{points(mean.value)} [{points(mean.low)}, {points(mean.high)}]",
+                *([" / ".join(map(points, row["each"]))] if with_seeds else []),
                 ""
                 if difference is None
                 else f"{signed(difference.value)} [{signed(difference.low)}, {signed(difference.high)}]",
@@ -74,11 +77,11 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 else f"{100 * (mean.value - base.value) / (best.value - base.value):.0f} %",
                 str(row["evaluations"] or ""),
                 duration(row["seconds"]),
+                f"{row['merging']:.1f} s" if row["merging"] else "",
             ]
         )
-    return markdown(
-        ["merge", "chosen", "validation", "test", f"against {AGAINST}", "gain kept", "tried", "time"], lines
-    )
+    header = ["merge", "chosen", "validation", "test", *(["each seed"] if with_seeds else [])]
+    return markdown([*header, f"against {AGAINST}", "gain kept", "tried", "time", "merging"], lines)
 
 
 def by_task_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -99,7 +102,7 @@ def by_task_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def continual_table(results: Results) -> str:
     """Return the mean over the tasks so far after each arrival, and what tasks lost, on the mean, from their arrival to the end."""
-    own = {task: share(right) for task, right in results["rows"][0]["right"].items()}
+    own = {task: score.value for task, score in scores_of(results["rows"][0]).items()}
     names = [arrival["arrived"] for arrival in results["continual"][0]["arrivals"]]
     lines = [
         ["specialists", *(points(mean(own[task] for task in names[: k + 1])) for k in range(len(names))), ""]
@@ -151,10 +154,15 @@ def tasks_table(results: Results) -> str:
 def made_with(environment: Mapping[str, Any]) -> str:
     """Return one line: versions, threads, seed, times."""
     training = environment["training"]
+    seeds = (
+        f"seeds {', '.join(map(str, environment['seeds']))}"
+        if "seeds" in environment
+        else f"seed {training['seed']}"
+    )
     return (
         f"alnico {environment['alnico']}, Python {environment['python']}, torch {environment['torch']}, transformers "
-        f"{environment['transformers']}, {environment['threads']} threads, {environment['precision']}; specialists of seed "
-        f"{training['seed']}, {training['epochs']} epoch, batches of {training['batch_size']}, learning rate {training['learning_rate']:g}, "
+        f"{environment['transformers']}, {environment['threads']} threads, {environment['precision']}; specialists of "
+        f"{seeds}, {training['epochs']} epoch, batches of {training['batch_size']}, learning rate {training['learning_rate']:g}, "
         f"trained in {duration(environment['seconds_of_training'])}.\n"
     )
 

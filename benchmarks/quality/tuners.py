@@ -22,7 +22,7 @@ def souped(order: str) -> Callable[[Bench], Chosen]:
     def choose(bench: Bench) -> Chosen:
         from alnico.tune.soup import soup
 
-        began = time.perf_counter()
+        began = time.process_time()
         references = [bench.specialist(name) for name in bench.tasks]
         with contextlib.chdir(bench.work):
             found = soup(references, bench.read_tasks("validation"), order=order, base="base")
@@ -31,7 +31,7 @@ def souped(order: str) -> Callable[[Bench], Chosen]:
         }
         words = " + ".join(name.rpartition("/")[2] for name in found.counts)
         return Chosen(
-            yaml.safe_load(found.recipe(bench.work)), words, len(tried), time.perf_counter() - began
+            yaml.safe_load(found.recipe(bench.work)), words, len(tried), time.process_time() - began
         )
 
     return lambda bench: bench.kept(f"soup-{order}", choose)
@@ -94,7 +94,7 @@ def learned(
     """Learn coefficients from the inputs of the validation rows, all of them, without their labels."""
 
     def choose(bench: Bench) -> Chosen:
-        began = time.perf_counter()
+        began = time.process_time()
         begun = init(bench)
         names = ["base", *(bench.specialist(name) for name in bench.tasks)]
         base, *models = (str(bench.work / name) for name in names)
@@ -110,7 +110,7 @@ def learned(
             written_from=names,
         )
         return Chosen(
-            yaml.safe_load(found.recipe), f"{steps} steps from {begun}", 0, time.perf_counter() - began
+            yaml.safe_load(found.recipe), f"{steps} steps from {begun}", 0, time.process_time() - began
         )
 
     return lambda bench: bench.kept(f"adamerging-{per}-{plus}-{steps}-{learning_rate}-{init(bench)}", choose)
@@ -149,12 +149,12 @@ def by_statistics(method: str, option: str, kind: str, **settings: Any) -> Calla
     """Merge by what was measured of the specialists, by a method that takes it under ``option``."""
 
     def choose(bench: Bench) -> Chosen:
-        began = time.perf_counter()
+        began = time.process_time()
         measured(kind)(bench)
         recipe = bench.sum(method, base=False, **settings)
         for name, model in zip(bench.tasks, recipe["models"], strict=True):
             model["parameters"] = {option: str(bench.statistics(kind, name).relative_to(bench.work))}
         words = ", ".join(f"{name} {value}" for name, value in settings.items())
-        return Chosen(recipe, words, 0, time.perf_counter() - began)
+        return Chosen(recipe, words, 0, time.process_time() - began)
 
     return lambda bench: bench.kept(" ".join(map(str, (method, kind, *settings.values()))), choose)

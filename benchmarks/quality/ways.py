@@ -56,6 +56,21 @@ def scales(
     return grid(candidates)
 
 
+def published(method: str) -> Callable[[Bench], Recipe]:
+    """The recipe of a method as its paper has it."""
+    return lambda bench: {**bench.sum(method), "preset": "paper"}
+
+
+def published_scales(method: str, values: tuple[float, ...]) -> Callable[[Bench], Chosen]:
+    """Choose the scale of a method that is otherwise as its paper has it."""
+    return grid(
+        lambda bench: (
+            Chosen({**bench.sum(method, scale=scale), "preset": "paper"}, f"scale {scale}")
+            for scale in values
+        )
+    )
+
+
 def alone(name: str) -> Recipe:
     """The recipe that is one model as it is."""
     return {"merge_method": "passthrough", "models": [{"model": name}]}
@@ -88,6 +103,7 @@ def one_after_another(bench: Bench) -> Recipe:
     return stages
 
 
+AROUND_ONE = (0.8, 1.0, 1.2, 1.4)
 TENTHS = tuple(i / 10 for i in range(1, 13))
 scaled = functools.cache(scales("task_arithmetic", TENTHS))
 
@@ -129,10 +145,21 @@ WAYS = (
     Way("task arithmetic", scaled),
     Way(
         "ties as published",
-        fixed(lambda bench: {**bench.sum("ties"), "preset": "paper"}, "preset paper, scale 1"),
+        fixed(published("ties"), "preset paper, scale 1"),
     ),
     Way("ties", scales("ties", (1.0, 1.5, 2.0, 2.5, 3.0), density=(0.2, 0.5))),
     Way("lines", grid(rising)),
+    Way("tsv", fixed(lambda bench: bench.sum("tsv"))),
+    Way("tsv, tuned", scales("tsv", AROUND_ONE)),
+    Way("tsv as published", fixed(published("tsv"), "preset paper, scale 1")),
+    Way("tsv as published, tuned", published_scales("tsv", (1.0, 1.5, 2.0, 2.5))),
+    Way("dc_merge", fixed(lambda bench: bench.sum("dc_merge"))),
+    Way("dc_merge, tuned", scales("dc_merge", AROUND_ONE)),
+    Way("dc_merge as published", fixed(published("dc_merge"), "preset paper, scale 1")),
+    Way("swudi", fixed(lambda bench: bench.sum("swudi"))),
+    Way("swudi, tuned", scales("swudi", (0.8, 1.0, 1.2, 1.4, 1.6))),
+    Way("iso_c, tuned", scales("iso_c", (1.0, 2.0, 3.0, 4.0))),
+    Way("iso_cts, tuned", scales("iso_cts", (1.0, 2.0, 3.0, 4.0))),
     Way("model stock", fixed(lambda bench: bench.sum("model_stock"))),
     Way("karcher", fixed(lambda bench: bench.sum("karcher", base=False))),
     Way("slerp (one after another)", fixed(one_after_another)),
