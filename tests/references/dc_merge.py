@@ -14,7 +14,7 @@ def merge(models: list[np.ndarray], base: np.ndarray, options: dict, uniforms: o
     least = options.get("least", 0.01)
 
     def method(deltas: list[np.ndarray], weights: list[float]) -> np.ndarray:
-        k = max(int(options.get("rank", 1.0) * min(deltas[0].shape) / len(deltas)), 1)
+        k = max(int(options.get("rank", 0.75) * min(deltas[0].shape) / len(deltas)), 1)
         us, ss, vs = zip(*(cut_svd(d, k) for d in deltas), strict=True)
         p, q = polar(np.hstack(us), least), polar(np.vstack(vs), least)
         inner = np.stack([p.T @ (u * s) @ v @ q.T for u, s, v in zip(us, ss, vs, strict=True)])

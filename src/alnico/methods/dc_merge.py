@@ -34,7 +34,7 @@ def dc_merge(
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     calibrate: Calibrate = "projection",
-    rank: Share = 1.0,
+    rank: Share = 0.75,
     density: PerModel[Share] = each(0.001),
     least: Proportion = 0.01,
     others: Others = "mean",
@@ -60,7 +60,8 @@ def dc_merge(
         scale: the factor on the whole merged task vector (``lambda`` in YAML), any number. With ``calibrate:
             projection``, 1 is the best scale or near it.
         calibrate: ``projection`` multiplies each matrix by its projection scale c, ``none`` (the paper) by 1.
-        rank: the share of r/N singular vectors that is kept of each model, in (0, 1]; at least one is kept.
+        rank: the share of r/N singular vectors that is kept of each model, in (0, 1]; at least one is kept. The paper
+            keeps 1; with the projection scale 0.75 was better by validation for three sets of eight models.
         density: the share of the (N k)^2 entries of M_i that is kept, in (0, 1]; at least one is kept.
         least: directions with a smaller singular value in the stacked vectors are left out, in [0, 1]; two unit vectors
             at an angle t differ in a direction of ``sqrt(1 - cos t)``. 0 leaves out rounding errors only.
@@ -82,7 +83,7 @@ def dc_merge(
         Entries equal to the threshold are kept; a sum of exactly 0 keeps nothing.
     Errors: MethodError for options outside their range. ResourceError for a matrix that does not fit the budget.
     Differs from the source: the projection scale (``calibrate: none`` leaves it out); null directions are left out,
-        where the paper fills them with arbitrary ones; weights. The paper's energy smoothing, for adapters only, is left
+        where the paper fills them with arbitrary ones; ``rank``; weights. The paper's energy smoothing, for adapters only, is left
         out: on full fine-tunes it loses points.
     Source: DC-Merge 2026, https://arxiv.org/abs/2603.06242; the projection scale is alnico's.
 
