@@ -16,7 +16,7 @@ import pytest
 import alnico
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import OpenFiles
-from alnico.engine import merge_run
+from alnico.engine import matrix, merge_run
 from alnico.errors import ModelError, OutputError
 from alnico.events import Event, Started, TensorDone
 from alnico.lora import extract
@@ -306,3 +306,40 @@ def test_a_second_process_on_the_outputs_of_stages_is_refused(
         )
     with pytest.raises(OutputError, match="exists and is not empty"):
         alnico.merge_documents("r.yml", "out")
+
+
+def test_an_interrupt_leaves_a_decomposition_and_the_same_command_takes_the_merge_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole matrices: a decomposition cannot be interrupted, finished matrices are kept, the bytes are the same."""
+    base, tuned = family(tmp_path, 2, layers=2)
+    given = {"merge_method": "tsv", "base_model": str(base), "models": [str(t) for t in tuned]}
+    whole = alnico.merge(given, tmp_path / "whole")
+    begun, interrupt, may_end, ended = (threading.Event() for _ in range(4))
+    real, done = matrix.leading_vectors, list[str]()
+
+    def decompose(*arguments: Any) -> Any:
+        if len(done) >= 5 and not begun.is_set():
+            begun.set()
+            interrupt.set()
+            may_end.wait(60)
+            ended.set()
+        return real(*arguments)
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            done.append(event.tensor)
+
+    interrupting(interrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix, "leading_vectors", decompose)
+        with pytest.raises(KeyboardInterrupt):
+            alnico.merge(given, tmp_path / "out", threads=2, watch=watch, factor_cache=tmp_path / "cache")
+        assert begun.is_set()
+        assert not ended.is_set()
+        may_end.set()
+        assert ended.wait(60)
+    again = alnico.merge(given, tmp_path / "out", factor_cache=tmp_path / "cache")
+    assert again.resumed >= 5
+    assert len(whole.digests) > again.resumed
+    assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "whole")

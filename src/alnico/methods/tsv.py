@@ -165,6 +165,6 @@ def count_operations(
     models = sum(w != 0 for w in weight)
     side = min(rows, columns)
     stacked = min(models * rank_of_each(rank, rows, columns, models), max(side, models))
-    decompose = models * (2.0 * rows * columns * side + 9.0 * side**3) + 2.0 * rows * columns * stacked
-    polar = (rows + columns) * 4.0 * stacked**2 + 2 * 9.0 * stacked**3
+    decompose = models * (1.0 * rows * columns * side + 9.0 * side**3) + 2.0 * rows * columns * stacked
+    polar = (rows + columns) * 3.0 * stacked**2 + 2 * 10.0 * stacked**3
     return decompose + polar + 4.0 * rows * columns * stacked

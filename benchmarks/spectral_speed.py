@@ -1,0 +1,132 @@
+"""A whole matrix merged by TSV: alnico, and the same steps by float32 `torch.linalg.svd`, in one thread of one process each.
+
+    python benchmarks/spectral_speed.py --shape 4096x4096 --shape 14336x4096       # seconds
+    python benchmarks/spectral_speed.py --error 2048                               # distance from float64, full SVD
+
+The steps are N decompositions, the polar factors of the stacked left and right singular vectors, their sum, the projection scale and
+the sum times it. alnico's run its own code (`alnico.methods.tsv`) on arrays in memory, in float64; torch has a full SVD for each
+decomposition and polar factor. Task vectors are products of Gaussian matrices with singular values near i^-0.5, in float32. Each program
+runs once, in turn, with BLAS in one thread; CPU seconds stand beside the seconds, since machines are shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+
+import numpy as np
+import torch
+
+from alnico.methods import registry
+from alnico.methods.base import MatrixMethod
+from alnico.numerics.blas import one_blas_thread
+from alnico.numerics.decompositions import leading_vectors
+from alnico.numerics.low_rank import Decomposed
+
+DECAY = -0.5
+
+
+def task_vector(rows: int, columns: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    side = min(rows, columns)
+    left = random.standard_normal((rows, side), np.float32) / np.float32(np.sqrt(rows))
+    right = random.standard_normal((side, columns), np.float32) / np.float32(np.sqrt(columns))
+    return (left * np.arange(1, side + 1, dtype=np.float32) ** DECAY) @ right
+
+
+class ArrayMatrices:
+    """Task vectors in memory, as a method reads them."""
+
+    is_transposed = False
+
+    def __init__(self, values: list[np.ndarray]) -> None:
+        self._values = values
+        self.models, self.shape = len(values), values[0].shape
+
+    def value(self, model: int) -> np.ndarray:
+        return self._values[model].astype(np.float64)
+
+    def side(self, kind: str, model: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def leading(self, model: int, count: int) -> Decomposed:
+        return leading_vectors(self.value(model), count)
+
+    def kept(self, name: object, models: object, make: object) -> tuple[np.ndarray, ...]:
+        return make()
+
+    def note(self, text: str, *values: float) -> None:
+        print("note:", text.format(*values))
+
+
+def by_alnico(values: list[np.ndarray]) -> np.ndarray:
+    method = registry()["tsv"].bind({"least": 0.0}, len(values))
+    assert isinstance(method, MatrixMethod)
+    with one_blas_thread():
+        return method.make(ArrayMatrices(values), *method.arguments)
+
+
+def by_torch(values: list[np.ndarray], dtype: torch.dtype = torch.float32) -> np.ndarray:
+    torch.set_num_threads(1)
+    matrices = [torch.from_numpy(value).to(dtype) for value in values]
+    count = min(matrices[0].shape) // len(matrices)
+    lefts, sizes, rights = [], [], []
+    for matrix in matrices:
+        left, size, right = torch.linalg.svd(matrix, full_matrices=False)
+        lefts.append(left[:, :count].clone())
+        sizes.append(size[:count])
+        rights.append(right[:count].clone())
+    both = []
+    for stack in (torch.cat(lefts, 1), torch.cat(rights, 0)):
+        left, _, right = torch.linalg.svd(stack, full_matrices=False)
+        both.append(left @ right)
+    merged = (both[0] * torch.cat(sizes)) @ both[1]
+    scale = sum((m * m).sum() for m in matrices) / sum((m * merged).sum() for m in matrices)
+    return (merged * scale).numpy()
+
+
+def timed(make: object, values: list[np.ndarray]) -> tuple[float, float]:
+    begin, cpu = time.perf_counter(), time.process_time()
+    make(values)
+    return time.perf_counter() - begin, time.process_time() - cpu
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", action="append", default=[], help="ROWSxCOLUMNS, may be repeated")
+    parser.add_argument(
+        "--error", type=int, default=0, help="side of a square matrix to compare with float64"
+    )
+    parser.add_argument("--models", type=int, default=4)
+    parser.add_argument("--only-alnico", action="store_true")
+    given = parser.parse_args()
+    print(
+        f"{platform.machine()}, numpy {np.__version__}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
+    )
+    for shape in given.shape:
+        rows, columns = map(int, shape.split("x"))
+        values = [task_vector(rows, columns, seed) for seed in range(given.models)]
+        own, own_cpu = timed(by_alnico, values)
+        line = f"| {rows} x {columns} | {given.models} | {own:.1f} | {own_cpu:.1f} |"
+        if not given.only_alnico:
+            theirs, their_cpu = timed(by_torch, values)
+            line += f" {theirs:.1f} | {their_cpu:.1f} | {their_cpu / own_cpu:.1f} |"
+        print(line, flush=True)
+    if given.error:
+        values = [task_vector(given.error, given.error, seed) for seed in range(given.models)]
+        expected = by_torch(values, torch.float64)
+        print(
+            f"alnico {distance(by_alnico(values), expected):.1e}, torch float32 {distance(by_torch(values), expected):.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
