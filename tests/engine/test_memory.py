@@ -11,9 +11,12 @@ import pytest
 
 import alnico
 from alnico.methods import registry
+from alnico.methods.base import MatrixMethod
+from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, BYTES_A_TENSOR
+from alnico.run_options import DEFAULT_BUDGET_BYTES
 from alnico.testing.checks import measure_peak
 from limits.made_large import fill, save_sparse
-from made import family
+from made import family, save_model
 from methods.cases import MODELS, SETTINGS, options
 from methods.merging import recipe_for
 from methods.sides import hashes
@@ -111,6 +114,52 @@ def regmean(root: Path, rows: int, columns: int) -> dict[str, Any]:
 def test_a_whole_matrix_stays_inside_what_the_plan_says(tmp_path: Path) -> None:
     found = measure_peak(regmean(tmp_path, 3000, 2000), tmp_path / "out.safetensors", 1 << 30)
     assert found["peak"] <= found["projected"] <= 1 << 30
+
+
+def spectral(root: Path, name: str, shape: tuple[int, int], models: int) -> dict[str, Any]:
+    """A recipe of models of one dense matrix."""
+    random = np.random.default_rng(0)
+    base = random.standard_normal(shape, np.float32)
+    paths = [
+        save_model(root / f"{'x'.join(map(str, shape))}-{i}", {"w": ("F32", value)})
+        for i in range(models + 1)
+        for value in [base + np.float32(0.01) * random.standard_normal(shape, np.float32) if i else base]
+    ]
+    entries = [str(path) for path in paths[1:]]
+    return {
+        "merge_method": name,
+        "base_model": str(paths[0]),
+        "models": entries,
+        "parameters": {"lambda": 0.9},
+    }
+
+
+SLACK = BLAS_BYTES + (32 << 20)
+"""What a merge of a whole matrix may take besides its numbers and what one of a tiny matrix takes: BLAS, and freed arrays of less
+than 32 MiB, which the C library keeps."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tsv", "dc_merge"])
+@pytest.mark.parametrize(("shape", "models"), [((4000, 1200), 3), ((1200, 4000), 4), ((1600, 1600), 2)])
+def test_a_spectral_method_holds_the_numbers_that_it_says(
+    name: str, shape: tuple[int, int], models: int, tmp_path: Path
+) -> None:
+    empty = measure_peak(spectral(tmp_path, name, (80, 70), 3), tmp_path / "small.safetensors", 1 << 30)
+    given = spectral(tmp_path, name, shape, models)
+    (job,) = alnico.plan(given).jobs
+    assert job.matrix is not None
+    held = 8 * job.matrix.numbers(*shape, models, *job.matrix.arguments)
+    found = measure_peak(given, tmp_path / "out.safetensors", 1 << 30)
+    assert found["peak"] <= found["projected"] <= 1 << 30
+    assert 0.5 * held < found["peak"] - empty["peak"] < held + SLACK
+
+
+def test_a_matrix_of_a_7b_model_fits_the_default_budget() -> None:
+    method = registry()["tsv"].bind({}, 4)
+    assert isinstance(method, MatrixMethod)
+    whole = 8 * method.numbers(14336, 4096, 4, *method.arguments) + BLAS_BYTES
+    assert whole + BASELINE_BYTES + 300 * 5 * BYTES_A_TENSOR < DEFAULT_BUDGET_BYTES
 
 
 @pytest.mark.slow

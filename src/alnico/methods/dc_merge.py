@@ -9,6 +9,7 @@ import numpy as np
 
 from alnico.methods import tsv
 from alnico.methods.base import Matrices, MatrixMethod, Merge, PerModel, Proportion, Share, each, method
+from alnico.methods.shared import singular_vectors
 from alnico.methods.shared.elect import sum_all
 from alnico.methods.shared.others import Embeddings, Others, merge_others, merge_trivially
 from alnico.methods.shared.singular_vectors import (
@@ -75,8 +76,8 @@ def dc_merge(
     Shapes: k matrices (rows, columns) in, one out; any number of models besides the base. A convolution kernel is a matrix
         (outputs, inputs x kernel); stacks of matrices, such as experts, are merged matrix by matrix.
     Measures: two passes over the models and the base, a decomposition per model and matrix and two polar factors, in
-        float64. Memory: two matrices, the singular vectors of all models twice, and nine squares of the smaller side, in
-        float64. Grain: tensor.
+        float64. Memory: the singular vectors of all models twice, or once with two matrices, and eight squares of the
+        number of vectors, in float64. Grain: tensor.
     Edge cases: a task vector of zeros takes no part; singular values up to a millionth of the largest count as 0; exact
         copies count as one model with the mean of their weights, near ones as two, which is said; where task vectors cancel each
         other, c cannot be computed and is 1, which is said; one model at weight 1, rank 1 and density 1 is copied.
@@ -96,9 +97,7 @@ def dc_merge(
         return sum_all(keep_all(1), (1.0,), 1.0, "none")
     return MatrixMethod(
         make,
-        lambda rows, columns, models, *options: (
-            tsv.count_numbers(rows, columns, models, *options) + 3 * min(rows, columns) ** 2
-        ),
+        count_numbers,
         merge_others(others, weight, scale * others_scale),
         (tuple(weight), scale, calibrate, rank, tuple(density), least),
         operations=count_operations,
@@ -185,7 +184,7 @@ def weighted_entries(
     return WeightedSum(BlockEntries(*arrays), weight, place, scale * float(factor))
 
 
-def merge_entries(factors: Sequence[Decomposed], density: Sequence[float], least: float) -> BlockEntries:
+def merge_entries(factors: list[Decomposed], density: Sequence[float], least: float) -> BlockEntries:
     """Keep the largest entries of each matrix in the common basis, and average those that agree in sign, in the blocks."""
     basis = orthogonalize(factors, least)
     edges = np.cumsum([0, *(f.rank for f in factors)])
@@ -224,6 +223,23 @@ def _largest(inner: np.ndarray, share: float, block_of: np.ndarray) -> np.ndarra
     threshold = float(np.partition(magnitudes, size - kept)[size - kept])
     is_kept = (np.abs(inner) >= threshold) & (inner != 0) & (block_of[:, None] == block_of)
     return np.flatnonzero(is_kept)
+
+
+def count_numbers(
+    rows: int,
+    columns: int,
+    _models: int,
+    weight: tuple[float, ...],
+    _scale: float,
+    _calibrate: Calibrate,
+    rank: float,
+    *_: object,
+) -> int:
+    """The most float64 numbers held at once."""
+    vectors = singular_vectors.count_numbers(
+        rows, columns, sum(w != 0 for w in weight), rank, keeps_factors=True
+    )
+    return vectors + 3 * int(rank * min(rows, columns)) ** 2
 
 
 def count_operations(

@@ -69,8 +69,8 @@ def tsv(
     Shapes: k matrices (rows, columns) in, one out; any number of models besides the base. A convolution kernel is a matrix
         (outputs, inputs x kernel); stacks of matrices, such as experts, are merged matrix by matrix.
     Measures: two passes over the models and the base, a decomposition per model and matrix and two polar factors, in
-        float64. Memory: the singular vectors of all models twice and five squares of the smaller side, or two matrices
-        in place of the second, in float64. Grain: tensor.
+        float64. Memory: the singular vectors of all models, with two matrices, or with one and five squares of the
+        smaller side, in float64. Grain: tensor.
     Edge cases: a task vector of zeros takes no part; singular values up to a millionth of the largest count as 0, so that
         adapters have no arbitrary directions; exact copies count as one model with the mean of their weights, and near ones as two, which is said;
         where task vectors cancel each other, c cannot be computed and is 1, which is said; one model at weight 1 and rank
@@ -125,9 +125,8 @@ def weighted_vectors(
 
     def compute() -> tuple[np.ndarray, ...]:
         factors, place = distinct_factors(matrices, used, rank)
-        vectors = orthogonalize(factors, least)
         distinct = len(factors)
-        del factors
+        vectors = orthogonalize(factors, least, clear=True)
         factor = scale_of(
             matrices, calibrate, lambda: vectors.sum([1.0] * distinct), [used[i] for i in first_of(place)]
         )

@@ -111,18 +111,21 @@ class StackedVectors:
         return part
 
 
-def orthogonalize(factors: Sequence[Decomposed], least: float) -> StackedVectors:
+def orthogonalize(factors: list[Decomposed], least: float, *, clear: bool = False) -> StackedVectors:
     """Replace the stacked left and right singular vectors by their polar factors.
 
     ``U = polar[U_1 ... U_N]``, ``V = polar[V_1 ... V_N]``. Directions whose singular value in a stack is at most ``least``
-    are left out.
+    are left out. ``clear`` empties the list when the vectors are copied, so that they need not be held twice.
     """
-    return StackedVectors(
-        polar_factor(np.concatenate([f.left for f in factors], 1), least=least, overwrite=True),
-        np.concatenate([f.values for f in factors]),
-        polar_factor(np.concatenate([f.right for f in factors], 0), least=least, overwrite=True),
-        np.repeat(np.arange(len(factors)), [f.rank for f in factors]),
-    )
+    values = np.concatenate([f.values for f in factors])
+    owner = np.repeat(np.arange(len(factors)), [f.rank for f in factors])
+    left = np.concatenate([f.left for f in factors], 1)
+    right = np.concatenate([f.right for f in factors], 0)
+    if clear:
+        factors.clear()
+    left = polar_factor(left, least=least, overwrite=True)
+    right = polar_factor(right, least=least, overwrite=True)
+    return StackedVectors(left, values, right, owner)
 
 
 def projection_scale(merged: np.ndarray, matrices: Iterable[np.ndarray]) -> tuple[float, bool]:
@@ -191,15 +194,19 @@ def distinct_factors(
     return factors, place
 
 
-def count_numbers(rows: int, columns: int, models: int, rank: float) -> int:
-    """Return the most float64 numbers held by :func:`distinct_factors`, :func:`orthogonalize`, a sum and its scale."""
+def count_numbers(rows: int, columns: int, models: int, rank: float, *, keeps_factors: bool = False) -> int:
+    """Return the most float64 numbers held by :func:`distinct_factors`, :func:`orthogonalize`, a sum and its scale.
+
+    ``keeps_factors``: the singular vectors are used after :func:`orthogonalize`.
+    """
     side, long, matrix = min(rows, columns), max(rows, columns), rows * columns
     stacked = max(int(rank * side), min(models, side))
     each = -(-stacked // models)
     held = (rows + columns) * stacked
     work = max(5 * side**2, (3 * long + side) * each + 8 * each**2)
     decompose = matrix + held - held // models + work
-    return max(decompose, 2 * held + 5 * stacked**2, held + 2 * matrix)
+    polar = max(2 * held, (2 if keeps_factors else 1) * held + 5 * stacked**2)
+    return max(decompose, polar, held + 2 * matrix)
 
 
 def _are_equal(one: Decomposed, other: Decomposed) -> bool:
