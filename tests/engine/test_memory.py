@@ -134,17 +134,18 @@ def spectral(root: Path, name: str, shape: tuple[int, int], models: int) -> dict
     }
 
 
-SLACK = BLAS_BYTES + (32 << 20)
-"""What a merge of a whole matrix may take besides its numbers and what one of a tiny matrix takes: BLAS, and freed arrays of less
-than 32 MiB, which the C library keeps."""
+SLACK = BLAS_BYTES + (16 << 20)
+"""What a merge of a whole matrix may take besides its numbers and what one of a tiny matrix takes."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tsv", "dc_merge"])
 @pytest.mark.parametrize(("shape", "models"), [((4000, 1200), 3), ((1200, 4000), 4), ((1600, 1600), 2)])
 def test_a_spectral_method_holds_the_numbers_that_it_says(
-    name: str, shape: tuple[int, int], models: int, tmp_path: Path
+    name: str, shape: tuple[int, int], models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Freed arrays of less than 32 MiB would stay with the C library, as they do not in matrices of large models.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
     empty = measure_peak(spectral(tmp_path, name, (80, 70), 3), tmp_path / "small.safetensors", 1 << 30)
     given = spectral(tmp_path, name, shape, models)
     (job,) = alnico.plan(given).jobs
