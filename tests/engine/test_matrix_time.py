@@ -9,6 +9,7 @@ import pytest
 
 import alnico
 from alnico.cli import progress
+from alnico.cli.commands.plan import plan_data, plan_text
 from alnico.engine import matrix_time
 from alnico.engine.matrix_time import forecast_matrices, measure_rate
 from alnico.events import Started
@@ -48,6 +49,15 @@ def test_a_long_merge_says_how_long_it_will_take(tmp_path: Path, monkeypatch: py
     )
     resumed = progress._foretold(Started(plan, 1, 10))
     assert resumed == f"{line}, less what is done"
+
+
+def test_the_plan_says_what_matrices_take(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path)
+    plan = alnico.plan(recipe(base, tuned), threads=1)
+    text = str(plan_text(plan, 0, None))
+    assert re.search(r"matrices  3 tensors as whole matrices, at most [\d.]+ MB each, 1 at a time: about 1 s", text)
+    assert plan_data(plan)["matrices"].keys() == {"tensors", "largest_bytes", "at_once", "seconds"}
+    assert "matrices" not in plan.summary()
 
 
 def test_the_machine_is_measured() -> None:
