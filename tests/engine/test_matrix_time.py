@@ -55,7 +55,9 @@ def test_the_plan_says_what_matrices_take(tmp_path: Path) -> None:
     base, tuned = models(tmp_path)
     plan = alnico.plan(recipe(base, tuned), threads=1)
     text = str(plan_text(plan, 0, None))
-    assert re.search(r"matrices  3 tensors as whole matrices, at most [\d.]+ MB each, 1 at a time: about 1 s", text)
+    assert re.search(
+        r"matrices  3 tensors as whole matrices, at most [\d.]+ MB each, 1 at a time: about 1 s", text
+    )
     assert plan_data(plan)["matrices"].keys() == {"tensors", "largest_bytes", "at_once", "seconds"}
     assert "matrices" not in plan.summary()
 
