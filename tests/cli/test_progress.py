@@ -124,3 +124,15 @@ def test_slow_steps_have_a_line_at_least_twice_a_minute() -> None:
         if lines.line(events.Learned(step, 500)) is not None:
             told.append(number)
     assert told == [1, 4, 7, 10, 13, 16, 19, 22]
+
+
+def test_a_merge_of_matrices_says_once_a_minute_how_far_it_is() -> None:
+    seconds = iter([0.0, 30.0, 61.0, 61.0, 90.0, 122.0, 122.0])
+    lines = progress.MatrixLines(lambda: next(seconds))
+    plan = SimpleNamespace(jobs=(SimpleNamespace(kind="matrix"),), shards=SHARDS)
+    lines.begin(events.Started(plan, 1, 20))
+    said = [lines.line(events.Advanced("w", 10)) for _ in range(4)]
+    assert said == [None, " 40 %  w", None, " 60 %  w"]
+    lines = progress.MatrixLines(lambda: 1000.0)
+    lines.begin(events.Started(SimpleNamespace(jobs=(), shards=SHARDS), 0, 0))
+    assert lines.line(events.Advanced("w", 10)) is None

@@ -76,6 +76,7 @@ def _until_it_fails(watch: Watcher) -> Watcher:
 def _lines(verbose: int) -> Watcher:
     begin = time.monotonic()
     steps = StepLines()
+    matrices = MatrixLines()
 
     def watch(event: Event) -> None:
         line = _result_line(event)
@@ -86,8 +87,12 @@ def _lines(verbose: int) -> Watcher:
         elif isinstance(event, Started):
             if event.resumed:
                 say(f"resuming an unfinished merge: {count_of(event.resumed, 'tensor')} done")
+            matrices.begin(event)
             if (foretold := _foretold(event)) is not None:
                 say(foretold)
+        elif isinstance(event, Advanced):
+            if (line := matrices.line(event)) is not None:
+                say(line)
         elif verbose and isinstance(event, Noted):
             say(f"{event.tensor}: {event}")
         elif verbose and isinstance(event, TensorDone):
@@ -99,6 +104,31 @@ def _lines(verbose: int) -> Watcher:
             say(_counted(event), quiet=not _is_shown(event.done, event.total, 10))
 
     return watch
+
+
+class MatrixLines:
+    """Says how far a merge of whole matrices is, once a minute: it may take hours."""
+
+    EVERY = 60.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._total = self._done = 0
+        self._shown = 0.0
+
+    def begin(self, event: Started) -> None:
+        has_matrices = any(job.kind == "matrix" for job in event.plan.jobs)
+        self._total = sum(s.byte_size - len(s.start) for s in event.plan.shards) if has_matrices else 0
+        self._done = event.resumed_bytes
+        self._shown = self._clock()
+
+    def line(self, event: Advanced) -> str | None:
+        """Return the line of an event, or None."""
+        self._done = self._done + event.bytes_done if self._total else 0
+        if not self._total or self._clock() - self._shown < self.EVERY:
+            return None
+        self._shown = self._clock()
+        return f"{100 * self._done / self._total:3.0f} %  {event.tensor}"
 
 
 class StepLines:
