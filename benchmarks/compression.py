@@ -15,7 +15,6 @@ from statistics import fmean
 
 import numpy as np
 
-
 import alnico
 from quality.bench import Bench, Scored
 from quality.parse import CORPORA
