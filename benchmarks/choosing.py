@@ -121,9 +121,9 @@ def main() -> None:
         opened = {name: open_model(file) for name, file in files.items()}
         print(
             "| models | cosines | rule | suggested | mean | model_stock | task_arithmetic 1/k, 1/sqrt(k), 1 | ties 0.2 | dare_ties 0.5 | "
-            "tsv | tsv, calibrate none | dc_merge |"
+            "tsv | with calibrate none | with embeddings matrix | dc_merge |"
         )
-        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
         for chosen in SETS:
             found = analyze_sources(opened["base"], [opened[n] for n in chosen])
             cosines = [p.cosine for p in found.whole.pairs if p.cosine is not None]
@@ -153,7 +153,7 @@ def main() -> None:
                 f"| {', '.join(chosen)} | {min(cosines):.2f} to {max(cosines):.2f} | {advice.rule} | {kept(suggested, chosen):.2f}"
                 f"{f' (scale {scale:g})' if scale else ''} | {other('linear')} | {other('model_stock')} | {sums} | "
                 f"{other('ties', density=0.2)} | {other('dare_ties', density=0.5)} | {other('tsv')} | "
-                f"{other('tsv', calibrate='none')} | {other('dc_merge')} |",
+                f"{other('tsv', calibrate='none')} | {other('tsv', embeddings='matrix')} | {other('dc_merge')} |",
                 flush=True,
             )
 

@@ -30,11 +30,11 @@ Where to start:
 | you have | try |
 | --- | --- |
 | runs of one task | [linear](#linear) (a soup), [model_stock](#model_stock) |
-| fine-tunes of one base for different tasks | [task_arithmetic](#task_arithmetic), then [ties](#ties) and [dare_ties](#dare_ties) |
-| the same, and nothing to tune a merge with | [tsv](#tsv), [dc_merge](#dc_merge) |
+| fine-tunes of one base for different tasks, full or adapters | [tsv](#tsv) or [dc_merge](#dc_merge), with nothing to tune |
+| the same, and no minutes to decompose matrices | [task_arithmetic](#task_arithmetic) with a `scale` chosen on examples, then [pcb](#pcb) and [ties](#ties) |
 | two models to blend | [slerp](#slerp), [nuslerp](#nuslerp) |
 | layers to put together (a frankenmerge) | [passthrough](#passthrough), with [slices](recipes.md#layers-slices) |
-| some data without labels | [regmean](#regmean), [fisher](#fisher) |
+| some data without labels | [tsv](#tsv), its coefficients learned by [`alnico adamerge --method tsv`](tuning.md#adamerging) |
 
 `alnico suggest` measures your models and suggests a method: see [choosing.md](choosing.md).
 [quality.md](quality.md) compares the methods on eight tasks.

@@ -53,6 +53,13 @@ def suggested(deltas: Mapping[str, Tensors]) -> Suggestion:
     return suggest_recipe(analysis(deltas))
 
 
+def outside_matrices(deltas: Mapping[str, Tensors]) -> Suggestion:
+    """The suggestion for models with the same numbers in vectors."""
+    models = {"": BASE, **{name: plus(BASE, delta) for name, delta in deltas.items()}}
+    base, *others = ({n: v.reshape(-1) for n, v in model.items()} for model in models.values())
+    return suggest_recipe(reference_analysis(base, dict(zip(deltas, others, strict=True))))
+
+
 def recipe(suggestion: Suggestion) -> alnico.Recipe:
     assert suggestion.recipe is not None
     return alnico.load_recipe(suggestion.recipe)
@@ -96,9 +103,13 @@ def test_runs_in_one_direction_are_averaged() -> None:
     ("count", "scale"),
     [(2, 0.71), (3, 0.58), (4, 0.5), (8, 0.21)],  # 1/sqrt(k); of 8 the geometric mean of 1/sqrt(8) and 1/8
 )
-def test_tasks_at_right_angles_are_summed_to_the_distance_of_one(count: int, scale: float) -> None:
-    found = suggested({f"task-{s}": drawn(s) for s in range(1, count + 1)})
-    assert (found.rule, found.method) == ("different tasks", "task_arithmetic")
+def test_tasks_outside_matrices_are_summed_to_the_distance_of_one(count: int, scale: float) -> None:
+    found = outside_matrices({f"task-{s}": drawn(s) for s in range(1, count + 1)})
+    assert (found.rule, found.method) == ("few matrices", "task_arithmetic")
+    assert (
+        "Matrices hold only 0% of what a model changed, so methods over whole matrices are not suggested."
+        in found.reasons
+    )
     assert parameters(found)["scale"] == pytest.approx(scale, abs=0.011)
     assert f"Search {1 / count:.2f} to {count**-0.5:.2f} on held-out data." in found.reasons[-1]
 
@@ -106,53 +117,53 @@ def test_tasks_at_right_angles_are_summed_to_the_distance_of_one(count: int, sca
 def test_tasks_that_agree_a_little_are_summed_to_the_distance_of_one() -> None:
     shared = drawn(1)
     one, other = (plus(drawn(s), shared, 0.5) for s in (2, 3))  # cosine 0.2
-    found = suggested({"one": one, "other": other})
-    assert found.rule == "different tasks"
+    found = outside_matrices({"one": one, "other": other})
+    assert found.rule == "few matrices"
     assert parameters(found)["scale"] == pytest.approx((2 * 1.2) ** -0.5, abs=0.011)
 
 
 def test_opposed_models_whose_few_entries_hold_it_all_go_to_ties() -> None:
     first = heavy(1)
-    found = suggested({"one": first, "other": plus(heavy(2), first, -0.5)})
+    found = outside_matrices({"one": first, "other": plus(heavy(2), first, -0.5)})
     assert (found.rule, found.method) == ("conflict, few entries hold it", "ties")
     densities = [one["density"] for one in of_each(found)]
     assert densities[0] == 0.2  # 0.17 is less than the least
     assert densities[1] == pytest.approx(0.2, abs=0.04)
-    assert "one, other oppose each other: cosine -0.4" in found.reasons[1]
+    assert "one, other oppose each other: cosine -0.4" in found.reasons[2]
 
 
 def test_the_density_of_ties_is_what_the_sparsity_leaves() -> None:
     first = {n: np.sign(v) * v**2 / 10 for n, v in drawn(1, 0.1).items()}
-    found = suggested({"one": first, "other": plus(heavy(2), first, -0.5)})
+    found = outside_matrices({"one": first, "other": plus(heavy(2), first, -0.5)})
     # l1^2 / (n l2^2) of squares of normal numbers is (E x^2)^2 / E x^4 = 1/3
     assert of_each(found)[0]["density"] == pytest.approx(1 / 3, abs=0.02)
 
 
 def test_opposed_models_of_which_no_entry_stands_out_drop_at_random() -> None:
     first = drawn(1)
-    found = suggested({"one": first, "other": plus(drawn(2), first, -0.5)})
+    found = outside_matrices({"one": first, "other": plus(drawn(2), first, -0.5)})
     assert (found.rule, found.method) == ("conflict, no entry stands out", "dare_ties")
     assert parameters(found) == {"density": 0.5}
     third = plus(drawn(3), first, -0.5)
-    assert parameters(suggested({"one": first, "other": plus(drawn(2), first, -0.5), "third": third})) == {
-        "density": 0.33
-    }
+    assert parameters(
+        outside_matrices({"one": first, "other": plus(drawn(2), first, -0.5), "third": third})
+    ) == {"density": 0.33}
 
 
 def test_large_changes_are_not_dropped_at_random() -> None:
     first = drawn(1, 0.01)
-    found = suggested({"one": first, "other": plus(drawn(2, 0.01), first, -0.5)})
+    found = outside_matrices({"one": first, "other": plus(drawn(2, 0.01), first, -0.5)})
     assert (found.rule, found.method) == ("conflict, few entries hold it", "ties")
     assert parameters(found) == {"density": 0.5}
-    assert "their standard deviation is 0.011, too large for a random drop" in found.reasons[2]
+    assert "their standard deviation is 0.011, too large for a random drop" in found.reasons[3]
 
 
 def test_models_that_contest_the_same_top_parameters_conflict() -> None:
     where = {n: np.abs(v) > 1.3 * SIZE for n, v in drawn(9).items()}
     one, other = ({n: np.where(where[n], 10, 1) * v for n, v in drawn(s).items()} for s in (1, 2))
-    found = suggested({"one": one, "other": other})
+    found = outside_matrices({"one": one, "other": other})
     assert found.method == "ties"
-    assert "of their top parameters (by chance 20%)" in found.reasons[1]
+    assert "of their top parameters (by chance 20%)" in found.reasons[2]
 
 
 def test_models_that_changed_different_parameters_stay_as_they_are() -> None:
@@ -164,12 +175,73 @@ def test_models_that_changed_different_parameters_stay_as_they_are() -> None:
     assert (found.rule, found.method, parameters(found)) == ("apart", "task_arithmetic", {"scale": 1.0})
 
 
-def test_adapters_are_summed_even_where_they_conflict() -> None:
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_different_tasks_are_merged_as_whole_matrices(count: int) -> None:
+    found = suggested({f"task-{s}": drawn(s) for s in range(1, count + 1)})
+    assert (found.rule, found.method, parameters(found)) == ("different tasks", "tsv", {})
+    assert recipe(found).merge_method == "tsv"
+    assert any("score both" in said for said in found.warnings)
+    assert any("try task_arithmetic" in said for said in found.reasons) == (count == 2)
+    assert not any("take time" in said for said in found.warnings)
+
+
+def test_a_conflict_in_matrices_is_named_and_changes_no_method() -> None:
     first = drawn(1)
-    both = analysis({"one": first, "other": plus(drawn(2), first, -0.5)})
+    found = suggested({"one": first, "other": plus(drawn(2), first, -0.5)})
+    assert (found.rule, found.method) == ("different tasks", "tsv")
+    assert found.reasons[1] == "one, other oppose each other: cosine -0.45."
+
+
+def test_adapters_are_merged_as_whole_matrices_too() -> None:
+    both = analysis({"one": drawn(1), "other": drawn(2)})
     found = suggest_recipe(both, [Fit(is_adapter=True), Fit(is_adapter=True)])
-    assert (found.rule, found.method) == ("adapters", "task_arithmetic")
-    assert suggest_recipe(both, [Fit(is_adapter=True), Fit()]).rule == "conflict, no entry stands out"
+    assert (found.rule, found.method) == ("different tasks", "tsv")
+    assert any("`alnico lora combine --method tsv` makes an adapter" in said for said in found.reasons)
+    mixed = suggest_recipe(both, [Fit(is_adapter=True), Fit()])
+    assert not any("adapter" in said for said in mixed.reasons)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "factor", "expected"),
+    [
+        ("model.embed_tokens.weight", (4, 64), 0.5, ("different tasks", {})),
+        ("model.embed_tokens.weight", (4, 64), 30, ("different tasks", {"embeddings": "matrix"})),
+        ("model.bias", (256,), 0.5, ("different tasks", {})),
+        ("model.bias", (256,), 30, ("few matrices", None)),
+    ],
+)
+def test_where_the_models_changed_decides_on_matrices_and_tables(
+    tensor: str, shape: tuple[int, ...], factor: float, expected: tuple[str, object]
+) -> None:
+    base = {**BASE, tensor: np.ones(shape, np.float32)}
+    models = {
+        f"task-{s}": {
+            **plus(BASE, drawn(s)),
+            tensor: base[tensor]
+            + np.float32(factor * SIZE * np.random.default_rng(s).standard_normal(shape)),
+        }
+        for s in (1, 2)
+    }
+    found = suggest_recipe(reference_analysis(base, models))
+    assert found.rule == expected[0]
+    assert expected[1] is None or parameters(found) == expected[1]
+    assert any("would lose much of it" in said for said in found.reasons) == (
+        expected[1] == {"embeddings": "matrix"}
+    )
+
+
+def test_large_matrices_are_warned_of_with_their_time_and_memory() -> None:
+    found = analysis({"one": drawn(1), "other": drawn(2), "third": drawn(3)})
+    large = [
+        dataclasses.replace(t, shape=(14336, 4096) if len(t.shape) == 2 else t.shape) for t in found.tensors
+    ]
+    said = suggest_recipe(dataclasses.replace(found, tensors=tuple(large))).warnings[1]
+    time, memory = re.findall(r"about (\d+) minutes of one processor, and ([\d.]+) GB of memory", said)[0]
+    # three decompositions of 9 n^3 and two polar factors, at 5e10 operations a second, of 4 matrices
+    assert 2 <= int(time) <= 15
+    assert float(memory) == pytest.approx(
+        8e-9 * (2 * 14336 * 4096 + 2 * (14336 + 4096) * 4096 + 6 * 4096**2), abs=0.05
+    )
 
 
 def test_runs_of_one_task_among_others_share_a_weight() -> None:
@@ -177,7 +249,7 @@ def test_runs_of_one_task_among_others_share_a_weight() -> None:
     found = suggested(
         {"code": drawn(2), "chat-1": plus(shared, drawn(3), 0.6), "chat-2": plus(shared, drawn(4), 0.6)}
     )
-    assert found.method == "task_arithmetic"
+    assert found.method == "tsv"
     assert of_each(found) == [{"weight": 1.0}, {"weight": 0.5}, {"weight": 0.5}]
     assert "chat-1, chat-2 learned almost the same and share a weight of 1." in found.reasons
 
@@ -187,7 +259,6 @@ def test_a_model_that_went_much_farther_is_weighted_down_to_the_middle_one() -> 
     *near, far = (e["weight"] for e in of_each(found))
     assert near == [1.0, 1.0] or min(near) > 0.97  # type: ignore[type-var]
     assert far == pytest.approx(1 / 8, rel=0.03)
-    assert parameters(found)["scale"] == pytest.approx(3**-0.5, abs=0.011)
 
 
 def test_a_model_equal_to_the_base_is_named_and_left_out() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,10 +21,25 @@ from alnico.numerics.dtypes import DTYPES
 from alnico.numerics.sizes import count_of, format_size
 from alnico.recipe.schema import NormWeight, Recipe
 
-JobKind = Literal["mix", "matrix", "copy", "equal"]
-
 LEAST_MATRIX = 32
 """The least last dimension of a stack of matrices; kernels of convolutions are smaller."""
+
+
+def stack_of(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the matrices of a tensor: their number, rows and columns.
+
+    A tensor of more dimensions is a stack of matrices if its last one is at least :data:`LEAST_MATRIX`, else a
+    convolution kernel (outputs, inputs, ...), which is one matrix (outputs, inputs x kernel).
+
+    >>> stack_of((4, 64, 96)), stack_of((8, 3, 5, 5))
+    ((4, 64, 96), (1, 8, 75))
+    """
+    if len(shape) == 3 and shape[2] >= LEAST_MATRIX:
+        return shape
+    return 1, shape[0], math.prod(shape[1:])
+
+
+JobKind = Literal["mix", "matrix", "copy", "equal"]
 
 
 @dataclass(frozen=True)
@@ -78,14 +94,8 @@ class Job:
 
     @property
     def stack(self) -> tuple[int, int, int]:
-        """The matrices of a ``matrix`` job: their number, rows and columns.
-
-        A tensor of more dimensions is a stack of matrices if its last one is at least :data:`LEAST_MATRIX`, else a
-        convolution kernel (outputs, inputs, ...), which is one matrix (outputs, inputs x kernel).
-        """
-        if len(self.shape) == 3 and self.shape[2] >= LEAST_MATRIX:
-            return self.shape
-        return 1, self.shape[0], self.elements // max(self.shape[0], 1)
+        """The matrices of a ``matrix`` job: their number, rows and columns."""
+        return stack_of(self.shape)
 
     @property
     def recorded_kind(self) -> str:

@@ -112,7 +112,8 @@ class SearchSpace:
 
     @property
     def default(self) -> dict[str, Value]:
-        """The default settings: weights of 1/n, else the method's defaults inside the ranges, else the middle."""
+        """The default settings: weights of 1/n (1 of methods over whole matrices), else the method's defaults inside the
+        ranges, else the middle."""
         return {d.name: d.default for d in self.dimensions}
 
     @property
@@ -418,7 +419,10 @@ def _check_simplices(places: Sequence[_DimensionSite], reading: ParseContext) ->
 def _default(
     path: Path_, root: Node, methods: Sequence[Method], low: float, high: float, is_log: bool
 ) -> float:
-    """Return 1/n for a weight of n models, else the method's default, else the middle of the range."""
+    """Return 1/n for a weight of n models, else the method's default, else the middle of the range.
+
+    Methods over whole matrices of task vectors set their own length: their weights start at 1, the untuned merge.
+    """
     middle = math.sqrt(low * high) if is_log else (low + high) / 2
     if "parameters" not in path[:-1]:  # all parameters at once: the check of the space reports this mistake
         return middle
@@ -427,7 +431,7 @@ def _default(
     for method in methods:
         name = dialect.meant_option(method, key)
         if name == "weight":
-            return 1 / max(_models(path, root), 1)
+            return 1.0 if "others" in method.options else 1 / max(_models(path, root), 1)
         if name is not None:
             return dialect.number_of(method, key, _default_of(method.options[name], middle))
     return middle
