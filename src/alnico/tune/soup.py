@@ -72,7 +72,7 @@ class Soup:
     """The chosen soup. All scores are on the tasks that chose it, so its own score is too high.
 
     ``counts`` has the models of the soup, in the caller's order; ``alone`` has the score of each model, and
-    ``uniform`` is the score of the plain mean of all models.
+    ``uniform`` is the score of all models, merged by ``method``: of their plain mean by default.
     """
 
     counts: Counts
@@ -85,6 +85,7 @@ class Soup:
     steps: tuple[SoupStep, ...]
     base: str | None = None
     unrelated: str = "error"
+    method: str = "linear"
     report: Scorecard | None = None
     """Scores of the soup, the uniform soup, every model and the base on tasks that did not choose."""
     merge: MemoryMerge | None = field(default=None, repr=False, compare=False)
@@ -118,7 +119,8 @@ class Soup:
         name: ``module()`` and ``state_dict()`` return their soup.
         """
         head = (
-            f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup of "
+            f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup "
+            f"{'' if self.method == 'linear' else f'by {self.method} '}of "
             f"{len(self.counts)} of {len(self.alone)} models: {visible(self.objective)} {self.score:.6g} on "
             "the tasks it was chosen by.\n"
         )
@@ -224,6 +226,7 @@ def soup(
     models: Paths | Sequence[Any],
     tasks: TasksLike,
     *,
+    method: str = "linear",
     order: str = "sorted",
     replace: bool = False,
     strict: bool = False,
@@ -256,13 +259,16 @@ def soup(
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.
         tasks: YAML file of the tasks to choose by.
+        method: Merge method, with its defaults, by which the chosen models are merged: linear averages them; others
+            sum task vectors of the base, such as tsv and task_arithmetic.
         order: How models are tried: sorted (the paper's greedy soup) tries each once, the best first; all
             tries every model in each round and keeps the best average; uniform takes all models.
         replace: With order all: a model may be added more than once, which gives it more weight.
         strict: Keep a model only if the average gets better; without it, equal is enough.
         least_gain: Smallest gain for which a model is kept; a negative number allows a loss.
         objective: What to improve: mean (of all tasks, by their weights), or the name of one task.
-        base: Model whose config and tokenizer the soup gets; it is not averaged in.
+        base: Model whose config and tokenizer the soup gets, and the base of a method's task vectors; it is not
+            averaged in.
         names: Names of the models in results; default: their paths, or models[0], models[1] and so on.
         minimize: Scores of functions for which lower is better: True for all, or their names.
         report: YAML file of other tasks, on which the soup, the uniform soup and each model are scored.
@@ -270,7 +276,7 @@ def soup(
     Errors: RecipeError for fewer than two models, a repeated model, and options that exclude each other;
         EvaluationError, also for an unknown objective; those of merging.
     Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, algorithm 1. Differs from the source:
-        nothing with ``sorted``; ``all``, ``replace`` and ``least_gain`` are not in the paper.
+        nothing with ``sorted``; ``all``, ``replace``, ``least_gain`` and other methods than ``linear`` are not in the paper.
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     chosen_by = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
@@ -281,7 +287,7 @@ def soup(
         _refuse_shared(others, chosen_by)
     named = _label(models, names)
     references = list(named)
-    _check(references, named, order, replace, least_gain)
+    _check(references, named, order, replace, least_gain, method)
     donor = None if base is None else label_one(base, "base", named)
     seeks = objective_of(chosen_by, objective, may_be_min=minimize is True)
     sought = {name for name, _ in seeks.tasks}
@@ -292,7 +298,7 @@ def soup(
         def value(counts: tuple[int, ...]) -> float:
             models_in = {r: n for r, n in zip(references, counts, strict=True) if n}
             subject = candidates.make(
-                load_recipe(_recipe(models_in, donor, unrelated)), label=" + ".join(models_in)
+                load_recipe(_recipe(models_in, donor, unrelated, method)), label=" + ".join(models_in)
             )
             return seeks.value(
                 {task.name: task.evaluate(subject).value for task in chosen_by if task.name in sought}
@@ -323,8 +329,9 @@ def soup(
             tuple(steps),
             donor,
             unrelated,
+            method,
         )
-    merge = MemoryMerge(every, _recipe(result.counts, donor, unrelated), base, threads)
+    merge = MemoryMerge(every, _recipe(result.counts, donor, unrelated, method), base, threads)
     result = dataclasses.replace(result, merge=merge)
     return _with_report(result, others, every, base, run) if others else result
 
@@ -353,7 +360,7 @@ def _with_report(
     with _candidates(models, base, run) as candidates:
         each = (candidates.make(load_recipe(_recipe({r: 1}, None, soup.unrelated)), label=r) for r in every)
         merged = (
-            candidates.make(load_recipe(_recipe(counts, soup.base, soup.unrelated)), label=label)
+            candidates.make(load_recipe(_recipe(counts, soup.base, soup.unrelated, soup.method)), label=label)
             for label, counts in merges.items()
         )
         card = score_models(
@@ -444,7 +451,12 @@ def _refuse_twice(references: Sequence[str]) -> None:
 
 
 def _check(
-    references: Sequence[str], models: Mapping[str, Any], order: str, replace: bool, least_gain: float
+    references: Sequence[str],
+    models: Mapping[str, Any],
+    order: str,
+    replace: bool,
+    least_gain: float,
+    method: str,
 ) -> None:
     if len(references) < 2:
         raise RecipeError(
@@ -459,6 +471,10 @@ def _check(
         raise RecipeError(
             f"replace is set, but order is {order}; expected order all. Remove replace, or choose order all."
         )
+    if replace and method != "linear":
+        raise RecipeError(
+            f"replace is set with the method {method}; expected linear, where a model counts twice. Remove one of them."
+        )
     if not math.isfinite(least_gain) or (replace and least_gain < 0):
         raise RecipeError(
             f"least_gain is {least_gain:g}; expected "
@@ -466,11 +482,14 @@ def _check(
         )
 
 
-def _recipe(counts: Counts, base: str | None, unrelated: str) -> dict[str, Any]:
-    entries = [{"model": reference, "parameters": {"weight": count}} for reference, count in counts.items()]
+def _recipe(counts: Counts, base: str | None, unrelated: str, method: str = "linear") -> dict[str, Any]:
+    entries: list[dict[str, Any]] = [
+        {"model": reference, **({"parameters": {"weight": count}} if method == "linear" else {})}
+        for reference, count in counts.items()
+    ]
     allowed = {"unrelated": unrelated} if unrelated != "error" else {}
     return {
-        "merge_method": "linear",
+        "merge_method": method,
         "models": entries,
         **({"base_model": base} if base is not None else {}),
         **allowed,
