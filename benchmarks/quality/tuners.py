@@ -90,8 +90,9 @@ def learned(
     init: Callable[[Bench], float],
     greatest: float = 1.0,
     plus: bool = False,
+    method: str = "task_arithmetic",
 ) -> Callable[[Bench], Chosen]:
-    """Learn coefficients from the inputs of the validation rows, all of them, without their labels."""
+    """Learn coefficients of task vectors, or of the parts that a method over whole matrices makes of them, from the inputs of the validation rows, all of them, without their labels."""
 
     def choose(bench: Bench) -> Chosen:
         began = time.process_time()
@@ -104,7 +105,7 @@ def learned(
             bench.read_tasks("unlabelled"),
             open_subject(base),
             LearningOptions(
-                per, plus, 0.2, "model", steps, 16, learning_rate, begun, (0.0, greatest), 0, "error"
+                method, per, plus, 0.2, "model", steps, 16, learning_rate, begun, (0.0, greatest), 0, "error"
             ),
             run=RunOptions(watch=step_told),
             written_from=names,
@@ -113,7 +114,9 @@ def learned(
             yaml.safe_load(found.recipe), f"{steps} steps from {begun}", 0, time.process_time() - began
         )
 
-    return lambda bench: bench.kept(f"adamerging-{per}-{plus}-{steps}-{learning_rate}-{init(bench)}", choose)
+    return lambda bench: bench.kept(
+        f"adamerging-{method}-{per}-{plus}-{steps}-{learning_rate}-{init(bench)}", choose
+    )
 
 
 def measured(kind: str) -> Callable[[Bench], None]:

@@ -84,6 +84,18 @@ def rising(bench: Bench) -> Iterator[Chosen]:
             yield Chosen(recipe, f"alpha {alpha}, beta {beta}")
 
 
+def rising_matrices(bench: Bench) -> Iterator[Chosen]:
+    """LiNeS on TSV: its scale rises around 1."""
+    for alpha, beta in ((0.8, 0.2), (0.8, 0.4), (1.0, 0.2), (1.0, 0.4)):
+        recipe = {**bench.sum("tsv"), "lines": {"alpha": alpha, "beta": beta}}
+        yield Chosen(recipe, f"alpha {alpha}, beta {beta}")
+
+
+def weighed_matrices(bench: Bench) -> Recipe:
+    """A weight of each task at three depths searched around TSV."""
+    return bench.sum("tsv", [{"search": [0.5, 1.5], "layers": 3}] * len(bench.tasks))
+
+
 def one_after_another(bench: Bench) -> Recipe:
     """SLERP knows two models: each next one is turned to by 1/k on the arc from the merge of those before it."""
     stages = []
@@ -150,16 +162,18 @@ WAYS = (
     Way("ties", scales("ties", (1.0, 1.5, 2.0, 2.5, 3.0), density=(0.2, 0.5))),
     Way("lines", grid(rising)),
     Way("tsv", fixed(lambda bench: bench.sum("tsv"))),
-    Way("tsv, tuned", scales("tsv", AROUND_ONE)),
+    Way("tsv (tuned)", scales("tsv", AROUND_ONE)),
     Way("tsv as published", fixed(published("tsv"), "preset paper, scale 1")),
-    Way("tsv as published, tuned", published_scales("tsv", (1.0, 1.5, 2.0, 2.5))),
+    Way("tsv as published (tuned)", published_scales("tsv", (1.0, 1.5, 2.0, 2.5))),
     Way("dc_merge", fixed(lambda bench: bench.sum("dc_merge"))),
-    Way("dc_merge, tuned", scales("dc_merge", AROUND_ONE)),
+    Way("dc_merge (tuned)", scales("dc_merge", AROUND_ONE)),
     Way("dc_merge as published", fixed(published("dc_merge"), "preset paper, scale 1")),
     Way("swudi", fixed(lambda bench: bench.sum("swudi"))),
-    Way("swudi, tuned", scales("swudi", (0.8, 1.0, 1.2, 1.4, 1.6))),
-    Way("iso_c, tuned", scales("iso_c", (1.0, 2.0, 3.0, 4.0))),
-    Way("iso_cts, tuned", scales("iso_cts", (1.0, 2.0, 3.0, 4.0))),
+    Way("swudi (tuned)", scales("swudi", (0.8, 1.0, 1.2, 1.4, 1.6))),
+    Way("iso_c", fixed(lambda bench: bench.sum("iso_c"))),
+    Way("iso_c (tuned)", scales("iso_c", (1.0, 1.5, 2.0, 2.5))),
+    Way("iso_cts", fixed(lambda bench: bench.sum("iso_cts"))),
+    Way("iso_cts (tuned)", scales("iso_cts", (1.0, 1.5, 2.0, 2.5))),
     Way("model stock", fixed(lambda bench: bench.sum("model_stock"))),
     Way("karcher", fixed(lambda bench: bench.sum("karcher", base=False))),
     Way("slerp (one after another)", fixed(one_after_another)),
@@ -187,11 +201,22 @@ WAYS = (
         searched("depth", lambda b: weighed(b, 3), "cmaes", 120),
         is_core=False,
     ),
+    Way("lines on tsv", grid(rising_matrices), is_core=False),
+    Way(
+        "search of tsv by task and depth (cma-es)",
+        searched("tsv-depth", weighed_matrices, "cmaes", 60),
+        is_core=False,
+    ),
     Way("adamerging (by task)", learned("task", 100, 3e-3, best_scale), is_core=False),
     Way("adamerging (by tensor)", learned("tensor", 120, 3e-3, best_scale), is_core=False),
     Way(
         "adamerging++ (by tensor)",
         learned("tensor", 80, 3e-3, lambda _: 1.0, greatest=2.0, plus=True),
+        is_core=False,
+    ),
+    Way(
+        "adamerging of tsv (by tensor)",
+        learned("tensor", 50, 3e-3, lambda _: 1.0, greatest=2.0, method="tsv"),
         is_core=False,
     ),
 )

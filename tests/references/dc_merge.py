@@ -18,8 +18,8 @@ def merge(models: list[np.ndarray], base: np.ndarray, options: dict, uniforms: o
         us, ss, vs = zip(*(cut_svd(d, k) for d in deltas), strict=True)
         p, q = polar(np.hstack(us), least), polar(np.vstack(vs), least)
         inner = np.stack([p.T @ (u * s) @ v @ q.T for u, s, v in zip(us, ss, vs, strict=True)])
-        for m, share in zip(inner, shares, strict=True):
-            count = max(int(share * m.size), 1)
+        for m, share, own in zip(inner, shares, ss, strict=True):
+            count = max(int(share * m.size), len(own), 1)
             if m.size:
                 m[np.abs(m) < np.sort(np.abs(m), axis=None)[-count]] = 0
         agree = (np.sign(inner) == np.sign(inner.sum(0))) & (inner != 0)

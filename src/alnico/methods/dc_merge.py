@@ -53,7 +53,7 @@ def dc_merge(
     per matrix.
 
     Use when: models of different tasks were tuned from one base, and you have no data to tune a merge with. With the
-        projection scale it is as good as ``tsv`` on the tasks of docs/quality.md; without, it needs a scale of about 3.
+        projection scale it is the best untuned method on the tasks of docs/quality.md; without, it needs a scale of about 3.
     Start with: {scale: 1}
 
     Options:
@@ -63,7 +63,8 @@ def dc_merge(
         calibrate: ``projection`` multiplies each matrix by its projection scale c, ``none`` (the paper) by 1.
         rank: the share of r/N singular vectors that is kept of each model, in (0, 1]; at least one is kept. The paper
             keeps 1; with the projection scale 0.75 was better by validation for three sets of eight models.
-        density: the share of the (N k)^2 entries of M_i that is kept, in (0, 1]; at least one is kept.
+        density: the share of the (N k)^2 entries of M_i that is kept, in (0, 1]; at least as many are kept as the model
+            has singular vectors, which counts for few models and for adapters: their M_i is small.
         least: directions with a smaller singular value in the stacked vectors are left out, in [0, 1]; two unit vectors
             at an angle t differ in a direction of ``sqrt(1 - cos t)``. 0 leaves out rounding errors only.
         others: how tensors that are no matrices are merged: their ``mean`` (the paper), their ``sum``, as in the ``base``,
@@ -84,7 +85,8 @@ def dc_merge(
         Entries equal to the threshold are kept; a sum of exactly 0 keeps nothing.
     Errors: MethodError for options outside their range. ResourceError for a matrix that does not fit the budget.
     Differs from the source: the projection scale (``calibrate: none`` leaves it out); null directions are left out,
-        where the paper fills them with arbitrary ones; ``rank``; weights. The paper's energy smoothing, for adapters only, is left
+        where the paper fills them with arbitrary ones; ``rank``; the fewest entries
+        that are kept; weights. The paper's energy smoothing, for adapters only, is left
         out: on full fine-tunes it loses points.
     Source: DC-Merge 2026, https://arxiv.org/abs/2603.06242; the projection scale is alnico's.
 
@@ -192,7 +194,7 @@ def merge_entries(factors: list[Decomposed], density: Sequence[float], least: fl
     places, values = [], []
     for f, share in zip(factors, density, strict=True):
         inner = ((basis.left.T @ f.left) * f.values) @ (f.right @ basis.right.T)
-        found = _largest(inner, share, block_of)
+        found = _largest(inner, share, f.rank, block_of)
         places.append(found)
         values.append(inner.reshape(-1)[found])
     place, value = np.concatenate(places), np.concatenate(values)
@@ -213,13 +215,13 @@ def merge_entries(factors: list[Decomposed], density: Sequence[float], least: fl
     )
 
 
-def _largest(inner: np.ndarray, share: float, block_of: np.ndarray) -> np.ndarray:
-    """The flat positions of the ``share`` largest entries that are not 0 and are in a block on the diagonal."""
+def _largest(inner: np.ndarray, share: float, fewest: int, block_of: np.ndarray) -> np.ndarray:
+    """The flat positions of the ``share`` largest entries, at least ``fewest``, that are not 0 and are in a block on the diagonal."""
     size = inner.size
     if not size:
         return np.zeros(0, np.intp)
     magnitudes = np.abs(inner).reshape(-1)
-    kept = max(int(share * size), 1)
+    kept = max(int(share * size), fewest, 1)
     threshold = float(np.partition(magnitudes, size - kept)[size - kept])
     is_kept = (np.abs(inner) >= threshold) & (inner != 0) & (block_of[:, None] == block_of)
     return np.flatnonzero(is_kept)
