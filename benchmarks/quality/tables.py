@@ -77,7 +77,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 else f"{100 * (mean.value - base.value) / (best.value - base.value):.0f} %",
                 str(row["evaluations"] or ""),
                 duration(row["seconds"]),
-                f"{row['merging']:.1f} s" if row["merging"] else "",
+                f"{row['merging']:.1f} s" if row["merging"] and not row["evaluations"] else "",
             ]
         )
     header = ["merge", "chosen", "validation", "test", *(["each seed"] if with_seeds else [])]
