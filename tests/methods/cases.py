@@ -99,6 +99,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
             "scale": 0.7,
         },
     ],
+    "iso_c": [{}, {"calibrate": "none", "weight": PER_MODEL, "scale": 1.3}],
+    "iso_cts": [{}, {"calibrate": "none", "weight": PER_MODEL, "common": 0.5, "scale": 1.3}],
+    "svd": [{}, {"calibrate": "projection", "energy": 0.6, "weight": PER_MODEL}],
     "ramplus_tl": [{}, {"epsilon": 0.15, "r": 0.4, "alpha": 3.0}],
 }
 

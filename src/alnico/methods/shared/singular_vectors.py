@@ -160,8 +160,27 @@ def scale_of(
         return 1.0
     factor, is_known = projection_scale(merged(), map(matrices.value, models))
     if not is_known:
-        matrices.note("the task vectors cancel each other, so there is no projection scale; 1 is used")
+        say_cancelled(matrices)
     return factor
+
+
+def say_cancelled(matrices: Matrices) -> None:
+    matrices.note("the task vectors cancel each other, so there is no projection scale; 1 is used")
+
+
+def say_equal(matrices: Matrices, one: int, other: int) -> None:
+    matrices.note("{} and {} change equally, and count as one model", one, other)
+
+
+def say_near(matrices: Matrices, one: int, other: int, cosine: float) -> None:
+    """Tell the user of two models, if their task vectors are nearly equal."""
+    if cosine > NEAR_DUPLICATE:
+        matrices.note(
+            "{} and {} change almost equally (cosine {:.2f}); each counts, as if they were two tasks",
+            one,
+            other,
+            cosine,
+        )
 
 
 def distinct_factors(
@@ -181,7 +200,7 @@ def distinct_factors(
         for j in range(i):
             if factors[i].rank and _are_equal(factors[i], factors[j]):
                 place[i] = place[j]
-                matrices.note("{} and {} change equally, and count as one model", models[j], models[i])
+                say_equal(matrices, models[j], models[i])
                 break
     distinct, place = np.unique(place, return_inverse=True)
     if rank is not None and len(distinct) < len(models):
@@ -227,10 +246,4 @@ def _note_near_duplicates(matrices: Matrices, models: Sequence[int], factors: Se
             continue
         across = (one.left.T @ other.left) * (other.values / lengths[j]) @ (other.right @ one.right.T)
         cosine = float(one.values / lengths[i] @ across.diagonal())
-        if cosine > NEAR_DUPLICATE:
-            matrices.note(
-                "{} and {} change almost equally (cosine {:.2f}); each counts, as if they were two tasks",
-                models[i],
-                models[j],
-                cosine,
-            )
+        say_near(matrices, models[i], models[j], cosine)

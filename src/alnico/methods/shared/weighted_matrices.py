@@ -1,0 +1,93 @@
+"""Finds models that are copies of each other in one matrix, and adds up the weighted task vectors of all others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from alnico.methods.base import Matrices
+from alnico.methods.shared.singular_vectors import (
+    Calibrate,
+    projection_scale,
+    say_cancelled,
+    say_equal,
+    say_near,
+    takes_part,
+)
+
+SAMPLED = 1 << 18
+"""How many numbers of each matrix are compared with those of the others; matrices that agree there are compared whole."""
+
+
+@dataclass(frozen=True)
+class WeightedMatrices:
+    """The distinct task vectors of one matrix, each times its weight; iterating reads them."""
+
+    matrices: Matrices
+    models: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for i, w in zip(self.models, self.weights, strict=True):
+            value = self.matrices.value(i)
+            yield value if w == 1 else value * w
+
+    def sum(self) -> np.ndarray:
+        total = np.zeros(self.matrices.shape)
+        for value in self:
+            total += value
+        return total
+
+    def scale_of(self, calibrate: Calibrate, merged: np.ndarray) -> float:
+        """Return the projection scale of a merge of these matrices, or 1."""
+        if calibrate == "none":
+            return 1.0
+        factor, is_known = projection_scale(merged, self)
+        if not is_known:
+            say_cancelled(self.matrices)
+        return factor
+
+
+def weighted_matrices(matrices: Matrices, weight: Sequence[float]) -> WeightedMatrices:
+    """Leave out models of weight 0; exact copies are one model with the mean of their weights, which is said."""
+    used = takes_part(weight)
+    samples = [_sample(matrices.value(i)) for i in used]
+    first: dict[int, list[int]] = {}
+    for place, i in enumerate(used):
+        alike = (j for j in first if np.array_equal(samples[used.index(j)], samples[place]))
+        copy = next((j for j in alike if _are_equal(matrices.value(i), matrices.value(j))), None)
+        if copy is None:
+            first[i] = [i]
+        else:
+            say_equal(matrices, copy, i)
+            first[copy].append(i)
+    distinct = list(first)
+    for at, i in enumerate(distinct):
+        for j in distinct[:at]:
+            cosine = _cosine(samples[used.index(i)], samples[used.index(j)])
+            say_near(matrices, j, i, cosine)
+    weights = tuple(math.fsum(weight[j] for j in first[i]) / len(first[i]) for i in distinct)
+    kept = [(i, w) for i, w in zip(distinct, weights, strict=True) if w]
+    return WeightedMatrices(matrices, tuple(i for i, _ in kept), tuple(w for _, w in kept))
+
+
+def _sample(matrix: np.ndarray) -> np.ndarray:
+    step = -(-matrix.size // SAMPLED) if matrix.size else 1
+    # A step that divides the number of columns would take the same columns of every row.
+    while step > 1 and math.gcd(step, matrix.shape[1]) > 1:
+        step += 1
+    return matrix.reshape(-1)[::step].copy()
+
+
+def _are_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Are they equal, and not zeros?"""
+    return bool(one.any()) and np.array_equal(one, other)
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    one, other = (x / (np.abs(x).max(initial=0.0) or 1.0) for x in (one, other))
+    lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / lengths if lengths else 0.0
