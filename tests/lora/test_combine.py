@@ -14,7 +14,7 @@ import made
 from alnico.lora.combine import Combined, combine
 from lora.made_adapters import factors, linear, save
 from lora.references import combined as reference
-from lora.references.combined import deltas
+from lora.references.combined import by_reference, deltas
 from references import dare_linear, dare_ties, ties
 
 WEIGHTS = {"positive": [0.7, 0.3], "negative": [1.5, -0.5], "one each": [1.0, 1.0]}
@@ -283,16 +283,27 @@ def test_ties_in_a_space_is_ties_on_its_matrices(tmp_path, ranks):
     all_near(tmp_path / "core", expected, 1e-10)
 
 
-@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
-@pytest.mark.parametrize("ranks", [(3, 3), (2, 7), (12, 15)], ids=str)
-def test_tsv_and_iso_c_are_what_the_papers_say_of_whole_matrices(tmp_path, weights, ranks):
-    adapters = [linear(tmp_path / str(i), rank=r, seed=i) for i, r in enumerate(ranks)]
-    combined(adapters, tmp_path / "tsv", method="tsv", weights=weights, scale=0.7)
-    combined(adapters, tmp_path / "iso_c", method="iso_c", weights=weights, scale=1.5)
-    dense = [deltas(a) for a in adapters]
-    together = {m: [d[m] for d in dense] for m in dense[0]}
-    all_near(tmp_path / "tsv", {m: reference.tsv(d, weights, 0.7) for m, d in together.items()}, 1e-10)
-    all_near(tmp_path / "iso_c", {m: reference.iso_c(d, weights, 1.5) for m, d in together.items()}, 1e-10)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("tsv", {"scale": 0.7}),
+        ("tsv", {"calibrate": "none", "least": 0.1}),
+        ("iso_c", {"scale": 1.5}),
+        ("iso_cts", {"common": 0.4}),
+        ("dc_merge", {"density": 0.2}),
+        ("swudi", {"filter": "time", "share": 0.3}),
+    ],
+    ids=str,
+)
+def test_methods_over_whole_matrices_are_those_of_recipes(tmp_path, method, options):
+    for weights, ranks in (([1, 1, 1], (3, 3, 3)), ([0.7, -1.2, 0], (2, 5, 3))):
+        adapters = [linear(tmp_path / f"{ranks}-{i}", rank=r, seed=i) for i, r in enumerate(ranks)]
+        out = tmp_path / f"{ranks}"
+        combined(adapters, out, method=method, weights=weights, **options)
+        dense = [deltas(a) for a in adapters]
+        spelled = {n: [v] * 3 if n == "density" else v for n, v in options.items()}
+        expected = {m: by_reference(method, [d[m] for d in dense], weights, **spelled) for m in dense[0]}
+        all_near(out, expected, 1e-9)
 
 
 def test_tsv_blows_up_nothing_that_nearly_equal_adapters_differ_in(tmp_path):

@@ -204,8 +204,10 @@ def test_what_is_no_adapter() -> None:
         ({"method": "ties", "space": "cores"}, "space is 'cores'; expected one of dense, core, knots."),
         ({"method": "svd", "space": "core"}, "svd takes no space (found core): it works on the factors, and a sum is the same in every space. Remove it."),
         ({"method": "tsv", "space": "dense"}, "tsv always works in the core space of the adapters (found dense). Remove the space."),
-        ({"method": "tsv", "least": 2}, "tsv.least is 2; expected [0, 1]."),
-        ({"method": "iso_c", "least": 0.1}, "iso_c has no option 'least'; it has scale."),
+        ({"method": "tsv", "least": 2}, "tsv.least is 2; least is directions with a smaller singular value in the stacked vectors are left out, in [0, 1]."),
+        ({"method": "iso_c", "least": 0.1}, "iso_c has no option 'least'; it has weight, scale, calibrate, others, others_scale, embeddings."),
+        ({"method": "tsv", "others": "ties"}, "tsv.others is 'ties'; expected mean, sum or base: of an adapter it is for biases alone. Choose one of these."),
+        ({"method": "tsv", "embeddings": "others"}, "tsv.embeddings is 'others'; expected matrix: what an adapter adds to an embedding is a matrix. Remove the option."),
         ({"method": "sce", "weights": [1, 2]}, "sce has no option 'weight'; it has select_topk."),
         ({"method": "dare_linear", "majority_sign_method": "total"}, "dare_linear does not elect signs (majority_sign_method is 'total'). Remove the option, or choose ties or dare_ties."),
         ({"method": "ties", "majority_sign_method": "sum"}, "majority_sign_method is 'sum'; expected one of total, frequency (elect: mass, count)."),
@@ -222,7 +224,7 @@ def test_wrong_wishes(asked, message) -> None:
 def test_unknown_methods_answer_with_the_nearest() -> None:
     said = refusal(MethodError, method="tise")
     assert said.startswith(
-        "method is 'tise'; expected one of cat, svd, linear, task_arithmetic, tsv, iso_c, "
+        "method is 'tise'; expected one of cat, svd, linear, task_arithmetic, breadcrumbs, "
     )
     assert said.endswith(" Did you mean ties?")
     assert refusal(MethodError, method="karcher").endswith(" It merges weights, not updates.")

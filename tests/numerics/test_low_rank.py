@@ -10,7 +10,6 @@ from alnico.numerics.low_rank import (
     choose_rank,
     decompose_matrix,
     decompose_product,
-    polar_factor,
     stack_factors,
 )
 
@@ -116,13 +115,3 @@ def test_what_was_not_computed_counts_for_energy() -> None:
     assert (known.total, known.left_out(1)) == (20.0, 11.0)
     assert choose_rank(known, None, 0.45) == 1
     assert choose_rank(known, None, 0.9) == 2
-
-
-def test_the_polar_factor_has_no_direction_of_its_own() -> None:
-    left, right = thin(8, 6, 2)
-    matrix = left @ right
-    found = polar_factor(matrix, 0)
-    u, _, v = np.linalg.svd(matrix)
-    np.testing.assert_allclose(found, u[:, :2] @ v[:2], atol=1e-12)
-    assert np.linalg.matrix_rank(found) == 2
-    np.testing.assert_allclose(polar_factor(np.diag([1.0, 0.05]), 0.1), np.diag([1.0, 0.0]), atol=1e-15)

@@ -21,6 +21,7 @@ def merge(models: list[np.ndarray], base: np.ndarray, options: dict, uniforms: o
         for m, share, own in zip(inner, shares, ss, strict=True):
             count = max(int(share * m.size), len(own), 1)
             if m.size:
+                m[np.abs(m) < 1e-12 * np.abs(m).max()] = 0
                 m[np.abs(m) < np.sort(np.abs(m), axis=None)[-count]] = 0
         agree = (np.sign(inner) == np.sign(inner.sum(0))) & (inner != 0)
         block = np.repeat(np.arange(len(ss)), [len(s) for s in ss])

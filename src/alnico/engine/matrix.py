@@ -57,7 +57,7 @@ class JobMatrices:
         self.is_transposed = is_transposed_linear(job.inputs[0].name, sources[job.inputs[0].model].config)
         self._note = note
         self._count, self._rows, self._columns = job.stack
-        self.shape = self._rows, self._columns
+        self.shape = self.whole = self._rows, self._columns
         self._matrix = 0
         self._sources = sources
         self._digests: dict[Input, list[TensorDigest]] = {}

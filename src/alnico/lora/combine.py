@@ -18,6 +18,7 @@ import numpy as np
 from alnico.checkpoint.lora_adapter import PREFIX, Adapter
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.reference import Paths
+from alnico.engine.method_notes import sum_up
 from alnico.errors import (
     MethodError,
     MismatchError,
@@ -28,13 +29,13 @@ from alnico.errors import (
     ResourceError,
     RunError,
 )
-from alnico.events import Counted, Watcher
+from alnico.events import Counted, Noted, Watcher
 from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.kernels.clock import counts_compiling
 from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, check_options
 from alnico.lora.matching import SharedModule, SharedSavedTensor, check_bases, match_updates, saved_tensors
-from alnico.lora.reduce import Combine, RankChoice, of_cat, of_small, of_spectral, of_sum, of_whole
+from alnico.lora.reduce import Combine, RankChoice, of_cat, of_matrices, of_small, of_sum, of_whole
 from alnico.lora.triples import adapter_list, is_adapter_object, open_adapters, read_triples
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule
 from alnico.methods.base import Method
@@ -153,8 +154,8 @@ def combine(
         config: Config of a dict of LoRA tensors, with r and lora_alpha; a list has one per adapter.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; default: 1.
         method: How updates are combined: svd is the weighted sum, as close as its rank allows; cat is the
-            exact sum, with the sum of the ranks; also any method of task vectors (ties, dare_ties, ...), tsv,
-            iso_c, or a name of PEFT's.
+            exact sum, with the sum of the ranks; also any method of task vectors (ties, tsv, ...), or a name of
+            PEFT's.
         rank: Largest rank of an update; default: a sum gets the largest rank of its adapters, other methods
             the sum of ranks.
         energy: Smallest share of an update's squares that its rank must keep, in (0, 1].
@@ -240,8 +241,15 @@ def combine(
         )
         with PartDirectory(target) as part:
             with _removed_on_error(part), one_blas_thread():
-                make = _combiner(opened, modules, combination, choice, part, seed, run)
+                said: list[Noted] = []
+
+                def note(update: str, form: str, values: tuple[int | float, ...]) -> None:
+                    labels = (opened[v].label if isinstance(v, int) else v for v in values)
+                    said.append(Noted(update, form, tuple(labels)))
+
+                make = _combiner(opened, modules, combination, choice, part, seed, run, note)
                 updates = _with_equal_ranks(modules, _combine_all(modules, make, part, run))
+                notes += sum_up(said, {m.name: i for i, m in enumerate(modules)})
                 output = OutputAdapter(
                     [_module(m, update, opened) for m, update in zip(modules, updates, strict=True)],
                     {s.written: s.shape for s, _ in saved_modules},
@@ -377,13 +385,14 @@ def _combiner(
     part: PartDirectory,
     seed: int,
     run: RunOptions,
+    note: Callable[[str, str, tuple[int | float, ...]], None],
 ) -> Combine:
     if combination.kind == "cat":
         return of_cat(adapters, combination)
     if combination.kind == "sum":
         return of_sum(adapters, combination, choice)
-    if combination.kind == "spectral":
-        return of_spectral(adapters, combination, choice)
+    if combination.kind == "matrix":
+        return of_matrices(adapters, combination, choice, note)
     if combination.space == "dense":
         return of_whole(
             adapters,

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alnico.errors import MethodError
-from alnico.lora.spectral import SPECTRAL
+from alnico.lora.core_matrices import coefficients_of
 from alnico.methods import find, known_methods, method_name
-from alnico.methods.base import Merge, Method
+from alnico.methods.base import MatrixMethod, Merge, Method
 from alnico.numerics.numbers import finite_number, quote_value
 
 CombineSpace = Literal["dense", "core", "knots"]
-Class = Literal["cat", "sum", "spectral", "delta"]
+Class = Literal["cat", "sum", "matrix", "delta"]
 
 SPACES: tuple[CombineSpace, ...] = ("dense", "core", "knots")
 SUMS = ("svd", "linear", "task_arithmetic")
@@ -88,7 +88,7 @@ class CombineOptions:
 def names() -> list[str]:
     """Return the names of all methods that combine adapters."""
     deltas = [m.name for m in known_methods().values() if m.space == "delta" and not m.statistics]
-    return list(dict.fromkeys(["cat", *SUMS, *SPECTRAL, *deltas, *ALIASES]))
+    return list(dict.fromkeys(["cat", *SUMS, *deltas, *ALIASES]))
 
 
 def check_options(
@@ -142,29 +142,34 @@ def check_options(
             None,
             notes,
         )
-    if target in SPECTRAL:
-        if space not in (None, "core"):
-            raise MethodError(
-                f"{method} always works in the core space of the adapters (found {space}). Remove the space."
-            )
-        return CombineOptions(
-            method,
-            target,
-            "spectral",
-            checked_weights,
-            (),
-            SPECTRAL[target].checked(merged_options),
-            "core",
-            notes,
-        )
     registered = find(target)
     if weights is not None or "weight" in registered.options:
         merged_options = {**merged_options, "weight": checked_weights}
     merged_options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in merged_options.items()}
-    registered.bind(merged_options, adapters)
+    if isinstance(registered.bind(merged_options, adapters), MatrixMethod):
+        _check_of_matrices(method, space, merged_options)
+        return CombineOptions(method, target, "matrix", checked_weights, (), merged_options, "core", notes)
     return CombineOptions(
         method, target, "delta", checked_weights, (), merged_options, space or "dense", notes
     )
+
+
+def _check_of_matrices(method: str, space: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse what adapters cannot have. Errors: MethodError."""
+    if space not in (None, "core"):
+        raise MethodError(
+            f"{method} always works in the core space of the adapters (found {space}). Remove the space."
+        )
+    if options.get("embeddings", "matrix") != "matrix":
+        raise MethodError(
+            f"{method}.embeddings is {options['embeddings']!r}; expected matrix: what an adapter adds to an embedding is a matrix. "
+            "Remove the option."
+        )
+    if options.get("others", "mean") not in ("mean", "sum", "base"):
+        raise MethodError(
+            f"{method}.others is {options['others']!r}; expected mean, sum or base: of an adapter it is for biases alone. "
+            "Choose one of these."
+        )
 
 
 def _translate(options: Mapping[str, Any], target: str) -> dict[str, Any]:
@@ -199,5 +204,4 @@ def _coefficients(target: str, weights: tuple[float, ...], options: Mapping[str,
         {**({"normalize": False} if name == "linear" else {}), **options, "weight": weights}, len(weights)
     )
     assert isinstance(bound, Merge)
-    units = [tuple(float(i == j) for j in range(len(weights))) for i in range(len(weights))]
-    return tuple(float(bound.mix(unit, *bound.arguments)) for unit in units)
+    return coefficients_of(bound, len(weights))

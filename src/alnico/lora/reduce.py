@@ -10,12 +10,14 @@ import numpy as np
 from alnico.checkpoint.lora_adapter import Adapter
 from alnico.lora.basis import SharedBases
 from alnico.lora.combine_options import CombineOptions
+from alnico.lora.core_matrices import coefficients_of, merge_cores
 from alnico.lora.core_space import core_space
 from alnico.lora.knots import knots
 from alnico.lora.matching import SharedModule, read_biases, read_factors
 from alnico.lora.merge_updates import Merged, UpdateMerge
-from alnico.lora.spectral import SPECTRAL
 from alnico.lora.updates import BIAS, SmallMatrices, Zeros, whole_tensors, whole_updates
+from alnico.methods import find
+from alnico.methods.base import MatrixMethod
 from alnico.numerics.low_rank import (
     Decomposed,
     choose_rank,
@@ -128,19 +130,24 @@ def of_sum(adapters: Sequence[Adapter], options: CombineOptions, choice: RankCho
     return combine
 
 
-def of_spectral(adapters: Sequence[Adapter], options: CombineOptions, choice: RankChoice) -> Combine:
-    """Apply a spectral method to the core matrices."""
-    make = SPECTRAL[options.method].make
-    mean = tuple(float(options.options["scale"]) * w / len(adapters) for w in options.weights)
+def of_matrices(
+    adapters: Sequence[Adapter],
+    options: CombineOptions,
+    choice: RankChoice,
+    note: Callable[[str, str, tuple[int | float, ...]], None],
+) -> Combine:
+    """Apply a method over whole matrices to the core matrices. ``note`` receives an update and what is said of it."""
+    bound = find(options.method).bind(options.options, len(adapters))
+    others = bound.otherwise if isinstance(bound, MatrixMethod) else bound
+    coefficients = coefficients_of(others, len(adapters))
 
     def combine(module: SharedModule) -> ReducedUpdate:
-        side = min(module.rows, module.columns)
         experts = []
         for of_expert in read_factors(adapters, module):
             space = core_space(of_expert, module.rows, module.columns)
-            merged = make(space.values, options.weights, side, **options.options)
+            merged = merge_cores(space, bound, lambda text, values: note(module.name, text, values))
             experts.append(decompose_product(*space.factors(merged)))
-        return choice.reduce(experts, _summed_bias(adapters, module, mean), sum(module.ranks))
+        return choice.reduce(experts, _summed_bias(adapters, module, coefficients), sum(module.ranks))
 
     return combine
 

@@ -280,6 +280,8 @@ class Matrices(MatrixReader, Protocol):
 
     shape: tuple[int, int]
     """Rows and columns of each matrix."""
+    whole: tuple[int, int]
+    """Rows and columns of what each stands for: ``shape``, or those of an adapter's update, if it is given in a basis."""
     is_transposed: bool
     """Whether the matrix is stored (inputs, outputs), as in GPT-2; else it is (outputs, inputs)."""
 

@@ -109,6 +109,9 @@ def dc_merge(
     )
 
 
+ROUNDING = 1e-12
+"""Entries up to this share of the largest are rounding errors of the basis."""
+
 EntryOptions = tuple[tuple[float, ...], float, Calibrate, float, tuple[float, ...], float]
 
 
@@ -216,13 +219,15 @@ def merge_entries(factors: list[Decomposed], density: Sequence[float], least: fl
 
 
 def _largest(inner: np.ndarray, share: float, fewest: int, block_of: np.ndarray) -> np.ndarray:
-    """The flat positions of the ``share`` largest entries, at least ``fewest``, that are not 0 and are in a block on the diagonal."""
+    """The flat positions of the ``share`` largest entries, at least ``fewest``, that are not rounding and are in a block on the diagonal."""
     size = inner.size
     if not size:
         return np.zeros(0, np.intp)
     magnitudes = np.abs(inner).reshape(-1)
     kept = max(int(share * size), fewest, 1)
     threshold = float(np.partition(magnitudes, size - kept)[size - kept])
+    # Rounding would count as models that agree.
+    threshold = max(threshold, ROUNDING * float(magnitudes.max()))
     is_kept = (np.abs(inner) >= threshold) & (inner != 0) & (block_of[:, None] == block_of)
     return np.flatnonzero(is_kept)
 

@@ -112,7 +112,7 @@ def make(
 def make_isotropic(weighted: WeightedMatrices, common: float, least: float) -> np.ndarray:
     """Return ``mean(S) * U V^T`` over the common directions and those of single matrices."""
     matrices = weighted.matrices
-    of_all, of_each = common_and_own(common, min(matrices.shape), len(weighted.models))
+    of_all, of_each = common_and_own(common, min(matrices.whole), len(weighted.models))
     shared = leading_vectors(weighted.sum(), of_all)
     outputs = shared.turned().left if matrices.is_transposed else shared.left
     factors = []

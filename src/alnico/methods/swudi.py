@@ -164,9 +164,9 @@ def weighted_solution(
         if matrices.is_transposed:
             factors = [f.turned() for f in factors]
         first = {"sum": 1.0, "mean": 1.0 / len(factors), "zero": 0.0}[initial]
-        solved = solve(
-            factors, *input_directions(factors, lambda s, n: filtered(s, n, filter, time, share)), first
-        )
+        inputs = matrices.whole[0 if matrices.is_transposed else 1]
+        chosen = input_directions(factors, lambda squares: filtered(squares, inputs, filter, time, share))
+        solved = solve(factors, *chosen, first)
         if matrices.is_transposed:
             solved = StackedVectors(solved.right.T, solved.values, solved.left.T, solved.owner)
         factor = scale_of(
@@ -188,11 +188,11 @@ def unit_rows(factor: Decomposed) -> tuple[np.ndarray, np.ndarray]:
 
 
 def input_directions(
-    factors: Sequence[Decomposed], chosen: Callable[[np.ndarray, int], np.ndarray]
+    factors: Sequence[Decomposed], chosen: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the leading eigenvalues of ``C = sum_i D_i^T D_i / |D_i|^2``, their filter, and the eigenvectors as rows.
 
-    ``chosen(eigenvalues, inputs)`` gives the filter of the first eigenvectors. ``C = B^T B`` with the rows ``S_i V_i^T / |D_i|`` of
+    ``chosen(eigenvalues)`` gives the filter of the first eigenvectors. ``C = B^T B`` with the rows ``S_i V_i^T / |D_i|`` of
     all models stacked in B, so the decomposition is of the smaller of C and ``B B^T``, which has a row per singular
     vector. Null directions are left out.
     """
@@ -203,7 +203,7 @@ def input_directions(
     is_wide = len(rows) < inputs
     squares, vectors = np.linalg.eigh(rows @ rows.T if is_wide else rows.T @ rows)
     squares = squares[squares > LEAST**2 * squares[-1]][::-1]
-    kept = chosen(squares, inputs)
+    kept = chosen(squares)
     squares, vectors = squares[: len(kept)], vectors[:, ::-1][:, : len(kept)]
     if not is_wide:
         return squares, kept, vectors.T

@@ -122,14 +122,3 @@ def choose_rank(svd: Decomposed, most: int | None, energy: float | None) -> int:
         reached = tails <= (1 - energy) * svd.total
         rank = int(np.argmax(reached)) if reached.any() else svd.rank
     return rank if most is None else min(rank, most)
-
-
-def polar_factor(matrix: np.ndarray, least: float) -> np.ndarray:
-    """``P Q^T`` of ``matrix = P S Q^T``, over the singular values above ``least`` and above rounding.
-
-    The other vectors are arbitrary, and would get the same length as all.
-    """
-    svd = decompose_matrix(matrix)
-    count = int(np.sum(svd.values > least))
-    nearest: np.ndarray = svd.left[:, :count] @ svd.right[:count]
-    return nearest

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -44,35 +46,10 @@ def distance(matrix: np.ndarray, rank: int) -> float:
     return math.sqrt(np.sum(values[rank:] ** 2) / np.sum(values**2))
 
 
-def polar(matrix: np.ndarray, least: float) -> np.ndarray:
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    kept = values > max(least, 1e-12 * values.max(initial=0))
-    return left[:, kept] @ right[kept]
-
-
-def tsv(
-    matrices: list[np.ndarray], weights: list[float], scale: float = 1.0, least: float = 0.1
-) -> np.ndarray:
-    """Gargiulo et al. 2025, each matrix to its numerical rank and to the Nth part of the smaller side at most."""
-    most = min(matrices[0].shape) // len(matrices)
-    lefts, values, rights = [], [], []
-    for matrix, weight in zip(matrices, weights, strict=True):
-        left, singular, right = np.linalg.svd(matrix, full_matrices=False)
-        rank = min(int(np.sum(singular > 1e-10 * max(singular.max(), 1e-300))), most) if weight else 0
-        lefts.append(left[:, :rank])
-        values.append(weight * singular[:rank])
-        rights.append(right[:rank].T)
-    left, right = polar(np.concatenate(lefts, 1), least), polar(np.concatenate(rights, 1), least)
-    return scale * left @ np.diag(np.concatenate(values)) @ right.T
-
-
-def iso_c(matrices: list[np.ndarray], weights: list[float], scale: float = 1.0) -> np.ndarray:
-    """Marczak et al. 2025, over the numerical rank of the sum."""
-    left, values, right = np.linalg.svd(
-        sum(w * m for w, m in zip(weights, matrices, strict=True)), full_matrices=False
-    )
-    rank = int(np.sum(values > 1e-10 * values[0]))
-    return scale * values[:rank].mean() * left[:, :rank] @ right[:rank]
+def by_reference(method: str, matrices: list[np.ndarray], weights: list[float], **options: Any) -> np.ndarray:
+    """The merge of whole matrices by the reference of a method of recipes."""
+    reference = importlib.import_module(f"references.{method}")
+    return reference.merge(matrices, np.zeros_like(matrices[0]), {"weight": weights, **options}, None)
 
 
 def in_knots(matrices: list[np.ndarray], merge) -> np.ndarray:

@@ -192,7 +192,7 @@ def distinct_factors(
     Exact copies share one entry, as if they were one model, which is said; near duplicates are said, too. A matrix of zeros
     has an entry of rank 0.
     """
-    sides = matrices.shape
+    sides = matrices.whole
     count = min(sides) if rank is None else rank_of_each(rank, *sides, len(models))
     factors = [matrices.leading(i, count) for i in models]
     place = np.arange(len(models))
