@@ -35,7 +35,8 @@ def _take(folder: Path) -> None:
     spec.loader.exec_module(module)
 
 
-_take(Path(__file__).parents[1] / "benchmarks" / "quality")
+for _name in ("quality", "quality_decoder"):
+    _take(Path(__file__).parents[1] / "benchmarks" / _name)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
