@@ -8,10 +8,7 @@ from quality_decoder.variants import VARIANTS
 from quality_decoder.ways import ARITHMETIC, TSV, Way
 
 ALL = Models(tuple(QUESTIONS))
-FEWER = tuple(
-    Models(tasks)
-    for tasks in (("bbc", "senti"), ("senti", "wnlex"), ("wnlex", "langid"), ("bbc", "senti", "wnlex"))
-)
+FEWER = tuple(Models(tasks) for tasks in (("bbc", "senti"), ("senti", "wnlex")))
 SHAPES = tuple(Models(ALL.tasks, name) for name in VARIANTS)
 WAYS_OF_SETS: tuple[Way, ...] = (ARITHMETIC, TSV)
 
