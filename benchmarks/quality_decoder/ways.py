@@ -92,6 +92,8 @@ WAYS = (
     TSV,
     PUBLISHED,
     TUNED,
+    Way("tsv, a quarter of the rank", one("tsv", "rank 0.25", rank=0.25)),
+    Way("dc_merge", one("dc_merge")),
 )
 """The rows for all four specialists."""
 
