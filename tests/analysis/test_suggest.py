@@ -205,7 +205,7 @@ def test_adapters_are_merged_as_whole_matrices_too() -> None:
     ("tensor", "shape", "factor", "expected"),
     [
         ("model.embed_tokens.weight", (4, 64), 0.5, ("different tasks", {})),
-        ("model.embed_tokens.weight", (4, 64), 30, ("different tasks", {"embeddings": "matrix"})),
+        ("model.embed_tokens.weight", (4, 64), 30, ("different tasks", {})),
         ("model.bias", (256,), 0.5, ("different tasks", {})),
         ("model.bias", (256,), 30, ("few matrices", None)),
     ],
@@ -225,8 +225,8 @@ def test_where_the_models_changed_decides_on_matrices_and_tables(
     found = suggest_recipe(reference_analysis(base, models))
     assert found.rule == expected[0]
     assert expected[1] is None or parameters(found) == expected[1]
-    assert any("would lose much of it" in said for said in found.reasons) == (
-        expected[1] == {"embeddings": "matrix"}
+    assert any("Score embeddings: matrix" in said for said in found.reasons) == (
+        "embed" in tensor and factor == 30
     )
 
 
@@ -243,14 +243,17 @@ def test_large_matrices_are_warned_of_with_their_time_and_memory() -> None:
     assert 2 * one_matrix <= float(memory) <= 8 * one_matrix
 
 
-def test_runs_of_one_task_among_others_share_a_weight() -> None:
+def test_runs_of_one_task_among_others_share_a_weight_but_for_whole_matrices() -> None:
     shared = drawn(1)
-    found = suggested(
-        {"code": drawn(2), "chat-1": plus(shared, drawn(3), 0.6), "chat-2": plus(shared, drawn(4), 0.6)}
-    )
-    assert found.method == "tsv"
+    models = {"code": drawn(2), "chat-1": plus(shared, drawn(3), 0.6), "chat-2": plus(shared, drawn(4), 0.6)}
+    found = outside_matrices(models)
+    assert found.method == "task_arithmetic"
     assert of_each(found) == [{"weight": 1.0}, {"weight": 0.5}, {"weight": 0.5}]
     assert "chat-1, chat-2 learned almost the same and share a weight of 1." in found.reasons
+    found = suggested(models)
+    assert (found.method, of_each(found)) == ("tsv", [{}, {}, {}])
+    said = "chat-1, chat-2 learned almost the same and keep their weights, as tsv makes models orthogonal."
+    assert said in found.reasons
 
 
 def test_a_model_that_went_much_farther_is_weighted_down_to_the_middle_one() -> None:

@@ -50,13 +50,12 @@ def test_the_suggested_merge_is_the_one_that_it_says(models: Path, tmp_path: Pat
     tuned = [models / "tuned-0", models / "tuned-1"]
     found = alnico.suggest(tuned, base=models / "base")
     assert (found.rule, found.method) == ("different tasks", "tsv")
-    assert yaml.safe_load(found.recipe or "")["parameters"] == {
-        "embeddings": "matrix"
-    }  # they were trained, too
     base, one, other = (read_model(m) for m in (models / "base", *tuned))
     for name, values in merged(found, tmp_path / "out").items():
         pair = [one[name].astype(float), other[name].astype(float)]
         expected = tsv.merge(pair, base[name].astype(float), {}, None)
+        if "embed" in name or "lm_head" in name:
+            expected = sum(pair) / 2
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6)
 
 

@@ -67,8 +67,8 @@ IN_MATRICES = 0.5
 mean."""
 
 IN_TABLES = 0.05
-"""Share of the squares of a task vector in tables of tokens and positions, and token heads, from which `tsv` is suggested with
-``embeddings: matrix``: their mean loses what was learned there. Measured (docs/choosing.md)."""
+"""Share of the squares of a task vector in tables of tokens and positions, and token heads, from which a reason mentions
+``embeddings: matrix``."""
 
 OPERATIONS_A_SECOND = 5e10
 """Floating-point operations a second of one processor in decompositions of float64 matrices, as methods count them. Measured:
@@ -137,7 +137,7 @@ RULES = (
         "different tasks",
         f"several tasks, full models or adapters, and matrices (tables of tokens included) hold {IN_MATRICES:g} or more of the "
         "squares of each task vector; the default",
-        f"`tsv` with its defaults; `embeddings: matrix` where tables of tokens hold {IN_TABLES:g} or more",
+        "`tsv` with its defaults",
         "The eight tasks of [quality.md](quality.md), with nothing tuned: 86.1 % on average over three trainings, where task "
         "arithmetic at its best scale has 80 to 82 and the specialists have 88; `dc_merge`, which is close to it, 86.6. Four "
         "tasks on a language model of 135 M: both 84.1, task arithmetic at its best scale 79.1, specialists 84.8; with task "
@@ -469,8 +469,17 @@ class _Evidence:
         reasons: Sequence[str],
     ) -> _Choice:
         """Return tsv with its defaults, and warn of the time and memory that it takes for large matrices."""
+        # Measured (docs/choosing.md): two runs of one task keep more with whole weights.
+        sizes = {i: len(group) for group in groups for i in group}
+        weights = {i: round(w * sizes[i], 4) for i, w in weights.items()}
+        shared = {self._describe_group(group) for group in groups if len(group) > 1}
         notes = [
-            *reasons,
+            *(
+                r.replace("share a weight of 1", "keep their weights, as tsv makes models orthogonal")
+                if r in shared
+                else r
+                for r in reasons
+            ),
             "tsv makes the leading singular vectors of the models orthogonal to each other, matrix by matrix, and needs no "
             "scale. Nothing measured here keeps more of different tasks, except dc_merge, which is as good or slightly better "
             "on large matrices.",
@@ -479,11 +488,10 @@ class _Evidence:
             self._share_in_matrices(i, with_tables=True) - self._share_in_matrices(i, with_tables=False)
             for i in models
         )
-        has_tables = in_tables >= IN_TABLES
-        if has_tables:
+        if in_tables >= IN_TABLES:
             notes.append(
-                f"Tables of tokens hold up to {in_tables:.0%} of what a model changed, and their mean would lose much of it: "
-                "embeddings: matrix merges them as matrices, too."
+                f"Tables of tokens hold up to {in_tables:.0%} of what a model changed; tsv takes their mean. Score embeddings: matrix, "
+                "too: it gained much in one measurement and lost as much in another."
             )
         if all(self.fits[i].is_adapter for i in models):
             notes.append(
@@ -496,19 +504,17 @@ class _Evidence:
         self.warnings.append(
             "On language models found in the wild (2511.21437), TSV gained nothing and task_arithmetic did: score both."
         )
-        self.warnings += self._cost(len(models), has_tables)
-        chosen = self._with_values("different tasks", "tsv", models, weights, notes)
-        tables = {"embeddings": "matrix"} if has_tables else {}
-        return _Choice(chosen.rule, chosen.method, notes, {**chosen.parameters, **tables}, chosen.per_model)
+        self.warnings += self._cost(len(models))
+        return self._with_values("different tasks", "tsv", models, weights, notes)
 
-    def _cost(self, models: int, has_tables: bool) -> list[str]:
+    def _cost(self, models: int) -> list[str]:
         """Say how long a merge of whole matrices takes and what memory it needs, if that is much."""
         method = find("tsv").bind({}, models)
         assert isinstance(method, MatrixMethod)
         assert method.operations is not None
         operations, most = 0.0, 0
         for tensor in self.analysis.tensors:
-            if any(tensor.changes) and (count := _matrices_of(tensor, has_tables)):
+            if any(tensor.changes) and (count := _matrices_of(tensor, with_tables=False)):
                 _, rows, columns = stack_of(tensor.shape)
                 operations += count * method.operations(rows, columns, models, *method.arguments)
                 most = max(most, 8 * method.numbers(rows, columns, models, *method.arguments))
