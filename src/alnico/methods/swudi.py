@@ -22,7 +22,7 @@ from alnico.methods.shared.singular_vectors import (
     takes_part,
 )
 from alnico.methods.shared.sparsify import keep_all
-from alnico.numerics.decompositions import LEAST, UNEVEN
+from alnico.numerics.decompositions import LEAST, UNEVEN, count_decomposing
 from alnico.numerics.low_rank import Decomposed
 
 Vectors = Literal["leading", "all"]
@@ -285,10 +285,11 @@ def count_operations(
     rank: float | None,
     *_: object,
 ) -> float:
-    """Floating-point operations: products, and eigenvectors of symmetric matrices (about 9 n^3)."""
+    """Floating-point operations: decompositions, products, and one eigenproblem of the stacked vectors."""
     models = sum(w != 0 for w in weight)
     side, longer = min(rows, columns), max(rows, columns)
-    stacked = models * (side if rank is None else rank_of_each(rank, rows, columns, models))
-    decompose = models * (2.0 * rows * columns * side + 9.0 * side**3) + 2.0 * rows * columns * stacked
+    count = side if rank is None else rank_of_each(rank, rows, columns, models)
+    stacked = models * count
+    decompose = models * count_decomposing(rows, columns, count)
     solve = 9.0 * min(stacked, longer) ** 3 + 8.0 * longer * stacked * min(stacked, longer)
     return decompose + solve + 4.0 * rows * columns * stacked

@@ -20,6 +20,7 @@ from alnico.methods.shared.singular_vectors import (
     takes_part,
 )
 from alnico.methods.shared.sparsify import keep_all
+from alnico.numerics.decompositions import count_decomposing
 
 
 @method(
@@ -160,10 +161,11 @@ def count_operations(
     rank: float,
     *_: object,
 ) -> float:
-    """Floating-point operations: products, and eigenvectors of symmetric matrices (about 9 n^3)."""
+    """Floating-point operations: decompositions, products, and two polar factors."""
     models = sum(w != 0 for w in weight)
     side = min(rows, columns)
-    stacked = min(models * rank_of_each(rank, rows, columns, models), max(side, models))
-    decompose = models * (1.0 * rows * columns * side + 9.0 * side**3) + 2.0 * rows * columns * stacked
+    count = rank_of_each(rank, rows, columns, models)
+    stacked = min(models * count, max(side, models))
+    decompose = models * count_decomposing(rows, columns, count)
     polar = (rows + columns) * 3.0 * stacked**2 + 2 * 10.0 * stacked**3
     return decompose + polar + 4.0 * rows * columns * stacked
