@@ -1,6 +1,7 @@
 """A whole matrix merged by TSV: alnico, and the same steps by float32 `torch.linalg.svd`, in one thread of one process each.
 
     python benchmarks/spectral_speed.py --shape 4096x4096 --shape 14336x4096       # seconds
+    python benchmarks/spectral_speed.py --shape 4096x4096 --rank 0.25              # a quarter of the singular vectors
     python benchmarks/spectral_speed.py --error 2048                               # distance from float64, full SVD
 
 The steps are N decompositions, the polar factors of the stacked left and right singular vectors, their sum, the projection scale and
@@ -44,6 +45,7 @@ class ArrayMatrices:
     def __init__(self, values: list[np.ndarray]) -> None:
         self._values = values
         self.models, self.shape = len(values), values[0].shape
+        self.whole = self.shape
 
     def value(self, model: int) -> np.ndarray:
         return self._values[model].astype(np.float64)
@@ -61,17 +63,17 @@ class ArrayMatrices:
         print("note:", text.format(*values))
 
 
-def by_alnico(values: list[np.ndarray]) -> np.ndarray:
-    method = registry()["tsv"].bind({"least": 0.0}, len(values))
+def by_alnico(values: list[np.ndarray], rank: float = 1.0) -> np.ndarray:
+    method = registry()["tsv"].bind({"least": 0.0, "rank": rank}, len(values))
     assert isinstance(method, MatrixMethod)
     with one_blas_thread():
         return method.make(ArrayMatrices(values), *method.arguments)
 
 
-def by_torch(values: list[np.ndarray], dtype: torch.dtype = torch.float32) -> np.ndarray:
+def by_torch(values: list[np.ndarray], rank: float = 1.0, dtype: torch.dtype = torch.float32) -> np.ndarray:
     torch.set_num_threads(1)
     matrices = [torch.from_numpy(value).to(dtype) for value in values]
-    count = min(matrices[0].shape) // len(matrices)
+    count = int(rank * min(matrices[0].shape) / len(matrices))
     lefts, sizes, rights = [], [], []
     for matrix in matrices:
         left, size, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -87,9 +89,9 @@ def by_torch(values: list[np.ndarray], dtype: torch.dtype = torch.float32) -> np
     return (merged * scale).numpy()
 
 
-def timed(make: object, values: list[np.ndarray]) -> tuple[float, float]:
+def timed(make: object, values: list[np.ndarray], rank: float) -> tuple[float, float]:
     begin, cpu = time.perf_counter(), time.process_time()
-    make(values)
+    make(values, rank)
     return time.perf_counter() - begin, time.process_time() - cpu
 
 
@@ -106,6 +108,7 @@ def main() -> None:
         "--error", type=int, default=0, help="side of a square matrix to compare with float64"
     )
     parser.add_argument("--models", type=int, default=4)
+    parser.add_argument("--rank", type=float, default=1.0, help="tsv's share of the singular vectors")
     parser.add_argument("--only-alnico", action="store_true")
     given = parser.parse_args()
     print(
@@ -114,18 +117,17 @@ def main() -> None:
     for shape in given.shape:
         rows, columns = map(int, shape.split("x"))
         values = [task_vector(rows, columns, seed) for seed in range(given.models)]
-        own, own_cpu = timed(by_alnico, values)
-        line = f"| {rows} x {columns} | {given.models} | {own:.1f} | {own_cpu:.1f} |"
+        own, own_cpu = timed(by_alnico, values, given.rank)
+        line = f"| {rows} x {columns} | {given.models} | {given.rank:g} | {own:.1f} | {own_cpu:.1f} |"
         if not given.only_alnico:
-            theirs, their_cpu = timed(by_torch, values)
+            theirs, their_cpu = timed(by_torch, values, given.rank)
             line += f" {theirs:.1f} | {their_cpu:.1f} | {their_cpu / own_cpu:.1f} |"
         print(line, flush=True)
     if given.error:
         values = [task_vector(given.error, given.error, seed) for seed in range(given.models)]
-        expected = by_torch(values, torch.float64)
-        print(
-            f"alnico {distance(by_alnico(values), expected):.1e}, torch float32 {distance(by_torch(values), expected):.1e}"
-        )
+        expected = by_torch(values, given.rank, torch.float64)
+        own, theirs = (distance(make(values, given.rank), expected) for make in (by_alnico, by_torch))
+        print(f"alnico {own:.1e}, torch float32 {theirs:.1e}")
 
 
 if __name__ == "__main__":

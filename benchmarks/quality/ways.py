@@ -174,6 +174,7 @@ WAYS = (
     Way("iso_c (tuned)", scales("iso_c", (1.0, 1.5, 2.0, 2.5))),
     Way("iso_cts", fixed(lambda bench: bench.sum("iso_cts"))),
     Way("iso_cts (tuned)", scales("iso_cts", (1.0, 1.5, 2.0, 2.5))),
+    Way("svd (tuned)", scales("svd", (0.4, 0.6, 0.8, 1.0))),
     Way("model stock", fixed(lambda bench: bench.sum("model_stock"))),
     Way("karcher", fixed(lambda bench: bench.sum("karcher", base=False))),
     Way("slerp (one after another)", fixed(one_after_another)),
