@@ -74,7 +74,7 @@ def expected(name: str, options: dict[str, Any], deltas: Sequence[np.ndarray]) -
     return reference.merge(list(deltas), np.zeros_like(deltas[0]), {**options, **density}, None)
 
 
-def near(found: np.ndarray, wanted: np.ndarray, within: float = 1e-9) -> None:
+def near(found: np.ndarray, wanted: np.ndarray, within: float = 1e-8) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=within * np.abs(wanted).max(initial=1e-300))
 
 
