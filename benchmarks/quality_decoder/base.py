@@ -32,12 +32,13 @@ def write_base(folder: Path, downloads: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         unfinished,
         gguf_file=packed.name,
+        trust_remote_code=False,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
     model.hf_quantizer = None  # otherwise save_pretrained refuses
     vars(model.config).pop("quantization_config", None)
-    tokenizer = AutoTokenizer.from_pretrained(unfinished, gguf_file=packed.name)
+    tokenizer = AutoTokenizer.from_pretrained(unfinished, gguf_file=packed.name, trust_remote_code=False)
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     packed.unlink()

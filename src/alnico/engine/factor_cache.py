@@ -132,13 +132,14 @@ class FactorFiles:
         return self._folder.path / f"{key}{SUFFIX}"
 
     def _remove_abandoned(self) -> None:
-        """Remove what killed processes have left unfinished."""
+        """Remove what killed processes have left unfinished: a day older than the folder's last change, whatever the clock says."""
         with suppress(OSError):
+            changed = self._folder.path.stat().st_mtime
             for path in self._folder.path.iterdir():
                 if path.suffix == TEMPORARY and re.fullmatch("[0-9a-f]{16}", path.stem):
                     name, directory = reach(path, self._folder)
                     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > ABANDONED_SECONDS:
+                    if stat.S_ISREG(status.st_mode) and changed - status.st_mtime > ABANDONED_SECONDS:
                         os.unlink(name, dir_fd=directory)
 
     def close(self) -> None:
