@@ -16,8 +16,8 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -167,7 +167,7 @@ def _machine() -> dict[str, Any]:
         "alnico": __version__,
         "arithmetic": ARITHMETIC,
         "numpy": np.__version__,
-        "machine": [platform.system(), platform.machine()],
+        "machine": [sys.platform, platform.machine()],
         "blas": sorted(blas),
     }
 
