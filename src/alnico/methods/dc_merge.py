@@ -181,7 +181,10 @@ def weighted_entries(
         distinct = len(factors)
         del factors
         factor = scale_of(
-            matrices, calibrate, lambda: entries.sum([1.0] * distinct), [used[i] for i in first]
+            matrices,
+            calibrate,
+            lambda: entries.sum([1.0] * distinct),
+            (matrices.value(used[i]) for i in first),
         )
         return *entries.arrays(), place, np.array(factor)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from alnico.methods.base import Matrices, MatrixMethod, Merge, PerModel, each, method
 from alnico.methods.shared.others import Embeddings, Others, merge_others, merge_trivially
-from alnico.methods.shared.singular_vectors import Calibrate
+from alnico.methods.shared.singular_vectors import Calibrate, scale_of
 from alnico.methods.shared.weighted_matrices import weighted_matrices
 from alnico.numerics.decompositions import leading_vectors
 
@@ -84,7 +84,7 @@ def make(matrices: Matrices, weight: tuple[float, ...], scale: float, calibrate:
     def compute() -> tuple[np.ndarray, ...]:
         weighted = weighted_matrices(matrices, weight)
         merged = isotropic(weighted.sum())
-        return merged, np.array(weighted.scale_of(calibrate, merged))
+        return merged, np.array(scale_of(matrices, calibrate, lambda: merged, weighted))
 
     used = tuple(i for i, w in enumerate(weight) if w)
     merged, factor = matrices.kept(("iso_c", calibrate, tuple(weight[i] for i in used)), used, compute)

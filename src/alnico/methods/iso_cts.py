@@ -6,9 +6,9 @@ import numpy as np
 
 from alnico.methods.base import Matrices, MatrixMethod, Merge, PerModel, Proportion, Share, each, method
 from alnico.methods.shared.others import Embeddings, Others, merge_others, merge_trivially
-from alnico.methods.shared.singular_vectors import Calibrate, orthogonalize, takes_part
+from alnico.methods.shared.singular_vectors import Calibrate, orthogonalize, scale_of, takes_part
 from alnico.methods.shared.weighted_matrices import WeightedMatrices, weighted_matrices
-from alnico.numerics.decompositions import LEAST, leading_vectors
+from alnico.numerics.decompositions import LEAST, count_decomposing, leading_vectors
 from alnico.numerics.low_rank import Decomposed
 
 
@@ -100,7 +100,7 @@ def make(
     def compute() -> tuple[np.ndarray, ...]:
         weighted = weighted_matrices(matrices, weight)
         merged = make_isotropic(weighted, common, least)
-        return merged, np.array(weighted.scale_of(calibrate, merged))
+        return merged, np.array(scale_of(matrices, calibrate, lambda: merged, weighted))
 
     used = takes_part(weight)
     name = ("iso_cts", calibrate, common, least, tuple(weight[i] for i in used))
@@ -149,11 +149,26 @@ def count_numbers(rows: int, columns: int, _models: int, weight: tuple[float, ..
     return 4 * rows * columns + 3 * (rows + columns) * side + 6 * side**2
 
 
-def count_operations(rows: int, columns: int, _models: int, weight: tuple[float, ...], *_: object) -> float:
-    """Floating-point operations: products, and eigenvectors of symmetric matrices (about 9 n^3)."""
+def count_operations(
+    rows: int,
+    columns: int,
+    _models: int,
+    weight: tuple[float, ...],
+    _scale: float,
+    _calibrate: Calibrate,
+    common: float,
+    *_: object,
+) -> float:
+    """Floating-point operations: decompositions, projections on the common directions, and two polar factors."""
     models = sum(w != 0 for w in weight)
     side = min(rows, columns)
-    decompose = (models + 1) * (
-        2.0 * rows * columns * side + 9.0 * side**3
-    ) + 4.0 * models * rows * columns * side
-    return decompose + (rows + columns) * 4.0 * side**2 + 2 * 9.0 * side**3 + 4.0 * rows * columns * side
+    of_all, of_each = common_and_own(common, side, models)
+    decompose = count_decomposing(rows, columns, of_all) + models * count_decomposing(rows, columns, of_each)
+    projected = 4.0 * models * rows * columns * of_all
+    return (
+        decompose
+        + projected
+        + (rows + columns) * 4.0 * side**2
+        + 2 * 9.0 * side**3
+        + 4.0 * rows * columns * side
+    )

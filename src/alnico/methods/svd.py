@@ -120,7 +120,9 @@ def weighted_cuts(
             np.concatenate([f.right for f in factors]),
             np.repeat(np.arange(len(factors)), [f.rank for f in factors]),
         )
-        factor = scale_of(matrices, calibrate, lambda: vectors.sum([1.0] * len(factors)), first)
+        factor = scale_of(
+            matrices, calibrate, lambda: vectors.sum([1.0] * len(factors)), map(matrices.value, first)
+        )
         return *vectors.arrays(), place, np.array(factor)
 
     *arrays, place, factor = matrices.kept(("svd", calibrate, rank, energy), used, compute)

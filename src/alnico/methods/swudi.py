@@ -170,7 +170,10 @@ def weighted_solution(
         if matrices.is_transposed:
             solved = StackedVectors(solved.right.T, solved.values, solved.left.T, solved.owner)
         factor = scale_of(
-            matrices, calibrate, lambda: solved.sum([1.0] * len(factors)), [used[i] for i in first_of(place)]
+            matrices,
+            calibrate,
+            lambda: solved.sum([1.0] * len(factors)),
+            (matrices.value(used[i]) for i in first_of(place)),
         )
         return *solved.arrays(), place, np.array(factor)
 

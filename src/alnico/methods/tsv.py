@@ -129,7 +129,10 @@ def weighted_vectors(
         distinct = len(factors)
         vectors = orthogonalize(factors, least, clear=True)
         factor = scale_of(
-            matrices, calibrate, lambda: vectors.sum([1.0] * distinct), [used[i] for i in first_of(place)]
+            matrices,
+            calibrate,
+            lambda: vectors.sum([1.0] * distinct),
+            (matrices.value(used[i]) for i in first_of(place)),
         )
         return *vectors.arrays(), place, np.array(factor)
 

@@ -153,19 +153,18 @@ def projection_scale(merged: np.ndarray, matrices: Iterable[np.ndarray]) -> tupl
 
 
 def scale_of(
-    matrices: Matrices, calibrate: Calibrate, merged: Callable[[], np.ndarray], models: Sequence[int]
+    matrices: Matrices,
+    calibrate: Calibrate,
+    merged: Callable[[], np.ndarray],
+    values: Iterable[np.ndarray],
 ) -> float:
-    """Return the factor on a merge of the matrices of ``models``; where they cancel each other it is 1, which is said."""
+    """Return the factor on a merge of the matrices ``values``; where they cancel each other it is 1, which is said."""
     if calibrate == "none":
         return 1.0
-    factor, is_known = projection_scale(merged(), map(matrices.value, models))
+    factor, is_known = projection_scale(merged(), values)
     if not is_known:
-        say_cancelled(matrices)
+        matrices.note("the task vectors cancel each other, so there is no projection scale; 1 is used")
     return factor
-
-
-def say_cancelled(matrices: Matrices) -> None:
-    matrices.note("the task vectors cancel each other, so there is no projection scale; 1 is used")
 
 
 def say_equal(matrices: Matrices, one: int, other: int) -> None:

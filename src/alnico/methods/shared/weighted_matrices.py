@@ -10,9 +10,6 @@ import numpy as np
 
 from alnico.methods.base import Matrices
 from alnico.methods.shared.singular_vectors import (
-    Calibrate,
-    projection_scale,
-    say_cancelled,
     say_equal,
     say_near,
     takes_part,
@@ -40,15 +37,6 @@ class WeightedMatrices:
         for value in self:
             total += value
         return total
-
-    def scale_of(self, calibrate: Calibrate, merged: np.ndarray) -> float:
-        """Return the projection scale of a merge of these matrices, or 1."""
-        if calibrate == "none":
-            return 1.0
-        factor, is_known = projection_scale(merged, self)
-        if not is_known:
-            say_cancelled(self.matrices)
-        return factor
 
 
 def weighted_matrices(matrices: Matrices, weight: Sequence[float]) -> WeightedMatrices:
