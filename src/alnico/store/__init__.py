@@ -1,0 +1,1 @@
+"""Keeps, finds, shares and equips task vectors."""
