@@ -17,6 +17,7 @@ import numpy as np
 from alnico.checkpoint.memory_model import MemoryModel, is_torch_module, is_torch_tensor
 from alnico.checkpoint.open_model import MODEL_TYPES, open_model
 from alnico.checkpoint.task_vector_file import is_task_vector_file
+from alnico.checkpoint.task_vectors.manifest import MANIFEST, read_manifest
 from alnico.errors import AlnicoError, ModelError, visible
 from alnico.models.open_models import name_model, path_of
 
@@ -33,6 +34,8 @@ class Operand:
     """Where the path led when it was passed; None for a model in memory."""
     is_delta: bool = False
     """Is this a stored task vector, which is added as it is?"""
+    is_artifact: bool = False
+    """Is this the folder of a task vector with a manifest, which knows its base?"""
 
     @property
     def is_nothing(self) -> bool:
@@ -95,8 +98,14 @@ def operand(value: Any, argument: str = "the model") -> Operand:
 
 
 def stored_operand(value: Any) -> Operand:
-    """Return a stored task vector as an operand: a path, or a dict of tensors. Errors: ModelError."""
+    """Return a stored task vector as an operand: a path, or a dict of tensors. Errors: ModelError.
+
+    A path may lead to what ``TaskVector.save`` wrote, or to the folder of a task vector of a store.
+    """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if path is not None and (folder := Path(os.path.expanduser(path)) / MANIFEST).is_file():
+        read_manifest(folder.parent)  # a damaged manifest is reported now
+        return Operand(value, _place(path), is_delta=True, is_artifact=True)
     if path is not None:
         with closing(open_model(path, may_be_adapter=True)) as opened:
             if not is_task_vector_file(opened):

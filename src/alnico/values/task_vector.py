@@ -94,9 +94,9 @@ class TaskVector:
         self._terms: dict[tuple[Operand, Operand], float] = whole._terms
         self._missing: str | None = whole._missing
 
-    @classmethod
-    def _of(cls, terms: dict[tuple[Operand, Operand], float], missing: str | None) -> TaskVector:
-        vector = cls.__new__(cls)
+    @staticmethod
+    def _of(terms: dict[tuple[Operand, Operand], float], missing: str | None) -> TaskVector:
+        vector = TaskVector.__new__(TaskVector)  # sums and multiples of a stored vector are plain ones
         vector._terms = terms
         vector._missing = missing
         return vector
