@@ -98,6 +98,11 @@ def sync_directory(directory: Path, inside: Folder | None = None) -> None:
     _sync(directory, inside)
 
 
+def sync_file(path: Path, inside: Folder | None = None) -> None:
+    """Flush the bytes of a file to disk. Errors: RunError."""
+    _sync(path, inside)
+
+
 def sync_tree(directory: Path, inside: Folder | None = None) -> None:
     """Flush a directory to disk: the bytes of all files in it, then all names. Errors: RunError."""
 

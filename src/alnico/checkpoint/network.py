@@ -84,7 +84,8 @@ class Exchange:
     """What alnico expects of the requests for one item: the list of a model's files, or one file.
 
     ``limit`` bounds the body of a response. ``size`` and ``commit``, if set, must match the headers of a
-    file, and ``sha256`` its content; ``is_proved`` says that the received bytes have that hash.
+    file, and ``sha256`` its content; ``is_proved`` says that the received bytes have that hash. ``server`` is the
+    address of a server that is not the hub; it gets no token.
     """
 
     label: str
@@ -93,6 +94,7 @@ class Exchange:
     commit: str | None = None
     sha256: str | None = None
     is_upload: bool = False
+    server: str | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     is_proved: bool = False
     has_arrived: bool = False
@@ -101,6 +103,22 @@ class Exchange:
 
     def error(self, text: str) -> HubError:
         return HubError(f"{self.label}: {text}")
+
+    @property
+    def home(self) -> str:
+        """The address that the requests are for."""
+        from huggingface_hub import constants
+
+        return constants.ENDPOINT if self.server is None else self.server
+
+    @property
+    def who(self) -> str:
+        return "the hub" if self.server is None else "the server"
+
+    @property
+    def setting(self) -> str:
+        """What to check if the answers are not those of the right server."""
+        return "HF_ENDPOINT" if self.server is None else "the address"
 
     def note_arrival(self) -> None:
         """Note that the server sent something. Errors: TransferStopped."""
@@ -169,12 +187,13 @@ def call_with_retries(exchange: Exchange, call: Callable[[], T], *, tries: int =
                 is_long = waited + pause > limit
                 may_wait_long = not has_waited_long and 0 < busy.pause <= LONG_PAUSE_FACTOR * limit
                 if (is_long and not may_wait_long) or count >= tries:
-                    raise exchange.error(_busy_message(busy, count, waited, limit)) from None
+                    raise exchange.error(_busy_message(exchange.home, busy, count, waited, limit)) from None
                 has_waited_long |= is_long
                 if pause >= LOGGED_PAUSE:
                     logging.getLogger("huggingface_hub.alnico").warning(
-                        "%s: the hub is busy (status %d); trying again in %.0f s",
+                        "%s: %s is busy (status %d); trying again in %.0f s",
                         exchange.label,
+                        exchange.who,
                         busy.status,
                         pause,
                     )
@@ -184,16 +203,14 @@ def call_with_retries(exchange: Exchange, call: Callable[[], T], *, tries: int =
         waited += pause
 
 
-def _busy_message(busy: Busy, count: int, waited: float, limit: float) -> str:
-    from huggingface_hub import constants
-
+def _busy_message(address: str, busy: Busy, count: int, waited: float, limit: float) -> str:
     times = "once" if count == 1 else f"{count} times in {waited:.0f} s"
     request = ""
     if busy.pause:
         duration = f"{busy.pause:.0f} s" if 0 < busy.pause < 1e9 else "forever"
         request = f" and asks to wait {duration}"
     return (
-        f"{constants.ENDPOINT} is busy: it answered with status {busy.status} {times}{request}. "
+        f"{address} is busy: it answered with status {busy.status} {times}{request}. "
         "Try again later; the same command resumes. "
         f"To wait longer, set the environment variable {WAIT} to more seconds (now {limit:g})."
     )
@@ -265,7 +282,7 @@ def call_all(exchanges: Sequence[Exchange], calls: Sequence[Callable[[], T]]) ->
                 exchange.silent = exchange.silent + passed if exchange.is_waiting else 0.0
                 if exchange.silent > 2 * timeout:
                     raise exchange.error(
-                        f"the hub sent nothing for {exchange.silent:.0f} s. {_retry_hint(timeout)}"
+                        f"{exchange.who} sent nothing for {exchange.silent:.0f} s. {_retry_hint(timeout)}"
                     )
         return [future.result() for future in futures]
     finally:
@@ -279,6 +296,20 @@ def _retry_hint(timeout: float) -> str:
         "Try again; complete downloads are kept. "
         f"To allow more time, set the environment variable {TIMEOUT} to more seconds (now {timeout:g})."
     )
+
+
+def web_client() -> Any:
+    """Return an HTTP client for servers that are not the hub: of the library that huggingface_hub uses, without its
+    token and its offline mode, checked by the same hooks. Errors: HubError for proxies that cannot be used."""
+    from huggingface_hub.utils import get_session
+
+    try:
+        return _add_hooks(type(get_session())(follow_redirects=True, max_redirects=5))
+    except (ValueError, ImportError) as error:
+        raise HubError(
+            f"no connection can be made ({type(error).__name__}). "
+            "Check the proxies in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)."
+        ) from None
 
 
 def _install() -> None:
@@ -331,19 +362,17 @@ def _check_request(request: Any) -> None:
         return
     if exchange.stop.is_set():
         raise TransferStopped
-    from huggingface_hub import constants
-
-    url, home = urlsplit(str(request.url)), urlsplit(constants.ENDPOINT)
+    url, home = urlsplit(str(request.url)), urlsplit(exchange.home)
     if home.scheme == "https" and url.scheme != "https":
         raise exchange.error(
-            f"the hub redirects to {_origin(url)}, which is not encrypted; expected https, as in "
-            f"{constants.ENDPOINT}. Check HF_ENDPOINT."
+            f"{exchange.who} redirects to {_origin(url)}, which is not encrypted; expected https, as in "
+            f"{exchange.home}. Check {exchange.setting}."
         )
     if "Authorization" in request.headers and not any(
-        _is_same_origin(url, urlsplit(hub)) for hub in (constants.ENDPOINT, *OFFICIAL_HUBS)
+        _is_same_origin(url, urlsplit(hub)) for hub in (exchange.home, *OFFICIAL_HUBS)
     ):
         raise exchange.error(
-            f"the hub's answer would send your token to {_origin(url)}; expected {constants.ENDPOINT}. "
+            f"the hub's answer would send your token to {_origin(url)}; expected {exchange.home}. "
             "Nothing was sent there. Check HF_ENDPOINT."
         )
     is_write = exchange.is_upload and request.method not in ("GET", "HEAD")
@@ -382,7 +411,8 @@ def _check_response(response: Any) -> None:
         if CONTROLS.search(headers.get(name, "")):
             if not name.startswith("X-"):
                 raise exchange.error(
-                    f"the hub's answer has control characters in its header {name}. Check HF_ENDPOINT."
+                    f"{exchange.who}'s answer has control characters in its header {name}. "
+                    f"Check {exchange.setting}."
                 )
             del headers[name]  # huggingface_hub would print it
     if status in BUSY:
@@ -402,8 +432,8 @@ def _check_response(response: Any) -> None:
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         if is_body and response.request.method != "HEAD":
             raise exchange.error(
-                f"the hub's answer is encoded as {headers['Content-Encoding'][:40]!r}; expected plain bytes, "
-                "as requested. Check HF_ENDPOINT and your proxies."
+                f"{exchange.who}'s answer is encoded as {headers['Content-Encoding'][:40]!r}; expected plain bytes, "
+                f"as requested. Check {exchange.setting} and your proxies."
             )
         del headers["Content-Encoding"]  # the text of an error is not worth decoding
     if response.request.method != "HEAD" and not response.is_closed:
@@ -422,6 +452,14 @@ def _check_file(exchange: Exchange, response: Any) -> None:
             "Try again; check HF_ENDPOINT."
         )
     if response.status_code >= 400:
+        return
+    if exchange.server is not None:
+        text = headers.get("Content-Length")
+        if response.status_code == 200 and text is not None and text != str(exchange.size):
+            raise exchange.error(
+                f"the server's answer has {text[:40]!r} bytes (Content-Length); expected {exchange.size}. The file was "
+                "changed, or the address is not that of the right server. Try again; check the address."
+            )
         return
     for name in ("ETag", "X-Linked-ETag") if response.request.method == "HEAD" else ():
         if (etag := headers.get(name)) is not None and not ETAG.fullmatch(etag.lstrip("W/").strip('"')):
@@ -458,9 +496,9 @@ def _check_part(exchange: Exchange, response: Any) -> None:
         or not int(sent[1]) <= int(sent[2]) <= int(requested[2] or 10**18)
     ):
         raise exchange.error(
-            f"the hub sent {headers.get('Content-Range', 'a part without Content-Range')[:60]!r}; expected "
+            f"{exchange.who} sent {headers.get('Content-Range', 'a part without Content-Range')[:60]!r}; expected "
             f"the requested part ({response.request.headers.get('Range', 'the whole file')!r}). Try again; "
-            "check HF_ENDPOINT."
+            f"check {exchange.setting}."
         )
 
 
@@ -468,7 +506,7 @@ def check_sha256(exchange: Exchange, sha256: str) -> None:
     """Refuse a file whose content has another hash than the hub's list states. Errors: HubError."""
     if sha256 != exchange.sha256:
         raise exchange.error(
-            f"arrived with sha256 {sha256}; the hub states {exchange.sha256}. It was damaged during the "
+            f"arrived with sha256 {sha256}; {exchange.who} states {exchange.sha256}. It was damaged during the "
             "transfer and was deleted. Try again."
         )
     exchange.is_proved = True
@@ -505,13 +543,13 @@ def _bounded_stream(exchange: Exchange, response: Any, is_body: bool, is_file: b
                 received, total = received + len(chunk), total + len(chunk)
                 if total > limit:
                     raise exchange.error(
-                        f"the hub's answer is longer than the expected {limit} bytes. Try again; check "
-                        "HF_ENDPOINT."
+                        f"{exchange.who}'s answer is longer than the expected {limit} bytes. Try again; check "
+                        f"{exchange.setting}."
                     )
                 if spent >= timeout:
                     if received < MIN_BYTES_PER_SECOND * spent:
                         raise exchange.error(
-                            f"the hub sent {received} bytes in {spent:.0f} s, which is too slow; expected "
+                            f"{exchange.who} sent {received} bytes in {spent:.0f} s, which is too slow; expected "
                             f"{MIN_BYTES_PER_SECOND} bytes per second. {_retry_hint(timeout)}"
                         )
                     spent, received = 0.0, 0

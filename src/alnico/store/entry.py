@@ -30,6 +30,7 @@ class Entry:
 
     ``sha256`` is the hash of its ``taskvector.json``, which has the hashes of all other ``files``: it identifies the
     content. ``encodings`` counts the tensors of each encoding, ``byte_size`` is the size of the files without the manifest.
+    ``beside`` are files of the folder that the manifest does not list: a signature.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Entry:
     norm: float = 0.0
     suggested_scale: float = 1.0
     files: Mapping[str, StoredFile] = field(default_factory=dict)
+    beside: Mapping[str, StoredFile] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
         """Return it as plain data, for JSON."""
@@ -102,6 +104,7 @@ def parse_entry(line: str, where: str) -> Entry:
             tasks=tuple(data.get("tasks", ())),
             languages=tuple(data.get("languages", ())),
             files={n: StoredFile(**f) for n, f in data.get("files", {}).items()},
+            beside={n: StoredFile(**f) for n, f in data.get("beside", {}).items()},
         )
         if problem := _problem(entry):
             raise ValueError(problem)
@@ -120,6 +123,8 @@ def _problem(entry: Entry) -> str:
     for key in ("version", "manifest_bytes", "byte_size"):
         if type(value := getattr(entry, key)) is not int or not 0 <= value < 1 << 63:
             return f"{key} is {value!r:.40}"
+    if not 1 <= entry.version < 10**9:
+        return f"version is {entry.version}"
     if not isinstance(entry.sha256, str) or not SHA256.fullmatch(entry.sha256):
         return f"sha256 is {entry.sha256!r:.40}"
     for key in ("kind", "description"):
@@ -133,7 +138,11 @@ def _problem(entry: Entry) -> str:
             return f"{key} is not a finite number"
     if not all(isinstance(word, str) for word in (*entry.tasks, *entry.languages)):
         return "tasks and languages are not all text"
-    for name, file in entry.files.items():
+    if not isinstance(entry.encodings, dict) or not all(type(n) is int for n in entry.encodings.values()):
+        return "encodings are not counts"
+    if set(entry.files) & set(entry.beside):
+        return "files and beside name the same file"
+    for name, file in (*entry.files.items(), *entry.beside.items()):
         if not is_file_name(name):
             return f"a file is called {name!r:.60}"
         if type(file.size) is not int or not 0 <= file.size < 1 << 63:

@@ -1,0 +1,69 @@
+"""Opens a store elsewhere by its address: a folder, a web server, a file system, or a repository of the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from alnico.errors import HubError
+from alnico.store.cache import DownloadCache
+from alnico.store.remotes.file_remote import FileRemote
+from alnico.store.remotes.filesystem import SystemFiles
+from alnico.store.remotes.folder import FolderFiles
+from alnico.store.remotes.remote import Remote
+from alnico.store.remotes.web import WebFiles
+
+HUB_PREFIX = "hf:"
+"""How an address says that it is a repository of the hub: ``hf:owner/name``."""
+REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@\S{1,250})?")
+SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+
+
+def open_remote(address: str, *, cache: DownloadCache | None = None, offline: bool = False) -> Remote:
+    """Open a store elsewhere; nothing is requested yet. Close it after use.
+
+    ``address`` is a folder (a path, or ``file://``), ``https://`` or ``http://`` (to read only), ``s3://`` or another
+    file system of fsspec, or a repository of the hub (``hf:owner/name``, or ``owner/name`` where no such folder exists).
+    ``cache`` keeps what is downloaded. Errors: HubError for an address that is none of these.
+    """
+    kept = cache if cache is not None else DownloadCache()
+    scheme = SCHEME.match(address)
+    if scheme is None:
+        folder = Path(address).expanduser()
+        return FileRemote(FolderFiles(folder.absolute(), address), kept, offline=offline)
+    kind = scheme[1].lower()
+    parts = _split(address)
+    if kind == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise HubError(
+                f"{address}: names the machine {parts.netloc!r}; expected a folder of this one, as in file:///srv/store. "
+                "Check the slashes."
+            )
+        return FileRemote(FolderFiles(Path(unquote(parts.path)), address), kept, offline=offline)
+    if kind in ("http", "https"):
+        if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+            raise HubError(
+                f"{kind}://{parts.hostname or ''}: has {_oddity(parts.netloc, parts.hostname)}; expected the plain address of a "
+                "folder, such as https://example.org/vectors. Addresses are kept and shown, so they hold no passwords."
+            )
+        return FileRemote(WebFiles(address), kept, offline=offline)
+    if "::" in address or "@" in parts.netloc:
+        raise HubError(
+            f"{kind}://: the address has '::' or a user; expected the plain address of a folder. Credentials belong into the "
+            "settings of the file system."
+        )
+    return FileRemote(SystemFiles(address), kept, offline=offline)
+
+
+def _split(address: str):  # type: ignore[no-untyped-def]
+    try:
+        return urlsplit(address)
+    except ValueError:
+        raise HubError(f"{address}: is not an address. Check the brackets and slashes.") from None
+
+
+def _oddity(netloc: str, host: str | None) -> str:
+    if not host:
+        return "no name of a server"
+    return "a user or a password in it" if "@" in netloc else "a query or a fragment"
