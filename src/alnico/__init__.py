@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     from alnico.recipe.from_options import make_recipe as make_recipe
     from alnico.recipe.load import load_recipe as load_recipe
     from alnico.recipe.schema import Recipe as Recipe
+    from alnico.store.details import VectorDetails as VectorDetails
+    from alnico.store.listing import FoundVector as FoundVector
+    from alnico.store.listing import FoundVectors as FoundVectors
+    from alnico.store.store import Store as Store
+    from alnico.store.verify_vectors import StoreVerification as StoreVerification
     from alnico.tune.adamerge import AdaMergingResult as AdaMergingResult
     from alnico.tune.adamerge import adamerge as adamerge
     from alnico.tune.curve.curve import curve as curve
@@ -129,6 +134,10 @@ __all__ = make_lazy(
         "alnico.recipe.from_options": ["make_recipe"],
         "alnico.recipe.load": ["load_recipe"],
         "alnico.recipe.schema": ["Recipe"],
+        "alnico.store.details": ["VectorDetails"],
+        "alnico.store.listing": ["FoundVector", "FoundVectors"],
+        "alnico.store.store": ["Store"],
+        "alnico.store.verify_vectors": ["StoreVerification"],
         "alnico.tune.adamerge": ["AdaMergingResult", "adamerge"],
         "alnico.tune.curve.curve": ["curve"],
         "alnico.tune.curve.result": ["Curve"],

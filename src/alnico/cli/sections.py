@@ -7,6 +7,13 @@ SECTIONS = {
         "suggest", "norm-weights", "evaluate", "curve", "soup", "search", "adamerge", "statistics fisher", "statistics gram",
     ),
     "LoRA adapters": ("lora fold", "lora combine", "lora extract"),
+    "Task vectors": (
+        "store list",
+        "store search",
+        "store show",
+        "store verify",
+        "store rm",
+    ),
     "Check a finished merge": ("verify", "reproduce", "sign"),
     "Share it": ("push",),
 }  # fmt: skip

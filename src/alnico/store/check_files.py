@@ -1,0 +1,85 @@
+"""Checks the files of a stored task vector against its manifest, by size and SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from alnico.checkpoint.durable import copy_file
+from alnico.checkpoint.files import open_binary
+from alnico.checkpoint.lineage import CARD
+from alnico.checkpoint.sidecars import SIGNATURE
+from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest
+from alnico.errors import ModelError, RunError, VerificationError
+
+UNLISTED = (MANIFEST, CARD, SIGNATURE)
+"""Files of a task vector that its manifest does not list."""
+
+PIECE_BYTES = 1 << 20
+"""Bytes that are read at a time."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file. Errors: ModelError."""
+    try:
+        with open_binary(path) as file:
+            digest = hashlib.sha256()
+            while piece := file.read(PIECE_BYTES):
+                digest.update(piece)
+            return digest.hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); expected a file of a task vector. Check its permissions, or get the task "
+            "vector again."
+        ) from None
+
+
+def file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong with the files of a task vector: missing, of another size or content, or not listed."""
+    advice = "Do not use it; get the task vector again."
+    try:
+        found = {name: os.lstat(folder / name) for name in os.listdir(folder)}
+    except OSError as error:
+        yield f"{folder}: cannot be read ({error.strerror}). Check its permissions."
+        return
+    for name in sorted(set(found) - set(manifest.files) - set(UNLISTED)):
+        yield f"{folder / name}: is not in the manifest; expected only the files that it lists. {advice}"
+    for name, file in manifest.files.items():
+        if name not in found:
+            yield f"{folder / name}: is missing; the manifest lists it. {advice}"
+        elif found[name].st_size != file.size:
+            yield f"{folder / name}: has {found[name].st_size} bytes; the manifest says {file.size}. {advice}"
+        else:
+            try:
+                sha256 = sha256_of(folder / name)
+            except ModelError as error:
+                yield str(error)
+                continue
+            if sha256 != file.sha256:
+                yield f"{folder / name}: has the SHA-256 {sha256}; the manifest says {file.sha256}. {advice}"
+
+
+def copy_vector(source: Path, target: Path, manifest: Manifest) -> None:
+    """Copy a task vector into a new folder and check the copy against the manifest.
+
+    The card and the signature are copied, too. Errors: VerificationError for files that are not what the manifest says, RunError.
+    """
+    if unlisted := sorted(set(os.listdir(source)) - set(manifest.files) - set(UNLISTED)):
+        raise VerificationError(
+            f"{source / unlisted[0]}: is not in the manifest; expected only the files that it lists. Remove it, or get the task vector "
+            "again."
+        )
+    try:
+        target.mkdir()
+        for name in (*manifest.files, *(n for n in UNLISTED if os.path.lexists(source / n))):
+            copy_file(source / name, target / name)
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or target}: cannot be copied into the store ({error.strerror}); expected a readable file and space on the "
+            "disk. Check both."
+        ) from None
+    problems = [p.replace(os.fspath(target), os.fspath(source)) for p in file_problems(target, manifest)]
+    if problems:
+        raise VerificationError(*problems)
