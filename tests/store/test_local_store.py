@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from made_vectors import write_vector
+from small_vectors import write_vector
 
 import alnico
 
