@@ -1,0 +1,119 @@
+"""Hashes the files of weights with SHA-256 while their tensors are read, and the root over them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.file_model import FileModel
+from alnico.checkpoint.files import open_binary
+from alnico.checkpoint.source import SourceWrapper, Tensor
+from alnico.checkpoint.task_vectors.manifest import StoredFile
+from alnico.errors import ModelError
+
+READ_BYTES = 1 << 20
+
+
+class HashingModel(SourceWrapper):
+    """A model in files that hashes them as they pass: where tensors are read in the order of a file, it is read once.
+
+    :meth:`files` reads what did not pass in order. The hub's own hashes are taken where it states them.
+    """
+
+    def __init__(self, model: FileModel) -> None:
+        self.wrapped = model
+        self.tensors: Mapping[str, Tensor] = model.tensors
+        self.notes = model.notes
+        self._states: dict[str, tuple[Any, int]] = {}
+        self._shard_of = {t.name: shard for shard in model.shards for t in shard.header.tensors}
+        self._sizes = {shard.name: shard.size for shard in model.shards}
+        self._paths = {shard.name: shard.path for shard in model.shards}
+        self._stated: dict[str, str] = {}
+        if model.origin is not None:
+            hashes: Mapping[str, str] = getattr(model.origin, "hashes", {})
+            self._stated = {name: hashes[name] for name in self._sizes if name in hashes}
+
+    @property
+    def shards(self) -> Any:
+        return getattr(self.wrapped, "shards", ())
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        return self.wrapped.absent(tensors, side_files)
+
+    def identity(self) -> list[dict[str, Any]]:
+        return self.wrapped.identity()
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        self.wrapped.read_into(name, offset, buffer)
+        shard = self._shard_of[name]
+        if shard.name in self._stated:
+            return
+        assert isinstance(self.wrapped, FileModel)
+        place = self.wrapped.place_of(name)
+        if place is None:
+            return
+        state, position = self._states.get(shard.name) or self._begun(shard.name, shard.header.data_begin)
+        first = place[1] + offset
+        if first <= position < first + len(buffer):
+            state.update(buffer[position - first :])
+            position = first + len(buffer)
+        self._states[shard.name] = state, position
+
+    def _begun(self, name: str, data_begin: int) -> tuple[Any, int]:
+        """Hash what comes before the first tensor: the header."""
+        state, size = hashlib.sha256(), 0
+        with open_binary(self._paths[name]) as file:
+            while size < data_begin and (data := file.read(min(READ_BYTES, data_begin - size))):
+                state.update(data)
+                size += len(data)
+        return state, size
+
+    def files(self) -> dict[str, StoredFile]:
+        """Return all files of weights with their hashes. Errors: ModelError."""
+        return {name: StoredFile(size, self._sha256(name, size)) for name, size in self._sizes.items()}
+
+    def _sha256(self, name: str, size: int) -> str:
+        if name in self._stated:
+            return self._stated[name]
+        path = self._paths[name]
+        state, position = self._states.get(name) or (hashlib.sha256(), 0)
+        try:
+            if position < size:
+                with open_binary(path) as file:
+                    file.seek(position)
+                    while data := file.read(READ_BYTES):
+                        state.update(data)
+                        position += len(data)
+        except OSError as error:
+            raise ModelError(
+                f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+            ) from None
+        if position != size:
+            raise ModelError(
+                f"{path}: changed while it was read (it had {size} bytes, now {position}); expected an unchanged file. Run the "
+                "command again when nothing writes to the file."
+            )
+        return str(state.hexdigest())
+
+
+def root_of(files: Mapping[str, StoredFile]) -> str | None:
+    """Return the SHA-256 over the sorted lines ``SHA256  SIZE  NAME`` of files; None where a hash is not known.
+
+    >>> root_of({"model.safetensors": StoredFile(8, "ab" * 32)})[:8]
+    '4650e2b3'
+    """
+    if not files or any(file.sha256 is None for file in files.values()):
+        return None
+    lines = sorted(f"{file.sha256}  {file.size}  {name}\n" for name, file in files.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes. Errors: OSError."""
+    state = hashlib.sha256()
+    with open_binary(path) as file:
+        while data := file.read(READ_BYTES):
+            state.update(data)
+    return state.hexdigest()
