@@ -357,6 +357,7 @@ LISTED = {
         "importlib.import_module": 1, "importlib.util.spec_from_file_location": 1, "spec.loader.exec_module": 1,
     },  # functions of tasks files, with allow_code
     "evaluation/harness.py": {"manager": 2},  # tasks of lm-eval itself; others with allow_code
+    "store/model_pair.py": {"TaskVector.load": 1},  # tensors in safetensors, never a pickle
     "tune/search/study.py": {"optuna.load_study": 1, "optuna.storages.RDBStorage": 1},  # plain values; the address needs allow_code
     "testing/checks.py": {"subprocess.run": 1},  # this Python, on a merge of the tests
     "verification/sign.py": {"check_output": 1},  # alnico's own, which starts nothing

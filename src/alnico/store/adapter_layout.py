@@ -1,4 +1,4 @@
-"""Lays out factors so that PEFT and serving engines load them: which matrices PEFT can hold, under which names, and the config."""
+"""Lays out factors so that PEFT and serving engines load them: which matrices PEFT can hold, and its config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes a stored task vector of a fine-tune and its base: measures, encodes, and writes the folder when all is done."""
+"""Makes a stored task vector of a fine-tune and its base: measures, encodes, writes the folder at the end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from alnico.store.metadata import TEMPLATE, Details, Texts, base_name, folder_na
 from alnico.store.encoders.encoded import EncodedTensor, SpooledPart
 from alnico.store.encoders.low_rank import decompose
 from alnico.store.encoding_costs import EncodingCost, TensorCosts, costs_of, table_of, to_decompose
-from alnico.store.model_pair import ModelPair, TensorPair, open_pair
+from alnico.store.model_pair import ModelPair, PairedTensor, open_pair
 from alnico.store.spool import Spool
 from alnico.store.target import Target
 from alnico.store.tensor_change import BLOCK, ChangeFacts, KeptBytes, TensorChange
@@ -73,7 +73,7 @@ SUFFIXES = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredChange:
     """What was measured before anything was encoded: over the entries and matrices of the whole model.
 
     ``equal_share`` is the share of entries whose bits are those of the base. ``effective_rank`` and ``full_rank`` are means over
@@ -99,7 +99,7 @@ class Created:
 
     path: Path | None
     manifest: Manifest
-    measured: Measured
+    measured: MeasuredChange
     options: tuple[EncodingCost, ...]
     chosen: str
     notes: tuple[str, ...] = field(default=(), repr=False)
@@ -207,7 +207,7 @@ def create_vector(
 class _Done:
     """What is kept of a tensor: its facts, hashes, options and costs."""
 
-    pair: TensorPair
+    pair: PairedTensor
     facts: ChangeFacts
     options: Sequence[EncodedTensor]
     costs: TensorCosts
@@ -277,10 +277,10 @@ class _Creation:
                 crew.run([(self._work, (p, c, hashes, crew)) for p, c in zip(batch, changes, strict=True)])
         self._done = {p.name: self._done[p.name] for p in pairs}
 
-    def _batches(self) -> Iterator[list[TensorPair]]:
+    def _batches(self) -> Iterator[list[PairedTensor]]:
         """Divide the tensors, in the order of the fine-tune's files, into batches that fit the memory."""
         capacity = min(self._capacity, MOST_HELD)
-        batch: list[TensorPair] = []
+        batch: list[PairedTensor] = []
         held = 0
         for pair in self._pair.tensors:
             needed = 0 if self._is_spooled(pair) else _bytes_of(pair)
@@ -294,10 +294,10 @@ class _Creation:
         if batch:
             yield batch
 
-    def _is_spooled(self, pair: TensorPair) -> bool:
+    def _is_spooled(self, pair: PairedTensor) -> bool:
         return _bytes_of(pair) > self._capacity // 2
 
-    def _decomposes(self, pair: TensorPair) -> bool:
+    def _decomposes(self, pair: PairedTensor) -> bool:
         """May the tensor be decomposed? Errors: ResourceError where it must be and does not fit."""
         if pair.stack is None:
             return False
@@ -315,13 +315,13 @@ class _Creation:
         return fits and (may or pair.name in self._to_decompose)
 
     @staticmethod
-    def _decomposing_bytes(pair: TensorPair) -> int:
+    def _decomposing_bytes(pair: PairedTensor) -> int:
         assert pair.stack is not None
         count, rows, columns = pair.stack
         side = min(rows, columns)
         return 8 * (2 * rows * columns + 6 * side**2 + 4 * count * side * (rows + columns)) + BLAS_BYTES
 
-    def _change(self, pair: TensorPair) -> TensorChange:
+    def _change(self, pair: PairedTensor) -> TensorChange:
         spool = self._spool if self._is_spooled(pair) else None
         kept = (
             KeptBytes(pair.finetuned.byte_size, spool),
@@ -358,7 +358,7 @@ class _Creation:
             crew.report(Advanced(name, tensor.byte_size))
 
     def _work(
-        self, pair: TensorPair, change: TensorChange, hashes: Mapping[tuple[str, str], str], crew: Crew
+        self, pair: PairedTensor, change: TensorChange, hashes: Mapping[tuple[str, str], str], crew: Crew
     ) -> None:
         """Measure and encode one tensor."""
         crew.check()
@@ -481,7 +481,7 @@ class _Creation:
 
     # -- what it says
 
-    def measured(self) -> Measured:
+    def measured(self) -> MeasuredChange:
         """Return what was measured over all tensors."""
         done = list(self._done.values())
         elements = sum(d.facts.elements for d in done)
@@ -489,7 +489,7 @@ class _Creation:
         ranks = [
             (d.facts.rank, min(d.pair.stack[1:])) for d in done if d.facts.rank is not None and d.pair.stack
         ]
-        return Measured(
+        return MeasuredChange(
             elements,
             1 - changed / elements if elements else 1.0,
             math.hypot(*(d.facts.norm for d in done)),
@@ -579,5 +579,5 @@ def write_manifest(artifact: ArtifactFolder, manifest: Manifest) -> Manifest:
     return read
 
 
-def _bytes_of(pair: TensorPair) -> int:
+def _bytes_of(pair: PairedTensor) -> int:
     return pair.finetuned.byte_size + (pair.base.byte_size if pair.base is not None else 0)

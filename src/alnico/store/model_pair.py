@@ -38,7 +38,7 @@ from alnico.vocabulary.tables import find_tables
 
 
 @dataclass(frozen=True)
-class TensorPair:
+class PairedTensor:
     """A tensor of the fine-tune and that of the base: its name, the fine-tune's name for it, and None where the base has none."""
 
     name: str
@@ -57,7 +57,7 @@ class ModelPair:
 
     finetuned: Source
     base: Source
-    tensors: Sequence[TensorPair]
+    tensors: Sequence[PairedTensor]
     left_out: Mapping[str, str]
     notes: Sequence[str]
     has_bits: bool
@@ -194,19 +194,19 @@ def _terms_of(finetuned: Any, run: RunOptions) -> tuple[Sequence[Term] | None, s
     return None, "error"
 
 
-def _match(own: Source, base: Source, has_bits: bool) -> tuple[list[TensorPair], dict[str, str], list[str]]:
+def _match(own: Source, base: Source, has_bits: bool) -> tuple[list[PairedTensor], dict[str, str], list[str]]:
     """Pair the tensors of two models; say what is left out and what stays as the base has it."""
     method = find("tsv").bind({"embeddings": "others"}, 2)
     assert isinstance(method, MatrixMethod)
     tables = find_tables(base).rows
-    pairs: list[TensorPair] = []
+    pairs: list[PairedTensor] = []
     left_out: dict[str, str] = {}
     notes = list(dict.fromkeys([*getattr(own, "notes", ()), *getattr(base, "notes", ())]))
 
-    def pair(name: str, stored: str) -> TensorPair:
+    def pair(name: str, stored: str) -> PairedTensor:
         tensor, other = own.tensors[stored], base.tensors.get(name)
         is_matrix = name not in tables and not why_no_matrix(name, tensor.shape, method)
-        return TensorPair(name, stored, tensor, other, stack_of(tensor.shape) if is_matrix else None)
+        return PairedTensor(name, stored, tensor, other, stack_of(tensor.shape) if is_matrix else None)
 
     for name in own.tensors:
         if name not in base.tensors:

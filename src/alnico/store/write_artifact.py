@@ -1,4 +1,4 @@
-"""Writes the files of a stored task vector into a folder, and gives the folder its name when all of it is on disk."""
+"""Writes the files of a stored task vector next to its folder, which appears when all of it is on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEM = "taskvector"
 METADATA: Mapping[str, str] = {"format": "pt"}
 COPIED_BYTES = 1 << 20
 
-StoredParts = Mapping[str, SpooledPart]
+SpooledParts = Mapping[str, SpooledPart]
 """Stored tensors by their names in a file."""
 
 
@@ -36,17 +36,17 @@ class ArtifactFolder:
         self._hold = hold
         self.path = path
 
-    def write_tensors(self, parts: StoredParts, spool: Spool, max_shard_bytes: int) -> None:
+    def write_tensors(self, parts: SpooledParts, spool: Spool, max_shard_bytes: int) -> None:
         """Write tensors into one file, or into shards with an index; nothing where there are none."""
         if parts:
             self._write(parts, spool, max_shard_bytes, None)
 
-    def write_adapter(self, parts: StoredParts, spool: Spool, adapter: OutputAdapter) -> None:
+    def write_adapter(self, parts: SpooledParts, spool: Spool, adapter: OutputAdapter) -> None:
         """Write factors as an adapter of PEFT, with its config."""
         self._write(parts, spool, 1, WEIGHTS[0])
         self.write_text(CONFIG, config_text(adapter))
 
-    def _write(self, parts: StoredParts, spool: Spool, max_shard_bytes: int, single: str | None) -> None:
+    def _write(self, parts: SpooledParts, spool: Spool, max_shard_bytes: int, single: str | None) -> None:
         described = [(name, part.dtype, part.shape) for name, part in parts.items()]
         shards = split_into_shards(described, max_shard_bytes, single, STEM, metadata=METADATA)
         files = OutputFiles(self.path, shards, self._hold.folder)
