@@ -38,10 +38,10 @@ from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, BYTES_A_TENSOR
 from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.store.adapter_layout import AdapterLayout
 from alnico.store.choose_encoding import EncodingTask, choose, choose_exact, choose_for_size
-from alnico.store.metadata import TEMPLATE, Details, Texts, base_name, folder_name, identity_of, texts_of
 from alnico.store.encoders.encoded import EncodedTensor, SpooledPart
 from alnico.store.encoders.low_rank import decompose
 from alnico.store.encoding_costs import EncodingCost, TensorCosts, costs_of, table_of, to_decompose
+from alnico.store.metadata import TEMPLATE, Details, Texts, base_name, folder_name, identity_of, texts_of
 from alnico.store.model_pair import ModelPair, PairedTensor, open_pair
 from alnico.store.spool import Spool
 from alnico.store.target import Target

@@ -118,10 +118,10 @@ class Store:
 
         ``options`` are those of ``alnico store create``. Errors: as there.
         """
-        from alnico.store.create import create_vector  # type: ignore[import-not-found, unused-ignore]
+        from alnico.store.create_options import create_task_vector
 
         with self.new_folder() as folder:
-            create_vector(finetuned, base, folder, name=name, **options)
+            create_task_vector(finetuned, base, folder, name, **options)
             entry = self.add(folder)
         return self[f"{entry.name}@{entry.version}"]
 
