@@ -12,13 +12,13 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from alnico.checkpoint.file_model import FileModel, add_prefix, check_index, open_shard, read_shard
 from alnico.checkpoint.files import open_binary
@@ -48,6 +48,9 @@ T = TypeVar("T")
 
 REVISION = re.compile(r"(?![-/])[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
 """Names that git accepts for a branch or a tag; ``..`` is refused too."""
+
+NEXT_PAGE = re.compile(r'<([^<>]{1,4000})>\s*;\s*rel="next"')
+"""The header Link of a list that has another page."""
 
 READ_WHILE_PLANNING = (".json", ".txt", ".model", ".jinja", "README.md")
 """Endings of small files that are downloaded before the weights: config, index, tokenizer, template, card."""
@@ -287,11 +290,140 @@ def _open_repository(
     return model
 
 
-def upload(folder: Path, name: str, *, private: bool, branch: str | None, message: str, quiet: bool) -> str:
+def find_repository(label: str, *, offline: bool) -> Repository:
+    """Find ``owner/name`` or ``owner/name@revision``, its commit and files; nothing is downloaded.
+
+    Offline, the files are those of the cache. Errors: HubError; ModelError for text that is no id.
+    """
+    name, revision = _split(label)
+    from huggingface_hub import constants
+
+    is_offline = offline or bool(constants.HF_HUB_OFFLINE)
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    repository = (_find_in_cache if is_offline else _find_on_hub)(label, name, revision, cache)
+    if not is_offline and not COMMIT.fullmatch(revision):
+        _write_ref(cache / "refs" / revision, repository.commit)
+    return repository
+
+
+def is_repository_id(label: str) -> bool:
+    """Is it ``owner/name`` or ``owner/name@revision``, whether or not the hub has it?
+
+    >>> [is_repository_id(text) for text in ("org/model@v1", "model", "a/b/c", "../model")]
+    [True, False, False, False]
+    """
+    try:
+        _split(label)
+    except ModelError:
+        return False
+    return True
+
+
+def latest_commit(name: str) -> str:
+    """Return the commit that ``owner/name`` is at now. Errors: HubError; ModelError for text that is no id."""
+    _check_name(name, name)
+    return _fetch_listing(name, name, "main").commit
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A repository as a search of the hub lists it. What the hub does not state, or states as another type, is absent."""
+
+    name: str
+    commit: str | None
+    tags: tuple[str, ...]
+    card: Mapping[str, Any]
+    downloads: int
+    likes: int
+
+
+LISTED_PROPERTIES = ("cardData", "downloads", "likes", "sha", "tags")
+PAGE = 100
+"""Repositories of a page of a search."""
+MAX_PAGES = 100
+
+
+def list_models(tags: Iterable[str], *, search: str = "", limit: int = PAGE) -> list[ListedModel]:
+    """List repositories that have all ``tags`` and whose name has the text ``search``, most downloaded first.
+
+    At most ``limit`` of them, page by page. Errors: HubError.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"{constants.ENDPOINT}: HF_HUB_OFFLINE is set, but a search needs the network. Unset it.")
+    query = [("filter", tag) for tag in tags] + ([("search", search)] if search else [])
+    query += [("sort", "downloads"), ("limit", str(min(limit, PAGE)))]
+    query += [("expand", one) for one in LISTED_PROPERTIES]
+    url: str | None = f"{constants.ENDPOINT}/api/models?{urlencode(query)}"
+    label, found = f"{constants.ENDPOINT}: search", dict[str, ListedModel]()
+    for _ in range(MAX_PAGES):
+        if url is None or len(found) >= limit:
+            break
+        exchange = Exchange(label, limit=MAX_RESPONSE_BYTES)
+        with _hub_errors(label, label):
+            ((text, following),) = call_all([exchange], [partial(_get_page, url)])
+        try:
+            models = parse_json(b'{"models": ' + text + b"}", Path(url))["models"]
+        except ModelError:
+            models = None
+        if not isinstance(models, list):
+            raise HubError(
+                f"{label}: the answer is not a list of models ({text[:40]!r}); expected JSON. Check HF_ENDPOINT."
+            )
+        for model in map(_listed_model, models):
+            if model is not None:
+                found.setdefault(model.name, model)
+        if following is not None and not following.startswith(f"{constants.ENDPOINT}/api/models?"):
+            raise HubError(
+                f"{label}: the next page is at {following[:80]!r}; expected one of {constants.ENDPOINT}. Check HF_ENDPOINT."
+            )
+        url = following
+    return list(found.values())[:limit]
+
+
+def _listed_model(data: Any) -> ListedModel | None:
+    """Read an entry of a search; None for one without the name of a model."""
+    if not isinstance(data, dict) or not isinstance(name := data.get("id"), str) or not is_repository_id(name):
+        return None
+    commit, tags, card = data.get("sha"), data.get("tags"), data.get("cardData")
+    counts = [n if type(n := data.get(key)) is int and 0 <= n < 1 << 60 else 0 for key in ("downloads", "likes")]
+    return ListedModel(
+        name,
+        commit if isinstance(commit, str) and COMMIT.fullmatch(commit) else None,
+        tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
+        card if isinstance(card, dict) else {},
+        *counts,
+    )
+
+
+def _get_page(url: str) -> tuple[bytes, str | None]:
+    """Return the body of a page of a list, and the address of the next page."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    headers = build_hf_headers(library_name="alnico")
+    seconds = read_seconds(TIMEOUT, TIMEOUT_SECONDS)
+    with get_session().stream("GET", url, headers=headers, timeout=seconds) as response:
+        hf_raise_for_status(response)
+        following = NEXT_PAGE.search(response.headers.get("Link", "")[:10_000])
+        return b"".join(response.iter_bytes()), following[1] if following else None
+
+
+def upload(
+    folder: Path,
+    name: str,
+    *,
+    private: bool,
+    branch: str | None,
+    message: str,
+    quiet: bool,
+    replaced: Collection[str] = (),
+) -> str:
     """Upload a folder as one commit, so that nobody sees half a model; returns the model's address.
 
     The same commit removes weights and an index that the repository has but the folder does not: with them it
-    would be another model. Hidden files are not uploaded. ``quiet`` draws no progress bars. Errors: HubError.
+    would be another model; also files called as in ``replaced``. Hidden files are not uploaded. ``quiet`` draws
+    no progress bars. Errors: HubError.
     """
     _check_name(name, name)
     if branch is not None and not _is_revision(branch):
@@ -325,7 +457,7 @@ def upload(folder: Path, name: str, *, private: bool, branch: str | None, messag
             call_all([exchange()], [partial(api.create_branch, name, branch=branch, exist_ok=True)])
             listing = _fetch_listing(name, name, branch, writing=True)
         modules = tuple(f"{module}/" for module in module_folders(folder))
-        stale = _stale_files(listing.sizes, files, modules)
+        stale = _stale_files(listing.sizes, files, modules, replaced)
         additions = [
             CommitOperationAdd(path_in_repo=file, path_or_fileobj=path) for file, path in files.items()
         ]
@@ -338,7 +470,7 @@ def upload(folder: Path, name: str, *, private: bool, branch: str | None, messag
         new_revision = done.oid if isinstance(done.oid, str) and COMMIT.fullmatch(done.oid) else main
         uploaded = _fetch_listing(name, name, new_revision, writing=True).sizes
     missing = [f for f, path in files.items() if uploaded.get(f) != path.stat().st_size]
-    if wrong := missing or _stale_files(uploaded, files, modules):
+    if wrong := missing or _stale_files(uploaded, files, modules, replaced):
         raise HubError(
             f"{url}: after the upload, {wrong[0]!r} on the hub "
             f"{'is not the file of this folder' if missing else 'belongs to another model'} ({len(wrong)} "
@@ -348,10 +480,15 @@ def upload(folder: Path, name: str, *, private: bool, branch: str | None, messag
     return url if branch is None else f"{url}/tree/{branch}"
 
 
-def _stale_files(names: Iterable[str], files: Mapping[str, Path], modules: tuple[str, ...]) -> list[str]:
-    """Return weights and indices of a repository that do not belong to the model of the folder."""
+def _stale_files(
+    names: Iterable[str], files: Mapping[str, Path], modules: tuple[str, ...], replaced: Collection[str]
+) -> list[str]:
+    """Return weights and indices of a repository that do not belong to the model of the folder, and files of
+    ``replaced`` that are not in it."""
     stale = [
-        f for f in names if "/" not in f and f not in files and (f.endswith(".safetensors") or f in INDICES)
+        f
+        for f in names
+        if "/" not in f and f not in files and (f.endswith(".safetensors") or f in INDICES or f in replaced)
     ]
     return stale + [
         f
