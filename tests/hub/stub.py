@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import pytest
+import yaml
 
 Files = dict[str, bytes]
 
@@ -51,6 +52,8 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.uploads: Files = {}
+        self.downloads: dict[str, int] = {}
+        """How often a model was downloaded, as a search says."""
         self.requests: list[Request] = []
         self.takes_ranges = True
         self.cache = ""
@@ -82,6 +85,20 @@ class Hub:
     def files(self, name: str, branch: str = "main") -> Files:
         repo = self.repos[name]
         return repo.commits[repo.refs[branch]]
+
+    def listed(self, name: str) -> dict[str, Any]:
+        """What a search says of a model: its tags, some of which the real hub derives from the card, as here."""
+        card = self.files(name).get("README.md", b"").decode()
+        front = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else {}
+        bases = front.get("base_model", [])
+        bases = bases if isinstance(bases, list) else [bases]
+        tags = [*front.get("tags", [])] + [f"base_model:{base}" for base in bases]
+        tags += [f"base_model:{r}:{base}" for r in [front.get("base_model_relation")] if r for base in bases]
+        tags += [f"license:{front['license']}"] if "license" in front else []
+        languages = front.get("language", [])
+        tags += languages if isinstance(languages, list) else [languages]
+        counts = {"downloads": self.downloads.get(name, 0), "likes": 0}
+        return {"id": name, "sha": self.repos[name].refs["main"], "tags": tags, "cardData": front, **counts}
 
     def weight_bytes(self) -> int:
         """Bytes of tensors (not of headers) that were sent."""
@@ -203,6 +220,8 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
                     200, next(r.commits[commit][file] for r in hub.repos.values() if commit in r.commits)
                 )
                 return
+            if path == "/api/models":
+                return self.search()
             resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             api = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/revision/(.+)|/tree/([^/]+)/?.*)?", path)
             name = resolve[1] if resolve else api[1] if api else ""
@@ -243,6 +262,23 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
                 return self.answer(302, b"", headers)
             self.answer(200, data, headers)
             return None
+
+        def search(self) -> None:
+            """List the models that have all tags of ``filter``, in pages of at most ``limit``."""
+            asked = parse_qs(urlsplit(self.path).query)
+            found = [
+                entry
+                for name in sorted(hub.repos, key=lambda n: (-hub.downloads.get(n, 0), n))
+                if not hub.repos[name].private
+                and set(asked.get("filter", [])) <= set((entry := hub.listed(name))["tags"])
+                and asked.get("search", [""])[0].lower() in name.lower()
+            ]
+            start, count = int(asked.get("cursor", ["0"])[0]), int(asked.get("limit", ["1000"])[0])
+            headers = {"Content-Type": "application/json"}
+            if start + count < len(found):
+                rest = urlencode({**asked, "cursor": start + count}, doseq=True)
+                headers["Link"] = f'<{hub.url}/api/models?{rest}>; rel="next"'
+            self.answer(200, json.dumps(found[start : start + count]).encode(), headers)
 
         def do_PUT(self) -> None:
             if hub.tamper is not None and hub.tamper(self):

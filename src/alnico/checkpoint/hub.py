@@ -351,7 +351,9 @@ def list_models(tags: Iterable[str], *, search: str = "", limit: int = PAGE) -> 
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise HubError(f"{constants.ENDPOINT}: HF_HUB_OFFLINE is set, but a search needs the network. Unset it.")
+        raise HubError(
+            f"{constants.ENDPOINT}: HF_HUB_OFFLINE is set, but a search needs the network. Unset it."
+        )
     query = [("filter", tag) for tag in tags] + ([("search", search)] if search else [])
     query += [("sort", "downloads"), ("limit", str(min(limit, PAGE)))]
     query += [("expand", one) for one in LISTED_PROPERTIES]
@@ -384,10 +386,16 @@ def list_models(tags: Iterable[str], *, search: str = "", limit: int = PAGE) -> 
 
 def _listed_model(data: Any) -> ListedModel | None:
     """Read an entry of a search; None for one without the name of a model."""
-    if not isinstance(data, dict) or not isinstance(name := data.get("id"), str) or not is_repository_id(name):
+    if (
+        not isinstance(data, dict)
+        or not isinstance(name := data.get("id"), str)
+        or not is_repository_id(name)
+    ):
         return None
     commit, tags, card = data.get("sha"), data.get("tags"), data.get("cardData")
-    counts = [n if type(n := data.get(key)) is int and 0 <= n < 1 << 60 else 0 for key in ("downloads", "likes")]
+    counts = [
+        n if type(n := data.get(key)) is int and 0 <= n < 1 << 60 else 0 for key in ("downloads", "likes")
+    ]
     return ListedModel(
         name,
         commit if isinstance(commit, str) and COMMIT.fullmatch(commit) else None,

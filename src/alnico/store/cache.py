@@ -26,10 +26,11 @@ from alnico.checkpoint.network import Exchange, TransferStopped, call_all
 from alnico.checkpoint.quota import quota_left
 from alnico.checkpoint.task_vectors.manifest import StoredFile
 from alnico.checkpoint.task_vectors.store_folder import CACHE, default_store
-from alnico.errors import AlnicoError, HubError, ResourceError, RunError
+from alnico.errors import AlnicoError, HubError, ModelError, ResourceError, RunError
 from alnico.events import Fetched, Fetching, Watcher
 from alnico.folders import open_to_write
 from alnico.numerics.sizes import format_size, parse_size
+from alnico.store.file_hash import stored_file
 from alnico.store.remotes.remote_files import RemoteFiles
 
 LIMIT_VARIABLE = "ALNICO_STORE_CACHE"
@@ -57,13 +58,23 @@ class DownloadCache:
         """Return a file of the cache if it is there with its size and hash. A damaged one is removed."""
         path = self._object(str(file.sha256))
         try:
-            if path.stat().st_size == file.size and _sha256_of(path) == file.sha256:
+            if path.stat().st_size == file.size and stored_file(path) == file:
                 os.utime(path)
                 return path
             path.unlink()
-        except OSError:
+        except (OSError, ModelError):
             pass
         return None
+
+    def keep(self, data: bytes) -> Path:
+        """Keep a small file under its hash; return where it is. Errors: RunError."""
+        path = self._object(hashlib.sha256(data).hexdigest())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _write_error(self.folder, error) from None
+        replace_file(path, data)
+        return path
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -287,14 +298,6 @@ def not_cached(label: str, cache: DownloadCache) -> HubError:
         f"{label}: is not in the cache ({cache.folder}), and alnico is offline; expected one that was downloaded before. "
         "Run once without --offline."
     )
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_binary(path) as file:
-        while data := file.read(HASHED_BYTES):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _write_error(folder: Path, error: OSError) -> RunError:

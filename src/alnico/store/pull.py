@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from alnico.checkpoint.durable import copy_file, rename_new, sync_directory, sync_tree
+from alnico.checkpoint.hub import is_repository_id
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, is_file_name, read_manifest
 from alnico.checkpoint.task_vectors.store_folder import split_version
 from alnico.errors import ModelError, OutputError, RunError
@@ -16,7 +17,7 @@ from alnico.events import Watcher
 from alnico.folders import remove
 from alnico.store.cache import DownloadCache
 from alnico.store.remotes.layout import INDEX_FILE
-from alnico.store.remotes.open_remote import SCHEME, open_remote
+from alnico.store.remotes.open_remote import HUB_PREFIX, SCHEME, open_remote
 
 
 def pull_vector(
@@ -31,7 +32,7 @@ def pull_vector(
     """Download a task vector into the new folder ``into``, and return it.
 
     ``reference`` is NAME or NAME@VERSION of the store ``source``, or has its address before it (``s3://bucket/store/sql@2``,
-    ``/srv/store/sql``). Files come from the cache where it has them, are resumed, and are checked by size and SHA-256.
+    ``/srv/store/sql``), or is ``owner/name@revision`` on the hub: a task vector, or a PEFT adapter. Files come from the cache where it has them, are resumed, and are checked by size and SHA-256.
     ``into`` gets its name when it is complete. Errors: HubError, ModelError, ResourceError, RunError; OutputError for a
     folder that exists and is not empty.
     """
@@ -51,14 +52,19 @@ def pull_vector(
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """Return the address of a store and the NAME@VERSION in it. Errors: ModelError for a name without an address.
+    """Return the address of a store and the NAME@VERSION in it, which is empty for a repository of the hub. Errors: ModelError
+    for a name without an address.
 
-    >>> split_reference("s3://bucket/store/sql@2")
-    ('s3://bucket/store', 'sql@2')
+    >>> split_reference("s3://bucket/store/sql@2"), split_reference("hf:owner/name@v1")
+    (('s3://bucket/store', 'sql@2'), ('hf:owner/name@v1', ''))
     """
+    if reference.startswith(HUB_PREFIX):
+        return reference, ""
     address, slash, text = reference.rpartition("/")
     is_address = SCHEME.match(reference) is not None and not address.endswith("/")
     is_path = bool(slash) and (Path(address or "/").expanduser() / INDEX_FILE).is_file()
+    if not is_address and not is_path and is_repository_id(reference):
+        return reference, ""
     if not is_address and not is_path:
         raise ModelError(
             f"{reference}: does not say where it is; expected the address of a store. Write `alnico store pull NAME --from "
@@ -101,7 +107,7 @@ def assemble(files: Mapping[str, Path], into: Path) -> None:
 
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # the hub's cache has links to its blobs
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
             raise

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from alnico.checkpoint.files import open_binary, read_small
+from alnico.checkpoint.files import read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
 from alnico.checkpoint.network import Exchange, call_all
 from alnico.checkpoint.sidecars import SIGNATURE
@@ -19,6 +19,7 @@ from alnico.events import Fetched, Fetching, Watcher
 from alnico.numerics.sizes import format_size
 from alnico.store.cache import DownloadCache, Wanted, not_cached
 from alnico.store.entry import Entry, describe
+from alnico.store.file_hash import stored_file
 from alnico.store.remotes.layout import (
     ENTRY_FILE,
     INDEX_FILE,
@@ -169,7 +170,7 @@ class FileRemote:
                 f"{self.address}: a push needs the network, and alnico is offline. Leave --offline out."
             )
         files = {name: (folder / name, file) for name, file in entry.files.items()}
-        beside = {name: _stored_file(folder / name) for name in BESIDE if (folder / name).is_file()}
+        beside = {name: stored_file(folder / name) for name in BESIDE if (folder / name).is_file()}
         files |= {name: (folder / name, file) for name, file in beside.items()}
         text = read_small(folder / MANIFEST, MAX_JSON_BYTES, "the manifest of a task vector")
         if hashlib.sha256(text).hexdigest() != entry.sha256:
@@ -200,7 +201,7 @@ class FileRemote:
         if watch is not None and absent:
             watch(Fetching((self.address,), len(absent), sum(file.size for _, file in absent.values())))
         for target, (path, file) in absent.items():
-            if _stored_file(path) != file:
+            if stored_file(path) != file:
                 raise ModelError(
                     f"{path}: is not the file that the manifest names; expected SHA-256 {file.sha256}. It was damaged: "
                     "`alnico store verify` checks the store. Nothing was published."
@@ -302,21 +303,6 @@ def _parse_one(data: bytes, where: str) -> Entry:
         raise ModelError(
             f"{where}: is not UTF-8 text; expected an entry of an index. Tell who hosts the store."
         ) from None
-
-
-def _stored_file(path: Path) -> StoredFile:
-    """Return the size and hash of a file. Errors: ModelError."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with open_binary(path) as file:
-            while data := file.read(PIECE_BYTES):
-                digest.update(data)
-                size += len(data)
-    except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error.strerror}). `alnico store verify` checks the store."
-        ) from None
-    return StoredFile(size, digest.hexdigest())
 
 
 def _listed(names: Sequence[str]) -> str:

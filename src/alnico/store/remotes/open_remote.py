@@ -6,17 +6,18 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from alnico.checkpoint.hub import is_repository_id
 from alnico.errors import HubError
 from alnico.store.cache import DownloadCache
 from alnico.store.remotes.file_remote import FileRemote
 from alnico.store.remotes.filesystem import SystemFiles
 from alnico.store.remotes.folder import FolderFiles
+from alnico.store.remotes.hub import HubRemote
 from alnico.store.remotes.remote import Remote
 from alnico.store.remotes.web import WebFiles
 
 HUB_PREFIX = "hf:"
 """How an address says that it is a repository of the hub: ``hf:owner/name``."""
-REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@\S{1,250})?")
 SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 
 
@@ -31,6 +32,9 @@ def open_remote(address: str, *, cache: DownloadCache | None = None, offline: bo
     scheme = SCHEME.match(address)
     if scheme is None:
         folder = Path(address).expanduser()
+        label = address.removeprefix(HUB_PREFIX)
+        if address.startswith(HUB_PREFIX) or (not folder.exists() and is_repository_id(label)):
+            return HubRemote(address, label, kept, offline=offline)
         return FileRemote(FolderFiles(folder.absolute(), address), kept, offline=offline)
     kind = scheme[1].lower()
     parts = _split(address)
