@@ -145,21 +145,21 @@ def decode(encoding: str, parts: Mapping[str, np.ndarray], entry: Mapping[str, A
 
 def write_vector(
     folder: Path,
-    base: Tensors,
-    finetuned: Tensors,
+    before: Tensors,
+    after: Tensors,
     encodings: Mapping[str, str],
     *,
     name: str = "made",
     shards: int = 1,
     **more: Any,
 ) -> dict[str, Any]:
-    """Write a task vector of ``finetuned`` on ``base``, each tensor in the given encoding; returns the manifest."""
+    """Write a task vector of ``after`` on ``before``, each tensor in the given encoding; returns the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
     entries: dict[str, Any] = {}
-    for number, (tensor, (dtype, new)) in enumerate(finetuned.items()):
+    for number, (tensor, (dtype, new)) in enumerate(after.items()):
         encoding = encodings.get(tensor, "absent")
-        old = base[tensor][1] if tensor in base else None
+        old = before[tensor][1] if tensor in before else None
         parts, keys = encode(tensor, encoding, dtype, old, new)
         in_peft = encoding == "low_rank"
         shard = (
@@ -174,7 +174,7 @@ def write_vector(
             "encoding": encoding.split()[0],
             "dtype": dtype,
             "shape": list(new.shape),
-            **({"base": hash_of(base[tensor][0], base[tensor][1])} if tensor in base else {}),
+            **({"base": hash_of(before[tensor][0], before[tensor][1])} if tensor in before else {}),
             "finetuned": hash_of(dtype, new),
             "stored": {part: stored for part, (stored, _, _) in parts.items()},
             "digests": {part: hash_of(kind, values) for part, (_, kind, values) in parts.items()},

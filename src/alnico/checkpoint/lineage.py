@@ -19,6 +19,7 @@ from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.source import Source, unwrap
+from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
 from alnico.errors import ModelError
 
 CARD = "README.md"
@@ -78,12 +79,32 @@ def lineage_of(source: Source) -> Lineage:
         return Lineage(_name(source), {}, parents=tuple(lineage_of(s) for s in made_from), is_merge=True)
     if isinstance(source, AdaptedModel):
         return Lineage(_name(source), {}, parents=(lineage_of(source.base), lineage_of(source.adapter.files)))
+    if isinstance(source, EquippedModel):
+        return Lineage(_name(source), {}, parents=(_base_lineage(source), _vector_lineage(source)))
     folder = source.directory
     if folder is None:
         return Lineage(_name(source), {})
     return replace(
         _read_folder(folder.absolute(), _time_and_size(folder / CARD), _time_and_size(folder / LOCK)),
         name=_name(source),
+    )
+
+
+def _base_lineage(source: EquippedModel) -> Lineage:
+    """The origin of the base of a task vector. Where the base at hand states no licence, the vector's author did."""
+    lineage, stated = lineage_of(source.base), source.vector.manifest.base.licence
+    if lineage.licence or lineage.parents or lineage.has_licence_file or not stated:
+        return lineage
+    return replace(lineage, licence=_licence({"license": stated}))
+
+
+def _vector_lineage(source: EquippedModel) -> Lineage:
+    """The origin that the manifest of a task vector states."""
+    manifest = source.vector.manifest
+    return Lineage(
+        source.vector.files.origin.name if source.vector.files.origin else manifest.name,
+        _licence({"license": manifest.licence}),
+        _bases({"base_model": manifest.base.id}),
     )
 
 
@@ -124,6 +145,8 @@ def licence_name(licence: Mapping[str, str]) -> str | None:
 def _name(source: Source) -> str:
     if isinstance(source, AdaptedModel):
         return f"{_name(source.base)}+{source.weighted(_name(source.adapter.files))}"
+    if isinstance(source, EquippedModel):
+        return f"{_name(source.base)}+{source.weighted(_vector_lineage(source).name)}"
     if source.origin is not None:
         return source.origin.name
     return Path(source.label).name or Path(source.label).resolve().name

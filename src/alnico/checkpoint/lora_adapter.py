@@ -217,6 +217,11 @@ def open_adapter(reference: str, *, offline: bool = False) -> Adapter:
         raise ModelError(
             f"adapter {reference}: cannot be read ({error.strerror}). Check the path and its permissions."
         ) from None
+    return adapter_of(files)
+
+
+def adapter_of(files: FileModel) -> Adapter:
+    """Return an adapter of its files, which are closed if it is none. Errors: ModelError, as for :func:`open_adapter`."""
     try:
         return Adapter(files, _checked_config(files))
     except BaseException:
@@ -228,7 +233,7 @@ def _open(reference: str, offline: bool) -> FileModel:
     location = Path(os.path.expanduser(reference))
     if location.is_dir():
         check_kinds(location)
-        names = _adapter_names(reference, [p.name for p in location.iterdir()])
+        names = adapter_names(reference, [p.name for p in location.iterdir()])
         for name in (CONFIG, *names):
             check_inside(location / name, location)
         return FileModel(reference, location, [open_shard(location / n) for n in names])
@@ -236,7 +241,7 @@ def _open(reference: str, offline: bool) -> FileModel:
         from alnico.checkpoint.hub import open_from_hub
 
         return open_from_hub(
-            reference, offline=offline, choose=lambda where, names, *_: _adapter_names(where, names)
+            reference, offline=offline, choose=lambda where, names, *_: adapter_names(where, names)
         )
     advice = suggestion(reference, "Check the path.", accepts=Path.is_dir)
     if location.is_file() and (location.parent / CONFIG).is_file():
@@ -247,7 +252,8 @@ def _open(reference: str, offline: bool) -> FileModel:
     )
 
 
-def _adapter_names(where: str, names: Collection[str]) -> list[str]:
+def adapter_names(where: str, names: Collection[str]) -> list[str]:
+    """Return the names of the weight files of an adapter, among those of a folder. Errors: ModelError."""
     weights = [n for n in WEIGHTS if n in names]
     if CONFIG not in names or not weights:
         lacking = CONFIG if CONFIG not in names else f"{WEIGHTS[0]} and no {WEIGHTS[1]}"

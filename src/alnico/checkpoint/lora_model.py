@@ -104,7 +104,7 @@ class AdaptedModel:
         self._check_weight()
         self.notes = [*base.notes, *adapter.files.notes, *self._effect.notes]
         named = adapter.trained_on
-        of_base = base.label if not isinstance(base, AdaptedModel) else base.innermost.label
+        of_base = getattr(base, "innermost", base).label
         if named and QUANTISED.sub("", short_name(named)) == short_name(of_base) != short_name(named):
             self.notes.append(
                 f"{label}: the adapter was trained on {named}, a quantised model; here it is applied to the "
@@ -136,12 +136,18 @@ class AdaptedModel:
     @property
     def unties(self) -> bool:
         """Does an adapter untie a tensor that the base ties?"""
-        return self._effect.is_untied or (isinstance(self.base, AdaptedModel) and self.base.unties)
+        return self._effect.is_untied or bool(getattr(self.base, "unties", False))
 
     @property
     def innermost(self) -> Model | MemoryModel:
         """The base without any adapter."""
-        return self.base.innermost if isinstance(self.base, AdaptedModel) else self.base
+        inner: Model | MemoryModel = getattr(self.base, "innermost", self.base)
+        return inner
+
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """The sources that it is made of: its base, and the adapter's tensors."""
+        return (self.base, self.adapter.files)
 
     def _describe(self, name: str) -> Tensor:
         change = self._changes.get(name)
@@ -499,10 +505,10 @@ class AdaptedModel:
 
 
 def repositories(source: Source) -> list[Origin]:
-    """The hub repositories that a model comes from: those of its base and of its adapter."""
+    """The hub repositories that a model comes from: those of its base, and of its adapter or task vector."""
     source = unwrap(source)
-    if isinstance(source, AdaptedModel):
-        return [*repositories(source.base), *repositories(source.adapter.files)]
+    if parts := getattr(source, "parts", ()):
+        return [place for part in parts for place in repositories(part)]
     return [source.origin] if source.origin is not None else []
 
 

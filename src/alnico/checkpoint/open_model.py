@@ -10,18 +10,23 @@ from alnico.checkpoint.dequantised_model import DequantisedModel, is_decodable
 from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.file_model import FileModel, check_index, open_shard
-from alnico.checkpoint.lora_adapter import open_adapter
+from alnico.checkpoint.lora_adapter import Adapter, adapter_names, adapter_of, open_adapter
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.near_paths import near_path, suggestion
 from alnico.checkpoint.reference import (
     is_hub_reference,
     is_path,
+    is_store_reference,
     may_hold_model,
     split_adapter,
     split_weight,
 )
 from alnico.checkpoint.source import Model
 from alnico.checkpoint.task_vector_file import refuse_task_vector
+from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
+from alnico.checkpoint.task_vectors.manifest import MANIFEST, read_manifest
+from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference
+from alnico.checkpoint.task_vectors.stored_vector import StoredVector, files_on_hub, open_vector
 from alnico.checkpoint.weight_files import _shard_paths
 from alnico.errors import ModelError
 
@@ -50,6 +55,8 @@ def open_model(
         parts = split_adapter(label, is_path)
         if parts is not None:
             return open_adapted(label, *parts, offline=offline)
+        if os.path.lexists(os.path.join(os.path.expanduser(label), MANIFEST)):
+            return _inspected(label, offline, may_be_adapter)
         model = _open_files(label, Path(os.path.expanduser(label)), offline)
     except OSError as error:
         raise ModelError(
@@ -72,6 +79,19 @@ def open_model(
         model.close()
         raise
     return model
+
+
+def _inspected(label: str, offline: bool, may_be_adapter: bool) -> Model:
+    """Open the stored tensors of a task vector, for inspection. Errors: ModelError where a model is expected."""
+    vector = open_vector(label, offline=offline)
+    if not may_be_adapter:
+        vector.close()
+        base = vector.manifest.base.id
+        raise ModelError(
+            f"{label}: is a task vector{f' of {base}' if base else ''}, a difference of models; expected a whole model. Put it "
+            f"on its base: {base or 'BASE'}+{label}."
+        )
+    return vector.files
 
 
 def open_headers(directory: Path) -> FileModel:
@@ -108,6 +128,11 @@ def _open_files(label: str, location: Path, offline: bool) -> FileModel:
         check_index(model)
         model.notes += unread_weights(label, listed_weights(location), [s.name for s in shards])
     elif location.is_file():
+        if os.path.lexists(location.parent / MANIFEST):
+            raise ModelError(
+                f"{label}: is a file of a task vector; expected a model. Give the task vector's folder with its base: "
+                f"BASE+{location.parent}."
+            )
         model = FileModel(label, location, [open_shard(location)])
     elif is_hub_reference(label):
         from alnico.checkpoint.hub import open_from_hub  # with huggingface_hub, only where it is used
@@ -152,18 +177,22 @@ def _refuse_quantised(model: FileModel) -> None:
     )
 
 
-def open_adapted(label: str, base: str, adapter: str, *, offline: bool = False) -> AdaptedModel:
-    """Open a base with an adapter, which may have a weight before it (``0.5*adapter``); reads headers only.
+def open_adapted(
+    label: str, base: str, adapter: str, *, offline: bool = False
+) -> AdaptedModel | EquippedModel:
+    """Open a base with an adapter or a task vector, which may have a weight before it (``0.5*adapter``); reads headers only.
 
-    Errors: ModelError for something that is not an adapter, a config option that this version does not apply,
-    tensors that match none of the base's, and shapes that do not fit; HubError; what :func:`open_model`
-    raises for the base.
+    Errors: ModelError for something that is neither, a config option that this version does not apply,
+    tensors that match none of the base's, and shapes that do not fit; MismatchError for a task vector of another base;
+    HubError; what :func:`open_model` raises for the base.
     """
     weight, reference = split_weight(adapter)
     base_model = open_model(base, offline=offline)
     try:
-        files = open_adapter(reference, offline=offline)
+        files = _open_addition(reference, offline)
         try:
+            if isinstance(files, StoredVector):
+                return EquippedModel(label, base_model, files, weight)
             return AdaptedModel(label, base_model, files, weight)
         except BaseException:
             files.close()
@@ -173,4 +202,32 @@ def open_adapted(label: str, base: str, adapter: str, *, offline: bool = False) 
         raise
 
 
-MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel)
+def _open_addition(reference: str, offline: bool) -> Adapter | StoredVector:
+    """Open what is added to a base: an adapter, or a task vector. Errors: ModelError, HubError."""
+    path = Path(os.path.expanduser(reference))
+    if not path.exists() and is_hub_reference(reference):
+        from alnico.checkpoint.hub import open_from_hub
+
+        files = open_from_hub(
+            reference,
+            offline=offline,
+            choose=lambda where, names, folder, exists: (
+                files_on_hub(where, names, folder, exists)
+                if MANIFEST in names
+                else adapter_names(where, names)
+            ),
+        )
+        if not (files.location / MANIFEST).exists():
+            return adapter_of(files)
+        try:
+            return StoredVector(reference, files, read_manifest(files.location))
+        except BaseException:
+            files.close()
+            raise
+    is_vector = os.path.lexists(path / MANIFEST) or (is_store_reference(reference) and not path.exists())
+    if is_vector or (path.exists() and is_saved_difference(path)):
+        return open_vector(reference, offline=offline)
+    return open_adapter(reference, offline=offline)
+
+
+MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, EquippedModel)

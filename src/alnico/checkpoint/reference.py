@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alnico.checkpoint.file_arguments import model_paths
 from alnico.checkpoint.near_paths import is_misspelling, near_path
+from alnico.checkpoint.task_vectors.store_folder import PREFIX
 from alnico.errors import ModelError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -18,11 +19,31 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 """A commit, in full."""
 
 
+STEP = re.compile(r"(?P<run>.+)@(?P<step>\d{1,15})", re.DOTALL)
+ANCHORS = "anchors"
+"""The folder, in that of a training run, of the whole models that its sparse deltas follow on."""
+
+
 def is_path(reference: str) -> bool:
+    """Does a reference lead to something on this machine: a path, or a step of a training run?"""
     try:
-        return Path(os.path.expanduser(reference)).exists()
+        return Path(os.path.expanduser(reference)).exists() or split_step(reference) is not None
     except PermissionError:  # in another user's folder: opening it gives the error
         return True
+
+
+def split_step(reference: str) -> tuple[str, int] | None:
+    """Return the run and the step of ``RUN@STEP``, where RUN is the folder of a training run with anchors and deltas; None
+    for everything else."""
+    match = STEP.fullmatch(reference)
+    if match is None or not Path(os.path.expanduser(match["run"]), ANCHORS).is_dir():
+        return None
+    return match["run"], int(match["step"])
+
+
+def is_store_reference(reference: str) -> bool:
+    """Is a reference the name of a task vector of the user's store, ``store:NAME`` or ``store:NAME@VERSION``?"""
+    return reference.startswith(PREFIX)
 
 
 def may_hold_model(path: Path) -> bool:
@@ -50,11 +71,11 @@ def refuse_misspelt(reference: str, folder: str = ".") -> None:
 
 def split_adapter(reference: str, exists: Callable[[str], bool]) -> tuple[str, str] | None:
     """Return (base, adapter) of a reference ``base+adapter``; None if the whole reference is a path, or has
-    no such parts.
+    no such parts. The adapter may also be a task vector.
 
-    Each part is an existing path, or looks like a model on the hub; a ``+`` between two paths wins. The
-    adapter may have a weight before it, and the base may itself have adapters: ``base+0.5*a+b`` is ``b`` on
-    ``base+0.5*a``.
+    Each part is an existing path, or looks like a model on the hub; the adapter may be ``store:NAME``. A ``+`` between two
+    paths wins. The adapter may have a weight before it, and the base may itself have adapters: ``base+0.5*a+b`` is ``b``
+    on ``base+0.5*a``.
 
     >>> split_adapter("org/a@v1+org/b", lambda path: False), split_adapter("a+b+c", lambda path: path in ("a+b", "c"))
     (('org/a@v1', 'org/b'), ('a+b', 'c'))
@@ -64,15 +85,18 @@ def split_adapter(reference: str, exists: Callable[[str], bool]) -> tuple[str, s
     if "+" not in reference or exists(reference):
         return None
 
+    def is_there(part: str) -> bool:
+        return exists(part) or is_store_reference(part)
+
     def is_adapter(part: str) -> bool:
-        return exists(part) or exists(path := split_weight(part)[1]) or is_hub_reference(path)
+        return exists(part) or is_there(path := split_weight(part)[1]) or is_hub_reference(path)
 
     def is_base(part: str) -> bool:
         return exists(part) or is_hub_reference(part) or split_adapter(part, exists) is not None
 
     splits = [(reference[:i], reference[i + 1 :]) for i, c in enumerate(reference) if c == "+"]
     splits = [parts for parts in splits if is_adapter(parts[1]) and is_base(parts[0])]
-    return max(splits, key=lambda parts: exists(parts[0]) + exists(split_weight(parts[1])[1]), default=None)
+    return max(splits, key=lambda parts: exists(parts[0]) + is_there(split_weight(parts[1])[1]), default=None)
 
 
 WEIGHT = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(?P<adapter>.+)")

@@ -70,6 +70,10 @@ class RenamedModel(SourceWrapper):
         """The wrapped model's tensors that a tensor consists of."""
         return tuple(dict.fromkeys(p.name for p in self._pieces[name]))
 
+    def pieces(self, name: str) -> tuple[Piece, ...]:
+        """The pieces of the wrapped model's tensors that a tensor consists of."""
+        return self._pieces[name]
+
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return self.wrapped.absent(
             [stored for name in tensors for stored in self.stored_names(name)], side_files

@@ -25,6 +25,7 @@ from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.statistics import StatisticsSource
+from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
 from alnico.errors import ModelError, OutputError, UncheckedError, VerificationError
 from alnico.installation import import_extra
 
@@ -60,6 +61,9 @@ class SignedInputs:
         if isinstance(source, AdaptedModel):
             self.check(source.base, reference)
             self.check(source.adapter.files, reference)
+        elif isinstance(source, EquippedModel):
+            self.check(source.base, reference)
+            self.check(source.vector.files, reference)
         elif source.origin is not None:
             raise UncheckedError(
                 f"{source.label}: is on the hub; a signature covers all files, and alnico does not download "

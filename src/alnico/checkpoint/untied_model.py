@@ -31,6 +31,10 @@ class UntiedModel(SourceWrapper):
     def config(self) -> Mapping[str, Any]:
         return untied_config(self.wrapped.config)
 
+    def stored_name(self, name: str) -> str:
+        """The wrapped model's tensor that a tensor is."""
+        return self._copies.get(name, name)
+
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         names = list(dict.fromkeys(self._copies.get(name, name) for name in tensors))
         return self.wrapped.absent(names, side_files)

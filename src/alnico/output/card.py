@@ -14,6 +14,7 @@ from alnico._version import __version__
 from alnico.checkpoint.lineage import LOCK, MODEL_NAME, Lineage, licence_name, lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel, repositories
 from alnico.checkpoint.source import Source, unwrap
+from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
 from alnico.checkpoint.weight_files import DIFFUSERS_STEM, stem_of
 from alnico.installation import public_requirement
 from alnico.methods import find
@@ -219,6 +220,9 @@ def public_names(sources: Sequence[Source]) -> list[str]:
         if isinstance(source, AdaptedModel):
             base, adapter = public_names([source.base, source.adapter.files])
             name = f"{base}+{source.weighted(adapter)}"
+        elif isinstance(source, EquippedModel):
+            (base,), origin = public_names([source.base]), source.vector.origin
+            name = f"{base}+{source.weighted(origin.name if origin is not None else source.vector.manifest.name)}"
         else:
             name = source.origin.name if source.origin is not None else path.name or path.resolve().name
         same = sum(n == name or n.startswith(f"{name} (") for n in names) if source.origin is None else 0

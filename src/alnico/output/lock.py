@@ -16,6 +16,7 @@ from alnico.checkpoint.lora_model import AdaptedModel, repositories
 from alnico.checkpoint.reference import COMMIT
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.source import Shard, Source, Tensor, unwrap
+from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
 from alnico.checkpoint.weight_files import is_inside
 from alnico.errors import ModelError, UncheckedError
 from alnico.kernels.constants import ARITHMETIC
@@ -184,7 +185,7 @@ def _origin_of_input(plan: Plan, model: int) -> dict[str, Any]:
 def _hub_places(source: Source) -> dict[str, Any]:
     """The repository and commit of a model on the hub; a base with adapters may have several."""
     places = [{"repository": place.name, "commit": place.commit} for place in repositories(source)]
-    if isinstance(unwrap(source), AdaptedModel):
+    if isinstance(unwrap(source), (AdaptedModel, EquippedModel)):
         return {"repositories": places} if places else {}
     return dict(*places)
 

@@ -16,6 +16,8 @@ from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, split_into_shards
 from alnico.checkpoint.sidecars import check_carried, modules_of
 from alnico.checkpoint.source import Source, unwrap
+from alnico.checkpoint.task_vectors.equipped_model import EquippedModel, allow_base_mismatch
+from alnico.checkpoint.task_vectors.stored_vector import StoredVector
 from alnico.checkpoint.tied_weights import tied_copies
 from alnico.checkpoint.untied_model import untie
 from alnico.checkpoint.weight_files import stem_of
@@ -69,6 +71,8 @@ def build_plan(
                 sources.append(opener(reference))
             except ModelError as error:
                 raise ModelError(f"{error}{_tokenizer_hint(recipe, reference)}") from None
+        if recipe.base_mismatch == "allow":
+            allow_base_mismatch(sources)
         for source in sources:
             refuse_adapter(source.label, source.tensors)
         models = model_licences(lineage_of(source) for source in sources)
@@ -270,12 +274,15 @@ def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source
 
 
 def _commit(source: Source) -> str | None:
-    """Return the reference of a model of the hub at its commit; None for other models."""
+    """Return the reference of a model of the hub at its commit, and of a task vector of the store at its version; None for
+    other models."""
     source = unwrap(source)
-    if isinstance(source, AdaptedModel):
-        parts = [_commit(source.base), _commit(source.adapter.files)]
+    if isinstance(source, (AdaptedModel, EquippedModel)):
+        added = source.adapter if isinstance(source, AdaptedModel) else source.vector
+        pinned = added.pinned if isinstance(added, StoredVector) and added.pinned != added.label else None
+        parts = [_commit(source.base), _commit(added.files) or pinned]
         return (
-            f"{parts[0] or source.base.label}+{source.weighted(parts[1] or source.adapter.label)}"
+            f"{parts[0] or source.base.label}+{source.weighted(parts[1] or added.label)}"
             if any(parts)
             else None
         )

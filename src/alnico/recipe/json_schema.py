@@ -127,6 +127,7 @@ def _top_keys(shared: Mapping[str, Schema]) -> dict[str, Schema]:
         "out_dtype": {"enum": dtypes},
         "missing": {"enum": ["error", "copy", "drop"]},
         "unrelated": {"enum": ["error", "allow"]},
+        "base_mismatch": {"enum": ["error", "allow"]},
         "seed": {"type": "integer", "minimum": SEEDS.start, "maximum": SEEDS.stop - 1},
         "name": TEXT,
     }

@@ -23,6 +23,7 @@ TOP: Keys = {
     "out_dtype": "The dtype of the output.",
     "missing": "What to do with a floating-point tensor that some model lacks: error, copy or drop.",
     "unrelated": "What to do with models that do not share one base: error or allow.",
+    "base_mismatch": "What to do with a stored task vector on another base than its own: error or allow.",
     "seed": "The seed of random methods, an integer of at most 64 bits; default 0.",
     "name": "The name of this document among several. Others refer to its output by this name.",
 }

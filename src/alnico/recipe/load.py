@@ -246,6 +246,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
         seed=scalars.seed(keys.get("seed"), reading),
         missing=scalars.missing(keys.get("missing"), reading),
         unrelated=scalars.unrelated(keys.get("unrelated"), reading),
+        base_mismatch=scalars.base_mismatch(keys.get("base_mismatch"), reading),
         slices=slices,
         modules=modules,
         methods=tuple(rule for rule, _, _ in rules),

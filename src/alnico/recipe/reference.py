@@ -11,7 +11,14 @@ from pathlib import Path
 
 import yaml
 
-from alnico.checkpoint.reference import is_path, refuse_misspelt, split_adapter, split_weight
+from alnico.checkpoint.reference import (
+    is_path,
+    is_store_reference,
+    refuse_misspelt,
+    split_adapter,
+    split_step,
+    split_weight,
+)
 from alnico.errors import ModelError
 from alnico.recipe.schema import Recipe
 
@@ -20,16 +27,20 @@ def resolve_reference(reference: str, folder: str) -> str:
     """Return the path of a reference: relative to the working directory, or else to the recipe's folder."""
     in_folder = Path(folder) / reference
     try:
-        exists, exists_in_folder = Path(reference).expanduser().exists(), in_folder.exists()
+        exists = Path(reference).expanduser().exists() or split_step(reference) is not None
+        exists_in_folder = in_folder.exists() or split_step(os.fspath(in_folder)) is not None
     except (OSError, RuntimeError) as error:  # a name that is too long; ~ of an unknown user
         why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise ModelError(f"model {reference!r}: is not a path ({why}). Use the path of a model.") from None
+    if is_store_reference(reference) and not exists:
+        return reference
     if not exists and exists_in_folder:
         return os.fspath(in_folder)
-    parts = split_adapter(reference, lambda path: is_path(path) or (Path(folder) / path).exists())
+    parts = split_adapter(reference, lambda path: is_path(path) or is_path(os.fspath(Path(folder) / path)))
     if parts is None and not exists and folder != ".":
         for part in reference.split("+"):
-            refuse_misspelt(split_weight(part)[1], folder)
+            if not is_store_reference(split_weight(part)[1]):
+                refuse_misspelt(split_weight(part)[1], folder)
     return _each_part(parts, lambda part: resolve_reference(part, folder)) if parts else reference
 
 

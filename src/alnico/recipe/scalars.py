@@ -13,7 +13,7 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.recipe import dialect
-from alnico.recipe.schema import Missing, UnrelatedPolicy
+from alnico.recipe.schema import MismatchPolicy, Missing, UnrelatedPolicy
 from alnico.recipe.yaml_nodes import MAX_SHOWN, Node, ParseContext, quote, shorten
 
 MAX_TEXT = 4_096
@@ -193,6 +193,12 @@ def missing(node: Node | None, reading: ParseContext) -> Missing:
 def unrelated(node: Node | None, reading: ParseContext) -> UnrelatedPolicy:
     if node is not None and node.value not in ("error", "allow"):
         reading.wrong(node.line, f"unrelated is {node.kind}; expected error or allow.")
+    return "allow" if node is not None and node.value == "allow" else "error"
+
+
+def base_mismatch(node: Node | None, reading: ParseContext) -> MismatchPolicy:
+    if node is not None and node.value not in ("error", "allow"):
+        reading.wrong(node.line, f"base_mismatch is {node.kind}; expected error or allow.")
     return "allow" if node is not None and node.value == "allow" else "error"
 
 

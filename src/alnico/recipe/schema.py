@@ -21,6 +21,7 @@ PAIR_KEY = "alpha"
 """The key that a recipe writes for :class:`PairWeight`."""
 
 UnrelatedPolicy = Literal["error", "allow"]
+MismatchPolicy = Literal["error", "allow"]
 """What to do with models that do not share one base."""
 
 
@@ -237,6 +238,7 @@ class Recipe:
     seed: int = 0
     missing: Missing = "error"
     unrelated: UnrelatedPolicy = "error"
+    base_mismatch: MismatchPolicy = "error"
     slices: tuple[Slice, ...] = ()
     modules: tuple[Module, ...] = ()
     methods: tuple[Rule, ...] = ()
@@ -361,6 +363,7 @@ class Recipe:
         data |= {"dtype": self.dtype} if self.dtype else {}
         data |= {"missing": self.missing} if self.missing != "error" else {}
         data |= {"unrelated": self.unrelated} if self.unrelated != "error" else {}
+        data |= {"base_mismatch": self.base_mismatch} if self.base_mismatch != "error" else {}
         return {**data, "seed": self.seed}
 
 

@@ -7,15 +7,16 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alnico.checkpoint.file_model import FileModel, open_shard
-from alnico.checkpoint.files import check_inside, open_to_read, read_small
+from alnico.checkpoint.files import check_inside, open_binary, open_to_read, read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
-from alnico.checkpoint.reference import is_hub_reference
+from alnico.checkpoint.reference import is_hub_reference, is_store_reference
 from alnico.checkpoint.source import Origin, Shard, Source
 from alnico.checkpoint.task_vectors.decoders import (
     CHUNK,
@@ -28,6 +29,7 @@ from alnico.checkpoint.task_vectors.decoders import (
 )
 from alnico.checkpoint.task_vectors.known_hashes import KnownHashes, known_hashes
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest, TensorEntry, read_manifest
+from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference, manifest_of, open_saved
 from alnico.checkpoint.task_vectors.store_folder import PREFIX, vector_folder
 from alnico.errors import ModelError, ResourceError
 from alnico.numerics.digest import PieceHasher, TensorDigest
@@ -44,7 +46,8 @@ ADAPTER_TENSORS = "adapter_model.safetensors"
 
 
 def open_vector(path_or_reference: str | os.PathLike[str], *, offline: bool = False) -> StoredVector:
-    """Open a stored task vector by its folder, ``store:NAME`` or ``store:NAME@VERSION``, or a repository of the hub.
+    """Open a stored task vector by its folder, ``store:NAME`` or ``store:NAME@VERSION``, or a repository of the hub. What
+    ``TaskVector.save`` wrote is opened, too.
 
     Reads the manifest and headers, and checks that they agree: which files there are and how large they are, that all are in
     the folder, and the dtypes and shapes of all parts. No tensor is read. Errors: ModelError; HubError.
@@ -52,18 +55,30 @@ def open_vector(path_or_reference: str | os.PathLike[str], *, offline: bool = Fa
     label = os.fspath(path_or_reference)
     path = Path(os.path.expanduser(label))
     if path.exists() or not is_hub_reference(label):
-        folder = vector_folder(label) if label.startswith(PREFIX) and not path.exists() else path
-        _find_manifest(label, folder, os.path.lexists(folder / MANIFEST))
-        manifest = read_manifest(folder)
-        return StoredVector(label, FileModel(label, folder, _open_files(manifest, folder)), manifest)
+        try:
+            return _open_local(label, path)
+        except OSError as error:
+            raise ModelError(
+                f"{label}: cannot be read ({error.strerror}). Check the path and its permissions."
+            ) from None
     from alnico.checkpoint.hub import open_from_hub  # with huggingface_hub, only where it is used
 
-    files = open_from_hub(label, offline=offline, choose=_files_on_hub)
+    files = open_from_hub(label, offline=offline, choose=files_on_hub)
     try:
         return StoredVector(label, files, read_manifest(files.location))
     except BaseException:
         files.close()
         raise
+
+
+def _open_local(label: str, path: Path) -> StoredVector:
+    folder = vector_folder(label) if label.startswith(PREFIX) and not path.exists() else path
+    if not os.path.lexists(folder / MANIFEST) and is_saved_difference(folder):
+        files = open_saved(label, folder)
+        return StoredVector(label, files, manifest_of(files))
+    _find_manifest(label, folder, os.path.lexists(folder / MANIFEST))
+    manifest = read_manifest(folder)
+    return StoredVector(label, FileModel(label, folder, _open_files(manifest, folder)), manifest)
 
 
 def _find_manifest(label: str, folder: Path, is_there: bool) -> None:
@@ -75,7 +90,7 @@ def _find_manifest(label: str, folder: Path, is_there: bool) -> None:
         )
 
 
-def _files_on_hub(
+def files_on_hub(
     label: str, names: Collection[str], folder: Path, _exists: Callable[[str], bool]
 ) -> list[str]:
     """Return the names of the files with tensors, from the manifest in a snapshot. Errors: ModelError."""
@@ -283,11 +298,32 @@ class StoredVector:
 
     def identity(self) -> list[dict[str, Any]]:
         """What identifies this version: the files, and the manifest by its content."""
+        if not self.manifest.files:
+            return self.files.identity()
         text = read_small(self.folder / MANIFEST, MAX_JSON_BYTES, "the manifest of a task vector")
         return [*self.files.identity(), {"file": MANIFEST, "sha256": hashlib.sha256(text).hexdigest()}]
 
     def paths(self) -> list[Path]:
-        return [*self.files.paths(), self.folder / MANIFEST]
+        return [*self.files.paths(), *([self.folder / MANIFEST] if self.manifest.files else [])]
+
+    @cached_property
+    def pinned(self) -> str:
+        """The label, with the version of a task vector of the store."""
+        is_named = is_store_reference(self.label) and "@" not in self.label and self.label != str(self.folder)
+        return f"{self.label}@{self.folder.name}" if is_named else self.label
+
+    def check_files(self) -> None:
+        """Compare every file with the SHA-256 of the manifest, where that was not done yet. Errors: ModelError."""
+        for name, declared in self.manifest.files.items():
+            path = self.folder / name
+            with self._lock:
+                known = self._hashes.setdefault(path, known_hashes([path]))
+            found = known.get(f"sha256 {name}", partial(_sha256, path))
+            if found != declared.sha256:
+                raise ModelError(
+                    f"{path}: has the SHA-256 {found}, {MANIFEST} says {declared.sha256}: the file was damaged or changed. "
+                    "Get the task vector again."
+                )
 
     def close(self) -> None:
         self._held.clear()
@@ -335,6 +371,14 @@ class StoredParts:
 
     def size(self, part: str) -> int:
         return self._vector.files.tensors[self._entry.stored[part]].elements
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open_binary(path) as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def stream_tensor(
