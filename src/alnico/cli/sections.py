@@ -8,6 +8,7 @@ SECTIONS = {
     ),
     "LoRA adapters": ("lora fold", "lora combine", "lora extract"),
     "Task vectors": (
+        "store create",
         "store list",
         "store search",
         "store show",

@@ -2,14 +2,96 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
+from alnico.events import Watcher
+from alnico.folders import temporary_files
+from alnico.run_options import DEFAULT_BUDGET_BYTES, Size
+from alnico.store.create import Created
+from alnico.store.create_options import create_task_vector
 from alnico.store.details import VectorDetails
 from alnico.store.entry import Entry
 from alnico.store.listing import FoundVectors
 from alnico.store.searching import LIMIT
 from alnico.store.store import Store
 from alnico.store.verify_vectors import StoreVerification
+
+
+def create_in_store(
+    finetuned: str,
+    *,
+    base: str,
+    name: str | None = None,
+    exact: bool = False,
+    error: float | None = None,
+    size: Size | None = None,
+    tsv: float | None = None,
+    encoding: str | None = None,
+    description: str = "",
+    tasks: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    licence: str | None = None,
+    training: str = "",
+    evaluations: str | None = None,
+    scale: float = 1.0,
+    scale_range: Sequence[float] | None = None,
+    base_id: str | None = None,
+    dry_run: bool = False,
+    store: str | None = None,
+    max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> Created:
+    """Make the task vector of a fine-tune and its base, and keep it in a store.
+
+    It measures first, and prints what each encoding would cost and lose. Without a target it stores every bit where the vector is
+    sparse or small, or where nothing else is smaller; otherwise within a relative error of 0.01 in each tensor.
+
+    Options:
+        finetuned: The fine-tune: a path or a hub id. A LoRA adapter is taken in as it is.
+        base: The model that it was tuned from.
+        name: The name of the task vector; default: that of the fine-tune.
+        exact: Store every bit of the fine-tune.
+        error: The largest relative error of each tensor's difference, such as 0.01.
+        size: The most bytes of all files, such as 200MB; the error is the least that fits.
+        tsv: The share of the singular directions of each matrix that is kept (TSV-C), such as 0.1; the rest is stored whole.
+        encoding: One encoding for all matrices: difference (also difference:f16, difference:bf16), top_k:0.1, low_rank:0.125,
+            low_rank:16, sign, int4, exact, whole or sparse.
+        description: What the task vector does, in a sentence or two.
+        tasks: A task that it is for, such as math; may be repeated.
+        languages: A language that it is for, such as ja; may be repeated.
+        licence: Its licence; default: that of the fine-tune's card.
+        training: How the fine-tune was trained.
+        evaluations: A JSON file with scores: {"evaluations": [{"task": ..., "metric": ..., "value": ...}]}; base, scale and
+            examples may be given.
+        scale: The suggested coefficient.
+        scale_range: The coefficients that were tried and work, as 0.3,1.2.
+        base_id: The base's id for others, where its files are a copy.
+        dry_run: Measure and print what each encoding would cost and lose; write nothing.
+        store: The folder of the store; default: yours ($ALNICO_STORE).
+    Errors: RecipeError for options that do not go together; MismatchError for models that do not fit; those of reading and writing.
+    """
+    options: dict[str, Any] = {
+        "exact": exact, "error": error, "size": size, "tsv": tsv, "encoding": encoding, "description": description,
+        "tasks": tasks, "languages": languages, "licence": licence, "training": training, "evaluations": evaluations or (),
+        "scale": scale, "scale_range": scale_range, "base_id": base_id, "max_shard_size": max_shard_size, "memory": memory,
+        "threads": threads, "offline": offline, "watch": watch,
+    }  # fmt: skip
+    if dry_run:
+        with temporary_files(), tempfile.TemporaryDirectory() as folder:
+            return create_task_vector(finetuned, base, Path(folder, "vector"), name, dry_run=True, **options)
+    opened = Store(store)
+    with opened.new_folder() as new:
+        created = create_task_vector(finetuned, base, new, name, **options)
+        entry = opened.add(new)
+    return replace(created, path=opened.path(f"{entry.name}@{entry.version}"), version=entry.version)
 
 
 def list_vectors(*, all_versions: bool = False, store: str | None = None) -> FoundVectors:

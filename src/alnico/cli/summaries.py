@@ -22,6 +22,7 @@ SUMMARIES = {
     "lora fold": "Fold LoRA adapters into their base and write the model: W + sum of weight * (the adapted W - W). The same command resumes an interrupted fold.",
     "lora combine": "Combine LoRA adapters of one base into one adapter that PEFT loads, from their files alone.",
     "lora extract": "Write what a fine-tune changed of its base as a LoRA adapter: B A near tuned - base. The same command resumes an interrupted extraction.",
+    "store create": "Make the task vector of a fine-tune and its base, and keep it in a store.",
     "store list": "List the task vectors of a store, by name: the latest version of each.",
     "store search": "Search a store, and what its remotes had when they were last asked, for task vectors.",
     "store show": "Print all that is known of a task vector: its manifest, versions, licences, and where it came from.",

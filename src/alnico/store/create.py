@@ -103,6 +103,13 @@ class Created:
     options: tuple[EncodingCost, ...]
     chosen: str
     notes: tuple[str, ...] = field(default=(), repr=False)
+    version: int | None = None
+    """Its version, if it was added to a store."""
+
+    @property
+    def label(self) -> str:
+        """Its name, with the version in a store."""
+        return self.manifest.name if self.version is None else f"{self.manifest.name}@{self.version}"
 
     @property
     def encodings(self) -> dict[str, int]:
@@ -119,6 +126,7 @@ class Created:
         return {
             "path": None if self.path is None else str(self.path),
             "name": self.manifest.name,
+            "version": self.version,
             "kind": self.manifest.kind,
             "byte_size": self.byte_size,
             "file_bytes": self.manifest.byte_size,

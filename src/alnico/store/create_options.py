@@ -54,31 +54,9 @@ def create_task_vector(
     offline: bool = False,
     watch: Watcher | None = None,
 ) -> Created:
-    """Write the task vector of a fine-tune and its base into a new folder.
+    """Write the task vector of a fine-tune and its base into a new folder. The options are those of ``alnico store create``.
 
-    Options:
-        finetuned: The fine-tune: a path, a hub id, a dict of tensors, a module, a task vector, or a LoRA adapter, which is taken in
-            as it is.
-        base: The model that it was tuned from.
-        folder: The new folder.
-        name: The name of the task vector; default: that of the fine-tune.
-        exact: Store every bit of the fine-tune.
-        error: The largest relative error of each tensor's difference, such as 0.01.
-        size: The most bytes of all files, such as 200MB; the error is the least that fits.
-        tsv: The share of the singular directions of each matrix that is kept (TSV-C), such as 0.1; the rest is stored whole.
-        encoding: One encoding for all matrices: difference, difference:f16, difference:bf16, top_k:0.1, low_rank:0.125, low_rank:16,
-            sign, int4, exact, whole or sparse.
-        description: What the task vector does, in a sentence or two.
-        tasks: Tasks that it is for, such as math.
-        languages: Languages that it is for, such as ja.
-        licence: Its licence; default: that of the fine-tune's card.
-        training: How the fine-tune was trained.
-        evaluations: A JSON file with a list of scores, each with task, metric, value, and base, scale and examples if known.
-        scale: The suggested coefficient.
-        scale_range: The coefficients that were tried and work, the least and the most.
-        base_id: The base's id for others, where its files are a copy.
-        dry_run: Measure and print what each encoding would cost and lose; write nothing.
-    Errors: RecipeError for options that do not go together; those of reading, measuring and writing.
+    Errors: RecipeError for options that do not go together; those of :func:`alnico.store.create.create_vector`.
     """
     target = Target(exact=exact, error=error, size=size, tsv=tsv, encoding=encoding)
     details = Details(
