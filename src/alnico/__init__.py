@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from alnico.store.listing import FoundVector as FoundVector
     from alnico.store.listing import FoundVectors as FoundVectors
     from alnico.store.store import Store as Store
+    from alnico.store.updating import StoreUpdate as StoreUpdate
     from alnico.store.verify_vectors import StoreVerification as StoreVerification
     from alnico.tune.adamerge import AdaMergingResult as AdaMergingResult
     from alnico.tune.adamerge import adamerge as adamerge
@@ -137,6 +138,7 @@ __all__ = make_lazy(
         "alnico.store.details": ["VectorDetails"],
         "alnico.store.listing": ["FoundVector", "FoundVectors"],
         "alnico.store.store": ["Store"],
+        "alnico.store.updating": ["StoreUpdate"],
         "alnico.store.verify_vectors": ["StoreVerification"],
         "alnico.tune.adamerge": ["AdaMergingResult", "adamerge"],
         "alnico.tune.curve.curve": ["curve"],

@@ -8,6 +8,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from made_artifacts import digest as digest_of
+
 BASE_HASH = "0" * 32
 
 
@@ -25,13 +28,11 @@ def safetensors_bytes(tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes
 
 def write_vector(folder: Path, name: str = "sql", *, value: float = 1.0, **more: Any) -> Path:
     """Write a task vector of one tensor of two float32 numbers, all ``value``, which is stored whole."""
-    import xxhash
-
     folder.mkdir(parents=True)
     data = struct.pack("<2f", value, value)
     weights = safetensors_bytes({"w": ("F32", [2], data)})
     (folder / "taskvector.safetensors").write_bytes(weights)
-    digest = xxhash.xxh3_128_hexdigest(data)
+    digest = digest_of(np.array([value, value], np.float32), "F32")
     manifest = {
         "format": "alnico task vector",
         "version": 1,

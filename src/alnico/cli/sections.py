@@ -11,6 +11,7 @@ SECTIONS = {
         "store create",
         "store list",
         "store search",
+        "store update",
         "store show",
         "store verify",
         "store rm",

@@ -19,6 +19,7 @@ from alnico.store.entry import Entry
 from alnico.store.listing import FoundVectors
 from alnico.store.searching import LIMIT
 from alnico.store.store import Store
+from alnico.store.updating import StoreUpdate
 from alnico.store.verify_vectors import StoreVerification
 
 
@@ -94,15 +95,18 @@ def create_in_store(
     return replace(created, path=opened.path(f"{entry.name}@{entry.version}"), version=entry.version)
 
 
-def list_vectors(*, all_versions: bool = False, store: str | None = None) -> FoundVectors:
+def list_vectors(
+    *, all_versions: bool = False, store: str | None = None, offline: bool = False
+) -> FoundVectors:
     """List the task vectors of a store, by name: the latest version of each.
 
     Options:
         all_versions: List all versions.
         store: The store, a folder or the address of a remote; default: yours ($ALNICO_STORE).
+        offline: Use no network: a remote has what it had.
     Errors: those of :meth:`alnico.Store.list`.
     """
-    return Store(store).list(all_versions=all_versions)
+    return Store(store).list(all_versions=all_versions, offline=offline)
 
 
 def search_vectors(
@@ -175,6 +179,50 @@ def verify_vectors(
     Errors: those of :meth:`alnico.Store.verify`.
     """
     return Store(store).verify(name, base=base, key=key, offline=offline)
+
+
+def update_store(
+    name: str | None = None,
+    *,
+    description: str | None = None,
+    tasks: Sequence[str] | None = None,
+    languages: Sequence[str] | None = None,
+    licence: str | None = None,
+    training: str | None = None,
+    scale: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    store: str | None = None,
+    offline: bool = False,
+) -> StoreUpdate:
+    """Ask the remotes what they have now, and print what is new; or make a new version of a task vector that says something else.
+
+    Options:
+        name: The task vector that is to say something else of itself, NAME or NAME@VERSION; default: ask the remotes.
+        description: What the task vector does.
+        tasks: A task that it is for; may be repeated. They replace those that it states.
+        languages: A language that it is for; may be repeated. They replace those that it states.
+        licence: Its licence, such as apache-2.0.
+        training: Notes about its training.
+        scale: The suggested coefficient.
+        least: The least coefficient that is known to work.
+        most: The largest coefficient that is known to work.
+        store: The store, a folder or the address of a remote; default: yours ($ALNICO_STORE).
+        offline: Use no network: remotes are folders, or have what they had.
+    Errors: those of :meth:`alnico.Store.update`.
+    """
+    return Store(store).update(
+        name,
+        description=description,
+        tasks=tasks,
+        languages=languages,
+        licence=licence,
+        training=training,
+        scale=scale,
+        least=least,
+        most=most,
+        offline=offline,
+    )
 
 
 def remove_vectors(names: Sequence[str], *, store: str | None = None) -> tuple[Entry, ...]:

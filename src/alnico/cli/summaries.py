@@ -25,6 +25,7 @@ SUMMARIES = {
     "store create": "Make the task vector of a fine-tune and its base, and keep it in a store.",
     "store list": "List the task vectors of a store, by name: the latest version of each.",
     "store search": "Search a store, and what its remotes had when they were last asked, for task vectors.",
+    "store update": "Ask the remotes what they have now, and print what is new; or make a new version of a task vector that says something else.",
     "store show": "Print all that is known of a task vector: its manifest, versions, licences, and where it came from.",
     "store verify": "Check every file of a task vector, or of all, against the hashes in its manifest; print what passed.",
     "store rm": "Remove versions of task vectors (NAME@VERSION), or all versions (NAME), from a store on this machine.",

@@ -56,6 +56,7 @@ class Catalogue:
 def _read_vectors(index: Index, store: Path) -> Iterator[str]:
     """Bring the local entries up to date: the folders of names that changed are read. Yields notes."""
     known = {path: stamp for path, (stamp, source) in index.stamps().items() if not source}
+    seen = set(known)
     changed: list[tuple[str, list[Entry], Stamp]] = []
     different = [
         (name, times)
@@ -67,7 +68,9 @@ def _read_vectors(index: Index, store: Path) -> Iterator[str]:
         entries, problems = _versions(store, name)
         yield from problems
         # A folder with damaged versions is read, and reported, every time.
-        changed.append((name, entries, (f"{VECTORS}/{name}", UNKNOWN if problems else times.settled(now))))
+        path, stamp = f"{VECTORS}/{name}", UNKNOWN if problems else times.settled(now)
+        if stamp != UNKNOWN or path not in seen or index.versions("", name) != entries:
+            changed.append((name, entries, (path, stamp)))
     if changed:
         index.replace_names(changed)
     if known:
@@ -98,11 +101,12 @@ def _read_remotes(index: Index, store: Path) -> Iterator[str]:
     for name, times in _stamped(store / REMOTES):
         path = f"{REMOTES}/{name}"
         try:
-            if known.pop(path, (UNKNOWN, ""))[0] != times.stamp:
+            if known.get(path, (UNKNOWN, ""))[0] != times.stamp:
                 now = _now(store)
                 address, entries = read_remote(store / path)
                 index.replace(address, entries, (path, times.settled(now)))
-        except AlnicoError as error:
+            known.pop(path, None)
+        except AlnicoError as error:  # what it had is removed below
             yield str(error)
     for path, (_, address) in known.items():
         index.remove(address)

@@ -32,6 +32,9 @@ CREATE VIRTUAL TABLE words USING fts5 (name, description, tasks, languages, base
 CREATE TABLE seen (path TEXT PRIMARY KEY, stamp INTEGER NOT NULL, source TEXT NOT NULL);
 """
 
+ALL = (1 << 63) - 1
+"""A limit that nothing reaches."""
+
 NOTE = "INSERT OR REPLACE INTO seen VALUES (?, ?, ?)"
 
 Stamp = tuple[str, int]
@@ -278,12 +281,17 @@ def _insert(database: sqlite3.Connection, source: str, entries: Iterable[Entry])
             "VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
             (
                 source, e.name, e.version, _plain(e.base), _plain(e.base_root), _listed(e.tasks), _listed(e.languages),
-                _plain(e.licence), e.line(),
+                _plain(e.licence), _storable(e.line()),
             ),
         )  # fmt: skip
         database.execute(
             "INSERT OR REPLACE INTO words (rowid, name, description, tasks, languages, base) VALUES (?, ?, ?, ?, ?, ?)",
-            (row.lastrowid, e.name, e.description, " ".join(e.tasks), " ".join(e.languages), e.base or ""),
+            (
+                row.lastrowid,
+                *map(
+                    _storable, (e.name, e.description, " ".join(e.tasks), " ".join(e.languages), e.base or "")
+                ),
+            ),
         )
     _mark_latest(database, source, names)
 
@@ -317,7 +325,12 @@ def _is_busy(error: sqlite3.DatabaseError) -> bool:
 
 
 def _plain(text: str | None) -> str:
-    return (text or "").casefold()
+    return _storable((text or "").casefold())
+
+
+def _storable(text: str) -> str:
+    """Return a text that SQLite takes: halves of characters, which JSON may hold, become JSON's escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -336,7 +349,8 @@ def _statement(query: Query) -> tuple[str, list[object]]:
         tables = "FROM words JOIN vectors AS v ON v.id = words.rowid"
         conditions.append("words MATCH ?")
         # In quotes nothing is an operator; the star lets each word be a beginning.
-        values.append(" ".join('"' + word.replace('"', '""').replace("\0", "") + '"*' for word in words))
+        quoted = (_storable(word).replace('"', '""').replace("\0", "") for word in words)
+        values.append(" ".join(f'"{word}"*' for word in quoted))
     either = []
     for wanted, condition in (
         (query.bases, "v.base IN"),

@@ -18,9 +18,6 @@ from alnico.store.local_store import LocalStore
 LIMIT = 50
 """Most task vectors that a search returns, unless asked for others."""
 
-ALL = (1 << 63) - 1
-"""A limit that nothing reaches."""
-
 
 def make_query(
     text: str = "",

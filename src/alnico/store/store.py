@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.task_vectors.manifest import read_manifest
-from alnico.checkpoint.task_vectors.store_folder import PREFIX, vector_folder
-from alnico.errors import ModelError
+from alnico.checkpoint.task_vectors.store_folder import CACHE, PREFIX, split_version, vector_folder
+from alnico.errors import AlnicoError, HubError, ModelError
 from alnico.events import Watcher
 from alnico.notebook import name_text, result_line
+from alnico.store.cache import DownloadCache
+from alnico.store.catalogue import Catalogue, remote_addresses
 from alnico.store.check_files import copy_vector
 from alnico.store.details import VectorDetails, describe_vector
 from alnico.store.entry import Entry, entry_of
-from alnico.store.index import Query
+from alnico.store.index import ALL, Query
 from alnico.store.listing import FoundVectors
 from alnico.store.local_store import UNFINISHED, LocalStore
-from alnico.store.searching import ALL, LIMIT, make_query, search_index, words_of
+from alnico.store.new_version import Changes, write_changed
+from alnico.store.pull import pull_vector, split_reference
+from alnico.store.push import push_vector
+from alnico.store.searching import LIMIT, make_query, search_index, words_of
+from alnico.store.updating import StoreUpdate, moved_bases, newer_versions, refresh
 from alnico.store.verify_vectors import StoreVerification, all_folders, verify_folders
 
 if TYPE_CHECKING:
@@ -125,12 +132,13 @@ class Store:
             entry = self.add(folder)
         return self[f"{entry.name}@{entry.version}"]
 
-    def list(self, *, all_versions: bool = False) -> FoundVectors:
+    def list(self, *, all_versions: bool = False, offline: bool = False) -> FoundVectors:
         """List the task vectors of the store, by name: the latest version of each, or all.
 
-        Errors: ModelError, OutputError for a folder that is not a store, RunError.
+        Errors: ModelError, OutputError for a folder that is not a store, RunError; HubError for a remote that does not answer.
         """
         query = Query(source=self.address or "", all_versions=all_versions, limit=ALL)
+        self._ask(offline)
         return search_index(self.local, query, self.place, "")
 
     def search(
@@ -158,6 +166,7 @@ class Store:
         query = make_query(text, base=base, task=task, language=language, licence=licence, limit=limit)
         if self.address is not None:
             query = replace(query, source=self.address)
+        self._ask(offline)
         return search_index(self.local, query, self.place, words_of(query, base))
 
     def show(self, name: str) -> VectorDetails:
@@ -193,6 +202,67 @@ class Store:
         self.local.check()
         return tuple(self.local.remove(name))
 
+    def update(
+        self,
+        name: str | None = None,
+        *,
+        description: str | None = None,
+        tasks: Sequence[str] | None = None,
+        languages: Sequence[str] | None = None,
+        licence: str | None = None,
+        training: str | None = None,
+        scale: float | None = None,
+        least: float | None = None,
+        most: float | None = None,
+        offline: bool = False,
+    ) -> StoreUpdate:
+        """Ask the remotes what they have now; or make a new version of a task vector, which says something else of itself.
+
+        Without a name: the lists of all known remotes are read again, for later searches; new versions of what was pulled are
+        told, and bases on the hub that have another revision by now. With a name: a new version shares the files of the latest
+        (or of ``NAME@VERSION``), with what is given in its manifest. ``scale`` is the suggested coefficient, ``least`` and ``most``
+        the range that is known to work.
+
+        Errors: ModelError for a name that the store does not have; AlnicoError for a name without changes, changes without a name,
+        or a value that a manifest cannot hold; HubError if there are remotes and none of them answers; OutputError, RunError.
+        """
+        changes = Changes(description, tasks, languages, licence, training, scale, least, most)
+        if name is None:
+            if not changes.are_none:
+                given = ", ".join(key for key, value in vars(changes).items() if value is not None)
+                raise AlnicoError(
+                    f"{given}: no task vector is named; expected the one that it is about. Give its name."
+                )
+            return self._refresh(offline)
+        folder = self.path(name)
+        if changes.are_none:
+            raise AlnicoError(
+                f"{name}: nothing to change is given; expected a description, tasks, a licence or the like. Give one, or leave the name "
+                "out to ask the remotes what they have now."
+            )
+        with self.new_folder() as new:
+            write_changed(folder, new, changes)
+            return StoreUpdate(self.place, made=self.local.publish(new))
+
+    def _ask(self, offline: bool) -> None:
+        """Ask the remote that the store was opened with what it has. Errors: HubError if it does not answer."""
+        if self.address is not None and not offline:
+            self.local.remember_remote(self.address)
+            (state,) = refresh(self.local, [self.address], cache=self._cache())
+            if state.problem:
+                raise HubError(state.problem)
+
+    def _refresh(self, offline: bool) -> StoreUpdate:
+        self.local.check()
+        addresses = [self.address] if self.address is not None else remote_addresses(self.local)
+        states = refresh(self.local, addresses, cache=self._cache(), offline=offline)
+        if states and all(s.problem for s in states):
+            raise HubError(*(s.problem for s in states))
+        moved, notes = ([], []) if offline else moved_bases(self.local)
+        return StoreUpdate(
+            self.place, tuple(states), tuple(newer_versions(self.local)), tuple(moved), notes=tuple(notes)
+        )
+
     def push(
         self,
         name: str,
@@ -204,16 +274,26 @@ class Store:
     ) -> str:
         """Push a task vector to a remote, and return its address there.
 
-        Errors: ModelError for one that the store does not have; HubError, RunError for a remote that cannot be written.
+        ``to`` is a folder, ``s3://bucket/folder`` or another file system, or ``hf:owner/name``; the default is the remote that the
+        store was opened with. What is there already is not sent again, so the same call finishes a push that was killed. ``private``
+        and ``message`` are for the hub. Errors: ModelError for one that the store does not have; HubError for a remote that
+        cannot be written.
         """
-        from alnico.store.push import push_vector  # type: ignore[import-not-found, unused-ignore]
-
+        place = to or self.address
+        if place is None:
+            raise AlnicoError(
+                f"{name}: no remote is given; expected a folder, an address such as s3://bucket/vectors, or hf:owner/name. Give it as "
+                "`to`, or use alnico.Store(address)."
+            )
         folder = self.path(name)
-        place = to or self._remote("push")
         entry = entry_of(folder, int(folder.name))
-        address: str = push_vector(folder, entry, place, private=private, message=message, watch=watch)
-        self.local.remember_remote(place)
-        return address
+        address = full_address(place)
+        there = push_vector(
+            folder, entry, address, private=private, message=message, cache=self._cache(), watch=watch
+        )
+        self.local.remember_remote(address)
+        refresh(self.local, [address], cache=self._cache())
+        return there
 
     def pull(
         self,
@@ -225,23 +305,68 @@ class Store:
     ) -> Entry:
         """Pull a task vector from a remote into the store, and return its entry.
 
-        ``reference`` is a name in the remote ``source``, with ``@VERSION`` or the latest, or a task vector or PEFT adapter on the hub,
-        ``owner/name``. Without a source, the remote whose list has the name.
+        ``reference`` is a name in the remote ``source``, with ``@VERSION`` or the latest; or the name with the address before it; or a
+        task vector or PEFT adapter on the hub, ``owner/name``. A name without a source is pulled from the remote that had it when it was
+        last asked. The version keeps its number where that is free. Hashes are checked, and nothing appears in the store until
+        everything is there.
 
         Errors: ModelError, VerificationError, HubError, RunError.
         """
-        from alnico.store.pull import pull_vector  # type: ignore[import-not-found, unused-ignore]
-
+        address, text = self._find(reference, source)
         with self.new_folder() as folder:
             pulled = pull_vector(
-                reference, folder, source=source or self.address, offline=offline, watch=watch
+                text, folder, source=address, cache=self._cache(), offline=offline, watch=watch
             )
-            return self.add(pulled)
+            sha256 = entry_of(pulled, 1).sha256
+            self.local.remember_remote(address)
+            refresh(self.local, [address], cache=self._cache(), offline=offline)
+            there = self._entry_there(address, sha256)
+            entry = self.local.publish(pulled, there.version if there is not None else None)
+        origin: dict[str, Any] = {"source": address, "reference": text}
+        if there is not None:
+            origin |= {"name": there.name, "version": there.version}
+        if not self.local.origin(entry.name, entry.version):
+            self.local.note_origin(entry, origin)
+        return entry
 
-    def _remote(self, what: str) -> str:
-        if self.address is None:
+    def _find(self, reference: str, source: str | None) -> tuple[str, str]:
+        """Return the address of the remote that a reference means, and the name there."""
+        place = source or self.address
+        if place is not None:
+            return full_address(place), reference
+        if "/" in reference or ":" in reference:
+            address, text = split_reference(reference)
+            return full_address(address), text
+        name, _ = split_version(reference)
+        with Catalogue(self.local) as catalogue:
+            remotes = [s for s in catalogue.index.sources() if s and catalogue.index.versions(s, name)]
+        if len(remotes) == 1:
+            return remotes[0], reference
+        if remotes:
             raise ModelError(
-                f"{what}: no remote is given; expected an address such as s3://bucket/vectors, a folder, or hf:owner/name. Give it, or "
-                "use alnico.Store(address)."
+                f"{reference}: {len(remotes)} remotes have it: {', '.join(remotes)}; expected one. Name it by --from, or as `source`."
             )
-        return self.address
+        raise ModelError(
+            f"{reference}: no remote of this store had it when they were last asked; expected a name that one of them has. Name the remote "
+            "by --from, or as `source`; `alnico store update` asks them again."
+        )
+
+    def _entry_there(self, address: str, sha256: str) -> Entry | None:
+        with Catalogue(self.local) as catalogue:
+            found, _ = catalogue.index.search(Query(source=address, all_versions=True, limit=ALL))
+        return next((f.entry for f in reversed(found) if f.entry.sha256 == sha256), None)
+
+    def _cache(self) -> DownloadCache:
+        return DownloadCache(self.folder / CACHE)
+
+
+def full_address(place: str) -> str:
+    """Return a place of a remote as it can be found again from any folder.
+
+    >>> full_address("s3://bucket/vectors"), full_address("/srv//vectors/")
+    ('s3://bucket/vectors', '/srv/vectors')
+    """
+    is_folder = not is_address(place) and (
+        os.path.exists(os.path.expanduser(place)) or not is_hub_reference(place)
+    )
+    return os.path.abspath(os.path.expanduser(place)) if is_folder else place
