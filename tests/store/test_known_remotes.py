@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from small_vectors import write_vector
 
 import alnico
 from alnico.errors import AlnicoError, HubError, ModelError
-from made_vectors import write_vector
 
 BASE = {"id": "owner/base"}
 """Without a revision: an update does not ask the hub about it."""

@@ -12,12 +12,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from small_vectors import write_vector
 import pytest
+from small_vectors import write_vector
 
 import alnico
 from alnico.errors import AlnicoError, ModelError, OutputError, VerificationError
-from made_vectors import write_vector
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_vectors import write_vector
 
 import alnico
 from alnico.errors import AlnicoError, ModelError
 from alnico.store.entry import Entry
-from made_vectors import write_vector
 
 TASKS = ("sql", "math", "chat")
 LANGUAGES = ("ja", "de")
@@ -108,7 +108,7 @@ def test_a_base_that_is_a_path_is_found_by_its_weights(tmp_path: Path) -> None:
     """The root hash is computed here from its definition."""
     import hashlib
 
-    from made_vectors import safetensors_bytes
+    from small_vectors import safetensors_bytes
 
     model = tmp_path / "renamed"
     model.mkdir()

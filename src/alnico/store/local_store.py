@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ REMOVED = "removed.json"
 ORIGIN = ".origin.json"
 """End of the name of the file, next to a version, that says where it was pulled from."""
 
+TRIES = 100
+"""How often a private folder is tried; see :meth:`LocalStore.private_folder`."""
+
 FORMAT = "alnico store"
 FORMAT_VERSION = 1
 
@@ -69,7 +72,7 @@ class LocalStore:
                     f"{self.folder / MARK}: has format {settings.get('format')!r:.40} and version {settings.get('version')!r:.40}; this "
                     f"alnico reads version {FORMAT_VERSION} of {FORMAT!r}. Update alnico, or choose another store."
                 )
-        elif os.path.lexists(self.folder) and not self._is_begun():
+        elif os.path.lexists(self.folder) and not self._is_begun() and not self.exists:
             raise OutputError(
                 f"{self.folder}: is not a store of task vectors, as it has no {MARK}; expected a store, or a new or empty folder. "
                 "Choose another folder, by --store, alnico.Store(folder) or ALNICO_STORE."
@@ -102,11 +105,18 @@ class LocalStore:
         with self._writes(self.folder):
             (self.folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
         self._clean()
-        with Hold(self.folder / UNFINISHED / secrets.token_hex(8), self.folder) as hold:
-            try:
-                yield hold.path / "new"
-            finally:
-                hold.remove()
+        with ExitStack() as stack:
+            for tries_left in reversed(range(TRIES)):
+                try:
+                    hold = stack.enter_context(
+                        Hold(self.folder / UNFINISHED / secrets.token_hex(8), self.folder)
+                    )
+                    break
+                except OutputError:  # another writer, which cleans up, took it before it was held
+                    if not tries_left:
+                        raise
+            stack.callback(hold.remove)
+            yield hold.path / "new"
 
     def publish(self, folder: Path, version: int | None = None) -> Entry:
         """Make a finished task vector in a private folder of this store the next version of its name, by one rename.
