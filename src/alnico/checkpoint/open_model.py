@@ -19,10 +19,12 @@ from alnico.checkpoint.reference import (
     is_store_reference,
     may_hold_model,
     split_adapter,
+    split_step,
     split_weight,
 )
 from alnico.checkpoint.source import Model
 from alnico.checkpoint.task_vector_file import refuse_task_vector
+from alnico.checkpoint.task_vectors.delta_chain import DeltaChain, open_chain
 from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, read_manifest
 from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference
@@ -44,7 +46,7 @@ def open_model(
     them.
 
     An existing path wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over
-    the ``+`` of an adapter. With ``offline`` only the hub's cache is used. With ``may_be_adapter`` an
+    the ``+`` of an adapter or a task vector. ``RUN@STEP`` is a step of a training run with anchors and deltas. With ``offline`` only the hub's cache is used. With ``may_be_adapter`` an
     adapter's factors, and the tensors of a task vector, are opened as plain tensors, for inspection. Errors: ModelError for a missing path,
     files that are not a model, an adapter, an index that does not match its files or points outside the
     directory, a wrong header, a pickle with more than tensors, an adapter that does not fit its base, and
@@ -55,6 +57,8 @@ def open_model(
         parts = split_adapter(label, is_path)
         if parts is not None:
             return open_adapted(label, *parts, offline=offline)
+        if not os.path.exists(os.path.expanduser(label)) and (chain := split_step(label)) is not None:
+            return open_chain(label, *chain)
         if os.path.lexists(os.path.join(os.path.expanduser(label), MANIFEST)):
             return _inspected(label, offline, may_be_adapter)
         model = _open_files(label, Path(os.path.expanduser(label)), offline)
@@ -230,4 +234,4 @@ def _open_addition(reference: str, offline: bool) -> Adapter | StoredVector:
     return open_adapter(reference, offline=offline)
 
 
-MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, EquippedModel)
+MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, EquippedModel, DeltaChain)

@@ -19,14 +19,10 @@ from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Origin, Shard, Source, Tensor, TensorSpec, read_tensor
 from alnico.checkpoint.task_vectors.decoders import CHUNK, decode_difference, numbers
+from alnico.checkpoint.task_vectors.index_places import READ_BYTES, stream_tensor
 from alnico.checkpoint.task_vectors.known_hashes import KnownHashes, known_hashes
 from alnico.checkpoint.task_vectors.manifest import EXACT, TensorEntry
-from alnico.checkpoint.task_vectors.stored_vector import (
-    ADAPTER_CONFIG,
-    READ_BYTES,
-    StoredVector,
-    stream_tensor,
-)
+from alnico.checkpoint.task_vectors.stored_vector import ADAPTER_CONFIG, StoredVector
 from alnico.checkpoint.tied_weights import TEXT_CONFIGS, tied_copies, untied_config
 from alnico.checkpoint.untied_model import UntiedModel
 from alnico.checkpoint.virtual_read import read_computed

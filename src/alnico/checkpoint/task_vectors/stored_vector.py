@@ -17,25 +17,21 @@ from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside, open_binary, open_to_read, read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
 from alnico.checkpoint.reference import is_hub_reference, is_store_reference
-from alnico.checkpoint.source import Origin, Shard, Source
+from alnico.checkpoint.source import Origin, Shard
 from alnico.checkpoint.task_vectors.decoders import (
     CHUNK,
     as_factors,
     decode_tensor,
-    index_problem,
     numbers,
     part_problem,
     storage,
 )
+from alnico.checkpoint.task_vectors.index_places import READ_BYTES, IndexPlaces, find_places, stream_tensor
 from alnico.checkpoint.task_vectors.known_hashes import KnownHashes, known_hashes
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest, TensorEntry, read_manifest
 from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference, manifest_of, open_saved
 from alnico.checkpoint.task_vectors.store_folder import PREFIX, vector_folder
 from alnico.errors import ModelError, ResourceError
-from alnico.numerics.digest import PieceHasher, TensorDigest
-
-READ_BYTES = 1 << 18
-"""Bytes that are hashed at a time: they fit the second-level cache."""
 
 MOST_HELD = 4
 """Tensors whose factors stay in memory: those that threads are reading."""
@@ -123,7 +119,7 @@ class StoredVector:
         _check_index(manifest, files)
         self._hashes: dict[Path, KnownHashes] = {}
         self._lock = threading.Lock()
-        self._places: dict[str, np.ndarray] = {}
+        self._places: dict[str, IndexPlaces] = {}
         self._good: set[tuple[str, str]] = set()
         self._busy: dict[str, threading.Lock] = {}
         self._held: OrderedDict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = OrderedDict()
@@ -205,28 +201,9 @@ class StoredVector:
 
     def _read_indices(self, name: str, entry: TensorEntry) -> str:
         """Check the indices of a tensor and note where those of each block begin; returns their hash."""
-        stored = entry.stored["indices"]
-        dtype = storage(self.files.tensors[stored].dtype)
-        starts = np.zeros(-(-entry.elements // CHUNK) + 1, np.int64)
-        done, previous = 0, -1
-
-        def look(raw: memoryview) -> None:
-            nonlocal done, previous
-            indices = np.frombuffer(raw, dtype)
-            if problem := index_problem(indices, previous, entry.elements):
-                raise ModelError(
-                    f"{self.label}: the indices of {name}: {problem}. The task vector is damaged: get it again."
-                )
-            first, last = previous // CHUNK + 1, int(indices[-1]) // CHUNK
-            if last >= first:
-                bounds = np.arange(first, last + 1, dtype=np.int64) * CHUNK
-                starts[first : last + 1] = done + np.searchsorted(indices, bounds.astype(dtype))
-            done += indices.size
-            previous = int(indices[-1])
-
-        digest = stream_tensor(self.files, stored, self._buffer("hash", READ_BYTES), look)
-        starts[previous // CHUNK + 1 :] = done
-        self._places[name] = starts
+        buffer = self._buffer("hash", READ_BYTES)
+        places, digest = find_places(self.files, entry.stored["indices"], entry.elements, buffer, self.label)
+        self._places[name] = places
         return digest
 
     def _buffer(self, name: str, size: int) -> memoryview:
@@ -243,8 +220,8 @@ class StoredVector:
         self.files.read_into(entry.stored[part], first * dtype.itemsize, raw)
         return np.frombuffer(raw, dtype)
 
-    def starts(self, name: str) -> np.ndarray:
-        """Return the position of the first index of each block of :data:`CHUNK` elements."""
+    def places(self, name: str) -> IndexPlaces:
+        """Return where the indices of each block of a tensor begin."""
         return self._places[name]
 
     def factors(self, name: str, real: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -352,16 +329,7 @@ class StoredParts:
         return self._vector.read_part(self._name, self._entry, part, first, count)
 
     def within(self, first: int, last: int) -> tuple[int, int]:
-        starts = self._vector.starts(self._name)
-        begin, end = int(starts[first // CHUNK]), int(starts[-(-last // CHUNK)])
-        if (first % CHUNK or last % CHUNK) and begin < end:
-            indices = self.read("indices", begin, end - begin)
-            low = int(np.searchsorted(indices, indices.dtype.type(first))) if first % CHUNK else 0
-            high = end - begin
-            if last % CHUNK and last <= int(indices[-1]):
-                high = int(np.searchsorted(indices, indices.dtype.type(last)))
-            return begin + low, begin + high
-        return begin, end
+        return self._vector.places(self._name).within(first, last, partial(self.read, "indices"))
 
     def factors(self, real: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
         return self._vector.factors(self._name, real)
@@ -379,23 +347,6 @@ def _sha256(path: Path) -> str:
         while data := file.read(1 << 20):
             digest.update(data)
     return digest.hexdigest()
-
-
-def stream_tensor(
-    source: Source, name: str, buffer: memoryview, look: Callable[[memoryview], None] | None = None
-) -> str:
-    """Read a tensor once, in order, and return its hash, as locks have it. ``look`` receives the bytes."""
-    tensor = source.tensors[name]
-    digest = TensorDigest(tensor.dtype, tensor.shape, tensor.byte_size)
-    hasher = PieceHasher(digest, 0)
-    for offset in range(0, tensor.byte_size, len(buffer)):
-        part = buffer[: min(len(buffer), tensor.byte_size - offset)]
-        source.read_into(name, offset, part)
-        hasher.update(part)
-        if look is not None:
-            look(part)
-    hasher.finish()
-    return digest.result()
 
 
 def _open_files(manifest: Manifest, folder: Path) -> list[Shard]:
