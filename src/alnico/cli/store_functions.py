@@ -26,7 +26,7 @@ from alnico.store.verify_vectors import StoreVerification
 def create_in_store(
     finetuned: str,
     *,
-    base: str,
+    base: str | None = None,
     name: str | None = None,
     exact: bool = False,
     error: float | None = None,
@@ -57,7 +57,7 @@ def create_in_store(
 
     Options:
         finetuned: The fine-tune: a path or a hub id. A LoRA adapter is taken in as it is.
-        base: The model that it was tuned from.
+        base: The model that it was tuned from; only an adapter does not need it.
         name: The name of the task vector; default: that of the fine-tune.
         exact: Store every bit of the fine-tune.
         error: The largest relative error of each tensor's difference, such as 0.01.

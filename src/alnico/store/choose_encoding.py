@@ -28,6 +28,8 @@ INT4_ERROR = 0.03
 SPREAD = 4.0
 """A matrix whose squares are spread over r directions needs some times r for a small error: it is decomposed only if the factors of
 so many times r are smaller than what else would be stored."""
+SMALL_SIDE = 256
+"""Matrices up to this smaller side are always decomposed: it takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ class EncodingTask:
     is_peft: Callable[[str], bool]
     may_decompose: Callable[[TensorChange], bool]
     check: Callable[[], None]
+    is_adapter: bool = False
 
     def encode(self, change: TensorChange) -> list[EncodedTensor]:
         """Encode a measured change in every way that the target may choose. The last step is :func:`choose`."""
         target, spool = self.target, self.spool
+        if self.is_adapter:
+            return [EncodedTensor("adapter", "adapter")]
         if change.is_comparable and change.facts.is_equal:
             return [EncodedTensor("absent", "absent")]
         if not change.has_difference:
@@ -136,7 +141,8 @@ class EncodingTask:
         if change.stack is None or change.facts.rank is None or not self.may_decompose(change):
             return
         most = (best - 1) // max(factor_bytes(change, 1), 1)
-        if most < 1 or SPREAD * change.facts.rank > most:
+        is_small = min(change.stack[1:]) <= SMALL_SIDE
+        if most < 1 or (SPREAD * change.facts.rank > most and not is_small):
             return
         decomposed = decompose(change, min(most, *change.stack[1:]), self.check)
         rank = decomposed.rank_for(error * 0.99)  # the factors are rounded after it

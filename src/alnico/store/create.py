@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from alnico._version import __version__
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lineage import lineage_of
-from alnico.checkpoint.lora_adapter import CONFIG, WEIGHTS
+from alnico.checkpoint.lora_adapter import CONFIG, WEIGHTS, Adapter
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, indices_of, split_into_shards
 from alnico.checkpoint.source import Source, Tensor
 from alnico.checkpoint.task_vectors.manifest import (
@@ -27,7 +29,7 @@ from alnico.checkpoint.task_vectors.manifest import (
     is_name,
     parse_manifest,
 )
-from alnico.errors import RecipeError, ResourceError
+from alnico.errors import ModelError, RecipeError, ResourceError
 from alnico.events import Advanced, Reading
 from alnico.notebook import ResultTable, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -37,12 +39,13 @@ from alnico.numerics.sizes import format_size
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, BYTES_A_TENSOR
 from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.store.adapter_layout import AdapterLayout
+from alnico.store.adapter_manifest import adapter_manifest
 from alnico.store.choose_encoding import EncodingTask, choose, choose_exact, choose_for_size
 from alnico.store.encoders.encoded import EncodedTensor, SpooledPart
 from alnico.store.encoders.low_rank import decompose
 from alnico.store.encoding_costs import EncodingCost, TensorCosts, costs_of, table_of, to_decompose
 from alnico.store.metadata import TEMPLATE, Details, Texts, base_name, folder_name, identity_of, texts_of
-from alnico.store.model_pair import ModelPair, PairedTensor, open_pair
+from alnico.store.model_pair import ModelPair, PairedTensor, find_adapter, open_adapter_pair, open_pair
 from alnico.store.spool import Spool
 from alnico.store.target import Target
 from alnico.store.tensor_change import BLOCK, ChangeFacts, KeptBytes, TensorChange
@@ -189,6 +192,9 @@ def create_vector(
         raise RecipeError(
             f"name is {name!r}; expected 1 to 96 letters, digits, '.', '_' and '-', without '..'. Choose such a name."
         )
+    adapter = find_adapter(finetuned, run)
+    if adapter is not None:
+        return _create_of_adapter(adapter, base, folder, name, target, details, run, dry_run)
     with new_artifact(folder) as (artifact, publish), open_pair(finetuned, base, run) as pair:
         pair.fetch(run)
         with Spool(artifact.path) as spool:
@@ -209,6 +215,81 @@ def create_vector(
         why,
         tuple(dict.fromkeys([*pair.notes, *made.notes])),
     )
+
+
+def _create_of_adapter(
+    adapter: Adapter,
+    base: Any,
+    folder: Path,
+    name: str,
+    target: Target,
+    details: Details,
+    run: RunOptions,
+    dry_run: bool,
+) -> Created:
+    """Take a LoRA adapter in as it is, measured on its base, if that is given."""
+    with ExitStack() as stack:
+        stack.enter_context(closing(adapter))
+        if not target.is_default and not target.exact:
+            raise RecipeError(
+                f"{adapter.files.label} is a LoRA adapter, which is taken in as it is; {target} is given. Leave it out, or name the "
+                f"adapted model, BASE+{adapter.files.label}, as the fine-tune."
+            )
+        files = adapter.files
+        if not isinstance(files, FileModel):
+            raise ModelError("the adapter is in memory; expected a folder or a repository. Save it first.")
+        files.fetch(files.absent(list(files.tensors), True))
+        artifact, publish = stack.enter_context(new_artifact(folder))
+        own = identity_of(files, {}, folder_name(files))
+        entries: dict[str, TensorEntry] = {}
+        measured, notes, identity, texts = (
+            MeasuredChange(0, 0.0, 0.0),
+            tuple(files.notes),
+            None,
+            Texts({}, None),
+        )
+        if base is not None:
+            pair = stack.enter_context(open_adapter_pair(adapter, base, run))
+            pair.fetch(run)
+            spool = stack.enter_context(Spool(artifact.path))
+            texts = texts_of(files, pair.base)
+            made = _Creation(pair, Target(), run, spool, (name, details, texts, DEFAULT_MAX_SHARD_BYTES))
+            made.read_all()
+            found = made.manifest({n: d.options[0] for n, d in made.done.items()})
+            entries, identity, measured, notes = (
+                dict(found.tensors),
+                found.base,
+                made.measured(),
+                tuple(pair.notes),
+            )
+        manifest = adapter_manifest(
+            files.location,
+            name=name,
+            base=identity,
+            finetuned=replace(own, files={}, root=None, dtype=None),
+            description=details.description,
+            tasks=details.tasks,
+            languages=details.languages,
+            licence=details.licence,
+        )
+        manifest = replace(
+            manifest,
+            tensors=entries,
+            training=details.training,
+            evaluations=details.evaluations,
+            scale=details.scale,
+            added_tokens=texts.added_tokens,
+        )
+        if not dry_run:
+            for file in manifest.files:
+                artifact.copy(files.location / file, file)
+            if texts.chat_template is not None:
+                artifact.write_text(TEMPLATE, texts.chat_template)
+                manifest = replace(manifest, chat_template=TEMPLATE)
+            manifest = write_manifest(artifact, replace(manifest, files=artifact.files()))
+            publish()
+    why = "a LoRA adapter is taken in as it is"
+    return Created(None if dry_run else folder, manifest, measured, (), why, notes)
 
 
 @dataclass(frozen=True)
@@ -240,7 +321,7 @@ class _Creation:
         self._run = run
         self._spool = spool
         self._layout = AdapterLayout(pair.base)
-        self._done: dict[str, _Done] = {}
+        self.done: dict[str, _Done] = {}
         self._to_decompose = to_decompose({p.name: p.stack for p in pair.tensors})
         self.notes: list[str] = []
         fixed = (
@@ -283,7 +364,7 @@ class _Creation:
                 ]
                 crew.run([(self._read_side, (side, hashes, crew)) for side in (own, base)])
                 crew.run([(self._work, (p, c, hashes, crew)) for p, c in zip(batch, changes, strict=True)])
-        self._done = {p.name: self._done[p.name] for p in pairs}
+        self.done = {p.name: self.done[p.name] for p in pairs}
 
     def _batches(self) -> Iterator[list[PairedTensor]]:
         """Divide the tensors, in the order of the fine-tune's files, into batches that fit the memory."""
@@ -377,6 +458,7 @@ class _Creation:
             self._layout.holds,
             lambda one: one.stack is not None and self._decomposes(pair),
             crew.check,
+            self._pair.adapter is not None,
         )
         options = task.encode(change)
         crew.check()
@@ -393,18 +475,18 @@ class _Creation:
             pair,
             change.facts,
             options,
-            costs_of(change, found),
+            costs_of(change, found) if self._pair.adapter is None else TensorCosts(0, {}, False),
             hashes.get((pair.name, "base")),
             hashes[pair.name, "own"] if self._pair.has_bits else None,
         )
         with crew.lock:
-            self._done[pair.name] = done
+            self.done[pair.name] = done
 
     # -- choosing
 
     def choose(self) -> tuple[dict[str, EncodedTensor], str]:
         """Choose the encoding of each tensor; say why. Errors: ResourceError for a size that cannot be reached."""
-        options = {name: done.options for name, done in self._done.items()}
+        options = {name: done.options for name, done in self.done.items()}
         if self._target.size is not None:
             return self._choose_for_size(
                 options
@@ -491,7 +573,7 @@ class _Creation:
 
     def measured(self) -> MeasuredChange:
         """Return what was measured over all tensors."""
-        done = list(self._done.values())
+        done = list(self.done.values())
         elements = sum(d.facts.elements for d in done)
         changed = sum(d.facts.changed for d in done)
         ranks = [
@@ -506,10 +588,10 @@ class _Creation:
         )
 
     def table(self) -> tuple[EncodingCost, ...]:
-        """Return what each encoding would cost and lose."""
-        return table_of(
-            [d.costs for d in self._done.values()], [d.facts.norm**2 for d in self._done.values()]
-        )
+        """Return what each encoding would cost and lose; nothing for an adapter, which is taken in as it is."""
+        if self._pair.adapter is not None:
+            return ()
+        return table_of([d.costs for d in self.done.values()], [d.facts.norm**2 for d in self.done.values()])
 
     def manifest(self, chosen: Mapping[str, EncodedTensor]) -> Manifest:
         """Return the manifest, without its files."""
@@ -523,7 +605,7 @@ class _Creation:
             name=self._name,
             base=base,
             finetuned=own,
-            tensors={n: self._entry(self._done[n], one) for n, one in chosen.items()},
+            tensors={n: self._entry(self.done[n], one) for n, one in chosen.items()},
             description=details.description,
             tasks=details.tasks,
             languages=details.languages,
@@ -539,7 +621,7 @@ class _Creation:
     def _entry(self, done: _Done, one: EncodedTensor) -> TensorEntry:
         tensor, facts = done.pair.finetuned, done.facts
         sketch = tuple(s.stored() for s in facts.sketch) if facts.sketch is not None else ()
-        is_lost = facts.norm > 0 and not one.is_exact
+        is_lost = facts.norm > 0 and not one.is_exact and one.encoding != "adapter"
         return TensorEntry(
             encoding=one.encoding,
             dtype=tensor.dtype if self._pair.has_bits else tensor.nominal,

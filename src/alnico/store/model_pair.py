@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.adapter_changes import adapter_effect
 from alnico.checkpoint.duplicate_tensors import find_original
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.lora_adapter import CONFIG
+from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
+from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Origin, Source, Tensor, TensorSpec, unwrap
 from alnico.checkpoint.task_vector_file import is_task_vector_file
@@ -61,6 +64,8 @@ class ModelPair:
     left_out: Mapping[str, str]
     notes: Sequence[str]
     has_bits: bool
+    adapter: Adapter | None
+    """The adapter that the fine-tune is, on the base."""
     hashed: Mapping[str, HashingModel]
     stack: ExitStack = field(repr=False)
 
@@ -135,12 +140,6 @@ class SumModel:
         self._differences.close()
 
 
-def is_adapter_folder(model: Any) -> bool:
-    """Is a model the folder of a LoRA adapter?"""
-    path = path_of(model)
-    return path is not None and (Path(os.path.expanduser(path)) / CONFIG).is_file()
-
-
 def open_pair(finetuned: Any, base: Any, run: RunOptions) -> ModelPair:
     """Open a fine-tune and its base, and match their tensors; reads headers only, but for tensors that one of them stores twice.
 
@@ -172,7 +171,51 @@ def open_pair(finetuned: Any, base: Any, run: RunOptions) -> ModelPair:
         sources |= hashed
         own = with_names_of(sources["finetuned"], sources["base"])
         tensors, left_out, notes = _match(own, sources["base"], terms is None)
-        return ModelPair(own, sources["base"], tensors, left_out, notes, terms is None, hashed, stack)
+        return ModelPair(own, sources["base"], tensors, left_out, notes, terms is None, None, hashed, stack)
+    except BaseException:
+        stack.close()
+        raise
+
+
+def find_adapter(finetuned: Any, run: RunOptions) -> Adapter | None:
+    """Open a fine-tune that is a LoRA adapter, in a folder or on the hub; None for anything else. Errors: ModelError, HubError."""
+    path = path_of(finetuned)
+    if path is None or not isinstance(finetuned, (str, os.PathLike)):
+        return None
+    location = Path(os.path.expanduser(path))
+    if location.exists():
+        return open_adapter(path, offline=run.offline) if (location / CONFIG).is_file() else None
+    if not is_hub_reference(path):
+        return None
+    try:
+        open_model(path, offline=run.offline).close()
+    except ModelError as error:
+        try:
+            return open_adapter(path, offline=run.offline)
+        except ModelError:
+            raise error from None
+    return None
+
+
+def open_adapter_pair(adapter: Adapter, base: Any, run: RunOptions) -> ModelPair:
+    """Put an adapter on its base, and pair the tensors that it changes. Closing the pair closes both.
+
+    Errors: ModelError for an adapter that does not fit; HubError.
+    """
+    stack = ExitStack()
+    stack.enter_context(closing(adapter))
+    try:
+        name = name_model(base, "base")
+        opened = stack.enter_context(open_models({name: base}, offline=run.offline))
+        source: Any = opened.sources[name]
+        hashed = {"base": HashingModel(source)} if isinstance(source, FileModel) else {}
+        source = hashed.get("base", source)
+        effect = adapter_effect(adapter.files.label, source, adapter)
+        own = AdaptedModel(adapter.files.label, source, adapter, effect=effect)
+        pairs, _, _ = _match(own, source, has_bits=False)
+        changed = [pair for pair in pairs if pair.name in effect.changes]
+        notes = list(dict.fromkeys(own.notes))
+        return ModelPair(own, source, changed, {}, notes, False, adapter, hashed, stack)
     except BaseException:
         stack.close()
         raise
