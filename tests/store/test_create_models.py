@@ -190,6 +190,7 @@ def test_an_adapter_without_its_base_is_taken_in_without_measuring(tmp_path: Pat
         create_vector(tmp_path / "adapter", None, tmp_path / "w", name="x", target=Target(error=0.1))
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_low_rank_tensors_load_in_peft(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
