@@ -130,8 +130,8 @@ def search_vectors(
         task: A task that they state, such as math.
         language: A language that they state, such as ja.
         licence: A licence that they state, such as apache-2.0.
-        hub: Ask the hub, too: task vectors, and every PEFT adapter of the base. Needs base.
-        like: A task vector; those of its base are sorted by their estimated cosine with it.
+        hub: Ask the hub, too: for task vectors, and for every PEFT adapter of the base, if one is given by its id.
+        like: A task vector, by name or path; those of its base are sorted by their estimated cosine with it.
         limit: Most results.
         store: The store, a folder or the address of a remote; default: yours ($ALNICO_STORE).
         offline: Use no network; the hub is not asked.
@@ -172,7 +172,7 @@ def verify_vectors(
     """Check every file of a task vector, or of all, against the hashes in its manifest; print what passed.
 
     Options:
-        name: The task vector, NAME or NAME@VERSION; default: all versions of all.
+        name: The task vector, NAME or NAME@VERSION, or the path of a folder; default: all versions of all.
         base: A model: check that every tensor of it that the vector touches is what the vector was made of.
         key: Public key (a PEM file) that must verify the signature.
         store: The folder of the store; default: yours ($ALNICO_STORE).

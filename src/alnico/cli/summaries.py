@@ -31,6 +31,6 @@ SUMMARIES = {
     "store rm": "Remove versions of task vectors (NAME@VERSION), or all versions (NAME), from a store on this machine.",
     "verify": "Check every tensor and file of a finished merge against the hashes in its lock; print what passed.",
     "reproduce": "Repeat a finished merge from the recipe in its lock, and compare every byte.",
-    "sign": "Sign a finished merge as OpenSSF model-signing does; print the path of model.sig.",
+    "sign": "Sign a finished merge, or a stored task vector, as OpenSSF model-signing does; print the path of model.sig.",
     "push": "Upload a finished merge to the hub as one commit, and print its address.",
 }

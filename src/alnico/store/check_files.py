@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from alnico.checkpoint.durable import copy_file
-from alnico.checkpoint.files import open_binary
-from alnico.checkpoint.lineage import CARD
+from alnico.checkpoint.lineage import CARD, LICENCE_FILE
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest
 from alnico.errors import ModelError, RunError, VerificationError
+from alnico.store.file_hash import stored_file
 
 UNLISTED = (MANIFEST, CARD, SIGNATURE)
-"""Files of a task vector that its manifest does not list."""
-
-PIECE_BYTES = 1 << 20
-"""Bytes that are read at a time."""
+"""Files of a task vector that its manifest does not list; a licence is another."""
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file. Errors: ModelError."""
-    try:
-        with open_binary(path) as file:
-            digest = hashlib.sha256()
-            while piece := file.read(PIECE_BYTES):
-                digest.update(piece)
-            return digest.hexdigest()
-    except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error.strerror}); expected a file of a task vector. Check its permissions, or get the task "
-            "vector again."
-        ) from None
+def is_unlisted(name: str) -> bool:
+    """May a file lie in the folder of a task vector without being in its manifest?"""
+    return name in UNLISTED or LICENCE_FILE.fullmatch(name) is not None
 
 
 def file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield what is wrong with the files of a task vector: missing, of another size or content, or not listed."""
+    """Yield what is wrong with the files of a task vector: missing, of another size or content, or unlisted."""
     advice = "Do not use it; get the task vector again."
     try:
         found = {name: os.lstat(folder / name) for name in os.listdir(folder)}
     except OSError as error:
         yield f"{folder}: cannot be read ({error.strerror}). Check its permissions."
         return
-    for name in sorted(set(found) - set(manifest.files) - set(UNLISTED)):
+    for name in sorted(n for n in found if n not in manifest.files and not is_unlisted(n)):
         yield f"{folder / name}: is not in the manifest; expected only the files that it lists. {advice}"
     for name, file in manifest.files.items():
         if name not in found:
@@ -53,7 +39,7 @@ def file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{folder / name}: has {found[name].st_size} bytes; the manifest says {file.size}. {advice}"
         else:
             try:
-                sha256 = sha256_of(folder / name)
+                sha256 = stored_file(folder / name).sha256
             except ModelError as error:
                 yield str(error)
                 continue
@@ -64,16 +50,17 @@ def file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
 def copy_vector(source: Path, target: Path, manifest: Manifest) -> None:
     """Copy a task vector into a new folder and check the copy against the manifest.
 
-    The card and the signature are copied, too. Errors: VerificationError for files that are not what the manifest says, RunError.
+    The card, the signature and a licence are copied, too. Errors: VerificationError for files that are not what the manifest says, RunError.
     """
-    if unlisted := sorted(set(os.listdir(source)) - set(manifest.files) - set(UNLISTED)):
+    names = os.listdir(source)
+    if unlisted := sorted(n for n in names if n not in manifest.files and not is_unlisted(n)):
         raise VerificationError(
             f"{source / unlisted[0]}: is not in the manifest; expected only the files that it lists. Remove it, or get the task vector "
             "again."
         )
     try:
         target.mkdir()
-        for name in (*manifest.files, *(n for n in UNLISTED if os.path.lexists(source / n))):
+        for name in dict.fromkeys([*manifest.files, *filter(is_unlisted, names)]):
             copy_file(source / name, target / name)
     except OSError as error:
         raise RunError(

@@ -23,11 +23,13 @@ WAIT_SECONDS = 20.0
 TABLES = """
 CREATE TABLE vectors (
     id INTEGER PRIMARY KEY, source TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, is_latest INTEGER NOT NULL,
-    base TEXT NOT NULL, base_root TEXT NOT NULL, tasks TEXT NOT NULL, languages TEXT NOT NULL, licence TEXT NOT NULL, line TEXT NOT NULL,
+    base TEXT NOT NULL, base_root TEXT NOT NULL, tasks TEXT NOT NULL, languages TEXT NOT NULL, licence TEXT NOT NULL, sha256 TEXT NOT NULL,
+    line TEXT NOT NULL,
     UNIQUE (source, name, version)
 );
 CREATE INDEX bases ON vectors (base);
 CREATE INDEX roots ON vectors (base_root);
+CREATE INDEX contents ON vectors (sha256, source);
 CREATE VIRTUAL TABLE words USING fts5 (name, description, tasks, languages, base, tokenize = 'unicode61 remove_diacritics 2');
 CREATE TABLE seen (path TEXT PRIMARY KEY, stamp INTEGER NOT NULL, source TEXT NOT NULL);
 """
@@ -277,11 +279,11 @@ def _insert(database: sqlite3.Connection, source: str, entries: Iterable[Entry])
     for e in entries:
         names.add(e.name)
         row = database.execute(
-            "INSERT OR REPLACE INTO vectors (source, name, version, is_latest, base, base_root, tasks, languages, licence, line) "
-            "VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO vectors (source, name, version, is_latest, base, base_root, tasks, languages, licence, sha256, line) "
+            "VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
             (
                 source, e.name, e.version, _plain(e.base), _plain(e.base_root), _listed(e.tasks), _listed(e.languages),
-                _plain(e.licence), _storable(e.line()),
+                _plain(e.licence), e.sha256, _storable(e.line()),
             ),
         )  # fmt: skip
         database.execute(
@@ -369,7 +371,11 @@ def _statement(query: Query) -> tuple[str, list[object]]:
     if query.licence is not None:
         conditions.append("v.licence = ?")
         values.append(_plain(query.licence))
-    if query.source is not None:
+    if query.source is None:  # what a remote has and the store has, too, is found here
+        conditions.append(
+            "(v.source = '' OR NOT EXISTS (SELECT 1 FROM vectors AS mine WHERE mine.sha256 = v.sha256 AND mine.source = ''))"
+        )
+    else:
         conditions.append("v.source = ?")
         values.append(query.source)
     return f"{tables} WHERE {' AND '.join(conditions) or '1'}", values

@@ -1,4 +1,4 @@
-"""Changes what a stored task vector says of itself: a new version with a new manifest, which shares the files of the old."""
+"""Changes what a stored task vector says of itself: a new version with a new manifest and the same files."""
 
 from __future__ import annotations
 

@@ -8,15 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from alnico.checkpoint.reference import is_path
+from alnico.checkpoint.task_vectors.manifest import Manifest, read_manifest
+from alnico.checkpoint.task_vectors.store_folder import VECTORS
+from alnico.errors import ModelError
 from alnico.numerics.numbers import whole_number
-from alnico.store.base_root import root_of
+from alnico.store.base_root import root_of_model
 from alnico.store.catalogue import Catalogue
-from alnico.store.index import IndexedEntry, Query
+from alnico.store.index import ALL, Query
 from alnico.store.listing import FoundVector, FoundVectors
 from alnico.store.local_store import LocalStore
+from alnico.store.search_hub import search_hub
+from alnico.store.sketch import interference
 
 LIMIT = 50
 """Most task vectors that a search returns, unless asked for others."""
+
+HUB = "the hub"
+"""The source of what a search of the hub found."""
+
+MOST_COMPARED = 2000
+"""Most task vectors that a search compares with another: their manifests are read."""
 
 
 def make_query(
@@ -37,21 +48,64 @@ def make_query(
         return query
     if is_path(os.fspath(base)):
         path = Path(os.path.expanduser(base))
-        return replace(query, roots=(root_of(path),), rootless=(os.fspath(base), path.resolve().name))
+        return replace(query, roots=(root_of_model(path),), rootless=(os.fspath(base), path.resolve().name))
     return replace(query, bases=(os.fspath(base).partition("@")[0],))
 
 
 def search_index(store: LocalStore, query: Query, place: str, asked: str) -> FoundVectors:
     """Search a store by its index. Errors: ModelError, RunError."""
     with Catalogue(store) as catalogue:
-        found, count = catalogue.index.search(query)
+        found, total = catalogue.index.search(query)
         notes = catalogue.notes
-    return FoundVectors(place, tuple(map(_found, found)), count, asked, notes)
+    vectors = tuple(FoundVector(f"{f.entry.name}@{f.entry.version}", f.entry, f.source) for f in found)
+    return FoundVectors(place, vectors, total, asked, notes)
 
 
-def _found(found: IndexedEntry) -> FoundVector:
-    entry = found.entry
-    return FoundVector(f"{entry.name}@{entry.version}", entry, found.source)
+def with_hub(found: FoundVectors, query: Query, base: str | None) -> FoundVectors:
+    """Add what the hub has, after what is here. Errors: HubError; ModelError for a base that is not an id of the hub."""
+    there = search_hub(
+        base,
+        query.text.strip(),
+        task=query.task,
+        language=query.language,
+        licence=query.licence,
+        limit=query.limit,
+    )
+    more = tuple(FoundVector(f.reference, f.entry, HUB, note=f.note) for f in there)
+    listed = (*found.vectors, *more)[: query.limit]
+    return replace(found, vectors=listed, total=found.total + len(more))
+
+
+def sort_by_likeness(store: LocalStore, query: Query, like: Manifest, place: str, asked: str) -> FoundVectors:
+    """Search for the task vectors of the store that have the base of another, the most similar first.
+
+    Their cosine with it, and the share of signs that differ, are estimated from the sketches in their manifests. Those
+    of remotes are not compared, as their manifests are not here. Errors: ModelError, RunError.
+    """
+    wanted = replace(query, source="", limit=ALL)
+    if like.base.root is not None:
+        wanted = replace(wanted, roots=(like.base.root,), rootless=(like.base.id,) if like.base.id else ())
+    elif like.base.id is not None:
+        wanted = replace(wanted, bases=(like.base.id,))
+    found = search_index(store, wanted, place, asked)
+    compared, notes = [], list(found.notes)
+    for vector in found.vectors[:MOST_COMPARED]:
+        entry = vector.entry
+        try:
+            other = read_manifest(store.folder / VECTORS / entry.name / str(entry.version))
+        except ModelError as error:
+            notes.append(str(error))
+            continue
+        met = interference(like, other)
+        is_known = bool(met.tensors) or not met.unknown
+        if not is_known:
+            notes.append(f"{vector.reference}: has no sketches in its manifest, so its cosine is not known.")
+        cosine = met.cosine if is_known else None
+        compared.append(replace(vector, cosine=cosine, sign_conflict=met.sign_conflict if is_known else None))
+    if len(found) > MOST_COMPARED:
+        notes.append(f"{len(found) - MOST_COMPARED} more task vectors of this base were not compared.")
+    ordered = sorted(compared, key=lambda v: (v.cosine is None, -(v.cosine or 0.0), v.reference))
+    return replace(found, vectors=tuple(ordered[: query.limit]), total=len(ordered), notes=tuple(notes))
 
 
 def words_of(query: Query, base: object, others: Sequence[str] = ()) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.reference import is_hub_reference
-from alnico.checkpoint.task_vectors.manifest import read_manifest
-from alnico.checkpoint.task_vectors.store_folder import CACHE, PREFIX, split_version, vector_folder
+from alnico.checkpoint.task_vectors.manifest import MANIFEST, read_manifest
+from alnico.checkpoint.task_vectors.store_folder import CACHE, PREFIX, VECTORS, split_version, vector_folder
 from alnico.errors import AlnicoError, HubError, ModelError
 from alnico.events import Watcher
 from alnico.notebook import name_text, result_line
@@ -26,7 +26,7 @@ from alnico.store.local_store import UNFINISHED, LocalStore
 from alnico.store.new_version import Changes, write_changed
 from alnico.store.pull import pull_vector, split_reference
 from alnico.store.push import push_vector
-from alnico.store.searching import LIMIT, make_query, search_index, words_of
+from alnico.store.searching import LIMIT, make_query, search_index, sort_by_likeness, with_hub, words_of
 from alnico.store.updating import StoreUpdate, moved_bases, newer_versions, refresh
 from alnico.store.verify_vectors import StoreVerification, all_folders, verify_folders
 
@@ -157,17 +157,39 @@ class Store:
         """Search the store, and what its remotes had when they were last asked, for task vectors.
 
         ``text`` are words, each of which must begin a word of the name, description, tasks, languages or base. ``base`` is a model
-        that they must have been made of: a hub id, or a path whose weights are hashed. With ``hub`` the hub is asked, too,
-        which then needs ``base``: also every PEFT adapter of it is a task vector. ``like`` is a task vector; those of its base are
-        sorted by their estimated cosine with it.
+        that they must have been made of: a hub id, or a path whose weights are hashed. What a remote has and the store has, too, is
+        listed once. With ``hub`` the hub is asked, too: for task vectors, and, with the id of a base, for every PEFT adapter of it,
+        which is a task vector as well; ``text`` is then part of a repository's name. ``like`` is a task vector, by name or path; those
+        in the store that are of its base are sorted by their estimated cosine with it.
 
         Errors: ModelError, HubError, AlnicoError for a limit that is not a whole number above 0.
         """
         query = make_query(text, base=base, task=task, language=language, licence=licence, limit=limit)
+        if like is not None:
+            if hub:
+                raise AlnicoError(
+                    "like and hub are both given; expected one: what is on the hub has no sketches here. Leave one out."
+                )
+            asked = words_of(query, base, [f"like {like}"])
+            return sort_by_likeness(
+                self.local, query, read_manifest(self._folder_of(like)), self.place, asked
+            )
         if self.address is not None:
             query = replace(query, source=self.address)
+        if hub and offline:
+            raise AlnicoError(
+                "hub and offline are both given; expected one: the hub is asked by the network. Leave one out."
+            )
         self._ask(offline)
-        return search_index(self.local, query, self.place, words_of(query, base))
+        found = search_index(
+            self.local, query, self.place, words_of(query, base, ["the hub, too"] if hub else [])
+        )
+        return with_hub(found, query, None if base is None else os.fspath(base)) if hub else found
+
+    def _folder_of(self, name: str) -> Path:
+        """Return the folder of a task vector: a path, or a name in the store."""
+        path = Path(os.path.expanduser(name))
+        return path if (path / MANIFEST).is_file() else self.path(name)
 
     def show(self, name: str) -> VectorDetails:
         """Return all that is known of a task vector: its manifest, its versions, licences, and where it came from.
@@ -184,15 +206,15 @@ class Store:
         key: str | os.PathLike[str] | None = None,
         offline: bool = False,
     ) -> StoreVerification:
-        """Check every file of a task vector, or of all versions of all, against the hashes in its manifest.
+        """Check every file of a task vector (by name, or the path of a folder), or of all, against the hashes in its manifest.
 
         With ``base``, also every tensor of the base that the vector touches; with ``key``, a public key, the signature.
 
         Errors: VerificationError with a line for each difference; MismatchError for another base; UncheckedError for a vector
         without a signature, or a key that cannot be used; ModelError, HubError.
         """
-        folders = [self.path(name)] if name is not None else all_folders(self.local)
-        return verify_folders(folders, base=base, key=key, offline=offline)
+        folders = [self._folder_of(name)] if name is not None else all_folders(self.local)
+        return verify_folders(folders, self.folder / VECTORS, base=base, key=key, offline=offline)
 
     def remove(self, name: str) -> tuple[Entry, ...]:
         """Remove a version (``NAME@VERSION``), or all versions of a task vector (``NAME``); returns what was removed.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from alnico.checkpoint.reference import COMMIT, is_hub_reference
+from alnico.checkpoint.hub import is_repository_id
 from alnico.errors import AlnicoError
 from alnico.notebook import ResultTable, names_text, never_fails, result_html, result_line
 from alnico.numerics.sizes import count_of
@@ -15,7 +15,8 @@ from alnico.store.catalogue import Catalogue
 from alnico.store.entry import Entry
 from alnico.store.index import ALL, Query
 from alnico.store.local_store import LocalStore
-from alnico.store.remotes.open_remote import open_remote
+from alnico.store.remotes.open_remote import HUB_PREFIX, open_remote
+from alnico.store.search_hub import base_news
 
 
 @dataclass(frozen=True)
@@ -119,41 +120,41 @@ def newer_versions(store: LocalStore) -> list[str]:
             if not (isinstance(source, str) and isinstance(name, str) and isinstance(version, int)):
                 continue
             there = catalogue.index.versions(source, name)
-            if there and there[-1].version > version and there[-1].sha256 != entry.sha256:
-                last = f"{name}@{there[-1].version}"
+            if there and there[-1].version >= version and there[-1].sha256 != entry.sha256:
+                is_later = there[-1].version > version
+                last = f"{name}@{there[-1].version}" if is_later else "other content under this name"
                 lines.append(
                     f"{entry.name}@{entry.version} was pulled as {name}@{version} from {source}, which has {last} now: "
-                    f"`alnico store pull {last} --from {source}`."
+                    f"`alnico store pull {pull_words(source, there[-1])}`."
                 )
     return lines
+
+
+def pull_words(source: str, entry: Entry) -> str:
+    """Return what pulls a version from a remote, for the command line."""
+    if source.startswith(HUB_PREFIX) or is_repository_id(source):
+        return source
+    return f"{entry.name}@{entry.version} --from {source}"
 
 
 def moved_bases(store: LocalStore) -> tuple[list[str], list[str]]:
     """Return a sentence for each base on the hub that has another revision than the one of a task vector of the store.
 
-    The hub is asked once for each base. Also returns notes about bases that it did not answer about.
+    Also returns notes about bases that the hub did not answer about.
     """
     with Catalogue(store) as catalogue:
         here, _ = catalogue.index.search(Query(source="", limit=ALL))
-    made_of: dict[str, dict[str, list[str]]] = {}
+    made_of: dict[tuple[str, str], list[str]] = {}
     for found in here:
         e = found.entry
-        if e.base and e.base_revision and COMMIT.fullmatch(e.base_revision) and is_hub_reference(e.base):
-            made_of.setdefault(e.base, {}).setdefault(e.base_revision, []).append(f"{e.name}@{e.version}")
+        if e.base is not None and e.base_revision is not None:
+            made_of.setdefault((e.base, e.base_revision), []).append(f"{e.name}@{e.version}")
     moved, notes = [], []
-    for base, revisions in sorted(made_of.items()):
-        from alnico.checkpoint.hub import latest_commit  # type: ignore[attr-defined, unused-ignore]
-
+    for (base, revision), names in sorted(made_of.items()):
         try:
-            commit = latest_commit(base)
+            news = base_news(base, revision)
         except AlnicoError as error:
-            notes.append(f"{base}: {' '.join(error.args)}")
-            continue
-        for revision, names in revisions.items():
-            if revision != commit:
-                moved.append(
-                    f"{base} is at {commit[:12]} on the hub now; {names_text(names)} {'is' if len(names) == 1 else 'are'} of "
-                    f"{revision[:12]}. Equip with {base}@{revision[:12]}, or see whether the new one still fits: `alnico store verify "
-                    f"{names[0]} --base {base}`."
-                )
+            notes.append(f"{names_text(names)}: {' '.join(error.args)}")
+        else:
+            moved += [f"{names_text(names)}: {news}"] if news is not None else []
     return moved, notes

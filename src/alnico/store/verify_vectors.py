@@ -11,16 +11,15 @@ from typing import Any
 
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.signatures import check_signature
-from alnico.checkpoint.task_vectors.manifest import Manifest, read_manifest
-from alnico.checkpoint.task_vectors.store_folder import VECTORS, vector_names, versions_of
-from alnico.errors import MismatchError, ModelError, VerificationError
+from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
+from alnico.checkpoint.task_vectors.manifest import read_manifest
+from alnico.checkpoint.task_vectors.store_folder import PREFIX, VECTORS, vector_names, versions_of
+from alnico.checkpoint.task_vectors.stored_vector import open_vector
+from alnico.errors import MismatchError, ModelError, UncheckedError, VerificationError
 from alnico.notebook import ResultTable, names_text, never_fails, result_html, result_line
 from alnico.numerics.sizes import count_of, format_size
-from alnico.output.hashes import hash_tensors
-from alnico.run_options import RunOptions
 from alnico.store.check_files import file_problems
 from alnico.store.local_store import LocalStore
-from alnico.threads import Crew
 
 
 @dataclass(frozen=True)
@@ -73,48 +72,69 @@ def all_folders(store: LocalStore) -> list[Path]:
 
 def verify_folders(
     folders: Sequence[Path],
+    vectors: Path,
     *,
     base: str | os.PathLike[str] | None = None,
     key: str | os.PathLike[str] | None = None,
     offline: bool = False,
 ) -> StoreVerification:
-    """Verify task vectors. Errors: VerificationError with a line for each problem of their files; as for ``Store.verify``."""
+    """Verify task vectors; those in the folder ``vectors`` are a store's. Errors: VerificationError with a line for each problem of their files; as for ``Store.verify``."""
     passed: list[VerifiedVector] = []
     problems: list[str] = []
+    mismatches: list[str] = []
     for folder in folders:
         try:
             manifest = read_manifest(folder)
-            if manifest.name != folder.parent.name:
+            if folder.parent.parent == vectors and manifest.name != folder.parent.name:
                 raise ModelError(
                     f"{folder}: its manifest says that it is {manifest.name!r}; expected {folder.parent.name!r}. Remove it, or get it again."
                 )
         except ModelError as error:
             problems += map(str, error.args)
             continue
+        label = (
+            f"{folder.parent.name}@{folder.name}" if folder.parent.parent == vectors else os.fspath(folder)
+        )
         found = list(file_problems(folder, manifest))
-        problems += found
         if not found:
-            label = f"{folder.parent.name}@{folder.name}"
             signed_by = None if key is None else os.fspath(check_signature(folder, [Path(key)]))
-            if base is not None:
-                check_base(manifest, os.fspath(base), label, offline=offline)
-            of = None if base is None else os.fspath(base)
-            passed.append(VerifiedVector(label, len(manifest.files), manifest.byte_size, of, signed_by))
+            try:
+                check_contents(folder, label, None if base is None else os.fspath(base), offline=offline)
+            except ModelError as error:
+                found += map(str, error.args)
+            except MismatchError as error:
+                mismatches += map(str, error.args)
+            else:
+                of = None if base is None else os.fspath(base)
+                passed.append(VerifiedVector(label, len(manifest.files), manifest.byte_size, of, signed_by))
+        problems += found
     if problems:
-        raise VerificationError(*problems)
+        raise VerificationError(*problems, *mismatches)
+    if mismatches:
+        raise MismatchError(*mismatches)
     return StoreVerification(tuple(passed))
 
 
-def check_base(manifest: Manifest, base: str, label: str, *, offline: bool) -> None:
-    """Check every tensor of a base that a task vector touches. Errors: MismatchError; ModelError, HubError for the base."""
-    wanted = {name: t.base for name, t in manifest.tensors.items() if t.base is not None}
-    run = RunOptions.of(offline=offline)
-    opened = open_model(base, offline=offline)
-    with closing(opened) as source, Crew(run.threads, run.watch) as crew:
-        there = [name for name in wanted if name in source.tensors]
-        found = hash_tensors(source, there, crew)
-    if different := [name for name, hash_ in wanted.items() if found.get(name) != hash_]:
-        raise MismatchError(
-            f"{base}: {len(different)} of {count_of(len(wanted), 'tensor')} are not those of the base that {label} was made of, first "
-            f"{different[0]}; expected {manifest.base.id or 'the same model'}. Give that model, at the same revision."
-        )
+def check_contents(folder: Path, label: str, base: str | None, *, offline: bool) -> None:
+    """Check the stored tensors against their entries, and those of a base against the recorded hashes.
+
+    Errors: ModelError for a manifest that its files contradict; MismatchError; ModelError, HubError for the base.
+    """
+    with open_vector(folder) as vector:
+        for name in vector.manifest.tensors:
+            vector.check(name)
+    if base is not None:
+        where = label if os.sep in label else f"{PREFIX}{label}"
+        source = open_model(base, offline=offline)
+        try:
+            equipped = EquippedModel(f"{base}+{where}", source, open_vector(folder))
+        except BaseException:
+            source.close()
+            raise
+        with closing(equipped):
+            if all(t.base is None for t in equipped.vector.manifest.tensors.values()):
+                raise UncheckedError(
+                    f"{label}: {base} could not be checked: the manifest has no hashes of a base, as for an adapter that was taken in "
+                    "without it; expected hashes. `alnico store create ADAPTER --base BASE` records them."
+                )
+            equipped.check_base()

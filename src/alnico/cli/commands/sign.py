@@ -1,4 +1,4 @@
-"""``alnico sign``: signs a finished merge."""
+"""``alnico sign``: signs a finished merge, or a stored task vector."""
 
 from __future__ import annotations
 
