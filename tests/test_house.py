@@ -369,7 +369,13 @@ def test_every_option_of_a_public_function_is_described() -> None:
                 assert missing <= {"watch"} | (
                     {"options"}
                     if one
-                    in (alnico.merge_state_dicts, alnico.make_recipe, alnico.search_weights, alnico.curve)
+                    in (
+                        alnico.merge_state_dicts,
+                        alnico.make_recipe,
+                        alnico.search_weights,
+                        alnico.curve,
+                        alnico.equip,
+                    )
                     else set()
                 ), one
 

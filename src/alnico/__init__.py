@@ -51,9 +51,13 @@ if TYPE_CHECKING:
     from alnico.recipe.load import load_recipe as load_recipe
     from alnico.recipe.schema import Recipe as Recipe
     from alnico.store.details import VectorDetails as VectorDetails
+    from alnico.store.equip import Equipped as Equipped
+    from alnico.store.equip import equip as equip
     from alnico.store.listing import FoundVector as FoundVector
     from alnico.store.listing import FoundVectors as FoundVectors
     from alnico.store.store import Store as Store
+    from alnico.store.stored_task_vector import StoredTaskVector as StoredTaskVector
+    from alnico.store.unequip import unequip as unequip
     from alnico.store.updating import StoreUpdate as StoreUpdate
     from alnico.store.verify_vectors import StoreVerification as StoreVerification
     from alnico.tune.adamerge import AdaMergingResult as AdaMergingResult
@@ -136,8 +140,11 @@ __all__ = make_lazy(
         "alnico.recipe.load": ["load_recipe"],
         "alnico.recipe.schema": ["Recipe"],
         "alnico.store.details": ["VectorDetails"],
+        "alnico.store.equip": ["Equipped", "equip"],
         "alnico.store.listing": ["FoundVector", "FoundVectors"],
         "alnico.store.store": ["Store"],
+        "alnico.store.stored_task_vector": ["StoredTaskVector"],
+        "alnico.store.unequip": ["unequip"],
         "alnico.store.updating": ["StoreUpdate"],
         "alnico.store.verify_vectors": ["StoreVerification"],
         "alnico.tune.adamerge": ["AdaMergingResult", "adamerge"],

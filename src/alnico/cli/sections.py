@@ -15,6 +15,8 @@ SECTIONS = {
         "store show",
         "store verify",
         "store rm",
+        "equip",
+        "unequip",
     ),
     "Check a finished merge": ("verify", "reproduce", "sign"),
     "Share it": ("push",),

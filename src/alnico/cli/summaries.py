@@ -29,6 +29,8 @@ SUMMARIES = {
     "store show": "Print all that is known of a task vector: its manifest, versions, licences, and where it came from.",
     "store verify": "Check every file of a task vector, or of all, against the hashes in its manifest; print what passed.",
     "store rm": "Remove versions of task vectors (NAME@VERSION), or all versions (NAME), from a store on this machine.",
+    "equip": "Put task vectors on a base, each with its weight, and write the model: base + sum of weight * vector. The same command resumes an interrupted merge.",
+    "unequip": "Take task vectors off an equipped model: its merge is made again without them, and replaces it when complete.",
     "verify": "Check every tensor and file of a finished merge against the hashes in its lock; print what passed.",
     "reproduce": "Repeat a finished merge from the recipe in its lock, and compare every byte.",
     "sign": "Sign a finished merge, or a stored task vector, as OpenSSF model-signing does; print the path of model.sig.",

@@ -12,6 +12,8 @@ import numpy as np
 from alnico.checkpoint.memory_model import MemoryModel, to_numpy, to_torch
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Source
+from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
+from alnico.checkpoint.task_vectors.stored_vector import open_vector
 from alnico.engine.fetch import fetch_weights
 from alnico.errors import AlnicoError, ModelError, NonFiniteError, near_name
 from alnico.models.open_models import OpenModels, open_models
@@ -22,6 +24,7 @@ from alnico.recipe.reference import resolve_reference
 from alnico.values.displaced_model import DisplacedModel, read_values
 from alnico.values.expanded_task_vector import expanded
 from alnico.values.operands import Operand, Term, name_models
+from alnico.values.stored_differences import open_differences
 from alnico.values.words import in_words_of_python
 
 BLOCK = 1 << 18
@@ -32,18 +35,29 @@ MissingTensors = str
 
 
 def open_operands(
-    models: Mapping[str, Any], deltas: Mapping[str, Operand], base: str | None = None
+    models: Mapping[str, Any],
+    deltas: Mapping[str, Operand],
+    base: str | None = None,
+    *,
+    offline: bool = False,
 ) -> OpenModels:
     """Open models, and stored task vectors as plain tensors, or each as a model on the ``base``.
 
     Errors: ModelError, HubError.
     """
-    opened = open_models(models)
+    opened = open_models(models, offline=offline)
     sources: dict[str, Source] = dict(opened.sources)
     names, gives_torch = list(opened.names), opened.gives_torch
     try:
         for reference, delta in deltas.items():
             path = delta.path()
+            if path is not None and delta.is_artifact:
+                sources[reference] = (
+                    open_differences(path, offline=offline)
+                    if base is None
+                    else EquippedModel(reference, sources[base], open_vector(path, offline=offline), 1.0)
+                )
+                continue
             if path is not None:
                 sources[reference] = expanded(open_model(resolve_reference(path, "."), may_be_adapter=True))
                 continue
@@ -54,7 +68,7 @@ def open_operands(
             )
             names += state
         if base is not None:
-            for reference in deltas:
+            for reference in (r for r, delta in deltas.items() if not delta.is_artifact):
                 sources[reference] = DisplacedModel(reference, sources[base], sources[reference])
     except BaseException:
         for source in sources.values():
@@ -71,12 +85,19 @@ class Differences:
     A tensor is float32, or float64 where a model is. Only tensors of floating point belong to a task vector.
     """
 
-    def __init__(self, vectors: Sequence[Sequence[Term]], missing: MissingTensors = "error") -> None:
+    def __init__(
+        self,
+        vectors: Sequence[Sequence[Term]],
+        missing: MissingTensors = "error",
+        *,
+        offline: bool = False,
+    ) -> None:
         sides = [side for terms in vectors for _, model, base in terms for side in (base, model)]
         operands = list(dict.fromkeys(side for side in sides if not side.is_nothing))
         names, models = name_models(operands)
         deltas = {names[o]: o for o in operands if o.is_delta}
-        self._opened = open_operands({n: v for n, v in models.items() if n not in deltas}, deltas)
+        plain = {n: v for n, v in models.items() if n not in deltas}
+        self._opened = open_operands(plain, deltas, offline=offline)
         self._vectors = vectors
         try:
             with in_words_of_python():

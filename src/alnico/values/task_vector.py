@@ -88,7 +88,7 @@ class TaskVector:
         model, added = _split(finetuned, "finetuned")
         origin, added_to_base = _split(base, "base")
         terms = {} if model == origin and (added or added_to_base) else {(model, origin): 1.0}
-        whole = self._of(terms, _checked_missing(missing))
+        whole = self._of(terms, checked_missing(missing))
         for vector in (*added, *(-vector for vector in added_to_base)):
             whole = whole + vector
         self._terms: dict[tuple[Operand, Operand], float] = whole._terms
@@ -110,7 +110,7 @@ class TaskVector:
 
         Errors: ModelError for a file that is not a task vector.
         """
-        return cls._of({(stored_operand(tensors), NOTHING): 1.0}, _checked_missing(missing))
+        return cls._of({(stored_operand(tensors), NOTHING): 1.0}, checked_missing(missing))
 
     @property
     def terms(self) -> tuple[tuple[float, Operand, Operand], ...]:
@@ -129,12 +129,12 @@ class TaskVector:
         return (
             whole
             if missing is None
-            else LazyModel(whole._base, self._of(whole._tau._terms, _checked_missing(missing)))
+            else LazyModel(whole._base, self._of(whole._tau._terms, checked_missing(missing)))
         )
 
     def _differences(self, missing: str | None = None, *others: TaskVector) -> Differences:
         """Open the models; only headers are read."""
-        chosen = _checked_missing(missing) or _common_missing(self, *others) or "error"
+        chosen = checked_missing(missing) or _common_missing(self, *others) or "error"
         return Differences([vector.terms for vector in (self, *others)], chosen)
 
     @ieee_arithmetic()
@@ -407,7 +407,7 @@ class TaskVector:
         """Return inner products and exponents, as :func:`_vector_products` does, also of stored task vectors."""
         vectors = (self, *others)
         if not any(side.is_nothing for vector in vectors for *_, side in vector.terms):
-            chosen = _checked_missing(missing) or _common_missing(*vectors)
+            chosen = checked_missing(missing) or _common_missing(*vectors)
             return _vector_products(vectors, chosen)
         with self._differences(missing, *others) as differences:
             differences.fetch()
@@ -562,7 +562,7 @@ class LazyModel:
             raise AlnicoError(
                 "the module to fill is an input of the model, and inputs are never changed. Fill a copy."
             )
-        chosen = _checked_missing(missing) or self._tau._missing
+        chosen = checked_missing(missing) or self._tau._missing
         state = self.state_dict(missing=chosen, unrelated=unrelated, threads=threads)
         fill(module, state, partly=chosen == "drop")
         return module
@@ -583,7 +583,7 @@ class LazyModel:
         ]
         if not entries:
             recipe = {"merge_method": "passthrough", "models": [names[self._base]]}
-        if (chosen := _checked_missing(missing) or self._tau._missing or "error") != "error":
+        if (chosen := checked_missing(missing) or self._tau._missing or "error") != "error":
             recipe["missing"] = chosen
         if unrelated != "error":
             recipe["unrelated"] = unrelated
@@ -609,7 +609,7 @@ def recipe_base(recipe: Mapping[str, Any]) -> str:
     return str(recipe.get("base_model") or recipe["models"][0])
 
 
-def _checked_missing(missing: str | None) -> str | None:
+def checked_missing(missing: str | None) -> str | None:
     """Return what to do with missing tensors; None for the default. Errors: RecipeError."""
     if missing is not None and missing not in MISSING:
         raise RecipeError(f"missing is {missing!r}; expected one of {', '.join(MISSING)}. Choose one.")

@@ -1,0 +1,74 @@
+"""`alnico equip --tasks` on real modules: specialists of a tiny BERT, equipped by name from a store and scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alnico
+import made as files
+import made_vectors
+from made_tasks import Made
+
+
+@pytest.fixture
+def store(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with an exact vector of each specialist."""
+    folder = tmp_path / "store"
+    monkeypatch.setenv("ALNICO_STORE", str(folder))
+    base = files.read_file(made.base / "model.safetensors")
+    for name, tuned in made.tuned.items():
+        after = files.read_file(tuned / "model.safetensors")
+        encodings = dict.fromkeys(after, "sparse")
+        made_vectors.write_vector(folder / "vectors" / name / "1", base, after, encodings, name=name)
+    return folder
+
+
+@pytest.mark.usefixtures("store")
+def test_specialists_equipped_by_name_score_as_the_merge_of_the_fine_tunes(
+    made: Made, tmp_path: Path
+) -> None:
+    weights = dict.fromkeys(made.tuned, 0.5)
+    equipped = alnico.equip(made.base, weights, tmp_path / "out", tasks=made.test)
+    recipe = alnico.make_recipe(
+        [str(path) for path in made.tuned.values()],
+        "task_arithmetic",
+        base=str(made.base),
+        weights=list(weights.values()),
+    )
+    alnico.merge(recipe, tmp_path / "merged")
+    card = alnico.evaluate([made.base, tmp_path / "merged"], made.test)
+    assert equipped.controls is not None
+    found = {m.reference: {t: s.value for t, s in m.scores.items()} for m in equipped.controls.card.models}
+    expected = {m.reference: {t: s.value for t, s in m.scores.items()} for m in card.models}
+    assert found["no vector"] == expected[str(made.base)]
+    assert found["equipped"] == expected[str(tmp_path / "merged")]
+    assert equipped.controls.beats_random is True
+
+
+@pytest.mark.usefixtures("store")
+def test_the_command_shows_the_scores_beside_both_controls(made: Made, tmp_path: Path, run: Any) -> None:
+    out = str(tmp_path / "out")
+    code, shown, said = run("equip", str(made.base), "pets:1", "-o", out, "--tasks", str(made.test))
+    assert code == 0, said
+    heads = [line[:30].strip() for line in shown.splitlines()]
+    begin = heads.index("no vector")
+    assert heads[begin : begin + 3] == ["no vector", "equipped", "random vectors, mean of 3"]
+    assert "equipped - no vector" in shown
+    assert "equipped - random vectors" in shown
+    assert shown.splitlines()[-1].startswith("better than random vectors of the same length")
+    code, shown, said = run("unequip", out, "pets", "--json")
+    assert (code, json.loads(shown)["vectors"]) == (0, [])
+    assert files.read_model(Path(out)).keys() == files.read_model(made.base).keys()
+
+
+@pytest.mark.usefixtures("store")
+def test_nothing_is_left_of_the_controls(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    alnico.equip(made.base, ["sky:1"], tmp_path / "out", tasks=made.test)
+    assert list(temporary.iterdir()) == []
