@@ -169,7 +169,7 @@ def as_factors(
 def decode_difference(entry: TensorEntry, parts: Parts, factor: float, first: int, out: np.ndarray) -> None:
     """Fill ``out``, float32 or float64, with ``factor`` times what is stored, from element ``first`` of the tensor on.
 
-    At most :data:`CHUNK` elements. ``factor`` is the entry's scale, times a coefficient. What overflows becomes an
+    ``factor`` is the entry's scale, times a coefficient. What overflows becomes an
     infinity. Errors: ModelError for an encoding that is no difference.
     """
     with np.errstate(all="ignore"):
@@ -272,17 +272,15 @@ def _int4(entry: TensorEntry, parts: Parts, factor: float, first: int, out: np.n
     groups = -(-(stop - start) // GROUP)
     codes = parts.read("codes", start // 2, -(-(stop - start) // 2))
     table = _pair_table(out.dtype.str)
-    real = out.dtype.type
-    scales = parts.read("scales", begin, groups).astype(out.dtype)
-    minimums = parts.read("minimums", begin, groups).astype(out.dtype)
+    by = out.dtype.type(factor)
+    scales = parts.read("scales", begin, groups).astype(out.dtype) * by
+    minimums = parts.read("minimums", begin, groups).astype(out.dtype) * by
     is_whole = start == first and stop == first + out.size and out.size == groups * GROUP
     values = out if is_whole else np.zeros(groups * GROUP, out.dtype)
     np.take(table, codes, out=values.view(table.dtype)[: codes.size], mode="clip")
     matrix = values.reshape(groups, GROUP)
     matrix *= scales[:, None]
     matrix += minimums[:, None]
-    if factor != 1:
-        matrix *= real(factor)
     if not is_whole:
         out[:] = values[first - start : first - start + out.size]
 

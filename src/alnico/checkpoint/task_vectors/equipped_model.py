@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from alnico.checkpoint.lora_adapter import Adapter, check_config
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Origin, Shard, Source, Tensor, TensorSpec, read_tensor
-from alnico.checkpoint.task_vectors.decoders import CHUNK, decode_difference, numbers
+from alnico.checkpoint.task_vectors.addition import combine
+from alnico.checkpoint.task_vectors.decoders import decode_difference, numbers
 from alnico.checkpoint.task_vectors.index_places import READ_BYTES, stream_tensor
 from alnico.checkpoint.task_vectors.known_hashes import KnownHashes, known_hashes
 from alnico.checkpoint.task_vectors.manifest import EXACT, TensorEntry
 from alnico.checkpoint.task_vectors.stored_vector import ADAPTER_CONFIG, StoredVector
 from alnico.checkpoint.tied_weights import TEXT_CONFIGS, tied_copies, untied_config
 from alnico.checkpoint.untied_model import UntiedModel
-from alnico.checkpoint.virtual_read import read_computed
+from alnico.checkpoint.virtual_read import CHUNK, read_computed
 from alnico.errors import MismatchError, NonFiniteError, RecipeError
 from alnico.numerics import dtypes
 from alnico.numerics.sizes import count_of
@@ -328,9 +329,7 @@ class EquippedModel:
         else:
             dtype = np.dtype(dtypes.DTYPES[self.tensors[name].dtype].storage)
             compute = self._patch if how == "patched" else self._add if how == "added" else self._mix
-            read_computed(
-                offset, buffer, dtype, lambda first, out: self._by_chunks(compute, name, first, out)
-            )
+            read_computed(offset, buffer, dtype, partial(compute, name))
 
     def _check_adapter(self, name: str) -> None:
         """Check the files of an adapter by their SHA-256, and the base's tensor, where that was not done yet."""
@@ -343,17 +342,6 @@ class EquippedModel:
                 self.check(entry)
         self._good.add(name)
 
-    def _by_chunks(
-        self, compute: Callable[[str, int, np.ndarray], None], name: str, first: int, out: np.ndarray
-    ) -> None:
-        """Compute elements from ``first`` on, by blocks that begin at a multiple of :data:`CHUNK`. Errors: NonFiniteError,
-        naming the first that is not finite, where there was arithmetic."""
-        at = 0
-        while at < out.size:
-            count = min(CHUNK - (first + at) % CHUNK, out.size - at)
-            compute(name, first + at, out[at : at + count])
-            at += count
-
     def _patch(self, name: str, first: int, out: np.ndarray) -> None:
         """Fill ``out`` with the base's bytes, and new values at the places of the indices."""
         self.base.read_into(name, first * out.itemsize, memoryview(out.view(np.uint8)))
@@ -365,46 +353,80 @@ class EquippedModel:
     def _add(self, name: str, first: int, out: np.ndarray) -> None:
         """Fill ``out`` with the base plus the weighted difference."""
         entry = self.vector.manifest.tensors[name]
-        difference = np.frombuffer(self._buffer("difference", out.nbytes), out.dtype)
-        decode_difference(entry, self.vector.parts(name), entry.scale * self.weight, first, difference)
-        self._read_base(name, first, out)
-        with np.errstate(all="ignore"):
-            out += difference
-        self._check_finite(name, first, out)
+        parts = self.vector.parts(name)
+        factor = entry.scale * self.weight
+        if entry.encoding == "top_k":
+            self._read_base(name, first, out)
+            begin, end = parts.within(first, first + out.size)
+            values = numbers(parts.read("values", begin, end - begin), parts.dtype("values")).astype(
+                out.dtype
+            )
+            with np.errstate(all="ignore"):
+                out[parts.read("indices", begin, end - begin) - first] += out.dtype.type(factor) * values
+            self._check_finite(name, first, out)
+            return
+        if entry.encoding == "difference":
+            added, dtype = parts.read("values", first, out.size), parts.dtype("values")
+        else:
+            added = np.frombuffer(self._buffer("difference", out.nbytes), out.dtype)
+            dtype = "F64" if out.dtype == np.float64 else "F32"
+            decode_difference(entry, parts, factor, first, added)
+            factor = 1.0
+        base, base_dtype = self._base_bytes(name, first, out.size)
+        if not combine(True, base, base_dtype, added.view(np.uint8), dtype, factor, out):
+            self._read_base(name, first, out)
+            with np.errstate(all="ignore"):
+                out += out.dtype.type(factor) * numbers(added, dtype)
+            self._check_finite(name, first, out)
 
     def _mix(self, name: str, first: int, out: np.ndarray) -> None:
         """Fill ``out`` with ``W + weight * (F - W)``; rows that the base lacks are the fine-tune's."""
         entry = self.vector.manifest.tensors[name]
         parts = self.vector.parts(name)
+        weight = out.dtype.type(self.weight)
         common = min(max(self.base.tensors[name].elements - first, 0), out.size)
+        if entry.encoding == "whole":
+            values = parts.read("values", first, out.size)
+            out[common:] = numbers(values[common:], entry.dtype)
+            base, base_dtype = self._base_bytes(name, first, common)
+            if combine(
+                False,
+                base,
+                base_dtype,
+                values[:common].view(np.uint8),
+                entry.dtype,
+                self.weight,
+                out[:common],
+            ):
+                return
         self._read_base(name, first, out[:common])
+        begin, end = (0, common) if entry.encoding == "whole" else parts.within(first, first + out.size)
+        start = first if entry.encoding == "whole" else begin
+        new = numbers(parts.read("values", start, end - begin), entry.dtype).astype(out.dtype)
+        places = (
+            slice(0, common)
+            if entry.encoding == "whole"
+            else parts.read("indices", begin, end - begin) - first
+        )
         with np.errstate(all="ignore"):
-            if entry.encoding == "whole":
-                values = numbers(parts.read("values", first, out.size), entry.dtype).astype(
-                    out.dtype, copy=False
-                )
-                out[common:] = values[common:]
-                out[:common] += out.dtype.type(self.weight) * (values[:common] - out[:common])
-            else:
-                begin, end = parts.within(first, first + out.size)
-                places = parts.read("indices", begin, end - begin) - first
-                values = numbers(parts.read("values", begin, end - begin), entry.dtype).astype(out.dtype)
-                out[places] += out.dtype.type(self.weight) * (values - out[places])
+            out[places] += weight * (new - out[places])
         self._check_finite(name, first, out)
+
+    def _base_bytes(self, name: str, first: int, count: int) -> tuple[np.ndarray, str]:
+        """Return the raw bytes of elements of the base, in this thread's buffer, and their dtype."""
+        dtype = self.base.tensors[name].dtype
+        width = dtypes.DTYPES[dtype].bytes
+        raw = self._buffer("base", count * width)
+        self.base.read_into(name, first * width, raw)
+        return np.frombuffer(raw, np.uint8), dtype
 
     def _read_base(self, name: str, first: int, out: np.ndarray) -> None:
         """Decode elements of the base into ``out``, float32 or float64."""
-        dtype = self.base.tensors[name].dtype
-        if np.dtype(dtypes.DTYPES[dtype].storage) == out.dtype:
-            self.base.read_into(name, first * out.itemsize, memoryview(out.view(np.uint8)))
-            return
-        width = dtypes.DTYPES[dtype].bytes
-        raw = self._buffer("base", out.size * width)
-        self.base.read_into(name, first * width, raw)
+        raw, dtype = self._base_bytes(name, first, out.size)
         if out.dtype == np.float32:
-            dtypes.decode_into(np.frombuffer(raw, np.uint8), dtype, out)
+            dtypes.decode_into(raw, dtype, out)
         else:
-            out[:] = dtypes.decode(np.frombuffer(raw, np.uint8), dtype)
+            out[:] = dtypes.decode(raw, dtype)
 
     def _check_finite(self, name: str, first: int, out: np.ndarray) -> None:
         with np.errstate(all="ignore"):

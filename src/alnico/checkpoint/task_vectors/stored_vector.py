@@ -31,6 +31,7 @@ from alnico.checkpoint.task_vectors.known_hashes import KnownHashes, known_hashe
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest, TensorEntry, read_manifest
 from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference, manifest_of, open_saved
 from alnico.checkpoint.task_vectors.store_folder import PREFIX, vector_folder
+from alnico.checkpoint.virtual_read import CHUNK as BLOCK
 from alnico.errors import ModelError, ResourceError
 
 MOST_HELD = 4
@@ -271,7 +272,7 @@ class StoredVector:
             ),
             default=0,
         )
-        return READ_BYTES + 4 * 8 * CHUNK + factors
+        return READ_BYTES + 4 * 8 * BLOCK + factors
 
     def identity(self) -> list[dict[str, Any]]:
         """What identifies this version: the files, and the manifest by its content."""
