@@ -78,4 +78,7 @@ def read_entry(line: str, where: str) -> Entry:
     """Read a line of an index, of limited length. Errors: ModelError."""
     if len(line) > MAX_LINE or not is_text(line):
         raise ModelError(f"{where}: is longer than {MAX_LINE} characters, or not text; {EXPECTED}")
-    return parse_entry(line, where)
+    entry = parse_entry(line, where)
+    if "\\u" in line and not is_text(entry.line()):
+        raise ModelError(f"{where}: has half of a character (a lone surrogate) and is not text; {EXPECTED}")
+    return entry

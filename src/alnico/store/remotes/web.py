@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 from alnico.checkpoint.network import TIMEOUT, TIMEOUT_SECONDS, read_seconds, web_client
 from alnico.errors import AlnicoError, HubError
-from alnico.store.remotes.remote_files import PIECE_BYTES
 
 
 class WebFiles:
@@ -57,7 +56,7 @@ class WebFiles:
         ):
             self._check_status(path, response.status_code)
             skipped = 0 if response.status_code == 206 else offset
-            for chunk in response.iter_raw(PIECE_BYTES):
+            for chunk in response.iter_raw():
                 data = chunk[skipped:][:size]
                 skipped -= min(skipped, len(chunk))
                 size -= len(data)
