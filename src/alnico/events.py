@@ -9,16 +9,18 @@ from typing import Any, Union
 
 @dataclass(frozen=True)
 class Fetching:
-    """``files`` of the models on the hub, with ``total_bytes``, are downloaded before the merge."""
+    """``files`` of the models on the hub, or of a task vector in a store, with ``total_bytes``, are downloaded; with
+    ``is_upload`` they are sent there."""
 
     models: tuple[str, ...]
     files: int
     total_bytes: int
+    is_upload: bool = False
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """``bytes_done`` more bytes are downloaded; the number is negative if a broken download starts again."""
+    """``bytes_done`` more bytes are downloaded, or sent; the number is negative if a broken download starts again."""
 
     bytes_done: int
 

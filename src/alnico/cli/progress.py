@@ -197,7 +197,10 @@ def _is_shown(done: int, total: int, lines: int) -> bool:
 
 
 def _fetching(event: Fetching) -> str:
-    return f"fetching {event.files} files of {', '.join(event.models)}, {format_size(event.total_bytes)}"
+    names, size = ", ".join(event.models), format_size(event.total_bytes)
+    if event.is_upload:
+        return f"sending {count_of(event.files, 'file')} to {names}, {size}"
+    return f"fetching {event.files} files of {names}, {size}"
 
 
 def _counted(event: Counted) -> str:

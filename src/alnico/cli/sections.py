@@ -14,6 +14,8 @@ SECTIONS = {
         "store update",
         "store show",
         "store verify",
+        "store push",
+        "store pull",
         "store rm",
         "equip",
         "unequip",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from alnico.store.create_options import create_task_vector
 from alnico.store.details import VectorDetails
 from alnico.store.entry import Entry
 from alnico.store.listing import FoundVectors
+from alnico.store.search_hub import base_news
 from alnico.store.searching import LIMIT
 from alnico.store.store import Store
 from alnico.store.updating import StoreUpdate
@@ -237,3 +238,70 @@ def remove_vectors(names: Sequence[str], *, store: str | None = None) -> tuple[E
     for name in names:
         opened.path(name)
     return tuple(entry for name in names for entry in opened.remove(name))
+
+
+def push_from_store(
+    name: str,
+    to: str,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    store: str | None = None,
+    watch: Watcher | None = None,
+) -> str:
+    """Publish a task vector of a store, and print its address: in a folder, on S3 or another file system, or on the hub.
+
+    What is there already is not sent again, so the same command finishes a push that was killed. Any web server can host a
+    folder that was pushed to.
+
+    Options:
+        name: The task vector, NAME or NAME@VERSION.
+        to: A folder, s3://bucket/folder or another address of fsspec, or hf:owner/name.
+        private: Create the repository on the hub as private.
+        message: Message of the commit on the hub.
+        store: The folder of the store; default: yours ($ALNICO_STORE).
+    Errors: those of :meth:`alnico.Store.push`.
+    """
+    return Store(store).push(name, to, private=private, message=message, watch=watch)
+
+
+@dataclass(frozen=True)
+class PulledVector:
+    """A task vector that was pulled into a store; ``notes`` is what is new about it and its base."""
+
+    store: str
+    entry: Entry
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        return f"{self.entry.name}@{self.entry.version}"
+
+    def data(self) -> dict[str, Any]:
+        """Return it as plain data, for ``--json``."""
+        return {"store": self.store, "notes": list(self.notes), **self.entry.data()}
+
+
+def pull_into_store(
+    name: str,
+    *,
+    source: str | None = None,
+    store: str | None = None,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> PulledVector:
+    """Download a task vector into a store, checked by its hashes, and print its name there.
+
+    Options:
+        name: NAME or NAME@VERSION of a remote store; its address and the name, as in https://example.org/vectors/sql@2; or
+            owner/name or owner/name@REVISION on the hub, a task vector or a PEFT adapter.
+        source: The remote store: a folder, https://, s3:// or another address of fsspec; default: the one that had the name
+            when it was last asked.
+        store: The folder of the store; default: yours ($ALNICO_STORE).
+        offline: Use no network, only what was downloaded before.
+    Errors: those of :meth:`alnico.Store.pull`.
+    """
+    opened = Store(store)
+    entry = opened.pull(name, source=source, offline=offline, watch=watch)
+    news = None if offline else base_news(entry.base, entry.base_revision)
+    return PulledVector(opened.place, entry, () if news is None else (news,))

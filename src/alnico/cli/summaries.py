@@ -28,6 +28,8 @@ SUMMARIES = {
     "store update": "Ask the remotes what they have now, and print what is new; or make a new version of a task vector that says something else.",
     "store show": "Print all that is known of a task vector: its manifest, versions, licences, and where it came from.",
     "store verify": "Check every file of a task vector, or of all, against the hashes in its manifest; print what passed.",
+    "store push": "Publish a task vector of a store, and print its address: in a folder, on S3 or another file system, or on the hub.",
+    "store pull": "Download a task vector into a store, checked by its hashes, and print its name there.",
     "store rm": "Remove versions of task vectors (NAME@VERSION), or all versions (NAME), from a store on this machine.",
     "equip": "Put task vectors on a base, each with its weight, and write the model: base + sum of weight * vector. The same command resumes an interrupted merge.",
     "unequip": "Take task vectors off an equipped model: its merge is made again without them, and replaces it when complete.",

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from alnico.checkpoint.durable import copy_file, rename_new, sync_directory, sync_tree
 from alnico.checkpoint.hub import is_repository_id
-from alnico.checkpoint.task_vectors.manifest import MANIFEST, is_file_name, read_manifest
+from alnico.checkpoint.task_vectors.manifest import MANIFEST, is_file_name
 from alnico.checkpoint.task_vectors.store_folder import split_version
+from alnico.checkpoint.task_vectors.stored_vector import open_vector
 from alnico.errors import ModelError, OutputError, RunError
 from alnico.events import Watcher
 from alnico.folders import remove
@@ -44,7 +45,7 @@ def pull_vector(
         with kept.in_use():
             entry = remote.find(name, version)
             files = remote.download(entry, watch)
-            assemble(files, into)
+            assemble(files, into, f"{address}: {entry.name}")
     finally:
         remote.close()
     kept.trim()
@@ -73,7 +74,7 @@ def split_reference(reference: str) -> tuple[str, str]:
     return address, text
 
 
-def assemble(files: Mapping[str, Path], into: Path) -> None:
+def assemble(files: Mapping[str, Path], into: Path, label: str = "") -> None:
     """Make a folder of finished files by links to them, or copies, and give it its name at the end.
 
     Errors: RunError; OutputError if the name is taken; ModelError for a manifest that is damaged.
@@ -88,7 +89,7 @@ def assemble(files: Mapping[str, Path], into: Path) -> None:
                     f"{into}: a file is called {name!r:.80}; expected a plain name. Do not use it."
                 )
             _link_or_copy(path, stage / name)
-        read_manifest(stage)
+        check_stored(stage, label or str(into))
         sync_tree(stage)
         if into.is_dir() and not into.is_symlink() and not any(into.iterdir()):
             into.rmdir()
@@ -103,6 +104,15 @@ def assemble(files: Mapping[str, Path], into: Path) -> None:
     finally:
         with suppress(OSError):
             remove(stage)
+
+
+def check_stored(folder: Path, label: str) -> None:
+    """Check that the headers of a folder are what its manifest says. Errors: ModelError, which calls it by its label."""
+    try:
+        open_vector(folder).close()
+    except ModelError as error:
+        lines = [line.replace(str(folder), label) for line in error.args]
+        raise ModelError(*lines) from None
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from alnico.checkpoint.hub import ListedModel, is_repository_id, latest_commit, list_models
 from alnico.checkpoint.lineage import licence_name
-from alnico.errors import ModelError, visible
+from alnico.errors import HubError, ModelError, visible
 from alnico.store.entry import Entry
 from alnico.store.remotes.hub import vector_name
 from alnico.store.vector_card import TAG
@@ -70,11 +70,18 @@ def search_hub(
 def base_news(base: str | None, revision: str | None) -> str | None:
     """Say that a base on the hub has another revision now than a task vector was made of; None if it has not.
 
-    Errors: HubError. A base that is no repository of the hub, or without a revision, has no news.
+    A base that is no repository of the hub, or without a revision, has no news; nor has any where HF_HUB_OFFLINE is set.
     """
+    from huggingface_hub import constants
+
     if base is None or revision is None or base.count("/") != 1 or not is_repository_id(base):
         return None
-    commit = latest_commit(base)
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        commit = latest_commit(base)
+    except HubError:
+        return f"{base}: {constants.ENDPOINT} did not say whether it has a new revision."
     if commit == revision:
         return None
     return (

@@ -199,7 +199,8 @@ class FileRemote:
             if self._call(target, partial(self._storage.size, target)) != file.size:
                 absent[target] = (path, file)
         if watch is not None and absent:
-            watch(Fetching((self.address,), len(absent), sum(file.size for _, file in absent.values())))
+            total = sum(file.size for _, file in absent.values())
+            watch(Fetching((self.address,), len(absent), total, is_upload=True))
         for target, (path, file) in absent.items():
             if stored_file(path) != file:
                 raise ModelError(
