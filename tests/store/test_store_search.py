@@ -158,7 +158,7 @@ def damaged(store: alnico.Store, how: str) -> None:
         path.unlink()
         with sqlite3.connect(path) as database:
             database.execute("CREATE TABLE vectors (a)")
-            database.execute("PRAGMA user_version = 1")
+            database.execute("PRAGMA user_version = 2")
         database.close()
     elif how == "line":
         with sqlite3.connect(path) as database:

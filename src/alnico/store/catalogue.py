@@ -6,7 +6,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from alnico.checkpoint.files import read_small
@@ -55,27 +54,25 @@ class Catalogue:
 
 def _read_vectors(index: Index, store: Path) -> Iterator[str]:
     """Bring the local entries up to date: the folders of names that changed are read. Yields notes."""
-    known = {path: stamp for path, (stamp, source) in index.stamps().items() if not source}
-    seen = set(known)
-    changed: list[tuple[str, list[Entry], Stamp]] = []
-    different = [
-        (name, times)
-        for name, times in _stamped(store / VECTORS)
-        if is_name(name) and known.pop(f"{VECTORS}/{name}", UNKNOWN) != times.stamp
-    ]
+    seen = index.stamps("")
+    found = _stamps(store / VECTORS)
+    if found == seen:  # of 10,000 names, comparing one by one takes longer than the search
+        return
+    different = [name for name, stamp in found.items() if seen.get(name) != stamp and is_name(name)]
     now = _now(store) if different else 0
-    for name, times in different:
+    changed: list[tuple[str, list[Entry], Stamp]] = []
+    for name in sorted(different):
         entries, problems = _versions(store, name)
         yield from problems
         # A folder with damaged versions is read, and reported, every time.
-        path, stamp = f"{VECTORS}/{name}", UNKNOWN if problems else times.settled(now)
-        if stamp != UNKNOWN or path not in seen or index.versions("", name) != entries:
-            changed.append((name, entries, (path, stamp)))
+        stamp = UNKNOWN if problems else _settled(store / VECTORS / name, found[name], now)
+        if stamp != UNKNOWN or name not in seen or index.versions("", name) != entries:
+            changed.append((name, entries, (name, stamp)))
     if changed:
         index.replace_names(changed)
-    if known:
-        index.replace_names([(path.partition("/")[2], (), None) for path in known])
-        index.forget_stamps(known)
+    if gone := [name for name in seen if name not in found]:
+        index.replace_names([(name, (), None) for name in gone])
+        index.forget_stamps("", gone)
 
 
 def _versions(store: Path, name: str) -> tuple[list[Entry], list[str]]:
@@ -97,20 +94,19 @@ def _versions(store: Path, name: str) -> tuple[list[Entry], list[str]]:
 
 def _read_remotes(index: Index, store: Path) -> Iterator[str]:
     """Bring the entries of remotes up to date, from what they had when they were last asked. Yields notes."""
-    known = {path: seen for path, seen in index.stamps().items() if seen[1]}
-    for name, times in _stamped(store / REMOTES):
-        path = f"{REMOTES}/{name}"
+    known = index.remote_stamps()
+    for name, stamp in _stamps(store / REMOTES).items():
         try:
-            if known.get(path, (UNKNOWN, ""))[0] != times.stamp:
+            if known.get(name, ("", UNKNOWN))[1] != stamp:
                 now = _now(store)
-                address, entries = read_remote(store / path)
-                index.replace(address, entries, (path, times.settled(now)))
-            known.pop(path, None)
+                address, entries = read_remote(store / REMOTES / name)
+                index.replace(address, entries, (name, _settled(store / REMOTES / name, stamp, now)))
+            known.pop(name, None)
         except AlnicoError as error:  # what it had is removed below
             yield str(error)
-    for path, (_, address) in known.items():
+    for name, (address, _) in known.items():
         index.remove(address)
-        index.forget_stamps([path])
+        index.forget_stamps(address, [name])
 
 
 def read_remote(path: Path) -> tuple[str, list[Entry]]:
@@ -131,37 +127,31 @@ def read_remote(path: Path) -> tuple[str, list[Entry]]:
 
 def remote_addresses(store: LocalStore) -> list[str]:
     """Return the addresses of the remotes that vectors were pulled from or pushed to, sorted. Errors: ModelError."""
-    return sorted(
-        read_remote(store.folder / REMOTES / name)[0] for name, _ in _stamped(store.folder / REMOTES)
-    )
+    return sorted(read_remote(store.folder / REMOTES / name)[0] for name in _stamps(store.folder / REMOTES))
 
 
-@dataclass(frozen=True, order=True)
-class _Times:
-    """What changes when a file or folder does: the time of its last change, and its number in the file system."""
-
-    changed_ns: int
-    inode: int
-
-    @property
-    def stamp(self) -> int:
-        return (self.changed_ns ^ self.inode << 8) & MASK
-
-    def settled(self, now_ns: int) -> int:
-        """Return the stamp, or UNKNOWN if another change would leave it the same."""
-        return self.stamp if now_ns - self.changed_ns > SETTLED_NS else UNKNOWN
-
-
-def _stamped(folder: Path) -> list[tuple[str, _Times]]:
-    """Return the names in a folder, sorted, each with its times."""
+def _stamps(folder: Path) -> dict[str, int]:
+    """Return of each name in a folder a number that changes when the file or folder does."""
     try:
         with os.scandir(folder) as entries:
-            found = [(e.name, e.stat(follow_symlinks=False)) for e in entries]
+            return {e.name: _stamp(e.stat(follow_symlinks=False)) for e in entries}
     except FileNotFoundError:
-        return []
+        return {}
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read ({error.strerror}). Check its permissions.") from None
-    return sorted((name, _Times(s.st_mtime_ns, s.st_ino)) for name, s in found)
+
+
+def _stamp(status: os.stat_result) -> int:
+    return (status.st_mtime_ns ^ status.st_ino << 8) & MASK
+
+
+def _settled(path: Path, stamp: int, now_ns: int) -> int:
+    """Return a stamp, or UNKNOWN if another change would leave it the same."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return UNKNOWN
+    return stamp if _stamp(status) == stamp and now_ns - status.st_mtime_ns > SETTLED_NS else UNKNOWN
 
 
 def _now(store: Path) -> int:

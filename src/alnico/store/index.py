@@ -14,7 +14,7 @@ from typing import TypeVar
 from alnico.errors import ModelError, RunError
 from alnico.store.entry import Entry, parse_entry
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Changes when the tables do; an index of another version is made again."""
 
 WAIT_SECONDS = 20.0
@@ -31,7 +31,7 @@ CREATE INDEX bases ON vectors (base);
 CREATE INDEX roots ON vectors (base_root);
 CREATE INDEX contents ON vectors (sha256, source);
 CREATE VIRTUAL TABLE words USING fts5 (name, description, tasks, languages, base, tokenize = 'unicode61 remove_diacritics 2');
-CREATE TABLE seen (path TEXT PRIMARY KEY, stamp INTEGER NOT NULL, source TEXT NOT NULL);
+CREATE TABLE seen (source TEXT NOT NULL, path TEXT NOT NULL, stamp INTEGER NOT NULL, PRIMARY KEY (source, path)) WITHOUT ROWID;
 """
 
 ALL = (1 << 63) - 1
@@ -106,7 +106,7 @@ class Index:
         def write(database: sqlite3.Connection) -> None:
             _forget(database, "source = ?", (source,))
             _insert(database, source, entries)
-            database.executemany(NOTE, [(*stamp, source)] if stamp is not None else [])
+            database.executemany(NOTE, [(source, *stamp)] if stamp is not None else [])
 
         self._write(write)
 
@@ -119,7 +119,7 @@ class Index:
             for name, entries, stamp in names:
                 _forget(database, "source = ? AND name = ?", (source, name))
                 _insert(database, source, entries)
-                database.executemany(NOTE, [(*stamp, source)] if stamp is not None else [])
+                database.executemany(NOTE, [(source, *stamp)] if stamp is not None else [])
 
         self._write(write)
 
@@ -145,18 +145,25 @@ class Index:
 
         self._write(write)
 
-    def stamps(self) -> dict[str, tuple[int, str]]:
-        """Return of each file and folder that the index was made from its stamp and its source."""
+    def stamps(self, source: str) -> dict[str, int]:
+        """Return the stamps of the files and folders that the entries of a source are from, by name."""
         return self._read(
-            lambda database: {
-                p: (s, a) for p, s, a in database.execute("SELECT path, stamp, source FROM seen")
-            }
+            lambda database: dict(
+                database.execute("SELECT path, stamp FROM seen WHERE source = ?", (source,))
+            )
         )
 
-    def forget_stamps(self, paths: Iterable[str]) -> None:
-        """Forget the times of change of files that are gone."""
-        rows = [(path,) for path in paths]
-        self._write(lambda database: database.executemany("DELETE FROM seen WHERE path = ?", rows))
+    def remote_stamps(self) -> dict[str, tuple[str, int]]:
+        """Return the remotes, each with its file's name and stamp, by name."""
+        rows = "SELECT path, source, stamp FROM seen WHERE source != ''"
+        return self._read(lambda database: {p: (s, n) for p, s, n in database.execute(rows)})
+
+    def forget_stamps(self, source: str, names: Iterable[str]) -> None:
+        """Forget the stamps of files and folders of a source that are gone."""
+        rows = [(source, name) for name in names]
+        self._write(
+            lambda database: database.executemany("DELETE FROM seen WHERE source = ? AND path = ?", rows)
+        )
 
     def sources(self) -> list[str]:
         """Return all sources that have entries, sorted."""
