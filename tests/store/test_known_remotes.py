@@ -175,3 +175,18 @@ def test_a_damaged_list_of_a_remote_is_told(tmp_path: Path, here: alnico.Store, 
     there.local.forget_remote(remote)
     file.unlink(missing_ok=True)
     assert not there.search().notes
+
+
+@pytest.mark.parametrize("begin", ["update", "search", "list", "pull"])
+def test_the_first_thing_with_a_new_folder_may_be_a_remote(
+    tmp_path: Path, here: alnico.Store, begin: str
+) -> None:
+    remote = (tmp_path / "remote").as_uri()
+    here.push("sql", remote)
+    new = alnico.Store(remote, folder=tmp_path / "new")
+    if begin == "pull":
+        new.pull("sql")
+    else:
+        getattr(new, begin)()
+    assert new.pull("sql").name == "sql"
+    assert alnico.Store(tmp_path / "new").list().references == ("sql@2",)

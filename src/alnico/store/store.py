@@ -277,6 +277,8 @@ class Store:
     def _refresh(self, offline: bool) -> StoreUpdate:
         self.local.check()
         addresses = [self.address] if self.address is not None else remote_addresses(self.local)
+        if addresses:
+            self.local.begin()  # before the cache is in its folder, which would then not be a store's
         states = refresh(self.local, addresses, cache=self._cache(), offline=offline)
         if states and all(s.problem for s in states):
             raise HubError(*(s.problem for s in states))
