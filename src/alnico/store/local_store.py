@@ -16,6 +16,7 @@ from alnico.checkpoint.durable import exchange, rename_new, sync_directory, sync
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.task_vectors.manifest import is_name
 from alnico.checkpoint.task_vectors.store_folder import (
+    CACHE,
     MARK,
     VECTORS,
     VERSION,
@@ -80,7 +81,7 @@ class LocalStore:
 
     def _is_begun(self) -> bool:
         """Is the folder empty, or as a kill left it before it was a store?"""
-        return self.folder.is_dir() and set(os.listdir(self.folder)) <= OWN_NAMES
+        return self.folder.is_dir() and set(os.listdir(self.folder)) <= {*OWN_NAMES, CACHE}
 
     def begin(self) -> None:
         """Make the store, if it is not there yet. Errors: OutputError, ModelError, RunError."""
