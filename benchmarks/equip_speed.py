@@ -92,7 +92,8 @@ def measure(work: Path, millions: int, rounds: int) -> list[str]:
     make_vectors(base, tuned, store)
     os.environ["ALNICO_STORE"] = str(store)
     warm, cold = work / "warm-cache", work / "cold-cache"
-    kernels = Path(os.environ.get("ALNICO_CACHE_DIR", "")) if "ALNICO_CACHE_DIR" in os.environ else None
+    for left in work.glob(".out.*"):  # of a run that was killed
+        shutil.rmtree(left)
     rows = []
     for kind in ENCODINGS:
         models = tuned["sparse" if kind == "exact sparse" else "dense"]
@@ -107,8 +108,7 @@ def measure(work: Path, millions: int, rounds: int) -> list[str]:
                 shutil.rmtree(out, ignore_errors=True)
                 if what == "cold":
                     shutil.rmtree(cold, ignore_errors=True)
-                    if kernels is not None and kernels.is_dir():
-                        shutil.copytree(kernels, cold, ignore=shutil.ignore_patterns("*hash*"))
+                    shutil.copytree(warm, cold, ignore=shutil.ignore_patterns("hashes"))  # with its kernels
                 cache = cold if what == "cold" else warm
                 words = ("merge", recipe, out) if what == "merge" else ("equip", base, *vectors, "-o", out)
                 took = command(*words, cache=cache)

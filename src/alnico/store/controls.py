@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from alnico.analysis.scores import Estimate
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Source
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.run import run_plan
+from alnico.engine.run import MergeResult, run_plan
 from alnico.engine.stages import close
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.scorecard import ResampledScores, Scorecard, TaskScores, scorecard
+from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import EvaluatedModel, Task, metric_of
 from alnico.events import Scored
 from alnico.folders import temporary_files
@@ -101,26 +101,23 @@ class Controls:
 
 @dataclass
 class ControlRuns:
-    """The scores of one call while it runs. Without tasks nothing is scored."""
+    """The scores of one call while it runs. Models with random vectors are written to ``folder``."""
 
     recipe: Recipe
     tasks: Sequence[Task]
     run: RunOptions
-    folder: Path | None
+    folder: Path
     _scores: dict[str, TaskScores] = field(default_factory=dict)
 
-    def score_base(self, base: str) -> None:
+    def score_base(self) -> None:
         """Score the base. Errors: EvaluationError, ModelError, HubError."""
-        if self.tasks:
-            place = resolve_reference(base, self.recipe.folder)
-            self._score(
-                open_subject(place, label=NO_VECTOR, offline=self.run.offline, may_be_plain=True), NO_VECTOR
-            )
+        place = resolve_reference(self.recipe.base_model or "", self.recipe.folder)
+        self._score(
+            open_subject(place, label=NO_VECTOR, offline=self.run.offline, may_be_plain=True), NO_VECTOR
+        )
 
-    def score_equipped(self, path: Path) -> Controls | None:
+    def score_equipped(self, path: Path) -> Controls:
         """Score the equipped model, then those with random vectors. Errors: as for :meth:`score_base`."""
-        if not self.tasks:
-            return None
         self._score(open_subject(path, label=EQUIPPED, may_be_plain=True), EQUIPPED)
         norms = self._norms()
         labels = [f"{RANDOM} {seed}" for seed in SEEDS]
@@ -154,7 +151,6 @@ class ControlRuns:
 
     def _write_random(self, norms: Mapping[str, Mapping[str, float]], seed: int) -> Path:
         """Merge the recipe with random vectors in the place of the given ones; returns the folder."""
-        assert self.folder is not None
         reference = self.recipe.base_model or ""
         base: Source = open_model(resolve_reference(reference, self.recipe.folder), offline=self.run.offline)
         sources: dict[str, Source] = {reference: base}
@@ -175,15 +171,27 @@ class ControlRuns:
         return out
 
 
-@contextmanager
-def control_runs(recipe: Recipe, tasks: Sequence[Task], run: RunOptions) -> Iterator[ControlRuns]:
-    """Score a recipe's base and output, and controls, which live in a temporary folder until the end."""
-    if not tasks:
-        yield ControlRuns(recipe, tasks, run, None)
-        return
+def score_equipped(
+    recipe: Recipe,
+    tasks: TasksLike,
+    out: Path,
+    merge: Callable[[], MergeResult],
+    run: RunOptions,
+    *,
+    allow_code: bool = False,
+) -> tuple[MergeResult, Controls]:
+    """Score the base, ``merge`` a recipe into ``out``, and score that and the models with random vectors.
+
+    Errors: EvaluationError before the merge for tasks that cannot be read, and for a base that they cannot score; those of
+    the merge.
+    """
+    read = as_tasks(tasks, allow_code=allow_code)
     with temporary_files():
         folder = Path(tempfile.mkdtemp(prefix="alnico-"))
     try:
-        yield ControlRuns(recipe, tasks, run, folder)
+        runs = ControlRuns(recipe, read, run, folder)
+        runs.score_base()
+        result = merge()
+        return result, runs.score_equipped(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

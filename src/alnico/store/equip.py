@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -16,7 +16,6 @@ from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.planner import Planner, single_file_of
 from alnico.engine.run import MergeResult
 from alnico.errors import RecipeError
-from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
 from alnico.methods import find, method_name
@@ -28,8 +27,11 @@ from alnico.recipe.load import load_recipe
 from alnico.recipe.schema import Recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.store.chosen_vectors import ChosenVector, choose_vectors
-from alnico.store.controls import Controls, control_runs
 from alnico.store.pair_interference import PairInterference, interference_of
+
+if TYPE_CHECKING:  # scoring is imported where there are tasks: it takes as long as a small merge
+    from alnico.evaluation.task_file import TasksLike
+    from alnico.store.controls import Controls
 
 ALLOW = "allow"
 
@@ -165,7 +167,6 @@ def equip(
     target = None if out is None else Path(out)
     if target is not None:
         check_publishable(target, is_tried=not dry_run)
-    read_tasks = as_tasks(() if tasks is None else tasks, allow_code=allow_code)
     notes = [note for vector in chosen for note in vector.notes]
     pairs = tuple(interference_of(start, chosen, offline=offline) if interference is None else interference)
     if dry_run:
@@ -175,10 +176,16 @@ def equip(
         notes += plan.notes
         return Equipped(target, start, chosen, pairs, recipe, plan, notes=tuple(dict.fromkeys(notes)))
     assert target is not None
-    with control_runs(recipe, read_tasks, run) as controls:
-        controls.score_base(start)
-        result = planner.merge(recipe, target, overwrite=may_replace, restart=restart)
-        scored = controls.score_equipped(target)
+
+    def merge() -> MergeResult:
+        return planner.merge(recipe, target, overwrite=may_replace, restart=restart)
+
+    if tasks is None:
+        result, scored = merge(), None
+    else:
+        from alnico.store.controls import score_equipped
+
+        result, scored = score_equipped(recipe, tasks, target, merge, run, allow_code=allow_code)
     notes += [*result.plan.notes, *result.notes]
     return Equipped(
         target, start, chosen, pairs, recipe, result.plan, result, scored, tuple(dict.fromkeys(notes))

@@ -10,7 +10,6 @@ from typing import Any
 from alnico.checkpoint.task_vectors.manifest import Manifest
 from alnico.store.chosen_vectors import ChosenVector
 from alnico.store.sketch import interference
-from alnico.store.vector_measures import measure_vectors
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,8 @@ def interference_of(
             )
     read = sorted({i for pair in pairs if pair not in found for i in pair})
     if read:
+        from alnico.store.vector_measures import measure_vectors  # with what reads models
+
         measured = measure_vectors(base, [f"{base}+{vectors[i].reference}" for i in read], offline=offline)
         for i, j in pairs:
             if (i, j) not in found:

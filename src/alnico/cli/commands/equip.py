@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from alnico.analysis.scores import Estimate
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.merge import result_line
 from alnico.cli.commands.plan import plan_text
@@ -15,9 +14,12 @@ from alnico.cli.options import JSON, QUIET, VERBOSE, Flag, dtype_names, method_n
 from alnico.cli.printing import Page, page, say_page
 from alnico.cli.quick import further_options
 from alnico.store.chosen_vectors import ChosenVector, choose_vectors
-from alnico.store.controls import EQUIPPED, NO_VECTOR, RANDOM, Controls
 from alnico.store.equip import Equipped
 from alnico.store.pair_interference import PairInterference, interference_of
+
+if TYPE_CHECKING:
+    from alnico.analysis.scores import Estimate
+    from alnico.store.controls import Controls
 
 MOST_PAIRS = 45
 """The most pairs of vectors that are shown: those of ten vectors."""
@@ -95,6 +97,8 @@ def equipped_text(equipped: Equipped, verbose: int) -> Page:
 
 def control_lines(controls: Controls) -> list[str]:
     """The scores of the equipped model beside those without vectors and with random ones, and the differences."""
+    from alnico.store.controls import EQUIPPED, NO_VECTOR, RANDOM
+
     tasks = [task.name for task in controls.card.tasks]
     heads = "  ".join(f"{_cut(task, 23):>23}" for task in tasks)
     lines = [f"{'score':{NAME}} {'mean':>23}  {heads}"]
