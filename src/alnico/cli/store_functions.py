@@ -6,22 +6,23 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
+from alnico.errors import HubError
 from alnico.events import Watcher
 from alnico.folders import temporary_files
 from alnico.run_options import DEFAULT_BUDGET_BYTES, Size
-from alnico.store.create import Created
-from alnico.store.create_options import create_task_vector
-from alnico.store.details import VectorDetails
 from alnico.store.entry import Entry
 from alnico.store.listing import FoundVectors
-from alnico.store.search_hub import base_news
 from alnico.store.searching import LIMIT
 from alnico.store.store import Store
-from alnico.store.updating import StoreUpdate
-from alnico.store.verify_vectors import StoreVerification
+
+if TYPE_CHECKING:
+    from alnico.store.create import Created
+    from alnico.store.details import VectorDetails
+    from alnico.store.updating import StoreUpdate
+    from alnico.store.verify_vectors import StoreVerification
 
 
 def create_in_store(
@@ -80,6 +81,10 @@ def create_in_store(
         store: The folder of the store; default: yours ($ALNICO_STORE).
     Errors: RecipeError for options that do not go together; MismatchError for models that do not fit; those of reading and writing.
     """
+    from alnico.store.create_options import (
+        create_task_vector,
+    )  # with all that measures, only where it is used
+
     options: dict[str, Any] = {
         "exact": exact, "error": error, "size": size, "tsv": tsv, "encoding": encoding, "description": description,
         "tasks": tasks, "languages": languages, "licence": licence, "training": training, "evaluations": evaluations or (),
@@ -301,7 +306,12 @@ def pull_into_store(
         offline: Use no network, only what was downloaded before.
     Errors: those of :meth:`alnico.Store.pull`.
     """
+    from alnico.store.search_hub import base_news
+
     opened = Store(store)
     entry = opened.pull(name, source=source, offline=offline, watch=watch)
-    news = None if offline else base_news(entry.base, entry.base_revision)
+    try:
+        news = None if offline else base_news(entry.base, entry.base_revision)
+    except HubError as error:  # the task vector is there all the same
+        news = f"whether {entry.base} has another revision by now is not known: {' '.join(error.args)}"
     return PulledVector(opened.place, entry, () if news is None else (news,))

@@ -22,7 +22,7 @@ from alnico.store.entry import Entry
 class FoundVector:
     """A task vector with where it is: ``source`` is empty for the local store, otherwise the address of a remote or ``hub``.
 
-    ``reference`` is what ``pull`` and recipes take. ``cosine`` and ``sign_conflict`` compare it with ``like``, if that was given.
+    ``reference`` is what ``pull`` and recipes take. ``cosine``, with its standard error, and ``sign_conflict`` compare it with ``like``, if that was given.
     ``note`` says what else is known, such as how often the hub counts it as downloaded.
     """
 
@@ -30,6 +30,7 @@ class FoundVector:
     entry: Entry
     source: str = ""
     cosine: float | None = None
+    cosine_error: float | None = None
     sign_conflict: float | None = None
     note: str = ""
 
@@ -37,7 +38,11 @@ class FoundVector:
         """Return it as plain data, for ``--json``."""
         own: dict[str, Any] = {"reference": self.reference, "source": self.source, **self.entry.data()}
         if self.cosine is not None:
-            own |= {"cosine": self.cosine, "sign_conflict": self.sign_conflict}
+            own |= {
+                "cosine": self.cosine,
+                "cosine_error": self.cosine_error,
+                "sign_conflict": self.sign_conflict,
+            }
         return own | ({"note": self.note} if self.note else {})
 
 
@@ -62,6 +67,11 @@ class FoundVectors(Sequence[FoundVector]):
 
     def __iter__(self) -> Iterator[FoundVector]:
         return iter(self.vectors)
+
+    @property
+    def byte_size(self) -> int:
+        """The bytes of all files; what versions share counts once."""
+        return sum({f.sha256: f.size for v in self.vectors for f in v.entry.files.values()}.values())
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -98,7 +108,7 @@ class FoundVectors(Sequence[FoundVector]):
         )
 
 
-COLUMNS = ("name", "base", "tasks", "licence", "size", "error", "where")
+COLUMNS = ("name", "base", "tasks and languages", "licence", "size", "error", "where")
 
 
 def _row(v: FoundVector) -> list[str]:

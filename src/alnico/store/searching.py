@@ -8,17 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from alnico.checkpoint.reference import is_path
-from alnico.checkpoint.task_vectors.manifest import Manifest, read_manifest
+from alnico.checkpoint.task_vectors.manifest import read_manifest
 from alnico.checkpoint.task_vectors.store_folder import VECTORS
 from alnico.errors import ModelError
 from alnico.numerics.numbers import whole_number
-from alnico.store.base_root import root_of_model
 from alnico.store.catalogue import Catalogue
+from alnico.store.entry import entry_of
 from alnico.store.index import ALL, Query
 from alnico.store.listing import FoundVector, FoundVectors
 from alnico.store.local_store import LocalStore
-from alnico.store.search_hub import search_hub
-from alnico.store.sketch import interference
 
 LIMIT = 50
 """Most task vectors that a search returns, unless asked for others."""
@@ -47,6 +45,8 @@ def make_query(
     if base is None:
         return query
     if is_path(os.fspath(base)):
+        from alnico.store.base_root import root_of_model
+
         path = Path(os.path.expanduser(base))
         return replace(query, roots=(root_of_model(path),), rootless=(os.fspath(base), path.resolve().name))
     return replace(query, bases=(os.fspath(base).partition("@")[0],))
@@ -63,6 +63,8 @@ def search_index(store: LocalStore, query: Query, place: str, asked: str) -> Fou
 
 def with_hub(found: FoundVectors, query: Query, base: str | None) -> FoundVectors:
     """Add what the hub has, after what is here. Errors: HubError; ModelError for a base that is not an id of the hub."""
+    from alnico.store.search_hub import search_hub
+
     there = search_hub(
         base,
         query.text.strip(),
@@ -76,12 +78,15 @@ def with_hub(found: FoundVectors, query: Query, base: str | None) -> FoundVector
     return replace(found, vectors=listed, total=found.total + len(more))
 
 
-def sort_by_likeness(store: LocalStore, query: Query, like: Manifest, place: str, asked: str) -> FoundVectors:
-    """Search for the task vectors of the store that have the base of another, the most similar first.
+def sort_by_likeness(store: LocalStore, query: Query, folder: Path, place: str, asked: str) -> FoundVectors:
+    """Search for the task vectors of the store that have the base of the one in ``folder``, most similar first.
 
     Their cosine with it, and the share of signs that differ, are estimated from the sketches in their manifests. Those
     of remotes are not compared, as their manifests are not here. Errors: ModelError, RunError.
     """
+    from alnico.store.sketch import interference
+
+    like, itself = read_manifest(folder), entry_of(folder, 1).sha256
     wanted = replace(query, source="", limit=ALL)
     if like.base.root is not None:
         wanted = replace(wanted, roots=(like.base.root,), rootless=(like.base.id,) if like.base.id else ())
@@ -91,17 +96,21 @@ def sort_by_likeness(store: LocalStore, query: Query, like: Manifest, place: str
     compared, notes = [], list(found.notes)
     for vector in found.vectors[:MOST_COMPARED]:
         entry = vector.entry
+        if entry.sha256 == itself:
+            continue
         try:
             other = read_manifest(store.folder / VECTORS / entry.name / str(entry.version))
         except ModelError as error:
             notes.append(str(error))
             continue
         met = interference(like, other)
-        is_known = bool(met.tensors) or not met.unknown
-        if not is_known:
+        if met.unknown and not met.tensors:
             notes.append(f"{vector.reference}: has no sketches in its manifest, so its cosine is not known.")
-        cosine = met.cosine if is_known else None
-        compared.append(replace(vector, cosine=cosine, sign_conflict=met.sign_conflict if is_known else None))
+            compared.append(vector)
+            continue
+        compared.append(
+            replace(vector, cosine=met.cosine, cosine_error=met.cosine_error, sign_conflict=met.sign_conflict)
+        )
     if len(found) > MOST_COMPARED:
         notes.append(f"{len(found) - MOST_COMPARED} more task vectors of this base were not compared.")
     ordered = sorted(compared, key=lambda v: (v.cosine is None, -(v.cosine or 0.0), v.reference))

@@ -15,23 +15,19 @@ from alnico.checkpoint.task_vectors.store_folder import CACHE, PREFIX, VECTORS, 
 from alnico.errors import AlnicoError, HubError, ModelError
 from alnico.events import Watcher
 from alnico.notebook import name_text, result_line
-from alnico.store.cache import DownloadCache
 from alnico.store.catalogue import Catalogue, remote_addresses
-from alnico.store.check_files import copy_vector
-from alnico.store.details import VectorDetails, describe_vector
 from alnico.store.entry import Entry, entry_of
 from alnico.store.index import ALL, Query
 from alnico.store.listing import FoundVectors
 from alnico.store.local_store import UNFINISHED, LocalStore
-from alnico.store.new_version import Changes, write_changed
-from alnico.store.pull import pull_vector, split_reference
-from alnico.store.push import push_vector
 from alnico.store.searching import LIMIT, make_query, search_index, sort_by_likeness, with_hub, words_of
-from alnico.store.updating import StoreUpdate, moved_bases, newer_versions, refresh
-from alnico.store.verify_vectors import StoreVerification, all_folders, verify_folders
 
 if TYPE_CHECKING:
+    from alnico.store.cache import DownloadCache
+    from alnico.store.details import VectorDetails
     from alnico.store.stored_task_vector import StoredTaskVector
+    from alnico.store.updating import StoreUpdate
+    from alnico.store.verify_vectors import StoreVerification
 
 
 def is_address(text: str) -> bool:
@@ -115,6 +111,8 @@ class Store:
         path = Path(folder).expanduser().absolute()
         if path.is_relative_to(self.folder / UNFINISHED):
             return self.local.publish(path, version)
+        from alnico.store.check_files import copy_vector
+
         manifest = read_manifest(path)
         with self.new_folder() as copy:
             copy_vector(path, copy, manifest)
@@ -171,9 +169,7 @@ class Store:
                     "like and hub are both given; expected one: what is on the hub has no sketches here. Leave one out."
                 )
             asked = words_of(query, base, [f"like {like}"])
-            return sort_by_likeness(
-                self.local, query, read_manifest(self._folder_of(like)), self.place, asked
-            )
+            return sort_by_likeness(self.local, query, self._folder_of(like), self.place, asked)
         if self.address is not None:
             query = replace(query, source=self.address)
         if hub and offline:
@@ -196,6 +192,8 @@ class Store:
 
         Errors: ModelError for one that the store does not have.
         """
+        from alnico.store.details import describe_vector
+
         return describe_vector(self.local, self.path(name))
 
     def verify(
@@ -213,6 +211,8 @@ class Store:
         Errors: VerificationError with a line for each difference; MismatchError for another base; UncheckedError for a vector
         without a signature, or a key that cannot be used; ModelError, HubError.
         """
+        from alnico.store.verify_vectors import all_folders, verify_folders
+
         folders = [self._folder_of(name)] if name is not None else all_folders(self.local)
         return verify_folders(folders, self.folder / VECTORS, base=base, key=key, offline=offline)
 
@@ -248,6 +248,9 @@ class Store:
         Errors: ModelError for a name that the store does not have; AlnicoError for a name without changes, changes without a name,
         or a value that a manifest cannot hold; HubError if there are remotes and none of them answers; OutputError, RunError.
         """
+        from alnico.store.new_version import Changes, write_changed
+        from alnico.store.updating import StoreUpdate
+
         changes = Changes(description, tasks, languages, licence, training, scale, least, most)
         if name is None:
             if not changes.are_none:
@@ -268,6 +271,8 @@ class Store:
 
     def _ask(self, offline: bool) -> None:
         """Ask the remote that the store was opened with what it has. Errors: HubError if it does not answer."""
+        from alnico.store.updating import refresh
+
         if self.address is not None and not offline:
             self.local.remember_remote(self.address)
             (state,) = refresh(self.local, [self.address], cache=self._cache())
@@ -275,6 +280,8 @@ class Store:
                 raise HubError(state.problem)
 
     def _refresh(self, offline: bool) -> StoreUpdate:
+        from alnico.store.updating import StoreUpdate, moved_bases, newer_versions, refresh
+
         self.local.check()
         addresses = [self.address] if self.address is not None else remote_addresses(self.local)
         if addresses:
@@ -303,6 +310,9 @@ class Store:
         and ``message`` are for the hub. Errors: ModelError for one that the store does not have; HubError for a remote that
         cannot be written.
         """
+        from alnico.store.push import push_vector
+        from alnico.store.updating import refresh
+
         place = to or self.address
         if place is None:
             raise AlnicoError(
@@ -336,6 +346,9 @@ class Store:
 
         Errors: ModelError, VerificationError, HubError, RunError.
         """
+        from alnico.store.pull import pull_vector
+        from alnico.store.updating import refresh
+
         address, text = self._find(reference, source)
         with self.new_folder() as folder:
             pulled = pull_vector(
@@ -355,6 +368,8 @@ class Store:
 
     def _find(self, reference: str, source: str | None) -> tuple[str, str]:
         """Return the address of the remote that a reference means, and the name there."""
+        from alnico.store.pull import split_reference
+
         place = source or self.address
         if place is not None:
             return full_address(place), reference
@@ -381,6 +396,8 @@ class Store:
         return next((f.entry for f in reversed(found) if f.entry.sha256 == sha256), None)
 
     def _cache(self) -> DownloadCache:
+        from alnico.store.cache import DownloadCache
+
         return DownloadCache(self.folder / CACHE)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.options import JSON, QUIET, Flag
+from alnico.cli.options import JSON, Flag
 from alnico.cli.printing import Page, page
 from alnico.cli.tables import table_lines
 from alnico.numerics.sizes import count_of, format_size
@@ -14,7 +14,6 @@ from alnico.store.listing import COLUMNS, FoundVectors
     "alnico.cli.store_functions.list_vectors",
     all_versions=Flag(spelled=("--all",)),
     json=JSON,
-    quiet=QUIET,
 )
 def run(call: CommandCall) -> None:
     found = call.invoke()
@@ -29,7 +28,7 @@ def list_text(found: FoundVectors) -> Page:
             [f"{found.store}: has no task vectors. `alnico store create FINETUNED --base BASE` makes one."]
         )
     columns, rows = COLUMNS[:-1], [row[:-1] for row in found.rows()]
-    size = format_size(sum(v.entry.byte_size for v in found))
+    size = format_size(found.byte_size)
     return page(
         [*table_lines(columns, rows), "", f"{count_of(found.total, 'task vector')}, {size}, in {found.store}"]
     )

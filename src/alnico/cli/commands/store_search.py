@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.options import JSON, QUIET, Flag
+from alnico.cli.options import JSON, Flag
 from alnico.cli.printing import Page, page
 from alnico.cli.tables import table_lines
 from alnico.numerics.sizes import count_of
@@ -15,7 +15,6 @@ from alnico.store.listing import COLUMNS, FoundVectors
     base=Flag(metavar="MODEL"),
     limit=Flag(least=1),
     json=JSON,
-    quiet=QUIET,
 )
 def run(call: CommandCall) -> None:
     found = call.invoke()
@@ -36,7 +35,10 @@ def search_text(found: FoundVectors) -> Page:
     if any(v.cosine is not None for v in found):
         columns[1:1] = ["cosine", "sign conflict"]
         for row, v in zip(rows, found, strict=True):
-            known = v.cosine is not None and v.sign_conflict is not None
-            row[1:1] = [f"{v.cosine:+.3f}", f"{v.sign_conflict:.1%}"] if known else ["-", "-"]
+            row[1:1] = (
+                ("-", "-")
+                if v.cosine is None
+                else (f"{v.cosine:+.3f} +- {v.cosine_error:.3f}", f"{v.sign_conflict:.1%}")
+            )
     more = f", the first {len(found)} of them (--limit)" if found.total > len(found) else ""
     return page([*table_lines(columns, rows), "", f"{count_of(found.total, 'task vector')}{more}"])

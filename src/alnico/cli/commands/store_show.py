@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.options import JSON, QUIET, VERBOSE
+from alnico.cli.options import JSON, VERBOSE
 from alnico.cli.printing import Page, page
 from alnico.cli.tables import table_lines
 from alnico.notebook import figure_text
@@ -11,7 +11,7 @@ from alnico.numerics.sizes import format_size
 from alnico.store.details import SCORE_COLUMNS, VectorDetails
 
 
-@command("alnico.cli.store_functions.show_vector", json=JSON, quiet=QUIET, verbose=VERBOSE)
+@command("alnico.cli.store_functions.show_vector", json=JSON, verbose=VERBOSE)
 def run(call: CommandCall) -> None:
     details = call.invoke()
     call.note(details.licence_conflicts)
