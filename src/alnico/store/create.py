@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -593,14 +594,21 @@ class _Creation:
             return ()
         return table_of([d.costs for d in self.done.values()], [d.facts.norm**2 for d in self.done.values()])
 
+    @functools.cached_property
+    def _identities(self) -> tuple[ModelIdentity, ModelIdentity]:
+        """Say which models the fine-tune and the base are, when all of them was read."""
+        pair, texts = self._pair, self._texts
+        name = base_name(pair.base, lineage_of(pair.finetuned), self._details.base_id)
+        base = identity_of(pair.base, pair.files("base"), name, texts.base_vocabulary)
+        if not pair.has_bits:
+            return ModelIdentity(), base
+        name = folder_name(pair.finetuned)
+        return identity_of(pair.finetuned, pair.files("finetuned"), name, texts.own_vocabulary), base
+
     def manifest(self, chosen: Mapping[str, EncodedTensor]) -> Manifest:
         """Return the manifest, without its files."""
         pair, details = self._pair, self._details
-        stated = lineage_of(pair.finetuned)
-        own = ModelIdentity()
-        if pair.has_bits:
-            own = identity_of(pair.finetuned, pair.files("finetuned"), folder_name(pair.finetuned))
-        base = identity_of(pair.base, pair.files("base"), base_name(pair.base, stated, details.base_id))
+        own, base = self._identities
         return Manifest(
             name=self._name,
             base=base,

@@ -20,9 +20,9 @@ from alnico.store.encoders.low_rank import Decomposition, factor_bytes
 from alnico.store.encoders.sign import encode_sign
 from alnico.store.encoders.top_k import encode_top_k
 from alnico.store.spool import NoSpool
-from alnico.store.tensor_change import BLOCK, KeptBytes, TensorChange
+from alnico.store.tensor_change import KeptBytes, TensorChange
 
-SAMPLE = BLOCK
+SAMPLE = 1 << 16
 """Most entries of a tensor that are encoded for an estimate; a tensor of at most so many is encoded whole."""
 
 LARGEST_SIDE = 1024

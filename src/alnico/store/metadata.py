@@ -40,6 +40,9 @@ class Texts:
 
     added_tokens: Mapping[str, int]
     chat_template: str | None
+    own_vocabulary: str | None = None
+    """The hash of the fine-tune's vocabulary, and that of the base's."""
+    base_vocabulary: str | None = None
 
 
 def texts_of(finetuned: Source, base: Source | None) -> Texts:
@@ -55,20 +58,22 @@ def texts_of(finetuned: Source, base: Source | None) -> Texts:
     template = template_of(finetuned.directory)
     if base is not None and template == template_of(base.directory):
         template = None
-    return Texts(added, template)
+    return Texts(added, template, vocabulary_hash(own), vocabulary_hash(other))
 
 
 def vocabulary_hash(vocabulary: Vocabulary | None) -> str | None:
-    """Return the SHA-256 of the tokens with their ids: lines of JSON, ``[id, token]``, in order; None without a tokenizer."""
+    """Return the SHA-256 of the tokens with their ids: ``[[id,token],...]`` in order, as compact JSON in ASCII; None without a
+    tokenizer."""
     if vocabulary is None:
         return None
-    rows = sorted((row, token) for token, row in {**vocabulary.tokens, **vocabulary.added}.items())
-    lines = "".join(f"{json.dumps([row, token])}\n" for row, token in rows)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    rows = sorted([row, token] for token, row in {**vocabulary.tokens, **vocabulary.added}.items())
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
-def identity_of(source: Source, files: Mapping[str, StoredFile], name: str | None) -> ModelIdentity:
-    """Say which model a source is. ``name`` is its id for others, if it is not a repository on the hub."""
+def identity_of(
+    source: Source, files: Mapping[str, StoredFile], name: str | None, vocabulary: str | None = None
+) -> ModelIdentity:
+    """Say which model a source is. ``name`` is its id for others, if it is not a repository on the hub; ``vocabulary`` is its hash."""
     origin = unwrap(source).origin
     dtypes = Counter(t.nominal for t in source.tensors.values() if t.elements)
     return ModelIdentity(
@@ -77,7 +82,7 @@ def identity_of(source: Source, files: Mapping[str, StoredFile], name: str | Non
         root=root_of(files),
         files=dict(files),
         dtype=min(dtypes, key=lambda d: (-dtypes[d], d)) if dtypes else None,
-        vocabulary=vocabulary_hash(read_vocabulary(source.directory)),
+        vocabulary=vocabulary,
         licence=licence_name(lineage_of(source).licence),
     )
 
