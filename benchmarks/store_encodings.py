@@ -5,7 +5,7 @@
 DIR is the work folder of `python benchmarks/quality`, which trains the specialists of docs/quality.md. For each encoding every specialist's
 task vector is made with `alnico.Store.create`'s function, put on the base (`base+PATH`) and scored on its own task's test rows. Nothing is
 chosen. A second table is of a pair as reinforcement learning leaves it: the encoder in bfloat16, and the same after an update so
-small that rounding keeps most entries. Prints the tables; --write puts them into docs/store.md, between the marks. Needs [eval]; takes
+small that rounding keeps most entries. What was made and scored before is read again: remove DIR/vectors and DIR/scores after a change of an encoding. Prints the tables; --write puts them into docs/store.md, between the marks. Needs [eval]; takes
 some minutes.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import alnico
+from alnico.checkpoint.task_vectors.manifest import read_manifest
 from alnico.store.create_options import create_task_vector
 from quality.bench import Bench, Scored
 from quality.parse import CORPORA
@@ -91,11 +92,11 @@ def encodings_table(bench: Bench) -> list[str]:
         sizes, errors, differences = [], [], []
         for task in bench.tasks:
             folder = bench.work / "vectors" / bench.fingerprint[:8] / key / task
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            made = create_task_vector(bench.work / bench.specialist(task), base, folder, task, **options)
+            if not folder.exists():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                create_task_vector(bench.work / bench.specialist(task), base, folder, task, **options)
             sizes.append(sum(p.stat().st_size for p in folder.iterdir()))
-            errors.append(made.manifest.error)
+            errors.append(read_manifest(folder).error)
             scored = right(bench.score(of(f"{base}+{folder}"), "test", task), task)
             differences.append(scored - whole[task])
         lost = fmean(float(d.mean()) for d in differences)

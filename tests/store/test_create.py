@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -389,3 +391,71 @@ def test_the_table_says_what_each_encoding_costs_and_loses(models: tuple[Path, P
         assert options[encoding].error == pytest.approx(created.manifest.error, rel=1e-6)
         assert not options[encoding].is_estimate
     assert options["exact"].byte_size == made(models, tmp_path / "exact", exact=True).byte_size
+
+
+def test_indices_have_64_bits_where_32_would_overflow(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alnico.store.encoders import encoded as encoders
+
+    monkeypatch.setattr(encoders, "LONG_INDICES", 1000)
+    made(models, tmp_path / "vector", exact=True)
+    files = stored(tmp_path / "vector")
+    up = "model.layers.0.mlp.up_proj.weight"
+    assert files[f"{up}.indices"].dtype == np.int64
+    assert files[f"{up}.indices"].tolist() == [3 * 48 + 4, 50 * 48 + 7, 71 * 48 + 47]
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from alnico.run_options import RunOptions
+from alnico.store.create import create_vector
+from alnico.store.target import Target
+
+target = eval(sys.argv[5], {"Target": Target})
+run = RunOptions.of(memory=int(sys.argv[4]))
+create_vector(sys.argv[1], sys.argv[2], Path(sys.argv[3]), name="x", target=target, run=run)
+print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["Target(exact=True)", "Target(encoding='int4')", "Target(size='60MB')"])
+def test_the_memory_stays_in_the_budget(tmp_path: Path, target: str) -> None:
+    """One tensor of 200 MB in each model, and many small ones."""
+    base = {
+        "big": ("F32", numbers(1, 5000, 10_000)),
+        **{f"w{i}": ("F32", numbers(i, 512, 512)) for i in range(40)},
+    }
+    tuned = {n: (t, v + np.float32(0.01) * numbers(99, *v.shape)) for n, (t, v) in base.items()}
+    models = [save_model(tmp_path / n, m) for n, m in (("tuned", tuned), ("base", base))]
+    budget = 600 << 20
+    words = [*map(str, models), str(tmp_path / "v"), str(budget), target]
+    done = subprocess.run([sys.executable, "-c", PEAK, *words], capture_output=True, text=True, check=True)
+    print(f"{int(done.stdout) / 2**20:.0f} MiB of {budget / 2**20:.0f}")
+    assert int(done.stdout) <= budget
+
+
+def test_tensors_with_several_entries_in_a_byte_are_absent_or_whole(tmp_path: Path) -> None:
+    def save(folder: Path, data: bytes) -> Path:
+        header = json.dumps(
+            {
+                "w": {"dtype": "F4", "shape": [8], "data_offsets": [0, 4]},
+                "v": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+            }
+        )
+        header += " " * (-len(header) % 8)
+        folder.mkdir()
+        raw = len(header).to_bytes(8, "little") + header.encode() + data + bytes(4)
+        (folder / "model.safetensors").write_bytes(raw)
+        return folder
+
+    base, same, other = (
+        save(tmp_path / n, d) for n, d in (("base", b"abcd"), ("same", b"abcd"), ("other", b"abce"))
+    )
+    equal = create_vector(same, base, tmp_path / "v", name="x").manifest.tensors["w"]
+    assert (equal.encoding, equal.dtype) == ("absent", "F4")
+    changed = create_vector(other, base, tmp_path / "u", name="x").manifest.tensors["w"]
+    assert changed.encoding == "whole"
+    assert encoded_part(tmp_path / "u", "w") == b"abce"

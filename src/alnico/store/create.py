@@ -37,6 +37,7 @@ from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.digest import PieceHasher, TensorDigest
 from alnico.numerics.sizes import format_size
+from alnico.output.disk_space import check_space
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, BYTES_A_TENSOR
 from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.store.adapter_layout import AdapterLayout
@@ -653,6 +654,7 @@ class _Creation:
     ) -> Manifest:
         """Write all files; return the manifest with them. Errors: RunError; ModelError for names that collide."""
         plain, factors = self._files_of(chosen)
+        check_space(artifact.path, sum(part.size for part in (*plain.values(), *factors.values())))
         artifact.write_tensors(plain, self._spool, self._max_shard_bytes)
         adapter = self._layout.adapter(chosen, manifest.base.id)
         if adapter is not None:

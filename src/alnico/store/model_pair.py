@@ -71,6 +71,8 @@ class ModelPair:
 
     def fetch(self, run: RunOptions) -> None:
         """Download what is read of models on the hub. Errors: HubError."""
+        if not self.has_bits:
+            self.finetuned.fetch([])
         own = self.finetuned.absent([pair.own for pair in self.tensors], False)
         base = self.base.absent([pair.name for pair in self.tensors if pair.base is not None], False)
         fetch_files([self.finetuned, self.base], [own, base], run.watch)
@@ -224,7 +226,7 @@ def open_adapter_pair(adapter: Adapter, base: Any, run: RunOptions) -> ModelPair
 def _terms_of(finetuned: Any, run: RunOptions) -> tuple[Sequence[Term] | None, str]:
     """Return the terms of a task vector, or of a file of one; None for a model."""
     if is_task_vector(finetuned):
-        return finetuned.terms, "error"
+        return finetuned.terms, finetuned._missing or "error"
     path = path_of(finetuned)
     if (
         path is not None

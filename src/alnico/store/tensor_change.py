@@ -202,8 +202,12 @@ class TensorChange:
         )
 
     def _count_changed(self) -> int:
-        if self.width == 0:
-            return self.elements
+        if self.width == 0:  # several entries share a byte
+            assert self.base_bytes is not None
+            own, base, size = self.own_bytes, self.base_bytes, self.finetuned.byte_size
+            parts = ((at, min(BLOCK, size - at)) for at in range(0, size, BLOCK))
+            is_equal = all(np.array_equal(own.read(*part), base.read(*part)) for part in parts)
+            return 0 if is_equal else self.elements
         return sum(len(self.changed_at(first, last)) for first, last in self.spans())
 
     def _effective_rank(self, norm: float) -> float | None:
