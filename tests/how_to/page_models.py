@@ -20,7 +20,7 @@ from real import installed
 PREPARED: dict[str, Callable[[Path], None]] = {}
 """By the name of the page."""
 
-SCORED = ("average-checkpoints", "choose-a-method", "curve")
+SCORED = ("average-checkpoints", "choose-a-method", "curve", "share-task-vectors")
 """Pages whose commands score models: their processes have imported what that needs."""
 SCORING = ("torch", "transformers")
 
@@ -204,7 +204,7 @@ def large_models(folder: Path) -> None:
     (folder / "small.yml").write_text(recipe.replace("70b", "small"))
 
 
-@prepares("choose-a-method", "curve")
+@prepares("choose-a-method", "curve", "share-task-vectors")
 def specialists(folder: Path) -> None:
     """A base and its specialists of three tasks, with examples to choose by and others to report on."""
     import torch

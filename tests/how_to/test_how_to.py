@@ -37,6 +37,7 @@ TITLES = {
     "from-mergekit": "Move over from mergekit",
     "notebook": "Use alnico from a notebook",
     "publish": "Publish a merge",
+    "share-task-vectors": "Share a task vector, and equip a base with it",
     "platforms": "macOS and Windows",
     "cite": "Cite alnico",
 }

@@ -190,3 +190,23 @@ def test_the_first_thing_with_a_new_folder_may_be_a_remote(
         getattr(new, begin)()
     assert new.pull("sql").name == "sql"
     assert alnico.Store(tmp_path / "new").list().references == ("sql@2",)
+
+
+def test_a_folder_that_is_a_store_gets_the_vector_as_its_own(
+    tmp_path: Path, here: alnico.Store, there: alnico.Store
+) -> None:
+    there.add(write_vector(tmp_path / "own", "own", value=4))
+    assert here.push("sql@1", os.fspath(there.folder)) == f"{there.folder}/sql@1"
+    there.verify()
+    assert there.list().references == ("own@1", "sql@1")
+    assert not (there.folder / "index.jsonl").exists()
+    assert here.pull("own", source=os.fspath(there.folder)).name == "own"
+    here.verify("own")
+
+
+def test_a_published_folder_is_opened_as_a_remote(tmp_path: Path, here: alnico.Store) -> None:
+    here.push("sql", os.fspath(tmp_path / "public"))
+    published = alnico.Store(tmp_path / "public", folder=tmp_path / "new")
+    assert published.address == os.fspath(tmp_path / "public")
+    assert published.search(task="sql").references == ("sql@2",)
+    assert sorted(p.name for p in (tmp_path / "public").iterdir()) == ["index.jsonl", "objects", "vectors"]

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, read_manifest
-from alnico.checkpoint.task_vectors.store_folder import CACHE, PREFIX, VECTORS, split_version, vector_folder
+from alnico.checkpoint.task_vectors.store_folder import (
+    CACHE,
+    MARK,
+    PREFIX,
+    VECTORS,
+    split_version,
+    vector_folder,
+)
 from alnico.errors import AlnicoError, HubError, ModelError
 from alnico.events import Watcher
 from alnico.notebook import name_text, result_line
@@ -20,6 +27,7 @@ from alnico.store.entry import Entry, entry_of
 from alnico.store.index import ALL, Query
 from alnico.store.listing import FoundVectors
 from alnico.store.local_store import UNFINISHED, LocalStore
+from alnico.store.remotes.layout import INDEX_FILE
 from alnico.store.searching import LIMIT, make_query, search_index, sort_by_likeness, with_hub, words_of
 
 if TYPE_CHECKING:
@@ -39,6 +47,12 @@ def is_address(text: str) -> bool:
     return "://" in text or text.startswith("hf:")
 
 
+def is_published(place: str) -> bool:
+    """Is a folder what :meth:`Store.push` writes, a remote that others may read, and not a store of one's own?"""
+    folder = Path(place).expanduser()
+    return (folder / INDEX_FILE).is_file() and not (folder / MARK).is_file()
+
+
 class Store:
     """A store of task vectors: a folder, or a remote together with the user's own folder.
 
@@ -56,7 +70,8 @@ class Store:
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
         text = None if place is None else os.fspath(place)
-        self.address: str | None = text if text is not None and is_address(text) else None
+        is_remote = text is not None and (is_address(text) or is_published(text))
+        self.address: str | None = full_address(text) if text is not None and is_remote else None
         if self.address is None and place is not None and folder is not None:
             raise ModelError(
                 f"place is {text!r}, a folder, and folder is {os.fspath(folder)!r}; expected one of them. Give a folder only with "
@@ -305,7 +320,7 @@ class Store:
     ) -> str:
         """Push a task vector to a remote, and return its address there.
 
-        ``to`` is a folder, ``s3://bucket/folder`` or another file system, or ``hf:owner/name``; the default is the remote that the
+        ``to`` is a folder (a new one becomes a remote; of a store it gets the next version), ``s3://bucket/folder`` or another file system, or ``hf:owner/name``; the default is the remote that the
         store was opened with. What is there already is not sent again, so the same call finishes a push that was killed. ``private``
         and ``message`` are for the hub. Errors: ModelError for one that the store does not have; HubError for a remote that
         cannot be written.
@@ -322,6 +337,9 @@ class Store:
         folder = self.path(name)
         entry = entry_of(folder, int(folder.name))
         address = full_address(place)
+        if (other := _store_at(address)) is not None:
+            added = other.add(folder)
+            return f"{address}/{added.name}@{added.version}"
         there = push_vector(
             folder, entry, address, private=private, message=message, cache=self._cache(), watch=watch
         )
@@ -350,6 +368,9 @@ class Store:
         from alnico.store.updating import refresh
 
         address, text = self._find(reference, source)
+        if (other := _store_at(address)) is not None:
+            folder = other.path(text)
+            return self.add(folder, version=int(folder.name))
         with self.new_folder() as folder:
             pulled = pull_vector(
                 text, folder, source=address, cache=self._cache(), offline=offline, watch=watch
@@ -399,6 +420,11 @@ class Store:
         from alnico.store.cache import DownloadCache
 
         return DownloadCache(self.folder / CACHE)
+
+
+def _store_at(address: str) -> Store | None:
+    """Return the store in a folder that is one, not a remote: its vectors have their files in their own folders."""
+    return Store(address) if (Path(address) / MARK).is_file() else None
 
 
 def full_address(place: str) -> str:
