@@ -14,6 +14,7 @@ from alnico.checkpoint.source import Model
 from alnico.engine.planner import Planner
 from alnico.engine.run import MergeResult
 from alnico.engine.stages import plan_stages, run_stages
+from alnico.errors import RecipeError
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
 from alnico.methods import find, known_methods
@@ -219,12 +220,20 @@ def open_model(model: str | os.PathLike[str], *, offline: bool = False) -> Model
 
 
 @ieee_arithmetic()
-def schema(*, search: bool = False) -> dict[str, Any]:
+def schema(*, search: bool = False, task_vector: bool = False) -> dict[str, Any]:
     """Return the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults.
 
     Options:
         search: The schema of the recipes that `alnico search` takes, with ranges in place of values.
+        task_vector: The schema of taskvector.json, the manifest of a stored task vector.
+    Errors: RecipeError for both at once.
     """
+    if search and task_vector:
+        raise RecipeError("search and task_vector are both given; expected one of the two. Leave one out.")
+    if task_vector:
+        from alnico.checkpoint.task_vectors.manifest_schema import manifest_schema
+
+        return manifest_schema()
     from alnico.tune.search.json_schema import search_schema
 
     return search_schema() if search else json_schema()

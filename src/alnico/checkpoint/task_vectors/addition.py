@@ -1,4 +1,4 @@
-"""Adds stored differences to a base in one pass over its bytes, by a compiled kernel or with numpy: the same bits."""
+"""Adds stored differences to a base in one pass over its bytes, compiled or with numpy: the same bits."""
 
 from __future__ import annotations
 

@@ -184,7 +184,10 @@ class Manifest:
 
 
 def format_manifest(manifest: Manifest) -> str:
-    """Return the text of ``taskvector.json``: one line per tensor, without what is absent."""
+    """Return the text of ``taskvector.json``: one line per tensor, without what is absent.
+
+    Errors: ModelError for a manifest that could not be read again.
+    """
     data = {"format": FORMAT, "version": FORMAT_VERSION, **_plain(manifest)}
     lines = []
     for key, value in data.items():
@@ -193,7 +196,9 @@ def format_manifest(manifest: Manifest) -> str:
             lines.append(f" {_json(key)}: {{\n{rows}\n }}")
         else:
             lines.append(f" {_json(key)}: {_json(value)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    parse_manifest(json.loads(text), MANIFEST)
+    return text
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -260,7 +265,7 @@ class _Reader:
         if data.get("format") != FORMAT:
             raise self.wrong("format", data.get("format"), repr(FORMAT))
         version = data.get("version")
-        if type(version) is not int or version != FORMAT_VERSION:
+        if type(version) not in (int, float) or version != FORMAT_VERSION:
             raise ModelError(
                 f"{self._where}: has version {version!r:.40} of the format; this alnico reads version {FORMAT_VERSION}. "
                 "Update alnico, or get another version of the task vector."
@@ -430,6 +435,8 @@ class _Reader:
         return value
 
     def whole(self, at: str, value: Any) -> int:
+        if type(value) is float and value.is_integer() and abs(value) < 1 << 53:
+            value = int(value)  # 2.0 is the number 2 in JSON
         if type(value) is not int or not 0 <= value < 1 << 63:
             raise self.wrong(at, value, "a whole number, 0 or more")
         return value
