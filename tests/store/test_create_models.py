@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -259,6 +260,40 @@ def test_rows_of_new_tokens_are_stored_with_the_table(tmp_path: Path) -> None:
     assert entry.base is not None
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_files_in_any_order_have_their_hashes(tmp_path: Path, order: int) -> None:
+    names = list(plain())[::order]
+    tuned = save_model(tmp_path / "tuned", changed(plain()))
+    base = tmp_path / "base"
+    for i, part in enumerate((names[:1], names[1:]), 1):
+        save_file(base / f"model-0000{i}-of-00002.safetensors", {n: plain()[n] for n in part})
+    manifest = create_vector(tuned, base, tmp_path / "v", name="x", target=Target(exact=True)).manifest
+    data = {p.name: p.read_bytes() for p in base.iterdir()}
+    assert {n: f.sha256 for n, f in manifest.base.files.items()} == {
+        n: hashlib.sha256(d).hexdigest() for n, d in data.items()
+    }
+    lines = sorted(f"{hashlib.sha256(d).hexdigest()}  {len(d)}  {n}\n" for n, d in data.items())
+    assert manifest.base.root == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_a_sum_that_cancels_changes_nothing(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    tuned, base = folders
+    tau = alnico.TaskVector(tuned, base)
+    created = create_vector(tau - tau, base, tmp_path / "v", name="x")
+    assert created.encodings == {"absent": 3}
+    assert on_base(base, tmp_path / "v", Q) == encoded(*plain()[Q])
+
+
+def test_a_base_with_other_names_gives_its_names_to_the_task_vector(tmp_path: Path) -> None:
+    base = {f"bert.{n}": v for n, v in plain().items()}
+    tuned = changed(plain())
+    folders = save_model(tmp_path / "tuned", tuned), save_model(tmp_path / "base", base)
+    created = create_vector(*folders, tmp_path / "v", name="x")
+    assert set(created.manifest.tensors) == set(base)
+    assert on_base(folders[1], tmp_path / "v", f"bert.{Q}") == encoded(*tuned[Q])
+    assert on_base(save_model(tmp_path / "other", plain()), tmp_path / "v", f"bert.{Q}") == encoded(*tuned[Q])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_value_that_is_not_finite_is_named(tmp_path: Path, bad: float) -> None:
     tuned = changed(plain())
@@ -462,7 +497,7 @@ def test_memory_that_is_too_small_is_refused_with_what_is_needed(
 
 def test_other_models_and_no_base_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     other = save_model(tmp_path / "other", {"a": ("F32", numbers(1, 3, 4))})
-    with pytest.raises(MismatchError, match="no tensor of one name and shape"):
+    with pytest.raises(MismatchError, match=r"share 0 tensors of one name and shape, of 1 and 3"):
         create_vector(other, folders[1], tmp_path / "v", name="x")
     with pytest.raises(ModelError, match="base is missing"):
         create_vector(folders[0], None, tmp_path / "v", name="x")

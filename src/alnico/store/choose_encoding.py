@@ -53,6 +53,8 @@ class EncodingTask:
             return [EncodedTensor("absent", "absent")]
         if not change.has_difference:
             return [encode_exact(change, spool)]
+        if not change.facts.norm and not change.has_bits:
+            return [EncodedTensor("absent", "absent")]
         if target.exact:
             return [encode_exact(change, spool)]
         if (

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.adapter_changes import adapter_effect
+from alnico.checkpoint.dequantised_model import DequantisedModel
 from alnico.checkpoint.duplicate_tensors import find_original
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
@@ -29,10 +30,11 @@ from alnico.methods import find
 from alnico.methods.base import MatrixMethod
 from alnico.models.open_models import is_task_vector, name_model, open_models, path_of
 from alnico.numerics.dtypes import DTYPES
+from alnico.numerics.sizes import count_of
 from alnico.plan.job import stack_of
 from alnico.plan.statistics_inputs import why_no_matrix
 from alnico.run_options import RunOptions
-from alnico.store.weight_hashes import HashingModel
+from alnico.store.weight_hashes import HashingModel, hashed_files
 from alnico.values.differences import Differences
 from alnico.values.displaced_model import read_values
 from alnico.values.operands import Term
@@ -79,6 +81,9 @@ class ModelPair:
 
     def files(self, side: str) -> dict[str, StoredFile]:
         """Return the files of ``finetuned`` or ``base`` with their hashes; empty for a model in memory."""
+        source = unwrap(self.finetuned if side == "finetuned" else self.base)
+        if isinstance(source, DequantisedModel):
+            return hashed_files(source.shards, source.origin)
         return self.hashed[side].files() if side in self.hashed else {}
 
     def __enter__(self) -> ModelPair:
@@ -265,11 +270,12 @@ def _match(own: Source, base: Source, has_bits: bool) -> tuple[list[PairedTensor
                 continue
         pairs.append(pair(name, name))
     fitting = sum(p.base is not None and p.base.shape == p.finetuned.shape for p in pairs)
-    if not fitting:
+    if not fitting or (has_bits and 2 * fitting < min(len(pairs), len(base.tensors))):
         raise MismatchError(
-            f"{own.label} and {base.label} have no tensor of one name and shape; expected a fine-tune and the model it was "
-            "tuned from. Check that both are the right models."
+            f"{own.label} and {base.label} share {count_of(fitting, 'tensor')} of one name and shape, of {len(own.tensors)} and "
+            f"{len(base.tensors)}; expected a fine-tune and the model it was tuned from. Check that both are the right models."
         )
+    alone = []
     for name in base.tensors:
         if name in own.tensors:
             continue
@@ -279,7 +285,10 @@ def _match(own: Source, base: Source, has_bits: bool) -> tuple[list[PairedTensor
         if original is not None:
             pairs.append(pair(name, original))
         else:
-            notes.append(f"{name}: {own.label} has no such tensor; on a base it stays as it is.")
+            alone.append(name)
+    if alone:
+        more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
+        notes.append(f"{alone[0]}{more}: {own.label} has no such tensor; on a base it stays as it is.")
     without = [p.name for p in pairs if p.base is None]
     if without:
         notes.append(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import open_binary
-from alnico.checkpoint.source import SourceWrapper, Tensor
+from alnico.checkpoint.source import Origin, Shard, SourceWrapper, Tensor
 from alnico.checkpoint.task_vectors.manifest import StoredFile
 from alnico.errors import ModelError
 
@@ -28,12 +28,8 @@ class HashingModel(SourceWrapper):
         self.notes = model.notes
         self._states: dict[str, tuple[Any, int]] = {}
         self._shard_of = {t.name: shard for shard in model.shards for t in shard.header.tensors}
-        self._sizes = {shard.name: shard.size for shard in model.shards}
-        self._paths = {shard.name: shard.path for shard in model.shards}
-        self._stated: dict[str, str] = {}
-        if model.origin is not None:
-            hashes: Mapping[str, str] = getattr(model.origin, "hashes", {})
-            self._stated = {name: hashes[name] for name in self._sizes if name in hashes}
+        self._shards = model.shards
+        self._stated = _stated_hashes(model.shards, model.origin)
 
     @property
     def shards(self) -> Any:
@@ -54,17 +50,18 @@ class HashingModel(SourceWrapper):
         place = self.wrapped.place_of(name)
         if place is None:
             return
-        state, position = self._states.get(shard.name) or self._begun(shard.name, shard.header.data_begin)
+        state, position = self._states.get(shard.name) or self._begun(shard)
         first = place[1] + offset
         if first <= position < first + len(buffer):
             state.update(buffer[position - first :])
             position = first + len(buffer)
         self._states[shard.name] = state, position
 
-    def _begun(self, name: str, data_begin: int) -> tuple[Any, int]:
+    @staticmethod
+    def _begun(shard: Shard) -> tuple[Any, int]:
         """Hash what comes before the first tensor: the header."""
-        state, size = hashlib.sha256(), 0
-        with open_binary(self._paths[name]) as file:
+        state, size, data_begin = hashlib.sha256(), 0, shard.header.data_begin
+        with open_binary(shard.path) as file:
             while size < data_begin and (data := file.read(min(READ_BYTES, data_begin - size))):
                 state.update(data)
                 size += len(data)
@@ -72,30 +69,43 @@ class HashingModel(SourceWrapper):
 
     def files(self) -> dict[str, StoredFile]:
         """Return all files of weights with their hashes. Errors: ModelError."""
-        return {name: StoredFile(size, self._sha256(name, size)) for name, size in self._sizes.items()}
+        return {
+            s.name: StoredFile(s.size, self._stated.get(s.name) or _sha256(s, *self._states.get(s.name, ())))
+            for s in self._shards
+        }
 
-    def _sha256(self, name: str, size: int) -> str:
-        if name in self._stated:
-            return self._stated[name]
-        path = self._paths[name]
-        state, position = self._states.get(name) or (hashlib.sha256(), 0)
-        try:
-            if position < size:
-                with open_binary(path) as file:
-                    file.seek(position)
-                    while data := file.read(READ_BYTES):
-                        state.update(data)
-                        position += len(data)
-        except OSError as error:
-            raise ModelError(
-                f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
-            ) from None
-        if position != size:
-            raise ModelError(
-                f"{path}: changed while it was read (it had {size} bytes, now {position}); expected an unchanged file. Run the "
-                "command again when nothing writes to the file."
-            )
-        return str(state.hexdigest())
+
+def hashed_files(shards: Sequence[Shard], origin: Origin | None) -> dict[str, StoredFile]:
+    """Return files of weights with the hashes that the hub states, or those of their bytes. Errors: ModelError."""
+    stated = _stated_hashes(shards, origin)
+    return {s.name: StoredFile(s.size, stated.get(s.name) or _sha256(s)) for s in shards}
+
+
+def _stated_hashes(shards: Sequence[Shard], origin: Origin | None) -> dict[str, str]:
+    hashes: Mapping[str, str] = getattr(origin, "hashes", {})
+    return {shard.name: hashes[shard.name] for shard in shards if shard.name in hashes}
+
+
+def _sha256(shard: Shard, state: Any = None, position: int = 0) -> str:
+    """Return the hash of a file, of which ``position`` bytes are in ``state``. Errors: ModelError."""
+    state = hashlib.sha256() if state is None else state
+    try:
+        if position < shard.size:
+            with open_binary(shard.path) as file:
+                file.seek(position)
+                while data := file.read(READ_BYTES):
+                    state.update(data)
+                    position += len(data)
+    except OSError as error:
+        raise ModelError(
+            f"{shard.path}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from None
+    if position != shard.size:
+        raise ModelError(
+            f"{shard.path}: changed while it was read (it had {shard.size} bytes, now {position}); expected an unchanged file. Run "
+            "the command again when nothing writes to the file."
+        )
+    return str(state.hexdigest())
 
 
 def root_of(files: Mapping[str, StoredFile]) -> str | None:
