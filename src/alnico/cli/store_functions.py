@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
-from alnico.errors import HubError
 from alnico.events import Watcher
 from alnico.folders import temporary_files
 from alnico.run_options import DEFAULT_BUDGET_BYTES, Size
@@ -310,8 +309,5 @@ def pull_into_store(
 
     opened = Store(store)
     entry = opened.pull(name, source=source, offline=offline, watch=watch)
-    try:
-        news = None if offline else base_news(entry.base, entry.base_revision)
-    except HubError as error:  # the task vector is there all the same
-        news = f"whether {entry.base} has another revision by now is not known: {' '.join(error.args)}"
+    news = None if offline else base_news(entry.base, entry.base_revision)
     return PulledVector(opened.place, entry, () if news is None else (news,))

@@ -304,10 +304,8 @@ class Store:
         states = refresh(self.local, addresses, cache=self._cache(), offline=offline)
         if states and all(s.problem for s in states):
             raise HubError(*(s.problem for s in states))
-        moved, notes = ([], []) if offline else moved_bases(self.local)
-        return StoreUpdate(
-            self.place, tuple(states), tuple(newer_versions(self.local)), tuple(moved), notes=tuple(notes)
-        )
+        moved = [] if offline else moved_bases(self.local)
+        return StoreUpdate(self.place, tuple(states), tuple(newer_versions(self.local)), tuple(moved))
 
     def push(
         self,
@@ -375,12 +373,22 @@ class Store:
             pulled = pull_vector(
                 text, folder, source=address, cache=self._cache(), offline=offline, watch=watch
             )
-            sha256 = entry_of(pulled, 1).sha256
-            self.local.remember_remote(address)
-            refresh(self.local, [address], cache=self._cache(), offline=offline)
-            there = self._entry_there(address, sha256)
-            entry = self.local.publish(pulled, there.version if there is not None else None)
-        origin: dict[str, Any] = {"source": address, "reference": text}
+            found = entry_of(pulled, 1)
+            home = address
+            if is_on_hub(
+                address
+            ):  # one vector, at the commit that was asked for; an update asks for the latest
+                home = address.partition("@")[0]
+                there: Entry | None = found
+                self.local.note_entries(home, [found])
+            else:
+                self.local.remember_remote(address)
+                refresh(self.local, [address], cache=self._cache(), offline=offline)
+                there = self._entry_there(address, found.sha256)
+            entry = self.local.publish(
+                pulled, there.version if there is not None and not is_on_hub(address) else None
+            )
+        origin: dict[str, Any] = {"source": home, "reference": text or reference}
         if there is not None:
             origin |= {"name": there.name, "version": there.version}
         if not self.local.origin(entry.name, entry.version):
@@ -425,6 +433,15 @@ class Store:
 def _store_at(address: str) -> Store | None:
     """Return the store in a folder that is one, not a remote: its vectors have their files in their own folders."""
     return Store(address) if (Path(address) / MARK).is_file() else None
+
+
+def is_on_hub(address: str) -> bool:
+    """Is a full address a repository of the hub?
+
+    >>> is_on_hub("hf:owner/name@v1"), is_on_hub("owner/name"), is_on_hub("/srv/vectors"), is_on_hub("s3://a/b")
+    (True, True, False, False)
+    """
+    return address.startswith("hf:") or not (is_address(address) or os.path.isabs(address))
 
 
 def full_address(place: str) -> str:

@@ -34,8 +34,8 @@ class StoreUpdate:
     """What an update found, or the version that it made.
 
     ``newer`` are sentences about pulled task vectors whose remote has a later version, ``moved`` about bases that have another
-    revision on the hub by now, and ``notes`` about what could not be asked. ``made`` is the new version of a task vector whose
-    description was changed.
+    revision on the hub by now, or about which it did not answer. ``made`` is the new version of a task vector whose description
+    was changed.
     """
 
     store: str
@@ -43,7 +43,6 @@ class StoreUpdate:
     newer: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
     made: Entry | None = None
-    notes: tuple[str, ...] = ()
 
     def data(self) -> dict[str, Any]:
         """Return it as plain data, for ``--json``."""
@@ -53,7 +52,6 @@ class StoreUpdate:
             "newer": list(self.newer),
             "moved": list(self.moved),
             "made": None if self.made is None else self.made.data(),
-            "notes": list(self.notes),
         }
 
     def __repr__(self) -> str:
@@ -73,7 +71,6 @@ class StoreUpdate:
             *([ResultTable(("remote", "task vectors", "new", "problem"), rows)] if rows else []),
             *self.newer,
             *self.moved,
-            *self.notes,
             facts=[("made", f"{self.made.name}@{self.made.version}")] if self.made else [],
         )
 
@@ -137,11 +134,9 @@ def pull_words(source: str, entry: Entry) -> str:
     return f"{entry.name}@{entry.version} --from {source}"
 
 
-def moved_bases(store: LocalStore) -> tuple[list[str], list[str]]:
-    """Return a sentence for each base on the hub that has another revision than the one of a task vector of the store.
-
-    Also returns notes about bases that the hub did not answer about.
-    """
+def moved_bases(store: LocalStore) -> list[str]:
+    """Return a sentence for each base on the hub that has another revision than the one of a task vector of the store, and for
+    each about which the hub did not answer."""
     with Catalogue(store) as catalogue:
         here, _ = catalogue.index.search(Query(source="", limit=ALL))
     made_of: dict[tuple[str, str], list[str]] = {}
@@ -149,12 +144,5 @@ def moved_bases(store: LocalStore) -> tuple[list[str], list[str]]:
         e = found.entry
         if e.base is not None and e.base_revision is not None:
             made_of.setdefault((e.base, e.base_revision), []).append(f"{e.name}@{e.version}")
-    moved, notes = [], []
-    for (base, revision), names in sorted(made_of.items()):
-        try:
-            news = base_news(base, revision)
-        except AlnicoError as error:
-            notes.append(f"{names_text(names)}: {' '.join(error.args)}")
-        else:
-            moved += [f"{names_text(names)}: {news}"] if news is not None else []
-    return moved, notes
+    news = {names_text(names): base_news(*base) for base, names in sorted(made_of.items())}
+    return [f"{names}: {sentence}" for names, sentence in news.items() if sentence is not None]

@@ -21,7 +21,6 @@ SHOWN = 20
 )
 def run(call: CommandCall) -> None:
     update = call.invoke()
-    call.note(update.notes)
     call.show(update.data, lambda: update_text(update))
 
 
