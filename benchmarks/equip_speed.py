@@ -64,7 +64,7 @@ def make_vectors(base: Path, tuned: dict[str, list[Path]], store: Path) -> None:
     kept = alnico.Store(store)
     for kind, options in (
         ("exact sparse", {"exact": True}),
-        ("difference bf16", {"encoding": "difference"}),
+        ("difference bf16", {"encoding": "difference:bf16"}),
         ("int4", {"encoding": "int4"}),
     ):
         for i, folder in enumerate(tuned["sparse" if kind == "exact sparse" else "dense"]):

@@ -271,13 +271,15 @@ def _int4(entry: TensorEntry, parts: Parts, factor: float, first: int, out: np.n
     start, stop = begin * GROUP, min(-(-(first + out.size) // GROUP) * GROUP, entry.elements)
     groups = -(-(stop - start) // GROUP)
     codes = parts.read("codes", start // 2, -(-(stop - start) // 2))
-    table = _pair_table(out.dtype.str)
     by = out.dtype.type(factor)
     scales = parts.read("scales", begin, groups).astype(out.dtype) * by
     minimums = parts.read("minimums", begin, groups).astype(out.dtype) * by
     is_whole = start == first and stop == first + out.size and out.size == groups * GROUP
     values = out if is_whole else np.zeros(groups * GROUP, out.dtype)
-    np.take(table, codes, out=values.view(table.dtype)[: codes.size], mode="clip")
+    pairs = codes.astype("<u2")
+    pairs |= pairs << 4  # little-endian: the first code is in the low half of its byte
+    pairs &= 0x0F0F
+    values[: 2 * codes.size] = pairs.view(np.uint8)
     matrix = values.reshape(groups, GROUP)
     matrix *= scales[:, None]
     matrix += minimums[:, None]
@@ -290,14 +292,6 @@ def _sign_table(dtype: str) -> np.ndarray:
     """The eight signs of each byte, (256, 8)."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
     return (2.0 * bits - 1.0).astype(np.dtype(dtype))
-
-
-@functools.cache
-def _pair_table(dtype: str) -> np.ndarray:
-    """The two codes of each byte as numbers, each pair in one item."""
-    codes = np.arange(256, dtype=np.uint8)
-    pairs = np.stack([codes & 15, codes >> 4], axis=1).astype(np.dtype(dtype))
-    return pairs.view(np.complex64 if pairs.dtype == np.float32 else np.complex128).reshape(-1)
 
 
 def index_problem(indices: np.ndarray, previous: int, elements: int) -> str:
