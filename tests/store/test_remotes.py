@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import alnico
 from alnico.errors import HubError, ModelError
 from alnico.store.cache import DownloadCache
 from alnico.store.pull import pull_vector, split_reference
@@ -134,6 +136,24 @@ def test_any_web_server_of_files_will_do(web: WebServer, ranges: bool, head: boo
     assert contents(pull_vector(f"{web.url}/sql@1", Path("c"))) == contents(Path("a"))
     with pytest.raises(HubError, match="can only be read"):
         push(Path("a"), web.url)
+
+
+def test_another_local_store_is_pulled_from_and_not_pushed_to() -> None:
+    made = make_artifact(Path("a"))
+    alnico.Store("theirs").add(made)
+    entry = alnico.Store("mine").pull("theirs/sql")
+    assert contents(alnico.Store("mine").path("sql")) == contents(made)
+    assert not os.path.samefile(
+        alnico.Store("mine").path("sql") / "taskvector.json",
+        alnico.Store("theirs").path("sql") / "taskvector.json",
+    )
+    assert open_remote("theirs").entries() == [entry]
+    with pytest.raises(HubError, match="is the store of somebody on this machine"):
+        push(made, "theirs")
+    (alnico.Store("theirs").path("sql") / "taskvector.safetensors").write_bytes(b"0")
+    with pytest.raises(ModelError, match="is not the file that the manifest names"):
+        pull_vector("theirs/sql", Path("b"))
+    assert not Path("b").exists()
 
 
 def test_a_name_alone_says_what_is_missing() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from alnico.checkpoint.durable import copy_file, rename_new, sync_directory, sync_tree
 from alnico.checkpoint.hub import is_repository_id
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, is_file_name
-from alnico.checkpoint.task_vectors.store_folder import split_version
+from alnico.checkpoint.task_vectors.store_folder import MARK, split_version
 from alnico.checkpoint.task_vectors.stored_vector import open_vector
 from alnico.errors import ModelError, OutputError, RunError
 from alnico.events import Watcher
@@ -45,7 +45,7 @@ def pull_vector(
         with kept.in_use():
             entry = remote.find(name, version)
             files = remote.download(entry, watch)
-            assemble(files, into, f"{address}: {entry.name}")
+            assemble(files, into, f"{address}: {entry.name}", links=remote.may_be_linked)
     finally:
         remote.close()
     kept.trim()
@@ -63,7 +63,9 @@ def split_reference(reference: str) -> tuple[str, str]:
         return reference, ""
     address, slash, text = reference.rpartition("/")
     is_address = SCHEME.match(reference) is not None and not address.endswith("/")
-    is_path = bool(slash) and (Path(address or "/").expanduser() / INDEX_FILE).is_file()
+    is_path = bool(slash) and any(
+        (Path(address or "/").expanduser() / mark).is_file() for mark in (INDEX_FILE, MARK)
+    )
     if not is_address and not is_path and is_repository_id(reference):
         return reference, ""
     if not is_address and not is_path:
@@ -74,7 +76,7 @@ def split_reference(reference: str) -> tuple[str, str]:
     return address, text
 
 
-def assemble(files: Mapping[str, Path], into: Path, label: str = "") -> None:
+def assemble(files: Mapping[str, Path], into: Path, label: str = "", *, links: bool = True) -> None:
     """Make a folder of finished files by links to them, or copies, and give it its name at the end.
 
     Errors: RunError; OutputError if the name is taken; ModelError for a manifest that is damaged.
@@ -88,7 +90,7 @@ def assemble(files: Mapping[str, Path], into: Path, label: str = "") -> None:
                 raise ModelError(
                     f"{into}: a file is called {name!r:.80}; expected a plain name. Do not use it."
                 )
-            _link_or_copy(path, stage / name)
+            (_link_or_copy if links else copy_file)(path, stage / name)
         check_stored(stage, label or str(into))
         sync_tree(stage)
         if into.is_dir() and not into.is_symlink() and not any(into.iterdir()):

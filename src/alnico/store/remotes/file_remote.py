@@ -47,6 +47,8 @@ MAX_ROUNDS = 100
 class FileRemote:
     """A store in a place for files. It needs no program on its side."""
 
+    may_be_linked = True
+
     def __init__(self, storage: RemoteFiles, cache: DownloadCache, *, offline: bool = False) -> None:
         self.address, self.is_writable = storage.address, storage.is_writable
         self._storage, self._cache, self._offline = storage, cache, offline

@@ -48,7 +48,7 @@ MAX_BESIDE_BYTES = 10_000_000
 class HubRemote:
     """``owner/name`` or ``owner/name@revision``. Downloads are in huggingface_hub's cache, which other tools share."""
 
-    is_writable = True
+    is_writable = may_be_linked = True
 
     def __init__(self, address: str, label: str, cache: DownloadCache, *, offline: bool = False) -> None:
         self.address, self.label = address, label

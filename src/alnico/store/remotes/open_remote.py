@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from alnico.checkpoint.hub import is_repository_id
+from alnico.checkpoint.task_vectors.store_folder import MARK
 from alnico.errors import HubError
 from alnico.store.cache import DownloadCache
 from alnico.store.remotes.file_remote import FileRemote
@@ -14,6 +15,7 @@ from alnico.store.remotes.filesystem import SystemFiles
 from alnico.store.remotes.folder import FolderFiles
 from alnico.store.remotes.hub import HubRemote
 from alnico.store.remotes.remote import Remote
+from alnico.store.remotes.store_folder_remote import StoreFolderRemote
 from alnico.store.remotes.web import WebFiles
 
 HUB_PREFIX = "hf:"
@@ -35,7 +37,7 @@ def open_remote(address: str, *, cache: DownloadCache | None = None, offline: bo
         label = address.removeprefix(HUB_PREFIX)
         if address.startswith(HUB_PREFIX) or (not folder.exists() and is_repository_id(label)):
             return HubRemote(address, label, kept, offline=offline)
-        return FileRemote(FolderFiles(folder.absolute(), address), kept, offline=offline)
+        return _of_folder(folder.absolute(), address, kept, offline=offline)
     kind = scheme[1].lower()
     parts = _split(address)
     if kind == "file":
@@ -44,7 +46,7 @@ def open_remote(address: str, *, cache: DownloadCache | None = None, offline: bo
                 f"{address}: names the machine {parts.netloc!r}; expected a folder of this one, as in file:///srv/store. "
                 "Check the slashes."
             )
-        return FileRemote(FolderFiles(Path(unquote(parts.path)), address), kept, offline=offline)
+        return _of_folder(Path(unquote(parts.path)), address, kept, offline=offline)
     if kind in ("http", "https"):
         if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
             raise HubError(
@@ -60,7 +62,14 @@ def open_remote(address: str, *, cache: DownloadCache | None = None, offline: bo
     return FileRemote(SystemFiles(address), kept, offline=offline)
 
 
-def _split(address: str):  # type: ignore[no-untyped-def]
+def _of_folder(folder: Path, address: str, cache: DownloadCache, *, offline: bool) -> Remote:
+    """Open a folder: another local store, or a store that was pushed to."""
+    if (folder / MARK).is_file():
+        return StoreFolderRemote(folder, address)
+    return FileRemote(FolderFiles(folder, address), cache, offline=offline)
+
+
+def _split(address: str) -> SplitResult:
     try:
         return urlsplit(address)
     except ValueError:

@@ -11,10 +11,12 @@ from alnico.store.entry import Entry
 
 
 class Remote(Protocol):
-    """A store elsewhere. ``address`` is as the caller wrote it, ``is_writable`` says whether :meth:`push` can work."""
+    """A store elsewhere. ``address`` is as the caller wrote it, ``is_writable`` says whether :meth:`push` can work,
+    ``may_be_linked`` whether the files of a download are the cache's, which never change."""
 
     address: str
     is_writable: bool
+    may_be_linked: bool
 
     def entries(self) -> list[Entry]:
         """Return the versions that it has. Errors: HubError; ModelError for an index that is damaged."""
