@@ -10,9 +10,9 @@ from pathlib import Path
 from alnico.checkpoint.hub import _listed_model
 from alnico.errors import AlnicoError
 from alnico.store.entry import Entry
-from alnico.store.remotes.hub import signed_names
 from alnico.store.remotes.layout import parse_index, read_entry, versions_among
 from alnico.store.search_hub import _found
+from alnico.store.signed_names import signed_names
 from fuzz.harness import Target
 
 

@@ -194,3 +194,27 @@ def test_a_manifest_that_lies_is_one_clear_error(hub: Hub, lie: object, message:
         pull_vector("me/sql", Path("b"))
     assert not Path("b").exists()
     assert not [p for p in Path().rglob("*") if "part" in p.name]
+
+
+def test_a_signature_is_valid_after_a_push_and_a_pull(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from alnico.checkpoint.signatures import check_signature, sign
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    form = serialization.Encoding.PEM
+    secret, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    secret.write_bytes(
+        key.private_bytes(form, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    public.write_bytes(key.public_key().public_bytes(form, serialization.PublicFormat.SubjectPublicKeyInfo))
+    plain, with_card = make_artifact(Path("a")), make_artifact(Path("b"), "carded", 1)
+    (with_card / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
+    for folder, name in ((plain, "sql"), (with_card, "carded")):
+        sign(folder, secret)
+        push_vector(folder, made_entry(folder), f"me/{name}")
+        push_vector(folder, made_entry(folder), "remote")
+        assert check_signature(pull_vector(f"me/{name}", Path(f"hub-{name}")), [public]) == public
+        assert contents(Path(f"hub-{name}")) == contents(folder)
+        assert check_signature(pull_vector(name, Path(f"folder-{name}"), source="remote"), [public]) == public

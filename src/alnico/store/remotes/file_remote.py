@@ -12,7 +12,6 @@ from typing import TypeVar
 from alnico.checkpoint.files import read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
 from alnico.checkpoint.network import Exchange, call_all
-from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, StoredFile, parse_manifest
 from alnico.errors import HubError, ModelError, near_name
 from alnico.events import Fetched, Fetching, Watcher
@@ -33,12 +32,9 @@ from alnico.store.remotes.layout import (
     versions_among,
 )
 from alnico.store.remotes.remote_files import PIECE_BYTES, RemoteFiles
+from alnico.store.signed_names import files_beside
 
 T = TypeVar("T")
-
-BESIDE = (SIGNATURE,)
-"""Files of a version that its manifest does not list, and that travel with it."""
-MAX_BESIDE_BYTES = 10_000_000
 
 MAX_ROUNDS = 100
 """How often a version or the index is tried again because another push came first."""
@@ -172,7 +168,7 @@ class FileRemote:
                 f"{self.address}: a push needs the network, and alnico is offline. Leave --offline out."
             )
         files = {name: (folder / name, file) for name, file in entry.files.items()}
-        beside = {name: stored_file(folder / name) for name in BESIDE if (folder / name).is_file()}
+        beside = {name: stored_file(folder / name) for name in files_beside(folder, entry.files)}
         files |= {name: (folder / name, file) for name, file in beside.items()}
         text = read_small(folder / MANIFEST, MAX_JSON_BYTES, "the manifest of a task vector")
         if hashlib.sha256(text).hexdigest() != entry.sha256:

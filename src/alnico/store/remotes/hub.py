@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from alnico.checkpoint.files import read_small
 from alnico.checkpoint.hub import Repository, find_repository, upload
-from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json, read_json
+from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
 from alnico.checkpoint.lineage import CARD, LICENCE_FILE
 from alnico.checkpoint.lora_adapter import CONFIG
 from alnico.checkpoint.sidecars import SIGNATURE
@@ -35,14 +33,12 @@ from alnico.store.adapter_manifest import ADAPTER_WEIGHTS, adapter_manifest
 from alnico.store.cache import DISK_MARGIN_BYTES, DownloadCache
 from alnico.store.entry import Entry, describe
 from alnico.store.file_hash import stored_file
+from alnico.store.signed_names import MAX_BESIDE_BYTES, files_beside, is_beside, signed_names
 from alnico.store.vector_card import format_vector_card
 
 INDEX_OF_SHARDS = "taskvector.safetensors.index.json"
 REPLACED = (INDEX_OF_SHARDS, CONFIG, "chat_template.jinja", SIGNATURE)
 """Files of a task vector besides its tensors: those of an older version are removed by a push."""
-
-MAX_BESIDE_BYTES = 10_000_000
-"""Size of the largest card and signature that are read."""
 
 
 class HubRemote:
@@ -92,9 +88,7 @@ class HubRemote:
                     f"{folder / file}: is not the file that the manifest names; expected SHA-256 {stated.sha256}. It was "
                     "damaged: `alnico store verify` checks the store. Nothing was published."
                 )
-        beside = [file for file in (SIGNATURE,) if (folder / file).is_file()]
-        if CARD in signed_names(folder):
-            beside.append(CARD)
+        beside = files_beside(folder, entry.files)
         beside += [p.name for p in folder.iterdir() if LICENCE_FILE.fullmatch(p.name)]
         with temporary_files(), tempfile.TemporaryDirectory(prefix="alnico-push-") as made:
             stage = Path(made)
@@ -159,15 +153,15 @@ class HubRemote:
         return self._with_files_beside(repository, entry), {MANIFEST: path}
 
     def _with_files_beside(self, repository: Repository, entry: Entry) -> Entry:
-        """Add the signature, and the card if the signature covers it. Another card is the hub's, made again at each push."""
-        small = [
-            n for n in (SIGNATURE, CARD) if repository.sizes.get(n, MAX_BESIDE_BYTES + 1) <= MAX_BESIDE_BYTES
-        ]
-        if SIGNATURE not in small:
+        """Add the signature, and what it covers besides the files of the manifest. A card that it does not cover is the hub's, made
+        again at each push."""
+        if repository.sizes.get(SIGNATURE, MAX_BESIDE_BYTES + 1) > MAX_BESIDE_BYTES:
             return entry
-        repository.fetch(small)
-        covered = [name for name in small if name == SIGNATURE or name in signed_names(repository.folder)]
-        return replace(entry, beside={name: stored_file(repository.folder / name) for name in covered})
+        repository.fetch([SIGNATURE])
+        names = [SIGNATURE, *(n for n in signed_names(repository.folder) if n in repository.sizes)]
+        beside = [n for n in dict.fromkeys(names) if is_beside(n, entry.files)]
+        self._fetch(repository, {n: StoredFile(repository.sizes[n]) for n in beside}, None)
+        return replace(entry, beside={n: stored_file(repository.folder / n) for n in beside})
 
     def _described_adapter(
         self, repository: Repository, watch: Watcher | None
@@ -218,17 +212,6 @@ def check_cache_room(repository: Repository, size: int) -> None:
             f"{format_size(free)} left; expected room for all of them. Make room, or set HF_HOME to another disk. Nothing was "
             "downloaded."
         )
-
-
-def signed_names(folder: Path) -> Sequence[str]:
-    """Return the names of the files that a folder's signature covers; none without one that can be read."""
-    try:
-        if not (folder / SIGNATURE).is_file():
-            return ()
-        payload = json.loads(base64.b64decode(read_json(folder / SIGNATURE)["dsseEnvelope"]["payload"]))
-        return [str(one["name"]) for one in payload["predicate"]["resources"]]
-    except (ModelError, KeyError, TypeError, ValueError, RecursionError, AttributeError):
-        return ()
 
 
 def vector_name(repository: str) -> str:

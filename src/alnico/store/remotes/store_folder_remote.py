@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alnico.checkpoint.files import check_inside
-from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.task_vectors.manifest import MANIFEST
 from alnico.checkpoint.task_vectors.store_folder import VECTORS, vector_folder, vector_names, versions_of
 from alnico.errors import HubError, ModelError
 from alnico.events import Watcher
 from alnico.store.entry import Entry, entry_of
 from alnico.store.file_hash import stored_file
+from alnico.store.signed_names import files_beside
 
 
 class StoreFolderRemote:
@@ -49,7 +49,7 @@ class StoreFolderRemote:
                     f"{place / name}: is not the file that the manifest names; expected SHA-256 {stated.sha256}. It was damaged: "
                     f"`alnico store verify --store {self.address}` checks the store."
                 )
-        beside = [name for name in (SIGNATURE,) if (place / name).is_file()]
+        beside = files_beside(place, entry.files)
         return {name: place / name for name in (MANIFEST, *entry.files, *beside)}
 
     def push(
