@@ -267,15 +267,17 @@ def test_a_matrix_of_low_rank_is_stored_by_its_factors_where_that_is_smallest(tm
     assert (entry.encoding, entry.byte_size) == ("low_rank", 2 * (96 + 48) * 4)
 
 
-@pytest.mark.parametrize("size", [60_000, 30_000, 12_000])
-def test_a_size_holds_for_all_files_and_more_of_it_loses_less(
-    models: tuple[Path, Path], tmp_path: Path, size: int
-) -> None:
-    created = made(models, tmp_path / "vector", size=size)
-    total = sum(p.stat().st_size for p in (tmp_path / "vector").iterdir())
-    assert total <= size
-    smaller = made(models, tmp_path / "smaller", size=size - 3_000)
-    assert created.manifest.error <= smaller.manifest.error
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_a_size_holds_for_all_files_and_more_of_it_loses_less(tmp_path: Path, dtype: str) -> None:
+    base, tuned = made_models(dtype)
+    models = (save_model(tmp_path / "tuned", tuned), save_model(tmp_path / "base", base))
+    before = 1.0
+    for size in range(12_000, 76_000, 3_100):
+        error = made(models, tmp_path / f"{size}", size=size).manifest.error
+        total = sum(p.stat().st_size for p in (tmp_path / f"{size}").iterdir())
+        assert total <= size
+        assert error <= before
+        before = error
 
 
 def test_every_file_has_its_hash_and_the_manifest_is_all_there_is_besides(

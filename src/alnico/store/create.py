@@ -521,7 +521,7 @@ class _Creation:
             total = self._total_bytes(chosen)
             if total <= size:
                 return chosen
-            room -= total - size
+            room = sum(one.byte_size for one in chosen.values()) - (total - size)
         smallest = self._total_bytes({name: ways[0] for name, ways in options.items()})
         raise ResourceError(
             f"size is {format_size(size)}; the smallest encodings of these tensors take {format_size(smallest)} with headers and "
