@@ -106,7 +106,6 @@ def encodings_table(bench: Bench) -> list[str]:
             f"| {label} | {size_text(fmean(sizes))} | {fmean(errors):.2g} | {mean:.1%} | "
             f"{100 * lost:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |"
         )
-        print(lines[-1], flush=True)
     return lines
 
 
@@ -119,11 +118,12 @@ def sparse_table(bench: Bench) -> list[str]:
     rounded = folder / "base"
     alnico.merge({**of(str(base)), "dtype": "bfloat16"}, rounded)
     tau = RL_SHARE * alnico.TaskVector(bench.work / bench.specialist(bench.tasks[0]), base)
+    tau.on(rounded).save(folder / "wide")
     tuned = folder / "tuned"
-    tau.on(rounded).save(tuned)
+    alnico.merge({**of(str(folder / "wide")), "dtype": "bfloat16"}, tuned)
     lines = ["| encoding | all files | relative error |", "|---|---|---|"]
     for label, options in {
-        "nothing asked for: exact, sparse": {},
+        "no option: exact, sparse": {},
         "exact, whole": {"encoding": "whole"},
         "4 bits in groups of 128": {"encoding": "int4"},
         "`--tsv 0.1`": {"tsv": 0.1},

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_vectors import write_vector
 
@@ -69,9 +70,13 @@ def with_remote(_store: alnico.Store, root: Path) -> None:
     other.push("sql", os.fspath(root / "remote"))
 
 
+BASE = {"w": np.zeros((8, 8), np.float32), "v": np.ones(8, np.float32)}
+TUNED = {"w": np.arange(64, dtype=np.float32).reshape(8, 8), "v": np.ones(8, np.float32)}
+
 WORK: dict[str, tuple[Callable[[alnico.Store, Path], None], Callable[[alnico.Store, Path], object]]] = {
     "the first": (nothing, lambda s, root: s.add(root / "one")),
     "a second": (with_one, lambda s, root: s.add(root / "two")),
+    "create": (with_one, lambda s, _: s.create(TUNED, BASE, "sql", encoding="whole", threads=1)),
     "remove": (with_one, lambda s, _: s.remove("sql")),
     "describe": (with_one, lambda s, _: s.update("sql", description="new")),
     "list": (with_one, lambda s, _: s.list()),
