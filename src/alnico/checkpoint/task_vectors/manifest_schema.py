@@ -1,13 +1,12 @@
 """Builds the JSON Schema of ``taskvector.json``, which accepts what the reader of manifests accepts.
 
-``python -m alnico.checkpoint.task_vectors.manifest_schema`` prints it; taskvector.schema.json next to this file holds the same.
+``alnico schema --task-vector`` prints it; taskvector.schema.json next to this file holds the same.
 What a schema cannot say is left to the reader: that keys are unique, that ``chat_template`` is one of the files, and that a
 tensor has at most 2^48 elements.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -172,7 +171,3 @@ def _number(least: float = -LARGEST) -> dict[str, Any]:
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a value that may be null."""
     return {**schema, "type": [schema["type"], "null"]}
-
-
-if __name__ == "__main__":
-    print(json.dumps(manifest_schema(), indent=1))
