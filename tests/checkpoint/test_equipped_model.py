@@ -552,6 +552,6 @@ def test_errors_say_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(AlnicoError, match="has no task vector 'sql'"):
         open_model(f"{tmp_path / 'base'}+store:sql")
     with pytest.raises(
-        ModelError, match=r"is a task vector of made/base, .* Put it on its base: made/base\+"
+        ModelError, match=r"is a stored task vector of made/base, .* Put it on its base: made/base\+"
     ):
         open_model(str(tmp_path / "vector"))

@@ -18,6 +18,7 @@ READERS = (
     "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
     "checkpoint/adapter_changes.py", "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/open_model.py",
     "checkpoint/statistics.py", "checkpoint/task_vector_file.py",
+    "checkpoint/task_vectors/manifest.py", "checkpoint/task_vectors/stored_vector.py", "checkpoint/task_vectors/saved_difference.py", "checkpoint/task_vectors/index_places.py", "checkpoint/task_vectors/delta_chain.py",
     "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",
 )  # fmt: skip
 
@@ -25,7 +26,7 @@ NO_READING = {
     "open_regular",  # for those who say it in words of their own
     "_check_system",  # about the system
     "read_fully", "write_fully", "copy_fully", "_refuse_changed", "file_states",  # disks that fail, and files that change, while running: tests/output
-    "write_statistics", "check_place", "check_statistics_folder", "fetch",  # outputs, and the hub
+    "write_statistics", "check_place", "check_statistics_folder", "fetch", "open_vector", "files_on_hub",  # outputs, and the hub
 }  # fmt: skip
 """Functions whose errors are not about what a file holds."""
 

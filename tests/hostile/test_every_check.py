@@ -13,8 +13,16 @@ from hostile.malformed import Malformed
 from hostile.model_files import FP8_FILES, MODEL_FILES
 from hostile.pickle_files import PICKLE_FILES
 from hostile.tokenizer_files import TOKENIZER_FILES
+from hostile.vector_files import VECTOR_FILES
 
-FILES: tuple[Malformed, ...] = (*MODEL_FILES, *FP8_FILES, *PICKLE_FILES, *ADAPTER_FILES, *TOKENIZER_FILES)
+FILES: tuple[Malformed, ...] = (
+    *MODEL_FILES,
+    *FP8_FILES,
+    *PICKLE_FILES,
+    *ADAPTER_FILES,
+    *TOKENIZER_FILES,
+    *VECTOR_FILES,
+)
 CHECKS = [check for reader in READERS for check in checks_of(reader)]
 
 

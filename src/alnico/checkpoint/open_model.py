@@ -92,7 +92,7 @@ def _inspected(label: str, offline: bool, may_be_adapter: bool) -> Model:
         vector.close()
         base = vector.manifest.base.id
         raise ModelError(
-            f"{label}: is a task vector{f' of {base}' if base else ''}, a difference of models; expected a whole model. Put it "
+            f"{label}: is a stored task vector{f' of {base}' if base else ''}, a difference of two models; expected a whole model. Put it "
             f"on its base: {base or 'BASE'}+{label}."
         )
     return vector.files

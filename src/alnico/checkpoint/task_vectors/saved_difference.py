@@ -45,10 +45,6 @@ def manifest_of(files: FileModel) -> Manifest:
             whole = name.removesuffix(LEFT).removesuffix(RIGHT)
             if whole not in entries:
                 entries[whole] = _factored(files, whole)
-        elif name in entries:
-            raise ModelError(
-                f"{files.label}: {name} is stored whole and in factors; expected one of the two. Compress it again."
-            )
         else:
             entries[name] = TensorEntry(
                 "difference",
