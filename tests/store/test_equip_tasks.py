@@ -11,6 +11,7 @@ import pytest
 import alnico
 import made as files
 import made_vectors
+from alnico.errors import OutputError
 from made_tasks import Made
 
 
@@ -72,3 +73,35 @@ def test_nothing_is_left_of_the_controls(made: Made, tmp_path: Path, monkeypatch
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     alnico.equip(made.base, ["sky:1"], tmp_path / "out", tasks=made.test)
     assert list(temporary.iterdir()) == []
+
+
+def test_a_vector_finds_its_base_inside_a_module_with_a_head(store: Path, made: Made) -> None:
+    """The names of the module have a prefix that those of the files lack, and the head is in no file."""
+    import torch
+    from transformers import BertForSequenceClassification, BertModel
+
+    module = BertForSequenceClassification(BertModel.from_pretrained(made.base).config)
+    module.bert.load_state_dict(BertModel.from_pretrained(made.base).state_dict(), strict=False)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    vector = alnico.Store(store)["pets"]
+    vector.equip(module, 1.0)
+    tuned = BertModel.from_pretrained(made.tuned["pets"]).state_dict()
+    after = module.state_dict()
+    shared = [name for name in tuned if f"bert.{name}" in after]
+    assert len(shared) >= 35
+    assert all(torch.equal(after[f"bert.{name}"], tuned[name]) for name in shared)
+    assert torch.equal(after["classifier.weight"], before["classifier.weight"])
+    vector.unequip(module)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.usefixtures("store")
+def test_an_output_that_is_there_is_refused_before_anything_is_scored(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    alnico.equip(made.base, ["pets"], out)
+
+    def never(_model: Any) -> float:
+        raise AssertionError("was scored")
+
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        alnico.equip(made.base, ["sky"], out, tasks=never)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from alnico.checkpoint.file_arguments import model_path
-from alnico.checkpoint.output_path import check_publishable, replace_mode
+from alnico.checkpoint.output_path import check_publishable, check_replaceable, replace_mode
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.planner import Planner, single_file_of
 from alnico.engine.run import MergeResult
@@ -167,6 +167,8 @@ def equip(
     target = None if out is None else Path(out)
     if target is not None:
         check_publishable(target, is_tried=not dry_run)
+        if not dry_run:
+            check_replaceable(target, may_replace)  # before anything is read or scored
     notes = [note for vector in chosen for note in vector.notes]
     pairs = tuple(interference_of(start, chosen, offline=offline) if interference is None else interference)
     if dry_run:
