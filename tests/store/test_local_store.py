@@ -16,7 +16,7 @@ import pytest
 from small_vectors import write_vector
 
 import alnico
-from alnico.errors import AlnicoError, ModelError, OutputError, VerificationError
+from alnico.errors import AlnicoError, ModelError, OutputError, ResourceError, VerificationError
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -218,3 +218,33 @@ def test_an_error_leaves_nothing(store: alnico.Store) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not list((store.folder / "unfinished").iterdir())
+
+
+def test_a_file_of_another_size_is_not_copied_first(tmp_path: Path, store: alnico.Store) -> None:
+    folder = write_vector(tmp_path / "a")
+    os.truncate(folder / "taskvector.safetensors", 1 << 42)
+    with pytest.raises(VerificationError, match=r"has 4398046511104 bytes; the manifest says 112"):
+        store.add(folder)
+    manifest = json.loads((folder / "taskvector.json").read_text())
+    manifest["files"]["taskvector.safetensors"]["size"] = 1 << 42
+    (folder / "taskvector.json").write_text(json.dumps(manifest))
+    with pytest.raises(ResourceError, match=r"has 4398\.0 GB|4\.4 TB, and the disk of the store has"):
+        store.add(folder)
+    assert not list((store.folder / "unfinished").iterdir())
+
+
+def test_a_home_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("~nosuchuser/store", Path("~nosuchuser/store")):
+        with pytest.raises(ModelError, match="has no task vector"):
+            alnico.Store(place).path("sql")
+    with pytest.raises(AlnicoError, match="nosuchuser"):
+        alnico.Store(tmp_path / "s").add("~nosuchuser/x")
+
+    def no_home() -> Path:
+        raise RuntimeError
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("ALNICO_STORE", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    with pytest.raises(ModelError, match="you have no home directory; expected one"):
+        alnico.Store()

@@ -11,6 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_vectors import write_vector
 
@@ -270,3 +271,44 @@ def test_results_show_themselves(made: tuple[alnico.Store, list[dict[str, Any]]]
     assert [v["reference"] for v in found.data()["vectors"]] == list(found.references)
     assert json.loads(json.dumps(found.data())) == found.data()
     assert list(itertools.chain(found)) == [found[i] for i in range(3)]
+
+
+def test_words_without_spaces_are_found_inside(tmp_path: Path) -> None:
+    store = alnico.Store(tmp_path / "store")
+    store.add(write_vector(tmp_path / "a", "ja", description="日本語のベクトル, हिन्दी में, ภาษาไทย"))
+    store.add(write_vector(tmp_path / "b", "de", description="Vektor für Deutsch"))
+    for text in ("ベクトル", "日本語 ベクトル", "語の", "हिन्दी", "ไทย", "ja ベクトル"):
+        assert store.search(text).references == ("ja@1",), text
+    for text in ("ベクトル de", "漢字", "***", "- -"):
+        assert store.search(text).references == (), text
+    assert store.search("Deutsch ***").references == ("de@1",)
+
+
+def test_likeness_is_the_cosine_of_the_differences(tmp_path: Path) -> None:
+    """Task vectors of known cosines, from numpy, are sorted by them; each estimate is within four standard errors."""
+    random = np.random.default_rng(3)
+    base = {f"w{i}": random.standard_normal((64, 256)).astype(np.float32) for i in range(12)}
+    own = {n: random.standard_normal(v.shape) for n, v in base.items()}
+    other = {n: random.standard_normal(v.shape) for n, v in base.items()}
+    store, cosines = (
+        alnico.Store(tmp_path / "store"),
+        {"near": 0.8, "half": 0.5, "none": 0.0, "against": -0.6},
+    )
+    for name, c in {"me": 1.0, **cosines}.items():
+        mixed = {n: c * own[n] + (1 - c * c) ** 0.5 * other[n] for n in base}
+        store.create(
+            {n: (base[n] + 0.01 * mixed[n]).astype(np.float32) for n in base}, base, name, exact=True
+        )
+    store.create(
+        dict(base), {n: v + 1 for n, v in base.items()}, "elsewhere", exact=True, base_id="another/base"
+    )
+    found = store.search(like="me")
+    assert [v.entry.name for v in found] == ["near", "half", "none", "against"]
+    for v in found:
+        assert v.cosine is not None
+        assert v.cosine_error is not None
+        assert 0 < v.cosine_error < 0.1
+        assert abs(v.cosine - cosines[v.entry.name]) < 4 * v.cosine_error
+    assert store.search(like=os.fspath(store.path("me"))).references == found.references
+    assert [v.entry.name for v in store.search(like="me", limit=2)] == ["near", "half"]
+    assert found.data()["vectors"][0]["cosine"] == found[0].cosine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from alnico.checkpoint.durable import copy_file
 from alnico.checkpoint.lineage import CARD, LICENCE_FILE
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest
-from alnico.errors import ModelError, RunError, VerificationError
+from alnico.errors import ModelError, ResourceError, RunError, VerificationError
+from alnico.numerics.sizes import format_size
 from alnico.store.file_hash import stored_file
 
 UNLISTED = (MANIFEST, CARD, SIGNATURE)
@@ -50,13 +52,31 @@ def file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
 def copy_vector(source: Path, target: Path, manifest: Manifest) -> None:
     """Copy a task vector into a new folder and check the copy against the manifest.
 
-    The card, the signature and a licence are copied, too. Errors: VerificationError for files that are not what the manifest says, RunError.
+    The card, the signature and a licence are copied, too. Errors: VerificationError for files that are not what the manifest says; ResourceError, before anything is written, where the disk
+    has no room; RunError.
     """
     names = os.listdir(source)
     if unlisted := sorted(n for n in names if n not in manifest.files and not is_unlisted(n)):
         raise VerificationError(
             f"{source / unlisted[0]}: is not in the manifest; expected only the files that it lists. Remove it, or get the task vector "
             "again."
+        )
+    try:
+        sizes = {
+            name: os.stat(source / name).st_size for name in manifest.files if os.path.exists(source / name)
+        }
+        free = shutil.disk_usage(target.parent).free
+    except OSError as error:
+        raise RunError(f"{source}: cannot be read ({error.strerror}). Check its permissions.") from None
+    if wrong := [n for n, file in manifest.files.items() if sizes.get(n, file.size) != file.size]:
+        raise VerificationError(
+            f"{source / wrong[0]}: has {sizes[wrong[0]]} bytes; the manifest says {manifest.files[wrong[0]].size}. Do not use it; get "
+            "the task vector again."
+        )
+    if (wanted := sum(sizes.values())) > free:
+        raise ResourceError(
+            f"{source}: has {format_size(wanted)}, and the disk of the store has {format_size(free)} left; expected room for a copy. Make "
+            "room, or choose another store."
         )
     try:
         target.mkdir()

@@ -81,7 +81,7 @@ def choose_vectors(
     Errors: RecipeError for a weight that is not a number, for a vector that is named twice, and for none; ModelError for
     one that is not found, with the nearest name.
     """
-    place = default_store() if store is None else Path(store).expanduser().absolute()
+    place = default_store() if store is None else Path(os.path.expanduser(store)).absolute()
     found = [_find(name, weight, place) for name, weight in _pairs(vectors)]
     if not found:
         raise RecipeError(

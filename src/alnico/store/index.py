@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -185,12 +186,7 @@ class Index:
 
         With a text, order is by the words' weight (BM25), else by name; what is in the local store comes first among equals.
         """
-        statement, values = _statement(query)
-        order = (
-            "rank, v.source, v.name, v.version DESC"
-            if query.text.strip()
-            else "v.name, v.source, v.version DESC"
-        )
+        statement, values, order = _statement(query)
 
         def read(database: sqlite3.Connection) -> tuple[list[IndexedEntry], int]:
             rows = database.execute(
@@ -347,19 +343,38 @@ def _listed(words: Sequence[str]) -> str:
     return "".join(f"\n{_plain(w)}" for w in words) + "\n"
 
 
-def _statement(query: Query) -> tuple[str, list[object]]:
-    """Return the part of the statement from FROM on, and its values."""
+def has_no_spaces(word: str) -> bool:
+    """Is a word of a script that is written without spaces, so that it may be found inside of a longer run of letters?
+
+    >>> [has_no_spaces(w) for w in ("sql", "café", "हिन्दी", "ベクトル", "ไทย")]
+    [False, False, False, True, True]
+    """
+    return any(c >= "\u0e00" and unicodedata.category(c) == "Lo" for c in word)
+
+
+def _statement(query: Query) -> tuple[str, list[object], str]:
+    """Return the part of the statement from FROM on, its values, and the order."""
     tables = "FROM vectors AS v"
     conditions: list[str] = []
     values: list[object] = []
     if not query.all_versions:
         conditions.append("v.is_latest")
-    if words := query.text.split():
+    is_ranked = False
+    if typed := query.text.split():
         tables = "FROM words JOIN vectors AS v ON v.id = words.rowid"
-        conditions.append("words MATCH ?")
-        # In quotes nothing is an operator; the star lets each word be a beginning.
-        quoted = (_storable(word).replace('"', '""').replace("\0", "") for word in words)
-        values.append(" ".join(f'"{word}"*' for word in quoted))
+        words = [_storable(word).replace("\0", "") for word in typed if any(map(str.isalnum, word))]
+        if spaced := [word for word in words if not has_no_spaces(word)]:
+            is_ranked = True
+            conditions.append("words MATCH ?")
+            # In quotes nothing is an operator; the star lets each word be a beginning.
+            values.append(" ".join('"' + word.replace('"', '""') + '"*' for word in spaced))
+        for inner in filter(has_no_spaces, words):
+            conditions.append(
+                "instr(words.name || ' ' || words.description || ' ' || words.tasks || ' ' || words.languages || ' ' || words.base, ?)"
+            )
+            values.append(inner)
+        if not words:
+            conditions.append("0")
     either = []
     for wanted, condition in (
         (query.bases, "v.base IN"),
@@ -385,4 +400,5 @@ def _statement(query: Query) -> tuple[str, list[object]]:
     else:
         conditions.append("v.source = ?")
         values.append(query.source)
-    return f"{tables} WHERE {' AND '.join(conditions) or '1'}", values
+    order = "rank, v.source, v.name, v.version DESC" if is_ranked else "v.name, v.source, v.version DESC"
+    return f"{tables} WHERE {' AND '.join(conditions) or '1'}", values, order

@@ -58,7 +58,7 @@ class LocalStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        self.folder = default_store() if folder is None else Path(folder).expanduser().absolute()
+        self.folder = default_store() if folder is None else Path(os.path.expanduser(folder)).absolute()
 
     @property
     def exists(self) -> bool:

@@ -64,7 +64,7 @@ def split_reference(reference: str) -> tuple[str, str]:
     address, slash, text = reference.rpartition("/")
     is_address = SCHEME.match(reference) is not None and not address.endswith("/")
     is_path = bool(slash) and any(
-        (Path(address or "/").expanduser() / mark).is_file() for mark in (INDEX_FILE, MARK)
+        (Path(os.path.expanduser(address or "/")) / mark).is_file() for mark in (INDEX_FILE, MARK)
     )
     if not is_address and not is_path and is_repository_id(reference):
         return reference, ""

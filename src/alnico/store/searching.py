@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from alnico.checkpoint.reference import is_path
-from alnico.checkpoint.task_vectors.manifest import read_manifest
+from alnico.checkpoint.task_vectors.manifest import Manifest, read_manifest
 from alnico.checkpoint.task_vectors.store_folder import VECTORS
 from alnico.errors import ModelError
 from alnico.numerics.numbers import whole_number
@@ -103,6 +103,8 @@ def sort_by_likeness(store: LocalStore, query: Query, folder: Path, place: str, 
         except ModelError as error:
             notes.append(str(error))
             continue
+        if not have_one_base(like, other):
+            continue
         met = interference(like, other)
         if met.unknown and not met.tensors:
             notes.append(f"{vector.reference}: has no sketches in its manifest, so its cosine is not known.")
@@ -115,6 +117,13 @@ def sort_by_likeness(store: LocalStore, query: Query, folder: Path, place: str, 
         notes.append(f"{len(found) - MOST_COMPARED} more task vectors of this base were not compared.")
     ordered = sorted(compared, key=lambda v: (v.cosine is None, -(v.cosine or 0.0), v.reference))
     return replace(found, vectors=tuple(ordered[: query.limit]), total=len(ordered), notes=tuple(notes))
+
+
+def have_one_base(a: Manifest, b: Manifest) -> bool:
+    """Were two task vectors made of one base, by the hashes of its tensors that both have? Without such, nothing speaks against it."""
+    shared = [(t.base, b.tensors[name].base) for name, t in a.tensors.items() if name in b.tensors]
+    known = [(mine, theirs) for mine, theirs in shared if mine is not None and theirs is not None]
+    return not known or any(mine == theirs for mine, theirs in known)
 
 
 def words_of(query: Query, base: object, others: Sequence[str] = ()) -> str:

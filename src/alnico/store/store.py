@@ -49,7 +49,7 @@ def is_address(text: str) -> bool:
 
 def is_published(place: str) -> bool:
     """Is a folder what :meth:`Store.push` writes, a remote that others may read, and not a store of one's own?"""
-    folder = Path(place).expanduser()
+    folder = Path(os.path.expanduser(place))
     return (folder / INDEX_FILE).is_file() and not (folder / MARK).is_file()
 
 
@@ -123,7 +123,7 @@ class Store:
         Errors: ModelError for a folder that is not a task vector, VerificationError for files that are not what the manifest says,
         OutputError, RunError.
         """
-        path = Path(folder).expanduser().absolute()
+        path = Path(os.path.expanduser(folder)).absolute()
         if path.is_relative_to(self.folder / UNFINISHED):
             return self.local.publish(path, version)
         from alnico.store.check_files import copy_vector

@@ -31,12 +31,18 @@ VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 def default_store() -> Path:
     """Return the folder of the user's store: ``$ALNICO_STORE``, else ``$XDG_DATA_HOME/alnico/store``, else
-    ``~/.local/share/alnico/store``."""
+    ``~/.local/share/alnico/store``. Errors: ModelError without a home directory."""
     if chosen := os.environ.get(STORE_VARIABLE):
-        return Path(chosen).expanduser().absolute()
+        return Path(os.path.expanduser(chosen)).absolute()
     shared = os.environ.get("XDG_DATA_HOME", "")
-    data = Path(shared) if os.path.isabs(shared) else Path.home() / ".local" / "share"
-    return data / "alnico" / "store"
+    if os.path.isabs(shared):
+        return Path(shared) / "alnico" / "store"
+    try:
+        return Path.home() / ".local" / "share" / "alnico" / "store"
+    except RuntimeError:
+        raise ModelError(
+            f"the store of task vectors: you have no home directory; expected one. Set {STORE_VARIABLE} to a folder."
+        ) from None
 
 
 def versions_of(store: Path, name: str) -> list[int]:

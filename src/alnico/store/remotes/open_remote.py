@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -33,7 +34,7 @@ def open_remote(address: str, *, cache: DownloadCache | None = None, offline: bo
     kept = cache if cache is not None else DownloadCache()
     scheme = SCHEME.match(address)
     if scheme is None:
-        folder = Path(address).expanduser()
+        folder = Path(os.path.expanduser(address))
         label = address.removeprefix(HUB_PREFIX)
         if address.startswith(HUB_PREFIX) or (not folder.exists() and is_repository_id(label)):
             return HubRemote(address, label, kept, offline=offline)
