@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from alnico.checkpoint.task_vectors.manifest import (
     Manifest,
     SafeScale,
     format_manifest,
-    parse_manifest,
     read_manifest,
 )
 from alnico.errors import AlnicoError, ModelError, RunError
@@ -80,16 +78,15 @@ def changed(manifest: Manifest, changes: Changes) -> Manifest:
     )
     new = replace(manifest, scale=scale, **{key: value for key, value in given.items() if value is not None})
     try:
-        text = format_manifest(new)
+        format_manifest(new)  # which checks it
+    except ModelError as error:
+        (problem, *_) = error.args
+        said = problem.partition(" The task vector is damaged")[0].removeprefix(f"{MANIFEST}: ")
+        raise AlnicoError(f"{manifest.name}: {said} Change it.") from None
     except (TypeError, ValueError) as error:
         raise AlnicoError(
             f"{manifest.name}: a value cannot be written ({error}); expected texts and finite numbers. Change it."
         ) from None
-    try:
-        parse_manifest(json.loads(text), manifest.name)
-    except ModelError as error:
-        (problem, *_) = error.args
-        raise AlnicoError(f"{problem.partition(' The task vector is damaged')[0]} Change it.") from None
     return new
 
 
