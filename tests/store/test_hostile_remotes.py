@@ -107,7 +107,7 @@ def test_a_truncated_part_is_refused_before_the_download(served: Path, web: WebS
 
 def test_a_missing_part_is_refused(served: Path, web: WebServer) -> None:
     the_object(served).unlink()
-    assert "is not there; the manifest names it" in refused(web.url)
+    assert "is not there, though the store lists it" in refused(web.url)
 
 
 def test_terabytes_are_refused_before_anything_is_asked_for(served: Path, web: WebServer) -> None:
@@ -352,6 +352,14 @@ def test_odd_addresses_are_refused_without_their_secrets(address: str) -> None:
 
 
 # ---- transfers that are killed, and several at once -------------------------------------------------------------------
+
+
+def test_a_file_system_without_its_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(
+        HubError, match=r"gs:// cannot be opened .*gcsfs.*; expected the package of fsspec for it"
+    ):
+        open_remote("gs://bucket/vectors")
 
 
 class Killed(BaseException):

@@ -14,6 +14,7 @@ from alnico.errors import HubError, ModelError
 from alnico.store.cache import DownloadCache
 from alnico.store.pull import pull_vector, split_reference
 from alnico.store.push import push_vector
+from alnico.store.remotes.filesystem import SystemFiles
 from alnico.store.remotes.open_remote import open_remote
 from store.made_artifacts import contents, made_entry, make_artifact
 from store.web_server import WebServer, serving_folder
@@ -119,6 +120,19 @@ def test_a_signature_travels_with_the_vector_also_when_it_comes_later(place: str
     (folder / "model.sig").write_text(json.dumps({"signed": "yes"}))
     push(folder, place)
     assert contents(pull_vector("sql", Path("b"), source=place)) == contents(folder)
+
+
+def test_two_pushers_cannot_both_take_a_version_on_s3(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where both looked before either wrote: the server refuses to replace a file."""
+    files = SystemFiles(f"{s3}/{tmp_path.name}")
+    monkeypatch.setattr(type(files._system), "exists", lambda *_, **__: False)
+    assert files.write("vectors/sql/1/taskvector.json", b"first", is_new=True)
+    assert not files.write("vectors/sql/1/taskvector.json", b"second", is_new=True)
+    assert b"".join(files.read("vectors/sql/1/taskvector.json", 0, 100)) == b"first"
+    assert files.files("vectors") == ["vectors/sql/1/taskvector.json"]
+    assert files.files("nothing") == []
 
 
 @pytest.fixture

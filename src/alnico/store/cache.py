@@ -190,7 +190,7 @@ class DownloadCache:
         for one, exchange, size in zip(absent, exchanges, sizes, strict=True):
             if size is None:
                 raise exchange.error(
-                    "is not there; the manifest names it. Try again later, or tell who hosts the store."
+                    "is not there, though the store lists it. Try again later, or tell who hosts the store."
                 )
             if size != one.size:
                 raise exchange.error(

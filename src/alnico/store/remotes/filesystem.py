@@ -33,9 +33,10 @@ class SystemFiles:
         try:
             self._system, root = fsspec.core.url_to_fs(address, **options)
         except ImportError as error:
+            hint = install_hint("store") if protocol in ("s3", "s3a") else "Install that package."
             raise HubError(
-                f"{address}: {protocol}:// needs {getattr(error, 'name', None) or str(error)[:80]}, which is not installed. "
-                f"{install_hint('store') if protocol == 's3' else 'Install the package of fsspec for it.'}"
+                f"{address}: {protocol}:// cannot be opened ({' '.join(str(error).split())[:100]}); expected the package of fsspec "
+                f"for it. {hint}"
             ) from None
         except ValueError as error:
             raise HubError(
