@@ -91,7 +91,7 @@ def unequip(
             f"{folder} would be made again without that change. Equip the base into another directory.",
         ) from None
     _check_base(lock, base, moved, recipe.folder, run)
-    shorter = _without(lock.recipe, base, removed, moved)
+    shorter = _without(recipe.canonical(), base, removed, moved)
     planned = replace(load_recipe(shorter), folder=recipe.folder)
     result = Planner.of(run, max_shard_size).merge(planned, folder, overwrite=True, restart=True)
     chosen = _still_there(kept, shorter)
@@ -121,13 +121,16 @@ def _vectors_of(folder: Path, recipe: Recipe) -> tuple[str, list[str]]:
 def _names_of(reference: str) -> tuple[str, ...]:
     """Return the words by which a caller may name a vector.
 
-    >>> _names_of("store:sql@2"), _names_of("vectors/sql")
-    (('store:sql@2', 'sql@2', 'sql', 'store:sql'), ('vectors/sql', 'sql'))
+    >>> _names_of("store:sql@2"), _names_of("owner/sql@v1"), _names_of("./sql")
+    (('store:sql@2', 'sql@2', 'sql', 'store:sql'), ('owner/sql@v1', 'owner/sql', 'sql'), ('./sql', 'sql'))
     """
     if reference.startswith(PREFIX):
         plain = reference.removeprefix(PREFIX)
         bare = plain.partition("@")[0]
         return (reference, plain, bare, f"{PREFIX}{bare}")
+    if is_hub_reference(reference) and not is_path(reference):
+        place = reference.partition("@")[0]
+        return (reference, place, place.partition("/")[2])
     path = Path(reference)
     # A store that is not the user's: STORE/vectors/NAME/VERSION
     is_version = path.name.isdigit() and path.parent.parent.name == "vectors"
