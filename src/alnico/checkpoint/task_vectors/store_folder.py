@@ -2,6 +2,10 @@
 
     STORE/store.json                    says that the folder is a store
     STORE/vectors/NAME/VERSION/         one finished task vector, put there by one rename; never changed afterwards
+    STORE/vectors/NAME/VERSION.origin.json    where it was pulled from
+    STORE/vectors/NAME/VERSION/removed.json   all that is left of a removed version: its number is not used again
+    STORE/remotes/                      what each remote had when it was last asked
+    STORE/unfinished/                   private folders of writers; what a killed one left is removed by the next
     STORE/index.sqlite                  the index for searching, which can be made again from the folders
     STORE/cache/                        downloads; see the store's settings
 
