@@ -555,3 +555,40 @@ def test_errors_say_what_is_not_there(tmp_path: Path) -> None:
         ModelError, match=r"is a stored task vector of made/base, .* Put it on its base: made/base\+"
     ):
         open_model(str(tmp_path / "vector"))
+
+
+def test_a_damaged_or_foreign_record_of_hashes_costs_time_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALNICO_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(known_hashes, "SETTLED_NS", -(10**18))
+    known_hashes._of_record.cache_clear()
+    _, tuned = write(tmp_path, EXACT)
+    reference = f"{tmp_path / 'base'}+{tmp_path / 'vector'}"
+
+    def is_right() -> bool:
+        known_hashes._of_record.cache_clear()  # as a new process
+        with open_model(reference) as model:
+            return {n: raw_of(model, n) for n in model.tensors} == {n: encoded(*t) for n, t in tuned.items()}
+
+    assert is_right()
+    records = list((tmp_path / "cache/hashes").glob("*.hashes"))
+    assert len(records) == 2
+    for content in (
+        b"",
+        b"\xff\n",
+        b"0 x\n",
+        records[0].read_bytes()[:-5],
+        b"0" * 32 + b" [1]\n",
+        b"0" * 32 + b' "no key of ours"\n',
+    ):
+        for record in records:
+            record.write_bytes(content)
+        assert is_right()
+    for record in records:
+        record.write_bytes(b"")
+    (tmp_path / "cache/hashes").chmod(
+        0o777
+    )  # anybody may write into it: nothing is believed, nothing is remembered
+    assert is_right()
+    assert [record.read_bytes() for record in records] == [b"", b""]
