@@ -278,6 +278,7 @@ class EquippedModel:
         return known.get(
             f"xxh3 {tensor.dtype} {list(tensor.shape)} {key}",
             lambda: stream_tensor(source, name, self._buffer("hash", READ_BYTES)),
+            self.vector.manifest.tensors[name].base,
         )
 
     def differing_tensors(self) -> list[str]:

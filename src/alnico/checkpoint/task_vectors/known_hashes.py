@@ -58,21 +58,23 @@ class KnownHashes:
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
 
-    def get(self, key: str, compute: Callable[[], str]) -> str:
-        """Return the hash of a key; what is not known is computed and remembered."""
+    def get(self, key: str, compute: Callable[[], str], expected: str | None = None) -> str:
+        """Return the hash of a key; what is not known is computed and remembered, and so is what is not the ``expected`` hash:
+        nothing is refused because of a record."""
         with self._lock:
             known = self._known.get(key)
-            busy = self._busy.setdefault(key, threading.Lock()) if known is None else None
-        if known is not None or busy is None:
-            return known or ""
+            if known is not None and expected in (None, known):
+                return known
+            busy = self._busy.setdefault(key, threading.Lock())
         with busy:
-            if (known := self._known.get(key)) is not None:
+            known = self._known.get(key)
+            if known is not None and expected in (None, known):
                 return known
             result = compute()
             with self._lock:
                 self._known[key] = result
                 self._busy.pop(key, None)
-            if self._record:
+            if self._record and result != known:
                 _append(self._record, f"{result} {json.dumps(key)}\n")
             return result
 

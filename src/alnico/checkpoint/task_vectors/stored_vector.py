@@ -182,7 +182,9 @@ class StoredVector:
             return
         else:
             found = self._known(stored).get(
-                f"xxh3 {stored}", lambda: stream_tensor(self.files, stored, self._buffer("hash", READ_BYTES))
+                f"xxh3 {stored}",
+                lambda: stream_tensor(self.files, stored, self._buffer("hash", READ_BYTES)),
+                expected,
             )
         if expected is not None and found != expected:
             place = self.files.place_of(stored)
@@ -296,7 +298,7 @@ class StoredVector:
             path = self.folder / name
             with self._lock:
                 known = self._hashes.setdefault(path, known_hashes([path]))
-            found = known.get(f"sha256 {name}", partial(_sha256, path))
+            found = known.get(f"sha256 {name}", partial(_sha256, path), declared.sha256)
             if found != declared.sha256:
                 raise ModelError(
                     f"{path}: has the SHA-256 {found}, {MANIFEST} says {declared.sha256}: the file was damaged or changed. "
