@@ -312,3 +312,12 @@ def test_likeness_is_the_cosine_of_the_differences(tmp_path: Path) -> None:
     assert store.search(like=os.fspath(store.path("me"))).references == found.references
     assert [v.entry.name for v in store.search(like="me", limit=2)] == ["near", "half"]
     assert found.data()["vectors"][0]["cosine"] == found[0].cosine
+
+
+def test_a_change_within_a_step_of_the_clock_is_seen(small: alnico.Store) -> None:
+    """A version that appears at the time, by the file system, that the index has already seen."""
+    folder = small.folder / "vectors" / "v0"
+    before = folder.stat()
+    write_vector(folder / "2", "v0", value=9)
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert small.list().references == ("v0@2", "v1@1", "v2@1")

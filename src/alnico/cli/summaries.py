@@ -35,6 +35,6 @@ SUMMARIES = {
     "unequip": "Take task vectors off an equipped model: its merge is made again without them, and replaces it when complete.",
     "verify": "Check every tensor and file of a finished merge against the hashes in its lock; print what passed.",
     "reproduce": "Repeat a finished merge from the recipe in its lock, and compare every byte.",
-    "sign": "Sign a finished merge, or a stored task vector, as OpenSSF model-signing does; print the path of model.sig.",
+    "sign": "Sign a finished merge or task vector as OpenSSF model-signing does; print the path of model.sig.",
     "push": "Upload a finished merge to the hub as one commit, and print its address.",
 }

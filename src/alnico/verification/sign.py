@@ -15,7 +15,7 @@ from alnico.verification.verify import check_output
 
 
 def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
-    """Sign a finished merge, or a stored task vector, as OpenSSF model-signing does; return the path of ``model.sig``.
+    """Sign a finished merge or task vector as OpenSSF model-signing does; return the path of ``model.sig``.
 
     A merge is first checked against its lock, a task vector against its manifest. Needs the extra ``[sign]``.
 
