@@ -229,6 +229,23 @@ def encoded_part(folder: Path, name: str) -> bytes:
     raise AssertionError(name)
 
 
+def test_signs_and_their_scales_are_those_of_the_difference(tmp_path: Path) -> None:
+    base = {"w": ("F32", np.ones((2, 300), np.float32)), "v": ("F32", np.zeros((3, 3), np.float32))}
+    changes = np.where(np.arange(600) % 3 == 0, 1.0, -2.0).astype(np.float32).reshape(2, 300) * np.array(
+        [[1], [4]], np.float32
+    )
+    small = np.array([[1, -1, 1], [0, 0, 2], [-2, -2, 0]], np.float32)
+    tuned = {"w": ("F32", base["w"][1] + changes), "v": ("F32", small)}
+    models = (save_model(tmp_path / "t", tuned), save_model(tmp_path / "b", base))
+    made(models, tmp_path / "vector", encoding="sign")
+    files = stored(tmp_path / "vector")
+    assert files["w.sign_scales"].tolist() == [pytest.approx(5 / 3), pytest.approx(20 / 3)]
+    assert files["v.sign_scales"].tolist() == [1.0]  # short rows share one
+    for name, difference in (("w", changes), ("v", small)):
+        bits = np.unpackbits(files[f"{name}.signs"], bitorder="little")[: difference.size]
+        assert bits.astype(bool).tolist() == (difference.reshape(-1) > 0).tolist()
+
+
 def test_the_largest_entries_are_kept_and_of_equal_ones_the_first(tmp_path: Path) -> None:
     base = {"w": ("F32", np.zeros((4, 4), np.float32))}
     values = np.array([1, -3, 2, 0, 3, 1, -1, 0, 0, 5, 2, 2, 0, 0, 0, -2], np.float32).reshape(4, 4)
@@ -343,22 +360,36 @@ def test_each_model_is_read_once(
         counts[self.label] = counts.get(self.label, 0) + len(buffer)
         read(self, name, offset, buffer)
 
-    opened: list[str] = []
     from alnico.store import weight_hashes
 
-    whole = weight_hashes.open_binary
+    whole, others = weight_hashes.open_binary, {"base": 0, "tuned": 0}
 
-    def noted(path: Any) -> Any:
-        opened.append(Path(path).parent.name)
-        return whole(path)
+    class Counted:
+        def __init__(self, path: Path) -> None:
+            self.file, self.name = whole(path), path.parent.name
+
+        def __enter__(self) -> Counted:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def seek(self, at: int) -> None:
+            self.file.seek(at)
+
+        def read(self, size: int) -> bytes:
+            data = self.file.read(size)
+            if self.name in others:
+                others[self.name] += len(data)
+            return data
 
     monkeypatch.setattr(FileModel, "read_into", counted)
-    monkeypatch.setattr(weight_hashes, "open_binary", noted)
+    monkeypatch.setattr(weight_hashes, "open_binary", Counted)
     made(models, tmp_path / "vector", size=30_000)
-    sizes = {str(m): sum(len(encoded(*t)) for t in made_models()[0].values()) for m in models}
-    assert counts == sizes
-    # Besides the tensors, only the headers are read for the hashes of the files: one opening per model.
-    assert sorted(o for o in opened if o in ("base", "tuned")) == ["base", "tuned"]
+    assert counts == {str(m): sum(len(encoded(*t)) for t in made_models()[0].values()) for m in models}
+    # Besides the tensors, only the headers are read, for the hashes of the files.
+    files = {m.name: (m / "model.safetensors").read_bytes() for m in models}
+    assert others == {name: 8 + int.from_bytes(data[:8], "little") for name, data in files.items()}
 
 
 def test_a_dry_run_measures_and_writes_nothing(models: tuple[Path, Path], tmp_path: Path) -> None:
