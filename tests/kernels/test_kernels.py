@@ -1,5 +1,6 @@
 """Kernels, compiled and with numpy, against plain numpy in float64 (or in float32 where the arithmetic is stated to be float32)."""
 
+import dataclasses
 import functools
 import math
 
@@ -21,6 +22,7 @@ from alnico.kernels.facts import (
     magnitude,
     resolve,
 )
+from alnico.kernels.four_bit_kernel import FourBitKernel
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
@@ -131,6 +133,37 @@ def test_a_mix_is_the_equation_in_the_stated_precision(models, of_deltas, real):
             )
             assert bad == -1
             assert out.tobytes() == by_numpy.tobytes()
+
+
+@pytest.mark.parametrize("models", [1, 3, 10])
+def test_differences_are_mixed_as_the_models_that_they_make(models):
+    weight = [0.5 - 0.07 * i for i in range(models)]
+    of_models = MixKernel(weighted, models, True, ("numbers", "number"), "float32")
+    kernel = dataclasses.replace(of_models, differences=True)
+    for count in SIZES:
+        raws, codes, x = made(count, models, ("BF16", "F16", "F32"), seed=count)
+        base_raw = raw(np.random.default_rng(1).standard_normal(count), "BF16")
+        base = values_of(base_raw, "BF16").astype(np.float32)
+        values = (base + x.astype(np.float32)) - base  # what is left of a difference in a model
+        expected = base + expected_weighted(values, weight, 1.25, "float32")
+        arguments = numbers(weight, "float32"), 1.25
+        out, bad = run_mix(kernel, raws, codes, base_raw, "BF16", "F32", count, *arguments)
+        assert bad == -1
+        assert out.tobytes() == expected.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("real", ["float32", "float64"])
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 8192])
+def test_four_bit_codes_are_decoded_by_group(count, real):
+    random = np.random.default_rng(count)
+    codes = random.integers(0, 256, count, np.uint8)
+    groups = -(-count // 64)
+    scales, minimums = (random.standard_normal(groups).astype(real) for _ in range(2))
+    values = np.array([half for byte in codes.tolist() for half in (byte & 15, byte >> 4)], real)
+    expected = values * np.repeat(scales, 128)[: 2 * count] + np.repeat(minimums, 128)[: 2 * count]
+    out = np.empty(2 * count, real)
+    in_both_ways(FourBitKernel(real))(codes, scales, minimums, out)
+    assert out.tobytes() == expected.astype(real).tobytes()
 
 
 @pytest.mark.parametrize("models", [2, 9])

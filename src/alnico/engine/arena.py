@@ -10,6 +10,7 @@ import numpy as np
 from alnico.checkpoint.resident_model import resident_bytes
 from alnico.checkpoint.source import Source
 from alnico.engine.blocks import Span
+from alnico.engine.differences import source_of
 from alnico.plan.job import Job
 
 ALIGNMENT = 64
@@ -46,7 +47,7 @@ class Arena:
         """
         sizes = [sum(stop - start for start, stop in spans) * tensor.width for tensor in job.read]
         resident = [
-            resident_bytes(sources[tensor.model], tensor.name) if len(spans) == 1 else None
+            resident_bytes(source_of(tensor, sources), tensor.name) if len(spans) == 1 else None
             for tensor in job.read
         ]
         own = [size if whole is None else 0 for size, whole in zip(sizes, resident, strict=True)]
@@ -60,6 +61,6 @@ class Arena:
             for start, stop in spans:
                 end = place + (stop - start) * tensor.width
                 part = memoryview(views[i][place:end])
-                sources[tensor.model].read_into(tensor.name, start * tensor.width, part)
+                source_of(tensor, sources).read_into(tensor.name, start * tensor.width, part)
                 place = end
         return views

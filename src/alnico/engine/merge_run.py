@@ -14,6 +14,7 @@ from alnico.checkpoint.source import Source
 from alnico.engine import measure, row_ranks
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
+from alnico.engine.differences import as_differences, source_of
 from alnico.engine.fact_cache import CachedFacts, FactCache
 from alnico.engine.factor_cache import FactorFiles
 from alnico.engine.kernel_arguments import KernelContext
@@ -49,7 +50,7 @@ class _RunningJob:
         self.job = job
         self.output = TensorDigest(job.dtype, job.shape, job.byte_size)
         self.inputs = [
-            TensorDigest(i.dtype, sources[i.model].tensors[i.name].shape, i.byte_size) for i in job.read
+            TensorDigest(i.dtype, source_of(i, sources).tensors[i.name].shape, i.byte_size) for i in job.read
         ]
         if job.kind == "copy":
             self.inputs = [self.output]
@@ -133,7 +134,8 @@ class MergeRun:
         self.facts = dict(state.facts)
         self.of_model: dict[measure.OverModel, tuple[float, ...]] = {}
         self.resumed = len(self.records)
-        self.jobs = [j for j in plan.jobs if j.name not in self.records]
+        missing = [j for j in plan.jobs if j.name not in self.records]
+        self.jobs = as_differences(missing, plan.sources)
         self._crew = Crew(plan.memory.threads, watch)
         self._arena = Arena(plan.memory.worker_bytes)
 

@@ -23,7 +23,10 @@ def mix_kernel(job: Job) -> MixKernel:
     """Describe the kernel a job needs."""
     assert job.merge is not None
     kinds = tuple(kind_of(a) for a in job.merge.arguments)
-    return MixKernel(job.merge.mix, len(job.inputs), job.base is not None, kinds, job.real)
+    are_differences = any(tensor.is_difference for tensor in job.inputs)
+    return MixKernel(
+        job.merge.mix, len(job.inputs), job.base is not None, kinds, job.real, differences=are_differences
+    )
 
 
 class Mixer:

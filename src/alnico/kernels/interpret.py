@@ -15,6 +15,7 @@ import numpy as np
 from alnico.kernels.array_source import NoArrayForm, Type, on_arrays, select, types_of
 from alnico.kernels.array_tiles import decode, encode, filled, is_bad, width_of
 from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, UNROLLED_MODELS
+from alnico.kernels.four_bit_kernel import GROUP_BYTES, FourBitKernel
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
@@ -48,6 +49,8 @@ def run_of(kernel: Any) -> tuple[Run, float]:
         return _rank, 150.0
     if isinstance(kernel, FoldKernel):
         return functools.partial(_fold, np.dtype(kernel.real)), 4.0
+    if isinstance(kernel, FourBitKernel):
+        return _four_bit, 6.0
     raise NoArrayForm(f"{type(kernel).__name__} has no array form")
 
 
@@ -115,7 +118,7 @@ def _mix(kernel: MixKernel) -> tuple[Run, float]:
             if kernel.of_deltas:
                 b = _decoded(base, base_code, (s, e), real)
                 bad |= is_bad(b)
-                x = [value - b for value in x]
+                x = [(b + value if kernel.differences else value) - b for value in x]
             mixed = np.broadcast_to(np.asarray(mix.call(tuple(x), *given), real), e - s)
             if kernel.of_deltas:
                 mixed = select(mixed == 0, b, b + mixed)
@@ -404,3 +407,14 @@ def _fold(
         part = total.reshape(-1)[begin - top * columns : end - top * columns]
         s, e = begin - first, end - first
         out[s:e] = _decoded(raw, code, (s, e), real) + part * real.type(scale)
+
+
+def _four_bit(codes: np.ndarray, scales: np.ndarray, minimums: np.ndarray, out: np.ndarray) -> None:
+    values = np.zeros((len(scales), 2 * GROUP_BYTES), out.dtype)
+    pairs = codes.astype("<u2")
+    pairs |= pairs << 4  # little-endian: the first code is in the low half of its byte
+    pairs &= 0x0F0F
+    values.reshape(-1)[: 2 * codes.size] = pairs.view(np.uint8)
+    values *= scales[:, None]
+    values += minimums[:, None]
+    out[: 2 * codes.size] = values.reshape(-1)[: 2 * codes.size]

@@ -23,7 +23,8 @@ from alnico.kernels.template import (
 
 @dataclass(frozen=True)
 class MixKernel:
-    """Computes output bytes from input bytes, for ``models`` inputs.
+    """Computes output bytes from input bytes, for ``models`` inputs, of which ``differences`` says whether they are models or
+    what is added to the base: then a model is ``base + difference``, rounded as it is where it is read.
 
     ``run(raws, codes, base, base_code, out, out_code, start, keep_equal, *arguments) -> int`` takes raw bytes
     (uint8) of the same elements of each input, the models' and then those of each side, and returns -1, or
@@ -35,6 +36,7 @@ class MixKernel:
     of_deltas: bool
     kinds: tuple[ArgumentKind, ...]
     real: Real
+    differences: bool = False
 
     def text(self) -> str:
         unrolled = self.models <= UNROLLED_MODELS
@@ -42,6 +44,7 @@ class MixKernel:
         names = [f"a{i}" for i, kind in enumerate(self.kinds) if kind in ("number", "numbers", "bernoulli")]
         each = tiled_arguments(self.kinds)
         value = "v{i}[j] - b" if self.of_deltas else "v{i}[j]"
+        value = value.replace("v{i}[j]", "(b + v{i}[j])") if self.differences else value
         body: list[str] = []
         loop: list[str] = []
         if unrolled:
@@ -68,7 +71,8 @@ class MixKernel:
             body += [f"    t{i} = a{i}" for i, kind in enumerate(self.kinds) if kind == "numbers"]
             heads += ["x", *[f"t{a}" for a in each]]
             loop += ["        equal = True", f"        for i in range({self.models}):"]
-            loop.append(f"            x[i] = values[i, j]{' - b' if self.of_deltas else ''}")
+            model = "(b + values[i, j])" if self.differences else "values[i, j]"
+            loop.append(f"            x[i] = {model}{' - b' if self.of_deltas else ''}")
             loop.append("            equal &= x[i] == x[0]")
             for a in each:
                 draw = f"n{a}[i, j]"

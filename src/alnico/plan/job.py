@@ -52,6 +52,8 @@ class Input:
     byte_size: int
     digest: str = ""
     """The hash that it must have, if statistics were measured on it; empty if any content is allowed."""
+    is_difference: bool = False
+    """Is what is read the difference to the base, not the model's tensor? See ``engine/differences.py``."""
 
     @property
     def width(self) -> int:

@@ -25,6 +25,7 @@ from alnico.checkpoint.shards import split_into_shards
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.blocks import Span, chunks, units
+from alnico.engine.differences import as_differences, source_of
 from alnico.engine.fetch import absent_files, fetch_files
 from alnico.engine.measure import of_model
 from alnico.engine.merge_run import MergeRun
@@ -383,8 +384,9 @@ def _first_changed_file(step: _RepeatedMerge, names: Iterable[str]) -> tuple[str
     with Crew(step.plan.memory.threads, name="alnico-verify") as crew:
         for name in names:
             inputs = []
-            for tensor in jobs[name].read:
-                digest = hash_tensors(step.plan.sources[tensor.model], [tensor.name], crew)[tensor.name]
+            for tensor in as_differences([jobs[name]], step.plan.sources)[0].read:
+                source = source_of(tensor, step.plan.sources)
+                digest = hash_tensors(source, [tensor.name], crew)[tensor.name]
                 inputs.append((tensor.model, tensor.name, digest))
             changed = _first_changed_input(step, [Record(name, "", tuple(inputs))])
             if changed is None:

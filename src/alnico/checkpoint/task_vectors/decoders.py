@@ -17,6 +17,7 @@ from alnico.checkpoint.task_vectors.manifest import EXACT, GROUP, PARTS, TensorE
 from alnico.errors import ModelError
 from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import CODES
+from alnico.kernels.four_bit_kernel import FourBitKernel
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.numerics import dtypes
 
@@ -274,15 +275,10 @@ def _int4(entry: TensorEntry, parts: Parts, factor: float, first: int, out: np.n
     by = out.dtype.type(factor)
     scales = parts.read("scales", begin, groups).astype(out.dtype) * by
     minimums = parts.read("minimums", begin, groups).astype(out.dtype) * by
-    is_whole = start == first and stop == first + out.size and out.size == groups * GROUP
-    values = out if is_whole else np.zeros(groups * GROUP, out.dtype)
-    pairs = codes.astype("<u2")
-    pairs |= pairs << 4  # little-endian: the first code is in the low half of its byte
-    pairs &= 0x0F0F
-    values[: 2 * codes.size] = pairs.view(np.uint8)
-    matrix = values.reshape(groups, GROUP)
-    matrix *= scales[:, None]
-    matrix += minimums[:, None]
+    is_whole = start == first and stop == first + out.size and out.size == 2 * codes.size
+    values = out if is_whole else np.empty(2 * codes.size, out.dtype)
+    kernel = kernel_for(FourBitKernel("float64" if out.dtype == np.float64 else "float32"), out.size)
+    kernel(codes, scales, minimums, values)
     if not is_whole:
         out[:] = values[first - start : first - start + out.size]
 

@@ -20,6 +20,7 @@ from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Origin, Shard, Source, Tensor, TensorSpec, read_tensor
 from alnico.checkpoint.task_vectors.addition import combine
 from alnico.checkpoint.task_vectors.decoders import decode_difference, numbers
+from alnico.checkpoint.task_vectors.differences import DifferenceView
 from alnico.checkpoint.task_vectors.index_places import READ_BYTES, stream_tensor
 from alnico.checkpoint.task_vectors.known_hashes import KnownHashes, known_hashes
 from alnico.checkpoint.task_vectors.manifest import EXACT, TensorEntry
@@ -453,6 +454,28 @@ class EquippedModel:
         return read_tensor(self, name)
 
     # What it is made of
+
+    @cached_property
+    def differences(self) -> DifferenceView | None:
+        """What is added to the base, for the tensors that are the base's float32 values plus a stored difference or the base's
+        alone; None for an adapter."""
+        if self._adapted is not None or self.weight == 0:
+            return None
+        entries = self.vector.manifest.tensors
+        changed = {
+            n: entries[n] for n, how in self._how.items() if how == "added" and self.tensors[n].dtype == "F32"
+        }
+        unchanged = {
+            n: t
+            for n, t in self.tensors.items()
+            if self._how.get(n, "base") == "base" and n in self.base.tensors and t.dtype in dtypes.MERGEABLE
+        }
+
+        def check(name: str) -> None:
+            if name in self._how:
+                self.check(name)
+
+        return DifferenceView(self.label, self.base, self.vector, self.weight, changed, unchanged, check)
 
     @property
     def parts(self) -> tuple[Source, ...]:
