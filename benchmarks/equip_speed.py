@@ -30,7 +30,7 @@ import made  # noqa: E402
 
 SIDE = 4096
 SHARE = 0.01
-ENCODINGS = ("difference bf16", "int4")
+ENCODINGS = ("exact sparse", "difference bf16", "int4")
 
 
 def make_models(work: Path, millions: int) -> tuple[Path, dict[str, list[Path]]]:

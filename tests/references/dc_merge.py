@@ -14,10 +14,7 @@ def merge(models: list[np.ndarray], base: np.ndarray, options: dict, uniforms: o
     least = options.get("least", 0.01)
 
     def method(deltas: list[np.ndarray], weights: list[float]) -> np.ndarray:
-        k = max(int(options.get("rank", 0.75) * min(deltas[0].shape) / len(deltas)), 1)
-        us, ss, vs = zip(*(cut_svd(d, k) for d in deltas), strict=True)
-        p, q = polar(np.hstack(us), least), polar(np.vstack(vs), least)
-        inner = np.stack([p.T @ (u * s) @ v @ q.T for u, s, v in zip(us, ss, vs, strict=True)])
+        p, q, inner, ss = inner_of(deltas, options, least)
         for m, share, own in zip(inner, shares, ss, strict=True):
             count = max(int(share * m.size), len(own), 1)
             if m.size:
@@ -32,3 +29,30 @@ def merge(models: list[np.ndarray], base: np.ndarray, options: dict, uniforms: o
         return c * sum(w * t for w, t in zip(weights, parts, strict=True))
 
     return merge_by(method, models, base, options)
+
+
+def inner_of(deltas: list[np.ndarray], options: dict, least: float) -> tuple:
+    """The common directions, each task vector between them, and their singular values."""
+    k = max(int(options.get("rank", 0.75) * min(deltas[0].shape) / len(deltas)), 1)
+    us, ss, vs = zip(*(cut_svd(d, k) for d in deltas), strict=True)
+    p, q = polar(np.hstack(us), least), polar(np.vstack(vs), least)
+    return p, q, np.stack([p.T @ (u * s) @ v @ q.T for u, s, v in zip(us, ss, vs, strict=True)]), ss
+
+
+def undecided(models: list[np.ndarray], base: np.ndarray, options: dict) -> np.ndarray:
+    """Everywhere, if the entry that is the last to be kept ties with another up to rounding: either may be the one."""
+    ties = []
+
+    def method(deltas: list[np.ndarray], weights: list[float]) -> np.ndarray:
+        inner, ss = inner_of(deltas, options, options.get("least", 0.01))[2:]
+        given = options.get("density", [0.001] * len(models))
+        shares = [d for d, w in zip(given, options.get("weight", [1.0] * len(models)), strict=True) if w]
+        for m, share, own in zip(inner, shares, ss, strict=True):
+            sizes = np.sort(np.abs(m), axis=None)[::-1]
+            count = max(int(share * m.size), len(own), 1)
+            if count < m.size:
+                ties.append(sizes[count] > (1 - 1e-9) * sizes[count - 1] > 0)
+        return deltas[0]
+
+    merge_by(method, models, base, options)
+    return np.full(base.shape, any(ties))
