@@ -277,7 +277,8 @@ def _int4(entry: TensorEntry, parts: Parts, factor: float, first: int, out: np.n
     minimums = parts.read("minimums", begin, groups).astype(out.dtype) * by
     is_whole = start == first and stop == first + out.size and out.size == 2 * codes.size
     values = out if is_whole else np.empty(2 * codes.size, out.dtype)
-    kernel = kernel_for(FourBitKernel("float64" if out.dtype == np.float64 else "float32"), out.size)
+    ahead = 0 if first else entry.elements  # tensors are read from their start, and to their end
+    kernel = kernel_for(FourBitKernel("float64" if out.dtype == np.float64 else "float32"), ahead)
     kernel(codes, scales, minimums, values)
     if not is_whole:
         out[:] = values[first - start : first - start + out.size]
