@@ -1,4 +1,4 @@
-"""Reads stored task vectors on one base as differences: the base is read once, and nothing is added up before it is mixed."""
+"""Reads stored task vectors on one base as differences: the base is read once for all of them."""
 
 from __future__ import annotations
 

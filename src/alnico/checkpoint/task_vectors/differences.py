@@ -1,4 +1,4 @@
-"""Reads what a stored task vector adds to each tensor of a base, so that a merge reads the base once for all vectors."""
+"""Reads what a stored task vector adds to each tensor of a base, in place of the sum."""
 
 from __future__ import annotations
 
