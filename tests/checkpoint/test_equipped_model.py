@@ -251,8 +251,9 @@ def test_a_base_is_hashed_once_and_a_second_run_hashes_nothing(
         for name in tuned:
             assert raw_of(model, name, 5) == raw_of(again, name, 5)
     parts = [n for n in hashed if n not in SHAPES]
+    touched = [n for n in SHAPES if n != "model.c.bias"]  # which is absent
     assert sorted(n for n in hashed if n in SHAPES) == sorted(
-        [*SHAPES, "model.b.weight"]
+        [*touched, "model.b.weight"]
     )  # once as the base's, once as a part
     assert [n for n in parts if not n.endswith(".indices")] == list(
         dict.fromkeys(n for n in parts if not n.endswith(".indices"))
@@ -269,6 +270,22 @@ def test_a_base_is_hashed_once_and_a_second_run_hashes_nothing(
     path.write_bytes(data)
     with open_model(reference) as model:
         assert len(model.differing_tensors()) == 1
+
+
+def test_only_what_a_vector_touches_must_be_the_base(tmp_path: Path) -> None:
+    base, tuned = write(tmp_path, EXACT)
+    other = {n: (d, v + 1 if n == "model.c.bias" else v) for n, (d, v) in base.items()}
+    save_model(tmp_path / "other", other, {"model_type": "llama"})
+    with open_model(f"{tmp_path / 'other'}+{tmp_path / 'vector'}") as model:
+        found = {name: raw_of(model, name) for name in tuned}
+        assert model.differing_tensors() == ["model.c.bias"]
+    assert found["model.c.bias"] == encoded(*other["model.c.bias"])
+    assert found["model.a.weight"] == encoded(*tuned["model.a.weight"])
+    touched = {n: (d, v + 1 if n == "model.a.weight" else v) for n, (d, v) in base.items()}
+    save_model(tmp_path / "touched", touched, {"model_type": "llama"})
+    reference = f"{tmp_path / 'touched'}+{tmp_path / 'vector'}"
+    with open_model(reference) as model, pytest.raises(MismatchError, match=r"model\.a\.weight"):
+        raw_of(model, "model.a.weight")
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(

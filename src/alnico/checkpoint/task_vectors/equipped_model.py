@@ -256,7 +256,8 @@ class EquippedModel:
             if name in self._good:
                 return
             entry = self.vector.manifest.tensors[name]
-            if not (self.allows_mismatch and (entry.encoding not in EXACT or entry.encoding == "absent")):
+            is_needed = entry.encoding in EXACT or not self.allows_mismatch
+            if is_needed and entry.encoding != "absent":  # what the vector does not touch may be another
                 found = self._base_hash(name)
                 if found != entry.base:
                     raise MismatchError(
