@@ -11,6 +11,7 @@ import pytest
 from small_vectors import write_vector
 
 import alnico
+from alnico.errors import ModelError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -158,6 +159,34 @@ def test_rm_removes_what_is_named_or_nothing(run: Run) -> None:
     assert (code, text) == (0, "removed sql@1\nremoved ja@2\n")
     assert alnico.Store().list(all_versions=True).references == ("ja@1",)
     assert json.loads(run("store", "rm", "ja", "--json")[1]) == {"removed": ["ja@1"]}
+
+
+def test_a_remote_is_not_mistaken_for_the_own_store(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = os.fspath(folder / "public")
+    alnico.Store().push("sql", remote)
+    for place in (remote, Path(remote).as_uri()):
+        for words in (
+            ("create", "one", "--base", "two"),
+            ("rm", "sql"),
+            ("show", "sql"),
+            ("push", "sql", "elsewhere"),
+            ("pull", "sql"),
+            ("verify",),
+            ("update", "sql", "--task", "x"),
+        ):
+            code, text, error = run("store", *words, "--store", place)
+            assert (code, text) == (4, ""), (words, place)
+            assert f"store is a remote, {place}; expected the folder of a store on this machine" in error
+        with pytest.raises(ModelError, match="is a remote, of which nothing is removed"):
+            alnico.Store(place).remove("sql")
+    assert alnico.Store().list(all_versions=True).references == ("ja@2", "ja@1", "sql@1")
+    code, _, error = run("equip", "base", "sql", "--dry-run", "--store", "s3://bucket/vectors")
+    assert code == 4
+    assert "store is the address of a remote, s3://bucket/vectors; expected the folder" in error
+    monkeypatch.setenv("ALNICO_STORE", "https://example.org/vectors")
+    code, _, error = run("store", "list")
+    assert code == 4
+    assert "ALNICO_STORE is the address of a remote, https://example.org/vectors; expected the folder" in error
 
 
 def test_names_of_strangers_cannot_forge_lines(folder: Path, run: Run) -> None:

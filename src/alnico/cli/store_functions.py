@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
+from alnico.errors import ModelError
 from alnico.events import Watcher
 from alnico.folders import temporary_files
 from alnico.run_options import DEFAULT_BUDGET_BYTES, Size
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     from alnico.store.details import VectorDetails
     from alnico.store.updating import StoreUpdate
     from alnico.store.verify_vectors import StoreVerification
+
+
+def _store_here(store: str | None) -> Store:
+    """Open a store on this machine. Errors: ModelError for a remote, whose task vectors would be mistaken for one's own."""
+    opened = Store(store)
+    if opened.address is not None:
+        raise ModelError(
+            f"store is a remote, {opened.address}; expected the folder of a store on this machine. `alnico store pull NAME --from "
+            "ADDRESS` gets a task vector of a remote, `alnico store push` gives it one."
+        )
+    return opened
 
 
 def create_in_store(
@@ -93,7 +105,7 @@ def create_in_store(
     if dry_run:
         with temporary_files(), tempfile.TemporaryDirectory() as folder:
             return create_task_vector(finetuned, base, Path(folder, "vector"), name, dry_run=True, **options)
-    opened = Store(store)
+    opened = _store_here(store)
     with opened.new_folder() as new:
         created = create_task_vector(finetuned, base, new, name, **options)
         entry = opened.add(new)
@@ -163,7 +175,7 @@ def show_vector(name: str, *, store: str | None = None) -> VectorDetails:
         store: The folder of the store; default: yours ($ALNICO_STORE).
     Errors: those of :meth:`alnico.Store.show`.
     """
-    return Store(store).show(name)
+    return _store_here(store).show(name)
 
 
 def verify_vectors(
@@ -183,7 +195,7 @@ def verify_vectors(
         store: The folder of the store; default: yours ($ALNICO_STORE).
     Errors: those of :meth:`alnico.Store.verify`.
     """
-    return Store(store).verify(name, base=base, key=key, offline=offline)
+    return _store_here(store).verify(name, base=base, key=key, offline=offline)
 
 
 def update_store(
@@ -212,11 +224,13 @@ def update_store(
         scale: The suggested coefficient.
         least: The least coefficient that is known to work.
         most: The largest coefficient that is known to work.
-        store: The store, a folder or the address of a remote; default: yours ($ALNICO_STORE).
+        store: The folder of the store; without NAME also the address of a remote, to ask that one; default: yours
+            ($ALNICO_STORE).
         offline: Use no network: remotes are folders, or have what they had.
     Errors: those of :meth:`alnico.Store.update`.
     """
-    return Store(store).update(
+    opened = Store(store) if name is None else _store_here(store)
+    return opened.update(
         name,
         description=description,
         tasks=tasks,
@@ -238,7 +252,7 @@ def remove_vectors(names: Sequence[str], *, store: str | None = None) -> tuple[E
         store: The folder of the store; default: yours ($ALNICO_STORE).
     Errors: those of :meth:`alnico.Store.remove`.
     """
-    opened = Store(store)
+    opened = _store_here(store)
     for name in names:
         opened.path(name)
     return tuple(entry for name in names for entry in opened.remove(name))
@@ -266,7 +280,7 @@ def push_from_store(
         store: The folder of the store; default: yours ($ALNICO_STORE).
     Errors: those of :meth:`alnico.Store.push`.
     """
-    return Store(store).push(name, to, private=private, message=message, watch=watch)
+    return _store_here(store).push(name, to, private=private, message=message, watch=watch)
 
 
 @dataclass(frozen=True)
@@ -307,7 +321,7 @@ def pull_into_store(
     """
     from alnico.store.search_hub import base_news
 
-    opened = Store(store)
+    opened = _store_here(store)
     entry = opened.pull(name, source=source, offline=offline, watch=watch)
     news = None if offline else base_news(entry.base, entry.base_revision)
     return PulledVector(opened.place, entry, () if news is None else (news,))

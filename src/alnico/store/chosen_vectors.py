@@ -14,6 +14,7 @@ from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest, is_name,
 from alnico.checkpoint.task_vectors.store_folder import (
     PREFIX,
     default_store,
+    store_on_this_machine,
     vector_folder,
     vector_names,
 )
@@ -81,7 +82,7 @@ def choose_vectors(
     Errors: RecipeError for a weight that is not a number, for a vector that is named twice, and for none; ModelError for
     one that is not found, with the nearest name.
     """
-    place = default_store() if store is None else Path(os.path.expanduser(store)).absolute()
+    place = default_store() if store is None else store_on_this_machine(store, "store")
     found = [_find(name, weight, place) for name, weight in _pairs(vectors)]
     if not found:
         raise RecipeError(

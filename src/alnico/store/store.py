@@ -16,6 +16,7 @@ from alnico.checkpoint.task_vectors.store_folder import (
     MARK,
     PREFIX,
     VECTORS,
+    is_address,
     split_version,
     vector_folder,
 )
@@ -36,15 +37,6 @@ if TYPE_CHECKING:
     from alnico.store.stored_task_vector import StoredTaskVector
     from alnico.store.updating import StoreUpdate
     from alnico.store.verify_vectors import StoreVerification
-
-
-def is_address(text: str) -> bool:
-    """Is a text the address of a remote, not a folder?
-
-    >>> [is_address(t) for t in ("https://host/vectors", "s3://bucket/vectors", "hf:owner/name", "stores/team")]
-    [True, True, True, False]
-    """
-    return "://" in text or text.startswith("hf:")
 
 
 def is_published(place: str) -> bool:
@@ -234,8 +226,14 @@ class Store:
     def remove(self, name: str) -> tuple[Entry, ...]:
         """Remove a version (``NAME@VERSION``), or all versions of a task vector (``NAME``); returns what was removed.
 
-        Its number is not used again, so that no recipe ever means another vector. Errors: ModelError, RunError.
+        Its number is not used again, so that no recipe ever means another vector. Errors: ModelError, also for a store that was
+        opened with the address of a remote; RunError.
         """
+        if self.address is not None:
+            raise ModelError(
+                f"{self.address}: is a remote, of which nothing is removed from here; expected a store on this machine. Open its "
+                "folder; who hosts the remote removes the version's folder and its line of the index."
+            )
         self.local.check()
         return tuple(self.local.remove(name))
 

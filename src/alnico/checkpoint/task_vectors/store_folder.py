@@ -35,9 +35,9 @@ VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 def default_store() -> Path:
     """Return the folder of the user's store: ``$ALNICO_STORE``, else ``$XDG_DATA_HOME/alnico/store``, else
-    ``~/.local/share/alnico/store``. Errors: ModelError without a home directory."""
+    ``~/.local/share/alnico/store``. Errors: ModelError without a home directory, and for the address of a remote."""
     if chosen := os.environ.get(STORE_VARIABLE):
-        return Path(os.path.expanduser(chosen)).absolute()
+        return store_on_this_machine(chosen, STORE_VARIABLE)
     shared = os.environ.get("XDG_DATA_HOME", "")
     if os.path.isabs(shared):
         return Path(shared) / "alnico" / "store"
@@ -47,6 +47,26 @@ def default_store() -> Path:
         raise ModelError(
             f"the store of task vectors: you have no home directory; expected one. Set {STORE_VARIABLE} to a folder."
         ) from None
+
+
+def is_address(text: str) -> bool:
+    """Is a text the address of a remote, not a folder?
+
+    >>> [is_address(t) for t in ("https://host/vectors", "s3://bucket/vectors", "hf:owner/name", "stores/team")]
+    [True, True, True, False]
+    """
+    return "://" in text or text.startswith("hf:")
+
+
+def store_on_this_machine(place: str | os.PathLike[str], name: str) -> Path:
+    """Return the folder of a store that the setting ``name`` gives. Errors: ModelError for the address of a remote."""
+    text = os.fspath(place)
+    if is_address(text):
+        raise ModelError(
+            f"{name} is the address of a remote, {text}; expected the folder of a store on this machine. "
+            "`alnico store pull NAME --from ADDRESS` gets a task vector of a remote."
+        )
+    return Path(os.path.expanduser(text)).absolute()
 
 
 def versions_of(store: Path, name: str) -> list[int]:
