@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -360,6 +361,15 @@ def test_a_file_system_without_its_package_says_which(monkeypatch: pytest.Monkey
         HubError, match=r"gs:// cannot be opened .*gcsfs.*; expected the package of fsspec for it"
     ):
         open_remote("gs://bucket/vectors")
+
+
+def test_a_file_system_that_cannot_be_opened_says_why() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a port at which nothing answers any more
+        port = server.getsockname()[1]
+    with pytest.raises(
+        HubError, match=rf"ftp://127.0.0.1:{port}/vectors: could not be opened \(ConnectionRefusedError: .*Check the"
+    ):
+        open_remote(f"ftp://127.0.0.1:{port}/vectors")
 
 
 class Killed(BaseException):

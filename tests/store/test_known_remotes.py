@@ -143,6 +143,15 @@ def test_a_store_of_an_address_reads_and_writes_the_remote(tmp_path: Path, here:
         alnico.Store(tmp_path / "mine", folder=tmp_path)
 
 
+def test_a_slash_at_the_end_makes_no_second_remote(tmp_path: Path, here: alnico.Store, there: alnico.Store) -> None:
+    address = (tmp_path / "remote").as_uri()
+    assert here.push("sql", f"{address}/") == f"{address}/sql@2"
+    there.pull("sql", source=f"{address}//")
+    there.pull("sql", source=address)
+    assert [state.address for state in there.update().remotes] == [address]
+    assert there.pull("sql").version == 2
+
+
 def test_a_push_without_a_place_is_an_error(here: alnico.Store) -> None:
     with pytest.raises(AlnicoError, match="sql: no remote is given"):
         here.push("sql")

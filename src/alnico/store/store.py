@@ -443,12 +443,15 @@ def is_on_hub(address: str) -> bool:
 
 
 def full_address(place: str) -> str:
-    """Return a place of a remote as it can be found again from any folder.
+    """Return a place of a remote as it can be found again from any folder, and as it is known however it is written.
 
-    >>> full_address("s3://bucket/vectors"), full_address("/srv//vectors/")
-    ('s3://bucket/vectors', '/srv/vectors')
+    >>> full_address("s3://bucket/vectors/"), full_address("/srv//vectors/"), full_address("https://example.org/")
+    ('s3://bucket/vectors', '/srv/vectors', 'https://example.org')
     """
     is_folder = not is_address(place) and (
         os.path.exists(os.path.expanduser(place)) or not is_hub_reference(place)
     )
-    return os.path.abspath(os.path.expanduser(place)) if is_folder else place
+    if is_folder:
+        return os.path.abspath(os.path.expanduser(place))
+    scheme, separator, rest = place.partition("://")
+    return f"{scheme}{separator}{rest.rstrip('/') or rest[:1]}"

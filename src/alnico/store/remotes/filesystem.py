@@ -42,6 +42,11 @@ class SystemFiles:
             raise HubError(
                 f"{address}: {protocol}:// is no file system that fsspec knows ({str(error)[:80]}). Check the address."
             ) from None
+        except Exception as error:  # some connect at once, and each library raises errors of its own
+            raise HubError(
+                f"{address}: could not be opened ({type(error).__name__}: {' '.join(str(error).split())[:160]}). Check the "
+                "address, your credentials and the connection, and try again."
+            ) from None
         self._root = str(root).rstrip("/")
 
     def size(self, path: str, expected: int | None = None) -> int | None:
