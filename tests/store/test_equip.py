@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -144,13 +145,12 @@ def test_taking_off_every_vector_gives_the_bytes_of_the_base(world: Any, tmp_pat
     assert left.vectors == ()
     assert tensors_of(out) == tensors_of(world["base"])
     with pytest.raises(
-        ModelError, match=r"has no task vector 'sql'; expected one of those that it has, and it has none"
+        ModelError, match=r"has no task vector 'sql', as every one was taken off; expected an equipped"
     ):
         alnico.unequip(out, "sql")
 
 
 def test_the_vector_that_is_taken_off_is_not_needed(world: Any, tmp_path: Path) -> None:
-    import shutil
 
     alnico.equip(world["base"], ["sql:0.7", "japanese:0.4"], tmp_path / "out")
     shutil.rmtree(world["store"] / "vectors" / "sql")
@@ -160,7 +160,6 @@ def test_the_vector_that_is_taken_off_is_not_needed(world: Any, tmp_path: Path) 
 
 
 def test_unequip_is_refused_with_the_names_of_what_is_missing(world: Any, tmp_path: Path) -> None:
-    import shutil
 
     out = tmp_path / "out"
     alnico.equip(world["base"], ["sql:0.7", "japanese:0.4", "toxic:0.1"], out)
@@ -236,6 +235,8 @@ def test_a_new_version_does_not_change_what_was_equipped(world: Any, tmp_path: P
     [
         (["sql:0.7", "sql:0.2"], RecipeError, r"sql@1: is named twice, with the weights 0\.7 and 0\.2"),
         (["sql:0.7", "store:sql"], RecipeError, r"sql@1: is named twice"),
+        ([""], RecipeError, r"vectors: a name is empty; expected the name of a task vector"),
+        ([":0.3"], RecipeError, r"vectors: a name is empty"),
         (["sql:much"], RecipeError, r"sql: the weight is 'much'; expected a number\. Write it as sql:0\.7\."),
         (["sql:nan"], RecipeError, r"the weight of sql is nan; expected a finite number"),
         (["sqll:0.7"], ModelError, r"task vector 'sqll': is not in the store .* Did you mean sql\?"),
@@ -264,6 +265,37 @@ def test_a_path_names_a_vector_and_a_folder_without_one_is_refused(world: Any, t
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"empty: has no taskvector\.json and no adapter_config\.json"):
         alnico.equip(world["base"], [str(tmp_path / "empty")], tmp_path / "other")
+
+
+def test_a_vector_is_known_by_its_path_and_in_a_copy(world: Any, tmp_path: Path) -> None:
+    alnico.Store().create(world["tuned"]["sql"], world["base"], "made", exact=True)
+    alnico.Store().update("made", description="The same files.")
+    folder = world["store"] / "vectors" / "made" / "1"
+    shutil.copytree(folder, tmp_path / "copy")
+    for words in (
+        ["made", f"{folder}:0.5"],
+        ["made@2", f"{tmp_path}/copy:0.5"],
+        [str(tmp_path / "copy"), "made:-0.5"],
+    ):
+        with pytest.raises(
+            RecipeError, match=r"is the same task vector as .*; expected each once\. Leave one of them out"
+        ):
+            alnico.equip(world["base"], words, tmp_path / "out")
+    alnico.equip(
+        world["base"], ["made", "sql"], dry_run=True
+    )  # of one fine-tune, in other files: the caller's choice
+
+
+def test_a_base_that_is_not_there_is_named_alone(world: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"{tmp_path}/none' is not there\. Check the path\.$"):
+        alnico.equip(tmp_path / "none", ["sql"], tmp_path / "out")
+
+
+def test_a_weight_as_an_option_of_the_method_is_refused(world: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"weight is given as an option of the method; expected the weight of each"
+    ):
+        alnico.equip(world["base"], ["sql:0.7", "toxic"], tmp_path / "out", weight=0.5)
 
 
 def test_a_weight_that_is_not_given_is_the_suggested_one(world: Any, tmp_path: Path) -> None:

@@ -367,7 +367,8 @@ def test_a_file_system_that_cannot_be_opened_says_why() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:  # a port at which nothing answers any more
         port = server.getsockname()[1]
     with pytest.raises(
-        HubError, match=rf"ftp://127.0.0.1:{port}/vectors: could not be opened \(ConnectionRefusedError: .*Check the"
+        HubError,
+        match=rf"ftp://127.0.0.1:{port}/vectors: could not be opened \(ConnectionRefusedError: .*Check the",
     ):
         open_remote(f"ftp://127.0.0.1:{port}/vectors")
 

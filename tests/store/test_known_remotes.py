@@ -143,7 +143,9 @@ def test_a_store_of_an_address_reads_and_writes_the_remote(tmp_path: Path, here:
         alnico.Store(tmp_path / "mine", folder=tmp_path)
 
 
-def test_a_slash_at_the_end_makes_no_second_remote(tmp_path: Path, here: alnico.Store, there: alnico.Store) -> None:
+def test_a_slash_at_the_end_makes_no_second_remote(
+    tmp_path: Path, here: alnico.Store, there: alnico.Store
+) -> None:
     address = (tmp_path / "remote").as_uri()
     assert here.push("sql", f"{address}/") == f"{address}/sql@2"
     there.pull("sql", source=f"{address}//")

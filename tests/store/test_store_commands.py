@@ -161,7 +161,9 @@ def test_rm_removes_what_is_named_or_nothing(run: Run) -> None:
     assert json.loads(run("store", "rm", "ja", "--json")[1]) == {"removed": ["ja@1"]}
 
 
-def test_a_remote_is_not_mistaken_for_the_own_store(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_is_not_mistaken_for_the_own_store(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote = os.fspath(folder / "public")
     alnico.Store().push("sql", remote)
     for place in (remote, Path(remote).as_uri()):
@@ -186,7 +188,9 @@ def test_a_remote_is_not_mistaken_for_the_own_store(folder: Path, run: Run, monk
     monkeypatch.setenv("ALNICO_STORE", "https://example.org/vectors")
     code, _, error = run("store", "list")
     assert code == 4
-    assert "ALNICO_STORE is the address of a remote, https://example.org/vectors; expected the folder" in error
+    assert (
+        "ALNICO_STORE is the address of a remote, https://example.org/vectors; expected the folder" in error
+    )
 
 
 def test_names_of_strangers_cannot_forge_lines(folder: Path, run: Run) -> None:

@@ -145,7 +145,11 @@ def _open_files(label: str, location: Path, offline: bool) -> FileModel:
     elif "+" in label:
         parts = [split_weight(part)[1] for part in label.split("+")]
         near = {part: near_path(part, accepts=may_hold_model) for part in parts if not is_path(part)}
-        hint = "".join(f" {part!r} is not there. Did you mean {path}?" for part, path in near.items() if path)
+        hint = "".join(
+            f" {part!r} is not there. {f'Did you mean {path}?' if path else 'Check the path.'}"
+            for part, path in near.items()
+            if path or not (is_hub_reference(part) or is_store_reference(part))
+        )
         raise ModelError(
             f"model {label!r}: no such directory or file, and not base+adapter; expected two paths, or hub "
             f"ids as owner/name.{hint or ' Check both parts.'}"

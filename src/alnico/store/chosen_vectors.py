@@ -89,16 +89,29 @@ def choose_vectors(
             "vectors: there are none; expected at least one. Name one, such as sql:0.7; `alnico store list` shows what "
             "there is."
         )
-    first: dict[str, ChosenVector] = {}
+    first: dict[Any, ChosenVector] = {}
     for vector in found:
-        other = first.setdefault(vector.place, vector)
-        if other is not vector:
+        same = [first.setdefault(key, vector) for key in _identities(vector)]
+        other = next((one for one in same if one is not vector), None)
+        if other is not None:
+            if other.label != vector.label:
+                raise RecipeError(
+                    f"{vector.label}: is the same task vector as {other.label}; expected each once. Leave one of them out, and "
+                    f"give the other the weight {other.weight + vector.weight:g} for both together."
+                )
             both = f"{other.weight:g} and {vector.weight:g}"
             raise RecipeError(
                 f"{vector.label}: is named twice, with the weights {both}; expected each task vector once. Give it one "
                 f"weight, such as {vector.label}:{other.weight + vector.weight:g} for both together."
             )
     return tuple(found)
+
+
+def _identities(vector: ChosenVector) -> list[Any]:
+    """Return what only this vector has: its place, and the hashes of its files, which a copy and an update share with it."""
+    files = vector.manifest.files if vector.manifest is not None else {}
+    hashes = tuple(sorted((name, file.sha256) for name, file in files.items()))
+    return [vector.place, hashes] if hashes else [vector.place]
 
 
 def _pairs(vectors: Any) -> list[tuple[str, float | None]]:
@@ -161,7 +174,11 @@ def _number(weight: Any, name: str) -> float:
 
 
 def _find(name: str, weight: float | None, store: Path) -> ChosenVector:
-    """Find one vector. Errors: ModelError, with the nearest name."""
+    """Find one vector. Errors: ModelError, with the nearest name; RecipeError for an empty name."""
+    if not name:
+        raise RecipeError(
+            "vectors: a name is empty; expected the name of a task vector, or its path. Write it as sql:0.7."
+        )
     plain = name.removeprefix(PREFIX)
     bare, _, _ = plain.partition("@")
     is_stored = name.startswith(PREFIX) or (is_name(bare) and bare in vector_names(store))

@@ -213,6 +213,10 @@ def equip_recipe(
             f"method: {merges.name} merges models, not task vectors; expected a method of task vectors, such as "
             "task_arithmetic or ties. Choose one: `alnico methods` lists them."
         )
+    if "weight" in options:
+        raise RecipeError(
+            "weight is given as an option of the method; expected the weight of each task vector after its name. Write it as sql:0.7."
+        )
     takes_weights = "weight" in merges.options
     if not takes_weights and (weighted := next((v for v in vectors if not v.is_suggested), None)):
         raise RecipeError(

@@ -147,9 +147,13 @@ def _named(names: Iterable[Any], equipped: Sequence[str], folder: Path) -> list[
             shown = [_names_of(r)[1] if r.startswith(PREFIX) else r for r in found or equipped]
             near = near_name(name, [word for r in equipped for word in _names_of(r)])
             advice = f"Did you mean {near}?" if near and not found else "Name one of them."
+            if not equipped:
+                raise ModelError(
+                    f"{folder}: has no task vector {name!r}, as every one was taken off; expected an equipped model. Check the path."
+                )
             raise ModelError(
                 f"{folder}: has {'no' if not found else 'more than one'} task vector {name!r}; expected one of "
-                f"{', '.join(shown) or 'those that it has, and it has none'}. {advice}"
+                f"{', '.join(shown)}. {advice}"
             )
         if found[0] in removed:
             raise RecipeError(f"vectors: {name} is named twice; expected each once. Leave one out.")
