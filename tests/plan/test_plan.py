@@ -553,14 +553,17 @@ def test_models_are_looked_for_beside_the_recipe_after_the_working_directory() -
     assert [str(s.location) for s in plan.sources] == ["recipes/a", "b"]
 
 
-@pytest.mark.parametrize("reference", ["org/model+adapter", "base+adapter", "a@b+c@d"])
-def test_a_base_or_an_adapter_that_is_not_there_is_refused(reference: str) -> None:
+@pytest.mark.parametrize(
+    ("reference", "absent"),
+    [("org/model+adapter", ["adapter"]), ("base+adapter", ["base", "adapter"]), ("a@b+c@d", ["a@b", "c@d"])],
+)
+def test_a_base_or_an_adapter_that_is_not_there_is_refused(reference: str, absent: list[str]) -> None:
     model("a")
     with pytest.raises(ModelError) as caught:
         planned(models=("a", reference))
     assert str(caught.value) == (
-        f"model {reference!r}: no such directory or file, and not base+adapter; expected two paths, or hub ids as owner/name. "
-        "Check both parts."
+        f"model {reference!r}: no such directory or file, and not base+adapter; expected two paths, or hub ids as owner/name."
+        + "".join(f" {part!r} is not there. Check the path." for part in absent)
     )
     assert caught.value.exit_code == 4
 
