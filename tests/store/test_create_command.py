@@ -56,7 +56,7 @@ difference:f32    16.4 kB  tiny
 error: |decoded - difference| / |difference|; about: from a sample of each tensor.
 
 sql@1: 512 B, relative error tiny (1 absent, 1 low_rank)
-why: asked for: error 0.01
+why: error 0.01 was asked for
 """
 
 
@@ -113,3 +113,29 @@ def test_what_is_wrong_is_said_and_nothing_is_kept(models: Path, run: Run) -> No
         assert len(alnico.Store().list()) == 0
     left = [p for p in (models / "store").rglob("*") if p.is_file() and p.suffix == ".safetensors"]
     assert left == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--encoding", "low_rank:0"),
+            "expected a share in (0, 1] or a number of directions after the colon",
+        ),
+        (
+            ("--encoding", "low_rank:\u00b2"),
+            "expected a share in (0, 1] or a number of directions after the colon",
+        ),
+        (("--encoding", "top_k:7"), "expected a share in (0, 1] after the colon. Write top_k:0.1."),
+        (("--error", "nan"), "error is nan; expected a finite number"),
+        (("--tsv", "inf"), "tsv is inf; expected a finite number"),
+        (("--scale", "nan"), "scale is nan; expected a finite number"),
+        (("--scale-range", "0,inf"), "scale_range is inf; expected a finite number"),
+    ],
+)
+def test_wrong_numbers_are_errors_of_the_options(
+    models: Path, run: Run, words: tuple[str, ...], message: str
+) -> None:
+    code, out, error = run("store", "create", "sql-7b", "--base", "base", *words)
+    assert (code, out) == (3, "")
+    assert message in error

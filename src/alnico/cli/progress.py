@@ -200,7 +200,7 @@ def _fetching(event: Fetching) -> str:
     names, size = ", ".join(event.models), format_size(event.total_bytes)
     if event.is_upload:
         return f"sending {count_of(event.files, 'file')} to {names}, {size}"
-    return f"fetching {event.files} files of {names}, {size}"
+    return f"fetching {count_of(event.files, 'file')} of {names}, {size}"
 
 
 def _counted(event: Counted) -> str:

@@ -494,7 +494,7 @@ class _Creation:
                 options
             ), f"the least error within {format_size(self._target.size_bytes)}"
         if not self._target.is_default:
-            return choose(options), f"asked for: {self._target}"
+            return choose(options), f"{self._target} was asked for"
         exact = choose_exact(options)
         size = sum(one.byte_size for one in exact.values())
         equal = self.measured().equal_share

@@ -110,10 +110,10 @@ def _words(words: str | Sequence[str], option: str) -> tuple[str, ...]:
 
 
 def _scale(suggested: float, tried: Sequence[float] | None) -> SafeScale:
-    number = finite_number(suggested, "scale")
+    number = finite_number(suggested, "scale", error=RecipeError)
     if tried is None:
         return SafeScale(number)
-    listed = [finite_number(x, "scale_range") for x in tried]
+    listed = [finite_number(x, "scale_range", error=RecipeError) for x in tried]
     if len(listed) != 2 or not listed[0] <= number <= listed[1]:
         raise RecipeError(
             f"scale_range is {list(tried)} and scale is {number:g}; expected the least and the most coefficient, with the suggested "

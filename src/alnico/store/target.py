@@ -44,11 +44,11 @@ class Target:
                 f"{' and '.join(given)} are given; expected one of exact, error, size, tsv and encoding. Choose one, or none for "
                 "what the measurements suggest."
             )
-        if self.error is not None and not 0 <= finite_number(self.error, "error") < 1:
+        if self.error is not None and not 0 <= finite_number(self.error, "error", error=RecipeError) < 1:
             raise RecipeError(
                 f"error is {self.error:g}; expected a relative error of 0 or more and below 1. 0.01 keeps what scores show."
             )
-        if self.tsv is not None and not 0 < finite_number(self.tsv, "tsv") <= 1:
+        if self.tsv is not None and not 0 < finite_number(self.tsv, "tsv", error=RecipeError) <= 1:
             raise RecipeError(
                 f"tsv is {self.tsv:g}; expected a share of directions in (0, 1]. 0.1 keeps a tenth."
             )
@@ -103,9 +103,11 @@ def _parsed(text: Any) -> tuple[str, Any]:
     if name == "top_k":
         return name, _share(text, option, DEFAULT_SHARE) if colon else DEFAULT_SHARE
     if name == "low_rank":
-        if option.isdigit() and 1 <= int(option) < 1 << 31:
+        if option.isdecimal() and 1 <= int(option) < 1 << 31:
             return name, int(option)
-        return name, _share(text, option, DEFAULT_RANK) if colon else DEFAULT_RANK
+        return name, _share(
+            text, option, DEFAULT_RANK, " or a number of directions"
+        ) if colon else DEFAULT_RANK
     if colon:
         raise RecipeError(
             f"encoding is {text!r}; expected {name} alone, which has no option. Remove {':' + option!r}."
@@ -113,13 +115,13 @@ def _parsed(text: Any) -> tuple[str, Any]:
     return name, None
 
 
-def _share(text: Any, option: str, example: float) -> float:
+def _share(text: Any, option: str, example: float, also: str = "") -> float:
     try:
         share = float(option)
     except ValueError:
         share = float("nan")
     if not 0 < share <= 1:
         raise RecipeError(
-            f"encoding is {text!r}; expected a share in (0, 1] after the colon. Write {str(text).partition(':')[0]}:{example:g}."
+            f"encoding is {text!r}; expected a share in (0, 1]{also} after the colon. Write {str(text).partition(':')[0]}:{example:g}."
         )
     return share

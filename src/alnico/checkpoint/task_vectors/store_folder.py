@@ -129,7 +129,7 @@ def vector_folder(reference: str, store: Path | None = None) -> Path:
         )
     if version is not None and version not in versions:
         raise ModelError(
-            f"{reference}: the store {place} has no version {version} of it; expected one of "
-            f"{', '.join(map(str, versions))}. Choose one, or leave the version out for the latest."
+            f"{reference}: the store {place} has no version {version} of it; expected "
+            f"{'one of ' if len(versions) > 1 else ''}{', '.join(map(str, versions))}. Choose one, or leave the version out for the latest."
         )
     return place / VECTORS / name / str(version if version is not None else versions[-1])

@@ -90,8 +90,8 @@ class FileRemote:
             )
         if version is not None and version not in versions:
             raise HubError(
-                f"{self.address}: has no version {version} of {name!r}; expected one of "
-                f"{', '.join(map(str, sorted(versions)))}. Choose one, or leave the version out for the latest."
+                f"{self.address}: has no version {version} of {name!r}; expected "
+                f"{'one of ' if len(versions) > 1 else ''}{', '.join(map(str, sorted(versions)))}. Choose one, or leave the version out for the latest."
             )
         entry = versions[version if version is not None else max(versions)]
         return self._with_signature(entry)
