@@ -55,11 +55,20 @@ def test_cosines_and_sign_conflicts_are_those_of_the_tensors_within_the_error(sh
         b = {n: shared * a[n] + np.sqrt(1 - shared**2) * other[n] for n in a}
         found = interference(sketched(a), sketched(b))
         deviations.append((found.cosine - cosine(a, b)) / found.cosine_error)
-        scores.append((found.sign_conflict - conflict(a, b), found.cosine_error))
+        scores.append(found.sign_conflict - conflict(a, b))
         assert abs(found.cosine - cosine(a, b)) < 4 * found.cosine_error
         assert found.tensors.keys() == SHAPES.keys()
     assert np.sqrt(np.mean(np.square(deviations))) < 1.6  # standard errors are what they say
-    assert np.sqrt(np.mean([d**2 for d, _ in scores])) < scores[0][1]
+    assert np.sqrt(np.mean(np.square(scores))) < 0.06
+
+
+def test_equal_and_opposite_vectors_are_known_as_such() -> None:
+    for seed in range(4):
+        a = vectors(seed)
+        for factor in (0.5, -2.0):
+            found = interference(sketched(a), sketched({n: factor * v for n, v in a.items()}))
+            assert abs(found.cosine - np.sign(factor)) < 2 * found.cosine_error < 0.002
+            assert abs(found.sign_conflict - (factor < 0)) < 0.002
 
 
 def test_low_rank_and_sparse_vectors_are_estimated_as_well() -> None:

@@ -4,7 +4,8 @@ The sketch is a CountSketch (Charikar, Chen and Farach-Colton 2002, https://doi.
 of the tensor, in row-major order, times a random sign is added to one of 64 buckets. With the chunk ``c = i // 65536`` the
 bucket is ``(i + h(c)) mod 64``, and the sign is bit ``i mod 64`` of ``h(2**32 + i // 64)``, where 1 is minus. ``h(n)`` is
 output ``n`` of SplitMix64 started at 0. Both are the same for all tensors and all task vectors. The inner product of two
-sketches is an estimate, without bias, of that of the tensors.
+sketches is an estimate, without bias, of that of the tensors. The cosine of two tensors is estimated by that of their
+sketches: it has the variance (1 - cosine^2)^2 / 64, so that vectors that are much alike are known to be.
 
 A sketch is stored as a float32, the norm of the tensor; another, the value of one step; and 64 signed bytes: the buckets in
 steps. All are little-endian: 72 bytes.
@@ -31,6 +32,8 @@ SIGNS = 1 << 32
 """The first number whose hash gives signs; smaller ones give shifts."""
 STORED_BYTES = 8 + BUCKETS
 MOST_STEPS = 127
+LEAST_VARIANCE = 1 / (BUCKETS * MOST_STEPS**2)
+"""Of a cosine: what rounding to steps adds."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,13 @@ class Interference:
         )
 
 
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the cosine of two sketches; 0 where one has no length."""
+    scaled = [x / largest if (largest := float(np.abs(x).max(initial=0.0))) else x for x in (a, b)]
+    size = math.sqrt(float(scaled[0] @ scaled[0]) * float(scaled[1] @ scaled[1]))
+    return min(max(float(scaled[0] @ scaled[1]) / size, -1.0), 1.0) if size else 0.0
+
+
 def sketches_of(entry: TensorEntry) -> tuple[TensorSketch, TensorSketch] | None:
     """Return the sketches of a tensor's values and of its signs; None if it has none."""
     found = [TensorSketch.of(stored) for stored in entry.sketch]
@@ -175,14 +185,14 @@ def interference(a: Manifest, b: Manifest) -> Interference:
         products, sizes = [], []
         for x, y in zip(mine, theirs, strict=True):
             size = x.norm * y.norm
-            products.append(float(np.clip(float(x.buckets @ y.buckets), -size, size)))
+            products.append(size * _cosine(x.buckets, y.buckets))
             sizes.append(size)
         cosine = products[0] / sizes[0] if sizes[0] else 0.0
         signs = products[1] / sizes[1] if sizes[1] else 0.0
         tensors[name] = (cosine, (1 - signs) / 2)
         dot += products[0]
         sign_dot += products[1]
-        variance += sizes[0] ** 2 * (1 + cosine**2) / BUCKETS
+        variance += sizes[0] ** 2 * max((1 - cosine**2) ** 2 / BUCKETS, LEAST_VARIANCE)
     size = math.hypot(*first) * math.hypot(*second)
     sign_size = math.hypot(*first_signs) * math.hypot(*second_signs)
     return Interference(
