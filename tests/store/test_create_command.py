@@ -133,9 +133,8 @@ def test_what_is_wrong_is_said_and_nothing_is_kept(models: Path, run: Run) -> No
         (("--scale-range", "0,inf"), "scale_range is inf; expected a finite number"),
     ],
 )
-def test_wrong_numbers_are_errors_of_the_options(
-    models: Path, run: Run, words: tuple[str, ...], message: str
-) -> None:
+@pytest.mark.usefixtures("models")
+def test_wrong_numbers_are_errors_of_the_options(run: Run, words: tuple[str, ...], message: str) -> None:
     code, out, error = run("store", "create", "sql-7b", "--base", "base", *words)
     assert (code, out) == (3, "")
     assert message in error

@@ -286,7 +286,8 @@ def test_a_vector_is_known_by_its_path_and_in_a_copy(world: Any, tmp_path: Path)
     )  # of one fine-tune, in other files: the caller's choice
 
 
-def test_a_base_that_is_not_there_is_named_alone(world: Any, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("world")
+def test_a_base_that_is_not_there_is_named_alone(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=rf"{tmp_path}/none' is not there\. Check the path\.$"):
         alnico.equip(tmp_path / "none", ["sql"], tmp_path / "out")
 

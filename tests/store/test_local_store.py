@@ -248,3 +248,35 @@ def test_a_home_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     with pytest.raises(ModelError, match="you have no home directory; expected one"):
         alnico.Store()
+
+
+def test_a_store_is_asked_for_names_as_a_dict_is(tmp_path: Path) -> None:
+    store = alnico.Store(tmp_path / "store")
+    assert list(store) == []
+    store.add(write_vector(tmp_path / "1", "sql", value=1))
+    assert ("sql" in store, "sql@1" in store, "sql@2" in store, "../x" in store, 3 in store) == (
+        True,
+        True,
+        False,
+        False,
+        False,
+    )
+    assert list(store) == ["sql"]
+    with pytest.raises(ModelError, match="3 is not the name of a task vector"):
+        store[3]  # type: ignore[index]
+
+
+def test_an_empty_place_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: alnico.Store(""), lambda: alnico.equip("base", "sql", dry_run=True, store="")):
+        with pytest.raises(
+            ModelError, match=r"store is empty; expected a folder\. Leave it out for your own store"
+        ):
+            call()
+
+
+def test_a_base_in_memory_cannot_be_verified(tmp_path: Path) -> None:
+    store = alnico.Store(tmp_path / "store")
+    store.add(write_vector(tmp_path / "1", "sql", value=1))
+    with pytest.raises(ModelError, match="base is of type dict; expected the path or hub id of a model"):
+        store.verify("sql", base={})  # type: ignore[arg-type]

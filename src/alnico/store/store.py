@@ -9,16 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, read_manifest
 from alnico.checkpoint.task_vectors.store_folder import (
     CACHE,
+    EMPTY,
     MARK,
     PREFIX,
     VECTORS,
     is_address,
     split_version,
     vector_folder,
+    vector_names,
 )
 from alnico.errors import AlnicoError, HubError, ModelError
 from alnico.events import Watcher
@@ -62,6 +65,8 @@ class Store:
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
         text = None if place is None else os.fspath(place)
+        if text == "":
+            raise ModelError(EMPTY.format("the place of the store"))
         is_remote = text is not None and (is_address(text) or is_published(text))
         self.address: str | None = full_address(text) if text is not None and is_remote else None
         if self.address is None and place is not None and folder is not None:
@@ -89,6 +94,19 @@ class Store:
         """Return the folder of a task vector, ``NAME`` or ``NAME@VERSION``. Errors: ModelError for what the store does not have."""
         self.local.check()
         return vector_folder(name, self.folder)
+
+    def __contains__(self, name: object) -> bool:
+        """Does the store on this machine have a task vector, ``NAME`` or ``NAME@VERSION``?"""
+        self.local.check()
+        try:
+            return isinstance(name, str) and vector_folder(name, self.folder).is_dir()
+        except ModelError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the task vectors on this machine."""
+        self.local.check()
+        return iter(vector_names(self.folder))
 
     def __getitem__(self, name: str) -> StoredTaskVector:
         """Return a task vector as a value. Errors: ModelError for one that the store does not have."""
@@ -221,7 +239,8 @@ class Store:
         from alnico.store.verify_vectors import all_folders, verify_folders
 
         folders = [self._folder_of(name)] if name is not None else all_folders(self.local)
-        return verify_folders(folders, self.folder / VECTORS, base=base, key=key, offline=offline)
+        checked = None if base is None else model_path(base, "base")
+        return verify_folders(folders, self.folder / VECTORS, base=checked, key=key, offline=offline)
 
     def remove(self, name: str) -> tuple[Entry, ...]:
         """Remove a version (``NAME@VERSION``), or all versions of a task vector (``NAME``); returns what was removed.

@@ -30,6 +30,9 @@ INDEX = "index.sqlite"
 CACHE = "cache"
 STORE_VARIABLE = "ALNICO_STORE"
 
+EMPTY = "{} is empty; expected a folder. Leave it out for your own store."
+"""What is said of a setting without text, which would be the working directory."""
+
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -61,6 +64,8 @@ def is_address(text: str) -> bool:
 def store_on_this_machine(place: str | os.PathLike[str], name: str) -> Path:
     """Return the folder of a store that the setting ``name`` gives. Errors: ModelError for the address of a remote."""
     text = os.fspath(place)
+    if not text:
+        raise ModelError(EMPTY.format(name))
     if is_address(text):
         raise ModelError(
             f"{name} is the address of a remote, {text}; expected the folder of a store on this machine. "
@@ -95,7 +100,7 @@ def split_version(text: str) -> tuple[str, int | None]:
     >>> split_version("sql@2"), split_version("sql")
     (('sql', 2), ('sql', None))
     """
-    name, at, version = text.partition("@")
+    name, at, version = text.partition("@") if isinstance(text, str) else (text, "", "")
     if not is_name(name):
         raise ModelError(
             f"{text!r} is not the name of a task vector; expected letters, digits, '.', '_' and '-', without '..'. "
@@ -115,7 +120,7 @@ def vector_folder(reference: str, store: Path | None = None) -> Path:
     Errors: ModelError for a name or version that the store does not have.
     """
     place = store if store is not None else default_store()
-    name, version = split_version(reference.removeprefix(PREFIX))
+    name, version = split_version(reference.removeprefix(PREFIX) if isinstance(reference, str) else reference)
     versions = versions_of(place, name)
     if not versions:
         near = near_name(name, vector_names(place))
