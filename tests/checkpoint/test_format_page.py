@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import read_tensor
@@ -29,28 +30,37 @@ def reader() -> Any:
     return names["read_vector"]
 
 
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16", "F64"])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_the_readers_of_the_page_and_of_alnico_agree(tmp_path: Path, shards: int) -> None:
+def test_the_readers_of_the_page_and_of_alnico_agree(tmp_path: Path, shards: int, dtype: str) -> None:
     shapes = {
         "a.weight": (30, 31),
         "b.weight": (4, 6, 5),
         "c.bias": (13,),
         "d.weight": (7, 9),
         "e.weight": (3, 4),
+        "f.weight": (5, 6),
     }
-    base, tuned = random_pair(np.random.default_rng(0), shapes, "F32", changed=0.1)
+    base, tuned = random_pair(np.random.default_rng(0), shapes, dtype, changed=0.1)
     tuned["c.bias"] = base["c.bias"]
-    tuned["new.weight"] = ("F32", np.ones((2, 2), np.float32))
-    encodings = dict(zip(shapes, ("sparse", "difference", "absent", "difference F16", "whole"), strict=True))
+    tuned["new.weight"] = (dtype, np.ones((2, 2), np.float32))
+    kinds = ("sparse", "difference", "absent", "difference F16", "whole", "difference BF16")
+    encodings = dict(zip(shapes, kinds, strict=True))
     save_model(tmp_path / "base", base, {})
     write_vector(tmp_path / "vector", base, tuned, {**encodings, "new.weight": "whole"}, shards=shards)
-    found = dict(reader()(tmp_path / "vector", {n: v for n, (_, v) in base.items()}))
+    found = dict(reader()(tmp_path / "vector", load_file(tmp_path / "base" / "model.safetensors")))
     with open_model(f"{tmp_path / 'base'}+{tmp_path / 'vector'}") as model:
         assert found.keys() == model.tensors.keys()
         for name, values in found.items():
-            np.testing.assert_allclose(values, read_tensor(model, name), rtol=2e-7, atol=1e-8)
+            ours, theirs = read_tensor(model, name), values.double().numpy()
+            np.testing.assert_allclose(theirs, ours, rtol=2e-7, atol=1e-8)
             if not encodings.get(name, "").startswith("difference"):
-                assert values.tobytes() == read_tensor(model, name).tobytes()
+                assert str(values.dtype) == {
+                    "F64": "torch.float64",
+                    "F32": "torch.float32",
+                    "F16": "torch.float16",
+                }.get(dtype, "torch.bfloat16")
+                np.testing.assert_array_equal(theirs, ours)
 
 
 def test_the_page_has_every_encoding_part_and_key() -> None:
