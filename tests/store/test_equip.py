@@ -24,6 +24,7 @@ from alnico.errors import (
     UncheckedError,
     VerificationError,
 )
+from made_tokenizers import entry, letters, save_matrices, save_tokenizer, special
 
 NAMES = ("sql", "japanese", "toxic")
 
@@ -428,3 +429,41 @@ def test_an_adapter_is_equipped_beside_a_stored_vector(world: Any, tmp_path: Pat
     alnico.unequip(tmp_path / "out", "adapter")
     alnico.equip(world["base"], ["sql:0.7"], tmp_path / "alone", dtype="float32")
     assert tensors_of(tmp_path / "out") == tensors_of(tmp_path / "alone")
+
+
+def test_rows_of_added_tokens_are_left_out_on_request(world: Any, tmp_path: Path, run: Any) -> None:
+    tokens, model = letters()
+    base = save_tokenizer(save_matrices(tmp_path / "eight", 0, len(tokens)), tokens, special(), model)
+    more = [*special(), entry("<new>", len(tokens))]
+    tuned = save_tokenizer(save_matrices(tmp_path / "nine", 1, len(tokens) + 1), tokens, more, model)
+    for seed, folder in enumerate((base, tuned)):
+        rng = np.random.default_rng(seed)
+        more_tensors = {
+            f"model.layers.{i}.input_layernorm.weight": ("F32", rng.random(2, np.float32)) for i in range(4)
+        }
+        stored = made.read_file(folder / "model.safetensors")
+        made.save_file(folder / "model.safetensors", {**stored, **more_tensors})
+    alnico.Store(world["store"]).create(tuned, base, "grown", exact=True)
+    words = ("equip", str(base), "grown:1", "-o", str(tmp_path / "out"))
+    code, _, error = run(*words)
+    assert code == 5
+    assert "Write --tokenizer base" in error
+    assert run(*words, "--tokenizer", "base")[0] == 0
+    new = made.read_model(tuned)
+    for name, values in made.read_model(tmp_path / "out").items():
+        assert values.tobytes() == new[name][: len(values)].tobytes()
+        assert len(values) in (len(tokens), 2)
+    alnico.unequip(tmp_path / "out", "grown")
+    assert tensors_of(tmp_path / "out") == tensors_of(base)
+
+
+def test_errors_of_the_command_name_its_options(world: Any, tmp_path: Path, run: Any) -> None:
+    tuned = made.read_file(world["tuned"]["sql"] / "model.safetensors")
+    grown = {**tuned, "new.weight": ("F32", np.ones((2, 2), np.float32))}
+    put(world["store"], "grown", world["of_base"], grown, "whole")
+    code, _, error = run("equip", str(world["base"]), "grown:1", "-o", str(tmp_path / "out"))
+    assert code == 5
+    assert "set --missing copy or --missing drop" in error
+    assert (
+        run("equip", str(world["base"]), "grown:1", "-o", str(tmp_path / "out"), "--missing", "copy")[0] == 0
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,18 +134,24 @@ def recipe_of_words(call: CommandCall, words: MergeWords) -> Recipe:
     )
 
 
-@contextmanager
-def words_of_options(words: MergeWords) -> Iterator[None]:
+def words_of_options(words: MergeWords) -> AbstractContextManager[None]:
     """Let errors of a merge without a recipe file name options where they advise on keys of the recipe."""
+    return advice_as_options() if words.recipe is None else nullcontext()
+
+
+ADVICE = re.compile(
+    r"\b(missing|unrelated|tokenizer)(?:_source)?: (?:\{source: )?(\w+)\}?(?: in the recipe)?"
+)
+
+
+@contextmanager
+def advice_as_options() -> Iterator[None]:
+    """Let errors name an option of the command line where they name a line of a recipe."""
     try:
         yield
     except AlnicoError as error:
-        if words.recipe is None:
-            error.args = tuple(ADVICE.sub(r"--\1 \2", str(line)) for line in error.args)
+        error.args = tuple(ADVICE.sub(r"--\1 \2", str(line)) for line in error.args)
         raise
-
-
-ADVICE = re.compile(r"\b(missing|unrelated|tokenizer): (\w+)(?: in the recipe)?")
 
 
 def is_recipe(word: str) -> bool:

@@ -96,6 +96,7 @@ def equip(
     method: str = "task_arithmetic",
     density: Sequence[float] | float | None = None,
     dtype: Any = None,
+    tokenizer: str | None = None,
     missing: str = "error",
     unrelated: str = "error",
     tasks: TasksLike | None = None,
@@ -132,6 +133,7 @@ def equip(
         method: Merge method; `alnico methods` lists them.
         density: Share of each vector that is kept, in (0, 1], for ties, dare and others; one number, or one per vector.
         dtype: Dtype of the output, such as bfloat16; default: the promotion of the models' dtypes.
+        tokenizer: Vocabulary of the output: base, where a vector has rows for tokens that the base lacks; they are left out.
         missing: What to do with tensors that the base or a vector lacks: error, copy or drop.
         tasks: YAML file of tasks to score: without vectors, with them, and with random vectors of the same length.
         dry_run: Only plan: nothing is written or scored.
@@ -152,6 +154,7 @@ def equip(
         chosen,
         method,
         dtype=dtype,
+        tokenizer=tokenizer,
         missing=missing,
         unrelated=unrelated,
         seed=seed,
@@ -200,6 +203,7 @@ def equip_recipe(
     method: str = "task_arithmetic",
     *,
     dtype: Any = None,
+    tokenizer: str | None = None,
     missing: str = "error",
     unrelated: str = "error",
     seed: int | None = None,
@@ -229,6 +233,7 @@ def equip_recipe(
         base=base,
         weights=[vector.weight for vector in vectors] if takes_weights else None,
         dtype=dtype,
+        tokenizer=tokenizer,
         missing=missing,
         unrelated=unrelated,
         seed=seed,

@@ -12,7 +12,7 @@ from alnico.cli.commands.merge import result_line
 from alnico.cli.commands.plan import plan_text
 from alnico.cli.options import JSON, QUIET, VERBOSE, Flag, dtype_names, method_names
 from alnico.cli.printing import Page, page, say_page
-from alnico.cli.quick import further_options
+from alnico.cli.quick import advice_as_options, further_options
 from alnico.store.chosen_vectors import ChosenVector, choose_vectors
 from alnico.store.equip import Equipped
 from alnico.store.pair_interference import PairInterference, interference_of
@@ -39,6 +39,7 @@ NAME = 26
     method=Flag(metavar="NAME", complete=method_names),
     density=Flag(metavar="NUMBERS"),
     dtype=Flag(metavar="NAME", complete=dtype_names),
+    tokenizer=Flag(metavar="SOURCE"),
     tasks=Flag(metavar="FILE"),
     store=Flag(metavar="FOLDER"),
     json=JSON,
@@ -58,7 +59,8 @@ def run(call: CommandCall) -> None:
     chosen = choose_vectors(call["vectors"], call["store"])
     pairs = interference_of(call["base"].rstrip("/") or "/", chosen, offline=call["offline"])
     say_page(page(vector_lines(chosen, pairs)), call.is_quiet or call.is_json)
-    equipped = call.invoke(shows_tensors=True, interference=pairs, **further_options(call["set"] or ()))
+    with advice_as_options():
+        equipped = call.invoke(shows_tensors=True, interference=pairs, **further_options(call["set"] or ()))
     call.note(equipped.notes)
     call.show(equipped.data, lambda: equipped_text(equipped, call.verbose), besides=call["out"])
 
