@@ -76,6 +76,12 @@ def test_search_finds_and_says_when_it_does_not(folder: Path, run: Run) -> None:
     assert "hub and offline are both given" in error
 
 
+def test_search_shows_whole_addresses(folder: Path, run: Run) -> None:
+    remote = os.fspath(folder / ("a-long-name-" * 8))
+    alnico.Store().push("sql", remote)
+    assert run("store", "search", "--store", remote)[1].splitlines()[1].endswith(f"  {remote}")
+
+
 def test_show_says_all(folder: Path, run: Run) -> None:
     code, text, notes = run("store", "show", "sql", "-v")
     assert (code, notes) == (0, "")

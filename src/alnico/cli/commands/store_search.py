@@ -41,4 +41,6 @@ def search_text(found: FoundVectors) -> Page:
                 else (f"{v.cosine:+.3f} +- {v.cosine_error:.3f}", f"{v.sign_conflict:.1%}")
             )
     more = f", the first {len(found)} of them (--limit)" if found.total > len(found) else ""
-    return page([*table_lines(columns, rows), "", f"{count_of(found.total, 'task vector')}{more}"])
+    return page(
+        [*table_lines(columns, rows, whole=True), "", f"{count_of(found.total, 'task vector')}{more}"]
+    )
