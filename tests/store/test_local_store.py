@@ -280,3 +280,11 @@ def test_a_base_in_memory_cannot_be_verified(tmp_path: Path) -> None:
     store.add(write_vector(tmp_path / "1", "sql", value=1))
     with pytest.raises(ModelError, match="base is of type dict; expected the path or hub id of a model"):
         store.verify("sql", base={})  # type: ignore[arg-type]
+
+
+def test_an_adapter_of_an_unknown_base_is_not_said_to_be_in_memory(
+    tmp_path: Path, store: alnico.Store
+) -> None:
+    store.add(write_vector(tmp_path / "1", "sql", value=1, base={}))
+    assert repr(store["sql"]) == "<task vector store:sql@1 of an unnamed base>"
+    assert "of an unnamed base" in repr(store.show("sql"))

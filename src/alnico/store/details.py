@@ -66,9 +66,7 @@ class VectorDetails:
         """Return what it says of itself, as pairs of a name and a text, without what it does not say."""
         e, m = self.entry, self.manifest
         base = " ".join(
-            filter(
-                None, [e.base or "a model in memory", f"@ {e.base_revision[:12]}" if e.base_revision else ""]
-            )
+            filter(None, [e.base or "not named", f"@ {e.base_revision[:12]}" if e.base_revision else ""])
         )
         scale = f"{m.scale.suggested:g}"
         if m.scale.least is not None or m.scale.most is not None:
@@ -110,7 +108,7 @@ class VectorDetails:
         e = self.entry
         return result_line(
             f"task vector {name_text(self.label)}",
-            f"of {name_text(e.base or 'a model in memory')}",
+            f"of {name_text(e.base or 'an unnamed base')}",
             format_size(e.byte_size),
             error_text(e),
         )

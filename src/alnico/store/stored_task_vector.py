@@ -95,7 +95,7 @@ class StoredTaskVector(TaskVector):
         return os.path.realpath(self.folder)
 
     def __repr__(self) -> str:
-        return f"<task vector {self.label} of {self.manifest.base.id or 'a model in memory'}>"
+        return f"<task vector {self.label} of {self.manifest.base.id or 'an unnamed base'}>"
 
     @never_fails
     def _repr_html_(self) -> str:
