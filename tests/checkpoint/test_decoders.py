@@ -164,3 +164,12 @@ def test_a_tensor_is_read_from_files_as_from_arrays(tmp_path: Path) -> None:
             found, expected = vector.read(name, start), decode_tensor(entry, arrays, start)
             assert found.tobytes() == expected.tobytes()
             assert found.dtype == expected.dtype
+
+
+def test_a_manifest_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "private").write_text('{"secret": 1}')
+    (tmp_path / "vector").mkdir()
+    (tmp_path / "vector" / "taskvector.json").symlink_to(tmp_path / "private")
+    with pytest.raises(ModelError, match=r"is a link to .*outside") as refused:
+        open_vector(str(tmp_path / "vector"))
+    assert "secret" not in str(refused.value)

@@ -526,3 +526,13 @@ def test_the_base_is_named_by_the_fine_tunes_card_only_where_that_fits(
     assert create_vector(*folders, tmp_path / "v", name="x").manifest.base.id == "base"
     given = create_vector(*folders, tmp_path / "w", name="x", details=Details(base_id="owner/real")).manifest
     assert given.base.id == "owner/real"
+
+
+def test_a_tensor_that_the_fine_tune_lacks_is_named(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    base = {
+        n: random.standard_normal((8, 9)).astype(np.float32) for n in ("a.weight", "b.weight", "c.weight")
+    }
+    tuned = {n: v + 1 for n, v in base.items() if n != "c.weight"}
+    vector = alnico.Store(tmp_path / "store").create(tuned, base, "v", exact=True)
+    assert vector.manifest.left_out == {"c.weight": "the fine-tune has no such tensor; a base keeps its own"}

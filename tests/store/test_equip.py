@@ -467,3 +467,12 @@ def test_errors_of_the_command_name_its_options(world: Any, tmp_path: Path, run:
     assert (
         run("equip", str(world["base"]), "grown:1", "-o", str(tmp_path / "out"), "--missing", "copy")[0] == 0
     )
+
+
+def test_a_base_with_one_vector_is_not_called_unused(tmp_path: Path) -> None:
+    base = made.save_model(tmp_path / "base", {"a.weight": ("F32", np.ones((4, 5), np.float32))})
+    tuned = made.save_model(tmp_path / "tuned", {"a.weight": ("F32", np.full((4, 5), 2, np.float32))})
+    store = alnico.Store(tmp_path / "store")
+    store.create(tuned, base, "v", exact=True)
+    done = alnico.equip(base, {"v": 1.0}, tmp_path / "out", store=store.folder)
+    assert not [note for note in done.notes if "is not merged" in note]

@@ -327,6 +327,8 @@ def _unused_models(
     listed = {p.model for s in sections.parts for p in s.listed}
     of_rules = {r: i for i, rule in enumerate(recipe.methods) for r in _models_of(rule)}
     tokenizer_models = recipe.tokenizer.references if recipe.tokenizer is not None else ()
+    read = [r for i, r in enumerate(references) if i in used]
+    parts = {r for r in references if any(one.startswith(f"{r}+") for one in read)}  # of base+vector
     notes = [
         f"{reference} is not merged by {' and '.join(methods)}; the output only has its config, tokenizer "
         "and side files."
@@ -335,6 +337,7 @@ def _unused_models(
         and i not in listed
         and (reference not in of_rules or reference == recipe.base_model)
         and (reference not in tokenizer_models or reference == recipe.base_model)
+        and reference not in parts
     ]
     notes += [
         f"{reference} is named by methods[{of_rules[reference]}] alone, which uses none of its tensors."

@@ -11,7 +11,7 @@ from typing import Any
 from alnico.checkpoint.task_vectors.manifest import Manifest, read_manifest
 from alnico.checkpoint.task_vectors.store_folder import versions_of
 from alnico.notebook import ResultTable, name_text, never_fails, result_html, result_line
-from alnico.numerics.sizes import format_size
+from alnico.numerics.sizes import count_of, format_size
 from alnico.plan.licences import LICENCES, ModelLicence, licence_conflicts
 from alnico.store.entry import Entry, entry_of
 from alnico.store.listing import error_text
@@ -94,7 +94,7 @@ class VectorDetails:
             ("training", m.training),
             ("added tokens", f"{len(m.added_tokens):,}" if m.added_tokens else ""),
             ("chat template", m.chat_template),
-            ("left out", f"{len(m.left_out)} tensors of the fine-tune" if m.left_out else ""),
+            ("left out", count_of(len(m.left_out), "tensor") if m.left_out else ""),
             ("made by", m.producer),
             ("folder", os.fspath(self.folder)),
         ]

@@ -286,6 +286,8 @@ def _match(own: Source, base: Source, has_bits: bool) -> tuple[list[PairedTensor
             pairs.append(pair(name, original))
         else:
             alone.append(name)
+            if has_bits:
+                left_out[name] = "the fine-tune has no such tensor; a base keeps its own"
     if alone:
         more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
         notes.append(f"{alone[0]}{more}: {own.label} has no such tensor; on a base it stays as it is.")

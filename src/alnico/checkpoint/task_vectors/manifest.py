@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.json_files import read_json
 from alnico.errors import ModelError
 from alnico.numerics.dtypes import DTYPES
@@ -140,8 +141,8 @@ class SafeScale:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``taskvector.json`` says. ``files`` are the other files of the folder; ``left_out`` names tensors of the
-    fine-tune that are not part of the vector, with the reason. ``kind`` ``adapter`` is a PEFT adapter as it is."""
+    """What ``taskvector.json`` says. ``files`` are the other files of the folder; ``left_out`` names tensors of
+    the two models that are not part of the vector, with the reason. ``kind`` ``adapter`` is a PEFT adapter as it is."""
 
     name: str
     base: ModelIdentity
@@ -204,6 +205,7 @@ def format_manifest(manifest: Manifest) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a folder. Errors: ModelError naming the file and what is wrong in it."""
     path = folder / MANIFEST
+    check_inside(path, folder)
     return parse_manifest(read_json(path, is_ours=True), str(path))
 
 
