@@ -26,7 +26,8 @@ def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
         those of its manifest; UncheckedError for an unusable key.
     """
     folder = Path(merge_path(out, "sign"))
-    if (folder / MANIFEST).is_file() and not (folder / LOCK).exists():
+    # A folder that may not be read is neither: its check gives the error.
+    if os.path.isfile(folder / MANIFEST) and not os.path.exists(folder / LOCK):
         with open_vector(folder) as vector:
             vector.check_files()
     else:
