@@ -87,9 +87,11 @@ WORK: dict[str, tuple[Callable[[alnico.Store, Path], None], Callable[[alnico.Sto
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [dies, fails], ids=["killed", "failed"])
 @pytest.mark.parametrize("what", WORK)
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.nightly)], ids=["some", "every"])
 def test_a_kill_or_a_failure_leaves_the_old_or_the_new(
-    tmp_path: Path, what: str, at: Callable[..., Any]
+    tmp_path: Path, what: str, at: Callable[..., Any], step: int
 ) -> None:
+    """At some calls, the first and the last among them; at every call each night."""
     prepare, work = WORK[what]
     write_vector(tmp_path / "one", value=1)
     write_vector(tmp_path / "two", value=2)
@@ -109,7 +111,7 @@ def test_a_kill_or_a_failure_leaves_the_old_or_the_new(
         work(store, tmp_path)
     new = content(store)
     statuses, states = set(), set()
-    for number in range(counting.calls):
+    for number in sorted({*range(0, counting.calls, step), counting.calls - 1}):
         store = fresh()
 
         def interrupted(store: alnico.Store = store, number: int = number) -> None:

@@ -42,8 +42,9 @@ def killed_at(out: Path, number: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("places", [12, pytest.param(60, marks=pytest.mark.nightly)])
 def test_a_kill_leaves_the_model_with_the_vector_or_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: int
 ) -> None:
     base, (tuned,) = made.family(tmp_path / "models", 1, layers=1)
     monkeypatch.setenv("ALNICO_STORE", str(tmp_path / "store"))
@@ -66,7 +67,7 @@ def test_a_kill_leaves_the_model_with_the_vector_or_without_it(
     old, new = tensors_of(equipped), tensors_of(out)
     assert new == tensors_of(base) != old
     states = set()
-    for number in range(0, counting.calls, max(counting.calls // 60, 1)):
+    for number in range(0, counting.calls, max(counting.calls // places, 1)):
         fresh()
         assert killed_at(out, number) == -signal.SIGKILL, f"call {number}"
         found = tensors_of(out)
