@@ -35,8 +35,8 @@ def command_of(word: str) -> str | None:
 def answer(word: str, prefix: str = "") -> str:
     """Return what to type in place of a word. ``prefix`` is the group of commands that it was looked for in.
 
-    >>> answer("mrge"), answer("gui").partition(".")[0]
-    ("'mrge' is not a command. Did you mean merge?", "'gui' is not a command")
+    >>> answer("mrge"), answer("gui").partition(".")[0], answer("stroe")
+    ("'mrge' is not a command. Did you mean merge?", "'gui' is not a command", "'stroe' is not a command. Did you mean store?")
     """
     begin = f"{prefix + word!r} is not a command."
     if (meant := _meaning(f"{prefix}{word}") or _meaning(word)) is not None:
@@ -47,6 +47,7 @@ def answer(word: str, prefix: str = "") -> str:
         for n in listed
         if n.startswith(prefix)
     }
+    commands |= {plain_word(n.split()[0]): n.split()[0] for n in commands.values() if not prefix and " " in n}
     others = (
         {}
         if prefix
