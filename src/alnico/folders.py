@@ -91,12 +91,60 @@ def cache_path(kind: str) -> Path:
     return Path(shared if os.path.isabs(shared) else Path.home() / ".cache", "alnico", kind)
 
 
+CACHE_KINDS = ("kernels", "demo", "hashes")
+"""The folders in the cache, see :func:`cache_path`."""
+
+
 def may_be_made(path: Path) -> bool:
     """Whether a folder of the cache may be created: not in the home of another user, which sudo may leave in
     the environment. Errors: OSError."""
     user = user_id()
     above = next(p for p in path.absolute().parents if p.exists()).stat()
     return user is None or above.st_uid in (user, 0)
+
+
+@contextmanager
+def private_cache(kind: str) -> Iterator[Folder | None]:
+    """Hold the folder of one kind in the cache open, made if needed, until the block ends; None if there is none that is ours
+    alone."""
+    folder = None
+    try:
+        path = cache_path(kind)
+        if not path.exists() and may_be_made(path):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Folder(path)
+        is_private = is_ours(folder.status())
+    except (OSError, RuntimeError, ValueError):
+        # RuntimeError: no home directory; ValueError: an impossible name
+        is_private = False
+    try:
+        yield folder if is_private else None
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def is_ours(status: os.stat_result) -> bool:
+    """Is a file or folder owned by the user of this process, and can nobody else write it?"""
+    return not HAS_DESCRIPTORS or (fault_of(status, user_id()) is None and status.st_uid == os.getuid())
+
+
+def read_private(name: str, inside: Folder, most_bytes: int) -> bytes | None:
+    """Read a file of a folder, at most so many bytes of it; None if there is none that is ours alone."""
+    try:
+        path, directory = reach(inside.path / name, inside)
+        # Never wait for a pipe.
+        descriptor = os.open(path, os.O_RDONLY | NO_LINK | getattr(os, "O_NONBLOCK", 0), dir_fd=directory)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or not is_ours(status):
+                return None
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(most_bytes)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
 
 
 def open_to_write(

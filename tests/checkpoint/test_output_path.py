@@ -289,7 +289,7 @@ def test_the_home_directory_is_no_place(run: Run, tmp_path: Path, monkeypatch: p
 
 def test_the_cache_of_kernels_is_no_place(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALNICO_CACHE_DIR", str(tmp_path / "all" / "cache"))
-    for out in ("all", "all/cache", "all/cache/kernels"):
+    for out in ("all", "all/cache", "all/cache/kernels", "all/cache/hashes"):
         assert "is alnico's cache or contains it" in refused(run, str(tmp_path / out))
 
 

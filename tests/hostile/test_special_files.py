@@ -344,7 +344,7 @@ OTHERS = {
     "vocabulary/chat_template.py", "analysis/page.py",  # files of the package
     "cli/streams.py",  # /dev/null
     "installation.py",  # what pip recorded, and the checkout that alnico was installed from
-    "engine/factor_cache.py", "checkpoint/task_vectors/known_hashes.py",  # of a folder of ours: no link is followed, no pipe waited for
+    "engine/factor_cache.py",  # of a folder of ours: no link is followed, no pipe waited for
     "demo/models.py",  # a wheel in a folder of ours, whose hash was compared
     "tune/search/study.py", "checkpoint/output_path.py",  # of /proc
     "lora/combine.py",  # of the unfinished output, which is ours alone

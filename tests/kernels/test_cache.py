@@ -169,12 +169,12 @@ def test_a_link_is_no_directory_and_those_above_may_be_links(cache, tmp_path, mo
 
 def test_what_is_checked_is_what_is_used(cache, file, tmp_path, monkeypatch):
     """Another directory takes the name of ours between the check and the use."""
-    from alnico.kernels import cache as module
+    from alnico import folders as module
 
     planted = tmp_path / "planted"
     planted.mkdir()
     (planted / file.name).write_bytes(b"planted")
-    real = module._is_ours
+    real = module.is_ours
 
     def swapped(status):
         if not (tmp_path / "moved").exists():
@@ -182,7 +182,7 @@ def test_what_is_checked_is_what_is_used(cache, file, tmp_path, monkeypatch):
             planted.rename(cache)
         return real(status)
 
-    monkeypatch.setattr(module, "_is_ours", swapped)
+    monkeypatch.setattr(module, "is_ours", swapped)
     monkeypatch.setattr(build, "_compile", None)
     assert works(compile_anew())
     assert (cache / file.name).read_bytes() == b"planted"

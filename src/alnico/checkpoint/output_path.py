@@ -21,7 +21,7 @@ from alnico.checkpoint.durable import rename_new, write_file
 from alnico.checkpoint.files import entries_below
 from alnico.checkpoint.overwrite import foreign_entries
 from alnico.errors import AlnicoError, ModelError, OutputError, ResourceError
-from alnico.folders import cache_path
+from alnico.folders import CACHE_KINDS, cache_path
 
 Replace = bool | Literal["anything"]
 """What may be replaced: nothing (False); models and outputs of alnico (True); or ``"anything"``."""
@@ -292,7 +292,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _caches() -> Iterator[Path]:
     with suppress(RuntimeError):  # no home directory
-        folders = [cache_path(kind) for kind in ("kernels", "demo")]
+        folders = [cache_path(kind) for kind in CACHE_KINDS]
         yield from (Path(os.path.realpath(path)) for path in (*folders, folders[0].parent))
 
 

@@ -14,26 +14,16 @@ import hashlib
 import math
 import os
 import secrets
-import stat
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from alnico.folders import (
-    HAS_DESCRIPTORS,
-    NO_LINK,
-    Folder,
-    cache_path,
-    fault_of,
-    may_be_made,
-    open_to_write,
-    reach,
-    user_id,
-)
+from alnico.folders import open_to_write, private_cache, reach, read_private
 
 MAGIC = b"alnico kernel 2\n"
+KIND = "kernels"
+"""The folder in the cache."""
+
 SUFFIX = ".kernel"
 SPENT = ".spent"
 """Ends the name of a file that holds a number of seconds as text."""
@@ -69,29 +59,14 @@ def write_spent(key: str, seconds: float) -> None:
 
 
 def _read(file_name: str) -> bytes | None:
-    """The bytes of a file of the cache; None if there is none that can be trusted."""
-    with _cache() as folder:
-        if folder is None:
-            return None
-        try:
-            name, directory = reach(folder.path / file_name, folder)
-            # Never wait for a pipe.
-            descriptor = os.open(name, os.O_RDONLY | NO_LINK | getattr(os, "O_NONBLOCK", 0), dir_fd=directory)
-            try:
-                status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
-                    return None
-                with open(descriptor, "rb", closefd=False) as file:
-                    return file.read(MOST_BYTES)  # a longer file has another hash, then
-            finally:
-                os.close(descriptor)
-        except OSError:
-            return None
+    """The bytes of a file of the cache; None if there is none that can be trusted. A longer file has another hash, then."""
+    with private_cache(KIND) as folder:
+        return None if folder is None else read_private(file_name, folder, MOST_BYTES)
 
 
 def _write(file_name: str, data: bytes) -> bool:
     """Store a file in one step; return whether it is stored."""
-    with _cache() as folder:
+    with private_cache(KIND) as folder:
         if folder is None:
             return False
         path = folder.path / file_name
@@ -115,35 +90,8 @@ def cache_directory() -> Path | None:
 
     Where: :func:`alnico.folders.cache_path`.
     """
-    with _cache() as folder:
+    with private_cache(KIND) as folder:
         return None if folder is None else folder.path
-
-
-@contextmanager
-def _cache() -> Iterator[Folder | None]:
-    """The open directory of kernels, until the block ends; None if there is none that can be trusted."""
-    folder = None
-    try:
-        path = cache_path("kernels")
-        if not path.exists() and may_be_made(path):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = Folder(path)
-        is_ours = _is_ours(folder.status())
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # RuntimeError: no home directory; ValueError: an impossible name
-        is_ours = False
-    try:
-        yield folder if is_ours else None
-    finally:
-        if folder is not None:
-            folder.close()
-
-
-def _is_ours(status: os.stat_result) -> bool:
-    return not HAS_DESCRIPTORS or (fault_of(status, user_id()) is None and status.st_uid == os.getuid())
 
 
 def _packed(key: str, name: str, code: bytes) -> bytes:

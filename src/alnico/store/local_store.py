@@ -14,7 +14,6 @@ from typing import Any
 
 from alnico.checkpoint.durable import exchange, rename_new, sync_directory, sync_tree, write_file
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.task_vectors.manifest import is_name
 from alnico.checkpoint.task_vectors.store_folder import (
     CACHE,
     MARK,
@@ -257,12 +256,3 @@ def remote_file(store: Path, address: str) -> Path:
 def _remote_text(address: str, entries: Sequence[Entry]) -> str:
     """Return the address as a line of JSON, and a line for each entry."""
     return "\n".join([json.dumps({"address": address}), *(e.line() for e in entries)]) + "\n"
-
-
-def check_name(name: object) -> str:
-    """Return the name of a new task vector. Errors: ModelError."""
-    if not is_name(name):
-        raise ModelError(
-            f"name is {name!r:.100}; expected letters, digits, '.', '_' and '-', without '..'. Choose another name."
-        )
-    return str(name)

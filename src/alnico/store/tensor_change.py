@@ -162,13 +162,6 @@ class TensorChange:
         own -= decode(raw, self.base.dtype)
         return own
 
-    def whole_difference(self) -> np.ndarray:
-        """Return all of ``D``, flat, in float64."""
-        whole = np.empty(self.elements)
-        for first, last in self.spans():
-            whole[first:last] = self.difference(first, last)
-        return whole
-
     def measure(self) -> None:
         """Measure the facts. Errors: NonFiniteError for a NaN or an infinity in what changed."""
         changed = self._count_changed() if self.is_comparable else self.elements

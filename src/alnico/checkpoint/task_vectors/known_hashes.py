@@ -13,22 +13,19 @@ import json
 import os
 import re
 import secrets
-import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from alnico.folders import (
     HAS_DESCRIPTORS,
-    NO_LINK,
     Folder,
     cache_path,
-    fault_of,
-    may_be_made,
     open_to_write,
+    private_cache,
     reach,
-    user_id,
+    read_private,
 )
 
 KIND = "hashes"
@@ -112,33 +109,9 @@ def _place() -> Path | None:
         return None
 
 
-@contextmanager
-def _cache() -> Iterator[Folder | None]:
-    """The open folder of records, until the block ends; None if there is none that can be trusted."""
-    folder = None
-    try:
-        path = _place()
-        if path is not None:
-            if not path.exists() and may_be_made(path):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = Folder(path)
-        is_ours = folder is not None and _is_ours(folder.status())
-    except (OSError, ValueError):  # ValueError: an impossible name
-        is_ours = False
-    try:
-        yield folder if is_ours else None
-    finally:
-        if folder is not None:
-            folder.close()
-
-
-def _is_ours(status: os.stat_result) -> bool:
-    return not HAS_DESCRIPTORS or fault_of(status, user_id()) is None
-
-
 def _moment() -> int:
     """Return the time that a new file gets in the cache, in nanoseconds; 0 where none can be made."""
-    with _cache() as folder:
+    with private_cache(KIND) as folder:
         if folder is None:
             return 0
         sample = folder.path / f"{secrets.token_hex(8)}.tmp"
@@ -156,24 +129,10 @@ def _moment() -> int:
 
 def _read(record: str) -> dict[str, str]:
     """Return the hashes of a record; lines that are incomplete or damaged count as absent."""
-    with _cache() as folder:
-        if folder is None:
-            return {}
-        try:
-            name, directory = reach(folder.path / (record + SUFFIX), folder)
-            descriptor = os.open(name, os.O_RDONLY | NO_LINK | getattr(os, "O_NONBLOCK", 0), dir_fd=directory)
-            try:
-                status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
-                    return {}
-                with open(descriptor, "rb", closefd=False) as file:
-                    data = file.read(MOST_BYTES)
-            finally:
-                os.close(descriptor)
-        except OSError:
-            return {}
+    with private_cache(KIND) as folder:
+        data = None if folder is None else read_private(record + SUFFIX, folder, MOST_BYTES)
     known: dict[str, str] = {}
-    for line in data.decode("utf-8", "replace").split("\n")[:-1]:
+    for line in (data or b"").decode("utf-8", "replace").split("\n")[:-1]:
         if (match := LINE.fullmatch(line)) is not None:
             with suppress(ValueError):
                 key = json.loads(match[2])
@@ -184,7 +143,7 @@ def _read(record: str) -> dict[str, str]:
 
 def _append(record: str, line: str) -> None:
     """Add a line to a record. A full or read-only disk costs time later, nothing else."""
-    with _cache() as folder:
+    with private_cache(KIND) as folder:
         if folder is None:
             return
         path = folder.path / (record + SUFFIX)
