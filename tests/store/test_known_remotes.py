@@ -213,6 +213,9 @@ def test_a_folder_that_is_a_store_gets_the_vector_as_its_own(
     assert not (there.folder / "index.jsonl").exists()
     assert here.pull("own", source=os.fspath(there.folder)).name == "own"
     here.verify("own")
+    assert here.show("own").origin["source"] == os.fspath(there.folder)
+    there.add(write_vector(tmp_path / "newer", "own", value=5))
+    assert "own@2" in repr(here.update().newer)
 
 
 def test_a_published_folder_is_opened_as_a_remote(tmp_path: Path, here: alnico.Store) -> None:

@@ -335,9 +335,10 @@ class Store:
     ) -> str:
         """Push a task vector to a remote, and return its address there.
 
-        ``to`` is a folder (a new one becomes a remote; of a store it gets the next version), ``s3://bucket/folder`` or another file system, or ``hf:owner/name``; the default is the remote that the
-        store was opened with. What is there already is not sent again, so the same call finishes a push that was killed. ``private``
-        and ``message`` are for the hub. Errors: ModelError for one that the store does not have; HubError for a remote that
+        ``to`` is a folder, ``s3://bucket/folder`` or another file system, or ``hf:owner/name``; the default is the remote that the
+        store was opened with. A new folder becomes a remote; a store gets the task vector as its next version. What is there
+        already is not sent again, so the same call finishes a push that was killed. ``private`` and ``message`` are for the
+        hub. Errors: ModelError for one that the store does not have; HubError for a remote that
         cannot be written.
         """
         from alnico.store.push import push_vector
@@ -352,8 +353,8 @@ class Store:
         folder = self.path(name)
         entry = entry_of(folder, int(folder.name))
         address = full_address(place)
-        if (other := _store_at(address)) is not None:
-            added = other.add(folder)
+        if (Path(address) / MARK).is_file():  # a store, whose vectors have their files in their own folders
+            added = Store(address).add(folder)
             return f"{address}/{added.name}@{added.version}"
         there = push_vector(
             folder, entry, address, private=private, message=message, cache=self._cache(), watch=watch
@@ -383,28 +384,23 @@ class Store:
         from alnico.store.updating import refresh
 
         address, text = self._find(reference, source)
-        if (other := _store_at(address)) is not None:
-            folder = other.path(text)
-            return self.add(folder, version=int(folder.name))
         with self.new_folder() as folder:
             pulled = pull_vector(
                 text, folder, source=address, cache=self._cache(), offline=offline, watch=watch
             )
             found = entry_of(pulled, 1)
-            home = address
+            home, there, wanted = address, None, None
             if is_on_hub(
                 address
             ):  # one vector, at the commit that was asked for; an update asks for the latest
-                home = address.partition("@")[0]
-                there: Entry | None = found
+                home, there = address.partition("@")[0], found
                 self.local.note_entries(home, [found])
             else:
                 self.local.remember_remote(address)
                 refresh(self.local, [address], cache=self._cache(), offline=offline)
                 there = self._entry_there(address, found.sha256)
-            entry = self.local.publish(
-                pulled, there.version if there is not None and not is_on_hub(address) else None
-            )
+                wanted = there.version if there is not None else None
+            entry = self.local.publish(pulled, wanted)
         origin: dict[str, Any] = {"source": home, "reference": text or reference}
         if there is not None:
             origin |= {"name": there.name, "version": there.version}
@@ -445,11 +441,6 @@ class Store:
         from alnico.store.cache import DownloadCache
 
         return DownloadCache(self.folder / CACHE)
-
-
-def _store_at(address: str) -> Store | None:
-    """Return the store in a folder that is one, not a remote: its vectors have their files in their own folders."""
-    return Store(address) if (Path(address) / MARK).is_file() else None
 
 
 def is_on_hub(address: str) -> bool:
