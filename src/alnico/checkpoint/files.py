@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import hashlib
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -132,9 +134,15 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     raise NotAFileError(errno.EINVAL, "it is a pipe, a socket or a device", os.fspath(path))
 
 
-def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
+def open_binary(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file to read bytes; use it in ``with``. Errors: OSError, as :func:`open_regular`."""
     return os.fdopen(open_regular(path), "rb")
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits. Errors: OSError, as :func:`open_regular`."""
+    with open_binary(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_named(path: str | os.PathLike[str]) -> BinaryIO:

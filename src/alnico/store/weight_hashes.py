@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.file_model import FileModel
@@ -118,12 +117,3 @@ def root_of(files: Mapping[str, StoredFile]) -> str | None:
         return None
     lines = sorted(f"{file.sha256}  {file.size}  {name}\n" for name, file in files.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes. Errors: OSError."""
-    state = hashlib.sha256()
-    with open_binary(path) as file:
-        while data := file.read(READ_BYTES):
-            state.update(data)
-    return state.hexdigest()

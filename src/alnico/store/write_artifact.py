@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from alnico.checkpoint.durable import copy_file, rename_new, sync_directory, sync_tree, write_file
+from alnico.checkpoint.files import file_sha256
 from alnico.checkpoint.lora_adapter import CONFIG, WEIGHTS
 from alnico.checkpoint.output_path import PART, check_empty, check_publishable
 from alnico.checkpoint.shards import indices_of, split_into_shards
@@ -19,7 +20,6 @@ from alnico.lora.writer import OutputAdapter
 from alnico.output.staging import Hold
 from alnico.store.encoders.encoded import SpooledPart
 from alnico.store.spool import Spool
-from alnico.store.weight_hashes import file_sha256
 
 STEM = "taskvector"
 METADATA: Mapping[str, str] = {"format": "pt"}

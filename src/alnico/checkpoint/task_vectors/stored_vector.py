@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.file_model import FileModel, open_shard
-from alnico.checkpoint.files import check_inside, open_binary, open_to_read, read_small
+from alnico.checkpoint.files import check_inside, file_sha256, open_to_read, read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
 from alnico.checkpoint.reference import is_hub_reference, is_store_reference
 from alnico.checkpoint.source import Origin, Shard
@@ -298,7 +298,7 @@ class StoredVector:
             path = self.folder / name
             with self._lock:
                 known = self._hashes.setdefault(path, known_hashes([path]))
-            found = known.get(f"sha256 {name}", partial(_sha256, path), declared.sha256)
+            found = known.get(f"sha256 {name}", partial(file_sha256, path), declared.sha256)
             if found != declared.sha256:
                 raise ModelError(
                     f"{path}: has the SHA-256 {found}, {MANIFEST} says {declared.sha256}: the file was damaged or changed. "
@@ -342,14 +342,6 @@ class StoredParts:
 
     def size(self, part: str) -> int:
         return self._vector.files.tensors[self._entry.stored[part]].elements
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_binary(path) as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _open_files(manifest: Manifest, folder: Path) -> list[Shard]:
