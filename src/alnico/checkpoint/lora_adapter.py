@@ -33,7 +33,8 @@ from alnico.errors import ModelError, NonFiniteError
 from alnico.numerics import dtypes
 
 CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+SAFE_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = (SAFE_WEIGHTS, "adapter_model.bin")
 PREFIX = "base_model.model."
 FACTOR_NAME = re.compile(
     r"\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.default)?(?:\.(weight|bias))?$"

@@ -9,13 +9,11 @@ from alnico._version import __version__
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lineage import MODEL_NAME, licence_name, lineage_of
-from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
+from alnico.checkpoint.lora_adapter import CONFIG, SAFE_WEIGHTS, open_adapter
 from alnico.checkpoint.reference import COMMIT
 from alnico.checkpoint.task_vectors.manifest import Manifest, ModelIdentity
 from alnico.errors import ModelError
 from alnico.store.file_hash import stored_file
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_manifest(
@@ -35,7 +33,7 @@ def adapter_manifest(
     that of its card unless given.
     Errors: ModelError for an adapter that alnico does not read.
     """
-    for file in (CONFIG, ADAPTER_WEIGHTS):
+    for file in (CONFIG, SAFE_WEIGHTS):
         if not (folder / file).is_file():
             raise ModelError(
                 f"{folder}: has no {file}; expected an adapter with its tensors in safetensors. Save it again with a newer PEFT."
@@ -49,7 +47,7 @@ def adapter_manifest(
         base=base if base is not None else named_base(folder),
         finetuned=finetuned if finetuned is not None else ModelIdentity(),
         tensors={},
-        files={file: stored_file(folder / file) for file in (CONFIG, ADAPTER_WEIGHTS)},
+        files={file: stored_file(folder / file) for file in (CONFIG, SAFE_WEIGHTS)},
         kind="adapter",
         description=description,
         tasks=tasks,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.lora_adapter import CONFIG
 from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.reference import is_hub_reference, is_path
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest, is_name, read_manifest
@@ -17,11 +18,10 @@ from alnico.checkpoint.task_vectors.store_folder import (
     store_on_this_machine,
     vector_folder,
     vector_names,
+    versions_of,
 )
 from alnico.errors import ModelError, RecipeError, near_name
 from alnico.numerics.numbers import finite_number
-
-ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _find(name: str, weight: float | None, store: Path) -> ChosenVector:
         )
     plain = name.removeprefix(PREFIX)
     bare, _, _ = plain.partition("@")
-    is_stored = name.startswith(PREFIX) or (is_name(bare) and bare in vector_names(store))
+    is_stored = name.startswith(PREFIX) or (is_name(bare) and bool(versions_of(store, bare)))
     there = Path(os.path.expanduser(name))
     if is_stored:
         folder = vector_folder(plain, store)
@@ -192,9 +192,9 @@ def _find(name: str, weight: float | None, store: Path) -> ChosenVector:
     if (there / MANIFEST).is_file():
         return _with_manifest(name, name, weight, there, there)
     if is_path(name):
-        if there.is_dir() and not (there / ADAPTER).is_file() and not _has_weights(there):
+        if there.is_dir() and not (there / CONFIG).is_file() and not _has_weights(there):
             raise ModelError(
-                f"{name}: has no {MANIFEST} and no {ADAPTER}; expected a task vector or an adapter. Make one with "
+                f"{name}: has no {MANIFEST} and no {CONFIG}; expected a task vector or an adapter. Make one with "
                 "`alnico store create`."
             )
         return ChosenVector(

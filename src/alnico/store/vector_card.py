@@ -9,6 +9,7 @@ import yaml
 
 from alnico._version import __version__
 from alnico.checkpoint.lineage import MODEL_NAME
+from alnico.checkpoint.lora_adapter import CONFIG
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest
 from alnico.errors import visible
 from alnico.installation import public_requirement
@@ -48,7 +49,7 @@ def base_relation(manifest: Manifest) -> str:
     """Return how hubs call the relation to the base: ``adapter`` where PEFT loads the folder, otherwise ``finetune``."""
     encodings = {t.encoding for t in manifest.tensors.values()}
     is_adapter = manifest.kind == "adapter" or ("low_rank" in encodings and encodings <= ADAPTER_ENCODINGS)
-    return "adapter" if is_adapter and "adapter_config.json" in manifest.files else "finetune"
+    return "adapter" if is_adapter and CONFIG in manifest.files else "finetune"
 
 
 def format_vector_card(manifest: Manifest, repository: str) -> str:

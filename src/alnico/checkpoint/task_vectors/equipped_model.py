@@ -14,7 +14,7 @@ from alnico.checkpoint.dequantised_model import DequantisedModel
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.layouts import find_layout, shapes_of
-from alnico.checkpoint.lora_adapter import Adapter, check_config
+from alnico.checkpoint.lora_adapter import CONFIG, Adapter, check_config
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Origin, Shard, Source, Tensor, TensorSpec, read_tensor
@@ -24,7 +24,7 @@ from alnico.checkpoint.task_vectors.differences import DifferenceView
 from alnico.checkpoint.task_vectors.index_places import READ_BYTES, stream_tensor
 from alnico.checkpoint.task_vectors.known_hashes import KnownHashes, known_hashes
 from alnico.checkpoint.task_vectors.manifest import EXACT, TensorEntry
-from alnico.checkpoint.task_vectors.stored_vector import ADAPTER_CONFIG, StoredVector
+from alnico.checkpoint.task_vectors.stored_vector import StoredVector
 from alnico.checkpoint.tied_weights import TEXT_CONFIGS, tied_copies, untied_config
 from alnico.checkpoint.untied_model import UntiedModel
 from alnico.checkpoint.virtual_read import CHUNK, read_computed
@@ -64,8 +64,8 @@ class EquippedModel:
         self._how: dict[str, Form] = {}
         if vector.manifest.kind == "adapter":
             self.base = base
-            config = read_json(vector.folder / ADAPTER_CONFIG)
-            check_config(config, f"{vector.label}: {ADAPTER_CONFIG}", len(vector.files.tensors))
+            config = read_json(vector.folder / CONFIG)
+            check_config(config, f"{vector.label}: {CONFIG}", len(vector.files.tensors))
             self._adapted = AdaptedModel(label, base, Adapter(vector.files, config), weight)  # type: ignore[arg-type]
             self._compared: Source = self._under_names(base)
             self.tensors: Mapping[str, Tensor] = self._adapted.tensors

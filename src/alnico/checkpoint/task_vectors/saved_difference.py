@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from alnico.checkpoint.file_model import FileModel, open_shard
+from alnico.checkpoint.lora_adapter import CONFIG
 from alnico.checkpoint.task_vector_file import LEFT, RIGHT, base_in_header, is_compressed, is_task_vector_file
 from alnico.checkpoint.task_vectors.manifest import MAX_WORD, Manifest, ModelIdentity, TensorEntry
 from alnico.checkpoint.weight_files import _shard_paths
@@ -15,7 +16,7 @@ from alnico.numerics.dtypes import DTYPES
 
 def is_saved_difference(path: Path) -> bool:
     """Do the headers at a path, of a file or of the files of a folder, say that they are a task vector? Errors: OSError."""
-    if not (path.is_dir() or path.suffix == ".safetensors") or (path / "adapter_config.json").exists():
+    if not (path.is_dir() or path.suffix == ".safetensors") or (path / CONFIG).exists():
         return False
     try:
         files = open_saved(str(path), path)

@@ -16,6 +16,7 @@ import numpy as np
 from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside, file_sha256, open_to_read, read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
+from alnico.checkpoint.lora_adapter import CONFIG, SAFE_WEIGHTS
 from alnico.checkpoint.reference import is_hub_reference, is_store_reference
 from alnico.checkpoint.source import Origin, Shard
 from alnico.checkpoint.task_vectors.decoders import (
@@ -38,8 +39,6 @@ MOST_HELD = 4
 """Tensors whose factors stay in memory: those that threads are reading."""
 
 INDEX = "taskvector.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_TENSORS = "adapter_model.safetensors"
 
 
 def open_vector(path_or_reference: str | os.PathLike[str], *, offline: bool = False) -> StoredVector:
@@ -395,7 +394,7 @@ def _check_entries(manifest: Manifest, files: FileModel, where: str) -> None:
                 "The manifest and the files do not belong together: get the task vector again."
             )
     if manifest.kind == "adapter":
-        missing = [n for n in (ADAPTER_CONFIG, ADAPTER_TENSORS) if n not in manifest.files]
+        missing = [n for n in (CONFIG, SAFE_WEIGHTS) if n not in manifest.files]
         if missing:
             raise ModelError(
                 f"{where}: has no {missing[0]} among its files; expected the files of an adapter. Get the task vector again."
@@ -415,7 +414,7 @@ def _check_index(manifest: Manifest, files: FileModel) -> None:
     text = read_small(folder / INDEX, MAX_JSON_BYTES, "an index of shards")
     listed = parse_json(text, folder / INDEX, is_ours=True).get("weight_map")
     held = {
-        t.name: s.path.name for s in files.shards if s.path.name != ADAPTER_TENSORS for t in s.header.tensors
+        t.name: s.path.name for s in files.shards if s.path.name != SAFE_WEIGHTS for t in s.header.tensors
     }
     if listed != held:
         raise ModelError(

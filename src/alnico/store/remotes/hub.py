@@ -14,7 +14,7 @@ from alnico.checkpoint.files import read_small
 from alnico.checkpoint.hub import Repository, find_repository, upload
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
 from alnico.checkpoint.lineage import CARD, LICENCE_FILE
-from alnico.checkpoint.lora_adapter import CONFIG
+from alnico.checkpoint.lora_adapter import CONFIG, SAFE_WEIGHTS
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.task_vectors.manifest import (
     MANIFEST,
@@ -29,7 +29,7 @@ from alnico.errors import HubError, ModelError, ResourceError
 from alnico.events import Fetched, Fetching, Watcher
 from alnico.folders import temporary_files
 from alnico.numerics.sizes import format_size
-from alnico.store.adapter_manifest import ADAPTER_WEIGHTS, adapter_manifest
+from alnico.store.adapter_manifest import adapter_manifest
 from alnico.store.cache import DISK_MARGIN_BYTES, DownloadCache
 from alnico.store.entry import Entry, describe
 from alnico.store.file_hash import stored_file
@@ -167,12 +167,12 @@ class HubRemote:
         self, repository: Repository, watch: Watcher | None
     ) -> tuple[Entry, dict[str, Path]]:
         """Download an adapter, which is small, and make a manifest for it."""
-        if ADAPTER_WEIGHTS not in repository.sizes:
+        if SAFE_WEIGHTS not in repository.sizes:
             raise ModelError(
-                f"{self.label}: has {CONFIG} and no {ADAPTER_WEIGHTS}; expected an adapter with its tensors in safetensors, "
+                f"{self.label}: has {CONFIG} and no {SAFE_WEIGHTS}; expected an adapter with its tensors in safetensors, "
                 "since alnico downloads no pickles. Ask its author to save it again."
             )
-        wanted = [n for n in (CONFIG, ADAPTER_WEIGHTS, CARD) if n in repository.sizes]
+        wanted = [n for n in (CONFIG, SAFE_WEIGHTS, CARD) if n in repository.sizes]
         sizes = {n: StoredFile(repository.sizes[n]) for n in wanted}
         self._fetch(repository, sizes, watch)
         manifest = adapter_manifest(repository.folder, name=vector_name(repository.name))
