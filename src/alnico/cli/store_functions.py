@@ -212,10 +212,10 @@ def update_store(
     store: str | None = None,
     offline: bool = False,
 ) -> StoreUpdate:
-    """Ask the remotes what they have now, and print what is new; or make a new version of a task vector that says something else.
+    """Ask the remotes what they have now, and print what is new; or make a new version of a task vector with another description.
 
     Options:
-        name: The task vector that is to say something else of itself, NAME or NAME@VERSION; default: ask the remotes.
+        name: The task vector whose description, tasks or other statements change, NAME or NAME@VERSION; default: ask the remotes.
         description: What the task vector does.
         tasks: A task that it is for; may be repeated. They replace those that it states.
         languages: A language that it is for; may be repeated. They replace those that it states.

@@ -25,7 +25,7 @@ SUMMARIES = {
     "store create": "Make the task vector of a fine-tune and its base, and keep it in a store.",
     "store list": "List the task vectors of a store, by name: the latest version of each.",
     "store search": "Search a store, and what its remotes had when they were last asked, for task vectors.",
-    "store update": "Ask the remotes what they have now, and print what is new; or make a new version of a task vector that says something else.",
+    "store update": "Ask the remotes what they have now, and print what is new; or make a new version of a task vector with another description.",
     "store show": "Print all that is known of a task vector: its manifest, versions, licences, and where it came from.",
     "store verify": "Check every file of a task vector, or of all, against the hashes in its manifest; print what passed.",
     "store push": "Publish a task vector of a store, and print its address: in a folder, on S3 or another file system, or on the hub.",
