@@ -270,7 +270,7 @@ class Store:
         most: float | None = None,
         offline: bool = False,
     ) -> StoreUpdate:
-        """Ask the remotes what they have now; or make a new version of a task vector, which says something else of itself.
+        """Ask the remotes what they have now; or make a new version of a task vector with other statements.
 
         Without a name: the lists of all known remotes are read again, for later searches; new versions of what was pulled are
         told, and bases on the hub that have another revision by now. With a name: a new version shares the files of the latest

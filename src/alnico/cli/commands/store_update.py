@@ -1,4 +1,4 @@
-"""``alnico store update``: what remotes have now, or a task vector that says something else of itself."""
+"""``alnico store update``: what remotes have now, or a task vector with other statements."""
 
 from __future__ import annotations
 
