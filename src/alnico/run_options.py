@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, SupportsIndex
 
+from alnico.devices import DEFAULT_DEVICE, checked_device
 from alnico.errors import AlnicoError
 from alnico.events import Event, Watcher
 from alnico.numerics.sizes import bytes_of
@@ -28,6 +29,7 @@ class RunOptions:
     """What every run needs, checked: its memory budget, its threads, whether it may use the network, and who watches it.
 
     ``factor_cache`` is the folder that keeps what methods compute from whole matrices; None keeps nothing in files.
+    ``device`` is the option of that name, checked in its form; :func:`alnico.devices.devices_for` finds what it names.
     """
 
     memory_bytes: int = DEFAULT_BUDGET_BYTES
@@ -35,6 +37,7 @@ class RunOptions:
     offline: bool = False
     watch: Watcher | None = None
     factor_cache: Path | None = None
+    device: str = DEFAULT_DEVICE
 
     @classmethod
     def of(
@@ -46,15 +49,23 @@ class RunOptions:
         watch: Watcher | None = None,
         processes: int = 1,
         factor_cache: str | os.PathLike[str] | None = None,
+        device: Any = DEFAULT_DEVICE,
     ) -> RunOptions:
         """Check the options that a caller gave. The default threads are those of the processors, shared by ``processes``.
 
-        Errors: AlnicoError for a size or a number of threads that is not one.
+        Errors: AlnicoError for a size, a number of threads or a device that is not one.
         """
         if threads is None:
             threads = max((os.cpu_count() or 1) // processes, 1)
         folder = None if factor_cache is None else Path(factor_cache)
-        return cls(bytes_of(memory), checked_count(threads, "threads"), offline, watch, folder)
+        return cls(
+            bytes_of(memory),
+            checked_count(threads, "threads"),
+            offline,
+            watch,
+            folder,
+            checked_device(device),
+        )
 
     def report(self, event: Event) -> None:
         """Pass an event to the caller."""
@@ -83,6 +94,8 @@ SHARED_OPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "memory": "Memory budget of the whole process, such as 2GiB; a number is bytes.",
         "threads": "Number of threads; default: one per processor.",
+        "device": "Where to compute: auto, cpu, cuda, cuda:1 or cuda:all. auto scores and tunes on a GPU if there is one, and merges "
+        "on the processor, so that the bits of a merge never depend on it.",
         "offline": "Use no network; read models of the hub from its local cache.",
         "factor_cache": "Folder that keeps decompositions of matrices in files, for later merges of the same models by any weights "
         "and scales; the bytes of a merge are the same with it. Remove the folder to empty it.",

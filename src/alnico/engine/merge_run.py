@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from alnico.checkpoint.source import Source
+from alnico.devices import Device
 from alnico.engine import measure, row_ranks
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
@@ -138,6 +141,16 @@ class MergeRun:
         self.jobs = as_differences(missing, plan.sources)
         self._crew = Crew(plan.memory.threads, watch)
         self._arena = Arena(plan.memory.worker_bytes)
+        self._own = threading.local()
+        self._turns = itertools.count()
+
+    def _device(self) -> Device:
+        """The device that this thread computes on. Threads take the devices of the plan in turn."""
+        device: Device | None = getattr(self._own, "device", None)
+        if device is None:
+            devices = self.plan.devices
+            device = self._own.device = devices[next(self._turns) % len(devices)]
+        return device
 
     def all(self) -> None:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)

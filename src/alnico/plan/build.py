@@ -21,6 +21,7 @@ from alnico.checkpoint.task_vectors.stored_vector import StoredVector
 from alnico.checkpoint.tied_weights import tied_copies
 from alnico.checkpoint.untied_model import untie
 from alnico.checkpoint.weight_files import stem_of
+from alnico.devices import devices_for
 from alnico.errors import ModelError
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan import families
@@ -167,6 +168,7 @@ def _plan(
         left=left,
         norm_weight_groups=groups,
         rules=builder.rules(),
+        devices=devices_for("merging", run.device),
     )
     norms = known_norms(plan, (".", recipe.folder))
     return with_norms(plan, norms) if norms else plan

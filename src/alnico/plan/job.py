@@ -12,6 +12,7 @@ from typing import Any, Literal
 from alnico._version import __version__
 from alnico.checkpoint.shards import OutputShard
 from alnico.checkpoint.source import Source
+from alnico.devices import CPU, Device
 from alnico.kernels.constants import ARITHMETIC
 from alnico.kernels.template import Real
 from alnico.methods import digests_of_foreign
@@ -180,6 +181,8 @@ class Plan:
     """Weights computed from norms. Until the norms are known, the jobs have equal weights."""
     rules: tuple[RuleUse, ...] = field(default=(), compare=False)
     """What the rules under ``methods`` do, in order."""
+    devices: tuple[Device, ...] = field(default=(CPU,), compare=False)
+    """Where tensors are computed: the processor, or one GPU or several."""
     stages: tuple[Plan, ...] = field(default=(), compare=False)
     """The plans of earlier stages, in the order in which they ran. Their sources are closed."""
 

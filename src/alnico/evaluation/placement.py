@@ -1,0 +1,45 @@
+"""Says where modules are loaded for scoring, and in which dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from alnico.devices import CPU, DEFAULT_DEVICE, Device, devices_for
+from alnico.errors import AlnicoError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""What the option ``dtype`` of scoring may be. ``auto`` is float32 on the processor and the checkpoint's on a GPU."""
+
+
+@dataclass(frozen=True)
+class ModulePlacement:
+    """One device for modules, or several, over which a module that is too large for one is spread.
+
+    A module on the processor is loaded in float32 unless ``dtype`` names another dtype.
+    """
+
+    devices: tuple[Device, ...] = (CPU,)
+    dtype: str = "auto"
+
+    @classmethod
+    def of(cls, device: Any = DEFAULT_DEVICE, dtype: str = "auto") -> ModulePlacement:
+        """Return the placement that the options ``device`` and ``dtype`` mean. Errors: AlnicoError, ResourceError."""
+        if dtype not in DTYPES:
+            raise AlnicoError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+        return cls(devices_for("scoring", device), dtype)
+
+    @property
+    def device(self) -> Device:
+        """The first device."""
+        return self.devices[0]
+
+    @property
+    def torch_dtype(self) -> str | None:
+        """What a module is loaded in; None for the checkpoint's own."""
+        if self.dtype != "auto":
+            return self.dtype
+        return None if self.device.is_gpu else "float32"
+
+
+ON_THE_PROCESSOR = ModulePlacement()
