@@ -121,6 +121,26 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class BatchHalved:
+    """The memory was too small for a batch of a task on a model: batches have ``now`` instead of ``before`` examples.
+
+    ``rows`` is what the task calls its examples. It is reported once per task. ``str`` of the event is a sentence.
+    """
+
+    task: str
+    model: str
+    rows: str
+    before: int
+    now: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task}: {self.model}: the memory was too small for batches of {self.before} {self.rows}; they have "
+            f"{self.now} now. Set batch_size to that, or choose a device with more memory."
+        )
+
+
+@dataclass(frozen=True)
 class SoupTried:
     """A soup tried one more average (:class:`alnico.tune.soup.SoupStep`)."""
 
@@ -162,7 +182,7 @@ class PointScored:
 
 Event = Union[
     Fetching, Fetched, Started, Compiling, Measuring, Reading, Advanced, TensorDone, Finished,
-    Counted, Scored, SoupTried, TrialDone, Learned, ScaleTried, PointScored, Noted,
+    Counted, Scored, BatchHalved, SoupTried, TrialDone, Learned, ScaleTried, PointScored, Noted,
 ]  # fmt: skip
 
 Watcher = Callable[[Event], None]

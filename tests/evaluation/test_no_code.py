@@ -338,6 +338,7 @@ LISTED = {
     "libraries.py": {"compile": 1},  # the source of an installed package that is imported
     "demo/models.py": {"subprocess.Popen": 1},  # pip, which downloads what it does not run
     "installation.py": {"importlib.import_module": 1},  # packages that alnico names
+    "devices.py": {"importlib.import_module": 4},  # torch, numba.cuda and numba_cuda
     "methods/__init__.py": {"importlib.import_module": 1, "importlib.metadata.entry_points": 1, "entry.load": 1},  # installed packages
     "checkpoint/files.py": {"ctypes.CDLL": 1},  # the C library
     "checkpoint/durable.py": {"ctypes.CDLL": 1},  # the C library

@@ -33,6 +33,8 @@ from alnico.engine.run import run_plan
 from alnico.errors import EvaluationError, MismatchError, ModelError
 from alnico.evaluation.loading import article, load_tokenizer
 from alnico.evaluation.module_kinds import kind_of_config, part_of_kind
+from alnico.evaluation.module_places import moved
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
 from alnico.models.open_models import (
@@ -68,7 +70,7 @@ class Candidates:
     and nothing is written. Every merge has the same bits as ``alnico merge`` of its recipe. ``donor`` provides config
     and tokenizer if a recipe's own donor is a file without them. ``run.memory_bytes`` is the working memory of a merge;
     the result, its modules, and the models in the system's page cache come on top. ``caller`` selects the wording of the
-    error for unrelated models.
+    error for unrelated models. Modules lie where ``placement`` says, and get the values of each merge there.
     Errors: ModelError, HubError, and those of :meth:`make`.
     """
 
@@ -82,6 +84,7 @@ class Candidates:
         base: Any = None,
         run: RunOptions = DEFAULT_RUN,
         caller: Caller = IN_A_RECIPE,
+        placement: ModulePlacement = ON_THE_PROCESSOR,
     ) -> None:
         place = os.fspath(folder)
         self._opened: OpenModels | None = None
@@ -100,6 +103,8 @@ class Candidates:
         )
         self._donor = os.fspath(donor) if donor is not None else None
         self._template = template
+        self._placement = placement
+        self.watch = run.watch
         self._filled: Any = None
         self._modules: dict[ModelKind, LiveModule] = {}
         self._tokenizers: dict[str, Any] = {}
@@ -196,7 +201,7 @@ class Candidates:
     def _filled_copy(self, candidate: Candidate) -> Any:
         """Return the template's copy with the tensors of the candidate, in evaluation mode."""
         if self._filled is None:
-            self._filled = plain_copy(self._template)
+            self._filled = moved(plain_copy(self._template), self._placement, candidate.label)
         state = self._named(candidate) if self._opened is not None else self.state(candidate)
         try:
             fill(self._filled, state, partly=candidate.plan.recipe.missing == "drop")
@@ -230,7 +235,9 @@ class Candidates:
                     else f"{candidate.label}: is a dict of tensors, and the task needs {article(kind)}; expected a module. "
                     "Give modules, or a score that takes the dict."
                 )
-            bound = self._modules[kind] = LiveModule(candidate.config, state, kind, candidate.label)
+            bound = self._modules[kind] = LiveModule(
+                candidate.config, state, kind, candidate.label, placement=self._placement
+            )
             for name, arrays in bound.followers.items():
                 self._resident.follow(name, arrays)
         return self._modules[kind].module
@@ -273,6 +280,7 @@ class Candidate:
         self.label = label
         self.plan = plan
         self.config = config
+        self.watch = candidates.watch
         self._candidates = candidates
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -301,7 +309,10 @@ class Candidate:
         return self._candidates.model(self)
 
     def module(self, kind: ModelKind) -> Any:
-        """Return the transformers module in evaluation mode and float32, with values rounded to the output dtype."""
+        """Return the transformers module in evaluation mode, with values rounded to the output dtype of the merge.
+
+        On the processor it is in float32; on a GPU in the output dtype. A placement may name another dtype.
+        """
         return self._candidates.module(self, kind)
 
     def tokenizer(self) -> Any:

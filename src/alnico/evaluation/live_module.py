@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from alnico.evaluation.loading import load_state
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import ModelKind
 
 FOLLOWED = (torch.bfloat16, torch.float16)
@@ -20,18 +21,25 @@ class LiveModule:
 
     Parameters and buffers with the state's dtype and layout share its memory. For others (a bfloat16 merge is scored in
     float32) ``followers`` lists the memory to fill, by names of the state, during the next merge; the rest is copied by
-    :meth:`follow`. Names are those of the module, with or without the prefix of its base model. Where transformers joins
+    :meth:`follow`: all of it, if the module is on a GPU and the state is not. Names are those of the module, with or without the prefix of its base model. Where transformers joins
     or transposes tensors, ``follow`` loads the whole state again. Errors: ModelError for tensors missing in the state.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], kind: ModelKind, label: str
+        self,
+        config: Mapping[str, Any],
+        state: Mapping[str, torch.Tensor],
+        kind: ModelKind,
+        label: str,
+        *,
+        placement: ModulePlacement = ON_THE_PROCESSOR,
     ) -> None:
+        self._placement = placement
         self._config = config
         self._state = state
         self._kind = kind
         self._label = label
-        self.module, missing = load_state(config, state, kind, label)
+        self.module, missing = load_state(config, state, kind, label, placement=placement)
         self.followers: dict[str, list[np.ndarray]] = {}
         self._copied: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._is_converted = False
@@ -41,7 +49,9 @@ class LiveModule:
         """Copy the current values of the state's memory."""
         with torch.no_grad():
             if self._is_converted:
-                fresh, _ = load_state(self._config, self._state, self._kind, self._label)
+                fresh, _ = load_state(
+                    self._config, self._state, self._kind, self._label, placement=self._placement
+                )
                 for own, new in zip(_tensors(self.module).values(), _tensors(fresh).values(), strict=True):
                     own.copy_(new)
             for own, new in self._copied:
@@ -56,7 +66,11 @@ class LiveModule:
             if id(own) in bound or name in missing or not isinstance(own, torch.Tensor):
                 continue
             # A tied tensor has two names, and the state may have either or both: the loaded values decide.
-            if new is not None and new.shape == own.shape and torch.equal(own.detach(), new.to(own.dtype)):
+            if (
+                new is not None
+                and new.shape == own.shape
+                and torch.equal(own.detach(), new.to(own.device, own.dtype))
+            ):
                 bound[id(own)] = state_name
         unbound = [
             own
@@ -71,9 +85,12 @@ class LiveModule:
                 continue
             name = bound[id(own)]
             new = self._state[name]
-            if own.dtype == new.dtype:
+            is_copied = self._placement.device.is_gpu and not new.is_cuda
+            if own.dtype == new.dtype and own.device == new.device and not is_copied:
                 own.data = new
-            elif own.dtype == torch.float32 and new.dtype in FOLLOWED and own.is_contiguous():
+            elif (
+                not is_copied and own.dtype == torch.float32 and new.dtype in FOLLOWED and own.is_contiguous()
+            ):
                 self.followers.setdefault(name, []).append(own.data.reshape(-1).numpy())
             else:
                 self._copied.append((own.data, new))

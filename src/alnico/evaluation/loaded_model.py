@@ -32,7 +32,9 @@ from alnico.evaluation.loading import (
     torch_state,
 )
 from alnico.evaluation.module_kinds import given_kind, kind_of_config, part_of_kind
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import EvaluatedModel, ModelKind
+from alnico.events import Watcher
 from alnico.folders import temporary_files
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
@@ -45,22 +47,26 @@ def open_subject(
     label: str | None = None,
     offline: bool = False,
     may_be_plain: bool = False,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
+    watch: Watcher | None = None,
 ) -> EvaluatedModel:
     """Open a transformers checkpoint for scoring: a directory, a hub model, or ``base+adapter``.
 
     A hub model is downloaded; ``base+adapter`` is folded into a temporary checkpoint that lives as long as the result.
-    Modules are loaded in float32 on first use and cached. No code of a model is run. With ``may_be_plain`` a file or a
-    folder without a config is accepted, for tasks that are your own functions. ``label`` names the model in results;
-    default: the reference. Errors: ModelError, HubError.
+    Modules are loaded on first use and cached: where and in the dtype that ``placement`` says, by default on the
+    processor in float32. No code of a model is run. With ``may_be_plain`` a file or a folder without a config is accepted,
+    for tasks that are your own functions. ``label`` names the model in results; default: the reference. ``watch`` receives
+    what tasks report while they score it. Errors: ModelError, HubError; ResourceError for a module that the GPUs have no
+    room for.
     """
     place = os.fspath(reference)
     label = label or place
     path = Path(os.path.expanduser(place))
     if may_be_plain and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file())):
-        return _Plain(label, place, offline)
+        return _Plain(label, place, offline, placement, watch)
     if not path.is_dir() and split_adapter(place, is_path) is not None:
         folder = _folded(place, offline)
-        subject = _Checkpoint(label, folder / "model")
+        subject = _Checkpoint(label, folder / "model", placement, watch)
         weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)
         return subject
     if not path.is_dir():
@@ -74,7 +80,7 @@ def open_subject(
         raise ModelError(
             f"{label}: has no config.json; expected a transformers checkpoint. Give the directory of one."
         )
-    return _Checkpoint(label, path)
+    return _Checkpoint(label, path, placement, watch)
 
 
 def _folded(label: str, offline: bool) -> Path:
@@ -109,15 +115,19 @@ def _fetched(label: str, offline: bool) -> Path:
 class _Checkpoint:
     """A directory that transformers can load."""
 
-    def __init__(self, label: str, directory: Path) -> None:
+    def __init__(
+        self, label: str, directory: Path, placement: ModulePlacement, watch: Watcher | None
+    ) -> None:
         self.label = label
         self.directory = directory
+        self.watch = watch
+        self._placement = placement
         self._modules: dict[ModelKind, Any] = {}
         self._tokenizer: Any = None
 
     def module(self, kind: ModelKind) -> Any:
         if kind not in self._modules:
-            self._modules[kind] = load_module(self.directory, kind, self.label)
+            self._modules[kind] = load_module(self.directory, kind, self.label, placement=self._placement)
         return self._modules[kind]
 
     def model(self) -> Any:
@@ -137,9 +147,13 @@ class _Checkpoint:
 class _Plain:
     """Weights without a config: a file or a folder. Tasks see it as a merge in memory of this model alone."""
 
-    def __init__(self, label: str, place: str, offline: bool) -> None:
+    def __init__(
+        self, label: str, place: str, offline: bool, placement: ModulePlacement, watch: Watcher | None
+    ) -> None:
         self.label = label
+        self.watch = watch
         self._place = place
+        self._placement = placement
         self._offline = offline
         self._merged: Any = None
         open_model(place, offline=offline).close()  # an invalid model is reported before the first task
@@ -174,7 +188,11 @@ class _Plain:
             from alnico.evaluation.candidates import Candidates
             from alnico.recipe.load import load_recipe
 
-            candidates = Candidates([self._place], run=RunOptions(offline=self._offline))
+            candidates = Candidates(
+                [self._place],
+                run=RunOptions(offline=self._offline, watch=self.watch),
+                placement=self._placement,
+            )
             weakref.finalize(self, candidates.close)
             self._merged = candidates.make(
                 load_recipe({"merge_method": "passthrough", "models": [self._place]}), label=self.label

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.memory_model import to_torch
+from alnico.checkpoint.memory_model import TORCH_DTYPES, to_torch
 from alnico.checkpoint.open_model import open_headers
 from alnico.checkpoint.patterns import PatternError, fits
 from alnico.checkpoint.reference import PICKLES
@@ -33,6 +33,8 @@ from alnico.checkpoint.weight_files import INDICES
 from alnico.errors import ModelError, NonFiniteError
 from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.module_names import MAY_BE_MISSING
+from alnico.evaluation.module_places import StoredSizes, device_map, needed_bytes, own_dtype
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
 from alnico.installation import import_extra
@@ -163,10 +165,10 @@ def auto_class(transformers: Any, config: Any, kind: ModelKind) -> Any:
 # ---- the module that a config describes, before memory is allocated -----------------------------------------------------------
 
 
-def class_that_fits(
+def module_that_fits(
     transformers: Any, config: Any, kind: ModelKind, files: Mapping[str, Shape], held: int, where: str
 ) -> Any:
-    """Return the class of the module that a config describes, built without memory and compared with the headers.
+    """Return the module that a config describes, built without memory (on ``meta``) and compared with the headers.
 
     ``held`` is the most elements that the files can contain. Errors: ModelError for a module larger than that.
     """
@@ -188,7 +190,7 @@ def class_that_fits(
     buffers = sum(b.numel() * b.element_size() for b in module.buffers())
     if buffers > counted.most_bytes:
         raise _buffers(buffers, counted.most_bytes, where)
-    return type(module)
+    return module
 
 
 class _RegistrationCounter:
@@ -280,10 +282,14 @@ def _buffers(count: int, most: int, where: str) -> ModelError:
 # ---- loading ----------------------------------------------------------------------------------------------------------------
 
 
-def load_module(directory: Path, kind: ModelKind, label: str) -> Any:
-    """Load a checkpoint's module in evaluation mode and float32.
+def load_module(
+    directory: Path, kind: ModelKind, label: str, *, placement: ModulePlacement = ON_THE_PROCESSOR
+) -> Any:
+    """Load a checkpoint's module in evaluation mode: on the processor in float32, on a GPU in the dtype of its files.
 
-    Errors: ModelError, also for missing tensors and for a config that describes a larger module than the files.
+    The ``placement`` may name another dtype. The headers decide where the module lies: on the first of its GPUs with
+    room for it, else over all of them. Errors: ModelError, also for missing tensors and for a config that describes a
+    larger module than the files; ResourceError for a module that the GPUs have no room for.
     """
     torch = import_extra("torch", "a transformers checkpoint", "eval")
     with closing(open_headers(directory)) as model, quiet_transformers() as transformers:
@@ -295,12 +301,14 @@ def load_module(directory: Path, kind: ModelKind, label: str) -> Any:
                 "adapter's files, or both as BASE+ADAPTER."
             )
         config = _config(transformers, given, files, kind, label)
-        class_ = _fitting(transformers, config, given, kind, files, label)
+        outline = _fitting(transformers, config, given, kind, files, label)
+        class_ = type(outline)
+        stored = {name: (tensor.dtype, tensor.shape) for name, tensor in model.tensors.items()}
         options: dict[str, Any] = {
             "config": config,
             "local_files_only": True,
-            "dtype": torch.float32,
             "trust_remote_code": False,
+            **_placed(torch, outline, stored, placement, label),
         }
         with _named_errors(given, kind, label):
             # alnico reads pickles, and runs no code in them.
@@ -339,8 +347,35 @@ def _set_files(config: Any, directory: Path) -> None:
         config.transformers_weights = index
 
 
+def _placed(
+    torch: Any,
+    outline: Any,
+    stored: StoredSizes,
+    placement: ModulePlacement,
+    label: str,
+) -> dict[str, Any]:
+    """Return transformers' options for the dtype and the places of a module. Errors: ResourceError."""
+    dtype = placement.torch_dtype or own_dtype(stored)
+    options = {"dtype": getattr(torch, dtype)}
+    if placement.device.is_gpu:
+        import_extra("accelerate", "a checkpoint on a GPU", "eval")
+        outline = outline.to(options["dtype"])
+        options["device_map"] = device_map(outline, needed_bytes(stored, dtype), dtype, placement, label)
+    return options
+
+
+def _stored(state: Mapping[str, Any]) -> StoredSizes:
+    names = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
+    return {name: (TORCH_DTYPES[dtype], tuple(state[name].shape)) for name, dtype in names.items()}
+
+
 def load_state(
-    config: Mapping[str, Any], state: Mapping[str, Any], kind: ModelKind, label: str
+    config: Mapping[str, Any],
+    state: Mapping[str, Any],
+    kind: ModelKind,
+    label: str,
+    *,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
 ) -> tuple[Any, frozenset[str]]:
     """Load a module like :func:`load_module`, from a config and tensors in memory; also returns missing, unneeded names.
 
@@ -350,15 +385,16 @@ def load_state(
     files = {name: tuple(tensor.shape) for name, tensor in state.items()}
     with quiet_transformers() as transformers:
         parsed = _config(transformers, config, files, kind, label)
-        class_ = _fitting(transformers, parsed, config, kind, files, label)
+        outline = _fitting(transformers, parsed, config, kind, files, label)
+        placed = _placed(torch, outline, _stored(state), placement, label)
         with _named_errors(config, kind, label):
-            module, report = class_.from_pretrained(
+            module, report = type(outline).from_pretrained(
                 None,
                 config=parsed,
                 state_dict=dict(state),
-                dtype=torch.float32,
                 output_loading_info=True,
                 trust_remote_code=False,
+                **placed,
             )
     _refuse_missing(report["missing_keys"], kind, label)
     return module.eval(), frozenset(report["missing_keys"])
@@ -388,7 +424,7 @@ def _fitting(
         PACKED if '"quantization_config"' in json.dumps(given) else 1
     )
     with _named_errors(given, kind, label):
-        return class_that_fits(transformers, config, kind, files, held, label)
+        return module_that_fits(transformers, config, kind, files, held, label)
 
 
 @contextmanager

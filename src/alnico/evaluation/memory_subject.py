@@ -11,8 +11,11 @@ from alnico.checkpoint.memory_model import is_torch_module, unwrap_module
 from alnico.checkpoint.source import Source
 from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.loaded_model import ModuleSubject, open_subject
+from alnico.evaluation.module_places import moved
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.scorecard import check_once
 from alnico.evaluation.tasks import EvaluatedModel, ModelKind
+from alnico.events import Watcher
 from alnico.models.open_models import (
     is_model,
     name_models,
@@ -30,13 +33,24 @@ class MemorySubject:
     """A model in memory, or a file next to modules in memory. It is copied or computed on first use.
 
     Functions receive a module, in evaluation mode: a copy of the model, or of the ``template`` with its tensors. Without
-    a module they receive the dict of tensors. A task vector counts as ``tau.on(base)``.
+    a module they receive the dict of tensors. A task vector counts as ``tau.on(base)``. The copy of a module moves to the
+    GPU of the ``placement``, if it has one, and keeps its dtype unless the placement names another.
     """
 
     def __init__(
-        self, label: str, model: Any, *, template: Any = None, base: Any = None, offline: bool = False
+        self,
+        label: str,
+        model: Any,
+        *,
+        template: Any = None,
+        base: Any = None,
+        offline: bool = False,
+        placement: ModulePlacement = ON_THE_PROCESSOR,
+        watch: Watcher | None = None,
     ) -> None:
         self.label = label
+        self.watch = watch
+        self._placement = placement
         self._model = model
         self._template = template
         self._base = base
@@ -69,10 +83,16 @@ class MemorySubject:
         if self._subject is not None:
             return self._subject
         if is_torch_module(self._model) and not has_adapters(unwrap_module(self._model)):
-            self._subject = ModuleSubject(self.label, plain_copy(self._model).eval())
+            own = moved(plain_copy(self._model).eval(), self._placement, self.label)
+            self._subject = ModuleSubject(self.label, own)
             return self._subject
-        run = RunOptions(offline=self._offline)
-        candidates = Candidates({self.label: self._model}, template=self._template, base=self._base, run=run)
+        candidates = Candidates(
+            {self.label: self._model},
+            template=self._template,
+            base=self._base,
+            run=RunOptions(offline=self._offline, watch=self.watch),
+            placement=self._placement,
+        )
         weakref.finalize(self, candidates.close)
         recipe = load_recipe({"merge_method": "passthrough", "models": [self.label]})
         self._subject = candidates.make(recipe, label=self.label)
@@ -108,17 +128,28 @@ def label_one(model: Any, argument: str, known: Mapping[str, Any]) -> str:
 
 
 def subjects_of(
-    models: Mapping[str, Any], *, template: Any = None, base: Any = None, offline: bool = False
+    models: Mapping[str, Any],
+    *,
+    template: Any = None,
+    base: Any = None,
+    offline: bool = False,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
+    watch: Watcher | None = None,
 ) -> list[EvaluatedModel]:
-    """Return models by label as tasks see them. A ``template`` is the module that stands for files, too."""
+    """Return models by label as tasks see them. A ``template`` is the module that stands for files, too.
+
+    Modules lie where ``placement`` says; a model that is a subject stays where its module is. ``watch`` receives what tasks
+    report while they score.
+    """
+    where: dict[str, Any] = {"offline": offline, "placement": placement, "watch": watch}
 
     def subject(label: str, model: Any) -> EvaluatedModel:
         if is_subject(model):
             return model  # type: ignore[no-any-return]
         path = path_of(model)
         if path is None or template is not None:
-            return MemorySubject(label, model, template=template, base=base, offline=offline)
-        return open_subject(path, label=label, offline=offline, may_be_plain=True)
+            return MemorySubject(label, model, template=template, base=base, **where)
+        return open_subject(path, label=label, may_be_plain=True, **where)
 
     return [subject(label, model) for label, model in models.items()]
 
