@@ -12,7 +12,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from alnico.kernels.array_source import NoArrayForm
 from alnico.kernels.build import MOST_KERNELS, Description, Kernel, compile_kernel
 from alnico.kernels.cache import read_kernel, read_spent, write_spent
 from alnico.kernels.interpret_analysis import run_of
+
+if TYPE_CHECKING:
+    from alnico.kernels.cuda.kernel import CudaKernel
+    from alnico.kernels.cuda.memory import GpuMemory
 
 Backend = Literal["compiled", "interpreted"]
 
@@ -88,12 +92,16 @@ class _TimeSpent:
         """What earlier runs spent."""
 
 
-def kernel_for(kernel: Description, elements: int = 0) -> Runnable:
+def kernel_for(kernel: Description, elements: int = 0, gpu: GpuMemory | None = None) -> Runnable | CudaKernel:
     """Return what runs a kernel: it compiled, or numpy. ``elements`` are those that it is about to be run on.
 
     Call it with all elements of a run before its first block; later calls for the same kernel, without a number,
-    return what was chosen.
+    return what was chosen. With a ``gpu`` the kernel runs there, on tensors in its memory, whatever there is to do.
     """
+    if gpu is not None:
+        from alnico.kernels.cuda.kernel import CudaKernel
+
+        return CudaKernel(kernel, gpu)
     if _forced:
         return compile_kernel(kernel) if _forced[-1] == "compiled" else _interpreted(kernel)
     choice = _choice(kernel)
