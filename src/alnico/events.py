@@ -136,7 +136,7 @@ class BatchHalved:
     def __str__(self) -> str:
         return (
             f"{self.task}: {self.model}: the memory was too small for batches of {self.before} {self.rows}; they have "
-            f"{self.now} now. Set batch_size to that, or choose a device with more memory."
+            f"{self.now} now."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from alnico.devices import Device, made_gpus
 from alnico.errors import ResourceError
@@ -68,3 +68,101 @@ def test_candidates_on_a_gpu_have_the_dtype_of_the_merge(tmp_path: Path) -> None
             assert all(torch.equal(modules[-1].state_dict()[n], v) for n, v in state.items())
             assert {p.dtype for p in modules[-1].parameters()} == {torch.bfloat16}
         assert modules[0] is modules[1]
+
+
+def llama(layers: int = 4) -> torch.nn.Module:
+    """A Llama on ``meta``."""
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(vocab_size=100, num_hidden_layers=layers, **sizes))
+
+
+def bytes_of(module: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def gpus_with(*rooms: int) -> tuple[list[Device], list[int]]:
+    """GPUs that have so much room for a module, and what is free on them."""
+    gpus = [Device(f"cuda:{i}", "Made", 10 * room, f"gpu:{i}") for i, room in enumerate(rooms)]
+    return gpus, [2 * room for room in rooms]  # a tenth of all is kept
+
+
+def test_a_module_is_whole_on_the_first_gpu_with_room() -> None:
+    module = llama()
+    needed = bytes_of(module)
+    for rooms, place in (((needed,), 0), ((needed - 1, needed), 1), ((needed, needed), 0)):
+        assert places(module, needed, "float32", *gpus_with(*rooms), "m") == {"": f"gpu:{place}"}
+
+
+def test_a_module_that_fits_on_none_is_spread_in_whole_layers() -> None:
+    module = llama()
+    needed = bytes_of(module)
+    found = places(module, needed, "float32", *gpus_with(400_000, 400_000), "m")
+    layers = {part: place for part, place in found.items() if ".layers." in part}
+    assert set(layers) == {f"model.layers.{i}" for i in range(4)}
+    assert list(layers.values()) == sorted(layers.values())
+    for place in ("gpu:0", "gpu:1"):
+        held = [module.get_submodule(part) for part, where in found.items() if where == place]
+        assert 0 < sum(map(bytes_of, held)) <= 400_000
+    parts = {
+        p for part in found for p in (f"{part}.{n}" for n, _ in module.get_submodule(part).named_parameters())
+    }
+    assert parts == {n for n, _ in module.named_parameters()}
+
+
+def test_gpus_without_room_are_told_with_their_figures() -> None:
+    module = llama()
+    needed = bytes_of(module)
+    with pytest.raises(ResourceError) as caught:
+        places(module, needed, "float32", *gpus_with(300_000), "m")
+    assert str(caught.value) == (
+        "m: needs 708.9 kB of GPU memory in float32, and cuda:0 (Made, 3.0 MB) has room for 300.0 kB; expected room for the "
+        "whole model. Choose device cuda:all, which spreads it over all GPUs, or cpu, or dtype bfloat16."
+    )
+    with pytest.raises(ResourceError) as caught:
+        places(module.to(torch.bfloat16), needed // 2, "bfloat16", *gpus_with(100_000, 90_000), "m")
+    assert str(caught.value) == (
+        "m: needs 354.4 kB of GPU memory in bfloat16, and cuda:0 (Made, 1.0 MB) has room for 100.0 kB and cuda:1 (Made, "
+        "900.0 kB) has room for 90.0 kB; expected room for the whole model. Choose device cpu."
+    )
+
+
+def test_the_headers_refuse_a_checkpoint_before_it_is_loaded(tmp_path: Path) -> None:
+    base, _ = family(tmp_path, 1, dtype="BF16", vocabulary=64)
+    small = Device("cuda:0", "Made", 1000)
+    with made_gpus([small]), pytest.raises(ResourceError, match=r"has room for 900 B; expected room"):
+        open_subject(base, placement=on(small)).module("causal")
+
+
+def test_a_spread_checkpoint_scores_as_a_whole_one(tmp_path: Path) -> None:
+    base, tuned = family(tmp_path, 1, dtype="BF16", vocabulary=64, layers=4)
+    whole = load_module(base, "causal", "base", placement=ModulePlacement(dtype="bfloat16"))
+    stored = sum(p.numel() * 2 for p in whole.parameters())
+    gpus = [Device(f"cuda:{i}", "Made", stored) for i in range(3)]
+    with made_gpus(gpus):
+        spread = load_module(base, "causal", "base", placement=on(*gpus))
+        with Candidates([str(tuned[0])], placement=on(*gpus)) as candidates:
+            recipe = load_recipe({"merge_method": "passthrough", "models": [str(tuned[0])]})
+            module = candidates.make(recipe).module("causal")
+            assert same(
+                module, load_module(tuned[0], "causal", "one", placement=ModulePlacement(dtype="bfloat16"))
+            )
+    assert same(spread, whole)
+    tokens = torch.arange(12)[None]
+    assert torch.equal(spread(tokens).logits, whole(tokens).logits)
+
+
+def test_the_copy_of_a_module_moves_and_the_original_stays() -> None:
+    module = torch.nn.Linear(4, 3).double().eval()
+    with made_gpus([GPU]):
+        subject = MemorySubject("m", module, placement=on(GPU, dtype="bfloat16"))
+        kept = MemorySubject("m", module, placement=on(GPU))
+        assert subject.model().weight.dtype == torch.bfloat16
+        assert kept.model().weight.dtype == torch.float64
+    assert module.weight.dtype == torch.float64
+    small = Device("cuda:0", "Made", 100)
+    with (
+        made_gpus([small]),
+        pytest.raises(ResourceError, match=r"^m: needs 120 B of GPU memory in float64, and "),
+    ):
+        MemorySubject("m", module, placement=on(small)).model()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from alnico.errors import EvaluationError
+from alnico.errors import AlnicoError, EvaluationError
 from alnico.evaluation.tasks import EvaluatedModel, evaluation_failed
 from alnico.events import BatchHalved
 
@@ -44,9 +44,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Batches:
     """The size of a task's batches. It starts at ``size``, and the task keeps what fits.
 
-    Out of memory halves it. That is reported once, as :class:`alnico.events.BatchHalved`, to the ``watch`` of the subject,
-    or else as a warning. On a GPU the size doubles while a batch needs little of the free memory. ``rows`` says what a
-    batch consists of, in messages; ``advice`` what to do if one of them does not fit.
+    Out of memory halves it. A size below the start is reported once, as :class:`alnico.events.BatchHalved`, to the
+    ``watch`` of the subject, or else as a warning. On a GPU the size doubles while a batch needs little of the free
+    memory. ``rows`` says what a batch consists of, in messages; ``advice`` what to do if one of them does not fit.
     """
 
     def __init__(self, name: str, size: int, *, rows: str = "examples", advice: str = "") -> None:
@@ -55,6 +55,7 @@ class Batches:
         self._start = size
         self._rows = rows
         self._advice = advice
+        self._refused = 0
         self._is_said = False
         self._may_grow = True
 
@@ -75,7 +76,7 @@ class Batches:
             memory = _GpuUse(device)
             try:
                 result = compute(part)
-            except EvaluationError:
+            except AlnicoError:
                 raise
             except Exception as error:
                 self._make_smaller(error, len(part), subject)
@@ -94,7 +95,7 @@ class Batches:
         while True:
             try:
                 result = compute(self.size)
-            except EvaluationError:
+            except AlnicoError:
                 raise
             except Exception as error:
                 self._make_smaller(error, self.size, subject)
@@ -116,13 +117,14 @@ class Batches:
                 f"{self._advice}Choose a smaller dtype, or another device."
             ) from None
         self._may_grow = False
+        self._refused = self._refused or rows
         self.size = max(1, min(self.size, rows) // 2)
 
     def _say(self, subject: EvaluatedModel) -> None:
-        if self._is_said or self.size >= self._start:
+        if self._is_said or not self._refused or self.size >= self._start:
             return
         self._is_said = True
-        event = BatchHalved(self._name, subject.label, self._rows, self._start, self.size)
+        event = BatchHalved(self._name, subject.label, self._rows, self._refused, self.size)
         watch = getattr(subject, "watch", None)
         if watch is not None:
             watch(event)
@@ -161,6 +163,25 @@ def _cuda() -> Any:
     import torch
 
     return torch.cuda
+
+
+def input_device(module: Any) -> Any:
+    """Return the torch device on which a module expects its inputs: that of its first parameter, or None."""
+    return next((parameter.device for parameter in module.parameters()), None)
+
+
+def on_device(inputs: Mapping[Any, Any], module: Any) -> dict[Any, Any]:
+    """Return tensors on the device of a module; float32 becomes its dtype if that is bfloat16 or float16."""
+    import torch
+
+    first = next(module.parameters(), None)
+    if first is None:
+        return dict(inputs)
+    half = first.dtype if first.dtype in (torch.bfloat16, torch.float16) else torch.float32
+    return {
+        name: value.to(first.device, half if value.dtype == torch.float32 else value.dtype)
+        for name, value in inputs.items()
+    }
 
 
 def release_memory() -> None:

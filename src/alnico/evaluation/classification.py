@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +10,9 @@ import numpy as np
 import xxhash
 
 from alnico.errors import EvaluationError
+from alnico.evaluation.batches import Batches, input_device, on_device
 from alnico.evaluation.extras import Precision, computing_in
-from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, evaluation_failed, pool
+from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, pool
 from alnico.evaluation.tokens import ForEachTokenizer, named_failures
 from alnico.installation import import_extra
 
@@ -39,13 +40,15 @@ class Classification:
     own: the classifier of the checkpoint. ``classes`` are in its order; default its config's ``id2label``.
     names: a frozen head, ``logits = logit_scale * unit(embedding) @ head.T``. Its rows are the pooled embeddings by
     ``encoder`` of the words of ``classes`` (name to words), normalised, centred, and normalised again. ``encoder`` is the
-    base of the merges, so that all merges share one head; the words are embedded once.
+    base of the merges, so that all merges share one head; the words are embedded once. The encoder of a tasks file runs
+    on the processor in float32, so that the head is the same on every device.
 
     Options:
         pooling: embedding of a text: the ``mean`` of the last hidden states over its tokens, or the first (``cls``).
         max_length: the most tokens of a text that are read.
-        batch_size: examples in one pass of the model; examples of similar length are batched together.
-        precision: float32, or bfloat16 by autocast.
+        batch_size: examples in one pass of the model; examples of similar length are batched together. Out of memory
+            halves it; on a GPU it doubles while the memory allows it.
+        precision: float32, or bfloat16 by autocast; a module in another dtype computes in its own.
         weight: of the task in a mean over tasks.
     Texts are tokenised once per tokenizer. Errors: EvaluationError.
     """
@@ -75,6 +78,9 @@ class Classification:
         self.kind: ModelKind = "encoder" if head == "names" else "classifier"
         self.size = len(inputs)
         self.batch_size = batch_size
+        self._sizes = Batches(
+            name, batch_size, advice="Lower max_length. " if not isinstance(inputs, np.ndarray) else ""
+        )
         self.classes = None if classes is None else tuple(classes)
         self._inputs = inputs
         self._labels = None if labels is None else tuple(labels)
@@ -120,22 +126,24 @@ class Classification:
         import torch
 
         module = subject.module(self.kind)
-        device = next(module.parameters()).device
-        parts, order = [], []
+        device = input_device(module)
         if self.kind == "encoder" and self._head is None:
             self._head = self._build_head()
+        order, inputs_of = self._ordered(subject, list(examples))
         with computing_in(self._precision, device):
-            for rows, batch in self._batches(subject, examples):
-                inputs = {name: value.to(device) for name, value in batch.items()}
-                try:
-                    parts.append(self._classified(module, inputs).float())
-                except Exception as error:
-                    raise evaluation_failed(f"{self.name}: {subject.label}", error) from error
-                order += rows
+            parts = [
+                logits
+                for _, logits in self._sizes.each(
+                    order,
+                    lambda rows: self._classified(module, on_device(inputs_of(rows), module)).float(),
+                    subject,
+                    device,
+                )
+            ]
         joined = torch.cat(parts)
         places = torch.empty(len(order), dtype=torch.int64)
         places[torch.tensor(order)] = torch.arange(len(order))
-        return joined[places.to(device)]
+        return joined[places.to(joined.device)]
 
     def pooled(self, scores: Sequence[Score]) -> Score:
         """Combine scores on different examples."""
@@ -177,7 +185,7 @@ class Classification:
         assert self._encoder is not None  # checked at the beginning
         assert self._words is not None
         module = self._encoder.module("encoder")
-        device = next(module.parameters()).device
+        device = input_device(module)
         tokenizer = self._encoder.tokenizer()
         with (
             named_failures(f"{self.name}: {self._encoder.label}"),
@@ -194,26 +202,21 @@ class Classification:
         self._encoder = None  # and the module, where no other task needs it
         return head
 
-    def _batches(
-        self, subject: EvaluatedModel, examples: Sequence[int]
-    ) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
-        """Places among ``examples``, and what the model is called with."""
+    def _ordered(
+        self, subject: EvaluatedModel, chosen: list[int]
+    ) -> tuple[list[int], Callable[[Sequence[int]], Mapping[str, torch.Tensor]]]:
+        """Return places among the ``chosen`` examples in the order of batches, and what gives the model's inputs for some."""
         import torch
 
-        chosen = list(examples)
-        if isinstance(self._inputs, np.ndarray):
-            for begin in range(0, len(chosen), self.batch_size):
-                part = chosen[begin : begin + self.batch_size]
-                yield (
-                    list(range(begin, begin + len(part))),
-                    {"pixel_values": torch.from_numpy(self._inputs[part])},
-                )
-            return
+        pixels = self._inputs
+        if isinstance(pixels, np.ndarray):
+            images = pixels
+            return list(range(len(chosen))), lambda rows: {
+                "pixel_values": torch.from_numpy(images[[chosen[row] for row in rows]])
+            }
         encoded = self._encoded.of(subject.tokenizer(), f"{self.name}: {subject.label}")
         order = torch.argsort(encoded.lengths[chosen], stable=True).tolist()
-        for begin in range(0, len(order), self.batch_size):
-            rows = order[begin : begin + self.batch_size]
-            yield rows, _batch(encoded, [chosen[row] for row in rows])
+        return order, lambda rows: _batch(encoded, [chosen[row] for row in rows])
 
     def _tokenised(self, tokenizer: Any, texts: Sequence[str] | np.ndarray) -> _Encoded:
         import torch

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from alnico.errors import AlnicoError, EvaluationError
+from alnico.evaluation.batches import Batches, is_out_of_memory
 from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, checked_value, evaluation_failed, pool
 from alnico.installation import import_extra
@@ -27,7 +28,7 @@ class Harness:
     Options:
         num_fewshot: solved examples before each question; default the task's own number.
         limit: score only the first documents of each task. With one task and a limit, a search can use a part of them.
-        batch_size: requests in one pass of the model.
+        batch_size: requests in one pass of the model. Out of memory halves it, and the tasks run again.
         goal: max, or min if lower is better.
         weight: of the task in a mean over tasks.
         is_packaged: use only tasks of the harness itself, and no files. A task's YAML file is code: ``!function`` imports
@@ -64,8 +65,8 @@ class Harness:
         self._asked: dict[str, Any] = {
             "num_fewshot": num_fewshot,
             "bootstrap_iters": 0,
-            "batch_size": batch_size,
         }
+        self._sizes = Batches(name, batch_size, rows="requests")
         self._limit = limit
         self._is_packaged = is_packaged
         self._manager: Any = None
@@ -85,29 +86,36 @@ class Harness:
                 )
             # Sorted: in another order the harness mixes up the numbers.
             part = {"samples": {self._tasks[0]: sorted(examples)}}
-        with _quietly(), self._without_code() as refused:
-            try:
-                model = models.HFLM(
-                    pretrained=module,
-                    tokenizer=tokenizer,
-                    batch_size=self._asked["batch_size"],
-                    device=str(module.device),
-                    trust_remote_code=False,
-                )
-                outcome = lm_eval.simple_evaluate(
-                    model=model,
-                    tasks=self._tasks,
-                    task_manager=self._task_manager(),
-                    confirm_run_unsafe_code=False,
-                    **self._asked,
-                    **part,
-                )
-            except EvaluationError:
-                raise
-            except (Exception, SystemExit) as error:
-                if refused:  # the harness turns it into another error
-                    raise refused[0] from None
-                raise evaluation_failed(where, error) from error
+
+        def run(batch_size: int) -> Any:
+            with _quietly(), self._without_code() as refused:
+                try:
+                    model = models.HFLM(
+                        pretrained=module,
+                        tokenizer=tokenizer,
+                        batch_size=batch_size,
+                        device=str(module.device),
+                        trust_remote_code=False,
+                    )
+                    return lm_eval.simple_evaluate(
+                        model=model,
+                        tasks=self._tasks,
+                        task_manager=self._task_manager(),
+                        confirm_run_unsafe_code=False,
+                        batch_size=batch_size,
+                        **self._asked,
+                        **part,
+                    )
+                except EvaluationError:
+                    raise
+                except (Exception, SystemExit) as error:
+                    if refused:  # the harness turns it into another error
+                        raise refused[0] from None
+                    if is_out_of_memory(error):
+                        raise
+                    raise evaluation_failed(where, error) from error
+
+        outcome = self._sizes.whole(run, subject)
         values = [self._value(outcome["results"], task, where) for task in self._tasks]
         value = checked_value(sum(values) / len(values), where)
         return Score(value, self._examples(outcome.get("samples") or {}, value, examples))

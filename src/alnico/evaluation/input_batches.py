@@ -9,6 +9,7 @@ import numpy as np
 
 from alnico.checkpoint.memory_model import import_torch, is_torch_module, is_torch_tensor
 from alnico.errors import EvaluationError
+from alnico.evaluation.batches import Batches, input_device, is_out_of_memory, on_device
 from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, evaluation_failed, pool
 from alnico.evaluation.user_function import digest_of
 from alnico.numerics.arithmetic import callers_arithmetic
@@ -56,6 +57,7 @@ class InputBatches:
                 "differ only in their number of inputs. Pad them to one shape."
             ) from None
         self.size = len(next(iter(self._parts.values())))
+        self._sizes = Batches(name, max(self.size, 1), rows="inputs")
 
     @property
     def is_function(self) -> bool:
@@ -84,18 +86,35 @@ class InputBatches:
     def logits(self, subject: EvaluatedModel, examples: Sequence[int]) -> torch.Tensor:
         """Return the logits (n, classes) of a module on some inputs, with their graph. Errors: EvaluationError."""
         module = subject.module(self.kind)
+        if self._function is not None:
+            return self._logits_of(lambda _: self._function(module), (), subject)  # type: ignore[misc]
+
+        def run(rows: Sequence[int]) -> Any:
+            chosen = on_device({key: value[list(rows)] for key, value in self._parts.items()}, module)
+            only = chosen.get(None)
+            return module(**{str(k): v for k, v in chosen.items()}) if only is None else module(only)
+
+        parts = [
+            logits
+            for _, logits in self._sizes.each(
+                list(examples),
+                lambda rows: self._logits_of(run, rows, subject),
+                subject,
+                input_device(module),
+            )
+        ]
+        return parts[0] if len(parts) == 1 else import_torch("inputs in memory").cat(parts)
+
+    def _logits_of(
+        self, run: Callable[[Sequence[int]], Any], rows: Sequence[int], subject: EvaluatedModel
+    ) -> torch.Tensor:
+        """Run the caller's module or function, and return its logits. Errors: EvaluationError; those of too little memory."""
         try:
             with callers_arithmetic():
-                if self._function is not None:
-                    result = self._function(module)
-                else:
-                    device = next((p.device for p in module.parameters()), None)
-                    chosen = {key: value[list(examples)].to(device) for key, value in self._parts.items()}
-                    only = chosen.get(None)
-                    result = (
-                        module(**{str(k): v for k, v in chosen.items()}) if only is None else module(only)
-                    )
+                result = run(rows)
         except Exception as error:  # the module and the function are the caller's
+            if rows and is_out_of_memory(error):
+                raise
             raise evaluation_failed(f"{self.name} of {subject.label}", error) from error
         logits: Any = getattr(result, "logits", result)
         if not is_torch_tensor(logits) or logits.dim() < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,13 +85,20 @@ def _spread(module: Any, dtype: str, rooms: Sequence[int]) -> dict[str, Any]:
     torch = import_extra("torch", "a model on several GPUs", "eval")
     if hasattr(module, "tie_weights"):
         module.tie_weights()
-    found: dict[str, Any] = accelerate.infer_auto_device_map(
-        module,
-        max_memory=dict(enumerate(rooms)),
-        no_split_module_classes=list(getattr(module, "_no_split_modules", None) or ()),
-        dtype=getattr(torch, dtype),
-    )
-    return found
+    # accelerate keeps room for one more layer on the first device, for layers that lie on a disk. Here none does, so its
+    # first device is one without memory.
+    log = logging.getLogger("accelerate.utils.modeling")
+    was_disabled, log.disabled = log.disabled, True  # it knows no such device
+    try:
+        found = accelerate.infer_auto_device_map(
+            module,
+            max_memory=dict(enumerate([0, *rooms])),
+            no_split_module_classes=list(getattr(module, "_no_split_modules", None) or ()),
+            dtype=getattr(torch, dtype),
+        )
+    finally:
+        log.disabled = was_disabled
+    return {part: place - 1 if isinstance(place, int) else place for part, place in found.items()}
 
 
 def _no_room(
@@ -134,8 +142,7 @@ def moved(module: Any, placement: ModulePlacement, label: str) -> Any:
         return module.to("cpu") if any(t.is_cuda for t in tensors) else module
     floats = [str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()]
     dtype = max(floats, key=floats.count, default="float32")
-    here = {t.device for t in tensors}
-    if here == {torch.device(placement.device.torch_name)}:
+    if all(t.is_cuda and t.device == torch.device(placement.device.torch_name) for t in tensors):
         return module
     where = device_map(module, sum(t.numel() * t.element_size() for t in tensors), dtype, placement, label)
     if "" in where:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
 from alnico.errors import EvaluationError
+from alnico.evaluation.batches import Batches, input_device
 from alnico.evaluation.extras import Precision, computing_in
-from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, evaluation_failed, pool
+from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, pool
 from alnico.evaluation.tokens import ForEachTokenizer
 from alnico.installation import import_extra
 
@@ -33,8 +35,9 @@ class Perplexity:
         window: the most tokens that the model sees at once.
         stride: tokens that a window predicts; below ``window``, each has context. Default ``window``.
         limit: score only the first windows. With it a search can use a part of them; the text must have that many.
-        batch_size: windows in one pass of the model.
-        precision: float32, or bfloat16 by autocast.
+        batch_size: windows in one pass of the model. Out of memory halves it; on a GPU it doubles while the memory
+            allows it.
+        precision: float32, or bfloat16 by autocast; a module in another dtype computes in its own.
         weight: of the task; not used in a mean over tasks, because lower is better.
     Perplexities of models with different tokenizers are not comparable: they count different tokens. Errors:
     EvaluationError.
@@ -63,7 +66,7 @@ class Perplexity:
         self._text = text
         self._window = window
         self._stride = window if stride is None else stride
-        self._batch_size = batch_size
+        self._sizes = Batches(name, batch_size, rows="windows", advice="Lower window. ")
         self._precision = precision
         self._tokens = ForEachTokenizer(self._tokenised)
         if not text.strip():
@@ -79,7 +82,7 @@ class Perplexity:
         import torch
 
         module = subject.module("causal")
-        device = next(module.parameters()).device
+        device = input_device(module)
         tokens = self._tokens.of(subject.tokenizer(), f"{self.name}: {subject.label}")
         stride = min(self._stride, len(tokens) - 1)
         count = (len(tokens) - 1) // stride
@@ -91,12 +94,10 @@ class Perplexity:
         chosen = range(self.size or count) if examples is None else examples
         losses_by_window = np.empty(len(chosen))
         with torch.inference_mode(), computing_in(self._precision, device):
-            for places, batch in self._batches(tokens, chosen, stride):
-                try:
-                    losses = _mean_loss(module, batch.to(device), stride)
-                except Exception as error:
-                    raise evaluation_failed(f"{self.name}: {subject.label}", error) from error
-                losses_by_window[places] = losses.cpu().numpy()
+            for length, windows in self._by_length(chosen, stride).items():
+                losses_of = _LossOfWindows(module, tokens, length, stride, device)
+                for part, losses in self._sizes.each(windows, losses_of, subject, device):
+                    losses_by_window[[place for place, _ in part]] = losses
         mean = float(losses_by_window.mean())
         if not mean < math.log(np.finfo(np.float64).max):
             raise EvaluationError(
@@ -124,23 +125,31 @@ class Perplexity:
             )
         return torch.tensor(tokens)
 
-    def _batches(
-        self, tokens: torch.Tensor, chosen: Sequence[int], stride: int
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Yield positions of the chosen windows with their tokens and the next one, grouped by length."""
-        import torch
-
+    def _by_length(self, chosen: Sequence[int], stride: int) -> dict[int, list[tuple[int, int]]]:
+        """Return the chosen windows by their length: their places among the chosen, and the tokens that they end at."""
         by_length: dict[int, list[tuple[int, int]]] = {}
         for place, index in enumerate(chosen):
             end = (index + 1) * stride
             by_length.setdefault(min(self._window, end), []).append((place, end))
-        for length, windows in by_length.items():
-            for begin in range(0, len(windows), self._batch_size):
-                part = windows[begin : begin + self._batch_size]
-                yield (
-                    [place for place, _ in part],
-                    torch.stack([tokens[end - length : end + 1] for _, end in part]),
-                )
+        return by_length
+
+
+@dataclass(frozen=True, eq=False)
+class _LossOfWindows:
+    """Computes the losses of windows of one length, (windows,) float64."""
+
+    module: Any
+    tokens: torch.Tensor
+    length: int
+    stride: int
+    device: Any
+
+    def __call__(self, windows: Sequence[tuple[int, int]]) -> np.ndarray:
+        import torch
+
+        batch = torch.stack([self.tokens[end - self.length : end + 1] for _, end in windows])
+        losses: np.ndarray = _mean_loss(self.module, batch.to(self.device), self.stride).cpu().numpy()
+        return losses
 
 
 def _mean_loss(module: Any, batch: torch.Tensor, count: int) -> torch.Tensor:
