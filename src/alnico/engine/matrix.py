@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
 from alnico.checkpoint.adapter_changes import is_transposed_linear
 from alnico.checkpoint.source import Source
+from alnico.devices import CPU, Device
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import blocks
 from alnico.engine.factor_cache import FactorFiles
+from alnico.engine.matrix_gpu import MatrixGpu
 from alnico.engine.matrix_store import KeptArrays, MatrixNote, MatrixStore
 from alnico.engine.mix import NOTHING, refuse_output, refuse_tensor
 from alnico.errors import NonFiniteError
@@ -19,6 +22,7 @@ from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import CODES
 from alnico.kernels.mix_kernel import MixKernel
 from alnico.methods.base import combine
+from alnico.numerics.arrays import AnyArray, like, to_numpy
 from alnico.numerics.decompositions import leading_vectors
 from alnico.numerics.digest import PieceHasher, TensorDigest
 from alnico.numerics.dtypes import decode
@@ -36,7 +40,8 @@ def rounding_kernel() -> MixKernel:
 class JobMatrices:
     """The matrices of one job, read when its method requests them. With ``digests``, one per tensor, each
     tensor is hashed once. ``store`` keeps what can serve later merges in memory, ``factors`` in files. ``note`` receives what the method has to say,
-    ``advance`` the bytes of output that are as good as done, which add up to the tensor's."""
+    ``advance`` the bytes of output that are as good as done, which add up to the tensor's. On a GPU the matrices of a method
+    that runs there are torch's; they are read, rounded and written on the processor."""
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class JobMatrices:
         factors: FactorFiles | None = None,
         note: Callable[[MatrixNote], None] = lambda _: None,
         advance: Callable[[int], None] = lambda _: None,
+        device: Device = CPU,
     ) -> None:
         self.job = job
         self.models = len(job.inputs)
@@ -70,7 +76,14 @@ class JobMatrices:
         self._factors = factors
         self._hashes: dict[tuple[Input, int], str] = {}
         self._notes: list[MatrixNote] | None = None
+        runs_there = device.is_gpu and job.matrix is not None and job.matrix.runs_on_gpu
+        self._gpu = MatrixGpu(device) if runs_there else None
         self._progress = _Progress(advance, job.byte_size, self._count, self.models)
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Are its matrices on a GPU?"""
+        return self._gpu is not None
 
     def note(self, text: str, *values: int | float) -> None:
         note = MatrixNote(text, values)
@@ -78,13 +91,14 @@ class JobMatrices:
         if self._notes is not None:
             self._notes.append(note)
 
-    def value(self, model: int) -> np.ndarray:
+    def value(self, model: int) -> AnyArray:
         matrix = self._read_matrix(self.job.inputs[model])
         if self.job.base is not None:
             self._read_matrix(self.job.base, subtract_from=matrix)
             flat = matrix.reshape(-1)
-            for start, stop in blocks((0, flat.size), self._block):
-                if not np.isfinite(flat[start:stop]).all():
+            are_finite = np.isfinite if self._gpu is None else self._gpu.all_finite
+            for start, stop in blocks((0, self._rows * self._columns), self._block):
+                if not are_finite(flat[start:stop]).all():
                     raise NonFiniteError(
                         f"{self.job.name}: the difference of {self._sources[self.job.inputs[model].model].label} and the base "
                         "is beyond float64; expected a finite difference. Divide the tensor by a number in all models, or leave "
@@ -92,24 +106,34 @@ class JobMatrices:
                     )
         return matrix
 
-    def side(self, kind: str, model: int) -> np.ndarray:
+    def side(self, kind: str, model: int) -> AnyArray:
         assert self.job.matrix is not None
         side = self.job.sides[self.job.matrix.sides.index(kind) * self.models + model]
         shape = self._sources[side.model].tensors[side.name].shape
         return self._read(side).reshape(shape)
 
     def leading(self, model: int, count: int) -> Decomposed:
-        def decompose() -> tuple[np.ndarray, ...]:
+        def decompose() -> tuple[AnyArray, ...]:
             found = leading_vectors(self.value(model), count)
             return found.left, found.values, found.right
 
         left, values, right = self.kept(("singular vectors", count), (model,), decompose)
         self._progress.decomposed(model)
-        return Decomposed(left, values, right)
+        return Decomposed(left, like(left, values), right)
 
     def kept(
-        self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]
+        self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[AnyArray, ...]]
+    ) -> tuple[AnyArray, ...]:
+        if self._gpu is None:
+            return self._kept(name, models, make)
+        if self._store is None and self._factors is None:
+            return tuple(map(self._gpu.compact, make()))
+        return tuple(map(self._gpu.placed, self._kept(name, models, make)))
+
+    def _kept(
+        self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[AnyArray, ...]]
     ) -> tuple[np.ndarray, ...]:
+        """Return arrays out of the store or the files, or made and put there."""
         if self._store is None and self._factors is None:
             return tuple(map(_compact, make()))
         job = self.job
@@ -121,6 +145,7 @@ class JobMatrices:
             tuple((self._sources[t.model], t.name) for t in read),
             job.stack,
             self._matrix,
+            self._gpu.bits_from if self._gpu is not None else "",
         )
         kept = self._store.get(key) if self._store is not None else None
         if kept is not None:
@@ -146,11 +171,11 @@ class JobMatrices:
         for note in kept.notes:
             self.note(note.text, *(models[v] if isinstance(v, int) else v for v in note.values))
 
-    def _make_kept(self, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]) -> KeptArrays:
+    def _make_kept(self, models: Sequence[int], make: Callable[[], tuple[AnyArray, ...]]) -> KeptArrays:
         """Compute arrays, with the notes that are made meanwhile."""
         before, self._notes = self._notes, []
         try:
-            arrays = tuple(map(_compact, make()))
+            arrays = tuple(_compact(to_numpy(array)) for array in make())
             notes = [
                 MatrixNote(n.text, tuple(models.index(v) if isinstance(v, int) else v for v in n.values))
                 for n in self._notes
@@ -166,6 +191,8 @@ class JobMatrices:
         assert self._factors is not None
         has_base = "without a base" if self.job.base is None else "with a base"
         what = f"{name!r} {has_base} {'inputs x outputs' if self.is_transposed else 'outputs x inputs'}"
+        if self._gpu is not None:  # the bits of one device are never those of another
+            what = f"{what} {self._gpu.bits_from}"
         return self._factors.key(
             what, [(t.dtype, self._content_hash(t, again)) for t in read], (self._rows, self._columns)
         )
@@ -217,11 +244,11 @@ class JobMatrices:
         for matrix in range(self._count):
             self._matrix = matrix
             for part, made in zip(parts, job.matrix.parts(self, *job.matrix.arguments), strict=True):
-                part[matrix] = made
+                part[matrix] = to_numpy(made)
         return [part.reshape(job.shape) for part in parts]
 
     def _write(
-        self, result: np.ndarray, write: Callable[[int, memoryview], None], of_model: bool = False
+        self, result: AnyArray, write: Callable[[int, memoryview], None], of_model: bool = False
     ) -> None:
         """Add the base, round, and pass the bytes on. ``of_model``: the result is a model's matrix."""
         job, kernel, width = self.job, kernel_for(rounding_kernel()), self.job.width
@@ -230,7 +257,7 @@ class JobMatrices:
         before = self._matrix * self._rows * self._columns
         for first in range(0, self._rows, rows):
             self._check()
-            part = np.ascontiguousarray(result[first : first + rows], np.float64).reshape(-1)
+            part = np.ascontiguousarray(to_numpy(result[first : first + rows]), np.float64).reshape(-1)
             start = before + first * self._columns
             if job.base is not None and not of_model:
                 base = self._elements(job.base, start, start + part.size)
@@ -244,35 +271,57 @@ class JobMatrices:
             write(start * width, memoryview(out))
             self._progress.written((start + part.size) * width)
 
-    def _read_matrix(self, tensor: Input, subtract_from: np.ndarray | None = None) -> np.ndarray:
+    def _read_matrix(self, tensor: Input, subtract_from: AnyArray = None) -> AnyArray:
         """Read one matrix of a tensor as float64, or subtract it from another. Errors: NonFiniteError."""
         size = self._rows * self._columns
-        first = self._matrix * size
-        matrix = np.empty((self._rows, self._columns)) if subtract_from is None else subtract_from
-        flat = matrix.reshape(-1)
+        flat = self._empty(size) if subtract_from is None else subtract_from.reshape(-1)
         hasher = self._hasher(tensor) if self._count == 1 else None
-        for start, stop in blocks((0, size), self._block):
-            self._check()
-            values = self._elements(tensor, first + start, first + stop, hasher)
-            if subtract_from is None:
-                flat[start:stop] = values
-            else:
-                flat[start:stop] -= values
+        self._fill(flat, tensor, self._matrix * size, hasher, subtracts=subtract_from is not None)
         if hasher is not None:
             hasher.finish()
-        return matrix
+        return flat.reshape(self._rows, self._columns)
+
+    def _empty(self, numbers: int) -> AnyArray:
+        return np.empty(numbers) if self._gpu is None else self._gpu.empty(numbers)
+
+    def _fill(
+        self, flat: AnyArray, tensor: Input, first: int, hasher: _Hashers | None, *, subtracts: bool = False
+    ) -> None:
+        """Read as many elements from ``first`` on as ``flat`` has, or subtract them. Errors: NonFiniteError."""
+        are_finite: AnyArray = True
+        size = math.prod(flat.shape)
+        for start, stop in blocks((0, size), self._block):
+            self._check()
+            if self._gpu is None:
+                values: AnyArray = self._elements(tensor, first + start, first + stop, hasher)
+            else:
+                raw = self._raw(tensor, first + start, first + stop, hasher)
+                values = self._gpu.decoded(raw, tensor.dtype)
+                are_finite = self._gpu.all_finite(values) & are_finite
+            if subtracts:
+                flat[start:stop] -= values
+            else:
+                flat[start:stop] = values
+        if not are_finite:  # read again, to say where
+            for start, stop in blocks((first, first + size), self._block):
+                self._elements(tensor, start, stop)
 
     def _elements(self, tensor: Input, start: int, stop: int, hasher: _Hashers | None = None) -> np.ndarray:
         """Read elements of a tensor in float64. Errors: NonFiniteError."""
-        source = self._sources[tensor.model]
-        (raw,) = self._arena.views([(stop - start) * tensor.width])
-        source.read_into(tensor.name, start * tensor.width, memoryview(raw))
-        if hasher is not None:
-            hasher.update(memoryview(raw))
+        raw = self._raw(tensor, start, stop, hasher)
         decoded: np.ndarray = decode(raw, tensor.dtype).astype(np.float64, copy=False)
         if not np.isfinite(decoded).all():
+            source = self._sources[tensor.model]
             refuse_tensor(tensor, source.label, source.tensors[tensor.name].shape, start, raw)
         return decoded
+
+    def _raw(self, tensor: Input, start: int, stop: int, hasher: _Hashers | None = None) -> np.ndarray:
+        """Read the bytes of some elements into this thread's buffer."""
+        (raw,) = self._arena.views([(stop - start) * tensor.width])
+        self._sources[tensor.model].read_into(tensor.name, start * tensor.width, memoryview(raw))
+        if hasher is not None:
+            hasher.update(memoryview(raw))
+        return raw
 
     def _hasher(self, tensor: Input) -> _Hashers | None:
         """Return what hashes a tensor that is read whole for the first time."""
@@ -296,16 +345,17 @@ class JobMatrices:
                     return False
         return True
 
-    def _read(self, tensor: Input, only_hash: bool = False) -> np.ndarray:
+    def _read(self, tensor: Input, only_hash: bool = False) -> AnyArray:
         """Read a tensor as float64, flat. Errors: NonFiniteError."""
         elements = tensor.byte_size // tensor.width
-        values = np.empty(0 if only_hash else elements)
+        values = self._empty(0 if only_hash else elements)
         hasher = self._hasher(tensor)
-        for start, stop in blocks((0, elements), self._block):
-            self._check()
-            decoded = self._elements(tensor, start, stop, hasher)
-            if not only_hash:
-                values[start:stop] = decoded
+        if only_hash:
+            for start, stop in blocks((0, elements), self._block):
+                self._check()
+                self._elements(tensor, start, stop, hasher)
+        else:
+            self._fill(values, tensor, 0, hasher)
         if hasher is not None:
             hasher.finish()
         return values

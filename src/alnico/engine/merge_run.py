@@ -22,6 +22,7 @@ from alnico.engine.fact_cache import CachedFacts, FactCache
 from alnico.engine.factor_cache import FactorFiles
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.matrix import JobMatrices, rounding_kernel
+from alnico.engine.matrix_gpu import MatrixRoom
 from alnico.engine.matrix_store import MatrixNote, MatrixStore
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
 from alnico.errors import (
@@ -142,6 +143,7 @@ class MergeRun:
         self._crew = Crew(plan.memory.threads, watch)
         self._arena = Arena(plan.memory.worker_bytes)
         self._own = threading.local()
+        self._room = MatrixRoom()
         self._turns = itertools.count()
 
     def _device(self) -> Device:
@@ -395,7 +397,8 @@ class MergeRun:
             self._crew.report(noted)
 
         digests = state.inputs if self.recorder.wants_digests else []
-        JobMatrices(
+        device = self._device()
+        matrices = JobMatrices(
             job,
             self.plan.sources,
             digests,
@@ -406,7 +409,13 @@ class MergeRun:
             factors=self._factors,
             note=note,
             advance=lambda size: self._crew.report(Advanced(job.name, size)),
-        ).make(write)
+            device=device,
+        )
+        if matrices.is_on_gpu:
+            with self._room.taken(device, job, self._crew.check):
+                matrices.make(write)
+        else:
+            matrices.make(write)
         hasher.finish()
         self._chunk_done(state)
 

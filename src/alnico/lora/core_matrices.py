@@ -8,6 +8,7 @@ import numpy as np
 
 from alnico.lora.core_space import CoreSpace
 from alnico.methods.base import MatrixMethod, Merge
+from alnico.numerics.arrays import to_numpy
 from alnico.numerics.decompositions import leading_vectors
 from alnico.numerics.low_rank import Decomposed
 
@@ -51,7 +52,7 @@ class CoreMatrices:
 def merge_cores(space: CoreSpace, bound: Merge | MatrixMethod, note: Note) -> np.ndarray:
     """Return the merged core matrix. A ``Merge`` is the sum that a method comes to with its options."""
     if isinstance(bound, MatrixMethod):
-        return bound.make(CoreMatrices(space, note), *bound.arguments)
+        return to_numpy(bound.make(CoreMatrices(space, note), *bound.arguments))
     total = np.zeros((space.left.shape[1], len(space.right)))
     for coefficient, value in zip(coefficients_of(bound, len(space.values)), space.values, strict=True):
         total += coefficient * value

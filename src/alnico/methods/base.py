@@ -46,6 +46,7 @@ from alnico.kernels.scalar_source import check_pure
 from alnico.kernels.template import Real
 from alnico.methods.shared.other_words import METHOD_SYNONYMS
 from alnico.notebook import ResultTable, names_text, never_fails, result_html, result_line
+from alnico.numerics.arrays import AnyArray
 from alnico.numerics.low_rank import Decomposed
 from alnico.numerics.numbers import quote_value
 
@@ -262,15 +263,17 @@ class Merge:
 
 
 class MatrixReader(Protocol):
-    """Reads the matrices of one output tensor, again, as new float64 arrays, on every call."""
+    """Reads the matrices of one output tensor, again, as new float64 arrays, on every call.
+
+    They are numpy's, or torch's on a GPU for a method that ``runs_on_gpu``: see :mod:`alnico.numerics.arrays`."""
 
     models: int
 
-    def value(self, model: int) -> np.ndarray:
+    def value(self, model: int) -> AnyArray:
         """A model's matrix (rows, columns); in delta space its task vector."""
         ...
 
-    def side(self, kind: str, model: int) -> np.ndarray:
+    def side(self, kind: str, model: int) -> AnyArray:
         """The entry for its matrix in the statistics that the option ``kind`` names for a model."""
         ...
 
@@ -290,12 +293,12 @@ class Matrices(MatrixReader, Protocol):
         ...
 
     def kept(
-        self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]
-    ) -> tuple[np.ndarray, ...]:
+        self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[AnyArray, ...]]
+    ) -> tuple[AnyArray, ...]:
         """Return what ``make`` computes from the matrices of ``models``, in their order, and nothing else.
 
         It is kept under ``name`` for later merges of the same matrices, such as other trials of a search. Nobody may change
-        the arrays.
+        the arrays. On a GPU those of two dimensions are tensors there, and all others come back as numpy's.
         """
         ...
 
@@ -322,9 +325,11 @@ class MatrixMethod:
     statistics lack. ``takes_tables``: tables of embeddings and token heads are matrices, too. ``takes_stacks``: so are
     convolution kernels, as (outputs, inputs x kernel), and stacks of matrices, one by one.
     ``parts(matrices, *arguments)``, if the result is a sum over models, returns each model's part of it.
+    ``runs_on_gpu``: the functions compute with torch's tensors as with numpy's arrays, by what :mod:`alnico.numerics.arrays`
+    says both have in common. Other methods get numpy's arrays on the processor, wherever the merge runs.
     """
 
-    make: Callable[..., np.ndarray]
+    make: Callable[..., AnyArray]
     numbers: Callable[..., int]
     otherwise: Merge
     arguments: tuple[Any, ...] = ()
@@ -333,7 +338,8 @@ class MatrixMethod:
     operations: Callable[..., float] | None = None
     takes_tables: bool = True
     takes_stacks: bool = False
-    parts: Callable[..., list[np.ndarray]] | None = None
+    parts: Callable[..., list[AnyArray]] | None = None
+    runs_on_gpu: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from alnico.methods.shared.singular_vectors import (
     takes_part,
 )
 from alnico.methods.shared.sparsify import keep_all
+from alnico.numerics.arrays import AnyArray, library_of, like, to_numpy
 from alnico.numerics.low_rank import Decomposed
 
 
@@ -105,6 +106,7 @@ def dc_merge(
         operations=count_operations,
         takes_tables=embeddings == "matrix",
         takes_stacks=True,
+        runs_on_gpu=True,
         parts=parts,
     )
 
@@ -115,12 +117,12 @@ ROUNDING = 1e-12
 EntryOptions = tuple[tuple[float, ...], float, Calibrate, float, tuple[float, ...], float]
 
 
-def make(matrices: Matrices, *arguments: *EntryOptions) -> np.ndarray:
+def make(matrices: Matrices, *arguments: *EntryOptions) -> AnyArray:
     """The matrix that is added to the base."""
     return weighted_entries(matrices, *arguments).merged()
 
 
-def parts(matrices: Matrices, *arguments: *EntryOptions) -> list[np.ndarray]:
+def parts(matrices: Matrices, *arguments: *EntryOptions) -> list[AnyArray]:
     """Each model's part of :func:`make`, with its weight."""
     return weighted_entries(matrices, *arguments).of_models(matrices.shape)
 
@@ -130,33 +132,33 @@ class BlockEntries:
     """``left @ M @ right``, where M has square blocks on its diagonal and is a sum over models of single entries.
 
     Shapes: left (m, K), right (K, n); edges (blocks + 1,), where each block begins and ends; rows, columns, values and
-    owner (entries,): the places in M, the numbers there, and the position of the model that each comes from.
+    owner (entries,): the places in M, the numbers there, and the position of the model that each comes from. All but left
+    and right are numpy's, wherever those are.
     """
 
-    left: np.ndarray
-    right: np.ndarray
+    left: AnyArray
+    right: AnyArray
     edges: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
     values: np.ndarray
     owner: np.ndarray
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def arrays(self) -> tuple[AnyArray, ...]:
         return self.left, self.right, self.edges, self.rows, self.columns, self.values, self.owner
 
-    def sum(self, weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    def sum(self, weights: Sequence[float] | np.ndarray) -> AnyArray:
         """Add up the entries of all models, each times its model's weight."""
         entries = self.values * np.asarray(weights)[self.owner]
-        scaled = np.zeros_like(self.left)
+        scaled = library_of(self.left).zeros_like(self.left)
         for start, stop in zip(self.edges[:-1], self.edges[1:], strict=True):
             own = (self.rows >= start) & (self.rows < stop)
             block = np.zeros((stop - start, stop - start))
             np.add.at(block, (self.rows[own] - start, self.columns[own] - start), entries[own])
-            scaled[:, start:stop] = self.left[:, start:stop] @ block
-        total: np.ndarray = scaled @ self.right
-        return total
+            scaled[:, start:stop] = self.left[:, start:stop] @ like(self.left, block)
+        return scaled @ self.right
 
-    def part(self, position: int) -> np.ndarray:
+    def part(self, position: int) -> AnyArray:
         """Return the part of one model."""
         return self.sum(np.arange(len(self.edges) - 1) == position)
 
@@ -174,7 +176,7 @@ def weighted_entries(
     used = takes_part(weight)
     shares = tuple(density[i] for i in used)
 
-    def compute() -> tuple[np.ndarray, ...]:
+    def compute() -> tuple[AnyArray, ...]:
         factors, place = distinct_factors(matrices, used, rank)
         first = first_of(place)
         entries = merge_entries(factors, [shares[i] for i in first], least)
@@ -199,7 +201,7 @@ def merge_entries(factors: list[Decomposed], density: Sequence[float], least: fl
     block_of = basis.owner
     places, values = [], []
     for f, share in zip(factors, density, strict=True):
-        inner = ((basis.left.T @ f.left) * f.values) @ (f.right @ basis.right.T)
+        inner = to_numpy(((basis.left.T @ f.left) * f.values) @ (f.right @ basis.right.T))
         found = _largest(inner, share, f.rank, block_of)
         places.append(found)
         values.append(inner.reshape(-1)[found])

@@ -8,6 +8,7 @@ from alnico.methods.base import Matrices, MatrixMethod, Merge, PerModel, each, m
 from alnico.methods.shared.others import Embeddings, Others, merge_others, merge_trivially
 from alnico.methods.shared.singular_vectors import Calibrate, scale_of
 from alnico.methods.shared.weighted_matrices import weighted_matrices
+from alnico.numerics.arrays import AnyArray, library_of
 from alnico.numerics.decompositions import leading_vectors
 
 
@@ -75,24 +76,24 @@ def iso_c(
         operations=count_operations,
         takes_tables=embeddings == "matrix",
         takes_stacks=True,
+        runs_on_gpu=True,
     )
 
 
-def make(matrices: Matrices, weight: tuple[float, ...], scale: float, calibrate: Calibrate) -> np.ndarray:
+def make(matrices: Matrices, weight: tuple[float, ...], scale: float, calibrate: Calibrate) -> AnyArray:
     """The matrix that is added to the base."""
 
-    def compute() -> tuple[np.ndarray, ...]:
+    def compute() -> tuple[AnyArray, ...]:
         weighted = weighted_matrices(matrices, weight)
         merged = isotropic(weighted.sum())
         return merged, np.array(scale_of(matrices, calibrate, lambda: merged, weighted))
 
     used = tuple(i for i, w in enumerate(weight) if w)
     merged, factor = matrices.kept(("iso_c", calibrate, tuple(weight[i] for i in used)), used, compute)
-    scaled: np.ndarray = merged * (scale * float(factor))
-    return scaled
+    return merged * (scale * float(factor))
 
 
-def isotropic(matrix: np.ndarray) -> np.ndarray:
+def isotropic(matrix: AnyArray) -> AnyArray:
     """Return ``mean(S) * U V^T`` of a matrix ``U S V^T``, over its numerical rank.
 
     >>> isotropic(np.diag([3.0, 1.0, 0.0])).tolist()
@@ -100,9 +101,8 @@ def isotropic(matrix: np.ndarray) -> np.ndarray:
     """
     found = leading_vectors(matrix, min(matrix.shape))
     if not found.rank:
-        return np.zeros_like(matrix)
-    flat: np.ndarray = (found.left * float(found.values.mean())) @ found.right
-    return flat
+        return library_of(matrix).zeros_like(matrix)
+    return (found.left * float(found.values.mean())) @ found.right
 
 
 def count_operations(rows: int, columns: int, *_: object) -> float:

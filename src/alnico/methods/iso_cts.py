@@ -8,6 +8,7 @@ from alnico.methods.base import Matrices, MatrixMethod, Merge, PerModel, Proport
 from alnico.methods.shared.others import Embeddings, Others, merge_others, merge_trivially
 from alnico.methods.shared.singular_vectors import Calibrate, orthogonalize, scale_of, takes_part
 from alnico.methods.shared.weighted_matrices import WeightedMatrices, weighted_matrices
+from alnico.numerics.arrays import AnyArray, largest, norm, zeros
 from alnico.numerics.decompositions import LEAST, count_decomposing, leading_vectors
 from alnico.numerics.low_rank import Decomposed
 
@@ -84,6 +85,7 @@ def iso_cts(
         operations=count_operations,
         takes_tables=embeddings == "matrix",
         takes_stacks=True,
+        runs_on_gpu=True,
     )
 
 
@@ -94,10 +96,10 @@ def make(
     calibrate: Calibrate,
     common: float,
     least: float,
-) -> np.ndarray:
+) -> AnyArray:
     """The matrix that is added to the base."""
 
-    def compute() -> tuple[np.ndarray, ...]:
+    def compute() -> tuple[AnyArray, ...]:
         weighted = weighted_matrices(matrices, weight)
         merged = make_isotropic(weighted, common, least)
         return merged, np.array(scale_of(matrices, calibrate, lambda: merged, weighted))
@@ -105,11 +107,10 @@ def make(
     used = takes_part(weight)
     name = ("iso_cts", calibrate, common, least, tuple(weight[i] for i in used))
     merged, factor = matrices.kept(name, used, compute)
-    scaled: np.ndarray = merged * (scale * float(factor))
-    return scaled
+    return merged * (scale * float(factor))
 
 
-def make_isotropic(weighted: WeightedMatrices, common: float, least: float) -> np.ndarray:
+def make_isotropic(weighted: WeightedMatrices, common: float, least: float) -> AnyArray:
     """Return ``mean(S) * U V^T`` over the common directions and those of single matrices."""
     matrices = weighted.matrices
     of_all, of_each = common_and_own(common, min(matrices.whole), len(weighted.models))
@@ -118,8 +119,8 @@ def make_isotropic(weighted: WeightedMatrices, common: float, least: float) -> n
     factors = []
     for value in weighted:
         value = value.T if matrices.is_transposed else value
-        size = float(np.abs(value).max(initial=0.0)) or 1.0
-        size *= float(np.linalg.norm(value / size))
+        size = largest(value) or 1.0
+        size *= norm(value / size)
         found = leading_vectors(value - outputs @ (outputs.T @ value), of_each)
         # What is left of a matrix within the common directions is rounding.
         rank = int((found.values > LEAST * size).sum())
@@ -128,9 +129,8 @@ def make_isotropic(weighted: WeightedMatrices, common: float, least: float) -> n
     factors.append(shared)
     vectors = orthogonalize(factors, least)
     if not len(vectors.values):
-        return np.zeros(matrices.shape)
-    flat: np.ndarray = (vectors.left * float(vectors.values.mean())) @ vectors.right
-    return flat
+        return zeros(vectors.left, matrices.shape)
+    return (vectors.left * float(vectors.values.mean())) @ vectors.right
 
 
 def common_and_own(common: float, side: int, models: int) -> tuple[int, int]:

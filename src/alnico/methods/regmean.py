@@ -17,6 +17,7 @@ from alnico.methods.base import (
     method,
     total_weight,
 )  # fmt: skip
+from alnico.numerics.arrays import AnyArray, copy_of, library_of, set_diagonal
 
 
 @method(
@@ -80,6 +81,7 @@ def regmean(
         (tuple(weight), rows, Recorded("gram", "is_transposed"), alpha, ridge),
         sides=("gram",),
         fixes_equal_inputs=True,
+        runs_on_gpu=True,
     )
 
 
@@ -90,15 +92,16 @@ def solve(
     is_transposed: tuple[float, ...],
     alpha: float,
     ridge: float,
-) -> np.ndarray:
+) -> AnyArray:
     """The merged matrix, from k matrices and k Gram matrices. ``is_transposed``: matrices are (inputs,
     outputs), as in GPT-2."""
-    inner, outer = np.zeros(()), np.zeros(())
+    inner: AnyArray = np.zeros(())
+    outer: AnyArray = np.zeros(())
     for i in range(matrices.models):
         gram = matrices.side("gram", i)
-        diagonal = gram.diagonal().copy()
+        diagonal = copy_of(gram.diagonal())
         gram *= weight[i] / rows[i] * alpha
-        gram[np.diag_indices_from(gram)] = weight[i] / rows[i] * (diagonal + ridge * diagonal.mean())
+        set_diagonal(gram, weight[i] / rows[i] * (diagonal + ridge * diagonal.mean()))
         value = matrices.value(i)
         product = gram @ value if is_transposed[i] else value @ gram
         del value
@@ -112,10 +115,11 @@ def solve(
         for i in range(matrices.models):
             outer += weight[i] / sum(weight) * matrices.value(i)
         return outer
+    linear = library_of(inner).linalg
     try:
         # LU: numpy has no triangular solve, and without it Cholesky is not faster.
-        return np.linalg.solve(inner, outer) if is_transposed[0] else np.linalg.solve(inner, outer.T).T
-    except np.linalg.LinAlgError:
+        return linear.solve(inner, outer) if is_transposed[0] else linear.solve(inner, outer.T).T
+    except linear.LinAlgError:
         raise MethodError(
             f"the sum of the Gram matrices has no inverse; ridge is {ridge:g}, alpha {alpha:g}. Raise ridge, or measure more examples."
         ) from None

@@ -14,9 +14,11 @@ from alnico.methods.shared.singular_vectors import (
     distinct_factors,
     first_of,
     scale_of,
+    stack_vectors,
     takes_part,
 )
 from alnico.methods.shared.sparsify import keep_all
+from alnico.numerics.arrays import AnyArray, to_numpy
 from alnico.numerics.low_rank import Decomposed, choose_rank
 
 
@@ -81,6 +83,7 @@ def svd(
         operations=count_operations,
         takes_tables=embeddings == "matrix",
         takes_stacks=True,
+        runs_on_gpu=True,
         parts=parts,
     )
 
@@ -88,12 +91,12 @@ def svd(
 CutOptions = tuple[tuple[float, ...], float, Calibrate, float, float]
 
 
-def make(matrices: Matrices, *arguments: *CutOptions) -> np.ndarray:
+def make(matrices: Matrices, *arguments: *CutOptions) -> AnyArray:
     """The matrix that is added to the base."""
     return weighted_cuts(matrices, *arguments).merged()
 
 
-def parts(matrices: Matrices, *arguments: *CutOptions) -> list[np.ndarray]:
+def parts(matrices: Matrices, *arguments: *CutOptions) -> list[AnyArray]:
     """Each model's part of :func:`make`, with its weight."""
     return weighted_cuts(matrices, *arguments).of_models(matrices.shape)
 
@@ -109,17 +112,12 @@ def weighted_cuts(
     """The leading singular vectors of the models that take part, and their weights."""
     used = takes_part(weight)
 
-    def compute() -> tuple[np.ndarray, ...]:
+    def compute() -> tuple[AnyArray, ...]:
         factors, place = distinct_factors(matrices, used, rank)
         first = [used[i] for i in first_of(place)]
         if energy < 1:
             factors = [cut(f, matrices.value(i), energy) for f, i in zip(factors, first, strict=True)]
-        vectors = StackedVectors(
-            np.concatenate([f.left for f in factors], 1),
-            np.concatenate([f.values for f in factors]),
-            np.concatenate([f.right for f in factors]),
-            np.repeat(np.arange(len(factors)), [f.rank for f in factors]),
-        )
+        vectors = stack_vectors(factors)
         factor = scale_of(
             matrices, calibrate, lambda: vectors.sum([1.0] * len(factors)), map(matrices.value, first)
         )
@@ -129,13 +127,14 @@ def weighted_cuts(
     return WeightedSum(StackedVectors(*arrays), weight, place, scale * float(factor))
 
 
-def cut(found: Decomposed, matrix: np.ndarray, energy: float) -> Decomposed:
+def cut(found: Decomposed, matrix: AnyArray, energy: float) -> Decomposed:
     """Keep as few of the leading singular vectors as have the share ``energy`` of the squares of the whole matrix."""
     if not found.rank:
         return found
-    unit = found.values[0]
-    rest = max(float(np.sum((matrix / unit) ** 2) - np.sum((found.values / unit) ** 2)), 0.0)
-    count = max(choose_rank(Decomposed(found.left, found.values / unit, found.right, rest), None, energy), 1)
+    values = to_numpy(found.values)
+    unit = values[0]
+    rest = max(float(((matrix / float(unit)) ** 2).sum()) - float(np.sum((values / unit) ** 2)), 0.0)
+    count = max(choose_rank(Decomposed(found.left, values / unit, found.right, rest), None, energy), 1)
     return Decomposed(found.left[:, :count], found.values[:count], found.right[:count])
 
 

@@ -17,11 +17,13 @@ from alnico.methods.shared.singular_vectors import (
     WeightedSum,
     distinct_factors,
     first_of,
+    owners_of,
     rank_of_each,
     scale_of,
     takes_part,
 )
 from alnico.methods.shared.sparsify import keep_all
+from alnico.numerics.arrays import AnyArray, concatenate, library_of, like, reversed_columns, to_numpy
 from alnico.numerics.decompositions import LEAST, UNEVEN, count_decomposing
 from alnico.numerics.low_rank import Decomposed
 
@@ -128,6 +130,7 @@ def swudi(
         operations=count_operations,
         takes_tables=embeddings == "matrix",
         takes_stacks=True,
+        runs_on_gpu=True,
         parts=parts,
     )
 
@@ -135,12 +138,12 @@ def swudi(
 SolveOptions = tuple[tuple[float, ...], float, Calibrate, float | None, Filter, float, float, Initial]
 
 
-def make(matrices: Matrices, *arguments: *SolveOptions) -> np.ndarray:
+def make(matrices: Matrices, *arguments: *SolveOptions) -> AnyArray:
     """The matrix that is added to the base."""
     return weighted_solution(matrices, *arguments).merged()
 
 
-def parts(matrices: Matrices, *arguments: *SolveOptions) -> list[np.ndarray]:
+def parts(matrices: Matrices, *arguments: *SolveOptions) -> list[AnyArray]:
     """Each model's part of :func:`make`, with its weight."""
     return weighted_solution(matrices, *arguments).of_models(matrices.shape)
 
@@ -159,7 +162,7 @@ def weighted_solution(
     """The parts of the models that take part, and their weights. ``rank`` None takes all singular vectors."""
     used = takes_part(weight)
 
-    def compute() -> tuple[np.ndarray, ...]:
+    def compute() -> tuple[AnyArray, ...]:
         factors, place = distinct_factors(matrices, used, rank)
         if matrices.is_transposed:
             factors = [f.turned() for f in factors]
@@ -183,39 +186,41 @@ def weighted_solution(
     return WeightedSum(StackedVectors(*arrays), weight, place, scale * float(factor))
 
 
-def unit_rows(factor: Decomposed) -> tuple[np.ndarray, np.ndarray]:
+def unit_rows(factor: Decomposed) -> tuple[AnyArray, AnyArray]:
     """The singular values of ``D / |D|``, and the rows ``S V^T / |D|``, whose products are those of ``D / |D|``."""
     values = factor.values / factor.values[:1]
-    values = values / np.linalg.norm(values)
+    values = values / library_of(values).linalg.norm(values)
     return values, values[:, None] * factor.right
 
 
 def input_directions(
     factors: Sequence[Decomposed], chosen: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, AnyArray]:
     """Return the leading eigenvalues of ``C = sum_i D_i^T D_i / |D_i|^2``, their filter, and the eigenvectors as rows.
 
     ``chosen(eigenvalues)`` gives the filter of the first eigenvectors. ``C = B^T B`` with the rows ``S_i V_i^T / |D_i|`` of
     all models stacked in B, so the decomposition is of the smaller of C and ``B B^T``, which has a row per singular
     vector. Null directions are left out.
     """
-    rows = np.concatenate([unit_rows(f)[1] for f in factors])
+    rows = concatenate([unit_rows(f)[1] for f in factors])
     inputs = rows.shape[1]
     if not len(rows):
         return np.zeros(0), np.zeros(0), rows
     is_wide = len(rows) < inputs
-    squares, vectors = np.linalg.eigh(rows @ rows.T if is_wide else rows.T @ rows)
+    linear = library_of(rows).linalg
+    found, vectors = linear.eigh(rows @ rows.T if is_wide else rows.T @ rows)
+    squares = to_numpy(found)
     squares = squares[squares > LEAST**2 * squares[-1]][::-1]
     kept = chosen(squares)
-    squares, vectors = squares[: len(kept)], vectors[:, ::-1][:, : len(kept)]
+    squares, vectors = squares[: len(kept)], reversed_columns(vectors)[:, : len(kept)]
     if not is_wide:
         return squares, kept, vectors.T
     directions = rows.T @ vectors
     if squares.size and squares[-1] <= UNEVEN**2 * squares[0]:
         # Orthogonal only to rounding over the eigenvalue; a QR corrects each by those before it.
-        directions = np.linalg.qr(directions)[0]
+        directions = linear.qr(directions)[0]
     else:
-        directions /= np.sqrt(squares)
+        directions /= like(directions, np.sqrt(squares))
     return squares, kept, directions.T
 
 
@@ -239,7 +244,7 @@ def solve(
     factors: Sequence[Decomposed],
     squares: np.ndarray,
     kept: np.ndarray,
-    directions: np.ndarray,
+    directions: AnyArray,
     initial: float,
 ) -> StackedVectors:
     """Return ``T_i = initial * D_i (I - V f V^T) + R_i V (f / L) V^T`` of each model, as ``U_i`` times a right side.
@@ -250,14 +255,12 @@ def solve(
     for f in factors:
         across = f.right @ directions.T
         unit, _ = unit_rows(f)
-        change = unit[:, None] ** 2 * across * (kept / squares) - initial * across * kept
+        solved, left_out = like(across, kept / squares), like(across, kept)
+        change = unit[:, None] ** 2 * across * solved - initial * across * left_out
         rights.append(f.values[:, None] * (initial * f.right + change @ directions))
-    right = np.concatenate(rights)
+    right = concatenate(rights)
     return StackedVectors(
-        np.concatenate([f.left for f in factors], 1),
-        np.ones(len(right)),
-        right,
-        np.repeat(np.arange(len(factors)), [f.rank for f in factors]),
+        concatenate([f.left for f in factors], 1), np.ones(len(right)), right, owners_of(factors)
     )
 
 

@@ -20,6 +20,7 @@ from alnico.methods.shared.singular_vectors import (
     takes_part,
 )
 from alnico.methods.shared.sparsify import keep_all
+from alnico.numerics.arrays import AnyArray
 from alnico.numerics.decompositions import count_decomposing
 
 
@@ -96,6 +97,7 @@ def tsv(
         operations=count_operations,
         takes_tables=embeddings == "matrix",
         takes_stacks=True,
+        runs_on_gpu=True,
         parts=parts,
     )
 
@@ -103,12 +105,12 @@ def tsv(
 BoundOptions = tuple[tuple[float, ...], float, Calibrate, float, float]
 
 
-def make(matrices: Matrices, *arguments: *BoundOptions) -> np.ndarray:
+def make(matrices: Matrices, *arguments: *BoundOptions) -> AnyArray:
     """The matrix that is added to the base."""
     return weighted_vectors(matrices, *arguments).merged()
 
 
-def parts(matrices: Matrices, *arguments: *BoundOptions) -> list[np.ndarray]:
+def parts(matrices: Matrices, *arguments: *BoundOptions) -> list[AnyArray]:
     """Each model's part of :func:`make`, with its weight."""
     return weighted_vectors(matrices, *arguments).of_models(matrices.shape)
 
@@ -124,7 +126,7 @@ def weighted_vectors(
     """The orthogonal singular vectors of the models that take part, and their weights."""
     used = takes_part(weight)
 
-    def compute() -> tuple[np.ndarray, ...]:
+    def compute() -> tuple[AnyArray, ...]:
         factors, place = distinct_factors(matrices, used, rank)
         distinct = len(factors)
         vectors = orthogonalize(factors, least, clear=True)

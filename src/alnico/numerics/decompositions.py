@@ -9,11 +9,11 @@ singular vectors are arbitrary.
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import numpy as np
 
+from alnico.numerics.arrays import library_of
 from alnico.numerics.low_rank import Decomposed
 
 LEAST = 1e-6
@@ -41,11 +41,6 @@ POLAR_ROWS = 1024
 
 MOST = 1e100
 """Matrices with larger entries are scaled before their product is taken, and those without entries above 1/MOST."""
-
-
-def library_of(array: Any) -> Any:
-    """Return the library of an array: numpy, or torch."""
-    return sys.modules[type(array).__module__.partition(".")[0]]
 
 
 def leading_vectors(matrix: Any, count: int, *, least: float = LEAST) -> Decomposed:

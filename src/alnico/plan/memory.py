@@ -26,6 +26,9 @@ HISTOGRAM_BYTES = 65_536 * 8
 BLAS_BYTES = 32 << 20
 """The most memory that one BLAS thread allocates; measured with OpenBLAS."""
 
+GPU_LIBRARY_BYTES = 256 << 20
+"""The most memory of a GPU that cuBLAS and cuSOLVER take next to a matrix's numbers. Not measured."""
+
 SELECTION_BYTES = 32 << 20
 """The most bytes of candidate values while the kth largest magnitudes of a tensor are searched, over all
 models."""
@@ -88,6 +91,13 @@ def whole_bytes(job: Job) -> int:
         return 0
     _, rows, columns = job.stack
     return 8 * job.matrix.numbers(rows, columns, len(job.inputs), *job.matrix.arguments) + BLAS_BYTES
+
+
+def gpu_matrix_bytes(job: Job) -> int:
+    """Return the bytes of a GPU's memory to merge a whole matrix there; 0 if its method stays on the processor."""
+    if job.matrix is None or not job.matrix.runs_on_gpu:
+        return 0
+    return whole_bytes(job) - BLAS_BYTES + GPU_LIBRARY_BYTES
 
 
 def _levels(job: Job) -> bool:

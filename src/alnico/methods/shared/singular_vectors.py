@@ -11,6 +11,17 @@ from typing import Literal, Protocol
 import numpy as np
 
 from alnico.methods.base import Matrices
+from alnico.numerics.arrays import (
+    AnyArray,
+    are_equal,
+    concatenate,
+    inner_product,
+    is_numpy,
+    largest,
+    library_of,
+    like,
+    to_numpy,
+)
 from alnico.numerics.decompositions import polar_factor
 from alnico.numerics.low_rank import Decomposed
 
@@ -50,9 +61,9 @@ def first_of(place: np.ndarray) -> list[int]:
 class PartSum(Protocol):
     """A sum over distinct models: with a weight for each, or one part of it."""
 
-    def sum(self, weights: Sequence[float] | np.ndarray) -> np.ndarray: ...
+    def sum(self, weights: Sequence[float] | np.ndarray) -> AnyArray: ...
 
-    def part(self, position: int) -> np.ndarray: ...
+    def part(self, position: int) -> AnyArray: ...
 
 
 @dataclass(frozen=True)
@@ -74,12 +85,12 @@ class WeightedSum:
         shared: np.ndarray = self.factor * given / np.bincount(self.place)[self.place]
         return shared
 
-    def merged(self) -> np.ndarray:
+    def merged(self) -> AnyArray:
         return self.parts.sum(np.bincount(self.place, self.weights(), int(self.place.max()) + 1))
 
-    def of_models(self, shape: tuple[int, int]) -> list[np.ndarray]:
+    def of_models(self, shape: tuple[int, int]) -> list[AnyArray]:
         """The part of every model; zeros for a weight of 0."""
-        weighted = zip(takes_part(self.weight), self.weights(), self.place, strict=True)
+        weighted = zip(takes_part(self.weight), self.weights().tolist(), self.place, strict=True)
         parts = {i: w * self.parts.part(int(p)) for i, w, p in weighted}
         return [parts[i] if i in parts else np.zeros(shape) for i in range(len(self.weight))]
 
@@ -88,27 +99,27 @@ class WeightedSum:
 class StackedVectors:
     """Pairs of left and right vectors of several matrices, side by side: their sum is ``left * values @ right``.
 
-    ``owner`` is the position of the matrix that each pair of vectors comes from.
+    ``owner`` is the position of the matrix that each pair of vectors comes from. Values and owners are numpy's, wherever
+    the vectors are.
     """
 
-    left: np.ndarray
+    left: AnyArray
     values: np.ndarray
-    right: np.ndarray
+    right: AnyArray
     owner: np.ndarray
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def arrays(self) -> tuple[AnyArray, ...]:
         return self.left, self.values, self.right, self.owner
 
-    def sum(self, weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    def sum(self, weights: Sequence[float] | np.ndarray) -> AnyArray:
         """Add up the parts of all matrices, each times its weight."""
-        total: np.ndarray = (self.left * (self.values * np.asarray(weights)[self.owner])) @ self.right
-        return total
+        return (self.left * like(self.left, self.values * np.asarray(weights)[self.owner])) @ self.right
 
-    def part(self, position: int) -> np.ndarray:
+    def part(self, position: int) -> AnyArray:
         """Return the part of one matrix."""
-        own = self.owner == position
-        part: np.ndarray = (self.left[:, own] * self.values[own]) @ self.right[own]
-        return part
+        is_own = self.owner == position
+        own = like(self.left, is_own)
+        return (self.left[:, own] * like(self.left, self.values[is_own])) @ self.right[own]
 
 
 def orthogonalize(factors: list[Decomposed], least: float, *, clear: bool = False) -> StackedVectors:
@@ -117,18 +128,31 @@ def orthogonalize(factors: list[Decomposed], least: float, *, clear: bool = Fals
     ``U = polar[U_1 ... U_N]``, ``V = polar[V_1 ... V_N]``. Directions whose singular value in a stack is at most ``least``
     are left out. ``clear`` empties the list when the vectors are copied, so that they need not be held twice.
     """
-    values = np.concatenate([f.values for f in factors])
-    owner = np.repeat(np.arange(len(factors)), [f.rank for f in factors])
-    left = np.concatenate([f.left for f in factors], 1)
-    right = np.concatenate([f.right for f in factors], 0)
+    stacked = stack_vectors(factors)
+    left, right = stacked.left, stacked.right
     if clear:
         factors.clear()
     left = polar_factor(left, least=least, overwrite=True)
     right = polar_factor(right, least=least, overwrite=True)
-    return StackedVectors(left, values, right, owner)
+    return StackedVectors(left, stacked.values, right, stacked.owner)
 
 
-def projection_scale(merged: np.ndarray, matrices: Iterable[np.ndarray]) -> tuple[float, bool]:
+def stack_vectors(factors: Sequence[Decomposed]) -> StackedVectors:
+    """Copy the singular vectors of several matrices side by side."""
+    return StackedVectors(
+        concatenate([f.left for f in factors], 1),
+        np.concatenate([to_numpy(f.values) for f in factors]),
+        concatenate([f.right for f in factors], 0),
+        owners_of(factors),
+    )
+
+
+def owners_of(factors: Sequence[Decomposed]) -> np.ndarray:
+    """The position of the matrix that each pair of stacked vectors comes from."""
+    return np.repeat(np.arange(len(factors)), [f.rank for f in factors])
+
+
+def projection_scale(merged: AnyArray, matrices: Iterable[AnyArray]) -> tuple[float, bool]:
     """Return ``c = sum_i |D_i|^2 / sum_i <X, D_i>`` for a merged matrix X, and whether it could be computed.
 
     Times c, the merge has the same inner products with the D_i, in sum, as they have with themselves: it takes back
@@ -139,13 +163,13 @@ def projection_scale(merged: np.ndarray, matrices: Iterable[np.ndarray]) -> tupl
     ((2.0, True), (1.0, False))
     """
     squares = products = 0.0
-    unit = float(np.abs(merged).max(initial=0.0))
+    unit = largest(merged)
     unit = 1.0 if 1e-100 < unit < 1e100 or not unit else 2.0 ** math.frexp(unit)[1]
     scaled = merged if unit == 1 else merged / unit
     for matrix in matrices:
         values = matrix if unit == 1 else matrix / unit
-        squares += float(np.vdot(values, values))
-        products += float(np.vdot(scaled, values))
+        squares += inner_product(values, values)
+        products += inner_product(scaled, values)
         del matrix, values  # before the next one is read
     if not squares or not products * MOST_SCALE > squares:
         return 1.0, not squares
@@ -155,8 +179,8 @@ def projection_scale(merged: np.ndarray, matrices: Iterable[np.ndarray]) -> tupl
 def scale_of(
     matrices: Matrices,
     calibrate: Calibrate,
-    merged: Callable[[], np.ndarray],
-    values: Iterable[np.ndarray],
+    merged: Callable[[], AnyArray],
+    values: Iterable[AnyArray],
 ) -> float:
     """Return the factor on a merge of the matrices ``values``; where they cancel each other it is 1, which is said."""
     if calibrate == "none":
@@ -197,7 +221,7 @@ def distinct_factors(
     place = np.arange(len(models))
     for i in range(len(models)):
         for j in range(i):
-            if factors[i].rank and _are_equal(factors[i], factors[j]):
+            if factors[i].rank and _are_equal(matrices, (models[i], models[j]), factors[i], factors[j]):
                 place[i] = place[j]
                 say_equal(matrices, models[j], models[i])
                 break
@@ -227,17 +251,28 @@ def count_numbers(rows: int, columns: int, models: int, rank: float, *, keeps_fa
     return max(decompose, polar, held + 2 * matrix)
 
 
-def _are_equal(one: Decomposed, other: Decomposed) -> bool:
-    return all(
-        np.array_equal(a, b)
-        for a, b in ((one.values, other.values), (one.left, other.left), (one.right, other.right))
-    )
+NEARLY = 1e-9
+"""Singular values of one matrix, found twice on a GPU, differ by less than this share."""
+
+
+def _are_equal(matrices: Matrices, models: tuple[int, int], one: Decomposed, other: Decomposed) -> bool:
+    """Are two models' matrices equal? On a processor equal matrices have equal singular vectors; a GPU does not promise
+    it, so there the matrices are compared if their singular values are nearly equal."""
+    if is_numpy(one.left):
+        return all(
+            are_equal(a, b)
+            for a, b in ((one.values, other.values), (one.left, other.left), (one.right, other.right))
+        )
+    if one.rank != other.rank or largest(one.values - other.values) > NEARLY * float(one.values[0]):
+        return False
+    return are_equal(*map(matrices.value, models))
 
 
 def _note_near_duplicates(matrices: Matrices, models: Sequence[int], factors: Sequence[Decomposed]) -> None:
     """Tell the user of task vectors that are nearly equal, by the singular vectors that are kept of them."""
     lengths = [
-        float(f.values[0] * np.linalg.norm(f.values / f.values[0])) if f.rank else 0.0 for f in factors
+        float(f.values[0] * library_of(f.values).linalg.norm(f.values / f.values[0])) if f.rank else 0.0
+        for f in factors
     ]
     for i, j in combinations(range(len(factors)), 2):
         one, other = factors[i], factors[j]

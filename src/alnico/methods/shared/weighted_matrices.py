@@ -14,6 +14,7 @@ from alnico.methods.shared.singular_vectors import (
     say_near,
     takes_part,
 )
+from alnico.numerics.arrays import AnyArray, are_equal, copy_of, to_numpy, zeros
 
 SAMPLED = 1 << 18
 """How many numbers of each matrix are compared with those of the others; matrices that agree there are compared whole."""
@@ -27,16 +28,17 @@ class WeightedMatrices:
     models: tuple[int, ...]
     weights: tuple[float, ...]
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[AnyArray]:
         for i, w in zip(self.models, self.weights, strict=True):
             value = self.matrices.value(i)
             yield value if w == 1 else value * w
 
-    def sum(self) -> np.ndarray:
-        total = np.zeros(self.matrices.shape)
+    def sum(self) -> AnyArray:
+        total: AnyArray = None
         for value in self:
+            total = zeros(value, value.shape) if total is None else total
             total += value
-        return total
+        return np.zeros(self.matrices.shape) if total is None else total
 
 
 def weighted_matrices(matrices: Matrices, weight: Sequence[float]) -> WeightedMatrices:
@@ -62,17 +64,18 @@ def weighted_matrices(matrices: Matrices, weight: Sequence[float]) -> WeightedMa
     return WeightedMatrices(matrices, tuple(i for i, _ in kept), tuple(w for _, w in kept))
 
 
-def _sample(matrix: np.ndarray) -> np.ndarray:
-    step = -(-matrix.size // SAMPLED) if matrix.size else 1
+def _sample(matrix: AnyArray) -> np.ndarray:
+    size = math.prod(matrix.shape)
+    step = -(-size // SAMPLED) if size else 1
     # A step that divides the number of columns would take the same columns of every row.
     while step > 1 and math.gcd(step, matrix.shape[1]) > 1:
         step += 1
-    return matrix.reshape(-1)[::step].copy()
+    return to_numpy(copy_of(matrix.reshape(-1)[::step]))
 
 
-def _are_equal(one: np.ndarray, other: np.ndarray) -> bool:
+def _are_equal(one: AnyArray, other: AnyArray) -> bool:
     """Are they equal, and not zeros?"""
-    return bool(one.any()) and np.array_equal(one, other)
+    return bool(one.any()) and are_equal(one, other)
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:

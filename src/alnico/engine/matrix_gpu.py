@@ -1,0 +1,127 @@
+"""Puts whole matrices on a GPU as torch's tensors, and lets as many threads compute there as its memory holds."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from alnico.devices import Device, free_bytes
+from alnico.errors import ResourceError
+from alnico.numerics.arrays import AnyArray, is_numpy, to_numpy, to_torch
+from alnico.numerics.dtypes import DTYPES, decode
+from alnico.numerics.sizes import format_size
+from alnico.plan.job import Job
+from alnico.plan.memory import gpu_matrix_bytes
+
+GPU_SHARE = 0.9
+"""The share of a GPU's free memory that matrices take at once: torch's allocations leave gaps."""
+
+TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Dtypes whose bytes are decoded on the GPU; others are decoded before."""
+
+
+class MatrixGpu:
+    """Makes float64 tensors on one GPU."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._torch: Any = importlib.import_module("torch")
+
+    @property
+    def bits_from(self) -> str:
+        """What decides the bits of a decomposition here, besides the matrices."""
+        torch = self._torch
+        return f"{self.device.kind} {self.device.model} torch {torch.__version__} {torch.version.cuda}"
+
+    def empty(self, numbers: int) -> AnyArray:
+        return self._torch.empty(numbers, dtype=self._torch.float64, device=self.device.torch_name)
+
+    def decoded(self, raw: np.ndarray, dtype: str) -> AnyArray:
+        """Copy the bytes of some numbers to the GPU; the numbers are exact, in their own dtype or float32."""
+        if dtype not in TORCH_DTYPES:
+            return to_torch(decode(raw, dtype), self.device.torch_name)
+        values = raw.view(np.dtype(DTYPES[dtype].storage))
+        if dtype == "BF16":  # numpy has no name for it
+            return to_torch(values.view(np.int16), self.device.torch_name).view(self._torch.bfloat16)
+        return to_torch(values, self.device.torch_name)
+
+    def placed(self, array: AnyArray) -> AnyArray:
+        """Copy a matrix of numpy's to the GPU; arrays of other dimensions stay where they are."""
+        return to_torch(array, self.device.torch_name) if is_numpy(array) and array.ndim == 2 else array
+
+    def all_finite(self, values: AnyArray) -> AnyArray:
+        """Are all values finite? The answer stays on the GPU."""
+        return self._torch.isfinite(values).all()
+
+    def compact(self, array: AnyArray) -> AnyArray:
+        """Return a matrix on the GPU without the memory of a larger one that it is part of, in one order of its elements.
+
+        Arrays of other dimensions become numpy's.
+        """
+        if is_numpy(array) or array.ndim != 2:
+            return to_numpy(array)
+        if not (array.is_contiguous() or array.T.is_contiguous()):
+            return array.contiguous()
+        is_part = array.untyped_storage().nbytes() > array.numel() * array.element_size()
+        return array.clone() if is_part else array
+
+
+class MatrixRoom:
+    """The memory of the GPUs of a run, shared by its threads."""
+
+    def __init__(self) -> None:
+        self._used: dict[Device, int] = {}
+        self._free: dict[Device, int] = {}
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, device: Device, job: Job, check: Callable[[], None]) -> Iterator[None]:
+        """Wait until the GPU has room for a whole matrix, and compute on it in a stream of this thread.
+
+        ``check`` is called while waiting. Errors: ResourceError if the matrix does not fit after all.
+        """
+        needed = gpu_matrix_bytes(job)
+        with self._changed:
+            if not self._used.get(device):
+                self._free[device] = int(GPU_SHARE * free_bytes(device))
+            while self._used.get(device) and self._used[device] + needed > self._free[device]:
+                check()
+                self._changed.wait(0.1)
+            self._used[device] = self._used.get(device, 0) + needed
+        torch: Any = importlib.import_module("torch")
+        try:
+            with _stream(torch, device):
+                yield
+        except getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError) as error:
+            raise ResourceError(
+                f"{job.name} is merged as a whole matrix and needs about {format_size(needed)} of {device}; its memory is full "
+                f"({str(error).partition('.')[0]}). Close what else uses the GPU, or choose the device cpu."
+            ) from None
+        finally:
+            with self._changed:
+                self._used[device] -= needed
+                if not self._used[device] and device.torch_name != "cpu":
+                    torch.cuda.empty_cache()  # for the kernels of other tensors, which do not allocate by torch
+                self._changed.notify_all()
+
+
+_streams = threading.local()
+
+
+@contextmanager
+def _stream(torch: Any, device: Device) -> Iterator[None]:
+    """Compute in this thread's own stream, so that threads do not wait for each other's matrices."""
+    if device.torch_name == "cpu":
+        yield
+        return
+    own: dict[str, Any] = _streams.__dict__
+    with torch.cuda.device(device.torch_name):
+        if device.name not in own:
+            own[device.name] = torch.cuda.Stream()
+        with torch.cuda.stream(own[device.name]):
+            yield
