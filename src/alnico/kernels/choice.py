@@ -96,12 +96,14 @@ def kernel_for(kernel: Description, elements: int = 0, gpu: GpuMemory | None = N
     """Return what runs a kernel: it compiled, or numpy. ``elements`` are those that it is about to be run on.
 
     Call it with all elements of a run before its first block; later calls for the same kernel, without a number,
-    return what was chosen. With a ``gpu`` the kernel runs there, on tensors in its memory, whatever there is to do.
+    return what was chosen. With a ``gpu`` a kernel that mixes or measures runs there, on tensors in its memory,
+    whatever there is to do; others run on the processor.
     """
     if gpu is not None:
-        from alnico.kernels.cuda.kernel import CudaKernel
+        from alnico.kernels.cuda.kernel import CudaKernel, GpuDescription
 
-        return CudaKernel(kernel, gpu)
+        if isinstance(kernel, GpuDescription):
+            return CudaKernel(kernel, gpu)
     if _forced:
         return compile_kernel(kernel) if _forced[-1] == "compiled" else _interpreted(kernel)
     choice = _choice(kernel)

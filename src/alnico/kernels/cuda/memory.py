@@ -246,15 +246,17 @@ class GpuMemory:
         return queue.scratch[:count]
 
     def launch(
-        self, function: Any, arguments: list[Any], blocks: int | None = None, threads: int = THREADS
+        self, function: Any, arguments: list[Any], *, work: int = 0, blocks: int = 0, threads: int = THREADS
     ) -> None:
-        """Start a kernel on this thread's stream: ``blocks`` of ``threads``, or as many as keep the GPU busy."""
+        """Start a kernel on this thread's stream: ``blocks`` of ``threads``, or as many as ``work`` needs and keep the
+        GPU busy."""
         if self.is_simulated:
             with _simulating:
-                function[blocks or SIMULATED_BLOCKS, min(threads, SIMULATED_THREADS)](*arguments)
+                function[blocks or SIMULATED_BLOCKS, SIMULATED_THREADS](*arguments)
             return
+        blocks = blocks or max(min(self.blocks, -(-work // threads)), 1)
         with _reported(self.device), self._gpu:
-            function[blocks or self.blocks, threads, self._queue().stream](*arguments)
+            function[blocks, threads, self._queue().stream](*arguments)
 
     def _queue(self) -> _Queue:
         queue: _Queue | None = getattr(self._own, "queue", None)

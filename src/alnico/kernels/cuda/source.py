@@ -326,7 +326,7 @@ def mix_text(
         *raws,
         *extra_names(kinds),
     ]
-    return _module(real, [*texts, one], names, run)
+    return module(real, [*texts, one], names, run)
 
 
 def _mix_of_many(kernel: MixKernel, base_code: int, out_code: int) -> str:
@@ -397,7 +397,7 @@ def _mix_of_many(kernel: MixKernel, base_code: int, out_code: int) -> str:
     run += [f"    {line}" for line in body] + ["if bad:", "    store_i64(flag, 0, 0)"]
     texts = functions(kernel.mix, "mix", k, writes_out=True)
     names = ["count", "start", "keep_equal", "out", "flag", "numbers", "keys", "base", "raws", "codes"]
-    return _module(real, texts, [*names, *extra_names(kinds)], run)
+    return module(real, texts, [*names, *extra_names(kinds)], run)
 
 
 def many_slots(
@@ -419,6 +419,7 @@ def many_slots(
     return numbers, keys
 
 
-def _module(real: Real, texts: Sequence[str], names: Sequence[str], run: Sequence[str]) -> str:
+def module(real: Real, texts: Sequence[str], names: Sequence[str], run: Sequence[str]) -> str:
+    """The text of a kernel: its device functions, and ``run`` with its parameters and statements."""
     body = "".join(f"    {line}\n" for line in run)
     return preamble(real) + "\n\n" + "\n\n".join(texts) + f"\n\ndef run({', '.join(names)}):\n{body}"
