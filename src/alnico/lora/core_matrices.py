@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-import numpy as np
-
 from alnico.lora.core_space import CoreSpace
 from alnico.methods.base import MatrixMethod, Merge
-from alnico.numerics.arrays import to_numpy
+from alnico.numerics.arrays import AnyArray, copy_of, to_numpy, zeros
 from alnico.numerics.decompositions import leading_vectors
 from alnico.numerics.low_rank import Decomposed
 
@@ -30,30 +28,30 @@ class CoreMatrices:
         self._values = space.values
         self._note = note
 
-    def value(self, model: int) -> np.ndarray:
-        return self._values[model].copy()
+    def value(self, model: int) -> AnyArray:
+        return copy_of(self._values[model])
 
-    def side(self, kind: str, model: int) -> np.ndarray:
+    def side(self, kind: str, model: int) -> AnyArray:
         raise NotImplementedError(f"adapters have no statistics ({kind}, {model})")
 
     def leading(self, model: int, count: int) -> Decomposed:
         return leading_vectors(self._values[model], count)
 
     def kept(
-        self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[np.ndarray, ...]]
-    ) -> tuple[np.ndarray, ...]:
+        self, name: Hashable, models: Sequence[int], make: Callable[[], tuple[AnyArray, ...]]
+    ) -> tuple[AnyArray, ...]:
         del name, models
-        return make()
+        return tuple(array if array.ndim == 2 else to_numpy(array) for array in make())
 
     def note(self, text: str, *values: int | float) -> None:
         self._note(text, values)
 
 
-def merge_cores(space: CoreSpace, bound: Merge | MatrixMethod, note: Note) -> np.ndarray:
+def merge_cores(space: CoreSpace, bound: Merge | MatrixMethod, note: Note) -> AnyArray:
     """Return the merged core matrix. A ``Merge`` is the sum that a method comes to with its options."""
     if isinstance(bound, MatrixMethod):
-        return to_numpy(bound.make(CoreMatrices(space, note), *bound.arguments))
-    total = np.zeros((space.left.shape[1], len(space.right)))
+        return bound.make(CoreMatrices(space, note), *bound.arguments)
+    total = zeros(space.left, (space.left.shape[1], len(space.right)))
     for coefficient, value in zip(coefficients_of(bound, len(space.values)), space.values, strict=True):
         total += coefficient * value
     return total

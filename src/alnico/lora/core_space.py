@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from alnico.lora.matching import ExpertFactors
+from alnico.numerics.arrays import AnyArray, as_is, zeros
 from alnico.numerics.low_rank import decompose_matrix, stack_factors
 
 
@@ -21,20 +22,28 @@ class CoreSpace:
     and with fixed signs. The paper assumes equal ranks; here each adapter has its own.
     """
 
-    left: np.ndarray
-    right: np.ndarray
-    values: tuple[np.ndarray, ...]
+    left: AnyArray
+    right: AnyArray
+    values: tuple[AnyArray, ...]
 
-    def factors(self, merged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def factors(self, merged: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Return the whole matrix of ``merged`` (p, q) as factors (m, p) and (p, n)."""
         return self.left, merged @ self.right
 
 
-def core_space(factors: Sequence[ExpertFactors | None], rows: int, columns: int) -> CoreSpace:
-    """Compute the core space of the adapters' factors; None is an update of zeros."""
+def core_space(
+    factors: Sequence[ExpertFactors | None],
+    rows: int,
+    columns: int,
+    place: Callable[[np.ndarray], AnyArray] = as_is,
+) -> CoreSpace:
+    """Compute the core space of the adapters' factors; None is an update of zeros. ``place`` puts arrays where it is computed."""
     updates = [f for f in factors if f is not None]
     lefts, rights = stack_factors([(f.scale, f.left, f.right) for f in updates], rows, columns)
-    left, right = decompose_matrix(lefts).left, decompose_matrix(rights).right
-    zeros = np.zeros((left.shape[1], len(right)))
-    values = [zeros if f is None else f.scale * ((left.T @ f.left) @ (f.right @ right.T)) for f in factors]
+    left, right = decompose_matrix(place(lefts)).left, decompose_matrix(place(rights)).right
+    nothing = zeros(left, (left.shape[1], len(right)))
+    values = [
+        nothing if f is None else f.scale * ((left.T @ place(f.left)) @ (place(f.right) @ right.T))
+        for f in factors
+    ]
     return CoreSpace(left, right, tuple(values))

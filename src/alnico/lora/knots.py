@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from alnico.lora.matching import ExpertFactors
+from alnico.numerics.arrays import AnyArray, as_is, concatenate, library_of, zeros
 from alnico.numerics.low_rank import decompose_matrix, stack_factors
 
 
@@ -21,16 +22,21 @@ class Knots:
     That code drops singular values up to 1e-5; here they are dropped where they are rounding errors, at any scale.
     """
 
-    left: np.ndarray
-    values: tuple[np.ndarray, ...]
+    left: AnyArray
+    values: tuple[AnyArray, ...]
 
-    def factors(self, merged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def factors(self, merged: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Return the whole matrix of ``merged`` (k, n) as factors (m, k) and (k, n)."""
         return self.left, merged
 
 
-def knots(factors: Sequence[ExpertFactors | None], rows: int, columns: int) -> Knots:
-    """Compute the shared basis from the factors; None is an update of zeros.
+def knots(
+    factors: Sequence[ExpertFactors | None],
+    rows: int,
+    columns: int,
+    place: Callable[[np.ndarray], AnyArray] = as_is,
+) -> Knots:
+    """Compute the shared basis from the factors; None is an update of zeros. ``place`` puts arrays where it is computed.
 
     The wide matrix is ``Q [S_1 T_1^T | ... | S_N T_N^T] diag(P_i^T)`` with the QR
     decompositions of the stacked ``s_i B_i`` and of each ``A_i^T``; its left singular vectors are ``Q`` times those of
@@ -38,13 +44,17 @@ def knots(factors: Sequence[ExpertFactors | None], rows: int, columns: int) -> K
     """
     updates = [f for f in factors if f is not None]
     lefts, _ = stack_factors([(f.scale, f.left, f.right) for f in updates], rows, columns)
-    basis, small = np.linalg.qr(lefts)
-    triangles, first = [np.zeros((len(small), 0))], 0
+    placed = place(lefts)
+    linear = library_of(placed).linalg
+    basis, small = linear.qr(placed)
+    triangles, first = [zeros(small, (len(small), 0))], 0
     for f in updates:
         rank = f.left.shape[1]
-        triangles.append(small[:, first : first + rank] @ np.linalg.qr(f.right.T)[1].T)
+        triangles.append(small[:, first : first + rank] @ linear.qr(place(f.right).T)[1].T)
         first += rank
-    left = basis @ decompose_matrix(np.concatenate(triangles, 1)).left
-    zeros = np.zeros((left.shape[1], columns))
-    values = [zeros if f is None else f.scale * ((left.T @ f.left) @ f.right) for f in factors]
+    left = basis @ decompose_matrix(concatenate(triangles, 1)).left
+    nothing = zeros(left, (left.shape[1], columns))
+    values = [
+        nothing if f is None else f.scale * ((left.T @ place(f.left)) @ place(f.right)) for f in factors
+    ]
     return Knots(left, tuple(values))

@@ -44,6 +44,11 @@ def to_torch(array: np.ndarray, device: str) -> AnyArray:
     return torch.from_numpy(array).to(device)
 
 
+def as_is(array: np.ndarray) -> AnyArray:
+    """Return the array: what puts arrays where they are computed with, on the processor."""
+    return array
+
+
 def like(array: AnyArray, values: np.ndarray) -> AnyArray:
     """Return ``values`` in the library and on the device of an array, in their own dtype.
 
@@ -131,3 +136,39 @@ def set_diagonal(matrix: AnyArray, values: AnyArray) -> None:
         matrix[np.diag_indices_from(matrix)] = values
     else:
         matrix.diagonal().copy_(values)
+
+
+def dtype_of(array: AnyArray) -> np.dtype[Any]:
+    """Return numpy's name of an array's dtype.
+
+    >>> dtype_of(np.zeros(1, np.float32))
+    dtype('float32')
+    """
+    return array.dtype if is_numpy(array) else np.dtype(str(array.dtype).removeprefix("torch."))
+
+
+def in_dtype(array: AnyArray, dtype: np.dtype[Any] | type) -> AnyArray:
+    """Return the array in a dtype that numpy names; itself if it has that dtype.
+
+    >>> in_dtype(np.zeros(1), np.float32)
+    array([0.], dtype=float32)
+    """
+    if is_numpy(array):
+        return array.astype(dtype, copy=False)
+    return array.to(getattr(library_of(array), np.dtype(dtype).name))
+
+
+def empty(array: AnyArray, shape: Sequence[int], dtype: np.dtype[Any] | type) -> AnyArray:
+    """Return an array of any content with the library and the device of another."""
+    if is_numpy(array):
+        return np.empty(shape, dtype)
+    return array.new_empty(tuple(shape), dtype=getattr(library_of(array), np.dtype(dtype).name))
+
+
+def lengths(matrix: AnyArray, axis: int) -> AnyArray:
+    """Return the norm of each column (axis 0) or row (axis 1).
+
+    >>> lengths(np.array([[3.0, 0.0], [4.0, 1.0]]), 0)
+    array([5., 1.])
+    """
+    return library_of(matrix).linalg.norm(matrix, axis=axis) if is_numpy(matrix) else matrix.norm(dim=axis)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alnico.numerics.arrays import AnyArray, lengths, library_of, like, to_numpy
+
 ROUNDING = float(np.finfo(np.float64).eps)
 
 
@@ -22,12 +24,13 @@ class Decomposed:
     """A matrix as ``left * values @ right``: left (m, k) and right (k, n) are orthonormal, values (k,)
     positive and descending.
 
-    ``rest`` is the sum of squares of singular values that are not among them, where not all were computed.
+    ``rest`` is the sum of squares of singular values that are not among them, where not all were computed. All three arrays
+    are of one library, on one device. What uses them as numbers wants numpy's: :meth:`to_numpy`.
     """
 
-    left: np.ndarray
-    values: np.ndarray
-    right: np.ndarray
+    left: AnyArray
+    values: AnyArray
+    right: AnyArray
     rest: float = 0.0
 
     @property
@@ -57,6 +60,10 @@ class Decomposed:
         left[:, :count], right[:count] = self.left[:, :count] * root, root[:, None] * self.right[:count]
         return left, right
 
+    def to_numpy(self) -> Decomposed:
+        """The same with numpy's arrays."""
+        return Decomposed(to_numpy(self.left), to_numpy(self.values), to_numpy(self.right), self.rest)
+
     def turned(self) -> Decomposed:
         """The decomposition of the transposed matrix."""
         return Decomposed(self.right.T, self.values, self.left.T, self.rest)
@@ -72,29 +79,30 @@ def stack_factors(
     return np.concatenate(lefts, 1), np.concatenate(rights, 0)
 
 
-def decompose_product(left: np.ndarray, right: np.ndarray) -> Decomposed:
+def decompose_product(left: AnyArray, right: AnyArray) -> Decomposed:
     """Decompose ``left @ right``, (m, R) times (R, n); R may be larger than m and n.
 
     >>> decompose_product(np.float64([[3], [4]]), np.float64([[0, 2]])).values
     array([10.])
     """
-    first, small_left = np.linalg.qr(left)
-    second, small_right = np.linalg.qr(right.T)
+    linear = library_of(left).linalg
+    first, small_left = linear.qr(left)
+    second, small_right = linear.qr(right.T)
     # Does not depend on how the factors share the product's scale; cancellation leaves rounding of this size.
-    size = float(np.linalg.norm(left, axis=0) @ np.linalg.norm(right, axis=1)) if left.shape[1] else 0.0
+    size = float(lengths(left, 0) @ lengths(right, 1)) if left.shape[1] else 0.0
     small = decompose_matrix(small_left @ small_right.T, size)
     return _fix_signs(Decomposed(first @ small.left, small.values, small.right @ second.T))
 
 
-def decompose_matrix(matrix: np.ndarray, size: float | None = None) -> Decomposed:
+def decompose_matrix(matrix: AnyArray, size: float | None = None) -> Decomposed:
     """Decompose a matrix by a full SVD.
 
     Singular values below the rounding of numbers of ``size`` (default: the largest singular value) count as
     0.
     """
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    largest = float(values[0]) if values.size else 0.0
-    rank = int(np.sum(values > ROUNDING * max(matrix.shape) * max(largest, size or 0.0)))
+    left, values, right = library_of(matrix).linalg.svd(matrix, full_matrices=False)
+    largest = float(values[0]) if len(values) else 0.0
+    rank = int((values > ROUNDING * max(matrix.shape) * max(largest, size or 0.0)).sum())
     return _fix_signs(Decomposed(left[:, :rank], values[:rank], right[:rank]))
 
 
@@ -103,8 +111,9 @@ def _fix_signs(svd: Decomposed) -> Decomposed:
     positive."""
     if not svd.rank:
         return svd
-    largest = np.argmax(np.abs(svd.left), axis=0)
-    signs = np.where(svd.left[largest, np.arange(svd.rank)] < 0, -1.0, 1.0)
+    largest = abs(svd.left).argmax(0)
+    entries = to_numpy(svd.left[largest, like(svd.left, np.arange(svd.rank))])
+    signs = like(svd.left, np.where(entries < 0, -1.0, 1.0))
     return Decomposed(svd.left * signs, svd.values, signs[:, None] * svd.right, svd.rest)
 
 

@@ -8,8 +8,23 @@ from typing import Any
 
 import numpy as np
 
-Blocks = Callable[[], Iterator[np.ndarray]]
-"""Begins a reading of a matrix: its rows in order, in blocks that are the same at every reading."""
+from alnico.numerics.arrays import (
+    AnyArray,
+    concatenate,
+    dtype_of,
+    empty,
+    in_dtype,
+    is_numpy,
+    library_of,
+    like,
+    reversed_columns,
+    to_numpy,
+    zeros,
+)
+
+Blocks = Callable[[], Iterator[AnyArray]]
+"""Begins a reading of a matrix: its rows in order, in blocks that are the same at every reading. Where these are torch's,
+everything is computed on their device."""
 
 BLOCK_ELEMENTS = 1 << 19
 """Elements in a block of rows: as float32 it stays in the second-level cache between its two products, which
@@ -46,7 +61,7 @@ class LowRankFactors:
 
 
 def row_blocks(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Cut rows into blocks. The cut depends only on the shape, so no budget, thread count or storage of the
+    """Cut rows into blocks on the processor. The cut depends only on the shape, so no budget, thread count or storage of the
     matrix changes a bit.
 
     >>> row_blocks(5, 1 << 18)
@@ -109,24 +124,28 @@ def randomized_svd(
     if is_whole(shape, rank, oversample=oversample, iterations=iterations):
         return exact_svd(blocks, shape, rank)
     width = width_of(rank, oversample=oversample)
-    basis = np.random.default_rng(seed).standard_normal((shape[1], width), np.float32)
-    powers: list[np.ndarray] = []
+    basis: AnyArray = np.random.default_rng(seed).standard_normal((shape[1], width), np.float32)
+    powers: list[AnyArray] = []
     squares = 0.0
     for i in range(iterations):
-        total: np.ndarray | None = None
+        total: AnyArray = None
         for block in blocks():
             if i == 0:
                 squares += _squares(block)
                 if not np.isfinite(squares):
-                    return _nothing(shape, squares, block.dtype)
-            basis = basis.astype(block.dtype, copy=False)
+                    return _nothing(shape, squares, dtype_of(block))
+            basis = like(block, basis) if is_numpy(basis) else basis
+            basis = in_dtype(basis, dtype_of(block))
             product = block.T @ (block @ basis)
-            total = product if total is None else np.add(total, product, out=total)
+            if total is None:
+                total = product
+            else:
+                total += product
         if total is None or not np.isfinite(squares) or squares == 0:
-            return _nothing(shape, squares, basis.dtype)
-        basis = np.linalg.qr(total)[0]
+            return _nothing(shape, squares, dtype_of(basis))
+        basis = _orthonormal(total)
         powers.append(basis)
-    span = np.linalg.qr(np.concatenate(powers, axis=1))[0] if iterations > 1 else basis
+    span = _orthonormal(concatenate(powers, 1)) if iterations > 1 else basis
     return _projected(blocks, shape, span, rank, squares)
 
 
@@ -142,78 +161,100 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
     rows, columns = shape
     squares = 0.0
     count = min(rows, columns) if rank is None else min(rank, rows, columns)
+    gram: AnyArray = None
+    real: np.dtype[Any] = np.dtype(np.float32)
     if rows >= columns:
-        gram = np.zeros((columns, columns))
-        real: np.dtype[Any] = np.dtype(np.float32)
         for block in blocks():
-            wide, real = block.astype(np.float64), block.dtype
+            wide, real = _wide_copy(block), dtype_of(block)
             squares += _squares(wide)
             if not np.isfinite(squares):
                 return _nothing(shape, squares, real)
+            gram = zeros(wide, (columns, columns)) if gram is None else gram
             gram += wide.T @ wide
         if not np.isfinite(squares) or squares == 0:
             return _nothing(shape, squares, real)
-        vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :count]
+        vectors = reversed_columns(library_of(gram).linalg.eigh(gram)[1])[:, :count]
         return _projected(blocks, shape, vectors, count, squares)
-    gram = np.zeros((rows, rows))
-    cuts = row_blocks(rows, columns)
-    real = np.dtype(np.float32)
-    for (first, last), block in zip(cuts, blocks(), strict=True):
-        wide, real = block.astype(np.float64), block.dtype
+    for (first, last), block in _placed(blocks):
+        wide, real = _wide_copy(block), dtype_of(block)
         squares += _squares(wide)
         if not np.isfinite(squares):
             return _nothing(shape, squares, real)
+        gram = zeros(wide, (rows, rows)) if gram is None else gram
         gram[first:last, first:last] = wide @ wide.T
-        for (begin, end), other in zip(cuts, blocks() if first else (), strict=False):
+        for (begin, end), other in _placed(blocks) if first else ():
             if begin >= first:
                 break
-            gram[first:last, begin:end] = wide @ other.astype(np.float64).T  # eigh reads only the lower half
+            gram[first:last, begin:end] = wide @ _wide_copy(other).T  # eigh reads only the lower half
     if not np.isfinite(squares) or squares == 0:
         return _nothing(shape, squares, real)
-    left = np.linalg.eigh(gram)[1][:, ::-1][:, :count]
-    right = np.zeros((count, columns))
-    for (first, last), block in zip(cuts, blocks(), strict=True):
-        right += left[first:last].T @ block.astype(np.float64)
-    values = np.sqrt(np.einsum("ij,ij->i", right, right))
+    library = library_of(gram)
+    left = reversed_columns(library.linalg.eigh(gram)[1])[:, :count]
+    right = zeros(gram, (count, columns))
+    for (first, last), block in _placed(blocks):
+        right += left[first:last].T @ _wide_copy(block)
+    values = np.sqrt(to_numpy(library.einsum("ij,ij->i", right, right)))
     order = np.argsort(-values, kind="stable")
     order = order[_is_more(values[order], shape, real)]
     roots = np.sqrt(values[order])
+    chosen, lengths = like(gram, order), like(gram, roots)
     return LowRankFactors(
-        (left[:, order] * roots).astype(real),
-        (right[order] / roots[:, None]).astype(real),
+        to_numpy(in_dtype(left[:, chosen] * lengths, real)),
+        to_numpy(in_dtype(right[chosen] / lengths[:, None], real)),
         values[order],
         squares,
     )
 
 
-def _projected(
-    blocks: Blocks, shape: tuple[int, int], span: np.ndarray, rank: int, squares: float
-) -> LowRankFactors:
-    """The factors of ``D @ span @ span.T`` for orthonormal columns, truncated to ``rank``."""
-    product: np.ndarray | None = None
-    gram = np.zeros((span.shape[1], span.shape[1]))
+def _placed(blocks: Blocks) -> Iterator[tuple[tuple[int, int], AnyArray]]:
+    """Read the blocks, each with its first row and the one after its last."""
     first = 0
     for block in blocks():
+        yield (first, first + len(block)), block
+        first += len(block)
+
+
+def _wide_copy(block: AnyArray) -> AnyArray:
+    """Return a block in float64."""
+    return block.astype(np.float64) if is_numpy(block) else in_dtype(block, np.float64)
+
+
+def _orthonormal(matrix: AnyArray) -> AnyArray:
+    """Return the orthonormal factor of a QR decomposition, which is computed in float64 for any dtype, as numpy does."""
+    if is_numpy(matrix):
+        return np.linalg.qr(matrix)[0]
+    return in_dtype(library_of(matrix).linalg.qr(matrix.double())[0], dtype_of(matrix))
+
+
+def _projected(
+    blocks: Blocks, shape: tuple[int, int], span: AnyArray, rank: int, squares: float
+) -> LowRankFactors:
+    """The factors of ``D @ span @ span.T`` for orthonormal columns, truncated to ``rank``."""
+    product: AnyArray = None
+    gram = in_dtype(zeros(span, (span.shape[1], span.shape[1])), np.float64)
+    for (first, last), block in _placed(blocks):
         part = (
-            block @ span.astype(block.dtype, copy=False)
-            if span.dtype != np.float64
-            else block.astype(np.float64) @ span
+            block @ in_dtype(span, dtype_of(block))
+            if dtype_of(span) != np.float64
+            else _wide_copy(block) @ span
         )
         if product is None:
-            product, real = np.empty((shape[0], span.shape[1]), block.dtype), block.dtype
-        product[first : first + len(block)] = part
-        first += len(block)
-        wide = part.astype(np.float64)
+            real = dtype_of(block)
+            product = empty(span, (shape[0], span.shape[1]), real)
+        product[first:last] = part
+        wide = _wide_copy(part)
         gram += wide.T @ wide
     assert product is not None
-    eigenvalues, turn = np.linalg.eigh(gram)
-    values = np.sqrt(np.maximum(eigenvalues[::-1][:rank], 0.0))
+    eigenvalues, turn = library_of(gram).linalg.eigh(gram)
+    values = np.sqrt(np.maximum(to_numpy(eigenvalues)[::-1][:rank], 0.0))
     values = values[_is_more(values, shape, real)]
-    turn = turn[:, ::-1][:, : len(values)]
-    roots = np.sqrt(values)
-    left = product @ (turn / roots).astype(real)
-    right = (span @ (turn * roots)).T
-    return LowRankFactors(left, np.ascontiguousarray(right.astype(real)), values, squares)
+    turn = reversed_columns(turn)[:, : len(values)]
+    roots = like(turn, np.sqrt(values))
+    left = product @ in_dtype(turn / roots, real)
+    right = ((span if is_numpy(span) else span.double()) @ (turn * roots)).T
+    return LowRankFactors(
+        to_numpy(left), np.ascontiguousarray(to_numpy(in_dtype(right, real))), values, squares
+    )
 
 
 def _is_more(values: np.ndarray, shape: tuple[int, int], real: np.dtype[Any]) -> np.ndarray:
@@ -224,8 +265,8 @@ def _is_more(values: np.ndarray, shape: tuple[int, int], real: np.dtype[Any]) ->
     return more
 
 
-def _squares(block: np.ndarray) -> float:
-    wide = block.astype(np.float64, copy=False).reshape(-1)
+def _squares(block: AnyArray) -> float:
+    wide = in_dtype(block, np.float64).reshape(-1)
     return float(wide @ wide)
 
 
