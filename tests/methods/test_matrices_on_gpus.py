@@ -6,8 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +31,14 @@ from alnico.recipe.load import load_recipe
 from alnico.run_options import RunOptions
 from engine.test_matrix_store import models, recipe
 from made import read_model, save_model
+from made_gpus import MADE, gpu
 from methods.merging import recipe_for, write_inputs
 from methods.test_whole_matrices import KINDS, SETTINGS, MadeMatrices, bound, made, random_deltas
 
+__all__ = ["gpu"]
+
 WITHIN = 1e-9
 """The tolerance that docs/decisions/0017 states: the share of a matrix's largest entry."""
-
-MADE = Device("cuda:0", "Made", 8 << 30)
-
-
-@pytest.fixture(params=["made", "cuda"])
-def gpu(request: pytest.FixtureRequest) -> Iterator[str]:
-    """torch's name of a GPU: of a made one, whose torch device is `cpu`, and of a real one."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch finds no GPU")
-    with made_gpus([MADE]) if request.param == "made" else nullcontext():
-        yield devices_for("merging", "cuda")[0].torch_name
 
 
 class TensorMatrices(MadeMatrices):
@@ -270,8 +261,8 @@ def test_a_gpu_that_fills_up_while_merging_is_an_error_with_figures(
     monkeypatch.setattr(matrix, "leading_vectors", full)
     with made_gpus([MADE]), pytest.raises(ResourceError) as refused:
         merge(recipe(base, tuned), tmp_path / "out", "cuda", threads=1)
-    assert str(refused.value).partition(" is merged")[2] == (
-        " as a whole matrix and needs about 268.8 MB of cuda:0 (Made, 8.6 GB); its memory is full (CUDA out of memory). "
+    assert str(refused.value).partition(": ")[2] == (
+        "as a whole matrix it needs about 268.8 MB of cuda:0 (Made, 8.6 GB), whose memory is full (CUDA out of memory). "
         "Close what else uses the GPU, or choose the device cpu."
     )
 
@@ -282,11 +273,11 @@ def test_several_gpus_take_different_matrices(tmp_path: Path, monkeypatch: pytes
     barrier = threading.Barrier(2, timeout=60)
     real = MatrixRoom.taken
 
-    def taken(self: MatrixRoom, device: Device, job: Any, check: Callable[[], None]) -> Any:
+    def taken(self: MatrixRoom, device: Device, *rest: Any) -> Any:
         used.append(device.name)
         if len(used) <= 2:
             barrier.wait()
-        return real(self, device, job, check)
+        return real(self, device, *rest)
 
     monkeypatch.setattr(MatrixRoom, "taken", taken)
     with made_gpus([MADE, Device("cuda:1", "Made", 8 << 30)]):
@@ -300,15 +291,9 @@ def test_a_gpu_takes_no_more_matrices_at_once_than_it_holds() -> None:
     at_once, most = 0, 0
     lock = threading.Lock()
 
-    class Job:
-        name = "fc.weight"
-        stack = (1, 100, 100)
-        inputs = (0, 0)
-        matrix = bound("svd", {"rank": 0.5}, 2)
-
     def work() -> None:
         nonlocal at_once, most
-        with room.taken(small, Job(), lambda: None):  # type: ignore[arg-type]
+        with room.taken(small, "fc.weight", 300 << 20):
             with lock:
                 at_once += 1
                 most = max(most, at_once)

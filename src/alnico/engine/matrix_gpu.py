@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from alnico.devices import Device, free_bytes
+from alnico.devices import CPU, Device, devices_for, free_bytes
 from alnico.errors import ResourceError
+from alnico.installation import import_extra
 from alnico.numerics.arrays import AnyArray, is_numpy, to_numpy, to_torch
 from alnico.numerics.dtypes import DTYPES, decode
 from alnico.numerics.sizes import format_size
-from alnico.plan.job import Job
-from alnico.plan.memory import gpu_matrix_bytes
 
 GPU_SHARE = 0.9
 """The share of a GPU's free memory that matrices take at once: torch's allocations leave gaps."""
@@ -26,11 +26,16 @@ TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
 
 
 class MatrixGpu:
-    """Makes float64 tensors on one GPU."""
+    """Makes tensors on one GPU. Errors: AlnicoError without torch; ResourceError for a torch that cannot use the GPU."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._torch: Any = importlib.import_module("torch")
+        self._torch: Any = import_extra("torch", "work on whole matrices on a GPU", "torch")
+        if device.torch_name != "cpu" and not self._torch.cuda.is_available():
+            raise ResourceError(
+                f"{device}: torch {self._torch.__version__} cannot use it, and computes whole matrices there. Install a build of "
+                "torch with CUDA, or choose the device cpu."
+            )
 
     @property
     def bits_from(self) -> str:
@@ -38,8 +43,8 @@ class MatrixGpu:
         torch = self._torch
         return f"{self.device.kind} {self.device.model} torch {torch.__version__} {torch.version.cuda}"
 
-    def empty(self, numbers: int) -> AnyArray:
-        return self._torch.empty(numbers, dtype=self._torch.float64, device=self.device.torch_name)
+    def empty(self, *shape: int, dtype: str = "float64") -> AnyArray:
+        return self._torch.empty(shape, dtype=getattr(self._torch, dtype), device=self.device.torch_name)
 
     def decoded(self, raw: np.ndarray, dtype: str) -> AnyArray:
         """Copy the bytes of some numbers to the GPU; the numbers are exact, in their own dtype or float32."""
@@ -49,6 +54,10 @@ class MatrixGpu:
         if dtype == "BF16":  # numpy has no name for it
             return to_torch(values.view(np.int16), self.device.torch_name).view(self._torch.bfloat16)
         return to_torch(values, self.device.torch_name)
+
+    def matrix(self, array: np.ndarray) -> AnyArray:
+        """Copy an array to the GPU, in its dtype."""
+        return to_torch(array, self.device.torch_name)
 
     def placed(self, array: AnyArray) -> AnyArray:
         """Copy a matrix of numpy's to the GPU; arrays of other dimensions stay where they are."""
@@ -71,6 +80,37 @@ class MatrixGpu:
         return array.clone() if is_part else array
 
 
+def matrix_gpus(device: str) -> tuple[MatrixGpu, ...]:
+    """Return the GPUs that the option ``device`` names for work on whole matrices; none if it names the processor.
+
+    Errors: AlnicoError; ResourceError for a device that does not exist.
+    """
+    return tuple(MatrixGpu(found) for found in devices_for("merging", device) if found.is_gpu)
+
+
+def kind_of(gpus: Sequence[MatrixGpu]) -> str:
+    """Return the kind of the devices: ``cpu`` if there is no GPU among them."""
+    return gpus[0].device.kind if gpus else CPU.kind
+
+
+class GpuTurns:
+    """Gives each thread its GPU: threads take them in turn."""
+
+    def __init__(self, gpus: Sequence[MatrixGpu]) -> None:
+        self._gpus = gpus
+        self._own = threading.local()
+        self._turns = itertools.count()
+
+    def mine(self) -> MatrixGpu | None:
+        """Return the GPU of this thread; None if there is none."""
+        if not self._gpus:
+            return None
+        if not hasattr(self._own, "gpu"):
+            self._own.gpu = self._gpus[next(self._turns) % len(self._gpus)]
+        gpu: MatrixGpu = self._own.gpu
+        return gpu
+
+
 class MatrixRoom:
     """The memory of the GPUs of a run, shared by its threads."""
 
@@ -80,12 +120,14 @@ class MatrixRoom:
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, device: Device, job: Job, check: Callable[[], None]) -> Iterator[None]:
-        """Wait until the GPU has room for a whole matrix, and compute on it in a stream of this thread.
+    def taken(
+        self, device: Device, name: str, needed: int, check: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Wait until the GPU has room for ``needed`` bytes, and compute on it in a stream of this thread.
 
-        ``check`` is called while waiting. Errors: ResourceError if the matrix does not fit after all.
+        ``check`` is called while waiting. Errors: ResourceError if the matrix ``name`` does not fit after all; numpy's
+        LinAlgError for torch's.
         """
-        needed = gpu_matrix_bytes(job)
         with self._changed:
             if not self._used.get(device):
                 self._free[device] = int(GPU_SHARE * free_bytes(device))
@@ -99,9 +141,11 @@ class MatrixRoom:
                 yield
         except getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError) as error:
             raise ResourceError(
-                f"{job.name} is merged as a whole matrix and needs about {format_size(needed)} of {device}; its memory is full "
+                f"{name}: as a whole matrix it needs about {format_size(needed)} of {device}, whose memory is full "
                 f"({str(error).partition('.')[0]}). Close what else uses the GPU, or choose the device cpu."
             ) from None
+        except torch.linalg.LinAlgError as error:
+            raise np.linalg.LinAlgError from error
         finally:
             with self._changed:
                 self._used[device] -= needed

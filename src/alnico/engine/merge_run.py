@@ -40,6 +40,7 @@ from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.digest import PieceHasher, TensorDigest, Unhashed
 from alnico.output.journal import JournalState, Record
 from alnico.plan.job import Input, Job, Plan
+from alnico.plan.memory import gpu_matrix_bytes
 from alnico.threads import Abandoned, Crew, Stopped, WorkItem
 
 SHARED_CHUNKS = 8
@@ -412,7 +413,7 @@ class MergeRun:
             device=device,
         )
         if matrices.is_on_gpu:
-            with self._room.taken(device, job, self._crew.check):
+            with self._room.taken(device, job.name, gpu_matrix_bytes(job), self._crew.check):
                 matrices.make(write)
         else:
             matrices.make(write)

@@ -18,6 +18,8 @@ import numpy as np
 from alnico.checkpoint.lora_adapter import PREFIX, Adapter
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.reference import Paths
+from alnico.devices import DEFAULT_DEVICE
+from alnico.engine.matrix_gpu import MatrixGpu, MatrixRoom, kind_of, matrix_gpus
 from alnico.engine.method_notes import sum_up
 from alnico.errors import (
     MethodError,
@@ -35,7 +37,16 @@ from alnico.kernels.clock import counts_compiling
 from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, check_options
 from alnico.lora.matching import SharedModule, SharedSavedTensor, check_bases, match_updates, saved_tensors
-from alnico.lora.reduce import Combine, RankChoice, of_cat, of_matrices, of_small, of_sum, of_whole
+from alnico.lora.reduce import (
+    Combine,
+    RankChoice,
+    ReducedUpdate,
+    of_cat,
+    of_matrices,
+    of_small,
+    of_sum,
+    of_whole,
+)
 from alnico.lora.triples import adapter_list, is_adapter_object, open_adapters, read_triples
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule
 from alnico.methods.base import Method
@@ -48,7 +59,7 @@ from alnico.numerics.numbers import finite_number, whole_number
 from alnico.numerics.sizes import count_of, format_size
 from alnico.output.disk_space import check_output_place, check_space, needed_files
 from alnico.output.staging import PartDirectory
-from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES
+from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, GPU_LIBRARY_BYTES
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 
 SAVED = ("error", "average", "drop")
@@ -138,6 +149,7 @@ def combine(
     overwrite: bool = False,
     overwrite_anything: bool = False,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
     **options: Any,
 ) -> Any:
@@ -178,7 +190,8 @@ def combine(
     [[2.0, 0.0], [0.0, 3.0]]
     """
     begin = time.perf_counter()
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
+    gpus = matrix_gpus(run.device)
     listed = adapter_list(adapters)
     if not listed or path_of(adapters) is not None or (out is not None and is_adapter_object(adapters)):
         raise RecipeError("adapters: expected a list with at least one adapter. Give one.")
@@ -188,7 +201,7 @@ def combine(
             combined = combine(
                 listed, place, config=config, weights=weights, method=method, rank=rank, energy=energy,
                 space=space, saved=saved, unrelated=unrelated, dtype=dtype, seed=seed, memory=memory,
-                threads=threads, offline=offline, watch=watch, **options,
+                threads=threads, offline=offline, device=device, watch=watch, **options,
             )  # fmt: skip
             return read_triples(place, listed, config, combined.error)
     each: Any = (
@@ -247,7 +260,10 @@ def combine(
                     labels = (opened[v].label if isinstance(v, int) else v for v in values)
                     said.append(Noted(update, form, tuple(labels)))
 
-                make = _combiner(opened, modules, combination, choice, part, seed, run, note)
+                gpu = gpus[0] if gpus else None
+                make = _combiner(opened, modules, combination, choice, part, seed, run, note, gpu)
+                if gpu is not None:
+                    make = _on(gpu, make, lambda module: _needed_on_gpu(module, combination, choice))
                 updates = _with_equal_ranks(modules, _combine_all(modules, make, part, run))
                 notes += sum_up(said, {m.name: i for i, m in enumerate(modules)})
                 output = OutputAdapter(
@@ -259,9 +275,8 @@ def combine(
                 error, combined = _errors(modules, updates)
                 notes += _rank_notes(combination, rank, energy)
                 card_and_text = card(opened), text(opened, combination, output, rank, energy, error, notes)
-                locked = lock(
-                    opened, combination, rank, energy, saved, seed, {m.name: m.error for m in combined}
-                )
+                errors = {m.name: m.error for m in combined}
+                locked = lock(opened, combination, rank, energy, saved, seed, kind_of(gpus), errors)
                 with AdapterFiles(part, output) as files:
                     for module, update in zip(output.modules, updates, strict=True):
                         _write(files, module, update, Path(update.path), part.folder)
@@ -386,13 +401,14 @@ def _combiner(
     seed: int,
     run: RunOptions,
     note: Callable[[str, str, tuple[int | float, ...]], None],
+    gpu: MatrixGpu | None,
 ) -> Combine:
     if combination.kind == "cat":
         return of_cat(adapters, combination)
     if combination.kind == "sum":
-        return of_sum(adapters, combination, choice)
+        return of_sum(adapters, combination, choice, gpu)
     if combination.kind == "matrix":
-        return of_matrices(adapters, combination, choice, note)
+        return of_matrices(adapters, combination, choice, note, gpu)
     if combination.space == "dense":
         return of_whole(
             adapters,
@@ -402,8 +418,20 @@ def _combiner(
             part,
             seed=seed,
             run=run,
+            gpu=gpu,
         )
-    return of_small(adapters, modules, combination, choice, seed=seed, run=run)
+    return of_small(adapters, modules, combination, choice, seed=seed, run=run, gpu=gpu)
+
+
+def _on(gpu: MatrixGpu, combine_module: Combine, needed: Callable[[SharedModule], int]) -> Combine:
+    """Combine each update on a GPU."""
+    room = MatrixRoom()
+
+    def combine(module: SharedModule) -> ReducedUpdate:
+        with room.taken(gpu.device, module.name, needed(module)):
+            return combine_module(module)
+
+    return combine
 
 
 def _module(module: SharedModule, update: _WrittenUpdate, adapters: Sequence[Adapter]) -> OutputModule:
@@ -593,22 +621,30 @@ def _check_memory(
     step.
     """
 
-    def needed(module: SharedModule) -> int:
-        ranks, sides = sum(module.ranks), module.rows + module.columns
-        several = len(module.updates) * module.columns * ranks if combination.space == "knots" else 0
-        whole = (
-            5 * min(module.rows, module.columns) ** 2
-            if combination.space == "dense" and choice.most(1) is None
-            else 0
-        )
-        rank = max(ranks, choice.rank or 0) if combination.space == "dense" else ranks
-        return 8 * (sides * rank * (6 + 2 * module.experts) + 8 * ranks * ranks + 2 * several + whole)
-
-    largest = max(modules, key=needed)
-    least = BASELINE_BYTES + BLAS_BYTES + needed(largest)
+    largest = max(modules, key=lambda module: _needed(module, combination, choice))
+    least = BASELINE_BYTES + BLAS_BYTES + _needed(largest, combination, choice)
     if least > budget_bytes:
         raise ResourceError(
             f"{largest.name}: combining its {len(largest.ranks)} updates needs {format_size(least)} of "
             f"memory, the budget is {format_size(budget_bytes)}. Raise --memory to "
             f"{-(-least // (1 << 20))}MiB."
         )
+
+
+def _needed_on_gpu(module: SharedModule, combination: CombineOptions, choice: RankChoice) -> int:
+    """Return the bytes of a GPU to combine the updates of one parameter: a whole matrix stays there, in two dtypes."""
+    held = 16 * module.rows * module.columns if combination.space == "dense" else 0
+    return GPU_LIBRARY_BYTES + held + _needed(module, combination, choice)
+
+
+def _needed(module: SharedModule, combination: CombineOptions, choice: RankChoice) -> int:
+    """Return the bytes to combine the updates of one parameter."""
+    ranks, sides = sum(module.ranks), module.rows + module.columns
+    several = len(module.updates) * module.columns * ranks if combination.space == "knots" else 0
+    whole = (
+        5 * min(module.rows, module.columns) ** 2
+        if combination.space == "dense" and choice.most(1) is None
+        else 0
+    )
+    rank = max(ranks, choice.rank or 0) if combination.space == "dense" else ranks
+    return 8 * (sides * rank * (6 + 2 * module.experts) + 8 * ranks * ranks + 2 * several + whole)

@@ -154,6 +154,7 @@ def lock(
     energy: float | None,
     saved: str,
     seed: int,
+    device: str,
     errors: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the contents of the lock; equal combinations give equal locks."""
@@ -166,6 +167,7 @@ def lock(
             "saved": saved,
         },
         "seed": seed,
+        "device": device,
         "inputs": [
             {
                 "model": a.label,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alnico.lora.matching import ExpertFactors
-from alnico.numerics.arrays import AnyArray, as_is, zeros
+from alnico.numerics.arrays import AnyArray, as_is, to_numpy, zeros
 from alnico.numerics.low_rank import decompose_matrix, stack_factors
 
 
@@ -25,6 +25,10 @@ class CoreSpace:
     left: AnyArray
     right: AnyArray
     values: tuple[AnyArray, ...]
+
+    def to_numpy(self) -> CoreSpace:
+        """The same with numpy's arrays."""
+        return CoreSpace(to_numpy(self.left), to_numpy(self.right), tuple(map(to_numpy, self.values)))
 
     def factors(self, merged: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Return the whole matrix of ``merged`` (p, q) as factors (m, p) and (p, n)."""

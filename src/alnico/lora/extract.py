@@ -28,15 +28,24 @@ from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Source, read_tensor, unwrap
 from alnico.checkpoint.tied_weights import architectures
 from alnico.checkpoint.untied_model import untie
+from alnico.devices import DEFAULT_DEVICE, free_bytes
 from alnico.engine.arena import Arena
 from alnico.engine.fetch import fetch_files
+from alnico.engine.matrix_gpu import GPU_SHARE, GpuTurns, MatrixGpu, MatrixRoom, kind_of, matrix_gpus
 from alnico.engine.relatedness import TENSORS, SampledTensor, compare_models, is_matrix, pick_evenly
 from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError, RunError, VerificationError
 from alnico.events import Advanced, Reading, Watcher
 from alnico.folders import remove
 from alnico.kernels.clock import counts_compiling
 from alnico.kernels.constants import ARITHMETIC
-from alnico.lora.extract_deltas import CHECKED_ELEMENTS, Delta, ExtractMemory, fit_extraction, real_of
+from alnico.lora.extract_deltas import (
+    CHECKED_ELEMENTS,
+    Delta,
+    ExtractMemory,
+    fit_extraction,
+    real_of,
+    svd_bytes,
+)
 from alnico.lora.extract_result import ExtractedTensor, Extraction, card_text
 from alnico.lora.extract_targets import (
     EmbeddingsChoice,
@@ -49,6 +58,7 @@ from alnico.lora.extract_targets import (
     saved_of,
 )
 from alnico.lora.factor_store import FactorStore
+from alnico.lora.gpu_blocks import GpuBlocks, gpu_bytes
 from alnico.lora.ranks import Spectrum, ranks_of_energy, ranks_of_size
 from alnico.lora.triples import triples_on
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule, target_modules
@@ -57,12 +67,13 @@ from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, TORCH_NAMES, decode, decode_into
 from alnico.numerics.numbers import finite_number, quote_value, whole_number
-from alnico.numerics.randomized import LowRankFactors, exact_svd, randomized_svd
+from alnico.numerics.randomized import Blocks, LowRankFactors, exact_svd, randomized_svd
 from alnico.numerics.sizes import bytes_of, format_size
 from alnico.output.card import public_names
 from alnico.output.disk_space import check_output_place, check_space, needed_files
 from alnico.output.lock import format_json
 from alnico.output.staging import PartDirectory
+from alnico.plan.memory import GPU_LIBRARY_BYTES
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.threads import Abandoned, Crew
 
@@ -152,6 +163,7 @@ def extract(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> Any:
     """Write what a fine-tune changed of its base as a LoRA adapter: ``B A`` near ``tuned - base``.
@@ -205,7 +217,8 @@ def extract(
     begin = time.perf_counter()
     name_model(tuned, "tuned")
     name_model(base, "base")
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
+    gpus = matrix_gpus(run.device)
     options = _checked(rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed)
     if out is None:
         with tempfile.TemporaryDirectory(prefix="alnico-") as folder:
@@ -213,7 +226,7 @@ def extract(
             extraction = extract(
                 tuned, base, files, rank=rank, energy=energy, size=size, max_rank=max_rank, exact=exact,
                 others=others, embeddings=embeddings, include=include, exclude=exclude, dtype=dtype, seed=seed,
-                verify=verify, memory=memory, threads=threads, offline=offline, watch=watch,
+                verify=verify, memory=memory, threads=threads, offline=offline, device=device, watch=watch,
             )  # fmt: skip
             found = open_models({"base": base}, base=base, offline=offline)
             with closing(found), open_adapter(os.fspath(files)) as adapter:
@@ -254,7 +267,7 @@ def extract(
         fetch_files(models, [m.absent(list(m.tensors), True) for m in models], run.watch)
         _check_related(models[0], models[1], targets)
         with PartDirectory(target) as part:
-            work = _ExtractRun(models[0], models[1], options, targets, room, run.watch)
+            work = _ExtractRun(models[0], models[1], options, targets, room, run.watch, gpus)
             store = FactorStore(part, work.fingerprint(), restart)
             try:
                 extraction = work.all(part, store, verify, path_of(base) or "the base")
@@ -374,6 +387,7 @@ class _ExtractRun:
         targets: ExtractTargets,
         room: ExtractMemory,
         watch: Watcher | None,
+        gpus: tuple[MatrixGpu, ...] = (),
     ) -> None:
         self.tuned = tuned
         self.base = base
@@ -381,6 +395,9 @@ class _ExtractRun:
         self.targets = targets
         self.room = room
         self._crew = Crew(room.threads, watch)
+        self._device = kind_of(gpus)
+        self._gpus = GpuTurns(gpus)
+        self._on_gpus = MatrixRoom()
         self._arena = Arena(max(room.held_bytes, 32 * CHECKED_ELEMENTS))
 
     def all(self, part: PartDirectory, store: FactorStore, verify: bool, reference: str) -> Extraction:
@@ -464,6 +481,7 @@ class _ExtractRun:
         )
         return {
             "arithmetic": ARITHMETIC,
+            "--device": self._device,
             **{f"--{key.replace('_', '-')}": chosen.get(key) for key in keys},
             "inputs": [model.identity() for model in (self.tuned, self.base)],
         }
@@ -479,15 +497,18 @@ class _ExtractRun:
     def _decompose(self, store: FactorStore, target: ExtractTarget) -> None:
         real = real_of(self.tuned, self.base, target.name)
         cap = self.options.cap(target) if target.treatment == "factors" else 0
-        is_held = cap > 0 and self.room.holds(target, real)
+        gpu = self._gpus.mine() if cap else None
+        is_held = cap > 0 and gpu is None and self.room.holds(target, real)
         delta = Delta(
             self.tuned,
             self.base,
             target,
             self._arena.views([target.elements * real.itemsize])[0] if is_held else None,
         )
-        if cap:
-            factors = self._factors(delta, cap)
+        if gpu is not None:
+            factors = self._factors_on(gpu, delta, cap)
+        elif cap:
+            factors = self._factors(self._blocks(delta), target, cap)
         else:
             rows, columns = target.matrix
             squares = delta.squares() if target.elements else 0.0
@@ -502,17 +523,31 @@ class _ExtractRun:
         store.put(target.name, factors)
         self._crew.report(Advanced(target.name, self._bytes(target)))
 
-    def _factors(self, delta: Delta, cap: int) -> LowRankFactors:
-        shape = delta.target.matrix
-
-        def blocks() -> Any:
+    def _blocks(self, delta: Delta) -> Blocks:
+        def blocks() -> Iterator[np.ndarray]:
             for block in delta.blocks():
                 self._crew.check()
                 yield block
 
+        return blocks
+
+    def _factors_on(self, gpu: MatrixGpu, delta: Delta, cap: int) -> LowRankFactors:
+        """Decompose a task vector on a GPU, which holds it if it has room for it."""
+        target = delta.target
+        item = real_of(self.tuned, self.base, target.name).itemsize
+        work = GPU_LIBRARY_BYTES + svd_bytes(target.matrix, cap, item)
+        most = gpu_bytes(target.matrix, item, work, holds=True)
+        holds = most <= GPU_SHARE * free_bytes(gpu.device)
+        needed = most if holds else gpu_bytes(target.matrix, item, work, holds=False)
+        with self._on_gpus.taken(gpu.device, target.name, needed, self._crew.check):
+            blocks = GpuBlocks(gpu, self._blocks(delta), target.matrix, holds=holds)
+            return self._factors(blocks, target, cap)
+
+    def _factors(self, blocks: Blocks, target: ExtractTarget, cap: int) -> LowRankFactors:
+        shape = target.matrix
         if self.options.exact:
             return self._cut_to_energy(exact_svd(blocks, shape, cap))
-        seed = (self.options.seed % (1 << 64), xxhash.xxh3_64_intdigest(delta.target.name.encode()))
+        seed = (self.options.seed % (1 << 64), xxhash.xxh3_64_intdigest(target.name.encode()))
         if self.options.energy is None:
             return randomized_svd(blocks, shape, cap, seed=seed)
         rank = min(FIRST_RANK, cap)
@@ -693,6 +728,7 @@ class _ExtractRun:
         return {
             "do": "extract",
             "options": self.options.data(),
+            "device": self._device,
             "inputs": [
                 {
                     "model": model.label,

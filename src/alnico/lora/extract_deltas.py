@@ -178,12 +178,19 @@ def _work_bytes(tuned: Source, base: Source, target: ExtractTarget, cap: int) ->
     reading = block * (widths + 2 * item + 8)
     if target.treatment != "factors" or not cap:
         return reading + 8 * block
+    work = svd_bytes((rows, columns), cap, item)
+    return 2 * reading + 16 * block + work if is_whole((rows, columns), cap) else reading + work
+
+
+def svd_bytes(shape: tuple[int, int], cap: int, item: int) -> int:
+    """Return the bytes that a decomposition needs next to the blocks of its matrix, whose numbers have ``item`` bytes."""
+    rows, columns = shape
     side = min(rows, columns)
-    if is_whole((rows, columns), cap):
+    if is_whole(shape, cap):
         rank = min(cap, side)
-        return 2 * reading + 16 * block + 5 * 8 * side * side + (rows + columns) * rank * (8 + 3 * item)
+        return 5 * 8 * side * side + (rows + columns) * rank * (8 + 3 * item)
     width = width_of(cap)
     span = ITERATIONS * width
     powers = columns * width * item * (ITERATIONS + 3)
     spans = columns * span * (item + 3 * 8)  # numpy's qr computes in float64 for any input
-    return reading + powers + spans + rows * span * (item + 8) // 2 + (rows + columns) * cap * 2 * item
+    return powers + spans + rows * span * (item + 8) // 2 + (rows + columns) * cap * 2 * item

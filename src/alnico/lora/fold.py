@@ -15,6 +15,7 @@ from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.source import Source
+from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.planner import Planner
 from alnico.engine.relatedness import IN_PYTHON
@@ -51,6 +52,7 @@ def fold(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> Any:
     """Fold LoRA adapters into their base and write the model: ``W + sum of weight * (the adapted W - W)``.
@@ -89,7 +91,7 @@ def fold(
     >>> fold({"fc.weight": np.zeros((2, 2), np.float32)}, update)["fc.weight"].tolist()
     [[0.5, 1.0], [0.0, 0.0]]
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
     if adapters is None and path_of(base) is not None:
         raise AlnicoError("adapters: there are none; expected at least one. Give an adapter.")
     listed = None if adapters is None else adapter_list(adapters)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alnico.lora.matching import ExpertFactors
-from alnico.numerics.arrays import AnyArray, as_is, concatenate, library_of, zeros
+from alnico.numerics.arrays import AnyArray, as_is, concatenate, library_of, to_numpy, zeros
 from alnico.numerics.low_rank import decompose_matrix, stack_factors
 
 
@@ -24,6 +24,10 @@ class Knots:
 
     left: AnyArray
     values: tuple[AnyArray, ...]
+
+    def to_numpy(self) -> Knots:
+        """The same with numpy's arrays."""
+        return Knots(to_numpy(self.left), tuple(map(to_numpy, self.values)))
 
     def factors(self, merged: AnyArray) -> tuple[AnyArray, AnyArray]:
         """Return the whole matrix of ``merged`` (k, n) as factors (m, k) and (k, n)."""

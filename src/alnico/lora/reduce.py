@@ -8,16 +8,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from alnico.checkpoint.lora_adapter import Adapter
-from alnico.lora.basis import SharedBases
+from alnico.devices import CPU
+from alnico.engine.matrix_gpu import MatrixGpu
+from alnico.lora.basis import Basis, SharedBases
 from alnico.lora.combine_options import CombineOptions
 from alnico.lora.core_matrices import coefficients_of, merge_cores
 from alnico.lora.core_space import core_space
+from alnico.lora.gpu_blocks import GpuBlocks
 from alnico.lora.knots import knots
-from alnico.lora.matching import SharedModule, read_biases, read_factors
+from alnico.lora.matching import ExpertFactors, SharedModule, read_biases, read_factors
 from alnico.lora.merge_updates import Merged, UpdateMerge
 from alnico.lora.updates import BIAS, SmallMatrices, Zeros, whole_tensors, whole_updates
 from alnico.methods import find
 from alnico.methods.base import MatrixMethod
+from alnico.numerics.arrays import AnyArray, as_is
 from alnico.numerics.low_rank import (
     Decomposed,
     choose_rank,
@@ -25,7 +29,7 @@ from alnico.numerics.low_rank import (
     decompose_product,
     stack_factors,
 )
-from alnico.numerics.randomized import exact_svd, randomized_svd, row_blocks
+from alnico.numerics.randomized import Blocks, exact_svd, randomized_svd, row_blocks
 from alnico.output.staging import PartDirectory
 from alnico.run_options import RunOptions
 
@@ -115,7 +119,9 @@ def of_cat(adapters: Sequence[Adapter], options: CombineOptions) -> Combine:
     return combine
 
 
-def of_sum(adapters: Sequence[Adapter], options: CombineOptions, choice: RankChoice) -> Combine:
+def of_sum(
+    adapters: Sequence[Adapter], options: CombineOptions, choice: RankChoice, gpu: MatrixGpu | None = None
+) -> Combine:
     """Approximate a weighted sum."""
 
     def combine(module: SharedModule) -> ReducedUpdate:
@@ -123,7 +129,7 @@ def of_sum(adapters: Sequence[Adapter], options: CombineOptions, choice: RankCho
         for of_expert in read_factors(adapters, module):
             pairs = zip(options.coefficients, of_expert, strict=True)
             parts = [(c * f.scale, f.left, f.right) for c, f in pairs if f is not None]
-            experts.append(decompose_product(*stack_factors(parts, module.rows, module.columns)))
+            experts.append(_decomposed_product(*stack_factors(parts, module.rows, module.columns), gpu))
         bias = _summed_bias(adapters, module, options.coefficients)
         return choice.reduce(experts, bias, max(module.ranks))
 
@@ -135,18 +141,20 @@ def of_matrices(
     options: CombineOptions,
     choice: RankChoice,
     note: Callable[[str, str, tuple[int | float, ...]], None],
+    gpu: MatrixGpu | None = None,
 ) -> Combine:
     """Apply a method over whole matrices to the core matrices. ``note`` receives an update and what is said of it."""
     bound = find(options.method).bind(options.options, len(adapters))
     others = bound.otherwise if isinstance(bound, MatrixMethod) else bound
     coefficients = coefficients_of(others, len(adapters))
+    place = _place_of(gpu if not isinstance(bound, MatrixMethod) or bound.runs_on_gpu else None)
 
     def combine(module: SharedModule) -> ReducedUpdate:
         experts = []
         for of_expert in read_factors(adapters, module):
-            space = core_space(of_expert, module.rows, module.columns)
+            space = core_space(of_expert, module.rows, module.columns, place)
             merged = merge_cores(space, bound, lambda text, values: note(module.name, text, values))
-            experts.append(decompose_product(*space.factors(merged)))
+            experts.append(decompose_product(*space.factors(merged)).to_numpy())
         return choice.reduce(experts, _summed_bias(adapters, module, coefficients), sum(module.ranks))
 
     return combine
@@ -160,9 +168,15 @@ def of_small(
     *,
     seed: int,
     run: RunOptions,
+    gpu: MatrixGpu | None = None,
 ) -> Combine:
-    """Apply a method of the registry to small matrices in a shared basis."""
-    bases = SharedBases(adapters, modules, core_space if options.space == "core" else knots)
+    """Apply a method of the registry to small matrices in a shared basis. They are merged on the processor."""
+    find_basis = core_space if options.space == "core" else knots
+
+    def build(factors: Sequence[ExpertFactors | None], rows: int, columns: int) -> Basis:
+        return find_basis(factors, rows, columns, _place_of(gpu)).to_numpy()
+
+    bases = SharedBases(adapters, modules, build)
     sources = [SmallMatrices(a.label, bases.tensors, bases.values, i) for i, a in enumerate(adapters)]
     base = Zeros(bases.tensors)
     merge = UpdateMerge(
@@ -172,14 +186,14 @@ def of_small(
         options.options,
         dtype="F64",
         seed=seed,
-        run=replace(run, threads=1),
+        run=replace(run, threads=1, device=CPU.name),
     )
 
     def combine(module: SharedModule) -> ReducedUpdate:
         experts = []
         for expert in range(module.experts):
             merged = merge.in_memory(bases.name(module, expert))
-            experts.append(decompose_product(*bases.basis(module, expert).factors(merged)))
+            experts.append(_decomposed_product(*bases.basis(module, expert).factors(merged), gpu))
         bias = merge.in_memory(module.module + BIAS) if module.has_bias else np.zeros(0)
         return choice.reduce(experts, bias, sum(module.ranks))
 
@@ -195,6 +209,7 @@ def of_whole(
     *,
     seed: int,
     run: RunOptions,
+    gpu: MatrixGpu | None = None,
 ) -> Combine:
     """Apply a method of the registry to the whole matrices, by rows, and approximate the result."""
     dtype = "F64" if any(t.dtype == "F64" for a in adapters for t in a.files.tensors.values()) else "F32"
@@ -213,7 +228,9 @@ def of_whole(
         rows, columns = (module.columns, module.rows) if module.is_turned else (module.rows, module.columns)
         with merge.on_disk(module.name, part) as merged:
             most = choice.most(sum(module.ranks))
-            experts = [_decomposed(merged, expert, rows, columns, most) for expert in range(module.experts)]
+            experts = [
+                _decomposed(merged, expert, rows, columns, most, gpu) for expert in range(module.experts)
+            ]
         if module.is_turned:
             experts = [expert.turned() for expert in experts]
         bias = merge.in_memory(module.module + BIAS) if module.has_bias else np.zeros(0)
@@ -222,17 +239,31 @@ def of_whole(
     return combine
 
 
-def _decomposed(merged: Merged, expert: int, rows: int, columns: int, most: int | None) -> Decomposed:
+def _place_of(gpu: MatrixGpu | None) -> Callable[[np.ndarray], AnyArray]:
+    return as_is if gpu is None else gpu.matrix
+
+
+def _decomposed_product(left: np.ndarray, right: np.ndarray, gpu: MatrixGpu | None) -> Decomposed:
+    """Decompose ``left @ right``, on the GPU if there is one."""
+    place = _place_of(gpu)
+    return decompose_product(place(left), place(right)).to_numpy()
+
+
+def _decomposed(
+    merged: Merged, expert: int, rows: int, columns: int, most: int | None, gpu: MatrixGpu | None = None
+) -> Decomposed:
     """Decompose one matrix of a merged tensor into its ``most`` largest singular values, or all."""
     if rows * columns <= EXACT_ELEMENTS:
-        return decompose_matrix(merged.rows(expert, rows, columns, 0, rows).astype(np.float64))
+        whole = merged.rows(expert, rows, columns, 0, rows).astype(np.float64)
+        return decompose_matrix(_place_of(gpu)(whole)).to_numpy()
 
     def blocks() -> Iterator[np.ndarray]:
         for first, stop in row_blocks(rows, columns):
             yield merged.rows(expert, rows, columns, first, stop)
 
     shape = rows, columns
-    svd = exact_svd(blocks, shape) if most is None else randomized_svd(blocks, shape, most)
+    read: Blocks = blocks if gpu is None else GpuBlocks(gpu, blocks, shape, holds=True)
+    svd = exact_svd(read, shape) if most is None else randomized_svd(read, shape, most)
     root = np.sqrt(svd.values)
     rest = max(svd.squares - float(np.sum(svd.values**2)), 0.0)
     return Decomposed(svd.left / root, svd.values, svd.right / root[:, None], rest)
