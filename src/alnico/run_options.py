@@ -96,6 +96,8 @@ SHARED_OPTIONS: Mapping[str, str] = MappingProxyType(
         "threads": "Number of threads; default: one per processor.",
         "device": "Where to compute: auto, cpu, cuda, cuda:1 or cuda:all. auto scores and tunes on a GPU if there is one, and merges "
         "on the processor, so that the bits of a merge never depend on it.",
+        "dtype": "What models are loaded in to be scored: auto, float32, bfloat16 or float16. auto is float32 on the processor, and "
+        "the model's own dtype on a GPU.",
         "offline": "Use no network; read models of the hub from its local cache.",
         "factor_cache": "Folder that keeps decompositions of matrices in files, for later merges of the same models by any weights "
         "and scales; the bytes of a merge are the same with it. Remove the folder to empty it.",

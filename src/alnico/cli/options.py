@@ -56,6 +56,20 @@ def dtype_names() -> Iterable[str]:
     return ("bfloat16", "float16", "float32", "float64")
 
 
+def device_names() -> Iterable[str]:
+    """Return what the option of the device may be on this machine."""
+    from alnico.devices import devices_here
+
+    gpus = [device.name for device in devices_here() if device.is_gpu]
+    return ("auto", "cpu", *(["cuda", *gpus, "cuda:all"] if gpus else []))
+
+
+def scoring_dtype_names() -> Iterable[str]:
+    from alnico.evaluation.placement import DTYPES
+
+    return DTYPES
+
+
 def size_of(text: str, option: str) -> int:
     """Bytes. Errors: a wrong command line."""
     from alnico.numerics.sizes import parse_size
@@ -98,6 +112,7 @@ def share_of(share: float, option: str) -> float:
 
 SHARED: Mapping[str, Flag] = {
     "threads": Flag(also=("-j", "--num-threads"), least=1),
+    "device": Flag(complete=device_names),
     "seed": Flag(parse=seed_of),
     "top_share": Flag(spelled=("--top",), parse=share_of),
     "inputs": Flag(spelled=("--input",), metavar="NAME=PATH"),
@@ -109,4 +124,5 @@ SHARED: Mapping[str, Flag] = {
 JSON = Flag("Print the result as JSON.", type=bool, default=False)
 QUIET = Flag("Print only errors.", type=bool, default=False, also=("-q",))
 VERBOSE = Flag("Print every tensor.", type=int, default=0, also=("-v",), is_count=True)
+SCORING_DTYPE = Flag(metavar="NAME", complete=scoring_dtype_names)
 NEW_FILE = Flag("File for the recipe; default: standard output.", type=str, also=("-o",), is_file=True)

@@ -14,6 +14,7 @@ from alnico.cli.streams import Canvas
 from alnico.errors import visible
 from alnico.events import (
     Advanced,
+    BatchHalved,
     Compiling,
     Counted,
     Event,
@@ -214,7 +215,7 @@ def _learned(event: Learned) -> str:
 
 
 def _result_line(event: Event) -> str | None:
-    """The line of an event that is a result: a score, an average of a soup, a trial, a point of a curve."""
+    """The line of an event that is a result (a score, an average of a soup, a trial, a point of a curve) or a note on one."""
     if isinstance(event, Scored):
         return f"{event.model}  {event.task}: {event.metric} {event.score.value:.4g}"
     if isinstance(event, SoupTried):
@@ -224,6 +225,8 @@ def _result_line(event: Event) -> str | None:
     if isinstance(event, PointScored):
         values = "  ".join(f"{task} {score.value:.4g}" for task, score in event.scores.items())
         return f"{event.done}/{event.total}  {event.place}: {values}"
+    if isinstance(event, BatchHalved):
+        return f"note: {event}"
     return _trial_line(event.trial) if isinstance(event, TrialDone) else None
 
 

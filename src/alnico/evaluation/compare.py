@@ -12,8 +12,10 @@ from alnico.analysis.compare import compare_models
 from alnico.analysis.retention import Retention, recorded_base
 from alnico.analysis.scores import BASE, MERGED, Estimate, Estimates, ScoreTable, read_estimates
 from alnico.checkpoint.open_model import open_model
+from alnico.devices import DEFAULT_DEVICE
 from alnico.errors import EvaluationError, HubError, ModelError
 from alnico.evaluation.memory_subject import subjects_of
+from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.scorecard import score_models
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Task
@@ -39,6 +41,8 @@ def compare(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
+    dtype: Any = "auto",
     allow_code: bool = False,
     watch: Watcher | None = None,
 ) -> Retention:
@@ -88,7 +92,8 @@ def compare(
         }
     else:
         estimates = read_estimates(scores)
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
+    placement = ModulePlacement.of(device, dtype)
     read = as_tasks(() if tasks is None else tasks, allow_code=allow_code)
     used = [task for task in read if task.goal == "max"]
     if used:
@@ -97,7 +102,7 @@ def compare(
                 f"{twice}: is in scores and in tasks; expected it in one of them. Remove it from one."
             )
         scored_base = (base_label, base) if base_label is not None else _recorded_base(merged, run)
-        scored = _scores(named, (merged_label, merged), scored_base, used, run)
+        scored = _scores(named, (merged_label, merged), scored_base, used, run, placement)
         estimates = {**estimates, **scored}
     retention = compare_models(
         named,
@@ -138,6 +143,7 @@ def _scores(
     base: tuple[str, Any] | None,
     tasks: Sequence[Task],
     run: RunOptions,
+    placement: ModulePlacement,
 ) -> Estimates:
     """Score the base, the parents and the merged model: estimates by task, then by label."""
     models = {**({} if base is None else {base[0]: base[1]}), **parents, merged[0]: merged[1]}
@@ -146,6 +152,10 @@ def _scores(
         template=template_of(models.values()),
         base=None if base is None else base[1],
         offline=run.offline,
+        placement=placement,
+        watch=run.watch,
     )
-    card = score_models((waiting.pop(0) for _ in range(len(waiting))), tasks, watch=run.watch)
+    card = score_models(
+        (waiting.pop(0) for _ in range(len(waiting))), tasks, watch=run.watch, placement=placement
+    )
     return {task.name: {model.reference: model.scores[task.name] for model in card.models} for task in tasks}

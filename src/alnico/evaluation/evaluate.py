@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from alnico.checkpoint.reference import Paths
+from alnico.devices import DEFAULT_DEVICE
 from alnico.evaluation.memory_subject import is_alone, label_models, label_one, subjects_of, template_among
+from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.scorecard import Scorecard, check_once, score_models
 from alnico.evaluation.scorecard_page import scorecard_folder, write_scorecard
 from alnico.evaluation.task_file import TasksLike, as_tasks
@@ -28,12 +30,16 @@ def evaluate(
     minimize: bool | Sequence[str] = False,
     out: str | os.PathLike[str] | None = None,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
+    dtype: Any = "auto",
     allow_code: bool = False,
     watch: Watcher | None = None,
 ) -> Scorecard:
     """Score models on tasks, with intervals; compare merges with their parents and the base.
 
-    Models are loaded one after another. ``models`` are the parents of the ``merged`` ones and may contain the
+    Models are loaded one after another, on the processor or on a GPU. With ``cuda:all`` a model that no GPU has room
+    for is spread over all of them; any other is scored on the first GPU with room. A function gets its module there,
+    and a model that is a subject stays where its module is. ``models`` are the parents of the ``merged`` ones and may contain the
     base and the merges again. In Python a model may be in memory: a module, a dict of tensors, a lazy model, or
     a task vector, which counts as ``tau.on(base)``; and ``tasks`` may be a function that scores a model, a dict
     of functions by name, or a list of functions and tasks. A function receives a copy of the module in
@@ -53,7 +59,8 @@ def evaluate(
         out: Folder for the JSON and the page.
         allow_code: Allow the tasks file to run code: functions, and task folders of the harness. Use it only
             if you trust its author.
-    Errors: EvaluationError, ModelError, RecipeError, HubError, OutputError.
+    Errors: EvaluationError, ModelError, RecipeError, HubError, OutputError; ResourceError for a device that does
+        not exist or is too small.
 
     >>> import numpy as np
     >>> a, b = {"w": np.float32([1, 2])}, {"w": np.float32([3, 4])}
@@ -61,6 +68,7 @@ def evaluate(
     >>> [(model.name, model.scores["sum"].value) for model in card.models]
     [('a', 3.0), ('b', 7.0)]
     """
+    placement = ModulePlacement.of(device, dtype)
     read = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
     folder = None if out is None else scorecard_folder(out)
     given = {} if _is_empty(models) else label_models(models, "models", names)
@@ -72,13 +80,21 @@ def evaluate(
     parents = {label: model for label, model in given.items() if label not in {*of_base, *of_merged}}
     check_once([*of_base, *parents, *of_merged])
     everything = of_base | parents | of_merged
-    waiting = subjects_of(everything, template=template_among(everything), base=base, offline=offline)
+    waiting = subjects_of(
+        everything,
+        template=template_among(everything),
+        base=base,
+        offline=offline,
+        placement=placement,
+        watch=watch,
+    )
     card = score_models(
         (waiting.pop(0) for _ in range(len(waiting))),
         read,
         base=next(iter(of_base), None),
         merged=list(of_merged),
         watch=watch,
+        placement=placement,
     )
     if folder is not None:
         write_scorecard(card, folder)

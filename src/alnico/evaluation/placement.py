@@ -23,11 +23,16 @@ class ModulePlacement:
     dtype: str = "auto"
 
     @classmethod
-    def of(cls, device: Any = DEFAULT_DEVICE, dtype: str = "auto") -> ModulePlacement:
-        """Return the placement that the options ``device`` and ``dtype`` mean. Errors: AlnicoError, ResourceError."""
-        if dtype not in DTYPES:
-            raise AlnicoError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
-        return cls(devices_for("scoring", device), dtype)
+    def of(cls, device: Any = DEFAULT_DEVICE, dtype: Any = "auto") -> ModulePlacement:
+        """Return the placement that the options ``device`` and ``dtype`` mean; a dtype may be torch's.
+
+        ``auto`` is the first GPU that torch finds, or the processor: only ``cuda:all`` spreads a module over several. Opens
+        no file, so that a device that does not exist is reported first. Errors: AlnicoError, ResourceError.
+        """
+        text = str(dtype).removeprefix("torch.")
+        if text not in DTYPES:
+            raise AlnicoError(f"dtype is {text[:100]!r}; expected one of {', '.join(DTYPES)}.")
+        return cls(devices_for("scoring", device), text)
 
     @property
     def device(self) -> Device:
@@ -40,6 +45,16 @@ class ModulePlacement:
         if self.dtype != "auto":
             return self.dtype
         return None if self.device.is_gpu else "float32"
+
+    @property
+    def where(self) -> str:
+        """The devices, for results."""
+        return ", ".join(map(str, self.devices))
+
+    @property
+    def own_or_dtype(self) -> str:
+        """The dtype of checkpoints, for results: ``own`` if each keeps its own."""
+        return self.torch_dtype or "own"
 
 
 ON_THE_PROCESSOR = ModulePlacement()

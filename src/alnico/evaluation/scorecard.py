@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from alnico.analysis.common_tensors import short_names
 from alnico.analysis.results import AnalysedModel
 from alnico.analysis.scores import Accuracy, Estimate, accuracies
 from alnico.errors import EvaluationError
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, Task, counted_of, metric_of
 from alnico.events import Scored, Watcher
 from alnico.notebook import (
@@ -87,7 +88,8 @@ class Scorecard:
     draws for all models, so differences are paired. Tasks are not resampled: intervals describe other examples of these
     tasks, not other tasks. ``mean`` is the weighted mean over the tasks where higher is better. ``differences`` compare
     each merged model with all others or, without merged models, each model with the base. ``kept`` is, for each merged
-    model, the share of the best parent's score, and of that parent's gain over the base.
+    model, the share of the best parent's score, and of that parent's gain over the base. ``device`` and ``dtype`` say
+    where checkpoints were scored, and in which dtype: ``own`` if each was in its own.
     """
 
     tasks: tuple[TaskSummary, ...]
@@ -96,6 +98,8 @@ class Scorecard:
     kept: Mapping[str, tuple[Accuracy, ...]]
     draws: int
     seed: int
+    device: str = "cpu"
+    dtype: str = "float32"
     compile_seconds: float = field(default=0.0, compare=False)
 
     def plot(
@@ -180,6 +184,8 @@ class Scorecard:
                 model: [asdict(accuracy) for accuracy in of_tasks] for model, of_tasks in self.kept.items()
             },
             "bootstrap": {"level": LEVEL, "draws": self.draws, "seed": self.seed},
+            "device": self.device,
+            "dtype": self.dtype,
         }
 
 
@@ -192,10 +198,12 @@ def score_models(
     draws: int = DRAWS,
     seed: int = 0,
     watch: Watcher | None = None,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
 ) -> Scorecard:
     """Score models on all examples of tasks. ``base`` and ``merged`` are labels of subjects; all others are parents.
 
-    Each subject is released before the next is loaded. ``watch`` receives each score.
+    Each subject is released before the next is loaded. ``watch`` receives each score. ``placement`` is where the subjects'
+    modules are, as the scorecard says it.
     Errors: EvaluationError, ModelError.
     """
     results: dict[str, dict[str, Score]] = {}
@@ -206,7 +214,8 @@ def score_models(
             scores[task.name] = task.evaluate(subject)
             if watch is not None:
                 watch(Scored(subject.label, task.name, scores[task.name], metric_of(task)))
-    return scorecard(results, tasks, base=base, merged=merged, draws=draws, seed=seed)
+    card = scorecard(results, tasks, base=base, merged=merged, draws=draws, seed=seed)
+    return replace(card, device=placement.where, dtype=placement.own_or_dtype)
 
 
 def check_once(labels: Sequence[str]) -> None:

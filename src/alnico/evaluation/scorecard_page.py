@@ -71,6 +71,10 @@ def _page(card: Scorecard) -> str:
         ("Tasks", str(len(card.tasks))),
         ("Examples", ", ".join(examples) or "unknown"),
         ("Bootstrap", f"{card.draws} draws, seed {card.seed}"),
+        (
+            "Scored on",
+            f"{card.device}, in {'the dtype of each model' if card.dtype == 'own' else card.dtype}",
+        ),
     ]
     subject = card.models[0].name if len(card.models) == 1 else count_of(len(card.models), "model")
     title = f"{subject} on {count_of(len(card.tasks), 'task')}"

@@ -14,10 +14,12 @@ from typing import Any, Literal
 from alnico.analysis.charts import inline_picture, mark_style, open_canvas, plain
 from alnico.analysis.page import series
 from alnico.checkpoint.reference import Paths
+from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.relatedness import IN_PYTHON, PYTHON_OR_COMMAND
 from alnico.errors import EvaluationError, RecipeError, visible
 from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.memory_subject import label_one
+from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.scorecard import Scorecard, score_models
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Goal, Task, shared_examples
@@ -72,7 +74,8 @@ class Soup:
     """The chosen soup. All scores are on the tasks that chose it, so its own score is too high.
 
     ``counts`` has the models of the soup, in the caller's order; ``alone`` has the score of each model, and
-    ``uniform`` is the score of all models, merged by ``method``: of their plain mean by default.
+    ``uniform`` is the score of all models, merged by ``method``: of their plain mean by default. ``device`` and ``dtype``
+    say where averages were scored, and in which dtype: ``own`` is the output dtype of the averages.
     """
 
     counts: Counts
@@ -86,6 +89,8 @@ class Soup:
     base: str | None = None
     unrelated: str = "error"
     method: str = "linear"
+    device: str = "cpu"
+    dtype: str = "float32"
     report: Scorecard | None = None
     """Scores of the soup, the uniform soup, every model and the base on tasks that did not choose."""
     merge: MemoryMerge | None = field(default=None, repr=False, compare=False)
@@ -216,6 +221,8 @@ class Soup:
             "uniform": self.uniform,
             "alone": dict(self.alone),
             "steps": [step.data() for step in self.steps],
+            "device": self.device,
+            "dtype": self.dtype,
             **({"report": self.report.data()} if self.report is not None else {}),
         }
 
@@ -239,6 +246,8 @@ def soup(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
+    dtype: Any = "auto",
     allow_code: bool = False,
     report: TasksLike | None = None,
     shared: bool = False,
@@ -279,6 +288,7 @@ def soup(
         nothing with ``sorted``; ``all``, ``replace``, ``least_gain`` and other methods than ``linear`` are not in the paper.
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    placement = ModulePlacement.of(device, dtype)
     chosen_by = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
     others = as_tasks(
         report or (), allow_code=allow_code, minimize=minimize, may_name_others=True, argument="report"
@@ -292,7 +302,7 @@ def soup(
     seeks = objective_of(chosen_by, objective, may_be_min=minimize is True)
     sought = {name for name, _ in seeks.tasks}
     every = named if donor is None else {donor: base, **named}
-    with _candidates(every, base, run) as candidates:
+    with _candidates(every, base, run, placement) as candidates:
 
         @functools.cache
         def value(counts: tuple[int, ...]) -> float:
@@ -330,10 +340,12 @@ def soup(
             donor,
             unrelated,
             method,
+            device=placement.where,
+            dtype=placement.own_or_dtype,
         )
     merge = MemoryMerge(every, _recipe(result.counts, donor, unrelated, method), base, threads)
     result = dataclasses.replace(result, merge=merge)
-    return _with_report(result, others, every, base, run) if others else result
+    return _with_report(result, others, every, base, run, placement) if others else result
 
 
 def _label(models: Any, names: Sequence[str] | None) -> dict[str, Any]:
@@ -344,27 +356,39 @@ def _label(models: Any, names: Sequence[str] | None) -> dict[str, Any]:
     return name_models(models, names=names)
 
 
-def _candidates(models: Mapping[str, Any], base: Any, run: RunOptions) -> Candidates:
+def _candidates(
+    models: Mapping[str, Any], base: Any, run: RunOptions, placement: ModulePlacement
+) -> Candidates:
     if all(path_of(model) == label for label, model in models.items()):
-        return Candidates(list(models), run=run, caller=PYTHON_OR_COMMAND)
-    return Candidates(models, base=base, run=run, caller=IN_PYTHON)
+        return Candidates(list(models), run=run, caller=PYTHON_OR_COMMAND, placement=placement)
+    return Candidates(models, base=base, run=run, caller=IN_PYTHON, placement=placement)
 
 
 def _with_report(
-    soup: Soup, tasks: Sequence[Task], models: Mapping[str, Any], base: Any, run: RunOptions
+    soup: Soup,
+    tasks: Sequence[Task],
+    models: Mapping[str, Any],
+    base: Any,
+    run: RunOptions,
+    placement: ModulePlacement,
 ) -> Soup:
     """Return the soup with the scores of it, the uniform soup, every model and the base on other tasks."""
     references = list(soup.alone)
     merges = {SOUP: soup.counts, UNIFORM: dict.fromkeys(references, 1)}
     every = [*([soup.base] if soup.base is not None and soup.base not in references else []), *references]
-    with _candidates(models, base, run) as candidates:
+    with _candidates(models, base, run, placement) as candidates:
         each = (candidates.make(load_recipe(_recipe({r: 1}, None, soup.unrelated)), label=r) for r in every)
         merged = (
             candidates.make(load_recipe(_recipe(counts, soup.base, soup.unrelated, soup.method)), label=label)
             for label, counts in merges.items()
         )
         card = score_models(
-            itertools.chain(each, merged), tasks, base=soup.base, merged=list(merges), watch=run.watch
+            itertools.chain(each, merged),
+            tasks,
+            base=soup.base,
+            merged=list(merges),
+            watch=run.watch,
+            placement=placement,
         )
     return dataclasses.replace(soup, report=card)
 

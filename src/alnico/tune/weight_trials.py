@@ -14,6 +14,7 @@ from alnico.analysis.page import series
 from alnico.engine.relatedness import IN_PYTHON
 from alnico.errors import EvaluationError, RecipeError, visible
 from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import Goal, Task
 from alnico.events import ScaleTried, Watcher
 from alnico.models.memory_merge import MemoryMerge
@@ -197,13 +198,15 @@ def try_weights(
     base: Any = None,
     run: RunOptions,
     watch: Watcher | None = None,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
 ) -> WeightSearch:
     """Merge and score every point, and return the best. ``listed`` are the labels that have a weight.
 
+    Merges are scored where ``placement`` says.
     A score that cannot be had is a failed trial. Errors: EvaluationError for too many of them; those of merging.
     """
     tried: list[WeightTrial] = []
-    with Candidates(models, base=base, run=run, caller=IN_PYTHON) as candidates:
+    with Candidates(models, base=base, run=run, caller=IN_PYTHON, placement=placement) as candidates:
         for number, weights in enumerate(points):
             candidate = candidates.make(load_recipe(recipe_of_weights(weights)), label=f"trial {number}")
             try:

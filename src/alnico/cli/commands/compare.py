@@ -8,7 +8,7 @@ from alnico.analysis.retention import ParentRetention, Retention, ScopeRetention
 from alnico.analysis.scores import NO_GAIN, NO_GAIN_MEANS, Accuracy
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.analyze import say_report
-from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
+from alnico.cli.options import JSON, QUIET, SCORING_DTYPE, VERBOSE, Flag
 from alnico.cli.printing import Page, page
 
 NAME = 24
@@ -21,6 +21,7 @@ NAME = 24
     parents=Flag(metavar="PARENT"),
     tasks=Flag(also=("-t",), metavar="FILE"),
     out=Flag(also=("-o",)),
+    dtype=SCORING_DTYPE,
     json=JSON,
     quiet=QUIET,
     verbose=VERBOSE,

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from alnico.cli.command import CommandCall, command
-from alnico.cli.options import JSON, QUIET, Flag, method_names
+from alnico.cli.options import JSON, QUIET, SCORING_DTYPE, Flag, method_names
 from alnico.cli.printing import Page, page, say
 from alnico.cli.quick import further_options
 from alnico.errors import visible
@@ -32,6 +32,7 @@ from alnico.tune.curve.words import best_words, point_rows, summary_rows
         type=list[str],
         metavar="NAME=VALUE",
     ),
+    dtype=SCORING_DTYPE,
     json=JSON,
     quiet=QUIET,
     verbose=Flag("Print every point.", type=int, default=0, also=("-v",), is_count=True),

@@ -12,7 +12,7 @@ from alnico.analysis.scores import Estimate
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.analyze import say_report
 from alnico.cli.commands.compare import gain_text, kept_legend
-from alnico.cli.options import JSON, QUIET, REQUIRED, VERBOSE, Flag
+from alnico.cli.options import JSON, QUIET, REQUIRED, SCORING_DTYPE, VERBOSE, Flag
 from alnico.cli.printing import Page, json_page, page
 from alnico.errors import OutputError
 from alnico.evaluation.scorecard import LEVEL, Scorecard
@@ -33,6 +33,7 @@ WIDE = 23
     tasks=Flag(also=("-t",), metavar="FILE", is_option=True, default=REQUIRED),
     out=Flag(spelled=("--report",), metavar="FOLDER"),
     file=Flag("File for the JSON.", type=str, spelled=("--out",), also=("-o",)),
+    dtype=SCORING_DTYPE,
     json=JSON,
     quiet=QUIET,
     verbose=replace(VERBOSE, help="Print every interval."),

@@ -7,7 +7,7 @@ from pathlib import Path
 from alnico.checkpoint.output_path import check_new_file, write_new_file
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.evaluate import scorecard_text
-from alnico.cli.options import JSON, NEW_FILE, QUIET, Flag
+from alnico.cli.options import JSON, NEW_FILE, QUIET, SCORING_DTYPE, Flag
 from alnico.cli.printing import Page, page, recipe_page, say_page
 from alnico.tune.soup import Soup
 
@@ -18,6 +18,7 @@ from alnico.tune.soup import Soup
     tasks=Flag(metavar="FILE", is_option=True),
     report=Flag(metavar="FILE"),
     out=NEW_FILE,
+    dtype=SCORING_DTYPE,
     json=JSON,
     quiet=QUIET,
 )

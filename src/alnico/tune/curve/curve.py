@@ -10,9 +10,11 @@ from typing import Any
 
 from alnico.analysis.common_tensors import short_names
 from alnico.checkpoint.reference import Paths
+from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.relatedness import PYTHON_OR_COMMAND
 from alnico.errors import EvaluationError, MethodError, RecipeError
 from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.scorecard import DRAWS, ModelScores, ResampledScores, Role, TaskScores, TaskSummary
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Goal, Task, counted_of, metric_of
@@ -64,6 +66,8 @@ def curve(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
+    dtype: Any = "auto",
     allow_code: bool = False,
     factor_cache: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
@@ -106,6 +110,7 @@ def curve(
     run = RunOptions.of(
         memory=memory, threads=threads, offline=offline, watch=watch, factor_cache=factor_cache
     )
+    placement = ModulePlacement.of(device, dtype)
     scored = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
     averaged, objective = _seeks(scored, objective)
     if density is not None:
@@ -115,12 +120,15 @@ def curve(
     )
     folder = None if out is None else curve_folder(out)
     on = None if drawing.is_on_disk else base
-    with Candidates(drawing.opened, base=on, run=run, caller=PYTHON_OR_COMMAND) as candidates:
-        identity = {} if folder is None else drawing.identity(scored, candidates)
+    with Candidates(
+        drawing.opened, base=on, run=run, caller=PYTHON_OR_COMMAND, placement=placement
+    ) as candidates:
+        identity = {} if folder is None else drawing.identity(scored, candidates, placement)
         kept = None if folder is None else folder / POINTS
         with PointFile(kept, identity, [t.name for t in scored], restart=restart) as points:
             scores = _score_all(drawing, scored, candidates, points, run)
     result = _result(drawing, scored, averaged, objective, scores, seed)
+    result = replace(result, device=placement.where, dtype=placement.own_or_dtype)
     if folder is not None:
         write_curve(result, folder, is_on_disk=drawing.is_on_disk)
     return result
@@ -202,13 +210,20 @@ class _Drawing:
             options=options,
         )
 
-    def identity(self, tasks: Sequence[Task], candidates: Candidates) -> dict[str, str]:
-        """Return a digest of each part of what scores belong to. Scales are no part: further ones may be added."""
+    def identity(
+        self, tasks: Sequence[Task], candidates: Candidates, placement: ModulePlacement
+    ) -> dict[str, str]:
+        """Return a digest of each part of what scores belong to. Scales are no part: further ones may be added.
+
+        Without a part about the device they are of the processor, in float32.
+        """
+        where = [placement.device.kind, placement.torch_dtype]
         method = [self.kind, self.method, self.weights, dict(self.options), self.seed, list(self._all)]
         return {
             "method": digest_of(method),
             "tasks": digest_of(tasks_data(tasks)),
             "models": digest_of([source_data(candidates.source(reference)) for reference in self._all]),
+            **({} if placement == ON_THE_PROCESSOR else {"device": digest_of(where)}),
         }
 
 

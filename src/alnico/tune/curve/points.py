@@ -23,6 +23,7 @@ DIFFERENCES = {
     "method": "are of another method, or have other options",
     "tasks": "are on other tasks",
     "models": "are of models with other contents",
+    "device": "were scored on another kind of device, or in another dtype",
 }
 """What other points are, by the part of the identity that differs."""
 
@@ -75,8 +76,8 @@ class PointFile:
 
     def _check(self, path: Path, identity: Mapping[str, str]) -> None:
         found = identity_of(path)
-        for part, digest in identity.items():
-            if found is None or found.get(part) != digest:
+        for part in DIFFERENCES:
+            if found is None or found.get(part) != identity.get(part):
                 raise OutputError(
                     f"{path}: the points {DIFFERENCES[part]}; expected those of this curve. Choose another folder, or "
                     "discard the points with restart."

@@ -66,7 +66,8 @@ class Curve:
 
     All scores are on the tasks that also choose the best point, so its score is too high.
     ``axes`` has the values of each scale. ``lines`` has the scores of the base and the models.
-    ``barriers`` has the barrier of a path, for each task and the mean.
+    ``barriers`` has the barrier of a path, for each task and the mean. ``device`` and ``dtype`` say where merges were
+    scored, and in which dtype: ``own`` is the output dtype of the merges.
     """
 
     kind: CurveKind
@@ -84,6 +85,8 @@ class Curve:
     draws: int
     seed: int
     barriers: Mapping[str, Barrier] = field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str = "float32"
     compile_seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -199,6 +202,8 @@ class Curve:
             ],
             "points": [self._point(point) for point in self.points],
             "bootstrap": {"level": LEVEL, "draws": self.draws, "seed": self.seed},
+            "device": self.device,
+            "dtype": self.dtype,
         }
 
     def _point(self, point: CurvePoint) -> dict[str, Any]:
