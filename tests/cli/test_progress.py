@@ -31,6 +31,7 @@ EVENTS = [
     events.Finished("out", 1.0),
     events.Counted("updates", 3, 9),
     events.Scored("m", "pets", SimpleNamespace(value=0.875), "accuracy"),
+    events.BatchHalved("pets", "m", "examples", 32, 16),
     events.SoupTried(SOUP),
     events.TrialDone(TRIAL),
     events.TrialDone(SimpleNamespace(number=4, state="pruned", rungs=[0.25], seconds=None)),
@@ -40,6 +41,7 @@ EVENTS = [
 ]
 RESULTS = [
     "m  pets: accuracy 0.875",
+    "note: pets: m: the memory was too small for batches of 32 examples; they have 16 now.",
     "+ b: 0.7500  +0.2500  of 2",
     "trial    3  0.5  2  1.5 s",
     "trial    4  stopped early at 0.25",

@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -66,7 +67,9 @@ class CommandCall:
         is_silent = self.is_quiet or self.is_json
         begin, compiled_before = time.perf_counter(), CLOCK.seconds
         try:
-            with CLOCK.heard_by(lambda: say(COMPILING, is_silent)):
+            with CLOCK.heard_by(lambda: say(COMPILING, is_silent)), warnings.catch_warnings():
+                if is_silent:  # what nobody watches would be a warning
+                    warnings.simplefilter("ignore", UserWarning)
                 if "watch" not in inspect.signature(function).parameters:
                     return function(**arguments)
                 with progress.bar(is_silent, self.verbose if shows_tensors else 0) as watch:

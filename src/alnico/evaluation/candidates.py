@@ -33,7 +33,7 @@ from alnico.engine.run import run_plan
 from alnico.errors import EvaluationError, MismatchError, ModelError
 from alnico.evaluation.loading import article, load_tokenizer
 from alnico.evaluation.module_kinds import kind_of_config, part_of_kind
-from alnico.evaluation.module_places import moved
+from alnico.evaluation.module_places import converted, moved
 from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
@@ -174,11 +174,12 @@ class Candidates:
         """Implements :meth:`Candidate.state`."""
         self._check(candidate)
         if self._state is None:
-            import_torch("a merge in memory")
-            self._state = {
-                n: to_torch(self._resident.arrays[n], dtype, shape)
-                for n, dtype, shape in self._resident.layout
-            }
+            torch = import_torch("a merge in memory")
+            with torch.inference_mode(False):  # a task may ask for its module where no graph is recorded
+                self._state = {
+                    n: to_torch(self._resident.arrays[n], dtype, shape)
+                    for n, dtype, shape in self._resident.layout
+                }
         return self._state
 
     def model(self, candidate: Candidate) -> Any:
@@ -211,7 +212,7 @@ class Candidates:
                 f"{candidate.label}: {why} Functions receive a copy of the first module among the models: pass "
                 "models of its architecture."
             ) from None
-        return self._filled.eval()
+        return converted(self._filled, self._placement).eval()  # the merge brings its own dtype
 
     def write_config(self, candidate: Candidate, folder: Path) -> None:
         """Write the config of a transformers module in memory next to its weights."""

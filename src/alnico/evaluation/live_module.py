@@ -39,7 +39,9 @@ class LiveModule:
         self._state = state
         self._kind = kind
         self._label = label
-        self.module, missing = load_state(config, state, kind, label, placement=placement)
+        # A task may ask for its module in inference mode, in which torch makes tensors that can never change.
+        with torch.inference_mode(False):
+            self.module, missing = load_state(config, state, kind, label, placement=placement)
         self.followers: dict[str, list[np.ndarray]] = {}
         self._copied: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._is_converted = False
@@ -47,7 +49,7 @@ class LiveModule:
 
     def follow(self) -> None:
         """Copy the current values of the state's memory."""
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             if self._is_converted:
                 fresh, _ = load_state(
                     self._config, self._state, self._kind, self._label, placement=self._placement

@@ -128,6 +128,13 @@ def _free_bytes(gpu: Device) -> int:
     return free_bytes(gpu)
 
 
+def converted(module: Any, placement: ModulePlacement) -> Any:
+    """Return a module in the dtype that a placement names, if it names one."""
+    if placement.dtype == "auto":
+        return module
+    return module.to(getattr(import_extra("torch", "a module in memory", "eval"), placement.dtype))
+
+
 def moved(module: Any, placement: ModulePlacement, label: str) -> Any:
     """Move a copy of a caller's module to the GPU of a placement, in its dtype. Returns the module.
 
@@ -135,8 +142,7 @@ def moved(module: Any, placement: ModulePlacement, label: str) -> Any:
     module's own. Errors: ResourceError for a module that the GPUs have no room for.
     """
     torch = import_extra("torch", "a module in memory", "eval")
-    if placement.dtype != "auto":
-        module = module.to(getattr(torch, placement.dtype))
+    module = converted(module, placement)
     tensors = list({id(t): t for t in (*module.parameters(), *module.buffers())}.values())
     if not placement.device.is_gpu:
         return module.to("cpu") if any(t.is_cuda for t in tensors) else module
