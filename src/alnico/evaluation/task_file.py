@@ -77,7 +77,7 @@ CLASSIFICATION: Keys = {
     "pooling": "The embedding of a text: mean (over its tokens, the default) or cls (the first token).",
     "logit_scale": "The factor of the cosines under head names; default 20.",
     "max_length": "The most tokens of a text that are read; default 128.",
-    "batch_size": "The number of examples in one pass of the model; default 32.",
+    "batch_size": "The number of examples in one pass of the model; default 32. Out of memory halves it; on a GPU it doubles while there is room.",
     "limit": "Use only this many examples, the first ones.",
     "precision": IN_PRECISION,
 }
@@ -86,7 +86,7 @@ PERPLEXITY: Keys = {
     "window": "The most tokens that the model sees at once; default 512.",
     "stride": "The number of tokens that a window predicts; default: the window.",
     "limit": "Use only this many windows, the first ones.",
-    "batch_size": "The number of windows in one pass of the model; default 4.",
+    "batch_size": "The number of windows in one pass of the model; default 4. Out of memory halves it; on a GPU it doubles while there is room.",
     "precision": IN_PRECISION,
 }
 CALL: Keys = {
@@ -101,7 +101,7 @@ LM_EVAL: Keys = {
     "include_path": "A folder with more tasks of the harness. Needs --allow-code.",
     "num_fewshot": "The number of solved examples before each question; default: the task's own.",
     "limit": "Use only this many documents of each task, the first ones.",
-    "batch_size": "The number of requests in one pass of the model; default 8.",
+    "batch_size": "The number of requests in one pass of the model; default 8. Out of memory halves it.",
     "goal": "max (default), or min if lower is better.",
 }
 """Keys of the types of tasks, with their meanings for the docs."""
