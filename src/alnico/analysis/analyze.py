@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 from alnico.analysis.files import report_folder, write_analysis
 from alnico.analysis.journal import AnalysisJournal, is_half_written
@@ -18,6 +19,7 @@ from alnico.checkpoint.durable import sync_tree
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.output_path import check_twins
 from alnico.checkpoint.source import unwrap
+from alnico.devices import DEFAULT_DEVICE
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
 from alnico.models.open_models import AnyModel, AnyModels, name_model, name_models, open_sources, path_of
@@ -39,6 +41,7 @@ def analyze(
     threads: int | None = None,
     restart: bool = False,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> Analysis:
     """Measure how far models are from their base, where, and how their task vectors relate to each other.
@@ -58,7 +61,7 @@ def analyze(
             compares none.
     Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError, RunError.
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
     named = name_models(models, names=names)
     base_label = name_model(base, "base", named)

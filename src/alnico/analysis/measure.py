@@ -23,7 +23,7 @@ from alnico.analysis.common_tensors import CommonTensor, model_of, names_of, pai
 from alnico.analysis.histogram import Histogram, neighbours, place_in, value_of
 from alnico.analysis.journal import AnalysisJournal, MeasuredTensor, decode_measurement
 from alnico.analysis.results import GROUPS, LEVELS, AnalysedModel, Analysis, Skipped, Subspace
-from alnico.analysis.subspace import subspaces
+from alnico.analysis.subspace import decomposing_bytes, subspaces
 from alnico.analysis.tally import PooledTallies, Tally
 from alnico.checkpoint.file_model import describe_change, file_states
 from alnico.checkpoint.renamed_model import with_names_of
@@ -32,6 +32,7 @@ from alnico.engine.arena import ALIGNMENT, Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.fetch import fetch_files
 from alnico.engine.kernel_arguments import codes_of
+from alnico.engine.matrix_gpu import GpuTurns, MatrixGpu, MatrixRoom, kind_of, matrix_gpus
 from alnico.engine.mix import refuse_inputs
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, ResourceError
 from alnico.events import Advanced, Compiling, Reading, Watcher
@@ -45,7 +46,7 @@ from alnico.numerics.dtypes import decode
 from alnico.numerics.numbers import finite_number, quote_value, whole_number
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job
-from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR
+from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, GPU_LIBRARY_BYTES
 from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.threads import Crew
 
@@ -117,6 +118,7 @@ def analyze_sources(
             f"the share of top parameters is {quote_value(top_share)}; expected a number in (0, 1]. The "
             "default is 0.2."
         )
+    gpus = matrix_gpus(run.device)
     models = [with_names_of(model, base) for model in models]
     subjects, skipped = pair_tensors(base, models)
     for position, model in enumerate(models):
@@ -137,10 +139,10 @@ def analyze_sources(
     before = file_states(path for source in sources for path in source.paths())
     recorded: dict[str, Mapping[str, Any]] = {}
     if unfinished is not None:
-        options = {"top_share": top_share, "subspace_side": subspace_side}
+        options = {"top_share": top_share, "subspace_side": subspace_side, "device": kind_of(gpus)}
         recorded = unfinished.begin(base, models, subjects, run.threads, **options)
     measurements = _AnalysisRun(
-        subjects, sources, memory, top_share, subspace_side, run.watch, recorded, unfinished
+        subjects, sources, memory, top_share, subspace_side, run.watch, recorded, unfinished, gpus
     ).measure()
     if changed := describe_change(before):
         raise ModelError(
@@ -253,6 +255,7 @@ class _AnalysisRun:
         watch: Watcher | None,
         recorded: Mapping[str, Mapping[str, Any]],
         unfinished: AnalysisJournal | None,
+        gpus: Sequence[MatrixGpu] = (),
     ) -> None:
         self.subjects = subjects
         self.sources = sources
@@ -267,6 +270,8 @@ class _AnalysisRun:
         }
         self._unfinished = unfinished
         self._crew = Crew(memory.threads, watch)
+        self._gpus = GpuTurns(gpus)
+        self._on_gpus = MatrixRoom()
         self._own = threading.local()
         self._arena = Arena(memory.held_bytes + ALIGNMENT * len(sources))
         self._missing = [
@@ -396,11 +401,20 @@ class _AnalysisRun:
         subject = self.subjects[number]
         alignments: list[Subspace | None] = [None] * len(state.pairs)
         if alignments and subject.has_subspace(self.subspace_side):
-            alignments = subspaces(self.sources, subject.job)
+            alignments = self._subspaces(subject.job)
         measurement = MeasuredTensor(state.result(subject.models, alignments), state.histograms)
         self._take(number, measurement)
         if self._unfinished is not None:
             self._unfinished.add(subject.job.name, measurement)
+
+    def _subspaces(self, job: Job) -> list[Subspace | None]:
+        """Compare the singular vectors of a matrix, on the GPU of this thread if it has one."""
+        gpu = self._gpus.mine()
+        if gpu is None:
+            return subspaces(self.sources, job)
+        needed = GPU_LIBRARY_BYTES + decomposing_bytes(job)
+        with self._on_gpus.taken(gpu.device, job.name, needed, self._crew.check):
+            return subspaces(self.sources, job, gpu.matrix)
 
     def _take(self, number: int, measurement: MeasuredTensor) -> None:
         subject = self.subjects[number]
