@@ -15,8 +15,11 @@ from alnico.devices import CPU, Device, devices_for, free_bytes
 from alnico.errors import ResourceError
 from alnico.installation import import_extra
 from alnico.numerics.arrays import AnyArray, is_numpy, to_numpy, to_torch
+from alnico.numerics.decompositions import leading_vectors
 from alnico.numerics.dtypes import DTYPES, decode
+from alnico.numerics.low_rank import Decomposed
 from alnico.numerics.sizes import format_size
+from alnico.plan.memory import GPU_LIBRARY_BYTES
 
 GPU_SHARE = 0.9
 """The share of a GPU's free memory that matrices take at once: torch's allocations leave gaps."""
@@ -152,6 +155,24 @@ class MatrixRoom:
                 if not self._used[device] and device.torch_name != "cpu":
                     torch.cuda.empty_cache()  # for the kernels of other tensors, which do not allocate by torch
                 self._changed.notify_all()
+
+
+class Decomposer:
+    """Finds leading singular vectors of matrices in memory: on the GPUs of a run, or on the processor."""
+
+    def __init__(self, gpus: Sequence[MatrixGpu]) -> None:
+        self._gpus = GpuTurns(gpus)
+        self._room = MatrixRoom()
+
+    def leading(self, name: str, matrix: np.ndarray, count: int, check: Callable[[], None]) -> Decomposed:
+        """Return the leading ``count`` singular vectors, as numpy's arrays. Errors: those of :meth:`MatrixRoom.taken`."""
+        gpu = self._gpus.mine()
+        if gpu is None:
+            return leading_vectors(matrix, count)
+        rows, columns = matrix.shape
+        numbers = 2 * rows * columns + 6 * min(rows, columns) ** 2 + count * (rows + columns)
+        with self._room.taken(gpu.device, name, GPU_LIBRARY_BYTES + 8 * numbers, check):
+            return leading_vectors(gpu.matrix(matrix), count).to_numpy()
 
 
 _streams = threading.local()

@@ -14,6 +14,7 @@ import numpy as np
 from alnico.checkpoint.files import read_fully, write_fully
 from alnico.checkpoint.output_path import Replace
 from alnico.checkpoint.task_vector_file import LEFT, RIGHT
+from alnico.engine.matrix_gpu import Decomposer, kind_of, matrix_gpus
 from alnico.errors import AlnicoError, RecipeError, ResourceError
 from alnico.events import Advanced, Reading, Watcher
 from alnico.methods import find
@@ -21,7 +22,6 @@ from alnico.methods.base import MatrixMethod
 from alnico.methods.shared.singular_vectors import rank_of_each
 from alnico.notebook import ResultTable, never_fails, result_html, result_line
 from alnico.numerics.blas import one_blas_thread
-from alnico.numerics.decompositions import leading_vectors
 from alnico.numerics.low_rank import Decomposed
 from alnico.numerics.numbers import finite_number
 from alnico.numerics.sizes import count_of, format_size
@@ -182,14 +182,16 @@ def compress_task_vector(
     Errors: OutputError, ResourceError, RunError; those of reading.
     """
     jobs = {job.name: job for job in differences.stored}
-    files = TaskVectorFiles(target, terms, max_shard_bytes, kept.text(), kept.data())
+    gpus = matrix_gpus(run.device)
+    options = kept.data() | ({"device": kind_of(gpus)} if gpus else {})
+    files = TaskVectorFiles(target, terms, max_shard_bytes, kept.text(), options)
     whole = [(name, differences.dtype(job), job.shape) for name, job in jobs.items()]
     files.check_room(differences, whole, overwrite)
     matrices = [job for job in jobs.values() if _is_matrix(job, kept)]
     threads = _fit(matrices, kept, differences, run)
     differences.fetch()
     with files.part(overwrite) as part, tempfile.TemporaryFile(dir=part.path) as spool:
-        work = _Compressing(differences, kept, spool.fileno(), target)
+        work = _Compressing(differences, kept, spool.fileno(), target, Decomposer(gpus))
         with one_blas_thread(), Crew(threads, watch) as crew:
             crew.report(Reading(len(matrices), sum(8 * job.elements for job in matrices)))
             crew.run([(work.factorise, (job, i, crew)) for job in matrices for i in range(job.stack[0])])
@@ -245,7 +247,15 @@ def _fit(matrices: Sequence[Job], kept: Kept, differences: Differences, run: Run
 class _Compressing:
     """The factors of all matrices, in a temporary file until their ranks are known."""
 
-    def __init__(self, differences: Differences, kept: Kept, descriptor: int, target: Path) -> None:
+    def __init__(
+        self,
+        differences: Differences,
+        kept: Kept,
+        descriptor: int,
+        target: Path,
+        decomposer: Decomposer,
+    ) -> None:
+        self._decomposer = decomposer
         self._differences = differences
         self._kept = kept
         self._descriptor = descriptor
@@ -273,7 +283,8 @@ class _Compressing:
 
         self._differences.write(job, put, (index * size, (index + 1) * size))
         crew.check()
-        found = self._kept.cut(leading_vectors(matrix, self._kept.most(rows, columns)))
+        most = self._kept.most(rows, columns)
+        found = self._kept.cut(self._decomposer.leading(job.name, matrix, most, crew.check))
         left, right = (x.astype(real) for x in found.factors(max(found.rank, 1)))
         norm, lost = _norms(matrix, left, right)
         crew.check()

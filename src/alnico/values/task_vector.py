@@ -13,6 +13,7 @@ import numpy as np
 
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
+from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.measure_plan import inner_products
 from alnico.engine.relatedness import IN_PYTHON
@@ -222,6 +223,7 @@ class TaskVector:
         max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
         overwrite: bool = False,
         overwrite_anything: bool = False,
+        device: Any = DEFAULT_DEVICE,
         watch: Watcher | None = None,
     ) -> Compression:
         """Write the leading singular vectors of each matrix in place of the matrix (TSV-C): ``D ~ L R``.
@@ -245,7 +247,7 @@ class TaskVector:
         Source: Gargiulo et al. 2025, Task singular vectors, https://arxiv.org/abs/2412.00081, section 3.2 (TSV-C).
         """
         kept = Kept.of(rank, energy, embeddings)
-        run = RunOptions.of(memory=memory, threads=threads, watch=watch)
+        run = RunOptions.of(memory=memory, threads=threads, watch=watch, device=device)
         target = Path(out)
         check_publishable(target)
         may_replace = replace_mode(overwrite, overwrite_anything)
