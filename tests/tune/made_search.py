@@ -124,7 +124,7 @@ def searched(
     space, settings = settings_of(keys, recipe)
     given = tuple(tasks or [Formula()])
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
-    worker = InProcessWorker(WorkerSpec(space, given, shares, settings.held_out, Maker))
+    worker = InProcessWorker(WorkerSpec(space, given, shares, settings.held_out, lambda _: Maker()))
     with opened(space, settings, given, storage) as study:
         run_trials(space, settings, objectives_of(settings.objective, given), study, [worker], watch)
         return study.trials()

@@ -13,6 +13,8 @@ WORKER = """
 from alnico.tune.search import workers
 
 class Order:
+    made = ()
+
     class space:
         methods = ()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.devices import DEFAULT_DEVICE
 from alnico.errors import MethodError, RecipeError
 from alnico.evaluation.memory_subject import label_one
 from alnico.evaluation.task_file import TasksLike, as_tasks
@@ -44,6 +45,7 @@ def search_weights(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     allow_code: bool = False,
     watch: Watcher | None = None,
     **options: Any,
@@ -123,7 +125,7 @@ def search_weights(
         points = simplex_points(len(named), trials, concentration, random)
     else:
         points = range_points(len(named), trials, low, high, random)
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, device=device)
     try:
         return try_weights(
             every, points, recipe, tasks, seeks, listed=list(named), base=base, run=run, watch=watch

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.devices import DEFAULT_DEVICE
 from alnico.evaluation.memory_subject import label_one
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.events import Watcher
@@ -39,6 +40,7 @@ def search_scales(
     seed: int = 0,
     unrelated: str = "error",
     threads: int | None = None,
+    device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> ScaleSearch:
     """Try random scales of task vectors and return the best: ``base + sum_i scale_i * (model_i - base)``.
@@ -100,6 +102,6 @@ def search_scales(
         seeks,
         listed=list(named),
         base=base,
-        run=RunOptions.of(threads=threads),
+        run=RunOptions.of(threads=threads, device=device),
         watch=watch,
     )

@@ -29,18 +29,28 @@ OBJECT_PIECE = 1 << 22
 """Bytes of a tensor in memory that are hashed at once."""
 
 
+SCORED = "scored"
+ON_PROCESSOR = "cpu in float32"
+"""What :attr:`Identity.scored` is in a study that does not name it."""
+
+
 @dataclass(frozen=True)
 class Identity:
-    """The identity of a study: trials of different identities cannot be mixed. Each part is plain data."""
+    """The identity of a study: trials of different identities cannot be mixed. Each part is plain data.
+
+    ``scored`` is the kind of device and the dtype that trials are scored with, because scores differ in their last digits.
+    """
 
     space: Any
     search: Any
     tasks: Any
     models: Any = ()
+    scored: str = ON_PROCESSOR
 
     def data(self) -> dict[str, str]:
-        """Return a digest of each part."""
-        return {name: digest_of(value) for name, value in vars(self).items()}
+        """Return a digest of each part, and ``scored`` as it is: an error names it."""
+        parts = {name: value for name, value in vars(self).items() if name != SCORED}
+        return {name: digest_of(value) for name, value in parts.items()} | {SCORED: self.scored}
 
 
 def digest_of(value: Any) -> str:

@@ -16,6 +16,7 @@ from alnico.notebook import ResultTable, name_text, never_fails, result_html, re
 from alnico.numerics.sizes import count_of
 from alnico.recipe.reference import resolve_reference
 from alnico.recipe.schema import Recipe
+from alnico.tune.search.fingerprint import ON_PROCESSOR
 from alnico.tune.search.objective import Objective
 from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SearchSettings
@@ -45,6 +46,8 @@ class SearchResult:
     objects: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The models in memory, by the labels that the recipes name."""
     compile_seconds: float = field(default=0.0, compare=False)
+    scored: str = ON_PROCESSOR
+    """The kind of device and the dtype that the trials were scored with."""
 
     @property
     def recipe(self) -> Recipe:
@@ -129,6 +132,7 @@ class SearchResult:
             facts=[
                 ("sampler", self.settings.sampler),
                 ("seed", self.settings.seed),
+                ("scored on", self.scored),
                 ("trials", len(self.trials)),
                 *self.counts.items(),
             ],
@@ -144,6 +148,7 @@ class SearchResult:
             "objectives": [{"name": o.name, "goal": o.goal, "tasks": dict(o.tasks)} for o in self.objectives],
             "sampler": self.settings.sampler,
             "seed": self.settings.seed,
+            "scored_on": self.scored,
             "counts": self.counts,
             "best": [
                 {**trial_data(trial, self.objectives), "recipe": recipe.text}

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alnico.devices import DEFAULT_DEVICE, Device, are_made, checked_device, devices_here
 from alnico.engine.relatedness import IN_A_RECIPE, IN_PYTHON
 from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Task, shared_examples
 from alnico.events import Watcher
@@ -41,6 +43,10 @@ SAME_REPORT = (
     "too high."
 )
 
+REPORT_HERE = "the report was scored on the processor of this machine, which has no GPU; the trials were scored on GPUs."
+
+CHECKPOINTS = "the checkpoint's dtype"
+
 Tasks = TasksLike
 SearchLike = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -55,19 +61,22 @@ def search(
     minimize: bool | Sequence[str] = False,
     out: str | os.PathLike[str] | None = None,
     trials: int | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     engine: Engine = "local",
     threads: int | None = None,
     memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
+    dtype: str = "auto",
     allow_code: bool = False,
     factor_cache: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
 ) -> SearchResult:
     """Search the values that a recipe leaves open for the best scores on tasks.
 
-    Candidates are merged in memory, with the bits of ``alnico merge``, and scored. Trial 0 uses the default
-    values. The same call on ``out`` resumes the search. With one worker the result depends only on the
+    Candidates are merged in memory, with the bits of ``alnico merge``, and scored. On a GPU they are scored there, and
+    also merged there if ``device`` names it. Trial 0 uses the default values. The same call on ``out`` resumes the
+    search, on the same kind of device and in the same dtype, because scores differ in their last digits. With one worker the result depends only on the
     settings, however often the search was interrupted. ``watch`` receives each trial that ends
     (:class:`alnico.events.TrialDone`).
 
@@ -84,13 +93,20 @@ def search(
         out: Folder of the search, with its study, the best recipe, all trials and the page; default on
             the command line: the recipe's name with -search at its end.
         trials: Number of trials in all, including those of earlier runs; default: the recipe's.
-        workers: Number of processes that score trials.
+        workers: Number of processes that score trials; default: 1, and with cuda:all one per GPU. They take the GPUs
+            in turn. With ray each one takes a GPU of the cluster.
         engine: Where the workers run: local (this machine) or ray (a Ray cluster).
         threads: Threads of each worker; default: the processors divided by the workers.
+        dtype: Dtype of the modules that are scored: auto, float32, bfloat16 or float16. auto is float32 on the
+            processor, and the checkpoint's on a GPU.
     Errors: RecipeError, with a line for every mistake; EvaluationError for tasks that do not fit the search,
         for reported tasks that share examples with those searched on, and after too many failed trials;
-        OutputError for a folder or a study of another search; ModelError, HubError, RunError.
+        OutputError for a folder or a study of another search; ResourceError for a device that does not exist;
+        ModelError, HubError, RunError.
     """
+    placement = _placement(device, dtype, engine)
+    if workers is None:
+        workers = _default_workers(str(device), engine, placement)
     workers = checked_count(workers, "workers")
     run = RunOptions.of(
         memory=memory,
@@ -99,6 +115,7 @@ def search(
         watch=watch,
         processes=workers,
         factor_cache=factor_cache,
+        device=device,
     )
     taken = take_objects(recipe)
     space, settings = read_search(taken.recipe, allow_code=allow_code)
@@ -113,8 +130,8 @@ def search(
     objects = {label: model for label, model in taken.models.items() if label in space.references}
     every = objects | {reference: reference for reference in space.references if reference not in objects}
     open_candidates = functools.partial(
-        Candidates,
-        every if objects else space.references,
+        _open_candidates,
+        references=every if objects else space.references,
         donor=_donor(space),
         folder=space.folder,
         base=taken.models.get(BASE),
@@ -122,12 +139,57 @@ def search(
         caller=IN_PYTHON if objects else IN_A_RECIPE,
     )
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
-    spec = WorkerSpec(space, source, shares, settings.held_out, open_candidates, allow_code)
+    spec = WorkerSpec(
+        space,
+        source,
+        shares,
+        settings.held_out,
+        open_candidates,
+        allow_code,
+        placement,
+        devices_here()[1:] if are_made() else (),
+    )
     report_source = report if report is not None else settings.report
     if report_source is not None and not isinstance(report_source, (str, os.PathLike)):
         report_source = as_tasks(report_source, minimize=minimize, may_name_others=True, argument="report")
     models = models_data(space.references, space.folder, objects, offline=run.offline)
     return _search(spec, settings, models, report_source, folder, workers, engine, run, objects)
+
+
+ON_THE_CLUSTER = Device("cuda", "a GPU of the Ray cluster", torch_name="cuda")
+"""Stands for the GPU that Ray gives a worker: this machine may have none."""
+
+
+def _placement(device: Any, dtype: str, engine: Engine) -> ModulePlacement:
+    """Return where candidates are scored. Errors: AlnicoError, RecipeError, ResourceError."""
+    text = checked_device(device)
+    if engine != "ray" or text in ("auto", "cpu"):
+        return ModulePlacement.of(text, dtype)
+    if text not in ("cuda", "cuda:all"):
+        raise RecipeError(
+            f"device is {text} with the engine ray, which chooses the GPU of each worker; expected auto, cpu, cuda or "
+            "cuda:all. Choose cuda."
+        )
+    return replace(ModulePlacement.of("cpu", dtype), devices=(ON_THE_CLUSTER,))
+
+
+def _default_workers(device: str, engine: Engine, placement: ModulePlacement) -> int:
+    """Return one worker, or one per GPU with ``cuda:all``. Errors: RecipeError with Ray, whose GPUs this machine does not list."""
+    if device == "cuda:all" and engine == "ray":
+        raise RecipeError(
+            "device is cuda:all with the engine ray, and workers is not given; expected the number of GPUs to use. Give "
+            "it as workers."
+        )
+    return len(placement.devices) if device == "cuda:all" else 1
+
+
+def _open_candidates(
+    placement: ModulePlacement, *, references: Any, run: RunOptions, **options: Any
+) -> Candidates:
+    """Open the models of a worker; a GPU that the option ``device`` names also merges."""
+    if placement.device.is_gpu and run.device != DEFAULT_DEVICE:
+        run = replace(run, device=placement.device.name)
+    return Candidates(references, run=run, placement=placement, **options)
 
 
 def _search(
@@ -147,12 +209,13 @@ def _search(
     space = spec.space
     reported = _reported_tasks(report, opened, space, settings, spec.allow_code)
     check_sampler(settings.sampler, space.dimensions, goals)
-    identity = Identity(space.data(), settings.data(), tasks_data(opened), models)
+    scored = f"{spec.placement.device.kind} in {spec.placement.torch_dtype or CHECKPOINTS}"
+    identity = Identity(space.data(), settings.data(), tasks_data(opened), models, scored)
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
         worker_spec = spec if workers > 1 or engine == "ray" else replace(spec, tasks=opened)
         with start_workers(worker_spec, workers, engine, run.threads) as staff:
             run_trials(space, settings, objectives, study, staff, run.watch)
-        result = replace(_result(space, settings, objectives, study), objects=objects)
+        result = replace(_result(space, settings, objectives, study), objects=objects, scored=scored)
     result = _with_report(result, spec, reported, is_same=_is_same(report))
     if folder is not None:
         write_search(result, folder)
@@ -232,7 +295,14 @@ def _with_report(
 ) -> SearchResult:
     if not reported:
         return replace(result, notes=(*result.notes, NO_REPORT))
-    card, notes = report_on(spec.space, result.recipes, reported, spec.open_factory)
+    placement = spec.placement
+    notes: tuple[str, ...] = ()
+    if placement.device == ON_THE_CLUSTER:
+        placement = ModulePlacement.of("auto", placement.dtype)
+        if not placement.device.is_gpu:
+            notes = (REPORT_HERE,)
+    card, others = report_on(spec.space, result.recipes, reported, lambda: spec.open_factory(placement))
+    notes = (*notes, *others)
     return replace(result, report=card, notes=(*result.notes, *notes, *([SAME_REPORT] if is_same else [])))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from alnico.errors import AlnicoError, OutputError, RunError
 from alnico.evaluation.tasks import Goal
-from alnico.tune.search.fingerprint import Identity
+from alnico.tune.search.fingerprint import ON_PROCESSOR, SCORED, Identity
 from alnico.tune.search.samplers.optuna_study import directions, distributions, import_optuna, silent
 from alnico.tune.search.samplers.request import Trial, TrialState
 from alnico.tune.search.space import Dimension, PointValues
@@ -92,9 +92,16 @@ class Study:
             return
         if not isinstance(stored, dict):
             raise self._of_another("was not made by alnico")
-        for part, digest in identity.items():
-            if stored.get(part) != digest:
-                raise self._of_another(DIFFERENCES[part])
+        for part, how in DIFFERENCES.items():
+            if stored.get(part) != identity.get(part):
+                raise self._of_another(how)
+        before, now = stored.get(SCORED, ON_PROCESSOR), identity[SCORED]
+        if before != now:
+            raise OutputError(
+                f"{self.storage}: the study {self.name!r} was scored on {str(before)[:60]}, and this search scores on {now}, so "
+                "its scores cannot be compared; expected one kind of device and one dtype. Give the device and the "
+                "dtype of its first run, or give search.study another name."
+            )
 
     def _of_another(self, how: str) -> OutputError:
         return OutputError(

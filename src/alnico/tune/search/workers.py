@@ -10,17 +10,20 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from typing import Any, Literal, Protocol
 
-from alnico.errors import AlnicoError, EvaluationError, RunError
+from alnico.devices import Device, made_gpus
+from alnico.errors import AlnicoError, EvaluationError, ResourceError, RunError
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import Task
 from alnico.installation import import_extra
 from alnico.kernels.clock import CLOCK
 from alnico.methods import registry
 from alnico.methods.base import MADE_HERE
+from alnico.numerics.sizes import count_of
 from alnico.tune.search.evaluator import CandidateFactory, TrialEvaluator
 from alnico.tune.search.space import PointValues, SearchSpace
 
@@ -39,12 +42,28 @@ class WorkerSpec:
     """The tasks, or the path of the file that each worker reads."""
     shares: tuple[float, ...]
     held_out: float | None
-    open_factory: Callable[[], CandidateFactory]
+    open_factory: Callable[[ModulePlacement], CandidateFactory]
     allow_code: bool = False
     """Whether the tasks file may name code."""
+    placement: ModulePlacement = ON_THE_PROCESSOR
+    """Where a worker has its modules. It carries devices, not the option, so that a worker lists none again."""
+    made: tuple[Device, ...] = ()
+    """The GPUs of :func:`alnico.devices.made_gpus`, which other processes do not know."""
 
     def evaluator(self) -> TrialEvaluator:
-        return TrialEvaluator(self.space, self.open_tasks(), self.shares, self.held_out, self.open_factory)
+        return TrialEvaluator(
+            self.space,
+            self.open_tasks(),
+            self.shares,
+            self.held_out,
+            lambda: self.open_factory(self.placement),
+        )
+
+    def of_worker(self, number: int, count: int) -> WorkerSpec:
+        """Return what one of ``count`` workers needs: they take the devices in turn, so fewer workers have several each."""
+        devices = self.placement.devices
+        own = devices[number::count] or (devices[number % len(devices)],)
+        return replace(self, placement=replace(self.placement, devices=own))
 
     def open_tasks(self) -> tuple[Task, ...]:
         from alnico.evaluation.task_file import as_tasks
@@ -143,7 +162,15 @@ def _started_safely() -> Iterator[None]:
 
 _specs: list[bytes] = []
 _evaluators: list[TrialEvaluator] = []
+_made = ExitStack()
 """State of a worker process, which serves one search."""
+
+
+def _unpickled(data: bytes) -> WorkerSpec:
+    spec: WorkerSpec = pickle.loads(data)
+    if spec.made:
+        _made.enter_context(made_gpus(spec.made))
+    return spec
 
 
 def _begin(spec: bytes, threads: int, safe_path: str | None) -> None:
@@ -170,16 +197,19 @@ def _scores(number: int, point: PointValues, rung: int) -> WorkerResult:
 
 def _evaluator() -> TrialEvaluator:
     if not _evaluators:
-        _evaluators.append(pickle.loads(_specs[0]).evaluator())
+        _evaluators.append(_unpickled(_specs[0]).evaluator())
     return _evaluators[0]
 
 
 class RayWorker:
-    """A Ray actor, on any node with free capacity."""
+    """A Ray actor, on any node with free capacity. If the search is on GPUs, Ray gives it one."""
 
     def __init__(self, spec: WorkerSpec, threads: int) -> None:
         ray = import_extra("ray", "engine ray", "ray")
-        self._actor = ray.remote(num_cpus=threads, max_restarts=0)(_Actor).remote(_pickled(spec))
+        gpus = int(spec.placement.device.is_gpu)
+        self._actor = ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0)(_Actor).remote(
+            _pickled(spec)
+        )
 
     def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores | WorkerResult]:
         future: Future[TrialScores | WorkerResult] = self._actor.scores.remote(
@@ -193,18 +223,30 @@ class RayWorker:
 
 class _Actor:
     def __init__(self, spec: bytes) -> None:
-        self._evaluator = pickle.loads(spec).evaluator()
+        self._spec = _unpickled(spec)
+        self._evaluator: TrialEvaluator | None = None
 
     def scores(self, number: int, point: PointValues, rung: int) -> WorkerResult:
-        return _result(lambda: self._evaluator, number, point, rung)
+        return _result(self._opened, number, point, rung)
+
+    def _opened(self) -> TrialEvaluator:
+        """Return the evaluator on the GPU that Ray gave this actor: CUDA shows no other one here."""
+        if self._evaluator is None:
+            spec, placement = self._spec, self._spec.placement
+            if placement.device.is_gpu:
+                spec = replace(spec, placement=ModulePlacement.of("cuda", placement.dtype))
+            self._evaluator = spec.evaluator()
+        return self._evaluator
 
 
 @contextmanager
 def start_workers(spec: WorkerSpec, count: int, engine: Engine, threads: int) -> Iterator[list[Worker]]:
     """Start ``count`` workers and close them at the end. A single local worker is this process.
 
-    With Ray they run on the cluster that this process is connected to, on the one at RAY_ADDRESS, or on a temporary one
-    on this machine. Errors: AlnicoError if Ray is not installed; EvaluationError for tasks that cannot be pickled.
+    Local workers take the devices of ``spec`` in turn. With Ray they run on the cluster that this process is connected
+    to, on the one at RAY_ADDRESS, or on a temporary one on this machine, and Ray gives each a GPU if the devices are GPUs.
+    Errors: AlnicoError if Ray is not installed; EvaluationError for tasks that cannot be pickled; ResourceError for a
+    cluster with fewer GPUs than workers.
     """
     began_ray = False
     if engine == "ray" and not import_extra("ray", "engine ray", "ray").is_initialized():
@@ -212,11 +254,13 @@ def start_workers(spec: WorkerSpec, count: int, engine: Engine, threads: int) ->
         began_ray = True
     workers: list[Worker] = []
     try:
-        for _ in range(count):
+        if engine == "ray" and spec.placement.device.is_gpu:
+            _check_gpus(count)
+        for number in range(count):
             workers.append(
                 RayWorker(spec, threads)
                 if engine == "ray"
-                else LocalProcess(spec, threads)
+                else LocalProcess(spec.of_worker(number, count), threads)
                 if count > 1
                 else InProcessWorker(spec)
             )
@@ -226,6 +270,17 @@ def start_workers(spec: WorkerSpec, count: int, engine: Engine, threads: int) ->
             worker.close()
         if began_ray:
             import_extra("ray", "engine ray", "ray").shutdown()
+
+
+def _check_gpus(workers: int) -> None:
+    """Refuse workers that Ray would let wait forever. Errors: ResourceError."""
+    gpus = int(import_extra("ray", "engine ray", "ray").cluster_resources().get("GPU", 0))
+    if gpus < workers:
+        raise ResourceError(
+            f"the Ray cluster has {count_of(gpus, 'GPU')}, and {count_of(workers, 'worker')} "
+            f"{'needs' if workers == 1 else 'need'} one each; expected a GPU for every worker. Use fewer workers, or "
+            "the device cpu."
+        )
 
 
 def _begin_ray() -> None:
