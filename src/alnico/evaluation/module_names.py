@@ -101,7 +101,7 @@ def sum_of(
     for part in places:
         if (value := values(part.own)) is not None:
             if total is None:
-                total = torch.zeros(elements, dtype=value.dtype)
+                total = torch.zeros(elements, dtype=value.dtype, device=value.device)
             part.add_to(total, value)
     return total
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,13 +20,17 @@ from alnico.analysis.charts import draw_lines, inline_picture, open_canvas
 from alnico.analysis.page import series
 from alnico.checkpoint.output_path import check_new_file, write_new_file
 from alnico.checkpoint.reference import Paths
+from alnico.devices import DEFAULT_DEVICE, free_bytes
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.relatedness import IN_PYTHON, PYTHON_OR_COMMAND, check_relatedness
 from alnico.engine.stages import close
 from alnico.errors import EvaluationError, MethodError, MismatchError, RecipeError, visible
+from alnico.evaluation.batches import Batches, is_out_of_memory
 from alnico.evaluation.input_batches import as_input_tasks
 from alnico.evaluation.loaded_model import ModuleSubject, open_subject
 from alnico.evaluation.memory_subject import MemorySubject, label_one
+from alnico.evaluation.module_places import needed_bytes, own_dtype
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, Task
 from alnico.evaluation.user_function import UserFunction
@@ -47,6 +51,7 @@ from alnico.plan.layers import layer_position
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
 from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_RUN, RunOptions, Size
+from alnico.tune.gpu_room import check_room
 from alnico.tune.task_vectors import MergedModules, TaskVectors
 
 if TYPE_CHECKING:
@@ -276,6 +281,8 @@ def adamerge(
     unrelated: str = "error",
     memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
+    dtype: str = "auto",
     allow_code: bool = False,
     watch: Watcher | None = None,
 ) -> AdaMergingResult:
@@ -313,10 +320,14 @@ def adamerge(
         clamp: Keep coefficients in [0, 1], or [0, 2] with a method over whole matrices; in Python any range,
             or None.
         seed: Seed of the batches.
-        memory: Memory for the task vectors, such as 2GiB; what does not fit is read again at each step.
-    Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError.
+        memory: Memory for the task vectors, such as 2GiB; what does not fit is read again at each step. On a GPU they
+            first fill half of its free memory.
+        dtype: Dtype in which the module computes: float32, bfloat16 or float16. auto is float32 on every device, because
+            gradients need it; a module in memory keeps its own.
+    Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError; ResourceError for a device that
+        does not exist, or that is too small.
     """
-    run = RunOptions.of(memory=memory, offline=offline, watch=watch)
+    run = RunOptions.of(memory=memory, offline=offline, device=device, watch=watch)
     named = name_models(models, names=names)
     base_label = label_one(base, "base", named)
     is_on_disk = names is None and all(path_of(model) is not None for model in (base, *named.values()))
@@ -351,11 +362,16 @@ def adamerge(
         *(as_input_tasks(inputs) if inputs is not None else ()),
     )
     every = {base_label: base, **named}
+    placement = ModulePlacement.of(device, dtype)
     if is_on_disk:
-        opened, subject = None, open_subject(base, offline=offline)
+        if dtype == "auto":
+            placement = replace(placement, dtype="float32")
+        opened, subject = None, open_subject(base, offline=offline, placement=placement)
     else:
         opened = functools.partial(open_models, every, base=base, offline=offline)
-        in_memory = MemorySubject(base_label, base, template=template_of(every.values()), offline=offline)
+        in_memory = MemorySubject(
+            base_label, base, template=template_of(every.values()), offline=offline, placement=placement
+        )
         subject = ModuleSubject(base_label, in_memory.module("classifier"))
     learned = learn(
         list(named),
@@ -368,6 +384,7 @@ def adamerge(
         if out is not None
         else None,
         opened=opened,
+        placement=placement,
     )
     learned = replace(learned, merge=MemoryMerge(every, yaml.safe_load(learned.recipe), base))
     if out is not None:
@@ -385,6 +402,7 @@ def learn(
     run: RunOptions = DEFAULT_RUN,
     written_from: Sequence[str] | None = None,
     opened: Callable[[], OpenModels] | None = None,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
 ) -> AdaMergingResult:
     """Learn the coefficients of task vectors by minimising the entropy of the merge; labels are never read.
 
@@ -410,6 +428,9 @@ def learn(
     ``written_from`` has the names of the base and the models in the recipe, if they differ from ``base`` and
     ``models``. ``opened`` opens models in memory, by those names. ``run.memory_bytes`` limits the task vectors in memory; the
     others are read again at every step, parts of matrices from a temporary file. Without ``clamp`` coefficients may diverge.
+    ``placement`` says where ``subject`` has its modules. On a GPU the task vectors are there, too, as far as half of its
+    free memory holds them, and so are their products with the gradients. Out of memory halves the part of a batch that
+    the module sees at once: the entropy is a mean over inputs, so gradients of parts add up to that of the batch.
 
     Edge cases: tensors that are equal in the base and all models take no part. Coefficients without a
         gradient, such as those of a head that no task uses, stay at ``init`` (``fixed``). Tensors have the
@@ -435,6 +456,8 @@ def learn(
         plan = opened().plan(recipe, run=RunOptions(offline=run.offline))
     try:
         _check_heads(plan, logit_tasks)
+        loaded = list(dict.fromkeys(task.kind for task in logit_tasks))
+        _check_gpus(plan, placement, len(loaded))
         fetch_weights(plan)
         check_relatedness(plan, PYTHON_OR_COMMAND if opened is None else IN_PYTHON)
         vectors = TaskVectors(
@@ -445,11 +468,8 @@ def learn(
             weight=PLANNED,
             factor=1.0 if options.of == "entries" else 1 / len(models),
         )
-        modules = MergedModules(
-            vectors,
-            {kind: subject.module(kind) for kind in dict.fromkeys(task.kind for task in logit_tasks)},
-            plan,
-        )
+        own: dict[str, Any] = {kind: subject.module(kind) for kind in loaded}
+        modules = MergedModules(vectors, own, plan, gpu_room=_room_for_vectors(own.values(), placement))
         try:
             groups = Groups(per, [job.name for job in vectors.changing], modules.copies)
             course = _descend(
@@ -571,6 +591,7 @@ def _descend(
     batches = [_batches(task.size, options.batch_size, options.seed, i) for i, task in enumerate(tasks)]
     seen: list[set[int]] = [set() for _ in tasks]
     moved = np.zeros(len(groups.names), bool)
+    parts = Batches("adamerge", options.batch_size, rows="inputs")
     course = []
     for number in range(1, steps + 1):
         weights = _weights(modules, groups, coefficients, init)
@@ -581,10 +602,12 @@ def _descend(
         chosen = [next(order) for order in batches]
         for used, batch in zip(seen, chosen, strict=True):
             used.update(batch)
-        losses = _backward(tasks, subject, chosen, number)
+
+        backward = functools.partial(_backward, tasks, subject, modules, chosen, number)
+        losses = parts.whole(backward, subject)
         if modules.must_repeat():
             modules.write(weights)
-            losses = _backward(tasks, subject, chosen, number)
+            losses = parts.whole(backward, subject)
         slopes = np.zeros_like(coefficients)
         for job, slope in modules.slopes():
             slopes[groups.row[groups.of[job.name]]] += slope
@@ -606,21 +629,74 @@ def _descend(
 
 
 def _backward(
-    tasks: Sequence[Differentiable], subject: EvaluatedModel, chosen: Sequence[Sequence[int]], number: int
+    tasks: Sequence[Differentiable],
+    subject: EvaluatedModel,
+    modules: MergedModules,
+    chosen: Sequence[Sequence[int]],
+    number: int,
+    size: int,
 ) -> dict[str, float]:
-    """Add the gradients of all entropies to the parameters; return each task's entropy on its ``chosen`` examples."""
+    """Add the gradients of all entropies to the parameters; return each task's entropy on its ``chosen`` examples.
+
+    The module sees at most ``size`` examples at once. Out of memory drops all gradients, so that the step can start again.
+    """
     losses = {}
-    for task, batch in zip(tasks, chosen, strict=True):
-        loss = entropy(task.logits(subject, batch))
-        if not loss.requires_grad:
-            raise EvaluationError(
-                f"{task.name}: its loss does not depend on any merged tensor; expected logits computed "
-                "from the module's parameters. Give tasks for the merged models, and models that differ "
-                "from the base."
-            )
-        losses[task.name] = _finite(float(loss.detach()), task, number)
-        loss.backward()  # type: ignore[no-untyped-call]
+    try:
+        for task, batch in zip(tasks, chosen, strict=True):
+            found = []
+            for start in range(0, len(batch), size):
+                part = batch[start : start + size]
+                loss = entropy(task.logits(subject, part))
+                if not loss.requires_grad:
+                    raise EvaluationError(
+                        f"{task.name}: its loss does not depend on any merged tensor; expected logits computed "
+                        "from the module's parameters. Give tasks for the merged models, and models that differ "
+                        "from the base."
+                    )
+                share = len(part) / len(batch)
+                found.append(share * _finite(float(loss.detach()), task, number))
+                (loss if share == 1 else share * loss).backward()  # type: ignore[no-untyped-call]
+            losses[task.name] = math.fsum(found)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        modules.drop_gradients()
+        # Not as an error of the task, so that the caller halves the batch.
+        raise MemoryError("out of memory") from None
     return losses
+
+
+def _check_gpus(plan: Plan, placement: ModulePlacement, modules: int) -> None:
+    """Refuse GPUs without room for modules and their gradients, whose sizes the headers tell. Errors: ResourceError."""
+    if not placement.device.is_gpu:
+        return
+    base = next(job.base for job in plan.jobs if job.base is not None)
+    stored = {n: (t.dtype, t.shape) for n, t in plan.sources[base.model].tensors.items()}
+    dtype = placement.torch_dtype or own_dtype(stored)
+    changed = {
+        n: stored[n] for n in (job.base.name for job in plan.jobs if job.is_computed and job.base is not None)
+    }
+    check_room(
+        "adamerge",
+        {
+            "the module": modules * needed_bytes(stored, dtype),
+            "its gradients": modules * needed_bytes(changed, dtype),
+        },
+        dtype,
+        placement,
+    )
+
+
+def _room_for_vectors(modules: Iterable[Any], placement: ModulePlacement) -> dict[str, int]:
+    """Return the bytes of each GPU, by torch's name, for task vectors: half of what modules and their gradients leave free."""
+    room: dict[str, int] = {}
+    for gpu in placement.devices:
+        if gpu.is_gpu:
+            room[gpu.torch_name] = room.get(gpu.torch_name, 0) + free_bytes(gpu)
+    for parameter in (p for module in modules for p in module.parameters()):
+        if (name := str(parameter.device)) in room:
+            room[name] -= parameter.numel() * parameter.element_size()
+    return {name: max(0, left // 2) for name, left in room.items()}
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -31,14 +32,19 @@ STEP_CHUNK = 1 << 18
 """Elements per block of a step's sum: large, since each operation starts all threads of torch, and 1 MiB, which a cache holds."""
 
 
+GPU_CHUNK = 1 << 24
+"""Elements per block of a sum on a GPU: enough for all of its cores, and 64 MiB."""
+
+
 class TaskVectors:
     """The task vectors (k, n) and the base's values (n,) of each tensor that a plan mixes.
 
     Where the plan merges a whole matrix, the task vectors are the parts that its method adds up, one per model. ``weight`` is
     every model's in the plan; the parts are divided by it. ``factor`` multiplies the sum of the task vectors of other tensors.
 
-    They are float32 (float64 where the engine uses it). As many as fit ``memory_bytes`` stay in memory; the
-    others are read at every use; parts of matrices, which take long, from a temporary file. With ``density`` they are trimmed, and entries against the elected sign are
+    They are float32 (float64 where the engine uses it). As many as fit ``memory_bytes`` stay in memory, and before
+    them as many as fit the GPU (see :meth:`hold_on`), which computes their products; the others are read at every use;
+    parts of matrices, which take long, from a temporary file. With ``density`` they are trimmed, and entries against the elected sign are
     set to 0, as ``ties`` does with ``elect: mass`` and ``divide: none``. Neither the threshold nor the vote
     depends on the weights, so the same entries are kept for all weights.
     """
@@ -58,6 +64,8 @@ class TaskVectors:
         self._plan = plan
         self._room = memory_bytes
         self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._homes: Mapping[str, torch.device] = {}
+        self._gpu_room: dict[str, int] = {}
         self._weight = weight
         self._factor = factor
         self._spool: BinaryIO | None = None
@@ -65,6 +73,11 @@ class TaskVectors:
         self._arena = Arena(0)
         self._density = density
         self._limits = self._limits_of_models() if density is not None and scope == "model" else None
+
+    def hold_on(self, homes: Mapping[str, torch.device], room: Mapping[str, int]) -> None:
+        """Hold tensors from now on at ``homes``, the devices of the parameters by name, up to ``room`` bytes of each GPU."""
+        self._homes = homes
+        self._gpu_room = dict(room)
 
     @cached_property
     def changing(self) -> tuple[Job, ...]:
@@ -82,7 +95,12 @@ class TaskVectors:
                 self._limits if self._limits is not None else [self._limit([v.abs()]) for v in vectors],
             )
         taken = (base.numel() + vectors.numel()) * base.element_size()
-        if taken <= self._room:
+        home = self._homes.get(job.name)
+        if home is not None and taken <= self._gpu_room.get(str(home), -1):
+            self._gpu_room[str(home)] -= taken
+            base, vectors = base.to(home), vectors.to(home)
+            self._held[job.name] = base, vectors
+        elif taken <= self._room:
             self._room -= taken
             self._held[job.name] = base, vectors
         elif job.kind == "matrix" and job.name not in self._spooled:
@@ -138,15 +156,16 @@ class TaskVectors:
         base, vectors = self.of(job)
         whole = self._factor_of(job)
         result = self._torch.empty_like(base)
-        total, product = (self._torch.empty(min(CHUNK, base.numel()), dtype=base.dtype) for _ in range(2))
-        for start in range(0, base.numel(), CHUNK):
-            part = base[start : start + CHUNK]
+        size = _chunk(base, CHUNK)
+        total, product = (self._torch.empty_like(base[:size]) for _ in range(2))
+        for start in range(0, base.numel(), size):
+            part = base[start : start + size]
             summed, term = total[: part.numel()].zero_(), product[: part.numel()]
             for vector, factor in zip(vectors, weight.tolist(), strict=True):
-                summed.add_(self._torch.mul(vector[start : start + CHUNK], factor, out=term))
+                summed.add_(self._torch.mul(vector[start : start + size], factor, out=term))
             if whole != 1:
                 summed.mul_(whole)
-            result[start : start + CHUNK] = self._torch.where(summed == 0, part, part + summed)
+            result[start : start + size] = self._torch.where(summed == 0, part, part + summed)
         dtype: torch.dtype = getattr(self._torch, CONFIG_NAMES[job.dtype])
         rounded: torch.Tensor = result.to(dtype)
         return rounded.reshape(job.shape)
@@ -160,8 +179,9 @@ class TaskVectors:
         base, vectors = self.of(job)
         dtype: torch.dtype = getattr(self._torch, CONFIG_NAMES[job.dtype])
         is_direct = out.dtype == dtype == base.dtype and out.device == base.device
-        for start in range(0, base.numel(), STEP_CHUNK):
-            span = slice(start, start + STEP_CHUNK)
+        size = _chunk(base, STEP_CHUNK)
+        for start in range(0, base.numel(), size):
+            span = slice(start, start + size)
             total = out[span] if is_direct else self._torch.empty_like(base[span])
             first, *others = zip(vectors, (weight * self._factor_of(job)).tolist(), strict=True)
             self._torch.add(base[span], first[0][span], alpha=first[1], out=total)
@@ -173,6 +193,7 @@ class TaskVectors:
     def rows(self, job: Job, weight: np.ndarray, chosen: torch.Tensor) -> torch.Tensor:
         """Return the chosen rows of the merge of a table, as ``add_up`` computes them."""
         base, vectors = self.of(job)
+        chosen = chosen.to(base.device)
         total = base.reshape(job.shape)[chosen]
         for vector, factor in zip(vectors, (weight * self._factor_of(job)).tolist(), strict=True):
             total.add_(vector.reshape(job.shape)[chosen], alpha=factor)
@@ -183,10 +204,13 @@ class TaskVectors:
         """Return the derivatives by the weights (k,): inner products of gradient and task vectors."""
         _, vectors = self.of(job)
         if gradient.is_sparse:
-            rows, gradient = gradient._indices()[0].cpu(), gradient._values()
+            rows, gradient = gradient._indices()[0].to(vectors.device), gradient._values()
             vectors = vectors.reshape(len(vectors), *job.shape)[:, rows].reshape(len(vectors), -1)
         slopes: np.ndarray = (
-            (vectors @ gradient.reshape(-1).to("cpu", vectors.dtype)).to(self._torch.float64).numpy()
+            (vectors @ gradient.reshape(-1).to(vectors.device, vectors.dtype))
+            .to(self._torch.float64)
+            .cpu()
+            .numpy()
         )
         return slopes * self._factor_of(job)
 
@@ -230,6 +254,11 @@ class TaskVectors:
             vector[self._torch.where(balance >= 0, vector < 0, vector > 0)] = 0
 
 
+def _chunk(values: torch.Tensor, elements: int) -> int:
+    """Return the elements per block of a sum: ``elements`` on the processor."""
+    return GPU_CHUNK if values.is_cuda else elements
+
+
 class MergedModules:
     """Modules whose parameters and buffers hold a weighted sum of task vectors.
 
@@ -244,7 +273,15 @@ class MergedModules:
     is in no file.
     """
 
-    def __init__(self, vectors: TaskVectors, modules: Mapping[str, Any], plan: Plan) -> None:
+    def __init__(
+        self,
+        vectors: TaskVectors,
+        modules: Mapping[str, Any],
+        plan: Plan,
+        *,
+        gpu_room: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """``gpu_room`` are the bytes for task vectors on GPUs, by the names that torch gives these."""
         self.vectors = vectors
         self.places: dict[str, list[PlacedElements]] = {job.name: [] for job in vectors.jobs}
         self.copies: dict[str, str] = {}
@@ -269,6 +306,7 @@ class MergedModules:
                 "of the tensors that the merge changes; expected the tensor names of the models. Give tasks "
                 "for models of this architecture."
             )
+        vectors.hold_on({n: places[0].own.device for n, places in self.places.items() if places}, gpu_room)
         for name, first in self.copies.items():
             self._check_copy(jobs[name], jobs[first])
         self.absent = tuple(job.name for job in vectors.changing if not self.places[job.name])
@@ -312,7 +350,7 @@ class MergedModules:
         if self._weights and id(own) in self._tables:
             job, _ = self._parts[id(own)][0]
             chosen = rows.detach().reshape(-1).unique()  # type: ignore[no-untyped-call]
-            values = self.vectors.rows(job, self._weights[job.name], chosen.cpu())
+            values = self.vectors.rows(job, self._weights[job.name], chosen)
             own.data[chosen] = values.to(own.device, own.dtype)
 
     def must_repeat(self) -> bool:
@@ -328,14 +366,14 @@ class MergedModules:
                     handle.remove()
                 is_stale = bool(self._weights)
         if is_stale:
-            self._drop_gradients()
+            self.drop_gradients()
         return is_stale
 
     def _check_copy(self, job: Job, first: Job) -> None:
         """Check that both stored copies of a tied tensor change equally. Errors: MismatchError."""
         mixed = [tensor in self.vectors.jobs for tensor in (job, first)]
         if any(mixed) and not (
-            all(mixed) and bool((self.vectors.of(job)[1] == self.vectors.of(first)[1]).all())
+            all(mixed) and bool((self.vectors.of(job)[1].cpu() == self.vectors.of(first)[1].cpu()).all())
         ):
             raise MismatchError(
                 f"{job.name}: the module ties it to {first.name}, but a model has different values for the "
@@ -383,9 +421,10 @@ class MergedModules:
                 gradient = sum_of(self.places[job.name], job.elements, lambda own: own.grad)
             if gradient is not None:
                 yield job, self.vectors.slope(job, gradient)
-        self._drop_gradients()
+        self.drop_gradients()
 
-    def _drop_gradients(self) -> None:
+    def drop_gradients(self) -> None:
+        """Forget the gradients of all parameters."""
         for parameter, _ in self._before:
             parameter.grad = None
 

@@ -1,0 +1,27 @@
+"""Refuses GPUs that are too small for a module, its gradients and sums of them, before these are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from alnico.devices import free_bytes
+from alnico.errors import ResourceError
+from alnico.evaluation.placement import ModulePlacement
+from alnico.numerics.sizes import format_size
+
+
+def check_room(what: str, needs: Mapping[str, int], dtype: str, placement: ModulePlacement) -> None:
+    """Refuse GPUs without room for what is needed: bytes by what takes them, besides the inputs. Errors: ResourceError."""
+    gpus = placement.devices
+    if not placement.device.is_gpu or sum(needs.values()) <= sum(map(free_bytes, gpus)):
+        return
+    parts = [f"{format_size(size)} for {name}" for name, size in needs.items()]
+    has = " and ".join(f"{gpu} has {format_size(free_bytes(gpu))} free" for gpu in gpus)
+    others = (
+        "device cpu" if len(gpus) > 1 else "device cuda:all, which spreads the module over all GPUs, or cpu"
+    )
+    raise ResourceError(
+        f"{what}: needs {format_size(sum(needs.values()))} of GPU memory besides its inputs ({', '.join(parts[:-1])} and "
+        f"{parts[-1]}, in {dtype}), and {has}; expected room for all of it. Choose {others}"
+        f"{', or dtype bfloat16' if dtype == 'float32' else ''}."
+    )
