@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.statistics import check_statistics_folder
-from alnico.errors import EvaluationError
+from alnico.devices import DEFAULT_DEVICE
+from alnico.errors import EvaluationError, ResourceError
+from alnico.evaluation.batches import is_out_of_memory
 from alnico.evaluation.input_batches import InputBatches
 from alnico.evaluation.module_names import sum_of
+from alnico.evaluation.module_places import needed_bytes, own_dtype
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.task_file import TasksLike
 from alnico.evaluation.tasks import EvaluatedModel, Task
 from alnico.events import Counted, Watcher
@@ -20,8 +26,10 @@ from alnico.installation import import_extra
 from alnico.kernels.clock import counts_compiling
 from alnico.models.open_models import AnyModel, name_model, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.tune.gpu_room import check_room
 from alnico.tune.statistics.measure import (
     MeasuredStatistics,
+    computed_by,
     differentiable,
     existing_paths,
     kind_of,
@@ -29,6 +37,7 @@ from alnico.tune.statistics.measure import (
     stored_in,
     subject_of,
     tasks_of,
+    weights_of,
     with_gradients,
 )
 
@@ -47,6 +56,8 @@ def fisher_statistics(
     expectation: Expectation = "exact",
     seed: int = 0,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
+    dtype: str = "auto",
     allow_code: bool = False,
     overwrite: bool = False,
     overwrite_anything: bool = False,
@@ -70,17 +81,29 @@ def fisher_statistics(
         expectation: How classes are weighted: exact takes all classes of an input by their probability,
             sampled draws one class per input.
         seed: Seed of the classes drawn with sampled.
+        dtype: Dtype in which the module computes: float32, bfloat16 or float16. auto is float32 on every device, because
+            gradients need it; a module in memory keeps its own.
         overwrite: Replace older statistics in the directory.
         overwrite_anything: Also write into a directory with other files, which are kept.
-    Errors: EvaluationError, ModelError, OutputError, HubError.
+    Errors: EvaluationError, ModelError, OutputError, HubError; ResourceError for a device that does not exist, or that
+        is too small.
     """
+    placement = ModulePlacement.of(device, dtype)
+    if dtype == "auto" and path_of(model) is not None:
+        placement = replace(placement, dtype="float32")
     may_replace = replace_mode(overwrite, overwrite_anything)
     label = name_model(model, "model")
     check_statistics_folder(Path(out), may_replace, existing_paths((path_of(model), tasks)))
     read = tasks_of(tasks, inputs, allow_code=allow_code)
-    subject = subject_of(model, label, offline=offline)
+    subject = subject_of(model, label, offline=offline, placement=placement)
     statistics = measure_fisher(
-        subject, read, examples=examples, expectation=expectation, seed=seed, watch=watch
+        subject,
+        read,
+        examples=examples,
+        expectation=expectation,
+        seed=seed,
+        placement=placement,
+        watch=watch,
     )
     statistics.write(Path(out), subject, overwrite=may_replace)
     return Path(out)
@@ -93,6 +116,7 @@ def measure_fisher(
     examples: int = 256,
     expectation: Expectation = "exact",
     seed: int = 0,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
     watch: Watcher | None = None,
 ) -> MeasuredStatistics:
     """Measure the diagonal of a model's Fisher information on ``examples`` of each task; labels are never
@@ -101,9 +125,10 @@ def measure_fisher(
     ``F = mean over examples x of sum_c p(c|x) * (d log p(c|x) / d theta)^2``: gradients of single examples
     are squared, and the model's own probabilities weigh the classes. ``exact`` needs one backward pass per
     class, minus one; ``sampled`` draws one class per example by ``seed``, which is unbiased and needs one
-    pass. Parameters that no prediction depends on are left out. ``watch`` receives the number of examples
+    pass. Parameters that no prediction depends on are left out. ``placement`` says where ``subject`` has its module;
+    gradients and their float32 sums are there, too, one example at a time. ``watch`` receives the number of examples
     done.
-    Errors: EvaluationError, ModelError.
+    Errors: EvaluationError, ModelError; ResourceError for a GPU that is too small.
     Source: Matena and Raffel 2022, https://arxiv.org/abs/2111.09832, section 3.2.
     """
     torch = import_extra("torch", "Fisher information", "eval")
@@ -115,13 +140,14 @@ def measure_fisher(
                 "each of them. Pass their tensor, or batches of them."
             )
     kind = kind_of(tasks, "Fisher information")
+    _check_room(subject, placement)
     module = subject.module(kind)
     stored = stored_in(subject, module, kind)
     parameters = dict(module.named_parameters())
     sums: dict[str, Any] = {}
     draws = torch.Generator().manual_seed(seed)
     chosen = [(task, place) for task in class_tasks for place in places(task, examples)]
-    with with_gradients(list(parameters.values())), torch.enable_grad():
+    with _named_memory(subject, placement), with_gradients(list(parameters.values())), torch.enable_grad():
         for done, (task, place) in enumerate(chosen):
             logits = task.logits(subject, [place])[0]
             probabilities = torch.softmax(logits.detach().double().cpu(), -1)
@@ -183,9 +209,36 @@ def measure_fisher(
         "l2_norm": math.sqrt(math.fsum(squares)),
         "examples": len(chosen),
         "tasks": {task.name: min(task.size, examples) for task in class_tasks},
+        **computed_by(module, placement),
         "settings": {"expectation": expectation, **({"seed": seed} if expectation == "sampled" else {})},
     }
     return MeasuredStatistics("fisher", tensors, entries, summary, left_out)
+
+
+def _check_room(subject: EvaluatedModel, placement: ModulePlacement) -> None:
+    """Refuse GPUs without room for a module, its gradients and their sums. Errors: ResourceError."""
+    if not placement.device.is_gpu:
+        return
+    with closing(weights_of(subject)) as model:
+        stored = {name: (tensor.dtype, tensor.shape) for name, tensor in model.tensors.items()}
+    dtype = placement.torch_dtype or own_dtype(stored)
+    own = needed_bytes(stored, dtype)
+    needs = {"the module": own, "its gradients": own, "their sums": needed_bytes(stored, "float32")}
+    check_room(f"{subject.label}: Fisher information", needs, dtype, placement)
+
+
+@contextmanager
+def _named_memory(subject: EvaluatedModel, placement: ModulePlacement) -> Iterator[None]:
+    """Name what does not fit where torch finds too little memory: one example is the least. Errors: ResourceError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"{subject.label}: {placement.device} has too little memory for the gradients of one input; expected room for "
+            "the module, its gradients, their sums and what it computes. Give shorter inputs, or choose another device."
+        ) from None
 
 
 def _directions(probabilities: Any) -> list[tuple[float, Any]]:

@@ -14,8 +14,10 @@ import numpy as np
 
 from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.statistics import check_statistics_folder
+from alnico.devices import DEFAULT_DEVICE
 from alnico.errors import EvaluationError, MismatchError, OutputError
 from alnico.evaluation.module_names import PlacedElements
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
 from alnico.events import Counted, Watcher
@@ -30,6 +32,7 @@ from alnico.plan.layers import layer_position
 from alnico.tune.statistics.measure import (
     MeasuredStatistics,
     Stored,
+    computed_by,
     existing_paths,
     kind_of,
     places,
@@ -54,6 +57,8 @@ def gram_statistics(
     ridge: float = 1e-6,
     normalize: bool = False,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
+    dtype: str = "auto",
     allow_code: bool = False,
     overwrite: bool = False,
     overwrite_anything: bool = False,
@@ -81,10 +86,14 @@ def gram_statistics(
         alpha: With plus: regmean's alpha, in [0, 1]; give the recipe the same.
         ridge: With plus: regmean's ridge, in [0, 1]; give the recipe the same.
         normalize: With plus: regmean's normalize; give the recipe the same.
+        dtype: Dtype in which the modules compute: auto, float32, bfloat16 or float16. auto is float32 on the processor,
+            and the checkpoint's on a GPU.
         overwrite: Replace older statistics in the directory.
         overwrite_anything: Also write into a directory with other files, which are kept.
-    Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
+    Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError; ResourceError for a device that does not
+        exist, or that is too small.
     """
+    placement = ModulePlacement.of(device, dtype)
     named = name_models(models)
     names = list(named)
     folders = [Path(out)] if len(names) == 1 else [Path(out) / _folder_name(name) for name in names]
@@ -103,7 +112,9 @@ def gram_statistics(
             ),
         )
     tasks_of_each = _tasks_of_each(tasks, inputs, len(names), allow_code)
-    evaluated = [subject_of(model, label, offline=offline) for label, model in named.items()]
+    evaluated = [
+        subject_of(model, label, offline=offline, placement=placement) for label, model in named.items()
+    ]
     if plus:
         measured = measure_gram_plus(
             evaluated,
@@ -113,13 +124,14 @@ def gram_statistics(
             alpha=alpha,
             ridge=ridge,
             normalize=normalize,
+            placement=placement,
             watch=watch,
         )
         for statistics, folder, subject in zip(measured, folders, evaluated, strict=True):
             statistics.write(folder, subject, overwrite=may_replace)
     else:
         for subject, own, folder in zip(evaluated, tasks_of_each, folders, strict=True):
-            measure_gram(subject, own, examples=examples, watch=watch).write(
+            measure_gram(subject, own, examples=examples, placement=placement, watch=watch).write(
                 folder, subject, overwrite=may_replace
             )
     return tuple(folders)
@@ -164,12 +176,15 @@ def measure_gram(
     tasks: Sequence[Task],
     *,
     examples: int = 256,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
     watch: Watcher | None = None,
 ) -> MeasuredStatistics:
     """Measure ``X^T X`` for the inputs X of every linear layer of a model, on ``examples`` of each task.
 
     Labels are never read if the task gives class scores. A row of X is a token; tokens that the attention
-    mask marks as padding are left out. Products of a batch are float32, their sums float64. Layers that
+    mask marks as padding are left out. Products of a batch are float32, on the device of the module, which
+    ``placement`` names; their sums are float64, on the processor. So a batch that is halved because memory
+    ran out has the same sums, to the rounding of its products. Layers that
     always have the same input share one matrix. A layer whose weight has another use (a tied head) is left
     out. Experts that the module packs into one parameter, but the files store one by one, are measured as
     separate layers, one example at a time. ``watch`` receives the number of tasks done. Errors:
@@ -182,7 +197,7 @@ def measure_gram(
     layers = _layers(module, stored)
     grams = _collected(subject, module, tasks, examples, layers, watch)
     _check_called(grams, layers, subject)
-    return _measured(stored, module, kind, grams, tasks, examples, {})
+    return _measured(stored, module, kind, grams, tasks, examples, {}, placement)
 
 
 def measure_gram_plus(
@@ -194,6 +209,7 @@ def measure_gram_plus(
     alpha: float = 0.9,
     ridge: float = 1e-6,
     normalize: bool = False,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
     watch: Watcher | None = None,
 ) -> list[MeasuredStatistics]:
     """Measure Gram matrices for RegMean++, of models to merge with one another, each on its own tasks.
@@ -266,7 +282,7 @@ def measure_gram_plus(
     for arguments in zip(all_grams, layers, models, strict=True):
         _check_called(*arguments)
     return [
-        _measured(of, m, kind, f, t, examples, {**settings, "normalize": normalize})
+        _measured(of, m, kind, f, t, examples, {**settings, "normalize": normalize}, placement)
         for of, m, kind, f, t in zip(stored, modules, kinds, all_grams, tasks, strict=True)
     ]
 
@@ -483,8 +499,8 @@ class _Collector:
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         mask = self._mask
         if mask is not None and mask.dim() == 2 and rows.shape[0] == mask.numel():
-            rows = rows[mask.reshape(-1).bool()]
-        return (rows.T @ rows).double().cpu().numpy(), len(rows)
+            rows = rows[mask.reshape(-1).bool().to(rows.device)]
+        return (rows.T @ rows).cpu().double().numpy(), len(rows)
 
 
 def _collected(
@@ -538,6 +554,7 @@ def _measured(
     tasks: Iterable[Task],
     examples: int,
     settings: Mapping[str, Any],
+    placement: ModulePlacement,
 ) -> MeasuredStatistics:
     layers = _layers(module, stored)
     weights = {
@@ -571,7 +588,12 @@ def _measured(
             tensors[first] = own_grams[0].total.astype(np.float32)
             entries[name] = {"stored": first, "rows": own_grams[0].rows, "is_transposed": transposed.pop()}
     taken = {task.name: min(task.size, examples) for task in tasks}
-    summary = {"examples": sum(taken.values()), "tasks": taken, "settings": dict(settings)}
+    summary = {
+        "examples": sum(taken.values()),
+        "tasks": taken,
+        **computed_by(module, placement),
+        "settings": dict(settings),
+    }
     return MeasuredStatistics("gram", tensors, entries, summary, left_out)
 
 

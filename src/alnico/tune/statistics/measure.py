@@ -20,6 +20,7 @@ from alnico.evaluation.input_batches import as_input_tasks
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.memory_subject import MemorySubject
 from alnico.evaluation.module_names import Placement, place
+from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.task_file import as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
 from alnico.evaluation.user_function import UserFunction
@@ -107,12 +108,29 @@ def weights_of(subject: EvaluatedModel) -> Source:
     return subject.source() if isinstance(subject, MemorySubject) else open_model(subject.directory)
 
 
-def subject_of(model: Any, label: str, *, offline: bool = False) -> EvaluatedModel:
+def subject_of(
+    model: Any, label: str, *, offline: bool = False, placement: ModulePlacement = ON_THE_PROCESSOR
+) -> EvaluatedModel:
     """Return a model as tasks see it: a checkpoint by its path, or an object. Errors: ModelError, HubError."""
     path = path_of(model)
     if path is not None:
-        return open_subject(path, offline=offline)
-    return MemorySubject(label, model, template=template_of([model]), offline=offline)
+        return open_subject(path, offline=offline, placement=placement)
+    return MemorySubject(label, model, template=template_of([model]), offline=offline, placement=placement)
+
+
+def computed_by(module: Any, placement: ModulePlacement) -> dict[str, str]:
+    """Return the device and the dtype of a module for the files of statistics.
+
+    >>> import torch
+    >>> computed_by(torch.nn.Linear(2, 2), ON_THE_PROCESSOR)
+    {'device': 'cpu', 'dtype': 'float32'}
+    """
+    dtypes = [str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()]
+    gpus = {gpu.kind: f"{gpu.kind} ({gpu.model})" for gpu in placement.devices if gpu.is_gpu}
+    return {
+        "device": gpus.get(placement.device.kind, placement.device.kind),
+        "dtype": max(dtypes, key=dtypes.count, default="float32"),
+    }
 
 
 def tasks_of(tasks: Any, inputs: Any, *, allow_code: bool = False) -> tuple[Task, ...]:
