@@ -147,22 +147,34 @@ def test_texts_and_images_are_halved(made: Made, tmp_path: Path) -> None:
         assert [(e.before, e.now, e.rows) for e in events] == [(9, 2, "examples")]
 
 
-def test_inputs_in_memory_are_halved_with_their_graph() -> None:
+def test_inputs_in_memory_are_halved() -> None:
     torch.manual_seed(0)
     module = torch.nn.Linear(4, 3)
     inputs = torch.randn(10, 4)
     seen = limited(module, 4)
     events: list[Any] = []
     subject: Any = SimpleNamespace(label="m", watch=events.append, module=lambda _: module)
-    found = InputBatches("x", inputs).logits(subject, range(10))
-    torch.testing.assert_close(found, inputs @ module.weight.T + module.bias)
-    found.sum().backward()
-    assert module.bias.grad is not None
-    assert module.bias.grad.tolist() == [10.0, 10.0, 10.0]
+    with torch.no_grad():
+        found = InputBatches("x", inputs).logits(subject, range(10))
+        torch.testing.assert_close(found, inputs @ module.weight.T + module.bias)
     assert seen == [10, 5, 2, 2, 2, 2, 2]
     assert [str(e) for e in events] == [
         "x: m: the memory was too small for batches of 10 inputs; they have 2 now."
     ]
+
+
+def test_a_batch_with_its_graph_is_the_callers_to_halve() -> None:
+    # The graphs of the halves stay until the caller's backward pass, so they would take as much memory together.
+    module = torch.nn.Linear(4, 3)
+    seen = limited(module, 4)
+    task = InputBatches("x", torch.randn(10, 4))
+    subject: Any = SimpleNamespace(label="m", module=lambda _: module)
+    with pytest.raises(torch.OutOfMemoryError):
+        task.logits(subject, range(10))
+    task.logits(subject, range(4)).sum().backward()
+    assert seen == [10, 4]
+    assert module.bias.grad is not None
+    assert module.bias.grad.tolist() == [4.0, 4.0, 4.0]
 
 
 @pytest.mark.slow

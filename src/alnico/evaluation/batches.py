@@ -65,11 +65,13 @@ class Batches:
         compute: Callable[[Sequence[BatchRow]], BatchResult],
         subject: EvaluatedModel,
         device: Any = None,
+        *,
+        halves: bool = True,
     ) -> Iterator[tuple[Sequence[BatchRow], BatchResult]]:
         """Yield batches of rows, each with what ``compute`` returns for it. ``device`` is the torch device.
 
-        While torch records gradients, out of memory is raised as it is. Errors: EvaluationError, also for what ``compute``
-        raises.
+        Without ``halves`` out of memory is raised as it is: graphs of smaller batches would be as large together, so a
+        caller that needs gradients gives fewer rows. Errors: EvaluationError, also for what ``compute`` raises.
         """
         begin = 0
         while begin < len(rows):
@@ -80,8 +82,8 @@ class Batches:
             except AlnicoError:
                 raise
             except Exception as error:
-                if _records_gradients() and is_out_of_memory(error):
-                    raise  # the graphs of smaller batches are as large together: the caller gives fewer rows
+                if not halves and is_out_of_memory(error):
+                    raise
                 self._make_smaller(error, len(part), subject)
                 continue
             begin += len(part)
@@ -185,12 +187,6 @@ def on_device(inputs: Mapping[Any, Any], module: Any) -> dict[Any, Any]:
         name: value.to(first.device, half if value.dtype == torch.float32 else value.dtype)
         for name, value in inputs.items()
     }
-
-
-def _records_gradients() -> bool:
-    import torch
-
-    return torch.is_grad_enabled()
 
 
 def release_memory() -> None:

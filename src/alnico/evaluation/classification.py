@@ -138,6 +138,7 @@ class Classification:
                     lambda rows: self._classified(module, on_device(inputs_of(rows), module)).float(),
                     subject,
                     device,
+                    halves=not torch.is_grad_enabled(),
                 )
             ]
         joined = torch.cat(parts)

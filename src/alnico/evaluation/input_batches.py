@@ -101,6 +101,7 @@ class InputBatches:
                 lambda rows: self._logits_of(run, rows, subject),
                 subject,
                 input_device(module),
+                halves=not import_torch("inputs in memory").is_grad_enabled(),
             )
         ]
         return parts[0] if len(parts) == 1 else import_torch("inputs in memory").cat(parts)
