@@ -282,7 +282,7 @@ def adamerge(
     memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
     device: Any = DEFAULT_DEVICE,
-    dtype: str = "auto",
+    dtype: Any = "auto",
     allow_code: bool = False,
     watch: Watcher | None = None,
 ) -> AdaMergingResult:
@@ -364,7 +364,7 @@ def adamerge(
     every = {base_label: base, **named}
     placement = ModulePlacement.of(device, dtype)
     if is_on_disk:
-        if dtype == "auto":
+        if placement.dtype == "auto":
             placement = replace(placement, dtype="float32")
         opened, subject = None, open_subject(base, offline=offline, placement=placement)
     else:
@@ -467,6 +467,7 @@ def learn(
             memory_bytes=run.memory_bytes,
             weight=PLANNED,
             factor=1.0 if options.of == "entries" else 1 / len(models),
+            device=placement.device,
         )
         own: dict[str, Any] = {kind: subject.module(kind) for kind in loaded}
         modules = MergedModules(vectors, own, plan, gpu_room=_room_for_vectors(own.values(), placement))

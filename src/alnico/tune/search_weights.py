@@ -12,6 +12,7 @@ import numpy as np
 from alnico.devices import DEFAULT_DEVICE
 from alnico.errors import MethodError, RecipeError
 from alnico.evaluation.memory_subject import label_one
+from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
@@ -126,9 +127,19 @@ def search_weights(
     else:
         points = range_points(len(named), trials, low, high, random)
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, device=device)
+    placement = ModulePlacement.of(device)
     try:
         return try_weights(
-            every, points, recipe, tasks, seeks, listed=list(named), base=base, run=run, watch=watch
+            every,
+            points,
+            recipe,
+            tasks,
+            seeks,
+            listed=list(named),
+            base=base,
+            run=run,
+            watch=watch,
+            placement=placement,
         )
     except (RecipeError, MethodError) as error:
         lines = (in_words(str(line), IN_PYTHON, options, list(named)) for line in error.args)

@@ -13,6 +13,7 @@ import numpy as np
 
 from alnico.checkpoint.memory_model import import_torch
 from alnico.checkpoint.source import read_tensor
+from alnico.devices import CPU, Device
 from alnico.engine.arena import Arena
 from alnico.engine.matrix import JobMatrices
 from alnico.errors import MismatchError, RunError
@@ -40,7 +41,7 @@ class TaskVectors:
     """The task vectors (k, n) and the base's values (n,) of each tensor that a plan mixes.
 
     Where the plan merges a whole matrix, the task vectors are the parts that its method adds up, one per model. ``weight`` is
-    every model's in the plan; the parts are divided by it. ``factor`` multiplies the sum of the task vectors of other tensors.
+    every model's in the plan; the parts are divided by it. They are computed on ``device``. ``factor`` multiplies the sum of the task vectors of other tensors.
 
     They are float32 (float64 where the engine uses it). As many as fit ``memory_bytes`` stay in memory, and before
     them as many as fit the GPU (see :meth:`hold_on`), which computes their products; the others are read at every use;
@@ -58,6 +59,7 @@ class TaskVectors:
         memory_bytes: int,
         weight: float = 1.0,
         factor: float = 1.0,
+        device: Device = CPU,
     ) -> None:
         self.jobs = tuple(job for job in plan.jobs if job.is_computed and job.base is not None)
         self._torch = import_torch("learning coefficients")
@@ -68,6 +70,7 @@ class TaskVectors:
         self._gpu_room: dict[str, int] = {}
         self._weight = weight
         self._factor = factor
+        self._device = device
         self._spool: BinaryIO | None = None
         self._spooled: dict[str, int] = {}
         self._arena = Arena(0)
@@ -136,7 +139,13 @@ class TaskVectors:
             self._spool.readinto(memoryview(kept).cast("B"))  # type: ignore[attr-defined]
             return kept
         matrices = JobMatrices(
-            job, self._plan.sources, (), self._arena, self._plan.memory.block_elements, lambda: None
+            job,
+            self._plan.sources,
+            (),
+            self._arena,
+            self._plan.memory.block_elements,
+            lambda: None,
+            device=self._device,
         )
         parts = np.empty((len(job.inputs), job.elements), real)
         for row, part in zip(parts, matrices.parts(), strict=True):

@@ -9,6 +9,7 @@ import numpy as np
 
 from alnico.devices import DEFAULT_DEVICE
 from alnico.evaluation.memory_subject import label_one
+from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
@@ -104,4 +105,5 @@ def search_scales(
         base=base,
         run=RunOptions.of(threads=threads, device=device),
         watch=watch,
+        placement=ModulePlacement.of(device),
     )

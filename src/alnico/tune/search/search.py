@@ -67,7 +67,7 @@ def search(
     memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
     device: Any = DEFAULT_DEVICE,
-    dtype: str = "auto",
+    dtype: Any = "auto",
     allow_code: bool = False,
     factor_cache: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
@@ -97,8 +97,6 @@ def search(
             in turn. With ray each one takes a GPU of the cluster.
         engine: Where the workers run: local (this machine) or ray (a Ray cluster).
         threads: Threads of each worker; default: the processors divided by the workers.
-        dtype: Dtype of the modules that are scored: auto, float32, bfloat16 or float16. auto is float32 on the
-            processor, and the checkpoint's on a GPU.
     Errors: RecipeError, with a line for every mistake; EvaluationError for tasks that do not fit the search,
         for reported tasks that share examples with those searched on, and after too many failed trials;
         OutputError for a folder or a study of another search; ResourceError for a device that does not exist;
@@ -160,7 +158,7 @@ ON_THE_CLUSTER = Device("cuda", "a GPU of the Ray cluster", torch_name="cuda")
 """Stands for the GPU that Ray gives a worker: this machine may have none."""
 
 
-def _placement(device: Any, dtype: str, engine: Engine) -> ModulePlacement:
+def _placement(device: Any, dtype: Any, engine: Engine) -> ModulePlacement:
     """Return where candidates are scored. Errors: AlnicoError, RecipeError, ResourceError."""
     text = checked_device(device)
     if engine != "ray" or text in ("auto", "cpu"):

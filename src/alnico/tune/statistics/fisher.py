@@ -57,7 +57,7 @@ def fisher_statistics(
     seed: int = 0,
     offline: bool = False,
     device: Any = DEFAULT_DEVICE,
-    dtype: str = "auto",
+    dtype: Any = "auto",
     allow_code: bool = False,
     overwrite: bool = False,
     overwrite_anything: bool = False,
@@ -89,7 +89,7 @@ def fisher_statistics(
         is too small.
     """
     placement = ModulePlacement.of(device, dtype)
-    if dtype == "auto" and path_of(model) is not None:
+    if placement.dtype == "auto" and path_of(model) is not None:
         placement = replace(placement, dtype="float32")
     may_replace = replace_mode(overwrite, overwrite_anything)
     label = name_model(model, "model")

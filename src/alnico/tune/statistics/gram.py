@@ -58,7 +58,7 @@ def gram_statistics(
     normalize: bool = False,
     offline: bool = False,
     device: Any = DEFAULT_DEVICE,
-    dtype: str = "auto",
+    dtype: Any = "auto",
     allow_code: bool = False,
     overwrite: bool = False,
     overwrite_anything: bool = False,
@@ -86,8 +86,6 @@ def gram_statistics(
         alpha: With plus: regmean's alpha, in [0, 1]; give the recipe the same.
         ridge: With plus: regmean's ridge, in [0, 1]; give the recipe the same.
         normalize: With plus: regmean's normalize; give the recipe the same.
-        dtype: Dtype in which the modules compute: auto, float32, bfloat16 or float16. auto is float32 on the processor,
-            and the checkpoint's on a GPU.
         overwrite: Replace older statistics in the directory.
         overwrite_anything: Also write into a directory with other files, which are kept.
     Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError; ResourceError for a device that does not
