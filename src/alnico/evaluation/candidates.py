@@ -13,6 +13,7 @@ Models are files or objects in memory. A merge of objects is scored like this, b
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,11 +28,14 @@ from alnico.checkpoint.memory_model import import_torch, to_torch
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source
+from alnico.devices import CPU, Device
 from alnico.engine.merge_session import Resident
 from alnico.engine.relatedness import IN_A_RECIPE, Caller
 from alnico.engine.run import run_plan
-from alnico.errors import EvaluationError, MismatchError, ModelError
+from alnico.errors import EvaluationError, MismatchError, ModelError, ResourceError
+from alnico.evaluation.batches import is_out_of_memory, release_memory
 from alnico.evaluation.loading import article, load_tokenizer
+from alnico.evaluation.merge_place import merging_gpu
 from alnico.evaluation.module_kinds import kind_of_config, part_of_kind
 from alnico.evaluation.module_places import converted, moved
 from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
@@ -67,10 +71,11 @@ class Candidates:
     a module is among them, candidates are modules: a copy of the first one (or of ``template``) with the merged tensors.
     A task vector among them counts as ``tau.on(base)``.
     Models are opened once and stay in memory, measured facts are cached (:class:`alnico.engine.merge_session.Resident`),
-    and nothing is written. Every merge has the same bits as ``alnico merge`` of its recipe. ``donor`` provides config
+    and nothing is written. Every merge on the processor has the same bits as ``alnico merge`` of its recipe. ``donor`` provides config
     and tokenizer if a recipe's own donor is a file without them. ``run.memory_bytes`` is the working memory of a merge;
     the result, its modules, and the models in the system's page cache come on top. ``caller`` selects the wording of the
-    error for unrelated models. Modules lie where ``placement`` says, and get the values of each merge there.
+    error for unrelated models. Modules lie where ``placement`` says. On a GPU that kernels run on, and that has room,
+    merges are made there and are the module's tensors without a copy; else they are made on the processor and copied.
     Errors: ModelError, HubError, and those of :meth:`make`.
     """
 
@@ -86,21 +91,16 @@ class Candidates:
         caller: Caller = IN_A_RECIPE,
         placement: ModulePlacement = ON_THE_PROCESSOR,
     ) -> None:
-        place = os.fspath(folder)
+        self._folder = os.fspath(folder)
         self._opened: OpenModels | None = None
+        self._models: dict[str, Any] | None = None
         if isinstance(references, Mapping):
-            models = {r: _in_folder(model, place) for r, model in references.items()}
-            self._opened = open_models(models, base=base, offline=run.offline)
+            self._models = {r: _in_folder(model, self._folder) for r, model in references.items()}
             template = template_of(references.values()) if template is None else template
-        self._resident = Resident(
-            lambda reference: (
-                open_model(resolve_reference(reference, place), offline=run.offline)
-                if self._opened is None
-                else self._opened.sources[reference]
-            ),
-            run=run,
-            caller=caller,
-        )
+        self._references = [os.fspath(reference) for reference in references]
+        self._base = base
+        self._run = run
+        self._caller: Caller = caller
         self._donor = os.fspath(donor) if donor is not None else None
         self._template = template
         self._placement = placement
@@ -111,12 +111,41 @@ class Candidates:
         self._signature: tuple[Any, ...] = ()
         self._state: dict[str, Any] | None = None
         self._current: Candidate | None = None
+        self._start(may_use_gpu=placement.device.is_gpu)
+
+    def _start(self, *, may_use_gpu: bool) -> None:
+        """Open the models, for merges on the GPU or on the processor. Errors: ModelError, HubError."""
+        if self._models is not None:
+            self._opened = open_models(self._models, base=self._base, offline=self._run.offline)
+        run = dataclasses.replace(self._run, device=CPU.name) if self._placement.device.is_gpu else self._run
+        self._resident = Resident(self._open, run=run, caller=self._caller)
+        self._gpu: Device | None = None
+        first: dict[str, Source] = {}
         try:
-            for reference in references:
-                self._resident.model(os.fspath(reference))
+            if may_use_gpu:
+                first = {reference: self._open(reference) for reference in self._references}
+                # A function gets a dict of tensors as it is on the processor.
+                if self._template is not None or any(source.config for source in first.values()):
+                    self._gpu = merging_gpu(self._placement, first.values())
+                if self._gpu is not None:
+                    run = dataclasses.replace(run, device=self._gpu.name)
+                self._resident = Resident(
+                    lambda reference: first.pop(reference) if reference in first else self._open(reference),
+                    run=run,
+                    caller=self._caller,
+                )
+            for reference in self._references:
+                self._resident.model(reference)
         except BaseException:
+            for source in first.values():
+                source.close()
             self.close()
             raise
+
+    def _open(self, reference: str) -> Source:
+        if self._opened is not None:
+            return self._opened.sources[reference]
+        return open_model(resolve_reference(reference, self._folder), offline=self._run.offline)
 
     def make(self, recipe: Recipe, *, label: str | None = None) -> Candidate:
         """Merge a recipe in memory. The previous candidate becomes invalid.
@@ -125,8 +154,7 @@ class Candidates:
         Errors: as for :func:`alnico.plan`; NonFiniteError, MismatchError for models without a common base.
         """
         self._drop()
-        plan = self._resident.plan(recipe)
-        self._resident.merge(plan)
+        plan = self._merged(recipe)
         config = self._config(plan)
         signature = (self._resident.layout, json.dumps(config, sort_keys=True, default=str))
         if signature != self._signature:
@@ -138,6 +166,23 @@ class Candidates:
             module.follow()
         self._current = Candidate(self, plan, config, label or recipe.stage or recipe.merge_method)
         return self._current
+
+    def _merged(self, recipe: Recipe) -> Plan:
+        """Plan and merge a recipe: on the processor from then on, if the GPU has too little memory."""
+        try:
+            plan = self._resident.plan(recipe)
+            self._resident.merge(plan)
+        except Exception as error:
+            if self._gpu is None or not (isinstance(error, ResourceError) or is_out_of_memory(error)):
+                raise
+        else:
+            return plan
+        self._release()
+        release_memory()
+        self._start(may_use_gpu=False)
+        plan = self._resident.plan(recipe)
+        self._resident.merge(plan)
+        return plan
 
     def source(self, reference: str) -> Source:
         """Return the open model of a reference."""
@@ -156,8 +201,12 @@ class Candidates:
     def close(self) -> None:
         """Close the models and release the modules."""
         self._drop()
-        self._modules.clear()
         self._tokenizers.clear()
+        self._release()
+
+    def _release(self) -> None:
+        self._modules.clear()
+        self._signature = ()
         self._state = None
         self._filled = None
         self._resident.close()
@@ -286,7 +335,7 @@ class Candidate:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return the merged torch tensors on the CPU, by name; the next candidate reuses their memory."""
+        """Return the merged torch tensors by name, where they were merged; the next candidate reuses their memory."""
         return self._candidates.state(self)
 
     @property
