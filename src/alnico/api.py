@@ -11,6 +11,7 @@ from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.reference import Paths
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.source import Model
+from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.planner import Planner
 from alnico.engine.run import MergeResult
 from alnico.engine.stages import plan_stages, run_stages
@@ -37,6 +38,7 @@ def plan(
     single_file: str | None = None,
     seed: int | None = None,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     strict_license: bool = False,
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
@@ -56,7 +58,7 @@ def plan(
         UncheckedError for signatures.
     """
     planner = Planner.of(
-        RunOptions.of(memory=memory, threads=threads, offline=offline),
+        RunOptions.of(memory=memory, threads=threads, offline=offline, device=device),
         max_shard_size,
         strict_license,
         verify_inputs,
@@ -79,6 +81,7 @@ def merge(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     strict_license: bool = False,
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
@@ -100,7 +103,12 @@ def merge(
     """
     planner = Planner.of(
         RunOptions.of(
-            memory=memory, threads=threads, offline=offline, watch=watch, factor_cache=factor_cache
+            memory=memory,
+            threads=threads,
+            offline=offline,
+            watch=watch,
+            factor_cache=factor_cache,
+            device=device,
         ),
         max_shard_size,
         strict_license,
@@ -126,6 +134,7 @@ def merge_documents(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     strict_license: bool = False,
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
@@ -148,7 +157,12 @@ def merge_documents(
     """
     planner = Planner.of(
         RunOptions.of(
-            memory=memory, threads=threads, offline=offline, watch=watch, factor_cache=factor_cache
+            memory=memory,
+            threads=threads,
+            offline=offline,
+            watch=watch,
+            factor_cache=factor_cache,
+            device=device,
         ),
         max_shard_size,
         strict_license,
@@ -181,6 +195,7 @@ def plan_documents(
     single_file: str | None = None,
     seed: int | None = None,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     strict_license: bool = False,
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
@@ -195,7 +210,7 @@ def plan_documents(
     Errors: as for :func:`plan`.
     """
     planner = Planner.of(
-        RunOptions.of(memory=memory, threads=threads, offline=offline),
+        RunOptions.of(memory=memory, threads=threads, offline=offline, device=device),
         max_shard_size,
         strict_license,
         verify_inputs,

@@ -354,10 +354,6 @@ def test_a_budget_that_is_too_small(run: Run, recipe: str) -> None:
             "--trust-remote-code: alnico runs no code of a model. Leave the option out.",
         ),
         (
-            ("--gpu-rich",),
-            "--gpu-rich: this version merges on the processor only, at a disk's speed. Leave the option out.",
-        ),
-        (
             ("--unsafe-truncate-embeddings",),
             "--unsafe-truncate-embeddings: alnico cuts no vocabulary without saying which tokens go. "
             "Write tokenizer_source: base in the recipe.",
@@ -367,16 +363,16 @@ def test_a_budget_that_is_too_small(run: Run, recipe: str) -> None:
             "--no-safe-serialization: alnico writes safetensors only. Leave the option out.",
         ),
         (
-            ("--cuda",),
-            "--cuda: this version merges on the processor only, at a disk's speed. Leave the option out.",
+            ("--device", "gpu"),
+            "--device is 'gpu'; expected auto, cpu, cuda, cuda:N with the number of a GPU, or cuda:all.",
         ),
         (
-            ("--device", "cuda"),
-            "--device: this version merges on the processor only, at a disk's speed. Leave the option out.",
+            ("--cuda", "--device", "cpu"),
+            "--cuda means --device cuda, and --device cpu is given. Leave one out.",
         ),
         (
-            ("--device", "cuda:1"),
-            "--device: this version merges on the processor only, at a disk's speed. Leave the option out.",
+            ("--cuda", "--multi-gpu", "--device", "cuda:1"),
+            "--cuda and --multi-gpu mean --device cuda:all, and --device cuda:1 is given. Leave one out.",
         ),
         (
             ("--memory", "lots"),

@@ -128,6 +128,7 @@ def test_the_plan_names_models_tensors_bytes_and_memory(run: Run) -> None:
         ("--low-cpu-memory", "--memory is the limit that holds"),
         ("--no-low-cpu-memory", "--memory is the limit that holds"),
         ("--clone-tensors", "no output shares memory with an input"),
+        ("--read-to-gpu", "on a GPU, tensors are always read while others are copied there and computed"),
         ("--async-write", "tensors are always written while others are read"),
         ("--write-threads=4", "--threads is the number of all threads"),
         ("--lora-merge-cache=cache", "an adapter is applied while its base is read"),

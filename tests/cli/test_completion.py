@@ -114,10 +114,10 @@ def test_mergekits_command_merges(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(read_model(tmp_path / "out")["w"], np.full((2, 2), 2, np.float32))
     refused = subprocess.run(
-        [sys.executable, "-c", code, "config.yml", "two", "--cuda"],
+        [sys.executable, "-c", code, "config.yml", "two", "--trust-remote-code"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert refused.returncode == 2
-    assert "--cuda: this version merges on the processor only" in refused.stderr
+    assert "--trust-remote-code: alnico runs no code of a model." in refused.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from alnico.devices import Device, made_gpus
 from how_to.page_blocks import ROOT
 from made import family
 
@@ -47,7 +48,8 @@ def test_a_flag_of_mergekit_does_what_the_page_says(
 ) -> None:
     (name,) = re.findall(r"`--([\w-]+)`", row[0])
     words = [f"--{name}", *([VALUES[name]] if name in VALUES else [])]
-    code, _, printed = run("merge", recipe, "out", "--dry-run", *words)
+    with made_gpus([Device("cuda:0", "Made", 8 << 30)]):
+        code, _, printed = run("merge", recipe, "out", "--dry-run", *words)
     if row[1].startswith("refused"):
         assert code == 2
         assert f"--{name}: " in printed

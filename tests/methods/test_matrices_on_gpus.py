@@ -19,7 +19,7 @@ from alnico.devices import Device, devices_for, made_gpus
 from alnico.engine import matrix
 from alnico.engine.matrix_gpu import MatrixGpu, MatrixRoom
 from alnico.engine.planner import Planner
-from alnico.errors import NonFiniteError, ResourceError
+from alnico.errors import NonFiniteError, RunError
 from alnico.methods import registry
 from alnico.methods.base import MatrixMethod, combine, method
 from alnico.methods.regmean import solve
@@ -259,8 +259,9 @@ def test_a_gpu_that_fills_up_while_merging_is_an_error_with_figures(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(matrix, "leading_vectors", full)
-    with made_gpus([MADE]), pytest.raises(ResourceError) as refused:
+    with made_gpus([MADE]), pytest.raises(RunError) as refused:
         merge(recipe(base, tuned), tmp_path / "out", "cuda", threads=1)
+    assert (tmp_path / ".out.alnico-part").exists()  # the same command resumes it
     assert str(refused.value).partition(": ")[2] == (
         "as a whole matrix it needs about 268.8 MB of cuda:0 (Made, 8.6 GB), whose memory is full (CUDA out of memory). "
         "Close what else uses the GPU, or choose the device cpu."

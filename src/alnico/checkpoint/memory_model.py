@@ -82,6 +82,8 @@ class MemoryModel:
         self._token = uuid.uuid4().hex
         self._flat: dict[str, Any] = {}
         self._strided: dict[str, Any] = {}
+        self.torch_places: dict[str, str] = {}
+        """By the names of contiguous torch tensors, what torch calls their device."""
         specs: dict[str, TensorSpec] = {}
         for name, value in tensors.items():
             try:
@@ -94,6 +96,8 @@ class MemoryModel:
                 ) from None
             specs[name] = dataclasses.replace(specs[name], nominal=nominal.get(name, specs[name].nominal))
             (self._flat if is_flat else self._strided)[name] = raw
+            if is_flat and is_torch_tensor(value) and value.numel():
+                self.torch_places[name] = str(value.device)
         self.tensors: Mapping[str, TensorSpec] = specs
         rows = [
             min(t.byte_size, 4 * PIECE + 2 * _row_bytes(t)) for n, t in specs.items() if n in self._strided
@@ -127,6 +131,10 @@ class MemoryModel:
         another device."""
         raw = self._flat.get(name)
         return raw if isinstance(raw, np.ndarray) else None
+
+    def raw(self, name: str) -> Any:
+        """The bytes of a contiguous tensor without a copy, as a flat array or torch tensor on its device."""
+        return self._flat[name]
 
     def identity(self) -> list[dict[str, Any]]:
         """A token of this object: changed values in memory cannot be detected without reading them."""
@@ -324,11 +332,14 @@ def to_numpy(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     return raw.view(numpy_dtype).reshape(shape)
 
 
-def to_torch(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Any:
-    """View raw bytes as a torch tensor on the CPU."""
+def to_torch(raw: Any, dtype: str, shape: tuple[int, ...]) -> Any:
+    """View raw bytes as a torch tensor: an array on the CPU, a torch tensor of bytes on its device."""
     torch = import_torch("a result as torch tensors")
     kind = getattr(torch, next(n for n, name in TORCH_DTYPES.items() if name == dtype))
-    return torch.from_numpy(raw).view(kind).reshape(shape) if raw.size else torch.empty(shape, dtype=kind)
+    flat = raw if is_torch_tensor(raw) else torch.from_numpy(raw)
+    if not flat.numel():
+        return torch.empty(shape, dtype=kind, device=flat.device)
+    return flat.view(kind).reshape(shape)
 
 
 def _describe(value: Any, where: str) -> tuple[TensorSpec, Any, bool]:

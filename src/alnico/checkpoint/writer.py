@@ -69,8 +69,11 @@ class OutputFiles:
         write_fully(self._descriptors[shard], data, info.begin + offset, self._paths[shard], tensor)
         self._start_writeback(shard, info.begin + offset, len(data))
 
-    def place(self, tensor: str, offset: int, size: int) -> None:
+    def place(self, tensor: str, offset: int, size: int, gpu: object = None) -> None:
         """Do nothing: a file has no memory to compute in."""
+
+    def computed(self, tensor: str, offset: int, size: int) -> None:
+        """Nothing is computed in place."""
 
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
         """Copy ``size`` bytes of a source's tensor without reading them; returns False if impossible.

@@ -17,6 +17,7 @@ IGNORED: Mapping[str, str] = {
     "low_cpu_memory": "--memory is the limit that holds",
     "clone_tensors": "no output shares memory with an input",
     "async_write": "tensors are always written while others are read",
+    "read_to_gpu": "on a GPU, tensors are always read while others are copied there and computed",
 }
 """Flags that change nothing, and why."""
 
@@ -28,14 +29,11 @@ IGNORED_VALUES: Mapping[str, str] = {
 }
 """The same of options with a value."""
 
-_ON_A_GPU = "this version merges on the processor only, at a disk's speed. Leave the option out."
+DEVICES: Mapping[str, str] = {"cuda": "cuda", "gpu_rich": "cuda:all", "multi_gpu": "cuda:all"}
+"""Flags that mean a device."""
 
 REFUSED: Mapping[str, str] = {
     "trust_remote_code": "alnico runs no code of a model. Leave the option out.",
-    "cuda": _ON_A_GPU,
-    "gpu_rich": _ON_A_GPU,
-    "multi_gpu": _ON_A_GPU,
-    "read_to_gpu": _ON_A_GPU,
     "unsafe_truncate_embeddings": "alnico cuts no vocabulary without saying which tokens go. Write tokenizer_source: base in the recipe.",
 }
 """Flags for what alnico does not do, and what to do instead."""
@@ -47,8 +45,8 @@ def _switch(name: str) -> Flag:
 
 
 FLAGS: Mapping[str, Flag] = {
-    **{name: _switch(name) for name in (*IGNORED, *REFUSED, "safe_serialization")},
-    **{name: Flag(type=str, is_hidden=True) for name in (*IGNORED_VALUES, "device")},
+    **{name: _switch(name) for name in (*IGNORED, *REFUSED, *DEVICES, "safe_serialization")},
+    **{name: Flag(type=str, is_hidden=True) for name in IGNORED_VALUES},
 }
 """Hidden options of ``alnico merge``. Those that mean something there (--allow-crimes, ...) are declared with it."""
 
@@ -58,8 +56,6 @@ def check_flags(call: CommandCall) -> None:
     for name, why in REFUSED.items():
         if call[name]:
             raise typer.BadParameter(f"{_typed(name)}: {why}")
-    if call["device"] not in (None, "cpu"):
-        raise typer.BadParameter(f"--device: {_ON_A_GPU}")
     if call["safe_serialization"] is False:
         raise typer.BadParameter(
             "--no-safe-serialization: alnico writes safetensors only. Leave the option out."
@@ -67,6 +63,24 @@ def check_flags(call: CommandCall) -> None:
     for name, why in {**IGNORED, **IGNORED_VALUES}.items():
         if call[name] is not None:
             say(f"note: {_typed(name, call[name])} has no effect: {why}.", call.is_quiet)
+
+
+def with_device(call: CommandCall) -> CommandCall:
+    """Return the call with the device that mergekit's flags mean. Errors: a wrong command line, if they contradict each other or
+    ``--device``."""
+    meant = {name: device for name, device in DEVICES.items() if call[name]}
+    if not meant:
+        return call
+    device = "cuda:all" if "cuda:all" in meant.values() else "cuda"  # --cuda with --multi-gpu is usual
+    if "device" in call.given:
+        typed = str(call["device"])
+        if typed != device and not (device == "cuda" and typed.startswith("cuda")):
+            names = " and ".join(map(_typed, meant))
+            raise typer.BadParameter(
+                f"{names} {'mean' if len(meant) > 1 else 'means'} --device {device}, and --device {typed} is given. Leave one out."
+            )
+        device = typed
+    return CommandCall(call.command, {**call.values, "device": device}, {*call.given, "device"})
 
 
 def _typed(name: str, value: object = True) -> str:

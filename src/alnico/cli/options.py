@@ -104,6 +104,16 @@ def seed_of(seed: int, option: str) -> int:
     return seed
 
 
+def device_of(text: str, option: str) -> str:
+    from alnico.devices import EXPECTED, checked_device
+    from alnico.errors import AlnicoError
+
+    try:
+        return checked_device(text)
+    except AlnicoError:
+        raise typer.BadParameter(f"{option} is {text[:100]!r}; expected {EXPECTED}.") from None
+
+
 def share_of(share: float, option: str) -> float:
     if not 0 < share <= 1:
         raise typer.BadParameter(f"{option}: {share:g} is not a share in (0, 1]. The default is 0.2.")
@@ -114,6 +124,7 @@ SHARED: Mapping[str, Flag] = {
     "threads": Flag(also=("-j", "--num-threads"), least=1),
     "device": Flag(complete=device_names),
     "seed": Flag(parse=seed_of),
+    "device": Flag(parse=device_of),
     "top_share": Flag(spelled=("--top",), parse=share_of),
     "inputs": Flag(spelled=("--input",), metavar="NAME=PATH"),
     "verify_inputs": Flag(metavar="KEY"),

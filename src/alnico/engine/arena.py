@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,25 +16,35 @@ from alnico.plan.job import Job
 
 ALIGNMENT = 64
 
+NO_BYTES = np.empty(0, np.uint8)
+
+
+def plain_memory(byte_size: int) -> np.ndarray:
+    return np.empty(byte_size, np.uint8)
+
 
 class Arena:
-    """One buffer per thread, of at least ``least_bytes``."""
+    """One buffer per thread, of at least ``least_bytes``. ``make`` makes a buffer of so many bytes: of the processor's
+    memory, or of a GPU's."""
 
-    def __init__(self, least_bytes: int) -> None:
+    def __init__(self, least_bytes: int, make: Callable[[int], Any] = plain_memory) -> None:
         self.least_bytes = least_bytes
+        self._make = make
         self._own = threading.local()
 
-    def views(self, sizes: Sequence[int]) -> list[np.ndarray]:
+    def views(self, sizes: Sequence[int]) -> list[Any]:
         """Return parts of this thread's buffer, each at a multiple of :data:`ALIGNMENT` bytes. Earlier
         content is lost."""
         starts, position = [], 0
         for size in sizes:
             starts.append(position)
             position += -(-size // ALIGNMENT) * ALIGNMENT
-        arena: np.ndarray | None = getattr(self._own, "bytes", None)
+        if not position:
+            return [NO_BYTES] * len(starts)
+        arena: Any = getattr(self._own, "bytes", None)
         if arena is None or arena.nbytes < position:
             # Reused for every tensor: the first touch of fresh pages is slow on virtual machines.
-            arena = self._own.bytes = np.empty(max(position, self.least_bytes), np.uint8)
+            arena = self._own.bytes = self._make(max(position, self.least_bytes))
         return [arena[s : s + size] for s, size in zip(starts, sizes, strict=True)]
 
     def read(

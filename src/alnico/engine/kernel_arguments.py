@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from alnico.kernels.facts import (
 from alnico.kernels.template import ArgumentKind, Real
 from alnico.numerics.noise import noise_key
 from alnico.plan.job import Job
+
+if TYPE_CHECKING:
+    from alnico.kernels.cuda.memory import GpuMemory
 
 RANKS = object()
 """Stands in a list of arguments for the ranks of the block at hand."""
@@ -58,7 +61,8 @@ def kind_of(argument: Argument) -> ArgumentKind:
 @dataclass(frozen=True)
 class KernelContext:
     """The values that the arguments of one tensor's kernels are derived from: its name, the seed, and the
-    facts measured so far.
+    facts measured so far. ``gpu`` is the memory of the GPU that
+    computes the tensor; None on the processor.
 
     ``given`` are the values of some of the models, by their position, of facts that must still be measured
     for the others.
@@ -68,6 +72,7 @@ class KernelContext:
     seed: int
     facts: Mapping[MeasuredFact, Any]
     given: Mapping[KthLargest, Mapping[int, float]] = field(default_factory=dict)
+    gpu: GpuMemory | None = None
 
     @property
     def real(self) -> Real:
@@ -105,7 +110,7 @@ def codes_of(job: Job) -> tuple[np.ndarray, int]:
     return np.array([CODES[i.dtype] for i in job.inputs], np.int64), CODES[job.base.dtype] if job.base else 0
 
 
-def in_place(flat: Sequence[Any], ranks: np.ndarray | None) -> list[Any]:
+def in_place(flat: Sequence[Any], ranks: Any) -> list[Any]:
     """Put the ranks of a block into flat arguments."""
     return [ranks if part is RANKS else part for part in flat]
 

@@ -317,6 +317,7 @@ class JobMatrices:
 
     def _raw(self, tensor: Input, start: int, stop: int, hasher: _Hashers | None = None) -> np.ndarray:
         """Read the bytes of some elements into this thread's buffer."""
+        raw: np.ndarray
         (raw,) = self._arena.views([(stop - start) * tensor.width])
         self._sources[tensor.model].read_into(tensor.name, start * tensor.width, memoryview(raw))
         if hasher is not None:

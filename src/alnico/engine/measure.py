@@ -128,7 +128,7 @@ class _ByLeaf(_FactState):
 
     def __init__(self, fact: Sum | Count, context: KernelContext) -> None:
         super().__init__(fact, context)
-        self.run = kernel_for(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job), gpu=context.gpu)
         self.chosen = np.arange(1 if fact.across and isinstance(fact, Count) else len(self.codes))
         leaves = -(-self.job.elements // LEAF)
         self.parts = np.zeros((self.chosen.size, leaves), np.float64 if isinstance(fact, Sum) else np.int64)
@@ -151,7 +151,7 @@ class _ByRow(_FactState):
     def __init__(self, fact: Gram, context: KernelContext) -> None:
         super().__init__(fact, context)
         k = len(self.codes)
-        self.run = kernel_for(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job), gpu=context.gpu)
         self.row = self.job.row if fact.over == "row" else max(self.job.elements, 1)
         self.parts = np.zeros((self._segment(self.job.elements - 1) + 1, k * (k + 1) // 2))
 
@@ -185,7 +185,7 @@ class _OfRows(_FactState):
 
     def __init__(self, fact: Sum | Largest, context: KernelContext) -> None:
         super().__init__(fact, context)
-        self.run = kernel_for(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job), gpu=context.gpu)
         self.chosen = np.arange(len(self.codes))
         self.parts = np.zeros((self.chosen.size, _segment(self.job, self.job.elements - 1) + 1))
 
@@ -215,7 +215,7 @@ class _ByColumn(_FactState):
     def __init__(self, fact: Gram, context: KernelContext) -> None:
         super().__init__(fact, context)
         k = len(self.codes)
-        self.run = kernel_for(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job), gpu=context.gpu)
         self.sums = np.zeros((k * (k + 1) // 2, self.job.columns))
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -260,7 +260,7 @@ class _BySelection(_KthLargestSearch):
 
     def __init__(self, fact: KthLargest, context: KernelContext) -> None:
         super().__init__(fact, context)
-        self.run = kernel_for(_kernel(fact, context.job))
+        self.run = kernel_for(_kernel(fact, context.job), gpu=context.gpu)
         self.gathered = np.zeros((self.chosen.size, self.job.elements), self.real)
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -280,7 +280,7 @@ class _ByHistogram(_KthLargestSearch):
 
     def __init__(self, fact: KthLargest, context: KernelContext) -> None:
         super().__init__(fact, context)
-        self.run = kernel_for(_kernel(fact, context.job, "histogram"))
+        self.run = kernel_for(_kernel(fact, context.job, "histogram"), gpu=context.gpu)
         self.digits = _Digits(self.rank, self.real)
         self.lock = threading.Lock()
 
@@ -363,7 +363,7 @@ class ModelMeasurement:
 
     def __init__(self, fact: OverModel, jobs: Sequence[Job], given: Mapping[int, float]) -> None:
         kernel = model_kernel(fact, jobs)
-        self.run = kernel_for(kernel)
+        self.kernel = kernel
         elements = sum(job.elements for job in jobs)
         shares = fact.fact.share
         nothing = math.inf if fact.fact.end == "first" else 0.0
@@ -387,7 +387,7 @@ class ModelMeasurement:
                 self.bins.append(bins)
         codes, base_code = codes_of(job)
         raws = tuple(block.raws)
-        self.run(
+        kernel_for(self.kernel, gpu=block.gpu)(
             raws,
             codes,
             block.base,
@@ -511,16 +511,23 @@ class _ByBracket(_KthLargestSearch):
         return float(np.sort(np.concatenate(self.parts[n]))[inside - place])
 
 
-def kernels(job: Job) -> set[FactKernel]:
+def kernels(job: Job, *, on_gpu: bool = False) -> set[FactKernel]:
     """Describe the kernels that measure a job."""
     assert job.merge is not None
-    return kernels_of([fact for level in job.merge.levels() for fact in level], job)
+    return kernels_of([fact for level in job.merge.levels() for fact in level], job, on_gpu=on_gpu)
 
 
-def kernels_of(facts: Sequence[MeasuredFact], job: Job) -> set[FactKernel]:
+def kernels_of(facts: Sequence[MeasuredFact], job: Job, *, on_gpu: bool = False) -> set[FactKernel]:
     """Describe the kernels that measure some facts of a job."""
+    if on_gpu:
+        return {_kernel(f, job, _counted(f, job)) for f in facts}
     sampled = [f for f in facts if isinstance(f, KthLargest) and _is_bracketed(f, job)]
     return {_kernel(f, job) for f in facts} | {_kernel(f, job, "values") for f in sampled}
+
+
+def _counted(fact: MeasuredFact, job: Job) -> Reduction | None:
+    """How a GPU searches a kth largest: it counts all values of a large tensor, as it reads them faster than it would pick some."""
+    return "histogram" if isinstance(fact, KthLargest) and job.elements > SMALL else None
 
 
 def values_kernel(fact: KthLargest, job: Job) -> MeasureKernel:
@@ -579,6 +586,8 @@ def _state(fact: MeasuredFact, context: KernelContext) -> _FactState:
     if isinstance(fact, KthLargest):
         if context.job.elements <= SMALL:
             return _BySelection(fact, context)
+        if context.gpu is not None:
+            return _ByHistogram(fact, context)
         return _ByBracket(fact, context) if _is_bracketed(fact, context.job) else _ByHistogram(fact, context)
     if isinstance(fact, Largest) or (isinstance(fact, Sum) and fact.over == "row"):
         return _OfRows(fact, context)

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from alnico.engine.arena import Arena
+from alnico.devices import Device
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.fetch import fetch_weights
+from alnico.engine.job_devices import devices_of
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.measure import FactKernel, LevelMeasurement, kernels_of
 from alnico.engine.mix import refuse_inputs
+from alnico.engine.workspace import Workspace
 from alnico.errors import NonFiniteError
 from alnico.kernels.choice import kernel_for
 from alnico.kernels.facts import Gram, MeasuredFact
@@ -59,17 +61,25 @@ class _PlanMeasurement:
         self._fact = fact
         self._too_large = too_large
         self._crew = Crew(plan.memory.threads)
-        self._arena = Arena(plan.memory.worker_bytes)
+        self._device_of: dict[str, Device] = {}
+        self._spaces: dict[Device, Workspace] = {}
         self._open: dict[str, _TensorFact] = {}
         self._values: dict[str, Any] = {}
 
     def all(self, jobs: Sequence[Job]) -> dict[str, Any]:
         calls: list[WorkItem] = []
-        elements: Counter[FactKernel] = Counter()
+        self._device_of = devices_of(jobs, self._plan.sources, self._plan.devices)
+        self._spaces = {
+            device: Workspace(device, self._plan.sources, self._plan.memory.worker_bytes, keeps_host=False)
+            for device in dict.fromkeys(self._device_of.values())
+        }
+        elements: Counter[tuple[FactKernel, Device]] = Counter()
         for job in jobs:
-            elements.update(dict.fromkeys(kernels_of([self._fact], job), job.elements))
-        for kernel, count in elements.items():
-            kernel_for(kernel, count)
+            device = self._device_of[job.name]
+            for kernel in kernels_of([self._fact], job, on_gpu=self._spaces[device].gpu is not None):
+                elements[kernel, device] += job.elements
+        for (kernel, device), count in elements.items():
+            kernel_for(kernel, count, gpu=self._spaces[device].gpu)
         for job in jobs:
             spans = chunks(job)
             calls += [(self._measure, (job, span, len(spans))) for span in spans]
@@ -80,7 +90,7 @@ class _PlanMeasurement:
     def _measure(self, job: Job, span: Span, spans: int) -> None:
         with self._crew.lock:
             state = self._open.get(job.name) or self._open.setdefault(
-                job.name, _TensorFact(job, self._fact, self._plan.recipe.seed, spans)
+                job.name, _TensorFact(self._context(job), self._fact, spans)
             )
         for start, stop in blocks(span, self._plan.memory.block_elements):
             self._crew.check()
@@ -97,8 +107,11 @@ class _PlanMeasurement:
         self._values[job.name] = value
 
     def _block(self, job: Job, start: int, stop: int) -> Block:
-        views = self._arena.read(job, self._plan.sources, (start, stop))
-        return Block(views[:-1], views[-1])
+        return self._spaces[self._device_of[job.name]].block(job, (start, stop))[0]
+
+    def _context(self, job: Job) -> KernelContext:
+        gpu = self._spaces[self._device_of[job.name]].gpu
+        return KernelContext(job, self._plan.recipe.seed, {}, gpu=gpu)
 
     def _refuse(self, job: Job) -> None:
         """Name the first number of a tensor that is not finite. Errors: NonFiniteError."""
@@ -110,6 +123,6 @@ class _PlanMeasurement:
 class _TensorFact:
     """A tensor being measured, and how many of its chunks are left."""
 
-    def __init__(self, job: Job, fact: MeasuredFact, seed: int, chunks: int) -> None:
-        self.facts = LevelMeasurement([fact], KernelContext(job, seed, {}))
+    def __init__(self, context: KernelContext, fact: MeasuredFact, chunks: int) -> None:
+        self.facts = LevelMeasurement([fact], context)
         self.remaining = chunks

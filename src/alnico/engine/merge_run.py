@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from alnico.checkpoint.source import Source
-from alnico.devices import Device
+from alnico.devices import CPU, Device
 from alnico.engine import measure, row_ranks
-from alnico.engine.arena import Arena
-from alnico.engine.blocks import Block, Span, blocks, chunks
+from alnico.engine.blocks import Block, Span, blocks, chunks, whole
 from alnico.engine.differences import as_differences, source_of
 from alnico.engine.fact_cache import CachedFacts, FactCache
 from alnico.engine.factor_cache import FactorFiles
+from alnico.engine.job_devices import devices_of
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.matrix import JobMatrices, rounding_kernel
 from alnico.engine.matrix_gpu import MatrixRoom
 from alnico.engine.matrix_store import MatrixNote, MatrixStore
-from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
+from alnico.engine.mix import Mixer, mix_kernel, refuse_inputs
+from alnico.engine.workspace import BlockOutput, Workspace, block_of
 from alnico.errors import (
     AlnicoError,
     MismatchError,
     NonFiniteError,
+    ResourceError,
     RunError,
     visible,
 )
@@ -42,6 +42,15 @@ from alnico.output.journal import JournalState, Record
 from alnico.plan.job import Input, Job, Plan
 from alnico.plan.memory import gpu_matrix_bytes
 from alnico.threads import Abandoned, Crew, Stopped, WorkItem
+
+if TYPE_CHECKING:
+    from alnico.kernels.cuda.memory import GpuMemory
+
+MOST_AT_ONCE = 1 << 28
+"""Most elements of a tensor that a GPU computes at once where its inputs and its output are in its memory; a multiple of LEAF."""
+
+GPU_PACKAGES = frozenset({"numba", "numba_cuda", "cuda", "torch"})
+"""The packages whose errors are those of a GPU, if they come while a tensor is made on one."""
 
 SHARED_CHUNKS = 8
 """A tensor of at least so many chunks that is measured first is shared by all threads; a smaller one is made
@@ -71,9 +80,13 @@ class Output(Protocol):
         """Put ``data`` at byte ``offset`` of a tensor. Safe for threads."""
         ...
 
-    def place(self, tensor: str, offset: int, size: int) -> np.ndarray | None:
-        """Return memory in which these bytes of a tensor can be computed before they are written; None if
-        there is none."""
+    def place(self, tensor: str, offset: int, size: int, gpu: GpuMemory | None = None) -> Any:
+        """Return memory of the processor, or of a GPU, in which these bytes of a tensor can be computed; None if
+        there is none. The processor's are written after that."""
+        ...
+
+    def computed(self, tensor: str, offset: int, size: int) -> None:
+        """Take note that bytes were computed in the memory of a GPU that :meth:`place` returned."""
         ...
 
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
@@ -118,7 +131,7 @@ class MergeRun:
         state: JournalState,
         watch: Watcher | None,
         cache: FactCache | None = None,
-        spans: Callable[[Job], list[Span]] = chunks,
+        spans: Callable[[Job], list[Span]] | None = None,
         matrices: MatrixStore | None = None,
         factor_cache: Path | None = None,
     ) -> None:
@@ -133,7 +146,7 @@ class MergeRun:
         self._factors: FactorFiles | None = None
         self.notes: list[Noted] = []
         """What methods said about matrices."""
-        self._spans = spans
+        self._given_spans = spans
         self._hasher = PieceHasher if recorder.wants_digests else Unhashed
         self.records = {r.tensor: r for r in state.records}
         self.facts = dict(state.facts)
@@ -142,18 +155,50 @@ class MergeRun:
         missing = [j for j in plan.jobs if j.name not in self.records]
         self.jobs = as_differences(missing, plan.sources)
         self._crew = Crew(plan.memory.threads, watch)
-        self._arena = Arena(plan.memory.worker_bytes)
-        self._own = threading.local()
         self._room = MatrixRoom()
-        self._turns = itertools.count()
+        self._device_of = devices_of(plan.jobs, plan.sources, plan.devices)
+        self._at_once: dict[str, bool] = {}
+        self._spaces = {
+            device: Workspace(
+                device, plan.sources, plan.memory.worker_bytes, keeps_host=recorder.wants_digests
+            )
+            for device in dict.fromkeys((CPU, *(self._device(job) for job in self.jobs if job.kind == "mix")))
+        }
 
-    def _device(self) -> Device:
-        """The device that this thread computes on. Threads take the devices of the plan in turn."""
-        device: Device | None = getattr(self._own, "device", None)
-        if device is None:
-            devices = self.plan.devices
-            device = self._own.device = devices[next(self._turns) % len(devices)]
-        return device
+    def _device(self, job: Job) -> Device:
+        """The device that makes a tensor."""
+        return self._device_of[job.name]
+
+    def _space(self, job: Job) -> Workspace:
+        """Where a tensor is computed by blocks."""
+        return self._spaces[self._device(job)]
+
+    def _is_at_once(self, job: Job) -> bool:
+        """Is a tensor computed on a GPU whose memory has all its inputs and its output, so that nothing is copied by blocks?"""
+        if job.kind != "mix" or self._space(job).gpu is None:
+            return False
+        if job.name not in self._at_once:
+            self._at_once[job.name] = self._has_all(self._space(job), job)
+        return self._at_once[job.name]
+
+    def _has_all(self, space: Workspace, job: Job) -> bool:
+        return (
+            self._given_spans is None
+            and not self.recorder.wants_digests
+            and not (job.merge is not None and job.merge.uses_ranks)
+            and all(space.held(job, i) is not None for i in range(len(job.read)))
+            and self.output.place(job.name, 0, job.byte_size, space.gpu) is not None
+        )
+
+    def _spans(self, job: Job) -> list[Span]:
+        """The spans that are made by themselves."""
+        if self._given_spans is not None:
+            return self._given_spans(job)
+        return whole(job) if self._is_at_once(job) else chunks(job)
+
+    def _blocks(self, job: Job, span: Span) -> Iterator[Span]:
+        """Cut a span into the blocks that are in memory at once."""
+        return blocks(span, MOST_AT_ONCE if self._is_at_once(job) else self.plan.memory.block_elements)
 
     def all(self) -> None:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
@@ -202,19 +247,24 @@ class MergeRun:
 
     def _compile(self) -> None:
         """Choose how each kernel runs, by all elements that it will run on, before any thread starts."""
-        elements: Counter[Any] = Counter()
+        elements: Counter[tuple[Any, Device]] = Counter()
         for job in self.jobs:
+            device = self._device(job)
             if job.kind == "matrix":
-                elements[rounding_kernel()] += job.elements
+                elements[rounding_kernel(), CPU] += job.elements
             if job.kind == "mix":
-                for kernel in (*measure.kernels(job), *row_ranks.kernels(job), mix_kernel(job)):
-                    elements[kernel] += job.elements
+                for ranking in row_ranks.kernels(job):
+                    elements[ranking, CPU] += job.elements
+                on_gpu = self._space(job).gpu is not None
+                for kernel in (*measure.kernels(job, on_gpu=on_gpu), mix_kernel(job)):
+                    elements[kernel, device] += job.elements
         for _, fact, jobs in self._missing_facts():
-            elements[measure.model_kernel(fact, jobs)] += sum(job.elements for job in jobs)
+            for job in jobs:
+                elements[measure.model_kernel(fact, jobs), self._device(job)] += job.elements
         if elements:
             self._crew.report(Compiling(len(elements)))
-        for kernel, count in elements.items():
-            kernel_for(kernel, count)
+        for (kernel, device), count in elements.items():
+            kernel_for(kernel, count, gpu=self._spaces[device].gpu)
 
     def _parallel(self, calls: Sequence[WorkItem]) -> None:
         self._crew.run([(self._guarded, (call, arguments)) for call, arguments in calls])
@@ -224,6 +274,9 @@ class MergeRun:
             raise self.recorder.failure
         try:
             call(*arguments)
+        except ResourceError as error:
+            self._refuse_gpu(error, arguments)
+            raise
         except (AlnicoError, Stopped):
             raise
         except OSError as error:
@@ -231,14 +284,25 @@ class MergeRun:
                 f"{self._place(arguments)}: {error.strerror or error}. Check the disk; the same command resumes the merge."
             ) from None
         except Exception as error:
+            if _is_of_gpu(error):
+                self._refuse_gpu(error, arguments)
             error.add_note(visible(f"alnico: while making {self._place(arguments)}"))
             raise
 
+    def _refuse_gpu(self, error: Exception, arguments: tuple[Any, ...]) -> None:
+        """Say that a GPU failed at a tensor, if it makes it. Errors: RunError, which keeps the unfinished output."""
+        device = self._device(_job_of(arguments))
+        if device.is_gpu:
+            if isinstance(error, ResourceError) and not str(error).startswith(f"{device.name}: "):
+                raise RunError(*error.args) from error  # it has all its parts
+            raise RunError(
+                f"{self._place(arguments)}: {device} failed ({_first_line(error)}). The same command resumes the merge; if it "
+                "fails again, end other programs that use the GPU, or merge with --device cpu --restart."
+            ) from error
+
     def _place(self, arguments: tuple[Any, ...]) -> str:
         """The tensor that a call works on, and the models that it is read from."""
-        job = next(
-            a.job if isinstance(a, _RunningJob) else a for a in arguments if isinstance(a, (_RunningJob, Job))
-        )
+        job = _job_of(arguments)
         sources = [self.plan.sources[m] for m in dict.fromkeys(tensor.model for tensor in job.read)]
         return f"{job.name} of {', '.join(source.label for source in sources)}"
 
@@ -258,12 +322,13 @@ class MergeRun:
         """Make a tensor in one thread, while others make other tensors. A tensor of a single block is read
         once."""
         everything = (0, state.job.elements)
-        if len(spans) > 1 or state.job.elements > self.plan.memory.block_elements:
+        if len(spans) > 1 or len(list(self._blocks(state.job, everything))) > 1:
             self._measure(state, lambda facts: self._measure_chunks(state, facts, spans))
             for span in spans:
                 self._mix_chunk(state, span)
             return
-        held = self._block(state.job, everything, state.job.elements)
+        out_bytes = 0 if self._is_at_once(state.job) else state.job.byte_size
+        held = self._space(state.job).block(state.job, everything, out_bytes)
         self._measure(state, lambda facts: facts.fold(*everything, held[0]), held[0])
         self._mix_chunk(state, everything, held)
 
@@ -284,7 +349,7 @@ class MergeRun:
             facts = measure.LevelMeasurement([fact for fact in level if fact not in cached.whole], context)
             if facts.runs:
                 facts.sample(
-                    _block_of(state.job, self._arena.read(state.job, self.plan.sources, *facts.runs))
+                    self._sample(state.job, facts.runs)
                     if held is None
                     else _pick(held, facts.runs, state.job)
                 )
@@ -300,11 +365,16 @@ class MergeRun:
             state.facts |= results
         state.mixer = Mixer(self._context(state), self.plan.sources)
 
+    def _sample(self, job: Job, runs: list[Span]) -> Block:
+        """Read the elements of some spans, joined, on the processor."""
+        views = self._spaces[CPU].arena.read(job, self.plan.sources, *runs)
+        return block_of(job, views)
+
     def _refuse_measured(self, job: Job) -> None:
         """Refuse a tensor whose facts are not finite. Errors: NonFiniteError, naming the first NaN or
         infinity if an input has one."""
-        for start, stop in blocks((0, job.elements), self.plan.memory.block_elements):
-            refuse_inputs(job, self.plan.sources, start, self._block(job, (start, stop), 0)[0])
+        for start, stop in self._blocks(job, (0, job.elements)):
+            refuse_inputs(job, self.plan.sources, start, self._block(job, (start, stop)))
         raise NonFiniteError(
             f"{job.name}: its values are so large that sums over them, as {self.plan.recipe.merge_method} takes them, are beyond "
             f"{job.real}; expected finite sums. Divide the tensor by a number in all models, or leave it out with a filter."
@@ -312,7 +382,8 @@ class MergeRun:
 
     def _context(self, state: _RunningJob) -> KernelContext:
         before = {fact.fact: self.of_model[fact] for fact in measure.of_model(state.job)}
-        return KernelContext(state.job, self.plan.recipe.seed, before | state.facts)
+        gpu = self._space(state.job).gpu
+        return KernelContext(state.job, self.plan.recipe.seed, before | state.facts, gpu=gpu)
 
     def _missing_facts(self) -> list[tuple[int, measure.OverModel, list[Job]]]:
         """The facts of the whole model that must still be measured, numbered in the order of the plan."""
@@ -343,39 +414,46 @@ class MergeRun:
         self.of_model = {fact: self.facts[n] for n, fact in every if n in self.facts}
 
     def _measure_across(self, measurement: measure.ModelMeasurement, job: Job, span: Span) -> None:
-        for start, stop in blocks(span, self.plan.memory.block_elements):
+        for start, stop in self._blocks(job, span):
             self._crew.check()
-            measurement.fold(job, start, self._block(job, (start, stop), 0)[0])
+            measurement.fold(job, start, self._block(job, (start, stop)))
 
     def _measure_chunks(
         self, state: _RunningJob, facts: measure.LevelMeasurement, spans: Sequence[Span]
     ) -> None:
         for span in spans:
-            for start, stop in blocks(span, self.plan.memory.block_elements):
+            for start, stop in self._blocks(state.job, span):
                 self._crew.check()
-                facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
+                facts.fold(start, stop, self._block(state.job, (start, stop)))
 
     def _mix_chunk(
-        self, state: _RunningJob, span: Span, held: tuple[Block, np.ndarray] | None = None
+        self, state: _RunningJob, span: Span, held: tuple[Block, BlockOutput] | None = None
     ) -> None:
-        job, mixer = state.job, state.mixer
+        job, mixer, space = state.job, state.mixer, self._space(state.job)
         assert mixer is not None
         width = job.width
         hashers = [self._hasher(d, span[0] * i.width) for d, i in zip(state.inputs, job.read, strict=True)]
         output = self._hasher(state.output, span[0] * width)
-        for start, stop in blocks(span, self.plan.memory.block_elements):
+        for start, stop in self._blocks(job, span):
             self._crew.check()
-            block, out = held or self._block(job, (start, stop), stop - start)
-            for hasher, raw in zip(
-                hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True
-            ):
-                hasher.update(memoryview(raw))
-            placed = self.output.place(job.name, start * width, out.nbytes)
-            out = out if placed is None else placed
-            mixer(start, block, out)
-            output.update(memoryview(out))
-            self.output.write(job.name, start * width, memoryview(out))
-            self._crew.report(Advanced(job.name, out.nbytes))
+            size = (stop - start) * width
+            placed = self.output.place(job.name, start * width, size, space.gpu)
+            is_there = space.gpu is not None and placed is not None
+            block, out = held or space.block(job, (start, stop), 0 if is_there else size)
+            if self.recorder.wants_digests:
+                raws = block.bytes_read(job.base is not None)
+                for hasher, raw in zip(hashers, raws, strict=True):
+                    hasher.update(memoryview(raw))
+            if placed is not None:
+                out = BlockOutput(placed, placed if space.gpu is None else out.host)
+            mixer(start, block, out.device)
+            if is_there:
+                self.output.computed(job.name, start * width, size)
+            else:
+                data = memoryview(space.take(out))
+                output.update(data)
+                self.output.write(job.name, start * width, data)
+            self._crew.report(Advanced(job.name, size))
         for hasher in (*hashers, output):
             hasher.finish()
         self._chunk_done(state)
@@ -398,12 +476,12 @@ class MergeRun:
             self._crew.report(noted)
 
         digests = state.inputs if self.recorder.wants_digests else []
-        device = self._device()
+        device = self._device(job)
         matrices = JobMatrices(
             job,
             self.plan.sources,
             digests,
-            self._arena,
+            self._spaces[CPU].arena,
             self.plan.memory.block_elements,
             self._crew.check,
             store=self.matrices,
@@ -428,7 +506,7 @@ class MergeRun:
         output = self._hasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
             self._crew.check()
-            first, other = self._arena.views([stop - start, stop - start])
+            first, other = self._spaces[CPU].arena.views([stop - start, stop - start])
             for i, (tensor, hasher) in enumerate(zip(job.inputs, hashers, strict=True)):
                 view = other if i else first
                 self.plan.sources[tensor.model].read_into(tensor.name, start, memoryview(view))
@@ -449,7 +527,7 @@ class MergeRun:
         hasher = self._hasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
             self._crew.check()
-            (view,) = self._arena.views([stop - start])
+            (view,) = self._spaces[CPU].arena.views([stop - start])
             if self.output.copy(job.name, start, stop - start, source, tensor.name):
                 self.output.read_into(job.name, start, memoryview(view))
             else:
@@ -497,21 +575,26 @@ class MergeRun:
         self.recorder.finished(record)
         self._crew.report(TensorDone(job.name, record.digest))
 
-    def _block(self, job: Job, span: Span, out_elements: int) -> tuple[Block, np.ndarray]:
-        """Read the inputs of a span, with ranks if the job uses them. The second value is memory for
-        ``out_elements`` of output."""
-        ranked = job.merge is not None and job.merge.uses_ranks
-        rows = row_ranks.whole_rows(job, span) if ranked else span
-        *views, out = self._arena.read(job, self.plan.sources, rows, out_bytes=out_elements * job.width)
-        block = _block_of(job, views)
-        if not ranked:
-            return block, out
-        ranks = row_ranks.ranks(job, rows, block.raws, block.base, span)
-        parts = [
-            view[(span[0] - rows[0]) * tensor.width : (span[1] - rows[0]) * tensor.width]
-            for view, tensor in zip(views, job.read, strict=True)
-        ]
-        return _block_of(job, parts, ranks), out
+    def _block(self, job: Job, span: Span) -> Block:
+        """Read the inputs of a span to measure them."""
+        return self._space(job).block(job, span)[0]
+
+
+def _job_of(arguments: tuple[Any, ...]) -> Job:
+    """The job that a call works on."""
+    return next(
+        a.job if isinstance(a, _RunningJob) else a for a in arguments if isinstance(a, (_RunningJob, Job))
+    )
+
+
+def _is_of_gpu(error: BaseException) -> bool:
+    """Is an error one of a GPU's driver, or of a library that computes on it?"""
+    return any(kind.__module__.partition(".")[0] in GPU_PACKAGES for kind in type(error).__mro__)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
 
 
 def _pick(block: Block, runs: list[Span], job: Job) -> Block:
@@ -522,7 +605,3 @@ def _pick(block: Block, runs: list[Span], job: Job) -> Block:
         return np.concatenate([view[start * width : stop * width] for start, stop in runs])
 
     return Block([pick(raw) for raw in block.raws], pick(block.base))
-
-
-def _block_of(job: Job, views: list[np.ndarray], ranks: np.ndarray | None = None) -> Block:
-    return Block(views[:-1], views[-1], ranks) if job.base is not None else Block(views, NOTHING, ranks)

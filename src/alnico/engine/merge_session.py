@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import numpy as np
+from typing import Any
 
 from alnico.checkpoint.resident_model import ResidentModel, SharedBudget
 from alnico.checkpoint.source import Source
+from alnico.devices import free_bytes
 from alnico.engine.blocks import blocks
 from alnico.engine.fact_cache import FactCache, FactStore
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.in_memory import Arrays, Follower, NullRecorder
+from alnico.engine.in_memory import (
+    Arrays,
+    Follower,
+    NullRecorder,
+    host_bytes,
+    new_arrays,
+    wait_for_torch,
+)
 from alnico.engine.matrix_store import ResidentStore
 from alnico.engine.merge_run import MergeRun
 from alnico.engine.mix import refuse_tensor
@@ -41,6 +48,10 @@ class Resident:
     ``open_source`` opens the model of a reference when a recipe first names it. ``run.memory_bytes`` is the
     budget for the work of a merge and for everything that is computed from models and kept; mapped files and
     the result do not count. ``caller`` has the words in which unrelated models are refused.
+
+    With ``run.device`` a GPU, models are kept in its memory, in half of what the result and the work of a merge leave free, and
+    results are made there: ``arrays`` are then torch tensors of bytes on that GPU, which ``checkpoint.memory_model.to_torch``
+    views as tensors of their dtype, and :meth:`follow` takes torch tensors on it, too.
     """
 
     def __init__(
@@ -54,27 +65,28 @@ class Resident:
         self._caller = caller
         self._run = run
         self._room = SharedBudget(run.memory_bytes)
+        self._rooms: dict[str, SharedBudget] = {}
         self._models: dict[str, ResidentModel] = {}
         self._checked: set[frozenset[Source]] = set()
         self._store = FactStore(self._room)
         self._matrices = ResidentStore(self._room)
         self._copied: dict[str, tuple[object, ...]] = {}
         self.layout: TensorLayout = ()
-        self.arrays: dict[str, np.ndarray] = {}
-        """The bytes of every output tensor of the last merge, in the order of its plan."""
+        self.arrays: dict[str, Any] = {}
+        """The bytes of every output tensor of the last merge, in the order of its plan: arrays, or torch tensors on the GPU."""
         self._followers: dict[str, list[Follower]] = {}
 
     def model(self, reference: str) -> ResidentModel:
         """Return the open model of a reference. Errors: ModelError, HubError."""
         if reference not in self._models:
-            self._models[reference] = ResidentModel(self._open_source(reference), self._room)
+            self._models[reference] = ResidentModel(self._open_source(reference), self._room, self._rooms)
         return self._models[reference]
 
     def plan(self, recipe: Recipe) -> Plan:
         """Plan a recipe over the open models. Errors: as for :func:`alnico.plan.build.build_plan`."""
         return build_plan(recipe, open_source=self.model, run=self._run)
 
-    def merge(self, plan: Plan) -> Mapping[str, np.ndarray]:
+    def merge(self, plan: Plan) -> Mapping[str, Any]:
         """Carry out a plan of :meth:`plan` and return its tensors' bytes by name.
 
         If names, dtypes and shapes are those of the previous merge, they are its arrays with new values.
@@ -87,8 +99,11 @@ class Resident:
         if layout != self.layout:
             self._copied.clear()
             self._followers.clear()
-            self.arrays = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
+            self.arrays = {}
+            self.arrays = new_arrays(plan, stays=True)
             self.layout = layout
+        wait_for_torch(plan)
+        self._give_room(plan)
         cache = FactCache(plan.sources, self._store)
         self._matrices.begin()
         settled = self._with_norms(plan, cache)
@@ -121,6 +136,15 @@ class Resident:
         self._copied |= origins
         return self.arrays
 
+    def _give_room(self, plan: Plan) -> None:
+        """Let models use half of the memory of each GPU that the result and the work of a merge leave free."""
+        for device in plan.gpus:
+            if device.name not in self._rooms:
+                self._rooms[device.name] = SharedBudget(
+                    max(free_bytes(device) - plan.memory.gpu_bytes, 0)
+                    // 2  # modules that are scored need room, too
+                )
+
     def _refuse_copy(self, job: Job, plan: Plan) -> None:
         """Refuse a copied NaN or infinity, as the result may be scored. Errors: NonFiniteError, naming tensor
         and index."""
@@ -128,12 +152,12 @@ class Resident:
         if tensor.dtype not in MERGEABLE or not job.elements:
             return
         for start, stop in blocks((0, job.elements), plan.memory.block_elements):
-            raw = self.arrays[job.name][start * job.width : stop * job.width]
+            raw = host_bytes(self.arrays[job.name][start * job.width : stop * job.width])
             refuse_tensor(tensor, plan.sources[tensor.model].label, job.shape, start, raw)
 
-    def follow(self, tensor: str, arrays: Iterable[np.ndarray]) -> None:
-        """Update flat float32 arrays with the values of an output tensor at each merge, until the layout
-        changes."""
+    def follow(self, tensor: str, arrays: Iterable[Any]) -> None:
+        """Update flat float32 arrays, or flat torch tensors on any device, with the values of an output tensor at each merge,
+        until the layout changes."""
         dtype = next(dtype for name, dtype, _ in self.layout if name == tensor)
         self._followers.setdefault(tensor, []).extend(Follower(values, dtype) for values in arrays)
 
@@ -174,6 +198,7 @@ class Resident:
         self._models.clear()
         self._checked.clear()
         self._room = SharedBudget(self._run.memory_bytes)
+        self._rooms.clear()
         self._store = FactStore(self._room)
         self._matrices = ResidentStore(self._room)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from alnico.checkpoint.source import Source
-from alnico.engine.blocks import Block
+from alnico.engine.blocks import Block, on_host
 from alnico.engine.kernel_arguments import KernelContext, codes_of, in_place, keeps_equal, kind_of
 from alnico.errors import NonFiniteError
 from alnico.kernels.choice import kernel_for
@@ -36,14 +37,14 @@ class Mixer:
         job = self.job = context.job
         assert job.merge is not None
         self.sources = sources
-        self.run = kernel_for(mix_kernel(job))
+        self.run = kernel_for(mix_kernel(job), gpu=context.gpu)
         codes, self.base_code = codes_of(job)
         self.codes = np.concatenate([codes, np.array([CODES[i.dtype] for i in job.sides], np.int64)])
         self.arguments = context.flat(job.merge.arguments)
         self.keeps_equal = keeps_equal(job, context)
 
-    def __call__(self, start: int, block: Block, out: np.ndarray) -> None:
-        """Fill ``out`` from a block that begins at element ``start``. Errors: NonFiniteError, naming tensor
+    def __call__(self, start: int, block: Block, out: Any) -> None:
+        """Fill ``out``, which is in the memory of the block's device, from a block that begins at element ``start``. Errors: NonFiniteError, naming tensor
         and index."""
         arguments = in_place(self.arguments, block.ranks)
         dtypes = (self.base_code, out, CODES[self.job.dtype])
@@ -53,9 +54,9 @@ class Mixer:
         if bad >= 0:
             self._refuse(start, block, out)
 
-    def _refuse(self, start: int, block: Block, out: np.ndarray) -> None:
+    def _refuse(self, start: int, block: Block, out: Any) -> None:
         refuse_inputs(self.job, self.sources, start, block)
-        refuse_output(self.job, start, out)
+        refuse_output(self.job, start, on_host(out, block.gpu))
 
 
 def refuse_output(job: Job, start: int, out: np.ndarray) -> None:
@@ -71,10 +72,7 @@ def refuse_output(job: Job, start: int, out: np.ndarray) -> None:
 def refuse_inputs(job: Job, sources: Sequence[Source], start: int, block: Block) -> None:
     """Name the first NaN or infinity in a block that begins at element ``start``, if there is one. Errors:
     NonFiniteError."""
-    inputs: list[tuple[Input, np.ndarray]] = list(zip((*job.inputs, *job.sides), block.raws, strict=True))
-    if job.base is not None:
-        inputs.append((job.base, block.base))
-    for tensor, raw in inputs:
+    for tensor, raw in zip(job.read, block.bytes_read(job.base is not None), strict=True):
         refuse_tensor(tensor, sources[tensor.model].label, job.shape, start, raw)
 
 

@@ -16,6 +16,7 @@ from alnico.engine.merge_run import MergeRun
 from alnico.engine.method_notes import sum_up
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
+from alnico.engine.workspace import open_gpus
 from alnico.errors import (
     AlnicoError,
     RunError,
@@ -113,6 +114,7 @@ def run_plan(
     refused. ``factor_cache`` is the folder of :class:`alnico.engine.factor_cache.FactorFiles`. Errors: see ``errors``. A wrong input removes the unfinished output, everything else keeps it.
     """
     begin = time.perf_counter()
+    open_gpus(plan)
     out = Path(out)
     single = plan.shards[0].name if out.suffix == ".safetensors" else None
     fingerprint = plan.fingerprint()

@@ -436,7 +436,8 @@ def plain_copy(module: Any) -> Any:
 def merge_open_models(
     opened: OpenModels, recipe: Mapping[str, Any] | Recipe, run: RunOptions
 ) -> dict[str, Any]:
-    """Merge a recipe over open models into a dict of torch tensors on the CPU, or of numpy arrays.
+    """Merge a recipe over open models into a dict of torch tensors, or of numpy arrays. Tensors are on the CPU, and on the GPU of
+    ``run`` where an input lives there.
 
     Closes the models.
     """
@@ -456,7 +457,7 @@ def merge_open_models(
         opened.close()
 
 
-def name_tensors(opened: OpenModels, plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def name_tensors(opened: OpenModels, plan: Plan, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """View the bytes of a plan's tensors as torch tensors or numpy arrays, under the names in the models.
 
     A tied tensor has all its names. The order is that of the models.

@@ -220,7 +220,14 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
             f"{path.parent}: holds an unfinished {what} that was not started here: it was copied or unpacked, and may be someone else's. "
             "Pass --restart to start over."
         )
-    changed = _changes(start["fingerprint"], json.loads(json.dumps(fingerprint)))
+    before = with_device(start["fingerprint"])
+    now = with_device(json.loads(json.dumps(fingerprint)))
+    changed = _changes(before, now)
+    if changed == [_WORDS["device"]]:
+        raise OutputError(
+            f"{path.parent}: holds an unfinished {what} that was begun on {before['device']}, and this run is on {now['device']}, whose "
+            f"last bits may differ. Continue with --device {before['device']}, or pass --restart to start over."
+        )
     if changed:
         raise OutputError(
             f"{path.parent}: holds an unfinished {what}; changed since it began: {', '.join(changed)}. "
@@ -287,6 +294,12 @@ def _damaged(path: Path, what: str) -> OutputError:
     )
 
 
+def with_device(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprint of a merge with its device: those from before alnico used GPUs do not name the processor."""
+    has_device = "device" in fingerprint or "recipe" not in fingerprint
+    return dict(fingerprint) if has_device else {**fingerprint, "device": "cpu"}
+
+
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe the changes between two fingerprints."""
     changes: list[str] = []
@@ -312,6 +325,7 @@ _WORDS = {
     "recipe": "the recipe",
     "arithmetic": "the version of alnico's arithmetic",
     "plan": "the plan (tensors or shard sizes)",
+    "device": "the device",
     "inputs": "an input file (size, time or header)",
     "norms": "the analysis that weights are made from",
     "top_share": "the share of top parameters",

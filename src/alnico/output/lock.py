@@ -64,7 +64,8 @@ class LockedTensor:
 class Lock:
     """The content of the lock at ``path``. The lock of an adapter has no recipe, as no recipe makes one.
     ``files`` maps the files next to it to their ``size``, and their ``digest`` or, for weights, the digest of
-    their ``header``; None in locks from before 0.1.0."""
+    their ``header``; None in locks from before 0.1.0. ``device`` is ``cpu`` or ``cuda``, and ``gpus`` are the models
+    of the GPUs."""
 
     path: Path
     version: str
@@ -73,6 +74,13 @@ class Lock:
     inputs: tuple[LockedInput, ...]
     tensors: Mapping[str, LockedTensor]
     files: Mapping[str, Mapping[str, Any]] | None
+    device: str = "cpu"
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def device_text(self) -> str:
+        """The device for people: ``cpu``, or ``cuda`` with the models of its GPUs."""
+        return f"{self.device} ({', '.join(self.gpus)})" if self.gpus else self.device
 
     @property
     def models(self) -> tuple[LockedInput, ...]:
@@ -118,6 +126,8 @@ def format_lock(plan: Plan, records: Mapping[str, Record], files: Mapping[str, M
         "alnico": __version__,
         "arithmetic": ARITHMETIC,
         "hash": HASH,
+        "device": plan.device_kind,
+        **({"gpus": sorted({gpu.model for gpu in plan.gpus})} if plan.gpus else {}),
         "recipe": plan.recipe.canonical(),
         "seed": plan.recipe.seed,
         "inputs": [
@@ -243,6 +253,8 @@ def _lock(path: Path, data: Mapping[str, Any], depth: int) -> Lock:
             tuple(_input(path, entry, depth) for entry in data["inputs"]) if is_merge else (),
             tensors,
             files,
+            _device(data.get("device", "cpu")),
+            tuple(_word(model) for model in _list(data.get("gpus", []))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{path}: is no lock of alnico ({str(error)[:80]}). Merge again.") from None
@@ -275,6 +287,12 @@ def _word(value: Any) -> str:
     if len(text := _text(value)) > MAX_WORD:
         raise ValueError(f"{text[:40]} where a short text is")
     return text
+
+
+def _device(value: Any) -> str:
+    if value not in ("cpu", "cuda"):
+        raise ValueError(f"{str(value)[:40]} where a device is")
+    return str(value)
 
 
 def _list(value: Any) -> list[Any]:

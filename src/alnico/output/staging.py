@@ -29,6 +29,7 @@ from alnico.folders import (
     user_id,
     user_name,
 )
+from alnico.output.journal import with_device
 
 MARK = "published.json"
 
@@ -359,7 +360,8 @@ def is_published(out: Path, mark: Path, fingerprint: Mapping[str, Any] | None = 
         recorded = read_json(mark)
         is_same = recorded["witness"] == _witness(out)
         return is_same and (
-            fingerprint is None or bool(recorded["fingerprint"] == json.loads(json.dumps(fingerprint)))
+            fingerprint is None
+            or bool(with_device(recorded["fingerprint"]) == with_device(json.loads(json.dumps(fingerprint))))
         )
     except (ModelError, RunError, OSError, ValueError, KeyError, TypeError):
         return False

@@ -23,6 +23,7 @@ from alnico.checkpoint.untied_model import untie
 from alnico.checkpoint.weight_files import stem_of
 from alnico.devices import devices_for
 from alnico.errors import ModelError
+from alnico.installation import import_extra
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan import families
 from alnico.plan.compatibility import config_notes
@@ -141,6 +142,9 @@ def _plan(
         if group.setting.origin != "given"
         for pending in group.tensors.values()
     ]
+    devices = devices_for("merging", run.device)
+    if devices[0].is_gpu and any(job.kind == "mix" for job in jobs):
+        import_extra("numba_cuda", f"a merge on {devices[0].name}", "cuda")
     plan = Plan(
         recipe=_pinned(recipe, references, sources),
         sources=tuple(sources),
@@ -162,13 +166,14 @@ def _plan(
             run.threads,
             sum(len(s.tensors) for s in sources),
             sources,
+            devices,
         ),
         config=config,
         files=files,
         left=left,
         norm_weight_groups=groups,
         rules=builder.rules(),
-        devices=devices_for("merging", run.device),
+        devices=devices,
     )
     norms = known_norms(plan, (".", recipe.folder))
     return with_norms(plan, norms) if norms else plan

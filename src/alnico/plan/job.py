@@ -145,13 +145,15 @@ class Dropped:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The memory of a run: ``peak_bytes`` in total, ``worker_bytes`` for each of ``threads`` workers."""
+    """The memory of a run: ``peak_bytes`` in total, ``worker_bytes`` for each of ``threads`` workers, ``gpu_bytes`` on each of
+    its GPUs."""
 
     budget_bytes: int
     peak_bytes: int
     threads: int
     worker_bytes: int
     block_elements: int
+    gpu_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ class Plan:
                 ("to read", format_size(self.bytes_to_read)),
                 ("to write", format_size(self.bytes_to_write)),
                 ("memory", f"at most {format_size(self.memory.peak_bytes)}"),
+                *[(f"memory of {d}", f"at most {format_size(self.memory.gpu_bytes)}") for d in self.gpus],
                 ("dropped", len(self.dropped)),
             ],
         )
@@ -238,6 +241,16 @@ class Plan:
     @property
     def elements(self) -> int:
         return sum(job.elements for job in self.jobs)
+
+    @property
+    def gpus(self) -> tuple[Device, ...]:
+        """The GPUs that tensors are computed on."""
+        return tuple(device for device in self.devices if device.is_gpu)
+
+    @property
+    def device_kind(self) -> str:
+        """``cpu`` or ``cuda``: an interrupted merge is resumed on the same kind."""
+        return self.devices[0].kind
 
     def _kinds(self) -> list[JobKind]:
         """Kinds of jobs to count: matrices only where there are some."""
@@ -271,6 +284,7 @@ class Plan:
             "inputs": [{"model": s.label, "files": s.identity()} for s in self.sources],
             **({"norms": norms} if norms else {}),
             **({"methods": foreign} if foreign else {}),
+            "device": self.device_kind,
             "alnico": __version__,
         }
 

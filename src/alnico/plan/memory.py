@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alnico.checkpoint.source import Source
+from alnico.devices import CPU, Device, free_bytes
 from alnico.errors import ResourceError
 from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Gram, Largest, Sum
@@ -19,6 +20,12 @@ BYTES_A_TENSOR = 2_000
 
 BLOCK_ELEMENTS = 4 * LEAF
 """Elements read, mixed and written at a time. The inputs and the output of a block fit the L2 cache."""
+
+GPU_BLOCK_ELEMENTS = 32 * LEAF
+"""The same on a GPU: a call of a kernel there takes as long as computing some hundred thousand elements."""
+
+CUDA_BYTES = 512 << 20
+"""The memory that a process needs to use a GPU, in the processor's memory and on the GPU, before any tensor: an estimate."""
 
 HISTOGRAM_BYTES = 65_536 * 8
 """One model's counters while a kth largest magnitude is searched."""
@@ -35,9 +42,15 @@ models."""
 
 
 def fit_memory(
-    jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sources: Sequence[Source] = ()
+    jobs: Sequence[Job],
+    budget_bytes: int,
+    threads: int,
+    tensors: int,
+    sources: Sequence[Source] = (),
+    devices: Sequence[Device] = (CPU,),
 ) -> MemoryPlan:
-    """Choose threads and a block size for a budget. ``tensors`` is the number of tensors of all inputs.
+    """Choose threads and a block size for a budget, and on GPUs for their free memory. ``tensors`` is the number of tensors of
+    all inputs.
 
     If memory is short, first the blocks shrink, then the number of threads.
     Errors: ResourceError if one thread with the smallest block does not fit; it names a sufficient budget.
@@ -45,9 +58,11 @@ def fit_memory(
     facts = max((_fact_bytes(j) for j in jobs), default=0) + max(
         (s.reading_bytes for s in sources), default=0
     )
+    on_gpu = devices[0].is_gpu
     fixed = (
         sum(s.held_bytes for s in sources)
         + BASELINE_BYTES
+        + (CUDA_BYTES if on_gpu else 0)
         + BYTES_A_TENSOR * tensors
         + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
     )
@@ -58,12 +73,16 @@ def fit_memory(
     largest = max((j for j in jobs if j.matrix is not None), key=whole_bytes, default=None)
     whole = whole_bytes(largest) if largest is not None else 0
     matrices = sum(j.matrix is not None for j in jobs)
+    free = min(map(free_bytes, devices)) if on_gpu else 0
     for workers in range(max(threads, 1), 0, -1):
-        for block in (BLOCK_ELEMENTS, LEAF):
+        for block in (*((GPU_BLOCK_ELEMENTS,) if on_gpu else ()), BLOCK_ELEMENTS, LEAF):
             worker = widest * block + counters + facts + max((_rank_bytes(j, block) for j in jobs), default=0)
             peak = fixed + workers * worker + min(workers, matrices) * whole
-            if peak <= budget_bytes:
-                return MemoryPlan(budget_bytes, peak, workers, worker, block)
+            needed, most = _gpu_bytes(jobs, -(-workers // len(devices)), block, facts) if on_gpu else (0, 0)
+            if peak <= budget_bytes and needed <= free:
+                return MemoryPlan(budget_bytes, peak, workers, worker, block, min(most, free))
+    if on_gpu:
+        _refuse_small_gpu(jobs, devices, _gpu_bytes(jobs, 1, LEAF, facts)[0])
     least = (
         fixed
         + widest * LEAF
@@ -82,6 +101,37 @@ def fit_memory(
     raise ResourceError(
         f"plan: the merge needs at least {format_size(least)} of memory, the budget is "
         f"{format_size(budget_bytes)}. Raise --memory to {enough}."
+    )
+
+
+def _gpu_bytes(jobs: Sequence[Job], workers: int, block: int, facts: int) -> tuple[int, int]:
+    """Return the memory of one GPU that so many threads need, and the most that they use: blocks of inputs and output, ranks,
+    counters, and whole matrices, of which one must fit."""
+    computed = [j for j in jobs if j.is_computed]
+    widths = [sum(i.width for i in j.read) + j.width for j in computed if j.kind == "mix"]
+    models = max((len(j.inputs) for j in computed), default=1)
+    ranks = 4 * models if any(j.merge is not None and j.merge.uses_ranks for j in computed) else 0
+    counters = models * HISTOGRAM_BYTES if any(_levels(j) for j in computed) else 0
+    matrices = sorted(map(gpu_matrix_bytes, jobs), reverse=True)[:workers]
+    worker = (max(widths, default=0) + ranks) * block + counters + facts
+    blocks = CUDA_BYTES + workers * worker
+    return blocks + max(matrices, default=0), blocks + sum(matrices)
+
+
+def _refuse_small_gpu(jobs: Sequence[Job], devices: Sequence[Device], least: int) -> None:
+    """Refuse a GPU without room for the smallest blocks. Errors: ResourceError."""
+    device = min(devices, key=free_bytes)
+    free = free_bytes(device)
+    if least <= free:
+        return
+    largest = max(jobs, key=gpu_matrix_bytes)
+    matrix = gpu_matrix_bytes(largest)
+    needs = "needs"
+    if matrix and least - matrix <= free:
+        needs = f"merges {largest.name} as a whole matrix, which takes {format_size(matrix)}, and needs"
+    raise ResourceError(
+        f"plan: the merge {needs} {format_size(least)} of {device}; {format_size(free)} are free. End other programs that use it, "
+        "or choose another device, such as cpu."
     )
 
 

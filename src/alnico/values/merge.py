@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alnico.checkpoint.memory_model import import_torch
+from alnico.devices import DEFAULT_DEVICE
 from alnico.errors import MethodError, RecipeError
 from alnico.methods import find, method_name
 from alnico.methods.base import Method
@@ -40,11 +41,13 @@ def merge_state_dicts(
     missing: str = "error",
     unrelated: str = "error",
     threads: int | None = None,
+    device: Any = DEFAULT_DEVICE,
     **options: Any,
 ) -> dict[str, Any]:
     """Merge dicts of tensors in memory; the bits are equal to those of the same merge on disk.
 
-    Torch tensors give torch tensors on the CPU; numpy arrays give numpy arrays. A list may also contain
+    Torch tensors give torch tensors on the CPU; numpy arrays give numpy arrays. With ``device="cuda"`` the merge is computed on
+    the GPU, without a copy of tensors that live there, and the result of these stays there. A list may also contain
     modules, paths, hub ids, lazy models and task vectors of the base (``tau`` counts as ``tau.on(base)``); a
     module with PEFT adapters counts as its merged weights. ``options`` are those of the method, also in words
     of other texts (docs/recipes.md): one value for all models, or a list with one per model. Inputs are never
@@ -77,7 +80,8 @@ def merge_state_dicts(
         "unrelated": unrelated,
         "options": options,
     }
-    return _merge(state_dicts, base, "state_dicts", method, layers, threads, **arguments)
+    run = RunOptions.of(threads=threads, device=device)
+    return _merge(state_dicts, base, "state_dicts", method, layers, run, **arguments)
 
 
 @ieee_arithmetic()
@@ -93,11 +97,12 @@ def merge_models(
     missing: str = "error",
     unrelated: str = "error",
     threads: int | None = None,
+    device: Any = DEFAULT_DEVICE,
     **options: Any,
 ) -> Any:
     """Merge modules (``nn.Module``) into a copy of the base, or of the first model if there is no base.
 
-    The copy has the merged parameters and buffers on the devices of the original, and everything else as in
+    The copy has the merged parameters and buffers on the devices of the original, wherever ``device`` computes them, and everything else as in
     the original, including the training mode. A module in ``torch.compile`` or ``DataParallel`` is unwrapped.
     With ``missing="drop"`` a tensor that some models lack stays as it is in the copy. Models of all other
     kinds may be among them. Inputs are never changed. Other arguments are those of :func:`merge_state_dicts`.
@@ -112,12 +117,13 @@ def merge_models(
         "unrelated": unrelated,
         "options": options,
     }
+    run = RunOptions.of(threads=threads, device=device)
     import_torch("a merge of modules")
     models = list_models(models, "models")
     template = template_of([base, *models])
     if template is None:
         raise RecipeError(_without_module(models))
-    state = _merge(models, base, "models", method, layers, threads, **arguments)
+    state = _merge(models, base, "models", method, layers, run, **arguments)
     result = plain_copy(template)
     fill(result, state, partly=missing == "drop")
     return result
@@ -154,7 +160,7 @@ def _merge(
     list_name: str,
     method: str | Method,
     layers: Mapping[str, Mapping[str, Any]] | None,
-    threads: int | None,
+    run: RunOptions,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Merge models in memory into a dict of tensors. ``list_name`` is the name of their list in messages."""
@@ -172,7 +178,6 @@ def _merge(
         base_reference = references[0]
         if find(method_name(method)).space == "delta":
             references = references[1:]
-    run = RunOptions.of(threads=threads)
     recipe = recipe_of(references, base_reference, list_name, method, **arguments)
     layers = layers_with_references(layers, named, list_name) if layers else {}
     opened = open_models(named, base=base)

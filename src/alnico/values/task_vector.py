@@ -491,6 +491,7 @@ class LazyModel:
         unrelated: str = "error",
         memory: Size = DEFAULT_BUDGET_BYTES,
         threads: int | None = None,
+        device: Any = DEFAULT_DEVICE,
         max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
         overwrite: bool = False,
         overwrite_anything: bool = False,
@@ -503,7 +504,7 @@ class LazyModel:
         the models' dtypes; ``missing`` replaces that of the task vector. An interrupted merge with models in memory starts again from the beginning.
         Errors: all of ``alnico.errors``.
         """
-        run = RunOptions.of(memory=memory, threads=threads, watch=watch)
+        run = RunOptions.of(memory=memory, threads=threads, watch=watch, device=device)
         recipe, models, deltas = self._recipe_and_models(dtype, unrelated, missing)
         target = Path(out)
         check_publishable(target)
@@ -533,13 +534,14 @@ class LazyModel:
         missing: str | None = None,
         unrelated: str = "error",
         threads: int | None = None,
+        device: Any = DEFAULT_DEVICE,
     ) -> dict[str, Any]:
         """Return the tensors: numpy arrays if all models are dicts of them, otherwise torch tensors.
 
         ``missing`` replaces that of the task vector.
         """
         recipe, models, deltas = self._recipe_and_models(dtype, unrelated, missing)
-        run = RunOptions.of(threads=threads)
+        run = RunOptions.of(threads=threads, device=device)
         with in_words_of_python():
             return merge_open_models(open_operands(models, deltas, recipe_base(recipe)), recipe, run)
 
@@ -551,6 +553,7 @@ class LazyModel:
         missing: str | None = None,
         unrelated: str = "error",
         threads: int | None = None,
+        device: Any = DEFAULT_DEVICE,
     ) -> Any:
         """Put the tensors into a module, in place, and return it.
 
@@ -565,7 +568,7 @@ class LazyModel:
                 "the module to fill is an input of the model, and inputs are never changed. Fill a copy."
             )
         chosen = checked_missing(missing) or self._tau._missing
-        state = self.state_dict(missing=chosen, unrelated=unrelated, threads=threads)
+        state = self.state_dict(missing=chosen, unrelated=unrelated, threads=threads, device=device)
         fill(module, state, partly=chosen == "drop")
         return module
 

@@ -25,6 +25,7 @@ from alnico.checkpoint.shards import split_into_shards
 from alnico.checkpoint.sidecars import SIGNATURE, modules_of
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.weight_files import stem_of
+from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.stages import run_stages
 from alnico.errors import OutputError, UncheckedError, VerificationError
 from alnico.events import Watcher
@@ -39,6 +40,7 @@ from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import order_stages
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.verification.devices import on_device_of
 from alnico.verification.replan import (
     ReplanOptions,
     check_places,
@@ -59,7 +61,7 @@ the others."""
 class Reproduction:
     """A merge that was repeated with the same bytes: ``files`` of ``byte_size`` bytes with ``tensors`` in
     them. ``again`` is the path of the second output, None if it was removed. ``versions`` are those of alnico
-    that made the first and the second."""
+    that made the first and the second, ``devices`` those that computed them."""
 
     path: str
     again: str | None
@@ -69,6 +71,7 @@ class Reproduction:
     versions: tuple[str, str]
     seconds: float
     compile_seconds: float = field(default=0.0, compare=False)
+    devices: tuple[str, str] = ("cpu", "cpu")
 
     def __repr__(self) -> str:
         return result_line(
@@ -109,23 +112,30 @@ def reproduce(
     threads: int | None = None,
     restart: bool = False,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> Reproduction:
     """Repeat a finished merge from the recipe in its lock, and compare every byte.
 
+    It is repeated on a device of the kind that merged it, if there is one. On another kind, a difference says nothing: it is an
+    UncheckedError.
+
     Options:
         out: The directory of a finished merge.
         new: Directory that keeps the second merge; default: it is removed after the comparison.
+        device: Where to merge again: auto, cpu, cuda, cuda:1 or cuda:all. auto is the kind of device that merged it, or cpu if
+            no GPU can be used here.
     Errors: VerificationError for a difference; UncheckedError for inputs that are missing or are not those of
         the merge, and for a lock of another arithmetic; those of :func:`alnico.merge`.
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
-    options = ReplanOptions.of(inputs, run)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
     out, new = Path(merge_path(out, "reproduce")), None if new is None else Path(new)
     begin = time.perf_counter()
     lock = open_lock(out)
     if not lock.recipe:
         raise UncheckedError(no_recipe_message(out))
+    run, is_same_kind = on_device_of(lock, run)
+    options = ReplanOptions.of(inputs, run)
     check_places(lock, options)
     place = out if out.name not in ("", "..") else out.resolve()
     target = new or place.parent / f".{place.name}.alnico-again"
@@ -141,7 +151,16 @@ def reproduce(
         _merge(lock, options, target, model, restart)
     second = read_lock(target)
     _check_inputs(out, lock, second)
-    files, size = _compare(out, target, lock, second)
+    try:
+        files, size = _compare(out, target, lock, second)
+    except VerificationError as error:
+        if is_same_kind:
+            raise
+        raise UncheckedError(
+            f"{out}: could not be reproduced: it was merged on {lock.device_text}, and again on {second.device_text}, whose last bits may "
+            f"differ. {error} Repeat it on a machine with such a device, or run `alnico verify {out} --against-inputs`, which allows "
+            "one unit in the last place."
+        ) from None
     if new is None:
         shutil.rmtree(target, ignore_errors=True)
     seconds = time.perf_counter() - begin
@@ -153,6 +172,7 @@ def reproduce(
         size,
         (lock.version, __version__),
         seconds,
+        devices=(lock.device_text, second.device_text),
     )
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ from alnico.output.lock import Lock
 from alnico.plan.job import Job, Plan
 from alnico.plan.planned_model import PlannedModel
 from alnico.threads import Abandoned, Crew
+from alnico.verification.devices import TOLERANCE, units_apart
 from alnico.verification.replan import ReplanOptions, check_places, replan, stage_locks
 
 ChosenChunks = Mapping[str, list[Span]]
@@ -57,12 +58,19 @@ ChosenChunks = Mapping[str, list[Span]]
 @dataclass(frozen=True)
 class Recomputed:
     """The sample that was merged again and is the same: ``blocks`` of ``tensors``, ``byte_size`` bytes of
-    ``total_bytes``."""
+    ``total_bytes``.
+
+    ``device`` made it again. If that is of another kind than the one that merged, numbers may differ by ``tolerance`` units in
+    the last place, and ``elements_differ`` do.
+    """
 
     blocks: int
     tensors: int
     byte_size: int
     total_bytes: int
+    device: str = "cpu"
+    tolerance: int = 0
+    elements_differ: int = 0
 
 
 def choose_chunks(plan: Plan, share: float, seed: int, first: Iterable[str] = ()) -> ChosenChunks:
@@ -111,10 +119,13 @@ class Differing:
 
 class ComparingOutput:
     """An output that compares with a finished model instead of writing. ``differing`` has the first
-    difference of each tensor."""
+    difference of each tensor. Numbers of the tensors in ``tolerant`` may differ by one unit in the last place; ``near``
+    counts those that do."""
 
-    def __init__(self, model: Source) -> None:
+    def __init__(self, model: Source, tolerant: Collection[str] = ()) -> None:
         self.model = model
+        self.near = 0
+        self._tolerant = tolerant
         self.differing: dict[str, Differing] = {}
         self._lock = threading.Lock()
 
@@ -124,8 +135,18 @@ class ComparingOutput:
         self.model.read_into(tensor, offset, memoryview(stored))
         if np.array_equal(computed, stored):
             return
-        width = max(DTYPES[self.model.tensors[tensor].dtype].bytes, 1)
-        byte = int(np.flatnonzero(computed != stored)[0])
+        dtype = self.model.tensors[tensor].dtype
+        width = max(DTYPES[dtype].bytes, 1)
+        if tensor in self._tolerant:
+            steps = units_apart(stored, computed, dtype)
+            far = np.flatnonzero(steps > TOLERANCE)
+            with self._lock:
+                self.near += int(np.count_nonzero(steps)) - far.size
+            if not far.size:
+                return
+            byte = int(far[0]) * width
+        else:
+            byte = int(np.flatnonzero(computed != stored)[0])
         begin = byte - (offset + byte) % width
         difference = Differing(
             offset + byte, stored[begin : begin + width].tobytes(), computed[begin : begin + width].tobytes()
@@ -134,8 +155,11 @@ class ComparingOutput:
             if tensor not in self.differing or difference.offset < self.differing[tensor].offset:
                 self.differing[tensor] = difference
 
-    def place(self, tensor: str, offset: int, size: int) -> None:
+    def place(self, tensor: str, offset: int, size: int, gpu: object = None) -> None:
         """A finished model has no memory to compute in."""
+
+    def computed(self, tensor: str, offset: int, size: int) -> None:
+        """Nothing is computed in place."""
 
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
         return False
@@ -226,12 +250,14 @@ def recompute(
     share: float = 1.0,
     seed: int = 0,
     first: Iterable[str] = (),
+    is_tolerant: bool = False,
 ) -> Recomputed:
     """Merge a share of a finished output again from its inputs, and compare it with ``model``, the open
     output.
 
     Inputs are compared with the hashes in the lock: all of them if everything is merged again, else those of
-    the tensors that differ. Stages of the merge are made next to the output, as far as they are needed.
+    the tensors that differ. Stages of the merge are made next to the output, as far as they are needed. ``is_tolerant``: the
+    device is of another kind than the one that merged, so numbers may differ by one unit in the last place.
     Errors: VerificationError naming tensor and element; UncheckedError for inputs that are missing, or not
     those of the merge; ResourceError, and those of reading.
     """
@@ -254,9 +280,10 @@ def recompute(
                     [(j.name, j.dtype, j.shape) for j in step.jobs], 1 << 62, "stage.safetensors"
                 ),
             )
-            _check_stage(step, _make_chunks(step, step.stage.files, MemoryRecorder(True), watch))
+            _check_stage(step, _make_chunks(step, step.stage.files, MemoryRecorder(True), watch), is_tolerant)
         last = steps[-1]
-        comparing = ComparingOutput(model)
+        tolerant = {job.name for job in last.jobs if job.is_computed} if is_tolerant else ()
+        comparing = ComparingOutput(model, tolerant)
         noting = _make_chunks(last, comparing, MemoryRecorder(last.is_whole), watch)
         changed = _first_changed_input(last, noting.records.values())
         if changed is None and comparing.differing:
@@ -264,10 +291,18 @@ def recompute(
         if changed is not None:
             raise _other_input(last.lock, changed)
         if comparing.differing:
-            raise _difference(lock.path.parent, model, last.plan, comparing.differing)
+            raise _difference(lock, model, last.plan, comparing.differing, is_tolerant)
         size = sum(bytes_of_spans(job, last.chosen[job.name]) for job in last.jobs)
         blocks = sum(len(spans) for spans in last.chosen.values())
-        return Recomputed(blocks, len(last.chosen), size, sum(job.byte_size for job in last.plan.jobs))
+        return Recomputed(
+            blocks,
+            len(last.chosen),
+            size,
+            sum(job.byte_size for job in last.plan.jobs),
+            last.plan.device_kind,
+            TOLERANCE if is_tolerant else 0,
+            comparing.near,
+        )
 
 
 @contextmanager
@@ -394,13 +429,19 @@ def _first_changed_file(step: _RepeatedMerge, names: Iterable[str]) -> tuple[str
     return changed
 
 
-def _check_stage(step: _RepeatedMerge, noting: MemoryRecorder) -> None:
+def _check_stage(step: _RepeatedMerge, noting: MemoryRecorder, is_tolerant: bool) -> None:
     """Compare a stage's tensors and inputs with its lock. Errors: UncheckedError, VerificationError."""
     if (changed := _first_changed_input(step, noting.records.values())) is not None:
         raise _other_input(step.lock, changed)
     for name, record in noting.records.items():
         if record.digest != (locked := step.lock.tensors[name].digest):
             assert step.stage is not None
+            if is_tolerant:
+                raise UncheckedError(
+                    f"{step.lock.path}: could not check against its inputs: {name} of the stage {step.stage.label} was merged on "
+                    f"{step.lock.device_text} and differs when it is made again on {step.plan.device_kind}, and a later stage may enlarge "
+                    f"the difference; expected the same bits. Check it on a machine with such a device."
+                )
             raise VerificationError(
                 f"{step.lock.path}: {name} of the stage {step.stage.label} has the hash {locked} in the lock and {record.digest} when it is made "
                 "again from its inputs; they must be the same. Merge again."
@@ -416,8 +457,18 @@ def _other_input(lock: Lock, changed: tuple[str, str]) -> UncheckedError:
 
 
 def _difference(
-    out: Path, model: Source, plan: Plan, differing: Mapping[str, Differing]
-) -> VerificationError:
+    lock: Lock, model: Source, plan: Plan, differing: Mapping[str, Differing], is_tolerant: bool
+) -> VerificationError | UncheckedError:
+    out = lock.path.parent
+    matrices = {job.name for job in plan.jobs if job.kind == "matrix"}
+    if is_tolerant and differing.keys() <= matrices:
+        return UncheckedError(
+            f"{out}: could not check against its inputs: {next(iter(differing))} is made as a whole matrix. It was merged on "
+            f"{lock.device_text} and differs when it is made again on {plan.device_kind} by more than one unit in the last place, which "
+            "need not be a fault. Check it on a machine with such a device."
+        )
+    if is_tolerant:
+        differing = {n: d for n, d in differing.items() if n not in matrices}
     name = next(n for n in model.tensors if n in differing)
     difference, tensor = differing[name], model.tensors[name]
     width = max(DTYPES[tensor.dtype].bytes, 1)
@@ -425,15 +476,15 @@ def _difference(
         [int(i) for i in np.unravel_index(difference.offset // width, tensor.shape)] if tensor.shape else []
     )
     more = f" {len(differing) - 1} more tensors differ." if len(differing) > 1 else ""
-    is_matrix = any(job.name == name and job.kind == "matrix" for job in plan.jobs)
+    must = "must be the same" if not is_tolerant else "may differ by one unit in the last place"
     elsewhere = (
         " (It is made as a whole matrix, whose bits are the same on one type of machine only.)"
-        if is_matrix
+        if name in matrices
         else ""
     )
     return VerificationError(
         f"{out}: {name}{place or ''} is {_shown(difference.stored, tensor.dtype)} in the output and {_shown(difference.computed, tensor.dtype)} when it is made "
-        f"again from the inputs, from byte {difference.offset} of the tensor on; they must be the same.{more} Merge again, or get a new copy of the output.{elsewhere}"
+        f"again from the inputs, from byte {difference.offset} of the tensor on; they {must}.{more} Merge again, or get a new copy of the output.{elsewhere}"
     )
 
 

@@ -15,6 +15,7 @@ from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.signatures import check_signature
+from alnico.devices import DEFAULT_DEVICE
 from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
@@ -27,6 +28,7 @@ from alnico.output.lock import UNLOCKED, Lock, describe_tensor, differing_tensor
 from alnico.output.validate import check_folder
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
 from alnico.threads import Crew
+from alnico.verification.devices import on_device_of
 from alnico.verification.replan import ReplanOptions
 from alnico.verification.sample import Recomputed, recompute
 
@@ -92,12 +94,14 @@ def verify(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> Verification:
     """Check every tensor and file of a finished merge against the hashes in its lock; return what passed.
 
-    With ``against_inputs`` blocks are merged again from the inputs and compared bit for bit. A check that
-    could not be made is an error, never a pass.
+    With ``against_inputs`` blocks are merged again from the inputs and compared bit for bit: on a device of the kind that merged
+    them, if there is one. On another kind, numbers may differ by one unit in the last place, which the result says. A check
+    that could not be made is an error, never a pass.
 
     Options:
         out: The directory of a finished merge.
@@ -105,6 +109,8 @@ def verify(
         sample: With against_inputs: share of the blocks that are merged again, in (0, 1].
         seed: Seed that chooses the blocks of a sample.
         key: Public key (a PEM file) that must verify the signature of the merge.
+        device: With against_inputs: where blocks are merged again: auto, cpu, cuda, cuda:1 or cuda:all. auto is the kind of
+            device that merged them, or cpu if no GPU can be used here.
     Errors: VerificationError for a difference; UncheckedError, whose ``found`` is what was checked, for a
         check that could not be made; OutputError, ModelError, ResourceError, HubError.
     """
@@ -115,7 +121,7 @@ def verify(
             f"sample is {sample!r}; it is the share of blocks that are made again, in (0, 1]. Give 0.01 for a hundredth."
         )
     folder = Path(merge_path(out, "verify"))
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
     verification = check_output(
         folder, ReplanOptions.of(inputs, run), against_inputs=against_inputs, share=sample, seed=seed
     )
@@ -153,8 +159,17 @@ def check_output(
         if against_inputs and not lock.recipe:
             unchecked.append(no_recipe_message(out))
         elif against_inputs:
+            run, is_same_kind = on_device_of(lock, options.run)
             try:
-                recomputed = recompute(lock, model, options, share=share, seed=seed, first=damaged)
+                recomputed = recompute(
+                    lock,
+                    model,
+                    replace(options, run=run),
+                    share=share,
+                    seed=seed,
+                    first=damaged,
+                    is_tolerant=not is_same_kind,
+                )
             except UncheckedError as error:
                 if damaged:
                     raise _damaged(out, lock, digests, damaged) from None

@@ -46,6 +46,7 @@ RATED_BYTES = 50_000_000
 )
 def run(call: CommandCall) -> None:
     mergekit_flags.check_flags(call)
+    call = mergekit_flags.with_device(call)
     plan.check_signature_options(call)
     needs_out = not call["dry_run"] and not call["print_recipe"]
     words = quick.read_words(call, call["out"], needs_out=needs_out)

@@ -18,9 +18,10 @@ from alnico.cli.options import JSON, VERBOSE, Flag, size_of
 from alnico.cli.printing import Page, page, recipe_page, show_result
 from alnico.cli.progress import matrices_line
 from alnico.engine.fetch import absent_files
+from alnico.engine.job_devices import devices_data, tensors_by_device
 from alnico.engine.matrix_time import forecast_matrices
 from alnico.errors import RecipeError
-from alnico.numerics.sizes import format_size
+from alnico.numerics.sizes import count_of, format_size
 from alnico.output.disk_space import check_disk
 from alnico.plan.job import Plan, count_by_reason
 from alnico.plan.layers import layer_position
@@ -83,9 +84,10 @@ def show_plan(call: CommandCall, words: quick.MergeWords) -> None:
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data, with the forecast for whole matrices."""
+    """The plan as plain data, with its GPUs and the forecast for whole matrices."""
     forecast = forecast_matrices(plan)
-    return plan.summary() | (
+    devices = {"devices": devices_data(plan)} if plan.gpus else {}
+    return (plan.summary() | devices) | (
         {"matrices": dataclasses.asdict(forecast) | {"seconds": round(forecast.seconds, 2)}}
         if forecast is not None
         else {}
@@ -171,6 +173,10 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
     lines.append(
         f"memory    at most {format_size(memory.peak_bytes)} of {format_size(memory.budget_bytes)}, {memory.threads} threads"
     )
+    if plan.gpus:
+        for device, tensors in tensors_by_device(plan).items():
+            most = f", at most {format_size(memory.gpu_bytes)} of its memory" if device.is_gpu else ""
+            lines.append(f"device    {device}: {count_of(tensors, 'tensor')}{most}")
     if (forecast := forecast_matrices(plan)) is not None:
         lines.append(f"matrices  {matrices_line(forecast)} on this machine")
     absent = absent_files(plan, side_files=True)

@@ -22,6 +22,10 @@ def reproduction_text(result: Reproduction) -> Page:
     """What is the same, made by which versions, and where it is."""
     first, second = result.versions
     versions = f"alnico {first}" if first == second else f"alnico {first}, and again by {second}"
+    if set(result.devices) != {"cpu"}:
+        versions += f", on {result.devices[0]}" + (
+            f", and again on {result.devices[1]}" if len(set(result.devices)) > 1 else ""
+        )
     note = f"; the second is {result.again}" if result.again is not None else ""
     line = (
         f"{result.path}: merged again in {time_text(result.seconds, result.compile_seconds)}, the same bytes: {count_of(result.tensors, 'tensor')} in "

@@ -14,7 +14,7 @@ from alnico.verification.verify import Verification
 
 @command("alnico.verify", key=Flag(metavar="KEY"), json=JSON, quiet=QUIET)
 def run(call: CommandCall) -> None:
-    for name, option in (("sample", "--sample"), ("inputs", "--input")):
+    for name, option in (("sample", "--sample"), ("inputs", "--input"), ("device", "--device")):
         if name in call.given and not call["against_inputs"]:
             raise typer.BadParameter(f"{option} is for --against-inputs. Give both.")
     if not 0 < call["sample"] <= 1:
@@ -42,9 +42,13 @@ def verification_text(result: Verification) -> Page:
     again = result.recomputed
     if again is not None:
         share = again.byte_size / again.total_bytes if again.total_bytes else 1.0
+        bits = "the same bits"
+        if again.elements_differ:
+            bits = f"{count_of(again.elements_differ, 'number')} other by one unit in the last place"
+        device = f" on {again.device}, another device than the lock's" if again.tolerance else ""
         lines.append(
             f"{result.path}: {count_of(again.blocks, 'block')} of {count_of(again.tensors, 'tensor')} ({share:.3%} of the bytes) made again from the "
-            "inputs, the same bits"
+            f"inputs{device}, {bits}"
         )
     if result.signed_by is not None:
         lines.append(f"{result.path}: the signature holds with {result.signed_by}")
