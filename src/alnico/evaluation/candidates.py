@@ -261,7 +261,8 @@ class Candidates:
                 f"{candidate.label}: {why} Functions receive a copy of the first module among the models: pass "
                 "models of its architecture."
             ) from None
-        return converted(self._filled, self._placement).eval()  # the merge brings its own dtype
+        self._filled = converted(self._filled, self._placement)  # the merge brings its own dtype
+        return self._filled.eval()
 
     def write_config(self, candidate: Candidate, folder: Path) -> None:
         """Write the config of a transformers module in memory next to its weights."""
