@@ -221,6 +221,25 @@ def test_a_cluster_with_fewer_gpus_than_workers_is_refused(monkeypatch: pytest.M
     )
 
 
+def test_gpus_without_room_for_their_workers_are_refused_before_anything_is_written(
+    made: Made, tmp_path: Path
+) -> None:
+    gpus = [Device(f"cuda:{i}", "Made", 100_000) for i in range(2)]
+    with made_gpus(gpus):
+        assert alnico.search(recipe(made, trials=1), device="cuda:1").best
+        with pytest.raises(ResourceError) as error:
+            alnico.search(recipe(made), out=tmp_path / "out", device="cuda:all", workers=3)
+        with pytest.raises(ResourceError) as one:
+            alnico.search({**recipe(made), "dtype": "float64"}, out=tmp_path / "out", device="cuda")
+    assert str(error.value) == (
+        "search: needs 174.3 kB of GPU memory besides its inputs (174.3 kB for the modules of 2 workers, in float32), and "
+        "cuda:0 (Made, 100.0 kB) has 100.0 kB free; expected room for all of it. Choose device cuda:all, which spreads the "
+        "module over all GPUs, or cpu, or dtype bfloat16."
+    )
+    assert "174.3 kB for the module of a candidate, in float64" in str(one.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_random_weights_and_scales_are_scored_on_a_device() -> None:
     small = Small(2, seed=3)
     options: dict[str, Any] = {"trials": 5, "minimize": True}

@@ -73,7 +73,10 @@ def test_layers_that_see_each_others_merge_are_measured_on_a_gpu(made: Made, tmp
     expected = alnico.gram_statistics(made.references[:2], tmp_path / "cpu", device="cpu", **options)
     with made_gpus(GPUS):
         found = alnico.gram_statistics(made.references[:2], tmp_path / "gpu", device="cuda", **options)
-    assert all(same(*pair) for pair in zip(found, expected, strict=True))
+    for one, other in zip(found, expected, strict=True):  # equations are solved by torch there
+        a, b = stored(one), stored(other)
+        assert a.keys() == b.keys()
+        assert all(np.abs(a[n] - b[n]).max() <= 1e-4 * np.abs(b[n]).max() for n in a)
 
 
 def test_a_module_spread_over_gpus_measures_the_same(made: Made, tmp_path: Path) -> None:

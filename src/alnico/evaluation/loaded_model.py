@@ -210,8 +210,11 @@ class ModuleSubject:
     keeps them as long as this object exists.
     """
 
-    def __init__(self, label: str, module: Any, tokenizer: Any = None) -> None:
+    def __init__(
+        self, label: str, module: Any, tokenizer: Any = None, *, watch: Watcher | None = None
+    ) -> None:
         self.label = label
+        self.watch = watch
         if isinstance(module, Mapping):
             self._module: Any = {kind: _plain(label, one) for kind, one in module.items()}
         else:

@@ -366,13 +366,13 @@ def adamerge(
     if is_on_disk:
         if placement.dtype == "auto":
             placement = replace(placement, dtype="float32")
-        opened, subject = None, open_subject(base, offline=offline, placement=placement)
+        opened, subject = None, open_subject(base, offline=offline, placement=placement, watch=watch)
     else:
         opened = functools.partial(open_models, every, base=base, offline=offline)
         in_memory = MemorySubject(
             base_label, base, template=template_of(every.values()), offline=offline, placement=placement
         )
-        subject = ModuleSubject(base_label, in_memory.module("classifier"))
+        subject = ModuleSubject(base_label, in_memory.module("classifier"), watch=watch)
     learned = learn(
         list(named),
         base_label,

@@ -15,13 +15,14 @@ def check_room(what: str, needs: Mapping[str, int], dtype: str, placement: Modul
     gpus = placement.devices
     if not placement.device.is_gpu or sum(needs.values()) <= sum(map(free_bytes, gpus)):
         return
-    parts = [f"{format_size(size)} for {name}" for name, size in needs.items()]
+    *others, last = (f"{format_size(size)} for {name}" for name, size in needs.items())
+    parts = f"{', '.join(others)} and {last}" if others else last
     has = " and ".join(f"{gpu} has {format_size(free_bytes(gpu))} free" for gpu in gpus)
-    others = (
+    advice = (
         "device cpu" if len(gpus) > 1 else "device cuda:all, which spreads the module over all GPUs, or cpu"
     )
     raise ResourceError(
-        f"{what}: needs {format_size(sum(needs.values()))} of GPU memory besides its inputs ({', '.join(parts[:-1])} and "
-        f"{parts[-1]}, in {dtype}), and {has}; expected room for all of it. Choose {others}"
+        f"{what}: needs {format_size(sum(needs.values()))} of GPU memory besides its inputs ({parts}, in "
+        f"{dtype}), and {has}; expected room for all of it. Choose {advice}"
         f"{', or dtype bfloat16' if dtype == 'float32' else ''}."
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.open_model import open_model
 from alnico.devices import DEFAULT_DEVICE, Device, are_made, checked_device, devices_here
 from alnico.engine.relatedness import IN_A_RECIPE, IN_PYTHON
 from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.module_places import needed_bytes, own_dtype
 from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Task, shared_examples
@@ -20,7 +23,10 @@ from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
 from alnico.models.recipe_of_objects import BASE, take_objects
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.dtypes import CONFIG_NAMES
+from alnico.recipe.reference import resolve_reference
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size, checked_count
+from alnico.tune.gpu_room import check_room
 from alnico.tune.search.files import STUDY, search_folder, write_search
 from alnico.tune.search.fingerprint import Identity, models_data, tasks_data
 from alnico.tune.search.objective import Objective, best_of, objectives_of
@@ -32,7 +38,7 @@ from alnico.tune.search.settings import SAME, SearchSettings, read_search
 from alnico.tune.search.space import SearchSpace
 from alnico.tune.search.study import Study
 from alnico.tune.search.trials import run_trials
-from alnico.tune.search.workers import Engine, WorkerSpec, start_workers
+from alnico.tune.search.workers import Engine, WorkerSpec, devices_of_worker, start_workers
 
 NO_REPORT = (
     "these scores are on the examples searched on, so the best recipe's score is too high; set search.report "
@@ -99,8 +105,8 @@ def search(
         threads: Threads of each worker; default: the processors divided by the workers.
     Errors: RecipeError, with a line for every mistake; EvaluationError for tasks that do not fit the search,
         for reported tasks that share examples with those searched on, and after too many failed trials;
-        OutputError for a folder or a study of another search; ResourceError for a device that does not exist;
-        ModelError, HubError, RunError.
+        OutputError for a folder or a study of another search; ResourceError for a device that does not exist, or
+        that is too small for its workers; ModelError, HubError, RunError.
     """
     placement = _placement(device, dtype, engine)
     if workers is None:
@@ -121,6 +127,7 @@ def search(
         settings = replace(settings, trials=trials)
     if _is_same(report):
         settings = replace(settings, report=SAME, held_out=None)
+    _check_gpus(space, taken.models, placement, workers, run)
     folder = None if out is None else search_folder(out)
     if folder is not None and settings.storage is None:
         settings = replace(settings, storage=f"sqlite:///{folder / STUDY}")
@@ -179,6 +186,30 @@ def _default_workers(device: str, engine: Engine, placement: ModulePlacement) ->
             "it as workers."
         )
     return len(placement.devices) if device == "cuda:all" else 1
+
+
+def _check_gpus(
+    space: SearchSpace,
+    objects: Mapping[str, Any],
+    placement: ModulePlacement,
+    workers: int,
+    run: RunOptions,
+) -> None:
+    """Refuse GPUs without room for a module of each worker, as large as the donor. Errors: ResourceError, ModelError, HubError."""
+    recipe, donor = space.instantiate(space.default), _donor(space)
+    all_devices = placement.devices
+    if not placement.device.is_gpu or placement.device == ON_THE_CLUSTER or not recipe.models:
+        return
+    if donor is None or donor in objects:
+        return
+    with closing(open_model(resolve_reference(donor, space.folder), offline=run.offline)) as model:
+        stored = {name: (tensor.dtype, tensor.shape) for name, tensor in model.tensors.items()}
+    dtype = placement.torch_dtype or CONFIG_NAMES.get(recipe.dtype or "") or own_dtype(stored)
+    for number in range(min(workers, len(all_devices))):
+        sharing = len(range(number, workers, len(all_devices)))
+        what = "the module of a candidate" if sharing == 1 else f"the modules of {sharing} workers"
+        own = replace(placement, devices=devices_of_worker(all_devices, number, workers))
+        check_room("search", {what: sharing * needed_bytes(stored, dtype)}, dtype, own)
 
 
 def _open_candidates(

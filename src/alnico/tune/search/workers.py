@@ -33,6 +33,15 @@ TrialScores = dict[str, float]
 SAFE_PATH = "PYTHONSAFEPATH"
 
 
+def devices_of_worker(devices: tuple[Device, ...], number: int, count: int) -> tuple[Device, ...]:
+    """Return the devices of one of ``count`` workers: they take them in turn, so fewer workers have several each.
+
+    >>> [[d.name for d in devices_of_worker((Device("cuda:0"), Device("cuda:1")), i, 3)] for i in range(3)]
+    [['cuda:0'], ['cuda:1'], ['cuda:0']]
+    """
+    return devices[number::count] or (devices[number % len(devices)],)
+
+
 @dataclass(frozen=True)
 class WorkerSpec:
     """Everything a worker needs to score the trials of a search."""
@@ -60,9 +69,8 @@ class WorkerSpec:
         )
 
     def of_worker(self, number: int, count: int) -> WorkerSpec:
-        """Return what one of ``count`` workers needs: they take the devices in turn, so fewer workers have several each."""
-        devices = self.placement.devices
-        own = devices[number::count] or (devices[number % len(devices)],)
+        """Return what one of ``count`` workers needs."""
+        own = devices_of_worker(self.placement.devices, number, count)
         return replace(self, placement=replace(self.placement, devices=own))
 
     def open_tasks(self) -> tuple[Task, ...]:

@@ -95,7 +95,7 @@ def fisher_statistics(
     label = name_model(model, "model")
     check_statistics_folder(Path(out), may_replace, existing_paths((path_of(model), tasks)))
     read = tasks_of(tasks, inputs, allow_code=allow_code)
-    subject = subject_of(model, label, offline=offline, placement=placement)
+    subject = subject_of(model, label, offline=offline, placement=placement, watch=watch)
     statistics = measure_fisher(
         subject,
         read,

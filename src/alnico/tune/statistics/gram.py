@@ -14,7 +14,7 @@ import numpy as np
 
 from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.statistics import check_statistics_folder
-from alnico.devices import DEFAULT_DEVICE
+from alnico.devices import DEFAULT_DEVICE, Device
 from alnico.errors import EvaluationError, MismatchError, OutputError
 from alnico.evaluation.module_names import PlacedElements
 from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
@@ -27,6 +27,7 @@ from alnico.methods.base import total_weight
 from alnico.methods.regmean import solve
 from alnico.models.open_models import AnyModels, name_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.arrays import AnyArray, to_numpy, to_torch
 from alnico.plan.families import comes_first
 from alnico.plan.layers import layer_position
 from alnico.tune.statistics.measure import (
@@ -111,7 +112,8 @@ def gram_statistics(
         )
     tasks_of_each = _tasks_of_each(tasks, inputs, len(names), allow_code)
     evaluated = [
-        subject_of(model, label, offline=offline, placement=placement) for label, model in named.items()
+        subject_of(model, label, offline=offline, placement=placement, watch=watch)
+        for label, model in named.items()
     ]
     if plus:
         measured = measure_gram_plus(
@@ -214,7 +216,7 @@ def measure_gram_plus(
 
     It proceeds layer by layer: the inputs of a layer come from the merged layers before it. RegMean merges
     them with ``weight`` (one number per model), ``alpha``, ``ridge`` and ``normalize``; use the same values
-    for the merge. Tensors before the first layer are merged first. Tensors that are not matrices of linear
+    for the merge; it solves its equations on the GPU if ``placement`` is on one. Tensors before the first layer are merged first. Tensors that are not matrices of linear
     layers become the weighted mean. The models' modules are restored at the end. ``watch`` receives the
     number of layers done.
     Errors: EvaluationError, ModelError; MismatchError for models with different layers.
@@ -269,10 +271,14 @@ def measure_gram_plus(
                         grams = [grams_of[path] for grams_of in all_grams]
                         index = getattr(layer, "expert", None)
                         index = ... if index is None else index
-                        matrices = _MatricesInMemory([v[index] for v in values], [g.total for g in grams])
+                        matrices = _MatricesInMemory(
+                            [v[index] for v in values], [g.total for g in grams], placement.device
+                        )
                         rows = tuple(float(g.rows) if normalize else 1.0 for g in grams)
                         turned = tuple(float(g.is_transposed) for g in grams)
-                        merged[index] = solve(matrices, tuple(map(float, shares)), rows, turned, alpha, ridge)
+                        merged[index] = to_numpy(
+                            solve(matrices, tuple(map(float, shares)), rows, turned, alpha, ridge)
+                        )
                     for own in parameters:
                         own[name].copy_(torch.from_numpy(np.ascontiguousarray(merged)))
             if watch:
@@ -295,18 +301,24 @@ class LayerGram:
 
 
 class _MatricesInMemory:
-    """Implements :class:`alnico.methods.base.MatrixReader` for matrices in memory."""
+    """Implements :class:`alnico.methods.base.MatrixReader` for matrices in memory, which are computed on a device."""
 
-    def __init__(self, values: Sequence[np.ndarray], grams: Sequence[np.ndarray]) -> None:
+    def __init__(self, values: Sequence[np.ndarray], grams: Sequence[np.ndarray], device: Device) -> None:
         self.models = len(values)
         self._values = values
         self._grams = grams
+        self._device = device
 
-    def value(self, model: int) -> np.ndarray:
-        return self._values[model].copy()
+    def value(self, model: int) -> AnyArray:
+        return self._there(self._values[model].copy())
 
-    def side(self, kind: str, model: int) -> np.ndarray:
-        return self._grams[model].astype(np.float32).astype(np.float64)  # the precision of the files
+    def side(self, kind: str, model: int) -> AnyArray:
+        return self._there(
+            self._grams[model].astype(np.float32).astype(np.float64)
+        )  # the precision of the files
+
+    def _there(self, matrix: np.ndarray) -> AnyArray:
+        return to_torch(matrix, self._device.torch_name) if self._device.is_gpu else matrix
 
 
 def linears(module: Any) -> dict[str, Any]:

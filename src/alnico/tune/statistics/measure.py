@@ -24,6 +24,7 @@ from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.task_file import as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
 from alnico.evaluation.user_function import UserFunction
+from alnico.events import Watcher
 from alnico.models.open_models import path_of, template_of
 
 
@@ -109,13 +110,19 @@ def weights_of(subject: EvaluatedModel) -> Source:
 
 
 def subject_of(
-    model: Any, label: str, *, offline: bool = False, placement: ModulePlacement = ON_THE_PROCESSOR
+    model: Any,
+    label: str,
+    *,
+    offline: bool = False,
+    placement: ModulePlacement = ON_THE_PROCESSOR,
+    watch: Watcher | None = None,
 ) -> EvaluatedModel:
     """Return a model as tasks see it: a checkpoint by its path, or an object. Errors: ModelError, HubError."""
+    where: dict[str, Any] = {"offline": offline, "placement": placement, "watch": watch}
     path = path_of(model)
     if path is not None:
-        return open_subject(path, offline=offline, placement=placement)
-    return MemorySubject(label, model, template=template_of([model]), offline=offline, placement=placement)
+        return open_subject(path, **where)
+    return MemorySubject(label, model, template=template_of([model]), **where)
 
 
 def computed_by(module: Any, placement: ModulePlacement) -> dict[str, str]:
