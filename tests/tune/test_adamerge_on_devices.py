@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import BertModel
 import alnico
 from alnico.devices import Device, made_gpus
 from alnico.errors import EvaluationError, ResourceError
+from alnico.events import BatchHalved
 from alnico.tune import task_vectors
 from made_tasks import Made
 
@@ -126,7 +128,9 @@ class Tight(torch.nn.Module):
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def learned(small: Small, most: int, error: Exception = OUT_OF_MEMORY) -> alnico.AdaMergingResult:
+def learned(
+    small: Small, most: int, error: Exception = OUT_OF_MEMORY, **options: Any
+) -> alnico.AdaMergingResult:
     models = []
     for inner in (small.base, *small.models):
         models.append(Tight(small, most, error))
@@ -140,6 +144,7 @@ def learned(small: Small, most: int, error: Exception = OUT_OF_MEMORY) -> alnico
             batch_size=16,
             learning_rate=0.05,
             device="cuda",
+            **options,
         )
 
 
@@ -154,6 +159,16 @@ def test_out_of_memory_halves_the_batch_and_learns_the_same() -> None:
     # The entropy is a mean over inputs: gradients of the parts add up, to the rounding of float64.
     assert found.coefficients == pytest.approx(expected.coefficients, abs=2e-6)
     assert [s.loss for s in found.steps] == pytest.approx([s.loss for s in expected.steps], abs=1e-12)
+
+
+def test_a_watcher_receives_that_a_batch_is_halved() -> None:
+    small, events = Small(2, seed=6), list[Any]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learned(small, 5, watch=events.append)
+    assert [str(e) for e in events if isinstance(e, BatchHalved)] == [
+        "adamerge: base: the memory was too small for batches of 16 inputs; they have 4 now."
+    ]
 
 
 def test_one_input_that_does_not_fit_is_an_error() -> None:

@@ -76,10 +76,10 @@ HERE = Path(__file__).parent
 begin = candidates.Candidates.__init__
 
 
-def begun(self, *arguments, placement, run, **options):
+def begun(self, *arguments, placement, **options):
     devices = " ".join(device.name for device in placement.devices)
-    (HERE / f"{os.getpid()}.txt").write_text(f"{devices}, {placement.dtype}, {run.device}")
-    begin(self, *arguments, placement=placement, run=run, **options)
+    (HERE / f"{os.getpid()}.txt").write_text(f"{devices}, {placement.dtype}")
+    begin(self, *arguments, placement=placement, **options)
 
 
 candidates.Candidates.__init__ = begun
@@ -126,10 +126,10 @@ def searched(made: Made, folder: Path, options: dict[str, Any]) -> tuple[list[An
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"device": "cuda:all"}, ["cuda:0, auto, cuda:0", "cuda:1, auto, cuda:1"]),
-        ({"device": "auto", "workers": 2}, ["cuda:0, auto, auto"] * 2),
-        ({"device": "cuda:all", "workers": 1, "dtype": "float32"}, ["cuda:0 cuda:1, float32, cuda:0"]),
-        ({"device": "cuda", "workers": 2, "engine": "ray"}, ["cuda:0, auto, cuda:0"] * 2),
+        ({"device": "cuda:all"}, ["cuda:0, auto", "cuda:1, auto"]),
+        ({"device": "auto", "workers": 2}, ["cuda:0, auto"] * 2),
+        ({"device": "cuda:all", "workers": 1, "dtype": "float32"}, ["cuda:0 cuda:1, float32"]),
+        ({"device": "cuda", "workers": 2, "engine": "ray"}, ["cuda:0, auto"] * 2),
     ],
     ids=["all", "auto", "one", "ray"],
 )

@@ -80,9 +80,9 @@ def search(
 ) -> SearchResult:
     """Search the values that a recipe leaves open for the best scores on tasks.
 
-    Candidates are merged in memory, with the bits of ``alnico merge``, and scored. On a GPU they are scored there, and
-    also merged there if ``device`` names it. Trial 0 uses the default values. The same call on ``out`` resumes the
-    search, on the same kind of device and in the same dtype, because scores differ in their last digits. With one worker the result depends only on the
+    Candidates are merged in memory and scored: on the processor with the bits of ``alnico merge``, on a GPU with its
+    values up to the last bit. Trial 0 uses the default values. The same call on ``out`` resumes the search, on the same
+    kind of device and in the same dtype, because scores differ in their last digits. With one worker the result depends only on the
     settings, however often the search was interrupted. ``watch`` receives each trial that ends
     (:class:`alnico.events.TrialDone`).
 
@@ -212,13 +212,9 @@ def _check_gpus(
         check_room("search", {what: sharing * needed_bytes(stored, dtype)}, dtype, own)
 
 
-def _open_candidates(
-    placement: ModulePlacement, *, references: Any, run: RunOptions, **options: Any
-) -> Candidates:
-    """Open the models of a worker; a GPU that the option ``device`` names also merges."""
-    if placement.device.is_gpu and run.device != DEFAULT_DEVICE:
-        run = replace(run, device=placement.device.name)
-    return Candidates(references, run=run, placement=placement, **options)
+def _open_candidates(placement: ModulePlacement, *, references: Any, **options: Any) -> Candidates:
+    """Open the models of a worker; other processes find this function by its name."""
+    return Candidates(references, placement=placement, **options)
 
 
 def _search(
