@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.devices import Device, devices_for, made_gpus
 from alnico.engine import matrix
 from alnico.engine.matrix_gpu import MatrixGpu, MatrixRoom
+from alnico.engine.merge_session import Resident
 from alnico.engine.planner import Planner
-from alnico.errors import NonFiniteError, RunError
+from alnico.errors import MethodError, NonFiniteError, RunError
 from alnico.methods import registry
 from alnico.methods.base import MatrixMethod, combine, method
 from alnico.methods.regmean import solve
@@ -166,6 +169,17 @@ def test_regmean_agrees_with_the_processor(inputs: str, is_transposed: bool, gpu
     assert_near(to_numpy(found), solve(GramMatrices(values, grams), *arguments), 1e-8)
 
 
+def test_regmean_refuses_what_has_no_inverse_in_the_same_words(gpu: str) -> None:
+    values, seen = [np.ones((3, 2))] * 2, np.diag([1.0, 0.0])
+    arguments = ((1.0, 1.0), (1.0, 1.0), (0.0, 0.0), 1.0, 0.0)
+    said = []
+    for device in ("", gpu):
+        with pytest.raises(MethodError) as refused:
+            solve(GramMatrices(values, [seen, seen], device), *arguments)
+        said.append(str(refused.value))
+    assert said[0] == said[1]
+
+
 def merge(given: dict[str, Any], out: Path, device: str, **options: Any) -> dict[str, np.ndarray]:
     run = RunOptions.of(device=device, **{"threads": 2, **options})
     planner = Planner.of(run, DEFAULT_MAX_SHARD_BYTES)
@@ -233,6 +247,26 @@ def test_what_is_kept_of_a_gpu_is_not_used_on_the_processor_and_changes_no_bit_t
         out = merge(given, tmp_path / "out", device, factor_cache=tmp_path / "cache")
         assert all(out[n].tobytes() == v.tobytes() for n, v in expected[device].items())
     assert found == [True] * 9 + [False] * 9 + [False] * 9 + [True] * 9
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_a_search_keeps_in_memory_is_for_one_kind_of_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned = models(tmp_path)
+    found: list[bool] = []
+    real = matrix.leading_vectors
+    monkeypatch.setattr(matrix, "leading_vectors", lambda value, count: found.append(is_numpy(value)) or real(value, count))  # fmt: skip
+    devices = {d: devices_for("merging", d) for d in ("cpu", "cuda")}
+    expected = {d: merge(recipe(base, tuned), tmp_path / "out", d) for d in devices}
+    found.clear()
+    with Resident(open_model, run=RunOptions(threads=1)) as resident:
+        for device in ("cuda", "cpu", "cuda", "cpu"):
+            plan = resident.plan(load_recipe(recipe(base, tuned)))
+            merged = resident.merge(dataclasses.replace(plan, devices=devices[device]))
+            for name, values in expected[device].items():
+                assert merged[name].tobytes() == values.tobytes()
+    assert found == [False] * 9 + [True] * 9
 
 
 @pytest.mark.usefixtures("gpu")
