@@ -122,9 +122,8 @@ def share_of(share: float, option: str) -> float:
 
 SHARED: Mapping[str, Flag] = {
     "threads": Flag(also=("-j", "--num-threads"), least=1),
-    "device": Flag(complete=device_names),
     "seed": Flag(parse=seed_of),
-    "device": Flag(parse=device_of),
+    "device": Flag(parse=device_of, complete=device_names),
     "top_share": Flag(spelled=("--top",), parse=share_of),
     "inputs": Flag(spelled=("--input",), metavar="NAME=PATH"),
     "verify_inputs": Flag(metavar="KEY"),
