@@ -296,8 +296,8 @@ def adamerge(
 
     In Python models and base may be modules, dicts of tensors and other objects in memory, and ``inputs`` are the
     unlabelled inputs of each task, in a list or a dict by name: a tensor (n, ...), batches of tensors (a list or a
-    DataLoader, whose labels are not read), or a function that takes the module and returns logits. A module
-    returns logits (n, classes). ``result.module()`` and ``result.state_dict()`` are the merge.
+    DataLoader, whose labels are not read), or a function that takes the module, which may be on a GPU, and returns
+    logits. A module returns logits (n, classes). ``result.module()`` and ``result.state_dict()`` are the merge.
 
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.

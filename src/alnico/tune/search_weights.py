@@ -58,8 +58,8 @@ def search_weights(
     ``concentration`` of 1. Without it the first trial has the weight 1/n for each of n models, and the others
     draw each weight uniformly from [``low``, ``high``]. ``score`` is a function that takes the merge and
     returns a finite number, a dict of functions by name, or other tasks, as for :func:`alnico.evaluate`.
-    Merges are modules if a model or the base is one; otherwise dicts of tensors. ``options`` are those of the
-    method.
+    Merges are modules if a model or the base is one, on a GPU if ``device`` means one; otherwise dicts of tensors.
+    ``options`` are those of the method.
 
     ``result.weights`` are the best weights, ``result.module()`` is their merge and ``result.ranked`` has all
     trials, the best first. :func:`alnico.merge_models` with ``weights=result.weights`` makes the same merge,

@@ -50,8 +50,8 @@ def search_scales(
     merge and returns a finite number; more is better, unless ``minimize`` is set. It may also be a dict of
     functions by name: their mean counts, or what ``objective`` says, as for :func:`alnico.search_weights`. The
     merge is a module if the base or a model is one: a copy of the first one, the same each time, in evaluation
-    mode; otherwise it is a dict of tensors. The first trial has the scale 1/n for each of n models, which gives
-    their mean; the others draw each scale uniformly from [``low``, ``high``]. ``result.trials`` are in the order
+    mode, on a GPU if ``device`` means one; otherwise it is a dict of tensors. The first trial has the scale 1/n
+    for each of n models, which gives their mean; the others draw each scale uniformly from [``low``, ``high``]. ``result.trials`` are in the order
     in which they were tried, ``result.ranked`` has the best first, and ``result.module()`` is the best merge. To
     make it again, bit for bit, pass ``weights=result.scales`` to :func:`alnico.merge_models` with the method
     ``task_arithmetic`` and the same ``base``, or put these weights into a recipe.
