@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from alnico.errors import AlnicoError, ResourceError
 from alnico.installation import install_hint
+from alnico.libraries import without_local_settings
 from alnico.numerics.sizes import format_size
 
 Use = Literal["merging", "scoring"]
@@ -123,7 +124,7 @@ def free_bytes(device: Device) -> int:
     torch = _torch()
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device.number)[0])
-    cuda = importlib.import_module("numba.cuda")
+    cuda = _numba_cuda()
     with cuda.gpus[device.number]:
         return int(cuda.current_context().get_memory_info().free)
 
@@ -194,11 +195,16 @@ def _of_torch(torch: Any) -> tuple[Device, ...]:
     return tuple(found)
 
 
+def _numba_cuda() -> Any:
+    with without_local_settings():
+        importlib.import_module("numba_cuda")
+        return importlib.import_module("numba.cuda")
+
+
 def _from_numba() -> tuple[tuple[Device, ...], str]:
     """Return the GPUs that numba-cuda finds, or why it finds none."""
     try:
-        importlib.import_module("numba_cuda")
-        cuda = importlib.import_module("numba.cuda")
+        cuda = _numba_cuda()
     except ImportError:
         return (), f"numba-cuda is not installed: {install_hint('cuda')}".rstrip(".")
     try:

@@ -1,6 +1,6 @@
-"""Imports numba and matplotlib without the settings files of the working directory.
+"""Imports numba, numba-cuda and matplotlib without the settings files of the working directory.
 
-numba reads ``.numba_config.yaml`` there, and matplotlib ``matplotlibrc``; in a downloaded folder these may be
+numba and numba-cuda read ``.numba_config.yaml`` there, and matplotlib ``matplotlibrc``; in a downloaded folder these may be
 a stranger's. The user's own settings, from the environment and the home directory, still apply.
 """
 
@@ -14,6 +14,7 @@ from types import CodeType, ModuleType
 
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "numba.core.config": {"_config_fname = '.numba_config.yaml'": "_config_fname = ''"},
+    "numba.cuda.core.config": {'_config_fname = ".numba_config.yaml"': '_config_fname = ""'},
     "matplotlib": {"yield 'matplotlibrc'": "yield ''"},
 }
 """Text that is replaced in the source of a module while it is imported."""

@@ -29,3 +29,23 @@ def test_in_the_simulator_a_gpu_gives_the_bits_of_the_processor(claim: str) -> N
     assert ended.returncode == 0, ended.stderr[-5000:]
     if claim.startswith("methods"):
         assert {"MixKernel", "bracket", "values"} <= set(ended.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(24, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.nightly)]
+)
+def test_what_a_gpu_runs_rounds_as_the_processor_and_keeps_values_in_registers(
+    step: int, tmp_path: Path
+) -> None:
+    """Every ``step``-th kernel that the methods need, compiled for two generations of GPUs."""
+    pytest.importorskip("numba_cuda")
+    file = tmp_path / "texts.json"
+    command = [sys.executable, "-m", "kernels.gpu_code"]
+    simulator = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    if subprocess.run([*command, "check", str(file), "0"], cwd=TESTS, capture_output=True).returncode == 77:
+        pytest.skip("numba-cuda finds no NVVM; it comes with numba-cuda[cu13]")
+    subprocess.run([*command, "texts", str(file)], cwd=TESTS, env=simulator, capture_output=True, check=True)
+    ended = subprocess.run(
+        [*command, "check", str(file), str(step)], cwd=TESTS, capture_output=True, text=True
+    )
+    assert (ended.stdout, ended.returncode) == ("", 0), ended.stderr[-3000:]

@@ -60,8 +60,11 @@ _import_numba()
 import numba
 with without_local_settings():
     import_extra("matplotlib.figure", "a test", "report")
+    import numba.cuda
 import matplotlib
 numba.core.config.reload_config()
+numba.cuda.core.config.reload_config()
+assert not numba.cuda.core.config.ENABLE_CUDASIM
 print(numba.config.DISABLE_JIT, matplotlib.rcParams["savefig.dpi"])
 """
 
@@ -73,7 +76,7 @@ def test_libraries_take_no_settings_from_the_working_directory(tmp_path: Path, k
         os.mkfifo(numba)
         os.mkfifo(matplotlib)
     else:
-        numba.write_text("disable_jit: 1" if kind == "settings" else "a: [")
+        numba.write_text("disable_jit: 1\nenable_cudasim: 1" if kind == "settings" else "a: [")
         matplotlib.write_bytes(b"savefig.dpi: 7" if kind == "settings" else b"backend: \xff")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "MATPLOTLIB"))}
     done = subprocess.run(

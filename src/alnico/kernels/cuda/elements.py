@@ -44,6 +44,7 @@ load_u64 = instructions.load_u64
 load_u8 = instructions.load_u8
 long_of = instructions.long_of
 product = instructions.product
+quotient = instructions.quotient
 reload_f64 = instructions.reload_f64
 root = instructions.root
 select = instructions.select

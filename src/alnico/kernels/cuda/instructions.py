@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import cuda
-from numba.cuda import cgutils, types
+from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
 _OF_NAME = {
@@ -155,27 +155,40 @@ def _as_constant(builder: Any, loaded: Any) -> Any:
     return loaded
 
 
-@intrinsic
-def product(typing: Any, a: Any, b: Any) -> Any:
-    """``a * b``, rounded before anything is added to it.
+def _rounded(operation: Any, name: str) -> Any:
+    """An operation on two numbers in the type that numba gives it, as an instruction that the compiler leaves alone.
 
-    NVVM makes one instruction of a product and a sum, which rounds once; numba-cuda has no option against it.
-    ``mul.rn`` is never joined.
+    Of a product and a sum NVVM makes one instruction, which rounds once where the processor rounds twice; numba-cuda has
+    no option against it. ``llvm.nvvm.div.rn.d`` by 2 becomes a product, which is joined, too.
     """
-    found = typing.resolve_function_type(operator.mul, (a, b), {})
-    kind = found.return_type
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pairs = zip(arguments, signature.args, strict=True)
-        values = [context.cast(builder, value, source, kind) for value, source in pairs]
-        if not isinstance(kind, types.Float):
-            return builder.mul(*values)
-        value_type = context.get_value_type(kind)
-        name = f"llvm.nvvm.mul.rn.{'f' if kind == types.float32 else 'd'}"
-        function = ir.FunctionType(value_type, [value_type, value_type])
-        return builder.call(cgutils.get_or_insert_function(builder.module, function, name), values)
+    @intrinsic
+    def rounded(typing: Any, a: Any, b: Any) -> Any:
+        usual = typing.resolve_function_type(operation, (a, b), {})
+        kind = usual.return_type
 
-    return kind(a, b), generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            pairs = list(zip(arguments, signature.args, usual.args, strict=True))
+            if not isinstance(kind, types.Float):  # of two whole numbers
+                values = [context.cast(builder, value, source, target) for value, source, target in pairs]
+                return context.get_function(operation, usual)(builder, values)
+            values = [context.cast(builder, value, source, kind) for value, source, _ in pairs]
+            value_type = context.get_value_type(kind)
+            letter, bits = ("f", 32) if kind == types.float32 else ("d", 64)
+            function = ir.FunctionType(value_type, [value_type, value_type])
+            text = f"{name}.rn.f{bits} $0, $1, $2;"
+            return builder.call(ir.InlineAsm(function, text, f"={letter},{letter},{letter}"), values)
+
+        return kind(a, b), generate
+
+    return rounded
+
+
+product = _rounded(operator.mul, "mul")
+"""``a * b``, rounded before anything is added to it."""
+
+quotient = _rounded(operator.truediv, "div")
+"""``a / b``, rounded before anything is added to it."""
 
 
 @intrinsic

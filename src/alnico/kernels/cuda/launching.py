@@ -1,16 +1,11 @@
-"""Compiles the text of a kernel for a GPU, and turns the arguments of a call into what it takes
+"""Turns the arguments of a call into what a kernel of a GPU takes: numbers, addresses and uploaded arrays
 
 Numbers and keys are parameters of the kernel, in two tuples: a launch needs no copy for them. Arrays are uploaded into
 the working memory of the thread. A result of few bytes is written into its pinned memory.
-
-Compiled kernels are kept for the process, by their text, and not on disk: a GPU is used for much work, and compiling
-takes a second per kernel.
 """
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,30 +15,6 @@ from alnico.kernels.array_tiles import width_of
 from alnico.kernels.cuda.memory import DeviceBytes, GpuMemory
 from alnico.kernels.cuda.source import Slots
 from alnico.kernels.template import PARTS, ArgumentKind
-
-MOST_TEXTS = 1024
-"""Compiled kernels that are kept."""
-
-_compiling = threading.Lock()
-
-
-def compiled(text: str) -> Any:
-    """Return the kernel of a text, for any GPU; numba-cuda compiles it when it is first launched there."""
-    with _compiling:
-        return _compiled(text)
-
-
-@functools.lru_cache(maxsize=MOST_TEXTS)
-def _compiled(text: str) -> Any:
-    from alnico.kernels.cuda import elements
-
-    names = {**vars(elements), "__name__": "alnico_gpu_kernel"}
-    exec(compile(text, "<alnico gpu kernel>", "exec"), names)
-    if elements.SIMULATED:  # its threads have numpy's defaults, which warn of overflows
-        quiet = "def quiet(*arguments):\n    with np.errstate(all='ignore'):\n        run(*arguments)\n"
-        exec(compile(quiet, "<alnico gpu kernel>", "exec"), names)
-        return elements.jit(names["quiet"])
-    return elements.jit(names["run"])
 
 
 class Room:

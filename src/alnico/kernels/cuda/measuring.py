@@ -9,7 +9,8 @@ import numpy as np
 
 from alnico.kernels.array_tiles import width_of
 from alnico.kernels.constants import LANES, LEAF, UNROLLED_MODELS
-from alnico.kernels.cuda.launching import FlatArguments, Room, Uploads, addresses, compiled, storage
+from alnico.kernels.cuda.compiled import compiled
+from alnico.kernels.cuda.launching import FlatArguments, Room, Uploads, addresses, storage
 from alnico.kernels.cuda.measure_source import CHUNK, GROUP, clearing_text, gram_text, measure_text, pairs_of
 from alnico.kernels.cuda.memory import DeviceBytes, GpuMemory
 from alnico.kernels.measure_kernels import OUTPUTS, ColumnGramKernel, GramKernel, MeasureKernel

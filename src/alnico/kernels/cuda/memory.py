@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from alnico.devices import Device
-from alnico.errors import AlnicoError, ResourceError
+from alnico.devices import Device, are_made
+from alnico.errors import AlnicoError, ResourceError, RunError
 from alnico.installation import import_extra
 from alnico.libraries import without_local_settings
 from alnico.numerics.sizes import format_size
@@ -33,6 +33,9 @@ BLOCKS_OF_PROCESSOR = 16
 
 SIMULATED_THREADS = 3
 SIMULATED_BLOCKS = 2
+
+_OF_THE_DRIVER = ("numba.cuda.cudadrv", "numba_cuda.", "cuda.")
+"""Where the classes of its errors are."""
 
 _open: dict[tuple[int, str], GpuMemory] = {}
 _opening = threading.Lock()
@@ -102,21 +105,86 @@ def gpu_memory(device: Device) -> GpuMemory:
 
 
 class GpuMemory:
-    """The memory of one GPU. Safe for threads: each has its own stream, on which its copies and kernels follow each other."""
+    """The memory of one GPU. Safe for threads: each has its own stream, on which its copies and kernels follow each other.
+
+    A thread of Python has no GPU of its own: each call makes this one current while it lasts.
+    """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._own = threading.local()
         self.cuda = _numba_cuda(device)
         self.is_simulated = bool(self.cuda.config.ENABLE_CUDASIM)
-        if self.is_simulated:
-            self.blocks = SIMULATED_BLOCKS
-            return
-        with _reported(device):
-            self.cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small tensors are no mistake
-            self._gpu = self.cuda.gpus[device.number]
+        self.blocks = SIMULATED_BLOCKS
+        if not self.is_simulated:
+            if are_made():
+                raise AlnicoError(
+                    f"{device.name} is made, and numba runs kernels on real GPUs; expected its simulator. Set "
+                    "NUMBA_ENABLE_CUDASIM=1 before numba is imported."
+                )
+            self._open()
+        self._try()
+
+    def _open(self) -> None:
+        """Find the GPU and the compiler for it. Errors: ResourceError."""
+        name = self.device.name
+        self.cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small tensors are no mistake
+        try:
+            gpus = self.cuda.gpus
+            if len(gpus) <= self.device.number:
+                raise ResourceError(
+                    f"{name}: numba-cuda finds {len(gpus)} GPUs; expected this one among them. Choose another device."
+                )
+            self._gpu = gpus[self.device.number]
             with self._gpu:
                 self.blocks = BLOCKS_OF_PROCESSOR * int(self._gpu.MULTIPROCESSOR_COUNT)
+        except AlnicoError:
+            raise
+        except Exception as error:  # the driver's errors have no common class
+            raise ResourceError(
+                f"{name}: the driver does not work ({first_line(error)}); expected a driver of NVIDIA that numba-cuda can "
+                "use. Install or update it, or choose the device cpu."
+            ) from error
+        try:
+            importlib.import_module("numba.cuda.cudadrv.nvvm").NVVM()
+        except Exception as error:
+            raise ResourceError(
+                f"{name}: kernels cannot be compiled ({first_line(error)}); expected CUDA's toolkit. Run: pip install "
+                "'numba-cuda[cu13]', or 'numba-cuda[cu12]' for a driver before 580."
+            ) from error
+
+    def _try(self) -> None:
+        """Run a kernel whose result is known, and shows how the GPU rounds. Errors: ResourceError."""
+        from alnico.kernels.cuda.compiled import compiled
+        from alnico.kernels.cuda.source import ROUNDING, rounding_text
+
+        try:
+            found = self.mailbox(4 * len(ROUNDING)).view(np.float32)
+            found[:] = -1
+            numbers = tuple(np.float32(number) for number, _ in ROUNDING)
+            self.launch(
+                compiled(rounding_text()), [numbers, self.address(found, np.float32)], blocks=1, threads=1
+            )
+            self.finish()
+        except Exception as error:
+            raise ResourceError(
+                f"{self.device.name}: a kernel does not run there ({first_line(error)}{self._versions()}); expected a driver as "
+                "new as the toolkit. Update the driver, or run: pip install 'numba-cuda[cu12]'."
+            ) from error
+        if found.tolist() != [result for _, result in ROUNDING]:
+            raise ResourceError(
+                f"{self.device.name}: a kernel gives {found.tolist()} instead of {[result for _, result in ROUNDING]}; expected "
+                "numbers rounded as on the processor. Update driver and toolkit, or choose the device cpu."
+            )
+
+    def _versions(self) -> str:
+        """What driver and toolkit say of themselves, where they do."""
+        try:
+            driver = importlib.import_module("numba.cuda.cudadrv.driver").driver.get_version()
+            toolkit = self.cuda.runtime.get_version()
+        except Exception:
+            return ""
+        return f"; the driver has CUDA {driver[0]}.{driver[1]}, the toolkit {toolkit[0]}.{toolkit[1]}"
 
     @property
     def free_bytes(self) -> int:
@@ -289,15 +357,28 @@ def _numba_cuda(device: Device) -> Any:
 
 @contextmanager
 def _reported(device: Device, count: int = 0) -> Iterator[None]:
-    """Turn the errors of the driver and the toolkit into ours. ``count`` bytes were asked for."""
+    """Turn errors of the driver into ours; ``count`` bytes were asked for. Errors: ResourceError, RunError."""
     try:
         yield
-    except AlnicoError:
-        raise
     except Exception as error:
-        raise _error(device, error, count) from error
+        if not any(kind.__module__.startswith(_OF_THE_DRIVER) for kind in type(error).__mro__):
+            raise
+        reason = first_line(error)
+        if "OUT_OF_MEMORY" in reason:
+            asked = format_size(count) if count else "memory"
+            raise ResourceError(
+                f"{device.name}: {asked} of the GPU's memory cannot be had ({reason}); expected it to be free. Close what else "
+                "uses the GPU, or choose the device cpu."
+            ) from error
+        raise RunError(
+            f"{device.name}: the driver reports {reason}; expected a GPU that goes on. Run the same command again, or choose "
+            "the device cpu."
+        ) from error
 
 
-def _error(device: Device, error: Exception, count: int) -> ResourceError:
-    asked = f"; {format_size(count)} were asked for" if count else ""
-    return ResourceError(f"{device.name}: {error}{asked}")
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (next((line for line in lines if not line.endswith(":")), "") or type(error).__name__)[
+        :300
+    ].rstrip(".")

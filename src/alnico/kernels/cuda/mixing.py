@@ -9,7 +9,8 @@ import numpy as np
 
 from alnico.kernels.array_tiles import width_of
 from alnico.kernels.constants import UNROLLED_MODELS
-from alnico.kernels.cuda.launching import FlatArguments, Room, Uploads, addresses, compiled, storage
+from alnico.kernels.cuda.compiled import compiled
+from alnico.kernels.cuda.launching import FlatArguments, Room, Uploads, addresses, storage
 from alnico.kernels.cuda.memory import DeviceBytes, GpuMemory
 from alnico.kernels.cuda.source import PACK, many_slots, mix_text
 from alnico.kernels.mix_kernel import MixKernel

@@ -61,6 +61,11 @@ def product(a: Any, b: Any) -> Any:
     return a * b
 
 
+def quotient(a: Any, b: Any) -> Any:
+    """``a / b``."""
+    return a / b
+
+
 def select(condition: Any, chosen: Any, other: Any) -> Any:
     """``chosen if condition else other``, in the wider of their types."""
     if type(chosen) is type(other):

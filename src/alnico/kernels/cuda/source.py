@@ -4,7 +4,8 @@ Every thread computes elements that are far apart, so that neighbours load neigh
 a load is one of a number, never of bytes. What a scalar function says is straightened as for the processor, and then
 changed in three ways:
 
-* ``a * b`` becomes ``product(a, b)``, which is rounded before anything is added to it, as on the processor;
+* ``a * b`` and ``a / b`` become ``product(a, b)`` and ``quotient(a, b)``, which are rounded before anything is added
+  to them, as on the processor;
 * functions whose results depend on the compiler (``min``, ``max``, ``math.sqrt``) become those of ``elements.py``;
 * loops over models are written out, so that the values of a parameter stay in registers; an index keeps its type.
 """
@@ -31,6 +32,8 @@ _DECODED = {
     F64: "double_of({})", F32: "float_of({})", F16: "decode_f16({})", BF16: "decode_bf16({})",
     E4M3: "decode_e4m3({})", E5M2: "decode_e5m2({})",
 }  # fmt: skip
+
+_OPERATORS: dict[type, str] = {ast.Mult: "product", ast.Div: "quotient"}
 
 _CALLS = {
     "abs": "magnitude",
@@ -97,8 +100,8 @@ class _Translator(ast.NodeTransformer):
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         left: ast.expr = self.visit(node.left)
         right: ast.expr = self.visit(node.right)
-        if isinstance(node.op, ast.Mult):
-            return _call("product", left, right)
+        if type(node.op) in _OPERATORS:
+            return _call(_OPERATORS[type(node.op)], left, right)
         return ast.BinOp(left, node.op, right)
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
@@ -423,3 +426,20 @@ def module(real: Real, texts: Sequence[str], names: Sequence[str], run: Sequence
     """The text of a kernel: its device functions, and ``run`` with its parameters and statements."""
     body = "".join(f"    {line}\n" for line in run)
     return preamble(real) + "\n\n" + "\n\n".join(texts) + f"\n\ndef run({', '.join(names)}):\n{body}"
+
+
+ROUNDING = [(1.0 + 2.0**-12, 0.0), (2.0**-149, 2.0**-149), (3.0, 1.0), (2.0, 1.0)]
+"""Numbers, and what :func:`rounding_text` makes of them: 0 where a product is rounded before it is added to; the
+smallest float32 where subnormal numbers are kept; 1 where a quotient and a root are the nearest numbers."""
+
+
+def rounding_text() -> str:
+    """The text of ``run(numbers, out)``, which shows how a GPU rounds, in float32."""
+    run = [
+        "x = numbers[0]",
+        "store_f32(out, 0, product(x, x) - np.float32(1.00048828125))",
+        "store_f32(out, 1, product(numbers[1], np.float32(1.0)))",
+        "store_f32(out, 2, select(quotient(np.float32(1.0), numbers[2]) == np.float32(0.3333333432674408), ONE, ZERO))",
+        "store_f32(out, 3, select(root(numbers[3]) == np.float32(1.4142135381698608), ONE, ZERO))",
+    ]
+    return module("float32", [], ["numbers", "out"], run)
