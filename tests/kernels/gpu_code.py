@@ -40,10 +40,10 @@ def texts(file: Path) -> None:
     from alnico.engine import measure
     from alnico.kernels import choice
     from alnico.kernels.cuda import measuring, mixing
-    from alnico.kernels.cuda.memory import GpuMemory
+    from alnico.kernels.cuda.memory import GpuMemory, gpu_memory
     from alnico.methods import registry
     from alnico.testing.small_models import random_models
-    from kernels.gpu_ways import OnBoth
+    from kernels.gpu_ways import GPU, OnBoth
     from kernels.simulated_gpu import (
         every_argument_is_filled,
         every_reduction_is_the_processors,
@@ -60,6 +60,7 @@ def texts(file: Path) -> None:
     def compare(self: OnBoth, *_: Any) -> None:  # nothing was run
         del self
 
+    gpu_memory(GPU)  # which runs a kernel
     GpuMemory.launch = launch
     OnBoth._compare = compare
     measuring.compiled = mixing.compiled = lambda text: text
@@ -91,8 +92,9 @@ def check(file: Path, step: int) -> None:
 
     try:
         NVVM()
+        cuda.runtime.get_version()
     except Exception as error:
-        print(f"no NVVM: {error}")
+        print(f"no toolkit: {error}")
         raise SystemExit(77) from None
     from numba.cuda import dispatcher, types
 

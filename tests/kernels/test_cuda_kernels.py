@@ -43,7 +43,7 @@ def test_what_a_gpu_runs_rounds_as_the_processor_and_keeps_values_in_registers(
     command = [sys.executable, "-m", "kernels.gpu_code"]
     simulator = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     if subprocess.run([*command, "check", str(file), "0"], cwd=TESTS, capture_output=True).returncode == 77:
-        pytest.skip("numba-cuda finds no NVVM; it comes with numba-cuda[cu13]")
+        pytest.skip("numba-cuda finds no toolkit; numba-cuda[cu13] brings one")
     subprocess.run([*command, "texts", str(file)], cwd=TESTS, env=simulator, capture_output=True, check=True)
     ended = subprocess.run(
         [*command, "check", str(file), str(step)], cwd=TESTS, capture_output=True, text=True

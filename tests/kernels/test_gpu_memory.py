@@ -120,8 +120,17 @@ def test_a_gpu_that_numba_does_not_find_is_said(numba_cuda: ModuleOfNumba) -> No
     )
 
 
-@pytest.mark.usefixtures("numba_cuda")
-def test_a_missing_toolkit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["NVVM", "NVRTC"])
+def test_a_missing_toolkit_is_said(
+    part: str, numba_cuda: ModuleOfNumba, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if part == "NVRTC":
+        numba_cuda.runtime.get_version = fails(ImportError('Failure finding "libnvrtc.so.13"'))
+        assert words() == (
+            'cuda:0: kernels cannot be compiled (Failure finding "libnvrtc.so.13"); expected CUDA\'s toolkit. Run: pip '
+            "install 'numba-cuda[cu13]', or 'numba-cuda[cu12]' for a driver before 580."
+        )
+        return
     missing = SimpleNamespace(NVVM=fails(ImportError("libNVVM is not available")))
     monkeypatch.setitem(sys.modules, "numba.cuda.cudadrv.nvvm", missing)
     assert words() == (

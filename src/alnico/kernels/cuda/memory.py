@@ -147,6 +147,7 @@ class GpuMemory:
             ) from error
         try:
             importlib.import_module("numba.cuda.cudadrv.nvvm").NVVM()
+            self.cuda.runtime.get_version()  # of NVRTC, which it needs, too
         except Exception as error:
             raise ResourceError(
                 f"{name}: kernels cannot be compiled ({first_line(error)}); expected CUDA's toolkit. Run: pip install "
