@@ -11,6 +11,7 @@ import pytest
 import alnico
 import made as files
 import made_vectors
+from alnico.devices import Device, made_gpus
 from alnico.errors import OutputError
 from made_tasks import Made
 
@@ -105,3 +106,15 @@ def test_an_output_that_is_there_is_refused_before_anything_is_scored(made: Made
 
     with pytest.raises(OutputError, match="exists and is not empty"):
         alnico.equip(made.base, ["sky"], out, tasks=never)
+
+
+@pytest.mark.usefixtures("store")
+def test_the_controls_are_scored_on_the_device(made: Made, tmp_path: Path) -> None:
+    gpu = Device("cuda:0", "Made", 8 << 30)
+    processor = alnico.equip(made.base, ["pets:1"], tmp_path / "one", tasks=made.test, device="cpu")
+    with made_gpus([gpu]):  # auto: merged on the processor
+        found = alnico.equip(made.base, ["pets:1"], tmp_path / "other", tasks=made.test)
+    assert found.controls is not None
+    assert processor.controls is not None
+    assert (found.controls.card.device, found.controls.card.dtype) == (str(gpu), "own")
+    assert found.controls.card.models == processor.controls.card.models  # the checkpoints are in float32

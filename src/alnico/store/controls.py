@@ -16,9 +16,10 @@ from alnico.engine.fetch import fetch_weights
 from alnico.engine.run import MergeResult, run_plan
 from alnico.engine.stages import close
 from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.scorecard import ResampledScores, Scorecard, TaskScores, scorecard
 from alnico.evaluation.task_file import TasksLike, as_tasks
-from alnico.evaluation.tasks import EvaluatedModel, Task, metric_of
+from alnico.evaluation.tasks import Task, metric_of
 from alnico.events import Scored
 from alnico.folders import temporary_files
 from alnico.notebook import ResultTable
@@ -107,34 +108,45 @@ class ControlRuns:
     tasks: Sequence[Task]
     run: RunOptions
     folder: Path
+    placement: ModulePlacement
     _scores: dict[str, TaskScores] = field(default_factory=dict)
 
     def score_base(self) -> None:
         """Score the base. Errors: EvaluationError, ModelError, HubError."""
         place = resolve_reference(self.recipe.base_model or "", self.recipe.folder)
-        self._score(
-            open_subject(place, label=NO_VECTOR, offline=self.run.offline, may_be_plain=True), NO_VECTOR
-        )
+        self._score(place, NO_VECTOR)
 
     def score_equipped(self, path: Path) -> Controls:
         """Score the equipped model, then those with random vectors. Errors: as for :meth:`score_base`."""
-        self._score(open_subject(path, label=EQUIPPED, may_be_plain=True), EQUIPPED)
+        self._score(path, EQUIPPED)
         norms = self._norms()
         labels = [f"{RANDOM} {seed}" for seed in SEEDS]
         for seed, label in zip(SEEDS, labels, strict=True):
             folder = self._write_random(norms, seed)
-            self._score(open_subject(folder, label=label, may_be_plain=True), label)
+            self._score(folder, label)
             shutil.rmtree(folder, ignore_errors=True)
         drawn = ResampledScores(self._scores, self.tasks)
         share = 1 / len(labels)
         random, random_mean = drawn.combined(dict.fromkeys(labels, share))
         over_base = drawn.combined({EQUIPPED: 1.0, NO_VECTOR: -1.0})
         over_random = drawn.combined({EQUIPPED: 1.0, **dict.fromkeys(labels, -share)})
-        card = scorecard(self._scores, self.tasks, base=NO_VECTOR)
+        card = replace(
+            scorecard(self._scores, self.tasks, base=NO_VECTOR),
+            device=self.placement.where,
+            dtype=self.placement.own_or_dtype,
+        )
         differences = (ControlDifference(NO_VECTOR, *over_base), ControlDifference(RANDOM, *over_random))
         return Controls(card, random, random_mean, differences)
 
-    def _score(self, subject: EvaluatedModel, label: str) -> None:
+    def _score(self, model: str | Path, label: str) -> None:
+        subject = open_subject(
+            model,
+            label=label,
+            offline=self.run.offline,
+            may_be_plain=True,
+            placement=self.placement,
+            watch=self.run.watch,
+        )
         scores = {}
         for task in self.tasks:
             scores[task.name] = task.evaluate(subject)
@@ -185,11 +197,12 @@ def score_equipped(
     Errors: EvaluationError before the merge for tasks that cannot be read, and for a base that they cannot score; those of
     the merge.
     """
+    placement = ModulePlacement.of(run.device)
     read = as_tasks(tasks, allow_code=allow_code)
     with temporary_files():
         folder = Path(tempfile.mkdtemp(prefix="alnico-"))
     try:
-        runs = ControlRuns(recipe, read, run, folder)
+        runs = ControlRuns(recipe, read, run, folder, placement)
         runs.score_base()
         result = merge()
         return result, runs.score_equipped(out)

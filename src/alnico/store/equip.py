@@ -13,6 +13,7 @@ import yaml
 from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.output_path import check_publishable, check_replaceable, replace_mode
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
+from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.planner import Planner, single_file_of
 from alnico.engine.run import MergeResult
 from alnico.errors import RecipeError
@@ -111,6 +112,7 @@ def equip(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     strict_license: bool = False,
     allow_code: bool = False,
     interference: Sequence[PairInterference] | None = None,
@@ -145,7 +147,7 @@ def equip(
     Errors: RecipeError for vectors that are named twice and wrong weights; ModelError for vectors that are not found;
         MismatchError for a base that a vector was not made of; all others of :func:`alnico.merge`, and EvaluationError.
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
     start = model_path(base, "base").rstrip("/") or "/"
     chosen = choose_vectors(vectors, store)
     given = {**options, **({} if density is None else {"density": density})}
