@@ -10,6 +10,7 @@ import pytest
 import alnico
 from alnico.cli import progress
 from alnico.cli.commands.plan import plan_data, plan_text
+from alnico.devices import Device, devices_for, made_gpus
 from alnico.engine import matrix_time
 from alnico.engine.matrix_time import forecast_matrices, measure_rate
 from alnico.events import Started
@@ -64,3 +65,32 @@ def test_the_plan_says_what_matrices_take(tmp_path: Path) -> None:
 
 def test_the_machine_is_measured() -> None:
     assert 1e7 < measure_rate() < 1e13
+
+
+def test_on_gpus_the_forecast_has_their_memory_and_their_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned = models(tmp_path)
+    measured: list[str] = []
+    monkeypatch.setattr(matrix_time, "measure_rate", lambda: 1e9)
+    monkeypatch.setattr(matrix_time, "measure_gpu_rate", lambda device: measured.append(device.name) or 4e9)
+    with made_gpus([Device(f"cuda:{i}", "Made", 8 << 30) for i in range(3)]):
+        plans = {
+            d: alnico.plan(recipe(base, tuned), threads=1, device=d) for d in ("cpu", "cuda:2", "cuda:all")
+        }
+        found = {device: forecast_matrices(plan) for device, plan in plans.items()}
+    assert measured == ["cuda:2", "cuda:0"]
+    here, one, all_three = found["cpu"], found["cuda:2"], found["cuda:all"]
+    assert here is not None
+    assert one is not None
+    assert all_three is not None
+    assert one.seconds == pytest.approx(here.seconds / 4)
+    assert one.seconds / 3 <= all_three.seconds < one.seconds
+    assert one.largest_bytes == here.largest_bytes - (32 << 20) + (256 << 20)
+
+
+def test_the_rate_of_a_gpu_is_that_of_eigenvectors_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_time, "GPU_PROBE_SIDE", 128)
+    with made_gpus([Device("cuda:0", "Made", 8 << 30)]):
+        (device,) = devices_for("merging", "cuda")
+        assert 1e7 < matrix_time.measure_gpu_rate(device) < 1e12

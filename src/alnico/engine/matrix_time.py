@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alnico.devices import Device
+from alnico.engine.matrix_gpu import MatrixGpu
+from alnico.numerics.arrays import library_of, to_numpy
 from alnico.numerics.blas import one_blas_thread
 from alnico.plan.job import Job, Plan
-from alnico.plan.memory import whole_bytes
+from alnico.plan.memory import gpu_matrix_bytes, whole_bytes
 
 PROBE_SIDE = 512
 """The side of the matrix whose eigenvectors are found to measure the machine, in about 30 ms."""
+
+GPU_PROBE_SIDE = 1024
+"""The side of the matrix that a GPU is measured with."""
 
 EIGENVECTORS = 9.0
 """Operations to find all eigenvectors of a symmetric matrix, divided by the cube of its side, as methods count them."""
@@ -34,16 +40,20 @@ class MatrixForecast:
 
 def forecast_matrices(plan: Plan, operations_per_second: float | None = None) -> MatrixForecast | None:
     """Foretell time and memory of the tensors that are merged as whole matrices; None if there are none, or if their method
-    does not count its operations. Without ``operations_per_second``, this machine is measured (:func:`measure_rate`)."""
+    does not count its operations. Without ``operations_per_second``, this machine is measured (:func:`measure_rate`).
+
+    On GPUs the memory is theirs. Each is taken to compute one matrix after the other, though several at once take less time.
+    """
     jobs = [job for job in plan.jobs if job.matrix is not None]
     if not jobs or any(job.matrix is None or job.matrix.operations is None for job in jobs):
         return None
     at_once = min(plan.memory.threads, len(jobs))
-    rate = operations_per_second or measure_rate()
+    on_gpus = bool(plan.gpus) and all(job.matrix is not None and job.matrix.runs_on_gpu for job in jobs)
+    rate = operations_per_second or (measure_gpu_rate(plan.gpus[0]) if on_gpus else measure_rate())
     work = [operations_of(job) for job in jobs]
-    return MatrixForecast(
-        len(jobs), max(map(whole_bytes, jobs)), at_once, max(sum(work) / at_once, *work, 0.0) / rate
-    )
+    sharing = min(len(plan.gpus), len(jobs)) if on_gpus else at_once
+    largest = max(map(gpu_matrix_bytes if on_gpus else whole_bytes, jobs))
+    return MatrixForecast(len(jobs), largest, at_once, max(sum(work) / sharing, *work, 0.0) / rate)
 
 
 def operations_of(job: Job) -> float:
@@ -66,3 +76,16 @@ def measure_rate() -> float:
             np.linalg.eigh(product)
             seconds.append(time.perf_counter() - begin)
     return LARGE * EIGENVECTORS * PROBE_SIDE**3 / min(seconds)
+
+
+def measure_gpu_rate(device: Device) -> float:
+    """Return the operations per second of a GPU on a matrix of :data:`GPU_PROBE_SIDE`. Larger ones are faster; by how much has
+    not been measured. Errors: as for :class:`alnico.engine.matrix_gpu.MatrixGpu`."""
+    gpu = MatrixGpu(device)
+    values = np.random.default_rng(0).standard_normal((GPU_PROBE_SIDE, GPU_PROBE_SIDE))
+    product = gpu.matrix(values @ values.T)
+    linear = library_of(product).linalg
+    to_numpy(linear.eigh(product)[0])  # the first call starts the libraries
+    begin = time.perf_counter()
+    to_numpy(linear.eigh(product)[0])
+    return EIGENVECTORS * GPU_PROBE_SIDE**3 / (time.perf_counter() - begin)
