@@ -22,7 +22,7 @@ from alnico.engine import matrix
 from alnico.engine.matrix_gpu import MatrixGpu, MatrixRoom
 from alnico.engine.merge_session import Resident
 from alnico.engine.planner import Planner
-from alnico.errors import MethodError, NonFiniteError, RunError
+from alnico.errors import MethodError, NonFiniteError, ResourceError, RunError
 from alnico.methods import registry
 from alnico.methods.base import MatrixMethod, combine, method
 from alnico.methods.regmean import solve
@@ -30,6 +30,7 @@ from alnico.numerics.arrays import AnyArray, is_numpy, to_numpy, to_torch
 from alnico.numerics.decompositions import leading_vectors
 from alnico.numerics.dtypes import FLOAT8, MERGEABLE, decode
 from alnico.numerics.low_rank import Decomposed
+from alnico.plan.memory import BASELINE_BYTES, CUDA_BYTES
 from alnico.recipe.load import load_recipe
 from alnico.run_options import RunOptions
 from engine.test_matrix_store import models, recipe
@@ -381,3 +382,27 @@ def test_the_processor_imports_no_torch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_matrices_on_a_gpu_need_no_memory_of_the_processor_but_for_what_is_kept(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    base = {"large": random.standard_normal((2100, 2000)).astype(np.float32)}
+    base_path, paths = write_inputs(tmp_path, base, [base, base])
+    given = {**recipe_for("tsv", paths, base_path, {})}
+    needs = {}
+    with made_gpus([MADE]):
+        for name, options in (
+            ("cpu", {"device": "cpu"}),
+            ("gpu", {"device": "cuda"}),
+            ("kept", {"device": "cuda", "factor_cache": tmp_path / "cache"}),
+        ):
+            run = RunOptions.of(threads=1, memory="8GiB", **options)
+            plan = Planner.of(run, DEFAULT_MAX_SHARD_BYTES).plan(load_recipe(given))
+            needs[name] = plan.memory.peak_bytes
+            assert (plan.memory.gpu_bytes > 900 << 20) == (name != "cpu")
+    factors = 8 * (2100 + 2000) * 2000
+    assert needs["kept"] - needs["gpu"] == 2 * factors
+    assert needs["gpu"] < (BASELINE_BYTES + CUDA_BYTES) + (100 << 20)
+    with made_gpus([Device("cuda:0", "Tiny", 900 << 20)]), pytest.raises(ResourceError) as refused:
+        Planner.of(RunOptions.of(device="cuda"), DEFAULT_MAX_SHARD_BYTES).plan(load_recipe(given))
+    assert str(refused.value).startswith("plan: the merge merges large as a whole matrix, which takes ")

@@ -167,6 +167,7 @@ def _plan(
             sum(len(s.tensors) for s in sources),
             sources,
             devices,
+            keeps_factors=run.factor_cache is not None,
         ),
         config=config,
         files=files,

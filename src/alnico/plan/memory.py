@@ -48,9 +48,10 @@ def fit_memory(
     tensors: int,
     sources: Sequence[Source] = (),
     devices: Sequence[Device] = (CPU,),
+    keeps_factors: bool = False,
 ) -> MemoryPlan:
     """Choose threads and a block size for a budget, and on GPUs for their free memory. ``tensors`` is the number of tensors of
-    all inputs.
+    all inputs. ``keeps_factors``: decompositions of matrices are written to files.
 
     If memory is short, first the blocks shrink, then the number of threads.
     Errors: ResourceError if one thread with the smallest block does not fit; it names a sufficient budget.
@@ -70,8 +71,12 @@ def fit_memory(
     widest = max([2, *widths]) if widths else 16  # comparing bytes needs two buffers
     models = max((len(j.inputs) for j in jobs if j.is_computed), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
-    largest = max((j for j in jobs if j.matrix is not None), key=whole_bytes, default=None)
-    whole = whole_bytes(largest) if largest is not None else 0
+
+    def held_bytes(job: Job) -> int:
+        return host_matrix_bytes(job, keeps_factors=keeps_factors) if on_gpu else whole_bytes(job)
+
+    largest = max((j for j in jobs if j.matrix is not None), key=held_bytes, default=None)
+    whole = held_bytes(largest) if largest is not None else 0
     matrices = sum(j.matrix is not None for j in jobs)
     free = min(map(free_bytes, devices)) if on_gpu else 0
     for workers in range(max(threads, 1), 0, -1):
@@ -92,10 +97,10 @@ def fit_memory(
         + max((_rank_bytes(j, LEAF) for j in jobs), default=0)
     )
     enough = f"{-(-least // (1 << 20))}MiB"
-    if largest is not None and least - whole_bytes(largest) <= budget_bytes:
+    if largest is not None and least - whole <= budget_bytes:
         raise ResourceError(
             f"plan: {largest.name} is merged as a whole matrix and needs "
-            f"{format_size(whole_bytes(largest))} at once, the merge {format_size(least)}; the budget is "
+            f"{format_size(whole)} at once, the merge {format_size(least)}; the budget is "
             f"{format_size(budget_bytes)}. Raise --memory to {enough}, or use another method for this tensor."
         )
     raise ResourceError(
@@ -141,6 +146,16 @@ def whole_bytes(job: Job) -> int:
         return 0
     _, rows, columns = job.stack
     return 8 * job.matrix.numbers(rows, columns, len(job.inputs), *job.matrix.arguments) + BLAS_BYTES
+
+
+def host_matrix_bytes(job: Job, *, keeps_factors: bool) -> int:
+    """Return the bytes of the processor's memory to merge a whole matrix where there are GPUs: all of it if its method stays on
+    the processor, else only what is kept of it in files, twice, on its way from the GPU and back."""
+    if not gpu_matrix_bytes(job):
+        return whole_bytes(job)
+    _, rows, columns = job.stack
+    kept = 2 * 8 * (rows + columns) * min(rows, columns) if keeps_factors else 0
+    return kept + BLAS_BYTES
 
 
 def gpu_matrix_bytes(job: Job) -> int:
