@@ -46,6 +46,13 @@ def test_a_gpu_learns_the_coefficients_of_the_processor(made: Made, device: str)
     with made_gpus([GPU, OTHER]):
         found = alnico.adamerge(made.references, device=device, **options)
     assert equal(found, expected)
+    name = "cuda:1" if device == "cuda:1" else "cuda:0"
+    assert found.data()["device"].startswith(f"{name} (Made, 8.6 GB)")
+    assert (found.data()["dtype"], expected.data()["device"], expected.data()["dtype"]) == (
+        "float32",
+        "cpu",
+        "float32",
+    )
 
 
 @pytest.mark.parametrize("options", [{"plus": True}, {"per": "task", "memory": 1}])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,12 @@ def test_a_gpu_scores_the_trials_of_the_processor(made: Made, device: str) -> No
         found = alnico.search(recipe(made), report=made.test, device=device)
     assert values(found) == values(expected)
     assert found.recipe.text == expected.recipe.text
-    assert found.report == expected.report
-    assert expected.data()["scored_on"] == "cpu in float32"
-    assert found.data()["scored_on"] == "cuda in the checkpoint's dtype"
+    assert found.report is not None
+    assert replace(found.report, device="cpu", dtype="float32") == expected.report
+    name = "cuda:1" if device == "cuda:1" else "cuda:0"
+    for data in (found.data(), found.report.data()):
+        assert (data["device"], data["dtype"]) == (f"{name} (Made, 8.6 GB)", "own")
+    assert (expected.data()["device"], expected.data()["dtype"]) == ("cpu", "float32")
 
 
 def test_the_workers_take_the_devices_in_turn() -> None:
@@ -262,7 +266,10 @@ def test_the_command_takes_a_device_and_names_those_that_exist(made: Made, run: 
         words = ("--out", str(tmp_path / "a"), "--device", "cuda:1", "--dtype", "bfloat16", "--json")
         code, shown, _ = run("search", str(file), *words)
         assert code == 0
-        assert json.loads(shown)["scored_on"] == "cuda in bfloat16"
+        assert (json.loads(shown)["device"], json.loads(shown)["dtype"]) == (
+            "cuda:1 (Made, 8.6 GB)",
+            "bfloat16",
+        )
         code, _, said = run("search", str(file), "--out", str(tmp_path / "b"), "--device", "cuda:9")
     assert code == 7
     assert (

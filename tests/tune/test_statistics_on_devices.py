@@ -95,6 +95,31 @@ def test_a_module_spread_over_gpus_measures_the_same(made: Made, tmp_path: Path)
         assert same(tmp_path / kind, tmp_path / f"{kind}-spread")
 
 
+def test_modules_that_accelerate_has_hooked_measure_the_same(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate wraps each forward of a module that it spreads; a made GPU is one device, so it wraps none there."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    from alnico.evaluation import loaded_model
+
+    load = loaded_model.load_module
+
+    def hooked(*arguments: Any, **options: Any) -> Any:
+        module = load(*arguments, **options)
+        for part in module.modules():
+            hook = AlignDevicesHook(execution_device="cpu", io_same_device=part is module)
+            add_hook_to_module(part, hook)
+        return module
+
+    for folder in ("plain", "hooked"):
+        for kind, measure in MEASURES.items():
+            measure(made.references[0], tmp_path / folder / kind, tasks=made.valid, examples=5)
+        monkeypatch.setattr(loaded_model, "load_module", hooked)
+    for kind in MEASURES:
+        assert same(tmp_path / "hooked" / kind, tmp_path / "plain" / kind)
+
+
 class Tight(nn.Module):
     """Two layers on a device that holds so many inputs at once."""
 

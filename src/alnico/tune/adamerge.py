@@ -52,6 +52,7 @@ from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
 from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_RUN, RunOptions, Size
 from alnico.tune.gpu_room import check_room
+from alnico.tune.statistics.measure import computed_by
 from alnico.tune.task_vectors import MergedModules, TaskVectors
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class AdaMergingResult:
     ``steps`` has the coefficients that each step started from. ``used`` counts the inputs of each task.
     ``fixed`` lists groups without a gradient from any input; their coefficients stayed at the start value.
     ``left_out`` maps tensors that the entropy does not depend on to the reason; the recipe still merges them
-    with the coefficient of their group.
+    with the coefficient of their group. ``device`` and ``dtype`` say where the modules computed, and in which dtype.
     """
 
     models: tuple[str, ...]
@@ -119,6 +120,8 @@ class AdaMergingResult:
     recipe: str
     method: str = ENTRIES
     compile_seconds: float = 0.0
+    device: str = "cpu"
+    dtype: str = "float32"
     merge: MemoryMerge | None = field(default=None, repr=False)
 
     def module(self) -> Any:
@@ -195,6 +198,8 @@ class AdaMergingResult:
                 ("method", self.method),
                 ("per", self.per),
                 ("steps", len(self.steps)),
+                ("device", self.device),
+                ("dtype", self.dtype),
                 *((f"inputs of {t}", n) for t, n in self.used.items()),
             ],
             picture=inline_picture(
@@ -213,6 +218,8 @@ class AdaMergingResult:
             "fixed": list(self.fixed),
             "left_out": dict(self.left_out),
             "inputs": dict(self.used),
+            "device": self.device,
+            "dtype": self.dtype,
             "coefficients": self.coefficients.tolist(),
             "steps": [
                 {
@@ -488,6 +495,7 @@ def learn(
             elif plus and scope == "model":
                 final[~final.any(axis=1), 0] = LEAST
             modules.write(_weights(modules, groups, final, options.start))
+            dtype = computed_by(next(iter(own.values())), placement)["dtype"]
         finally:
             modules.close()
             vectors.close()
@@ -521,6 +529,8 @@ def learn(
         left_out,
         text,
         options.method,
+        device=placement.where,
+        dtype=dtype,
     )
 
 

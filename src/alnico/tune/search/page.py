@@ -62,6 +62,10 @@ def search_page(result: SearchResult) -> str:
     counts = result.counts
     facts = [
         ("Sampler", result.settings.sampler),
+        (
+            "Scored on",
+            f"{result.device}, in {'the dtype of each merge' if result.dtype == 'own' else result.dtype}",
+        ),
         ("Seed", str(result.settings.seed)),
         ("Trials", format_count(len(result.trials))),
         *(

@@ -16,7 +16,6 @@ from alnico.notebook import ResultTable, name_text, never_fails, result_html, re
 from alnico.numerics.sizes import count_of
 from alnico.recipe.reference import resolve_reference
 from alnico.recipe.schema import Recipe
-from alnico.tune.search.fingerprint import ON_PROCESSOR
 from alnico.tune.search.objective import Objective
 from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SearchSettings
@@ -46,8 +45,9 @@ class SearchResult:
     objects: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The models in memory, by the labels that the recipes name."""
     compile_seconds: float = field(default=0.0, compare=False)
-    scored: str = ON_PROCESSOR
-    """The kind of device and the dtype that the trials were scored with."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    """Where the trials of this run were scored, and in which dtype: ``own`` is the output dtype of the merges."""
 
     @property
     def recipe(self) -> Recipe:
@@ -132,7 +132,8 @@ class SearchResult:
             facts=[
                 ("sampler", self.settings.sampler),
                 ("seed", self.settings.seed),
-                ("scored on", self.scored),
+                ("device", self.device),
+                ("dtype", self.dtype),
                 ("trials", len(self.trials)),
                 *self.counts.items(),
             ],
@@ -148,7 +149,8 @@ class SearchResult:
             "objectives": [{"name": o.name, "goal": o.goal, "tasks": dict(o.tasks)} for o in self.objectives],
             "sampler": self.settings.sampler,
             "seed": self.settings.seed,
-            "scored_on": self.scored,
+            "device": self.device,
+            "dtype": self.dtype,
             "counts": self.counts,
             "best": [
                 {**trial_data(trial, self.objectives), "recipe": recipe.text}

@@ -161,7 +161,7 @@ def search(
     return _search(spec, settings, models, report_source, folder, workers, engine, run, objects)
 
 
-ON_THE_CLUSTER = Device("cuda", "a GPU of the Ray cluster", torch_name="cuda")
+ON_THE_CLUSTER = Device("cuda", "GPUs of the Ray cluster", torch_name="cuda")
 """Stands for the GPU that Ray gives a worker: this machine may have none."""
 
 
@@ -234,13 +234,19 @@ def _search(
     space = spec.space
     reported = _reported_tasks(report, opened, space, settings, spec.allow_code)
     check_sampler(settings.sampler, space.dimensions, goals)
-    scored = f"{spec.placement.device.kind} in {spec.placement.torch_dtype or CHECKPOINTS}"
+    place = spec.placement
+    scored = f"{place.device.kind} in {place.torch_dtype or CHECKPOINTS}"
     identity = Identity(space.data(), settings.data(), tasks_data(opened), models, scored)
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
         worker_spec = spec if workers > 1 or engine == "ray" else replace(spec, tasks=opened)
         with start_workers(worker_spec, workers, engine, run.threads) as staff:
             run_trials(space, settings, objectives, study, staff, run.watch)
-        result = replace(_result(space, settings, objectives, study), objects=objects, scored=scored)
+        result = replace(
+            _result(space, settings, objectives, study),
+            objects=objects,
+            device=place.where if place.device != ON_THE_CLUSTER else place.device.model,
+            dtype=place.own_or_dtype,
+        )
     result = _with_report(result, spec, reported, is_same=_is_same(report))
     if folder is not None:
         write_search(result, folder)
@@ -327,6 +333,7 @@ def _with_report(
         if not placement.device.is_gpu:
             notes = (REPORT_HERE,)
     card, others = report_on(spec.space, result.recipes, reported, lambda: spec.open_factory(placement))
+    card = replace(card, device=placement.where, dtype=placement.own_or_dtype)
     notes = (*notes, *others)
     return replace(result, report=card, notes=(*result.notes, *notes, *([SAME_REPORT] if is_same else [])))
 
