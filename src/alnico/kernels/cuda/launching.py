@@ -13,7 +13,7 @@ import numpy as np
 
 from alnico.kernels.array_tiles import width_of
 from alnico.kernels.cuda.memory import DeviceBytes, GpuMemory
-from alnico.kernels.cuda.source import Slots
+from alnico.kernels.cuda.source import PACK, Slots
 from alnico.kernels.template import PARTS, ArgumentKind
 
 
@@ -101,3 +101,8 @@ def storage(code: int) -> np.dtype[Any]:
 def addresses(memory: GpuMemory, raws: Sequence[DeviceBytes], codes: Sequence[int]) -> list[Any]:
     """The addresses of tensors of these dtypes."""
     return [memory.address(raw, storage(code)) for raw, code in zip(raws, codes, strict=True)]
+
+
+def are_packed(tensors: Sequence[DeviceBytes], codes: Sequence[int]) -> bool:
+    """Do the addresses of tensors of these dtypes allow loads of four elements?"""
+    return all(t.address % min(16, PACK * width_of(c)) == 0 for t, c in zip(tensors, codes, strict=True))

@@ -7,12 +7,16 @@ take several, so that the result does not depend on their number. Counts are int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, UNROLLED_MODELS
 from alnico.kernels.cuda.source import (
+    PACK,
+    WORDS,
     Slots,
     argument_of,
+    decoded,
     extra_names,
     functions,
     loaded,
@@ -29,37 +33,78 @@ GROUP = 3
 """Models of a group: a launch makes the products of two groups, so that the lanes of all of them fit into a block."""
 
 
-def measure_text(kernel: MeasureKernel, code: int, codes: tuple[int, ...], base_code: int) -> str:
+@dataclass(frozen=True)
+class _Value:
+    """How a kernel gets ``of`` of an element: its arguments, and the tensors whose elements it takes, with their dtypes."""
+
+    real: Real
+    given: tuple[str, ...]
+    tensors: tuple[tuple[str, int], ...]
+    packed: bool
+
+    def at(self, place: str) -> str:
+        """An expression for the value of the element at a place."""
+        words = [f"load_{WORDS[code]}({address}, {place})" for address, code in self.tensors]
+        return f"value({', '.join([place, *words, *self.given])})"
+
+    def each(
+        self, first: str, stop: str, thread: str, threads: str, use: Callable[[str, str], list[str]]
+    ) -> list[str]:
+        """Statements that use every value from ``first`` on, a multiple of a pack, in any order: ``use(value, place)``."""
+        lines = []
+        if self.packed:
+            lines += [f"q = {first} // {PACK} + {thread}", f"while {PACK} * q + {PACK - 1} < {stop}:"]
+            for n, (address, code) in enumerate(self.tensors):
+                lines.append(f"    w{n} = load4_{WORDS[code]}({address}, q)")
+            for m in range(PACK):
+                words = [f"w{n}[{m}]" for n in range(len(self.tensors))]
+                lines.append(f"    m{m} = value({', '.join([f'{PACK} * q + {m}', *words, *self.given])})")
+            for m in range(PACK):
+                lines += [f"    {line}" for line in use(f"m{m}", f"{PACK} * q + {m}")]
+            lines += [f"    q += {threads}", f"j = {stop} // {PACK} * {PACK} + {thread}"]
+        else:
+            lines.append(f"j = {first} + {thread}")
+        lines += [f"while j < {stop}:", f"    m0 = {self.at('j')}"]
+        lines += [f"    {line}" for line in use("m0", "j")]
+        return [*lines, f"    j += {threads}"]
+
+
+def measure_text(
+    kernel: MeasureKernel, code: int, codes: tuple[int, ...], base_code: int, *, packed: bool
+) -> str:
     """The text of a reduction of one model's values: ``run(count, start, numbers, keys, own, base, *raws, *extra, *outputs)``.
 
     ``code`` is the model's dtype, ``codes`` those of all models, if ``of`` sees them: then ``raws`` are their addresses,
-    or, if there are many, a table of them and one of their dtypes.
+    or, if there are many, a table of them and one of their dtypes. ``packed``: all addresses allow loads of four elements.
     """
     real, kinds = kernel.real, kernel.kinds
     is_many = kernel.across and kernel.models > UNROLLED_MODELS
     raws = ["raws", "codes"] if is_many else [f"r{i}" for i in range(len(codes))]
     given = ["count", "start", "numbers", "keys", "own", "base", *raws, *extra_names(kinds)]
+    tensors = [("own", code), *([("base", base_code)] if kernel.of_deltas else [])]
+    tensors += [] if is_many else list(zip(raws, codes, strict=True))
     slots = Slots(kinds, [0])
     minus = " - b" if kernel.of_deltas else ""
     body = ["place = start + j", *place_lines(kinds)]
     if kernel.of_deltas:
-        body.append(f"b = {loaded('base', 'j', base_code, real)}")
-    body.append(f"v = {loaded('own', 'j', code, real)}{minus}")
+        body.append(f"b = {decoded('of_base', base_code, real)}")
+    body.append(f"v = {decoded('of_own', code, real)}{minus}")
     if is_many:
         any_of = "decode_any" if real == "float32" else "decode_any_wide"
         body.append(f"for i in range({kernel.models}):")
         body.append(f"    x[i] = {any_of}(load_i64(codes, i), address_at(raws, i), j){minus}")
     elif kernel.across:
-        values = [f"{loaded(r, 'j', c, real)}{minus}" for r, c in zip(raws, codes, strict=True)]
+        values = [f"{decoded(f'of_{r}', c, real)}{minus}" for r, c in zip(raws, codes, strict=True)]
         body.append(f"x = ({' '.join(value + ',' for value in values)})")
     passed = ["v", *(["x"] if kernel.across else [])]
     passed += [argument_of(kind, a, slots, 0, real) for a, kind in enumerate(kinds)]
     body.append(f"return of({', '.join(passed)})")
     scratch = ["x"] if is_many else []
-    head = f"@device\ndef value({', '.join(['j', *scratch, *given])}):\n"
+    words = [f"of_{address}" for address, _ in tensors]
     texts = functions(kernel.of, "of", kernel.models, writes_out=False)
+    head = f"@device\ndef value({', '.join(['j', *words, *scratch, *given])}):\n"
     texts.append(head + "".join(f"    {line}\n" for line in body))
-    value = f"value({', '.join(['j', *scratch, *given])})"
+    value = _Value(real, (*scratch, *given), tuple(tensors), packed)
     outputs, run = {
         "values": _values,
         "sum": _sum,
@@ -68,7 +113,7 @@ def measure_text(kernel: MeasureKernel, code: int, codes: tuple[int, ...], base_
         "bracket": _bracket,
         "sum of rows": _sum_of_rows,
         "largest of rows": _largest_of_rows,
-    }[kernel.reduction](value, real)
+    }[kernel.reduction](value)
     if is_many:
         run = [f"x = cuda.local.array({kernel.models}, REAL)", *run]
     return module(real, texts, [*given, *outputs], run)
@@ -78,14 +123,11 @@ def _store(real: Real) -> str:
     return f"store_f{real[-2:]}"
 
 
-def _values(value: str, real: Real) -> tuple[list[str], list[str]]:
-    run = [
-        "j = first + cuda.grid(1)",
-        "while j < stop:",
-        f"    {_store(real)}(out, j - first, REAL({value}))",
-        "    j += cuda.gridsize(1)",
-    ]
-    return ["first", "stop", "out"], run
+def _values(value: _Value) -> tuple[list[str], list[str]]:
+    def use(measured: str, place: str) -> list[str]:
+        return [f"{_store(value.real)}(out, {place} - first, REAL({measured}))"]
+
+    return ["first", "stop", "out"], value.each("first", "stop", "cuda.grid(1)", "cuda.gridsize(1)", use)
 
 
 _OF_LEAF = [
@@ -96,7 +138,7 @@ _OF_LEAF = [
 ]
 
 
-def _sum(value: str, _real: Real) -> tuple[list[str], list[str]]:
+def _sum(value: _Value) -> tuple[list[str], list[str]]:
     run = [
         f"lanes = cuda.shared.array({LANES}, np.float64)",
         *_OF_LEAF,
@@ -105,7 +147,7 @@ def _sum(value: str, _real: Real) -> tuple[list[str], list[str]]:
         "    total = np.float64(0.0)",
         "    j = begin + lane",
         "    while j < stop:",
-        f"        total += np.float64({value})",
+        f"        total += np.float64({value.at('j')})",
         f"        j += {LANES}",
         "    lanes[lane] = total",
         "    lane += cuda.blockDim.x",
@@ -119,7 +161,10 @@ def _sum(value: str, _real: Real) -> tuple[list[str], list[str]]:
     return ["out"], run
 
 
-def _count(value: str, _real: Real) -> tuple[list[str], list[str]]:
+def _count(value: _Value) -> tuple[list[str], list[str]]:
+    def use(measured: str, _place: str) -> list[str]:
+        return [f"found += np.int64({measured} != ZERO)"]
+
     run = [
         "total = cuda.shared.array(1, np.int64)",
         *_OF_LEAF,
@@ -127,10 +172,7 @@ def _count(value: str, _real: Real) -> tuple[list[str], list[str]]:
         "    total[0] = 0",
         "cuda.syncthreads()",
         "found = np.int64(0)",
-        "j = begin + t",
-        "while j < stop:",
-        f"    found += np.int64({value} != ZERO)",
-        "    j += cuda.blockDim.x",
+        *value.each("begin", "stop", "t", "cuda.blockDim.x", use),
         "cuda.atomic.add(total, 0, found)",
         "cuda.syncthreads()",
         "if t == 0:",
@@ -139,32 +181,46 @@ def _count(value: str, _real: Real) -> tuple[list[str], list[str]]:
     return ["out"], run
 
 
-def _histogram(value: str, real: Real) -> tuple[list[str], list[str]]:
+def _histogram(value: _Value) -> tuple[list[str], list[str]]:
+    bits = "bits_of" if value.real == "float32" else "long_of"
+
+    def use(measured: str, _place: str) -> list[str]:
+        return [
+            # -0.0 + 0.0 is 0.0: with its sign bit a zero would be the largest of all.
+            f"word = np.uint64({bits}(REAL({measured}) + ZERO))",
+            "if np.uint64(np.uint64(word >> np.uint64(16)) >> shift) == prefix:",
+            "    bin = np.int64(np.uint64(word >> shift) & np.uint64(0xFFFF))",
+            "    if bin != last:",
+            "        if length > 0:",
+            "            add_u32(bins, last, length)",
+            "        last = bin",
+            "        length = np.int64(0)",
+            "    length += 1",
+        ]
+
     # A run of equal bins is added at once: most entries of a sparse task vector are zeros.
-    bits = "bits_of" if real == "float32" else "long_of"
     run = [
         "last = np.int64(-1)",
         "length = np.int64(0)",
-        "j = cuda.grid(1)",
-        "while j < count:",
-        # -0.0 + 0.0 is 0.0: with its sign bit a zero would be the largest of all.
-        f"    word = np.uint64({bits}(REAL({value}) + ZERO))",
-        "    if np.uint64(np.uint64(word >> np.uint64(16)) >> shift) == prefix:",
-        "        bin = np.int64(np.uint64(word >> shift) & np.uint64(0xFFFF))",
-        "        if bin != last:",
-        "            if length > 0:",
-        "                add_u32(bins, last, length)",
-        "            last = bin",
-        "            length = np.int64(0)",
-        "        length += 1",
-        "    j += cuda.gridsize(1)",
+        *value.each("0", "count", "cuda.grid(1)", "cuda.gridsize(1)", use),
         "if length > 0:",
         "    add_u32(bins, last, length)",
     ]
     return ["shift", "prefix", "bins"], run
 
 
-def _bracket(value: str, real: Real) -> tuple[list[str], list[str]]:
+def _bracket(value: _Value) -> tuple[list[str], list[str]]:
+    def use(measured: str, _place: str) -> list[str]:
+        return [
+            f"measured = REAL({measured})",
+            "if measured > high:",
+            "    above += 1",
+            "elif measured >= low:",
+            "    inside += 1",
+            "    if low != high:",
+            "        kept[cuda.atomic.add(marks, 2, np.int64(1))] = measured",
+        ]
+
     # A block asks for room once per chunk: a counter that every kept element would raise is too slow.
     run = [
         f"kept = cuda.shared.array({CHUNK}, REAL)",
@@ -182,16 +238,7 @@ def _bracket(value: str, real: Real) -> tuple[list[str], list[str]]:
         "        marks[2] = 0",
         "    cuda.syncthreads()",
         f"    stop = min(first + {CHUNK}, count)",
-        "    j = first + t",
-        "    while j < stop:",
-        f"        measured = REAL({value})",
-        "        if measured > high:",
-        "            above += 1",
-        "        elif measured >= low:",
-        "            inside += 1",
-        "            if low != high:",
-        "                kept[cuda.atomic.add(marks, 2, np.int64(1))] = measured",
-        "        j += cuda.blockDim.x",
+        *[f"    {line}" for line in value.each("first", "stop", "t", "cuda.blockDim.x", use)],
         "    cuda.syncthreads()",
         "    if t == 0:",
         "        marks[3] = add_u64(counts, 2, marks[2])",
@@ -199,7 +246,7 @@ def _bracket(value: str, real: Real) -> tuple[list[str], list[str]]:
         "    j = t",
         "    while j < marks[2]:",
         "        if marks[3] + j < room:",
-        f"            {_store(real)}(gathered, marks[3] + j, kept[j])",
+        f"            {_store(value.real)}(gathered, marks[3] + j, kept[j])",
         "        j += cuda.blockDim.x",
         "    cuda.syncthreads()",
         f"    first += cuda.gridDim.x * {CHUNK}",
@@ -213,20 +260,21 @@ def _bracket(value: str, real: Real) -> tuple[list[str], list[str]]:
     return ["low", "high", "room", "counts", "gathered"], run
 
 
-def _sum_of_rows(value: str, _real: Real) -> tuple[list[str], list[str]]:
+def _sum_of_rows(value: _Value) -> tuple[list[str], list[str]]:
     return _rows(value, "0.0", "{} + {}")
 
 
-def _largest_of_rows(value: str, _real: Real) -> tuple[list[str], list[str]]:
+def _largest_of_rows(value: _Value) -> tuple[list[str], list[str]]:
     return _rows(value, "-np.inf", "larger({}, {})")
 
 
-def _rows(value: str, nothing: str, join: str) -> tuple[list[str], list[str]]:
+def _rows(value: _Value, nothing: str, join: str) -> tuple[list[str], list[str]]:
+    term = f"np.float64(REAL({value.at('j')}))"
     run = [
         f"lanes = cuda.shared.array({LANES}, np.float64)",
         *_each_slot(
             [f"total = np.float64({nothing})"],
-            [f"total = {join.format('total', f'np.float64(REAL({value}))')}"],
+            [f"total = {join.format('total', term)}"],
             ["lanes[slot] = total"],
         ),
         *_folded([f"lanes[slot] = {join.format('lanes[slot]', 'lanes[slot + half]')}"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 
 from alnico.kernels.array_tiles import width_of
 from alnico.kernels.constants import LANES, LEAF, UNROLLED_MODELS
-from alnico.kernels.cuda.compiled import compiled
-from alnico.kernels.cuda.launching import FlatArguments, Room, Uploads, addresses, storage
+from alnico.kernels.cuda.compiled import MOST_TEXTS, compiled
+from alnico.kernels.cuda.launching import FlatArguments, Room, Uploads, addresses, are_packed, storage
 from alnico.kernels.cuda.measure_source import CHUNK, GROUP, clearing_text, gram_text, measure_text, pairs_of
-from alnico.kernels.cuda.memory import DeviceBytes, GpuMemory
+from alnico.kernels.cuda.memory import THREADS, DeviceBytes, GpuMemory
+from alnico.kernels.cuda.source import PACK
 from alnico.kernels.measure_kernels import OUTPUTS, ColumnGramKernel, GramKernel, MeasureKernel
 
 MAILBOX_BYTES = 16 << 20
@@ -33,6 +35,7 @@ class _MeasuringCall:
         self.count = raws[0].size // width_of(self.codes[0])
         self.chosen: list[int] = chosen.tolist()
         self.is_many = kernel.across and kernel.models > UNROLLED_MODELS
+        self.base = base
         self.of_base = memory.address(base, storage(base_code)) if kernel.of_deltas else 0
         arguments = FlatArguments(kernel.kinds, np.dtype(kernel.real), flat)
         self.numbers = [arguments.numbers([model]) for model in self.chosen]
@@ -61,9 +64,32 @@ class _MeasuringCall:
         return scratch
 
     def launch(self, n: int, outputs: Sequence[Any], **shape: int) -> None:
+        model = self.chosen[n]
         codes = tuple(self.codes) if self.kernel.across and not self.is_many else ()
-        text = measure_text(self.kernel, self.codes[self.chosen[n]], codes, self.base_code)
-        self.memory.launch(compiled(text), [*self.given[n], *outputs], **shape)
+        tensors = [(self.raws[model], self.codes[model]), *zip(self.raws, codes, strict=False)]
+        if self.kernel.of_deltas:
+            tensors.append((self.base, self.base_code))
+        function = _measuring_kernel(
+            self.kernel, self.codes[model], codes, self.base_code, are_packed(*zip(*tensors, strict=True))
+        )
+        self.memory.launch(function, [*self.given[n], *outputs], **shape)
+
+
+@functools.lru_cache(maxsize=MOST_TEXTS)
+def _measuring_kernel(
+    kernel: MeasureKernel, code: int, codes: tuple[int, ...], base_code: int, packed: bool
+) -> Any:
+    return compiled(measure_text(kernel, code, codes, base_code, packed=packed))
+
+
+@functools.lru_cache(maxsize=MOST_TEXTS)
+def _gram_kernel(
+    kernel: GramKernel | ColumnGramKernel,
+    codes: tuple[int, ...],
+    base_code: int,
+    pairs: tuple[tuple[int, int], ...],
+) -> Any:
+    return compiled(gram_text(kernel, codes, base_code, pairs))
 
 
 def measure(
@@ -83,7 +109,7 @@ def measure(
 def _values(call: _MeasuringCall, gathered: np.ndarray) -> None:
     memory, models = call.memory, len(call.chosen)
     call.upload()
-    size = max(MAILBOX_BYTES // (gathered.itemsize * models), 1)
+    size = max(MAILBOX_BYTES // (gathered.itemsize * models * PACK), 1) * PACK
     for first in range(0, call.count, size):
         stop = min(first + size, call.count)
         mailbox = memory.mailbox(gathered.itemsize * models * (stop - first)).view(gathered.dtype)
@@ -101,7 +127,7 @@ def _of_leaves(call: _MeasuringCall, leaves: np.ndarray) -> None:
     used = -(-call.count // LEAF)
     found = memory.mailbox(8 * models * used).view(leaves.dtype).reshape(models, used)
     for n in range(models):
-        call.launch(n, [memory.address(found[n], leaves.dtype)], blocks=used, threads=LANES)
+        call.launch(n, [memory.address(found[n], leaves.dtype)], blocks=used)
     memory.finish()
     leaves[:] = 0
     leaves[:, :used] = found
@@ -117,7 +143,7 @@ def _of_rows(call: _MeasuringCall, row: int, parts: np.ndarray) -> None:
     found = memory.mailbox(8 * models * rows.size).view(np.float64).reshape(models, rows.size)
     for n in range(models):
         outputs = [*of_rows, memory.address(found[n], np.float64)]
-        call.launch(n, outputs, blocks=rows.blocks, threads=LANES)
+        call.launch(n, outputs, blocks=rows.blocks)
     memory.finish()
     parts[:, rows.numbers] = found
 
@@ -151,7 +177,7 @@ def _bracket(
         call.launch(
             n,
             [*outputs, memory.address(scratch[kept[n]], gathered.dtype)],
-            work=-(-call.count // CHUNK) * LANES,
+            work=-(-call.count // CHUNK) * THREADS,
         )
     found = memory.mailbox(32 * models)
     memory.download(scratch[places], found)
@@ -215,9 +241,9 @@ def gram(
     for models, pairs, places in _groups(kernel.models):
         found = memory.mailbox(8 * rows.size * len(pairs)).view(np.float64)
         given = _inputs(kernel, memory, raws, codes, base, base_code, models)
-        text = gram_text(kernel, codes[models].tolist(), int(base_code), pairs)
+        function = _gram_kernel(kernel, tuple(codes[models].tolist()), int(base_code), tuple(pairs))
         outputs = [*of_rows, memory.address(found, np.float64)]
-        memory.launch(compiled(text), [count, start, *given, *outputs], blocks=rows.blocks, threads=LANES)
+        memory.launch(function, [count, start, *given, *outputs], blocks=rows.blocks)
         memory.finish()
         sums[rows.numbers[:, None], places] = found.reshape(rows.size, len(pairs))
     return 0
@@ -233,9 +259,9 @@ def column_gram(
         found = memory.mailbox(8 * columns * len(pairs)).view(np.float64)
         found[:] = sums[places].reshape(-1)
         given = _inputs(kernel, memory, raws, codes, base, base_code, models)
-        text = gram_text(kernel, codes[models].tolist(), int(base_code), pairs)
+        function = _gram_kernel(kernel, tuple(codes[models].tolist()), int(base_code), tuple(pairs))
         outputs = [columns, memory.address(found, np.float64)]
-        memory.launch(compiled(text), [count, start, *given, *outputs], work=columns)
+        memory.launch(function, [count, start, *given, *outputs], work=columns)
         memory.finish()
         sums[places] = found.reshape(len(pairs), columns)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from alnico.kernels.array_tiles import width_of
 from alnico.kernels.constants import UNROLLED_MODELS
-from alnico.kernels.cuda.compiled import compiled
-from alnico.kernels.cuda.launching import FlatArguments, Room, Uploads, addresses, storage
+from alnico.kernels.cuda.compiled import MOST_TEXTS, compiled
+from alnico.kernels.cuda.launching import FlatArguments, Room, Uploads, addresses, are_packed, storage
 from alnico.kernels.cuda.memory import DeviceBytes, GpuMemory
 from alnico.kernels.cuda.source import PACK, many_slots, mix_text
 from alnico.kernels.mix_kernel import MixKernel
@@ -37,26 +38,33 @@ def mix(
             tables.add(array, room)
     table = room.take(8 * len(raws))
     scratch = memory.scratch(room.size)
-    tensors, widths = [*raws, out], [width_of(code) for code in [*codes.tolist(), out_code]]
+    tensors, dtypes = [*raws, out], [*codes.tolist(), int(out_code)]
     of_base: Any = 0
     if kernel.of_deltas:
         of_base = memory.address(base, storage(base_code))
-        tensors, widths = [*tensors, base], [*widths, width_of(base_code)]
+        tensors, dtypes = [*tensors, base], [*dtypes, int(base_code)]
     given: list[Any] = [count, start, int(keep_equal), memory.address(out, storage(out_code))]
     given.append(memory.address(flag, np.int64))
     inputs = addresses(memory, raws, codes.tolist())
     if is_many:
-        text = mix_text(kernel, (), int(base_code), int(out_code), packed=False)
+        function = _mixing_kernel(kernel, (), int(base_code), int(out_code), False)
         numbers, keys, of_codes = tables.put(memory, scratch)
         given += [numbers, keys, of_base, memory.table(inputs, scratch[table]), of_codes]
     else:
-        packed = all(t.address % min(16, PACK * w) == 0 for t, w in zip(tensors, widths, strict=True))
-        text = mix_text(kernel, tuple(codes.tolist()), int(base_code), int(out_code), packed=packed)
+        of = tuple(codes.tolist())
+        function = _mixing_kernel(kernel, of, int(base_code), int(out_code), are_packed(tensors, dtypes))
         given += [*arguments.numbers(models), of_base, *inputs]
     given += extra.put(memory, scratch)
-    memory.launch(compiled(text), given, work=count if is_many else -(-count // PACK))
+    memory.launch(function, given, work=count if is_many else -(-count // PACK))
     memory.finish()
     return int(flag[0])
+
+
+@functools.lru_cache(maxsize=MOST_TEXTS)
+def _mixing_kernel(
+    kernel: MixKernel, codes: tuple[int, ...], base_code: int, out_code: int, packed: bool
+) -> Any:
+    return compiled(mix_text(kernel, codes, base_code, out_code, packed=packed))
 
 
 def _tables(arguments: FlatArguments, models: int) -> tuple[np.ndarray, np.ndarray]:
