@@ -10,7 +10,7 @@ from alnico.devices import Device
 from alnico.kernels.array_source import NoArrayForm
 from alnico.kernels.build import Description, compile_kernel
 from alnico.kernels.choice import Interpreted, kernel_for
-from alnico.kernels.cuda.kernel import GpuDescription
+from alnico.kernels.cuda.kernel import CudaKernel
 from alnico.kernels.cuda.memory import GpuMemory, gpu_memory
 from alnico.kernels.measure_kernels import MeasureKernel
 from alnico.kernels.mix_kernel import MixKernel
@@ -35,9 +35,9 @@ class OnBoth:
         self.calls = 0
 
     def __call__(self, *arguments: Any) -> int:
-        if not isinstance(self.kernel, GpuDescription):
-            return self.processor(*arguments)
         gpu = kernel_for(self.kernel, gpu=self.memory)
+        if not isinstance(gpu, CudaKernel):  # there is nothing to run on a GPU
+            return self.processor(*arguments)
         given = [self._given(name, value) for name, value in zip(self.names, arguments, strict=True)]
         by_gpu = gpu(*given)
         by_processor: int = self.processor(*arguments)
