@@ -34,7 +34,7 @@ GROUP = 3
 
 
 @dataclass(frozen=True)
-class _Value:
+class _MeasuredValue:
     """How a kernel gets ``of`` of an element: its arguments, and the tensors whose elements it takes, with their dtypes."""
 
     real: Real
@@ -104,7 +104,7 @@ def measure_text(
     texts = functions(kernel.of, "of", kernel.models, writes_out=False)
     head = f"@device\ndef value({', '.join(['j', *words, *scratch, *given])}):\n"
     texts.append(head + "".join(f"    {line}\n" for line in body))
-    value = _Value(real, (*scratch, *given), tuple(tensors), packed)
+    value = _MeasuredValue(real, (*scratch, *given), tuple(tensors), packed)
     outputs, run = {
         "values": _values,
         "sum": _sum,
@@ -123,7 +123,7 @@ def _store(real: Real) -> str:
     return f"store_f{real[-2:]}"
 
 
-def _values(value: _Value) -> tuple[list[str], list[str]]:
+def _values(value: _MeasuredValue) -> tuple[list[str], list[str]]:
     def use(measured: str, place: str) -> list[str]:
         return [f"{_store(value.real)}(out, {place} - first, REAL({measured}))"]
 
@@ -138,7 +138,7 @@ _OF_LEAF = [
 ]
 
 
-def _sum(value: _Value) -> tuple[list[str], list[str]]:
+def _sum(value: _MeasuredValue) -> tuple[list[str], list[str]]:
     run = [
         f"lanes = cuda.shared.array({LANES}, np.float64)",
         *_OF_LEAF,
@@ -161,7 +161,7 @@ def _sum(value: _Value) -> tuple[list[str], list[str]]:
     return ["out"], run
 
 
-def _count(value: _Value) -> tuple[list[str], list[str]]:
+def _count(value: _MeasuredValue) -> tuple[list[str], list[str]]:
     def use(measured: str, _place: str) -> list[str]:
         return [f"found += np.int64({measured} != ZERO)"]
 
@@ -181,7 +181,7 @@ def _count(value: _Value) -> tuple[list[str], list[str]]:
     return ["out"], run
 
 
-def _histogram(value: _Value) -> tuple[list[str], list[str]]:
+def _histogram(value: _MeasuredValue) -> tuple[list[str], list[str]]:
     bits = "bits_of" if value.real == "float32" else "long_of"
 
     def use(measured: str, _place: str) -> list[str]:
@@ -209,7 +209,7 @@ def _histogram(value: _Value) -> tuple[list[str], list[str]]:
     return ["shift", "prefix", "bins"], run
 
 
-def _bracket(value: _Value) -> tuple[list[str], list[str]]:
+def _bracket(value: _MeasuredValue) -> tuple[list[str], list[str]]:
     def use(measured: str, _place: str) -> list[str]:
         return [
             f"measured = REAL({measured})",
@@ -260,15 +260,15 @@ def _bracket(value: _Value) -> tuple[list[str], list[str]]:
     return ["low", "high", "room", "counts", "gathered"], run
 
 
-def _sum_of_rows(value: _Value) -> tuple[list[str], list[str]]:
+def _sum_of_rows(value: _MeasuredValue) -> tuple[list[str], list[str]]:
     return _rows(value, "0.0", "{} + {}")
 
 
-def _largest_of_rows(value: _Value) -> tuple[list[str], list[str]]:
+def _largest_of_rows(value: _MeasuredValue) -> tuple[list[str], list[str]]:
     return _rows(value, "-np.inf", "larger({}, {})")
 
 
-def _rows(value: _Value, nothing: str, join: str) -> tuple[list[str], list[str]]:
+def _rows(value: _MeasuredValue, nothing: str, join: str) -> tuple[list[str], list[str]]:
     term = f"np.float64(REAL({value.at('j')}))"
     run = [
         f"lanes = cuda.shared.array({LANES}, np.float64)",
