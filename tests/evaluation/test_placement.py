@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, BertModel, LlamaConfig, LlamaForCausalLM
 
 from alnico.devices import Device, made_gpus
-from alnico.errors import ResourceError
+from alnico.errors import NonFiniteError, ResourceError
 from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.loaded_model import load_module, open_subject
 from alnico.evaluation.memory_subject import MemorySubject
@@ -113,8 +113,9 @@ def test_a_module_that_fits_on_none_is_spread_in_whole_layers() -> None:
 def test_gpus_without_room_are_told_with_their_figures() -> None:
     module = llama()
     needed = bytes_of(module)
-    with pytest.raises(ResourceError) as caught:
-        places(module, needed, "float32", *gpus_with(300_000), "m")
+    gpus, free = gpus_with(300_000, 300_000)
+    with made_gpus(gpus), pytest.raises(ResourceError) as caught:
+        places(module, needed, "float32", gpus[:1], free[:1], "m")
     assert str(caught.value) == (
         "m: needs 708.9 kB of GPU memory in float32, and cuda:0 (Made, 3.0 MB) has room for 300.0 kB; expected room for the "
         "whole model. Choose device cuda:all, which spreads it over all GPUs, or cpu, or dtype bfloat16."
@@ -166,3 +167,30 @@ def test_the_copy_of_a_module_moves_and_the_original_stays() -> None:
         pytest.raises(ResourceError, match=r"^m: needs 120 B of GPU memory in float64, and "),
     ):
         MemorySubject("m", module, placement=on(small)).model()
+
+
+def test_a_gpu_that_is_full_while_a_model_is_loaded_is_told(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(BertModel, "from_pretrained", full)
+    with made_gpus([GPU]), pytest.raises(ResourceError) as caught:
+        load_module(made.base, "encoder", "base", placement=on(GPU))
+    assert str(caught.value) == (
+        "base: the GPU has too little memory for it (CUDA out of memory. Tried to allocate 2.00 GiB); expected room for the "
+        "whole model. Close what else uses the GPU, or choose another device or a smaller dtype."
+    )
+
+
+def test_numbers_beyond_float16_are_told(made: Made, tmp_path: Path) -> None:
+    module = BertModel.from_pretrained(made.base)
+    module.embeddings.word_embeddings.weight.data[3, 2] = 1e5
+    module.save_pretrained(tmp_path / "large")
+    with made_gpus([GPU]), pytest.raises(NonFiniteError) as caught:
+        load_module(tmp_path / "large", "encoder", "large", placement=on(GPU, dtype="float16"))
+    assert str(caught.value) == (
+        "embeddings.word_embeddings.weight[3, 2]: large has an infinity; expected finite numbers. Repair or exclude this "
+        "model. If its own dtype is another one, its numbers may be too large for float16: choose dtype bfloat16."
+    )

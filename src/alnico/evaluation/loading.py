@@ -30,7 +30,7 @@ from alnico.checkpoint.patterns import PatternError, fits
 from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.weight_files import INDICES
-from alnico.errors import ModelError, NonFiniteError
+from alnico.errors import ModelError, NonFiniteError, ResourceError
 from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.module_names import MAY_BE_MISSING
 from alnico.evaluation.module_places import StoredSizes, device_map, needed_bytes, own_dtype
@@ -437,6 +437,11 @@ def _named_errors(
     except ModelError:
         raise
     except (Exception, MemoryError) as error:  # its many classes raise any exception for unexpected values
+        if type(error).__name__ == "OutOfMemoryError":  # of torch, for a GPU
+            raise ResourceError(
+                f"{label}: the GPU has too little memory for it ({first_line(error)}); expected room for the whole model. "
+                "Close what else uses the GPU, or choose another device or a smaller dtype."
+            ) from None
         code = (
             f"; auto_map in config.json names code ({_named_code(given['auto_map'])}), which alnico does not run"
             if "auto_map" in given
@@ -577,9 +582,10 @@ def refuse_not_finite(module: Any, label: str) -> None:
             continue
         place = (~value.isfinite()).nonzero()[0].tolist()
         kind = "NaN" if bool(value[tuple(place)].isnan()) else "an infinity"
-        raise NonFiniteError(
-            f"{name}{place or ''}: {label} has {kind}; expected finite numbers. Repair or exclude this model."
-        )
+        advice = "Repair or exclude this model."
+        if str(value.dtype) == "torch.float16":
+            advice += " If its own dtype is another one, its numbers may be too large for float16: choose dtype bfloat16."
+        raise NonFiniteError(f"{name}{place or ''}: {label} has {kind}; expected finite numbers. {advice}")
 
 
 def _refuse_missing(absent: Iterable[str], kind: ModelKind, label: str) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alnico.devices import Device, are_made, free_bytes
+from alnico.devices import Device, are_made, devices_for, free_bytes
 from alnico.errors import ResourceError
 from alnico.evaluation.placement import ModulePlacement
 from alnico.installation import import_extra
@@ -107,16 +107,21 @@ def _no_room(
     has = " and ".join(
         f"{gpu} has room for {format_size(room)}" for gpu, room in zip(gpus, rooms, strict=True)
     )
-    advice = (
-        "Choose device cpu"
-        if len(gpus) > 1
-        else "Choose device cuda:all, which spreads it over all GPUs, or cpu"
-    )
+    advice = "Choose device cpu"
+    if len(gpus) == 1 and _count_gpus() > 1:
+        advice = "Choose device cuda:all, which spreads it over all GPUs, or cpu"
     smaller = ", or dtype bfloat16" if dtype in ("float32", "float64") else ""
     return ResourceError(
         f"{label}: needs {format_size(needed)} of GPU memory in {dtype}, and {has}; expected room for the whole "
         f"model. {advice}{smaller}."
     )
+
+
+def _count_gpus() -> int:
+    try:
+        return len(devices_for("scoring", "cuda:all"))
+    except ResourceError:
+        return 0
 
 
 def _free_bytes(gpu: Device) -> int:
