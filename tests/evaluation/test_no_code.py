@@ -338,7 +338,7 @@ LISTED = {
     "libraries.py": {"compile": 1},  # the source of an installed package that is imported
     "demo/models.py": {"subprocess.Popen": 1},  # pip, which downloads what it does not run
     "installation.py": {"importlib.import_module": 1},  # packages that alnico names
-    "devices.py": {"importlib.import_module": 4},  # torch, numba.cuda and numba_cuda
+    "devices.py": {"importlib.import_module": 3},  # torch, numba.cuda and numba_cuda
     "methods/__init__.py": {"importlib.import_module": 1, "importlib.metadata.entry_points": 1, "entry.load": 1},  # installed packages
     "checkpoint/files.py": {"ctypes.CDLL": 1},  # the C library
     "checkpoint/durable.py": {"ctypes.CDLL": 1},  # the C library
@@ -354,8 +354,8 @@ LISTED = {
     "kernels/array_source.py": {"compile": 1, "exec": 1},  # the same code, for numpy
     "kernels/cuda/elements.py": {"importlib.import_module": 1},  # names of alnico's own modules
     "kernels/cuda/instructions.py": {"builder.load": 2},  # llvmlite's instruction that reads memory
-    "kernels/cuda/launching.py": {"compile": 2, "exec": 2},  # the same code, for a GPU
-    "kernels/cuda/memory.py": {"importlib.import_module": 1},  # numba.cuda
+    "kernels/cuda/compiled.py": {"compile": 2, "exec": 2},  # the same code, for a GPU
+    "kernels/cuda/memory.py": {"importlib.import_module": 3},  # numba.cuda and its parts
     "numerics/arrays.py": {"importlib.import_module": 1},  # torch
     "engine/matrix_gpu.py": {"importlib.import_module": 1},  # torch
     "evaluation/candidates.py": {"self._filled.eval": 1},  # a copy of the caller's module
