@@ -263,6 +263,14 @@ def test_a_combined_adapter_agrees_with_the_processors(
     assert gpu
 
 
+@pytest.mark.parametrize("method", ["tsv", "iso_c", "iso_cts"])
+def test_adapters_that_cancel_each_other_give_zeros_there_too(method: str, tmp_path: Path, gpu: str) -> None:
+    adapters = [linear(tmp_path / name, rank=3, seed=1, alpha=6) for name in ("one", "same")]
+    combine(adapters, tmp_path / "out", method=method, weights=[1.0, -1.0], device="cuda")
+    assert not any(values.any() for values in deltas(tmp_path / "out").values())
+    assert gpu
+
+
 @pytest.mark.parametrize("most", [None, 8])
 @pytest.mark.parametrize("shape", [(60, 50), (700, 600)])
 def test_a_merged_whole_matrix_is_decomposed_on_the_gpu(

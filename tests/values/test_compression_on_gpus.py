@@ -12,7 +12,7 @@ from alnico import TaskVector
 from alnico.devices import made_gpus
 from alnico.engine import matrix_gpu
 from alnico.errors import ResourceError
-from alnico.numerics.arrays import is_numpy
+from alnico.numerics.arrays import is_numpy, to_numpy
 from made_gpus import MADE, gpu
 
 __all__ = ["gpu"]
@@ -39,8 +39,8 @@ def test_a_compressed_task_vector_agrees_with_the_processors(
     assert seen == [True] * 5 + [False] * 5
     here, there = (TaskVector.load(tmp_path / d).state_dict() for d in ("cpu", "cuda"))
     for name, values in here.items():
-        expected = np.asarray(values)
-        assert np.abs(np.asarray(there[name]) - expected).max() <= 1e-6 * np.abs(expected).max()
+        expected = to_numpy(values)
+        assert np.abs(to_numpy(there[name]) - expected).max() <= 1e-6 * np.abs(expected).max()
     assert [t.rank for t in found["cuda"].tensors] == [t.rank for t in found["cpu"].tensors]
     assert found["cuda"].error == pytest.approx(found["cpu"].error, rel=1e-6)
     lock = json.loads((tmp_path / "cuda" / "alnico.lock.json").read_text())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from alnico.lora.core_space import CoreSpace
 from alnico.methods.base import MatrixMethod, Merge
-from alnico.numerics.arrays import AnyArray, copy_of, to_numpy, zeros
+from alnico.numerics.arrays import AnyArray, copy_of, is_numpy, like, to_numpy, zeros
 from alnico.numerics.decompositions import leading_vectors
 from alnico.numerics.low_rank import Decomposed
 
@@ -50,7 +50,8 @@ class CoreMatrices:
 def merge_cores(space: CoreSpace, bound: Merge | MatrixMethod, note: Note) -> AnyArray:
     """Return the merged core matrix. A ``Merge`` is the sum that a method comes to with its options."""
     if isinstance(bound, MatrixMethod):
-        return bound.make(CoreMatrices(space, note), *bound.arguments)
+        made = bound.make(CoreMatrices(space, note), *bound.arguments)
+        return like(space.left, made) if is_numpy(made) else made  # zeros where all weights cancel
     total = zeros(space.left, (space.left.shape[1], len(space.right)))
     for coefficient, value in zip(coefficients_of(bound, len(space.values)), space.values, strict=True):
         total += coefficient * value

@@ -31,7 +31,7 @@ def is_numpy(array: AnyArray) -> bool:
 
 def to_numpy(array: AnyArray) -> np.ndarray:
     """Return the array itself, or the numbers of a tensor; of one on the processor, without a copy."""
-    return array if isinstance(array, np.ndarray) else np.asarray(array.cpu())
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
 
 
 def to_torch(array: np.ndarray, device: str) -> AnyArray:
