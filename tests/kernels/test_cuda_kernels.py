@@ -9,9 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from alnico.devices import devices_here
 from kernels.simulated_gpu import CLAIMS
 
 TESTS = Path(__file__).parents[1]
+
+
+def ended(claim: str, *, simulates: bool) -> subprocess.CompletedProcess[str]:
+    """A process that has checked a claim."""
+    return subprocess.run(
+        [sys.executable, "-m", "kernels.simulated_gpu", claim],
+        cwd=TESTS,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": str(int(simulates))},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.slow
@@ -19,16 +31,19 @@ TESTS = Path(__file__).parents[1]
 def test_in_the_simulator_a_gpu_gives_the_bits_of_the_processor(claim: str) -> None:
     """Every byte that a kernel writes, not only within a unit in the last place."""
     pytest.importorskip("numba_cuda")
-    ended = subprocess.run(
-        [sys.executable, "-m", "kernels.simulated_gpu", claim],
-        cwd=TESTS,
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr[-5000:]
+    process = ended(claim, simulates=True)
+    assert process.returncode == 0, process.stderr[-5000:]
     if claim.startswith("methods"):
-        assert {"MixKernel", "bracket", "values"} <= set(ended.stdout.split())
+        assert {"MixKernel", "bracket", "values"} <= set(process.stdout.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_gpu_gives_the_bits_of_the_processor(claim: str) -> None:
+    if len(devices_here()) == 1:
+        pytest.skip("this machine has no GPU that can be used")
+    process = ended(claim, simulates=False)
+    assert process.returncode == 0, process.stderr[-5000:]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +60,7 @@ def test_what_a_gpu_runs_rounds_as_the_processor_and_keeps_values_in_registers(
     if subprocess.run([*command, "check", str(file), "0"], cwd=TESTS, capture_output=True).returncode == 77:
         pytest.skip("numba-cuda finds no toolkit; numba-cuda[cu13] brings one")
     subprocess.run([*command, "texts", str(file)], cwd=TESTS, env=simulator, capture_output=True, check=True)
-    ended = subprocess.run(
+    checked = subprocess.run(
         [*command, "check", str(file), str(step)], cwd=TESTS, capture_output=True, text=True
     )
-    assert (ended.stdout, ended.returncode) == ("", 0), ended.stderr[-3000:]
+    assert (checked.stdout, checked.returncode) == ("", 0), checked.stderr[-3000:]
