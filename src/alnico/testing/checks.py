@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from alnico.devices import Device, made_gpus
 from alnico.errors import MethodError, NonFiniteError
 from alnico.events import Event, Started, TensorDone, Watcher
 from alnico.kernels.constants import LEAF
@@ -566,6 +567,24 @@ def check_in_memory(case: MethodCase, folder: Path) -> None:
     for name, values in on_disk.items():
         if values.tobytes() != np.asarray(in_memory[name]).tobytes():
             _fail(case, f"{name} has other bits in memory than on disk", "the same bits", "Report a bug")
+
+
+def check_gpu(case: MethodCase, folder: Path, tolerance: float = 1e-8) -> None:
+    """Whole matrices have the processor's result on a GPU, which is made of torch's device ``cpu`` here: within the
+    tolerance, as a share of a tensor's largest value."""
+    base, models = random_models({"w": (90, 70), "v": (40, 80)}, case.models)
+    here = merge_arrays(case, folder, base, models, "F64", device="cpu")
+    with made_gpus([Device("cuda:0", "torch's cpu", 8 << 30)]):
+        there = merge_arrays(case, folder, base, models, "F64", device="cuda")
+    for name, values in here.items():
+        off = float(np.abs(there[name] - values).max() / max(np.abs(values).max(), 1e-300))
+        if not off <= tolerance:
+            _fail(
+                case,
+                f"{name} is {off:.1e} of its largest value from the processor's on a GPU",
+                f"at most {tolerance:g}",
+                "Compute with what numpy and torch have in common (alnico.numerics.arrays), or leave runs_on_gpu out",
+            )
 
 
 def check_memory(case: MethodCase, folder: Path, budget: int = 400 << 20) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,6 +133,11 @@ class MethodLaws:
         if case.method.statistics:
             self._skip("statistics belong to files")
         checks.check_in_memory(case, tmp_path)
+
+    def test_a_gpu_gives_the_same_result(self, setting: Mapping[str, Any], tmp_path: Path) -> None:
+        case = self.case(setting)
+        if getattr(case.bind(), "runs_on_gpu", False) and importlib.util.find_spec("torch") is not None:
+            checks.check_gpu(case, tmp_path)
 
     def test_a_merge_stays_inside_its_memory_budget(self, tmp_path: Path) -> None:
         case = self.case()

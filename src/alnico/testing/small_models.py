@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.devices import DEFAULT_DEVICE
 from alnico.methods import registry
 from alnico.methods.base import MatrixMethod, Merge, Method
 
@@ -159,6 +160,7 @@ def merge_arrays(
     base: TensorArrays,
     models: Sequence[TensorArrays],
     dtype: str = "F32",
+    device: str = DEFAULT_DEVICE,
     **keys: Any,
 ) -> dict[str, np.ndarray]:
     """Write models, merge them with the method of a case, and read the result. ``keys`` are keys of the
@@ -167,7 +169,7 @@ def merge_arrays(
 
     paths = [write_model(folder / f"m{i}", model, dtype) for i, model in enumerate(models)]
     base_path = write_model(folder / "base", base, dtype)
-    alnico.merge(case.recipe(paths, base_path, **keys), folder / "out", overwrite=True)
+    alnico.merge(case.recipe(paths, base_path, **keys), folder / "out", overwrite=True, device=device)
     return read_model(folder / "out")
 
 
