@@ -55,18 +55,22 @@ def test_the_placement_may_name_the_dtype(made: Made) -> None:
     assert same(module, on_the_processor)
 
 
-def test_candidates_on_a_gpu_have_the_dtype_of_the_merge(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_candidates_on_a_gpu_follow_the_merges_in_their_dtype(
+    dtype: str, expected: torch.dtype, tmp_path: Path
+) -> None:
     base, tuned = family(tmp_path, 2, dtype="BF16", vocabulary=64)
     names = [str(t) for t in tuned]
-    with made_gpus([GPU]), Candidates([*names, str(base)], placement=on(GPU)) as candidates:
+    placement = on(GPU, dtype=dtype)
+    with made_gpus([GPU]), Candidates([*names, str(base)], placement=placement) as candidates:
         modules = []
         for weight in (0.3, 0.9):
             recipe = {"merge_method": "task_arithmetic", "base_model": str(base), "models": names, "parameters": {"weight": weight}}  # fmt: skip
             candidate = candidates.make(load_recipe(recipe))
             modules.append(candidate.module("causal"))
-            state = candidate.state()
-            assert all(torch.equal(modules[-1].state_dict()[n], v) for n, v in state.items())
-            assert {p.dtype for p in modules[-1].parameters()} == {torch.bfloat16}
+            values = modules[-1].state_dict()
+            assert all(torch.equal(values[n], v.to(expected)) for n, v in candidate.state().items())
+            assert {p.dtype for p in modules[-1].parameters()} == {expected}
         assert modules[0] is modules[1]
 
 
