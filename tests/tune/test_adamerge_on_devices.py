@@ -63,6 +63,22 @@ def test_other_parts_and_less_memory_learn_the_same(made: Made, options: dict[st
         assert equal(alnico.adamerge(made.references, device="cuda", **options), expected)
 
 
+def test_a_gpu_of_the_machine_agrees_with_the_processor(made: Made) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    options: dict[str, Any] = {
+        "base": made.base,
+        "tasks": made.valid,
+        "steps": 10,
+        "learning_rate": 0.02,
+        "per": "task",
+    }
+    expected = alnico.adamerge(made.references, device="cpu", **options)
+    found = alnico.adamerge(made.references, device="cuda", **options)
+    assert [s.loss for s in found.steps] == pytest.approx([s.loss for s in expected.steps], abs=1e-3)
+    assert found.coefficients == pytest.approx(expected.coefficients, abs=1e-3)
+
+
 def test_parts_of_whole_matrices_are_decomposed_on_the_gpu(made: Made) -> None:
     options: dict[str, Any] = {
         "base": made.base,

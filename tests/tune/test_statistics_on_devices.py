@@ -68,6 +68,25 @@ def test_a_gpu_measures_what_the_processor_does(made: Made, tmp_path: Path, kind
     ).jobs
 
 
+@pytest.mark.parametrize("kind", ["fisher", "gram"])
+def test_a_gpu_of_the_machine_agrees_with_the_processor(made: Made, tmp_path: Path, kind: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    for device in ("cpu", "cuda"):
+        MEASURES[kind](
+            made.references[0],
+            tmp_path / device,
+            tasks=made.valid,
+            examples=20,
+            device=device,
+            dtype="float32",
+        )
+    found, expected = stored(tmp_path / "cuda"), stored(tmp_path / "cpu")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():  # float32 gradients and products, summed in another order
+        assert np.abs(found[name] - value).max() <= 1e-3 * np.abs(value).max() + 1e-9
+
+
 def test_layers_that_see_each_others_merge_are_measured_on_a_gpu(made: Made, tmp_path: Path) -> None:
     options: dict[str, Any] = {"tasks": made.valid, "examples": 4, "plus": True}
     expected = alnico.gram_statistics(made.references[:2], tmp_path / "cpu", device="cpu", **options)
@@ -243,7 +262,7 @@ def test_batchnorm_is_recalibrated_on_a_device() -> None:
     assert found.norm.running_mean.numpy() == pytest.approx(means, abs=1e-6)  # type: ignore[union-attr]
 
 
-def test_a_module_comes_back_from_the_device_that_it_was_recalibrated_on() -> None:
+def test_batchnorm_and_its_batches_are_on_the_named_device() -> None:
     seen: list[tuple[str, str]] = []
     module = Norm()
     module.register_forward_pre_hook(
