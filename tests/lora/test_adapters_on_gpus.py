@@ -160,6 +160,27 @@ def test_an_extraction_decomposes_every_matrix_on_the_gpu(
     assert gpu
 
 
+def test_products_have_all_digits_of_float32_though_the_process_allows_fewer(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = MODULE.randomized_svd
+
+    def noting(*arguments: Any, **named: Any) -> LowRankFactors:
+        seen.append(torch.get_float32_matmul_precision())
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(MODULE, "randomized_svd", noting)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with made_gpus([MADE]):
+            extract(*pair, tmp_path / "there", rank=4, device="cuda")
+        assert set(seen) == {"highest"}
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_an_extraction_resumes_on_its_own_kind_of_device_only(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,20 +96,35 @@ def kind_of(gpus: Sequence[MatrixGpu]) -> str:
     return gpus[0].device.kind if gpus else CPU.kind
 
 
+@contextmanager
+def whole_float32(gpus: Sequence[MatrixGpu]) -> Iterator[None]:
+    """Multiply float32 matrices in float32 on GPUs, though the process may have allowed torch fewer digits (TF32)."""
+    if not gpus:
+        yield
+        return
+    torch: Any = importlib.import_module("torch")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class GpuTurns:
     """Gives each thread its GPU: threads take them in turn."""
 
     def __init__(self, gpus: Sequence[MatrixGpu]) -> None:
-        self._gpus = gpus
+        self.all = gpus
         self._own = threading.local()
         self._turns = itertools.count()
 
     def mine(self) -> MatrixGpu | None:
         """Return the GPU of this thread; None if there is none."""
-        if not self._gpus:
+        if not self.all:
             return None
         if not hasattr(self._own, "gpu"):
-            self._own.gpu = self._gpus[next(self._turns) % len(self._gpus)]
+            self._own.gpu = self.all[next(self._turns) % len(self.all)]
         gpu: MatrixGpu = self._own.gpu
         return gpu
 

@@ -19,7 +19,7 @@ from alnico.checkpoint.lora_adapter import PREFIX, Adapter
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.reference import Paths
 from alnico.devices import DEFAULT_DEVICE
-from alnico.engine.matrix_gpu import MatrixGpu, MatrixRoom, kind_of, matrix_gpus
+from alnico.engine.matrix_gpu import MatrixGpu, MatrixRoom, kind_of, matrix_gpus, whole_float32
 from alnico.engine.method_notes import sum_up
 from alnico.errors import (
     MethodError,
@@ -253,7 +253,7 @@ def combine(
             merged + 2 * 8 * sum((rank or sum(m.ranks)) * m.experts * (m.rows + m.columns) for m in modules),
         )
         with PartDirectory(target) as part:
-            with _removed_on_error(part), one_blas_thread():
+            with _removed_on_error(part), one_blas_thread(), whole_float32(gpus):
                 said: list[Noted] = []
 
                 def note(update: str, form: str, values: tuple[int | float, ...]) -> None:

@@ -31,7 +31,15 @@ from alnico.checkpoint.untied_model import untie
 from alnico.devices import DEFAULT_DEVICE, free_bytes
 from alnico.engine.arena import Arena
 from alnico.engine.fetch import fetch_files
-from alnico.engine.matrix_gpu import GPU_SHARE, GpuTurns, MatrixGpu, MatrixRoom, kind_of, matrix_gpus
+from alnico.engine.matrix_gpu import (
+    GPU_SHARE,
+    GpuTurns,
+    MatrixGpu,
+    MatrixRoom,
+    kind_of,
+    matrix_gpus,
+    whole_float32,
+)
 from alnico.engine.relatedness import TENSORS, SampledTensor, compare_models, is_matrix, pick_evenly
 from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError, RunError, VerificationError
 from alnico.events import Advanced, Reading, Watcher
@@ -491,7 +499,7 @@ class _ExtractRun:
         # The largest first: otherwise one thread would still work on a large one while the others are idle.
         todo.sort(key=lambda s: (s.treatment != "factors", -s.elements))
         self._crew.report(Reading(len(todo), sum(self._bytes(s) for s in todo)))
-        with one_blas_thread():
+        with one_blas_thread(), whole_float32(self._gpus.all):
             self._crew.run([(self._decompose, (store, target)) for target in todo])
 
     def _decompose(self, store: FactorStore, target: ExtractTarget) -> None:
