@@ -237,7 +237,7 @@ def merged_elsewhere(folder: Path) -> None:
     alnico.merge(models, folder / "merged-on-linux")
 
 
-@prepares("notebook", "from-mergekit", "cite")
+@prepares("notebook", "from-mergekit", "cite", "on-a-gpu")
 def small_models(folder: Path) -> None:
     """A base and fine-tunes."""
     _, tuned = family(folder / "models", 3, **SHAPE)

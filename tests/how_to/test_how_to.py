@@ -22,6 +22,7 @@ NOT_RUN = {
     "it depends on the free disk space": "machines differ",
     "it needs a model of the hub": "tests have no network",
     "it needs the demo's download": "tests have no network",
+    "it needs a GPU": "the suite runs on machines without one",
 }
 """The reasons for which a block may be left out: ``<!-- not run: REASON -->``."""
 
@@ -38,6 +39,7 @@ TITLES = {
     "notebook": "Use alnico from a notebook",
     "publish": "Publish a merge",
     "share-task-vectors": "Share a task vector, and equip a base with it",
+    "on-a-gpu": "Use a GPU",
     "platforms": "macOS and Windows",
     "cite": "Cite alnico",
 }
