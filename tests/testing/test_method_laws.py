@@ -77,7 +77,7 @@ def run_laws(package: Path, *words: str) -> tuple[int, str]:
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "-rA", *words],
         cwd=package,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "NUMBA_ENABLE_CUDASIM": "1"},
         capture_output=True,
         text=True,
     )
@@ -98,6 +98,7 @@ def test_a_method_of_another_package_passes_all_laws(package: Path) -> None:
         "test_a_recipe_finds_the_method",
         "test_threads_and_blocks_change_no_bit[setting1]",
         "test_the_tile_changes_no_bit",
+        "test_a_gpu_computes_the_equation_with_the_same_numbers[setting0]",
         "test_it_agrees_with_the_reference[setting0]",
         "test_a_merge_stays_inside_its_memory_budget",
     ):

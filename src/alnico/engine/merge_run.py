@@ -290,15 +290,22 @@ class MergeRun:
             raise
 
     def _refuse_gpu(self, error: Exception, arguments: tuple[Any, ...]) -> None:
-        """Say that a GPU failed at a tensor, if it makes it. Errors: RunError, which keeps the unfinished output."""
+        """Say that a GPU failed at a tensor, if it makes it. Errors: RunError, which keeps the unfinished output; ResourceError if
+        nothing is kept."""
         device = self._device(_job_of(arguments))
-        if device.is_gpu:
-            if isinstance(error, ResourceError) and not str(error).startswith(f"{device.name}: "):
-                raise RunError(*error.args) from error  # it has all its parts
-            raise RunError(
-                f"{self._place(arguments)}: {device} failed ({_first_line(error)}). The same command resumes the merge; if it "
-                "fails again, end other programs that use the GPU, or merge with --device cpu --restart."
-            ) from error
+        if not device.is_gpu:
+            return
+        keeps = self.recorder.wants_digests
+        kind = RunError if keeps else ResourceError
+        if isinstance(error, ResourceError) and not str(error).startswith(f"{device.name}: "):
+            raise kind(*error.args) from error  # it has all its parts
+        advice = (
+            "The same command resumes the merge; if it fails again, end other programs that use the GPU, or merge with --device cpu "
+            "--restart."
+            if keeps
+            else "End other programs that use the GPU, or choose the device cpu."
+        )
+        raise kind(f"{self._place(arguments)}: {device} failed ({_first_line(error)}). {advice}") from error
 
     def _place(self, arguments: tuple[Any, ...]) -> str:
         """The tensor that a call works on, and the models that it is read from."""

@@ -13,8 +13,8 @@ Put this into a test file of your package; pytest then runs every law on the met
             return base + options.get("t", 0.5) * (models[0] - base)
 
 The laws: threads, blocks, tiles, compiling, the order of tensors and an interrupt change no bit; equal inputs are kept
-as declared; zeros give zeros; every shape, dtype and number of models is merged; a NaN is refused; the result
-agrees with the reference; a merge stays inside its memory budget; the docstring has its parts; options have
+as declared; a GPU gives the same numbers; zeros give zeros; every shape, dtype and number of models is merged; a NaN is
+refused; the result agrees with the reference; a merge stays inside its memory budget; the docstring has its parts; options have
 ranges; a recipe finds the method.
 
 Each law is also a function of :mod:`alnico.testing.checks`, which takes a :class:`MethodCase` and needs no
@@ -32,6 +32,7 @@ from alnico.testing.checks import (
     check_declaration_of_equal_inputs,
     check_docstring,
     check_equal_models,
+    check_equation_on_gpu,
     check_first_recipe,
     check_float64,
     check_in_memory,
@@ -61,6 +62,7 @@ __all__ = [
     "check_declaration_of_equal_inputs",
     "check_docstring",
     "check_equal_models",
+    "check_equation_on_gpu",
     "check_first_recipe",
     "check_float64",
     "check_in_memory",

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from alnico.devices import Device, made_gpus
+from alnico.devices import Device, devices_here, made_gpus
 from alnico.errors import MethodError, NonFiniteError
 from alnico.events import Event, Started, TensorDone, Watcher
 from alnico.kernels.constants import LEAF
@@ -34,6 +35,7 @@ from alnico.testing.small_models import (
     read_model,
     write_model,
 )
+from alnico.verification.devices import TOLERANCE, units_apart
 
 Reference = Callable[[list[np.ndarray], np.ndarray, Mapping[str, Any], list[np.ndarray]], np.ndarray]
 """The method on whole float64 arrays: the models, the base, the options (a list per per-model option),
@@ -64,6 +66,9 @@ REFERENCE_SHAPES = {"a.weight": (37, 129), "b.weight": (8, 4, 3, 3), "c.bias": (
 
 BACKEND_SHAPES = {"leaves": (300, 257), "rows": (40, 70), "bias": (17,), "one": (1,)}
 """Tensors whose facts are measured in each way that there is: of several leaves, of rows, of one row."""
+
+GPU_SHAPES = {"rows": (9, 13), "vector": (37,), "stack": (2, 3, 5), "one": (1,)}
+"""Few elements: the simulator of a GPU takes milliseconds for each."""
 
 ODD_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (5, 1), (1, 7), (0,), (3, 0), (), (2, 3, 1, 2))
 
@@ -295,6 +300,53 @@ def check_backends(
                 "Write it so",
             )
         _compare_bytes(case, compiled, interpreted, "compiled", "with numpy")
+
+
+def has_gpu() -> bool:
+    """Can :func:`check_equation_on_gpu` run here: is there a GPU, or was numba-cuda's simulator chosen before numba was imported?"""
+    return _is_simulated() or len(devices_here()) > 1
+
+
+def _is_simulated() -> bool:
+    return os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+
+
+def check_equation_on_gpu(case: MethodCase, folder: Path, dtypes: Sequence[str] = ("BF16", "F32", "F64")) -> None:
+    """A merge on a GPU has the numbers of one on the processor, to a unit in the last place of the output's dtype.
+
+    It needs a GPU, or numba-cuda's simulator: set ``NUMBA_ENABLE_CUDASIM=1`` before numba is imported. A method of whole
+    matrices passes: :func:`check_gpu` is for it.
+    """
+    import alnico
+
+    if isinstance(case.bind(), MatrixMethod):
+        return
+    base, models = random_models(GPU_SHAPES, case.models, growth=0.05)
+    with made_gpus([Device("cuda:0", "simulated", 8 << 30)]) if _is_simulated() else nullcontext():
+        for dtype in dtypes:
+            place = folder / dtype
+            paths = [write_model(place / f"m{i}", model, dtype) for i, model in enumerate(models)]
+            recipe = case.recipe(paths, write_model(place / "base", base, dtype))
+            found = {}
+            for device in ("cpu", "cuda"):
+                alnico.merge(recipe, place / device, device=device)
+                with alnico.open_model(place / device) as model:
+                    found[device] = {name: _raw_of(model, name) for name in model.tensors}
+            for name, raw in found["cpu"].items():
+                apart = int(units_apart(raw, found["cuda"][name], dtype).max())
+                if apart > TOLERANCE:
+                    _fail(
+                        case,
+                        f"{name} differs by {apart} units in the last place of {dtype} on a GPU",
+                        f"at most {TOLERANCE}",
+                        "Use +, -, *, /, sqrt, abs, min and max, which give the same bits everywhere",
+                    )
+
+
+def _raw_of(model: Any, name: str) -> np.ndarray:
+    raw = np.empty(model.tensors[name].byte_size, np.uint8)
+    model.read_into(name, 0, memoryview(raw))
+    return raw
 
 
 def check_order_of_tensors(case: MethodCase, folder: Path) -> None:

@@ -1,0 +1,47 @@
+"""Merges on GPUs, in numba-cuda's simulator: for every method of the registry, the bytes of a merge on the processor."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alnico.methods import registry
+from engine.simulated_merges import CLAIMS, FAULTS
+
+TESTS = Path(__file__).parents[1]
+
+
+@functools.cache
+def simulated(claim: str, *words: str) -> str:
+    """Return what a process prints that checks a claim in the simulator."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "engine.simulated_merges", claim, *words],
+        cwd=TESTS,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr[-5000:]
+    return ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_merge_on_a_gpu_has_the_bytes_of_the_processor(claim: str) -> None:
+    """Whole matrices, which torch computes, agree to a unit in the last place; all others in every bit."""
+    pytest.importorskip("numba_cuda")
+    pytest.importorskip("torch")
+    problems = dict(json.loads(line) for line in simulated(claim).splitlines())
+    assert problems == {name: [] for name in registry()}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_error_and_is_recovered_from(fault: str) -> None:
+    pytest.importorskip("numba_cuda")
+    assert simulated("fault", fault).strip() == "ok"
