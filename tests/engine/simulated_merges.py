@@ -258,19 +258,44 @@ def too_large(folder: Path) -> None:
     assert "the merge gives an infinity in F16" in messages[0], messages
 
 
-FAULTS: Mapping[str, Callable[[Path], None]] = {
-    fault.__name__: fault for fault in (kernel_fails, not_finite, too_large)
+def weights_from_norms(folder: Path) -> None:
+    """Norms are measured on the GPU, to the bits of the processor, for weights of models and of tensors."""
+    for per in ("model", "tensor"):
+        weight = {"from": "l2_norm", "per": per}
+        merges = Merges(
+            MethodCase(registry()["task_arithmetic"], {"weight": weight}, 3), "BF16", folder / per
+        )
+        assert merges.on("cpu") == merges.on("cuda:all")
+
+
+def stored_task_vectors(folder: Path) -> None:
+    """Task vectors are read as differences, and added to the base on the GPU."""
+    merges = Merges(MethodCase(registry()["task_arithmetic"], {"weight": [0.5, 0.25]}, 2), "F32", folder)
+    references = []
+    for path in merges.paths:
+        vector = folder / f"{path.name}-vector"
+        alnico.TaskVector(path, merges.base).save(vector)
+        references.append(f"{merges.base}+{vector}")
+    recipe = {**merges.recipe, "models": [{"model": r} for r in references]}
+    found = []
+    for device in ("cpu", "cuda"):
+        alnico.merge(recipe, folder / device, device=device)
+        found.append(tensors(folder / device))
+    assert found[0] == found[1]
+
+
+OTHERS: Mapping[str, Callable[[Path], None]] = {
+    check.__name__: check
+    for check in (kernel_fails, not_finite, too_large, weights_from_norms, stored_task_vectors)
 }
 
 
 def main(claim: str, *names: str) -> None:
     measure.SMALL = SMALL
     with made_gpus(GPUS):
-        if claim == "fault":
-            for name in names:
-                with tempfile.TemporaryDirectory() as folder:
-                    FAULTS[name](Path(folder))
-            print("ok")
+        if claim in OTHERS:
+            with tempfile.TemporaryDirectory() as folder:
+                OTHERS[claim](Path(folder))
             return
         for name in names or registry():
             print(json.dumps([name, problems_of(name, CLAIMS[claim])]), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -12,16 +11,15 @@ from pathlib import Path
 import pytest
 
 from alnico.methods import registry
-from engine.simulated_merges import CLAIMS, FAULTS
+from engine.simulated_merges import CLAIMS, OTHERS
 
 TESTS = Path(__file__).parents[1]
 
 
-@functools.cache
-def simulated(claim: str, *words: str) -> str:
+def simulated(claim: str) -> str:
     """Return what a process prints that checks a claim in the simulator."""
     ended = subprocess.run(
-        [sys.executable, "-m", "engine.simulated_merges", claim, *words],
+        [sys.executable, "-m", "engine.simulated_merges", claim],
         cwd=TESTS,
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -41,7 +39,9 @@ def test_a_merge_on_a_gpu_has_the_bytes_of_the_processor(claim: str) -> None:
     assert problems == {name: [] for name in registry()}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_error_and_is_recovered_from(fault: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", OTHERS)
+def test_in_the_simulator(claim: str) -> None:
+    """The claims, and what their names mean, are in simulated_merges.py."""
     pytest.importorskip("numba_cuda")
-    assert simulated("fault", fault).strip() == "ok"
+    assert simulated(claim) == ""
