@@ -311,7 +311,9 @@ def _is_simulated() -> bool:
     return os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 
-def check_equation_on_gpu(case: MethodCase, folder: Path, dtypes: Sequence[str] = ("BF16", "F32", "F64")) -> None:
+def check_equation_on_gpu(
+    case: MethodCase, folder: Path, dtypes: Sequence[str] = ("BF16", "F32", "F64")
+) -> None:
     """A merge on a GPU has the numbers of one on the processor, to a unit in the last place of the output's dtype.
 
     It needs a GPU, or numba-cuda's simulator: set ``NUMBA_ENABLE_CUDASIM=1`` before numba is imported. A method of whole

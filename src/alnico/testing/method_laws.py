@@ -90,7 +90,9 @@ class MethodLaws:
     def test_compiling_changes_no_bit(self, setting: Mapping[str, Any], tmp_path: Path) -> None:
         checks.check_backends(self.case(setting), tmp_path)
 
-    def test_a_gpu_computes_the_equation_with_the_same_numbers(self, setting: Mapping[str, Any], tmp_path: Path) -> None:
+    def test_a_gpu_computes_the_equation_with_the_same_numbers(
+        self, setting: Mapping[str, Any], tmp_path: Path
+    ) -> None:
         if not checks.has_gpu():
             self._skip("there is no GPU, and NUMBA_ENABLE_CUDASIM=1 is not set, which simulates one")
         checks.check_equation_on_gpu(self.case(setting), tmp_path)
