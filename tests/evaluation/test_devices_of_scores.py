@@ -15,13 +15,15 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertMod
 
 import alnico
 import real
-from alnico.devices import Device, made_gpus
+from alnico.devices import CPU, Device, made_gpus
 from alnico.errors import AlnicoError, OutputError, ResourceError
 from alnico.evaluation.classification import Classification
 from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.module_places import moved
 from alnico.evaluation.perplexity import Perplexity
 from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.user_function import UserFunction
 from made_tasks import TASKS, Made, embedded, head_of, texts
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
@@ -157,6 +159,54 @@ def test_functions_get_the_module_on_the_device(halves: list[str]) -> None:
     assert [dtype for dtype, _ in seen] == [torch.bfloat16] * 2 + [torch.float16] * 3 + [torch.float32]
     assert not any(training for _, training in seen)
     assert module.weight.dtype == torch.float32
+
+
+def constant(_model: Any) -> float:
+    return 0.5
+
+
+def test_auto_leaves_modules_where_they_are_for_functions_of_the_caller() -> None:
+    """Their inputs may be on the processor. Only a device that is named moves a module to them."""
+    modules = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+    with made_gpus(GPUS):
+        assert alnico.evaluate(modules, constant).device == "cpu"
+        assert alnico.evaluate(modules, constant, device="cuda").device == str(GPUS[0])
+        assert alnico.soup(modules, constant).device == "cpu"
+        recipe = {
+            "merge_method": "linear",
+            "models": modules,
+            "parameters": {"weight": {"search": [0.1, 1.0]}},
+        }
+        assert alnico.search(recipe, tasks=constant, trials=1).device == "cpu"
+        named = alnico.search(recipe, tasks=constant, trials=1, device="cuda").device
+        assert named.startswith("cuda")
+
+
+def test_a_module_on_a_gpu_stays_there_for_functions_of_the_caller() -> None:
+    class OnGpu(torch.nn.Linear):
+        is_moved = False
+
+        def to(self, *words: Any, **options: Any) -> Any:
+            type(self).is_moved = True
+            return super().to(*words, **options)
+
+    function = UserFunction("f", constant, kind=None)
+    with made_gpus(GPUS):
+        chosen = ModulePlacement.of("auto").for_tasks([function])
+        assert (chosen.devices, chosen.is_chosen) == ((CPU,), True)
+        assert ModulePlacement.of("cuda").for_tasks([function]).devices == (GPUS[0],)
+    module = OnGpu(2, 2)
+    module.weight = torch.nn.Parameter(OnCuda(module.weight.detach()))
+    assert moved(module, chosen, "m") is module
+    assert not OnGpu.is_moved
+    moved(module, ModulePlacement.of("cpu"), "m")
+    assert OnGpu.is_moved
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
 
 
 def test_points_of_another_device_are_not_resumed(made: Made, halves: list[str], tmp_path: Path) -> None:

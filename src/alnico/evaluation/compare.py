@@ -95,6 +95,7 @@ def compare(
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
     placement = ModulePlacement.of(device, dtype)
     read = as_tasks(() if tasks is None else tasks, allow_code=allow_code)
+    placement = placement.for_tasks(read)
     used = [task for task in read if task.goal == "max"]
     if used:
         if twice := next((task.name for task in used if task.name in estimates), None):

@@ -38,8 +38,9 @@ def evaluate(
     """Score models on tasks, with intervals; compare merges with their parents and the base.
 
     Models are loaded one after another, on the processor or on a GPU. With ``cuda:all`` a model that no GPU has room
-    for is spread over all of them; any other is scored on the first GPU with room. A function gets its module there,
-    and a model that is a subject stays where its module is. ``models`` are the parents of the ``merged`` ones and may contain the
+    for is spread over all of them; any other is scored on the first GPU with room. If a task is a function of yours,
+    ``auto`` leaves modules where they are; a device that you name moves them. A model that is a subject stays where its
+    module is. ``models`` are the parents of the ``merged`` ones and may contain the
     base and the merges again. In Python a model may be in memory: a module, a dict of tensors, a lazy model, or
     a task vector, which counts as ``tau.on(base)``; and ``tasks`` may be a function that scores a model, a dict
     of functions by name, or a list of functions and tasks. A function receives a copy of the module in
@@ -70,6 +71,7 @@ def evaluate(
     """
     placement = ModulePlacement.of(device, dtype)
     read = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
+    placement = placement.for_tasks(read)
     folder = None if out is None else scorecard_folder(out)
     given = {} if _is_empty(models) else label_models(models, "models", names)
     of_base = {} if base is None else {label_one(base, "base", given): base}

@@ -143,14 +143,15 @@ def converted(module: Any, placement: ModulePlacement) -> Any:
 def moved(module: Any, placement: ModulePlacement, label: str) -> Any:
     """Move a copy of a caller's module to the GPU of a placement, in its dtype. Returns the module.
 
-    On the processor a module stays on its device unless that is a GPU. Only a dtype that the placement names changes the
+    On the processor a module stays on its device unless that is a GPU and the caller named the processor. Only a dtype that the placement names changes the
     module's own. Errors: ResourceError for a module that the GPUs have no room for.
     """
     torch = import_extra("torch", "a module in memory", "eval")
     module = converted(module, placement)
     tensors = list({id(t): t for t in (*module.parameters(), *module.buffers())}.values())
     if not placement.device.is_gpu:
-        return module.to("cpu") if any(t.is_cuda for t in tensors) else module
+        is_moved = not placement.is_chosen and any(t.is_cuda for t in tensors)
+        return module.to("cpu") if is_moved else module
     floats = [str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()]
     dtype = max(floats, key=floats.count, default="float32")
     if all(t.is_cuda and t.device == torch.device(placement.device.torch_name) for t in tensors):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from alnico.devices import CPU, DEFAULT_DEVICE, Device, devices_for
+from alnico.devices import CPU, DEFAULT_DEVICE, Device, checked_device, devices_for
 from alnico.errors import AlnicoError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -16,11 +17,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class ModulePlacement:
     """One device for modules, or several, over which a module that is too large for one is spread.
 
-    A module on the processor is loaded in float32 unless ``dtype`` names another dtype.
+    A module on the processor is loaded in float32 unless ``dtype`` names another dtype. ``is_chosen``: by ``auto``, and
+    not by the caller.
     """
 
     devices: tuple[Device, ...] = (CPU,)
     dtype: str = "auto"
+    is_chosen: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, device: Any = DEFAULT_DEVICE, dtype: Any = "auto") -> ModulePlacement:
@@ -32,7 +35,17 @@ class ModulePlacement:
         text = str(dtype).removeprefix("torch.")
         if text not in DTYPES:
             raise AlnicoError(f"dtype is {text[:100]!r}; expected one of {', '.join(DTYPES)}.")
-        return cls(devices_for("scoring", device), text)
+        return cls(devices_for("scoring", device), text, is_chosen=checked_device(device) == DEFAULT_DEVICE)
+
+    def for_tasks(self, tasks: Iterable[Any]) -> ModulePlacement:
+        """Return the placement of models for some tasks: with ``auto``, a function of the caller's keeps them where they are.
+
+        The function may have inputs of its own on the processor, and was written for a module that is there: checkpoints are
+        loaded on the processor then, and a module in memory stays on its device. A device that the caller names moves it.
+        """
+        if self.is_chosen and self.device.is_gpu and any(getattr(t, "is_function", False) for t in tasks):
+            return replace(self, devices=(CPU,))
+        return self
 
     @property
     def device(self) -> Device:

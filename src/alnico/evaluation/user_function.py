@@ -57,6 +57,8 @@ class UserFunction:
     """
 
     size = 0
+    is_function = True
+    """The caller's own code scores: it may have inputs of its own."""
 
     def __init__(
         self,

@@ -199,6 +199,7 @@ def score_equipped(
     """
     placement = ModulePlacement.of(run.device)
     read = as_tasks(tasks, allow_code=allow_code)
+    placement = placement.for_tasks(read)
     with temporary_files():
         folder = Path(tempfile.mkdtemp(prefix="alnico-"))
     try:

@@ -369,7 +369,7 @@ def adamerge(
         *(as_input_tasks(inputs) if inputs is not None else ()),
     )
     every = {base_label: base, **named}
-    placement = ModulePlacement.of(device, dtype)
+    placement = ModulePlacement.of(device, dtype).for_tasks(read)
     if is_on_disk:
         if placement.dtype == "auto":
             placement = replace(placement, dtype="float32")

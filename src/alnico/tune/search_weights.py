@@ -127,7 +127,7 @@ def search_weights(
     else:
         points = range_points(len(named), trials, low, high, random)
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, device=device)
-    placement = ModulePlacement.of(device)
+    placement = ModulePlacement.of(device).for_tasks(tasks)
     try:
         return try_weights(
             every,

@@ -293,6 +293,7 @@ def soup(
     others = as_tasks(
         report or (), allow_code=allow_code, minimize=minimize, may_name_others=True, argument="report"
     )
+    placement = placement.for_tasks((*chosen_by, *others))
     if others and not shared:
         _refuse_shared(others, chosen_by)
     named = _label(models, names)

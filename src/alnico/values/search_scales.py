@@ -105,5 +105,5 @@ def search_scales(
         base=base,
         run=RunOptions.of(threads=threads, device=device),
         watch=watch,
-        placement=ModulePlacement.of(device),
+        placement=ModulePlacement.of(device).for_tasks(tasks),
     )

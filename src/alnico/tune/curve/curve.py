@@ -112,6 +112,7 @@ def curve(
     )
     placement = ModulePlacement.of(device, dtype)
     scored = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
+    placement = placement.for_tasks(scored)
     averaged, objective = _seeks(scored, objective)
     if density is not None:
         options["density"] = density

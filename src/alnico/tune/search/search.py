@@ -127,11 +127,16 @@ def search(
         settings = replace(settings, trials=trials)
     if _is_same(report):
         settings = replace(settings, report=SAME, held_out=None)
+    source = _source(tasks if tasks is not None else settings.tasks, space, "tasks", minimize)
+    if (
+        placement.is_chosen and placement.device.is_gpu
+    ):  # only then is it asked whether functions are among them
+        read = as_tasks(source, allow_code=allow_code) if isinstance(source, str) else source
+        placement = placement.for_tasks(read)
     _check_gpus(space, taken.models, placement, workers, run)
     folder = None if out is None else search_folder(out)
     if folder is not None and settings.storage is None:
         settings = replace(settings, storage=f"sqlite:///{folder / STUDY}")
-    source = _source(tasks if tasks is not None else settings.tasks, space, "tasks", minimize)
     objects = {label: model for label, model in taken.models.items() if label in space.references}
     every = objects | {reference: reference for reference in space.references if reference not in objects}
     open_candidates = functools.partial(
