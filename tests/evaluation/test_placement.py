@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, BertModel, LlamaConfig
 
 from alnico.devices import Device, made_gpus
 from alnico.errors import NonFiniteError, ResourceError
+from alnico.evaluation import live_module
 from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.loaded_model import load_module, open_subject
 from alnico.evaluation.memory_subject import MemorySubject
@@ -53,6 +55,26 @@ def test_the_placement_may_name_the_dtype(made: Made) -> None:
     assert same(module, AutoModel.from_pretrained(made.base, dtype=torch.bfloat16))
     on_the_processor = load_module(made.base, "encoder", "base", placement=ModulePlacement(dtype="bfloat16"))
     assert same(module, on_the_processor)
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says that it is on a GPU, and becomes no array."""
+
+    is_cuda = True
+
+    def numpy(self, **_: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_a_module_on_a_gpu_follows_merges_of_another_dtype_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = torch.zeros(2, 3).as_subclass(OnCuda)
+    module = SimpleNamespace(state_dict=lambda **_: {"w": own}, base_model_prefix="model", eval=lambda: None)
+    monkeypatch.setattr(live_module, "load_state", lambda *_, **__: (module, frozenset()))
+    state = {"w": torch.zeros(2, 3, dtype=torch.bfloat16).as_subclass(OnCuda)}
+    live = live_module.LiveModule({}, state, "causal", "m", placement=on(GPU, dtype="float32"))
+    (values,) = live.followers["w"]
+    values.fill_(2.0)
+    assert own.tolist() == [[2.0] * 3] * 2
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32)])

@@ -20,8 +20,9 @@ class LiveModule:
     """A module of a ``kind``, created once from a config and a state; its values follow the state's memory.
 
     Parameters and buffers with the state's dtype and layout share its memory. For others (a bfloat16 merge is scored in
-    float32) ``followers`` lists the memory to fill, by names of the state, during the next merge; the rest is copied by
-    :meth:`follow`: all of it, if the module is on a GPU and the state is not. Names are those of the module, with or without the prefix of its base model. Where transformers joins
+    float32) ``followers`` lists the memory to fill, by names of the state, during the next merge: arrays, or tensors on a
+    GPU. The rest is copied by :meth:`follow`: all of it, if the module is on a GPU and the state is not. Names are those
+    of the module, with or without the prefix of its base model. Where transformers joins
     or transposes tensors, ``follow`` loads the whole state again. Errors: ModelError for tensors missing in the state.
     """
 
@@ -42,7 +43,7 @@ class LiveModule:
         # A task may ask for its module in inference mode, in which torch makes tensors that can never change.
         with torch.inference_mode(False):
             self.module, missing = load_state(config, state, kind, label, placement=placement)
-        self.followers: dict[str, list[np.ndarray]] = {}
+        self.followers: dict[str, list[np.ndarray | torch.Tensor]] = {}
         self._copied: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._is_converted = False
         self._bind(missing)
@@ -93,7 +94,8 @@ class LiveModule:
             elif (
                 not is_copied and own.dtype == torch.float32 and new.dtype in FOLLOWED and own.is_contiguous()
             ):
-                self.followers.setdefault(name, []).append(own.data.reshape(-1).numpy())
+                flat = own.data.reshape(-1)
+                self.followers.setdefault(name, []).append(flat if own.is_cuda else flat.numpy())
             else:
                 self._copied.append((own.data, new))
 
