@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.devices import Device, devices_for, made_gpus
-from alnico.engine import matrix
+from alnico.engine import matrix, matrix_gpu
 from alnico.engine.matrix_gpu import MatrixGpu, MatrixRoom
 from alnico.engine.merge_session import Resident
 from alnico.engine.planner import Planner
@@ -345,6 +347,22 @@ def test_a_gpu_takes_no_more_matrices_at_once_than_it_holds() -> None:
         for thread in threads:
             thread.join()
     assert most == 2
+
+
+def test_a_stream_begins_when_the_tensors_of_the_caller_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    own = SimpleNamespace(wait_stream=lambda other: calls.append(("waits for", other)))
+    cuda = SimpleNamespace(
+        device=nullcontext,
+        Stream=lambda: own,
+        current_stream=lambda: "the caller's",
+        stream=lambda stream: nullcontext(calls.append(stream)),
+    )
+    monkeypatch.setattr(matrix_gpu, "_streams", threading.local())
+    for _ in range(2):
+        with matrix_gpu._stream(SimpleNamespace(cuda=cuda), Device("cuda:0", torch_name="cuda:0")):
+            calls.append("computes")
+    assert calls == 2 * [("waits for", "the caller's"), own, "computes"]
 
 
 def test_a_method_of_numpy_alone_stays_on_the_processor(

@@ -195,7 +195,10 @@ _streams = threading.local()
 
 @contextmanager
 def _stream(torch: Any, device: Device) -> Iterator[None]:
-    """Compute in this thread's own stream, so that threads do not wait for each other's matrices."""
+    """Compute in this thread's own stream, so that threads do not wait for each other's matrices.
+
+    It begins when the tensors that the caller has on the GPU are computed: torch's own streams do not wait for them.
+    """
     if device.torch_name == "cpu":
         yield
         return
@@ -203,5 +206,6 @@ def _stream(torch: Any, device: Device) -> Iterator[None]:
     with torch.cuda.device(device.torch_name):
         if device.name not in own:
             own[device.name] = torch.cuda.Stream()
+        own[device.name].wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(own[device.name]):
             yield
