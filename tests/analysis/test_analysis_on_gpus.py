@@ -9,6 +9,7 @@ import pytest
 
 import alnico
 from alnico.analysis import measure
+from alnico.analysis.journal import AnalysisJournal
 from alnico.analysis.results import Analysis
 from alnico.devices import made_gpus
 from alnico.errors import OutputError, ResourceError
@@ -93,19 +94,24 @@ def test_a_comparison_uses_the_device_of_its_run(
     assert gpu
 
 
+@pytest.mark.parametrize("names_device", [True, False])
 def test_an_analysis_resumes_on_its_own_kind_of_device_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    names_device: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A journal without a device is from before alnico used GPUs."""
     base, tuned = family(tmp_path, 2)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
+    real = AnalysisJournal.begin
     with monkeypatch.context() as patched:
+        if not names_device:
+            patched.setattr(AnalysisJournal, "begin", lambda *a, device, **options: real(*a, **options))
         patched.setattr("alnico.analysis.analyze.write_analysis", killed)
         with pytest.raises(KeyboardInterrupt):
             alnico.analyze(tuned, base=base, out=tmp_path / "out")
-    with made_gpus([MADE]), pytest.raises(OutputError, match="device"):
+    with made_gpus([MADE]), pytest.raises(OutputError, match="was begun on cpu, and this run is on cuda"):
         alnico.analyze(tuned, base=base, out=tmp_path / "out", device="cuda")
     alnico.analyze(tuned, base=base, out=tmp_path / "out")
 

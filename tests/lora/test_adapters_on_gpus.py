@@ -194,7 +194,7 @@ def test_an_extraction_resumes_on_its_own_kind_of_device_only(
         patched.setattr(MODULE._ExtractRun, "_write_adapter", stop)
         with pytest.raises(Killed):
             extract(*pair, tmp_path / "out", rank=4)
-    with made_gpus([MADE]), pytest.raises(OutputError, match="--device"):
+    with made_gpus([MADE]), pytest.raises(OutputError, match="was begun on cpu, and this run is on cuda"):
         extract(*pair, tmp_path / "out", rank=4, device="cuda")
     assert extract(*pair, tmp_path / "out", rank=4).resumed
 

@@ -489,7 +489,7 @@ class _ExtractRun:
         )
         return {
             "arithmetic": ARITHMETIC,
-            "--device": self._device,
+            "device": self._device,
             **{f"--{key.replace('_', '-')}": chosen.get(key) for key in keys},
             "inputs": [model.identity() for model in (self.tuned, self.base)],
         }

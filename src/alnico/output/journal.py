@@ -295,9 +295,8 @@ def _damaged(path: Path, what: str) -> OutputError:
 
 
 def with_device(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fingerprint of a merge with its device: those from before alnico used GPUs do not name the processor."""
-    has_device = "device" in fingerprint or "recipe" not in fingerprint
-    return dict(fingerprint) if has_device else {**fingerprint, "device": "cpu"}
+    """Return a fingerprint with its device: those from before alnico used GPUs do not name the processor."""
+    return {"device": "cpu", **fingerprint}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
