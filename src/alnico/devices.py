@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alnico.errors import AlnicoError, ResourceError
+from alnico.errors import AlnicoError, ResourceError, first_line
 from alnico.installation import install_hint
 from alnico.libraries import without_local_settings
 from alnico.numerics.sizes import format_size
@@ -182,7 +182,7 @@ def _from_torch(torch: Any) -> tuple[tuple[Device, ...], str]:
             torch.cuda.init()
         return _of_torch(torch), "torch finds no GPU"
     except (RuntimeError, AssertionError) as error:
-        return (), f"torch: {_first_line(error)}"
+        return (), f"torch: {first_line(error)}"
 
 
 def _of_torch(torch: Any) -> tuple[Device, ...]:
@@ -216,9 +216,4 @@ def _from_numba() -> tuple[tuple[Device, ...], str]:
             found.append(Device(f"cuda:{number}", name, total, f"cuda:{number}"))
         return tuple(found), "numba-cuda finds no GPU"
     except Exception as error:  # the driver's errors have no common class
-        return (), f"numba-cuda: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
+        return (), f"numba-cuda: {first_line(error)}"

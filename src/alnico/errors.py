@@ -179,6 +179,17 @@ Not 1 as in git: that is a bug in alnico.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error of a library that says something; its class if none does.
+
+    >>> first_line(ValueError("Failed in nopython mode:\\n  no such name.")), first_line(KeyError())
+    ('no such name', 'KeyError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    found = next((line for line in lines if not line.endswith(":")), "") or type(error).__name__
+    return found[:300].rstrip(".")
+
+
 SUGGESTED = 0.6
 """Similarity from which on a name is suggested for another."""
 LONGEST_NAME = 60

@@ -16,16 +16,13 @@ from alnico.errors import ResourceError
 from alnico.installation import import_extra
 from alnico.numerics.arrays import AnyArray, is_numpy, to_numpy, to_torch
 from alnico.numerics.decompositions import leading_vectors
-from alnico.numerics.dtypes import DTYPES, decode
+from alnico.numerics.dtypes import CONFIG_NAMES, DTYPES, decode
 from alnico.numerics.low_rank import Decomposed
 from alnico.numerics.sizes import format_size
 from alnico.plan.memory import GPU_LIBRARY_BYTES
 
 GPU_SHARE = 0.9
 """The share of a GPU's free memory that matrices take at once: torch's allocations leave gaps."""
-
-TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Dtypes whose bytes are decoded on the GPU; others are decoded before."""
 
 
 class MatrixGpu:
@@ -50,8 +47,11 @@ class MatrixGpu:
         return self._torch.empty(shape, dtype=getattr(self._torch, dtype), device=self.device.torch_name)
 
     def decoded(self, raw: np.ndarray, dtype: str) -> AnyArray:
-        """Copy the bytes of some numbers to the GPU; the numbers are exact, in their own dtype or float32."""
-        if dtype not in TORCH_DTYPES:
+        """Copy the bytes of some numbers to the GPU; the numbers are exact, in their own dtype or float32.
+
+        Dtypes that are no output's, such as float8, are decoded on the processor.
+        """
+        if dtype not in CONFIG_NAMES:
             return to_torch(decode(raw, dtype), self.device.torch_name)
         values = raw.view(np.dtype(DTYPES[dtype].storage))
         if dtype == "BF16":  # numpy has no name for it

@@ -30,6 +30,7 @@ from alnico.errors import (
     NonFiniteError,
     ResourceError,
     RunError,
+    first_line,
     visible,
 )
 from alnico.events import Advanced, Compiling, Measuring, Noted, Started, TensorDone, Watcher
@@ -305,7 +306,7 @@ class MergeRun:
             if keeps
             else "End other programs that use the GPU, or choose the device cpu."
         )
-        raise kind(f"{self._place(arguments)}: {device} failed ({_first_line(error)}). {advice}") from error
+        raise kind(f"{self._place(arguments)}: {device} failed ({first_line(error)}). {advice}") from error
 
     def _place(self, arguments: tuple[Any, ...]) -> str:
         """The tensor that a call works on, and the models that it is read from."""
@@ -597,11 +598,6 @@ def _job_of(arguments: tuple[Any, ...]) -> Job:
 def _is_of_gpu(error: BaseException) -> bool:
     """Is an error one of a GPU's driver, or of a library that computes on it?"""
     return any(kind.__module__.partition(".")[0] in GPU_PACKAGES for kind in type(error).__mro__)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
 
 
 def _pick(block: Block, runs: list[Span], job: Job) -> Block:

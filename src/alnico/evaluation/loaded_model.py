@@ -21,11 +21,10 @@ from alnico.checkpoint.sidecars import check_kinds
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.run import run_plan
 from alnico.engine.stages import close
-from alnico.errors import EvaluationError, ModelError
+from alnico.errors import EvaluationError, ModelError, first_line
 from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.loading import (
     article,
-    first_line,
     load_module,
     load_tokenizer,
     refuse_not_finite,

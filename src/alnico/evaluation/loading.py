@@ -30,10 +30,10 @@ from alnico.checkpoint.patterns import PatternError, fits
 from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.weight_files import INDICES
-from alnico.errors import ModelError, NonFiniteError, ResourceError
+from alnico.errors import ModelError, NonFiniteError, ResourceError, first_line
 from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.module_names import MAY_BE_MISSING
-from alnico.evaluation.module_places import StoredSizes, device_map, needed_bytes, own_dtype
+from alnico.evaluation.module_places import StoredSizes, device_map, needed_bytes, own_dtype, stored_sizes
 from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
@@ -303,7 +303,7 @@ def load_module(
         config = _config(transformers, given, files, kind, label)
         outline = _fitting(transformers, config, given, kind, files, label)
         class_ = type(outline)
-        stored = {name: (tensor.dtype, tensor.shape) for name, tensor in model.tensors.items()}
+        stored = stored_sizes(model)
         options: dict[str, Any] = {
             "config": config,
             "local_files_only": True,
@@ -601,8 +601,3 @@ def article(kind: ModelKind | Literal["tokenizer"]) -> str:
     return {
         "encoder": "an encoder", "classifier": "a classifier", "causal": "a causal language model", "tokenizer": "a model with a tokenizer",
     }[kind]  # fmt: skip
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200].rstrip(".")

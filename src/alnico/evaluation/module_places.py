@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alnico.checkpoint.source import Source
 from alnico.devices import Device, are_made, devices_for, free_bytes
 from alnico.errors import ResourceError
 from alnico.evaluation.placement import ModulePlacement
@@ -20,6 +21,11 @@ RESERVED_SHARE = 0.1
 
 StoredSizes = Mapping[str, tuple[str, Shape]]
 """The dtype, as in headers, and the shape of tensors by name."""
+
+
+def stored_sizes(model: Source) -> StoredSizes:
+    """Return the dtypes and shapes of a checkpoint's tensors."""
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in model.tensors.items()}
 
 
 def own_dtype(stored: StoredSizes) -> str:

@@ -29,7 +29,7 @@ from alnico.evaluation.batches import Batches, is_out_of_memory
 from alnico.evaluation.input_batches import as_input_tasks
 from alnico.evaluation.loaded_model import ModuleSubject, open_subject
 from alnico.evaluation.memory_subject import MemorySubject, label_one
-from alnico.evaluation.module_places import needed_bytes, own_dtype
+from alnico.evaluation.module_places import needed_bytes, own_dtype, stored_sizes
 from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Differentiable, EvaluatedModel, Task
@@ -682,7 +682,7 @@ def _check_gpus(plan: Plan, placement: ModulePlacement, modules: int) -> None:
     if not placement.device.is_gpu:
         return
     base = next(job.base for job in plan.jobs if job.base is not None)
-    stored = {n: (t.dtype, t.shape) for n, t in plan.sources[base.model].tensors.items()}
+    stored = stored_sizes(plan.sources[base.model])
     dtype = placement.torch_dtype or own_dtype(stored)
     changed = {
         n: stored[n] for n in (job.base.name for job in plan.jobs if job.is_computed and job.base is not None)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from alnico.devices import Device, are_made
-from alnico.errors import AlnicoError, ResourceError, RunError
+from alnico.errors import AlnicoError, ResourceError, RunError, first_line
 from alnico.installation import import_extra
 from alnico.libraries import without_local_settings
 from alnico.numerics.sizes import format_size
@@ -375,11 +375,3 @@ def _reported(device: Device, count: int = 0) -> Iterator[None]:
             f"{device.name}: the driver reports {reason}; expected a GPU that goes on. Run the same command again, or choose "
             "the device cpu."
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (next((line for line in lines if not line.endswith(":")), "") or type(error).__name__)[
-        :300
-    ].rstrip(".")

@@ -15,7 +15,7 @@ from alnico.devices import DEFAULT_DEVICE, Device, are_made, checked_device, dev
 from alnico.engine.relatedness import IN_A_RECIPE, IN_PYTHON
 from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.candidates import Candidates
-from alnico.evaluation.module_places import needed_bytes, own_dtype
+from alnico.evaluation.module_places import needed_bytes, own_dtype, stored_sizes
 from alnico.evaluation.placement import ModulePlacement
 from alnico.evaluation.task_file import TasksLike, as_tasks
 from alnico.evaluation.tasks import Task, shared_examples
@@ -208,7 +208,7 @@ def _check_gpus(
     if donor is None or donor in objects:
         return
     with closing(open_model(resolve_reference(donor, space.folder), offline=run.offline)) as model:
-        stored = {name: (tensor.dtype, tensor.shape) for name, tensor in model.tensors.items()}
+        stored = stored_sizes(model)
     dtype = placement.torch_dtype or CONFIG_NAMES.get(recipe.dtype or "") or own_dtype(stored)
     for number in range(min(workers, len(all_devices))):
         sharing = len(range(number, workers, len(all_devices)))

@@ -17,7 +17,7 @@ from alnico.errors import EvaluationError, ResourceError
 from alnico.evaluation.batches import is_out_of_memory
 from alnico.evaluation.input_batches import InputBatches
 from alnico.evaluation.module_names import sum_of
-from alnico.evaluation.module_places import needed_bytes, own_dtype
+from alnico.evaluation.module_places import needed_bytes, own_dtype, stored_sizes
 from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.task_file import TasksLike
 from alnico.evaluation.tasks import EvaluatedModel, Task
@@ -220,7 +220,7 @@ def _check_room(subject: EvaluatedModel, placement: ModulePlacement) -> None:
     if not placement.device.is_gpu:
         return
     with closing(weights_of(subject)) as model:
-        stored = {name: (tensor.dtype, tensor.shape) for name, tensor in model.tensors.items()}
+        stored = stored_sizes(model)
     dtype = placement.torch_dtype or own_dtype(stored)
     own = needed_bytes(stored, dtype)
     needs = {"the module": own, "its gradients": own, "their sums": needed_bytes(stored, "float32")}
