@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from alnico.devices import DEFAULT_DEVICE
 from alnico.errors import RecipeError
 from alnico.models.open_models import fill, merge_open_models, open_models, path_of, plain_copy, template_of
 from alnico.recipe.load import load_recipe
@@ -27,12 +26,11 @@ class MemoryMerge:
     base: Any = None
     """The base of task vectors among the models."""
     threads: int | None = None
-    device: str = DEFAULT_DEVICE
 
     def state_dict(self) -> dict[str, Any]:
         """Return the merged tensors. Errors: those of merging."""
         opened = open_models(self.models, base=self.base)
-        return merge_open_models(opened, self.recipe, RunOptions.of(threads=self.threads, device=self.device))
+        return merge_open_models(opened, self.recipe, RunOptions.of(threads=self.threads))
 
     def module(self) -> Any:
         """Return a copy of the first module with the merged tensors, as :func:`alnico.merge_models` does.
