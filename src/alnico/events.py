@@ -140,6 +140,10 @@ class BatchHalved:
         )
 
 
+class BatchWarning(UserWarning):
+    """A batch was halved (:class:`BatchHalved`), and there is no watcher."""
+
+
 @dataclass(frozen=True)
 class SoupTried:
     """A soup tried one more average (:class:`alnico.tune.soup.SoupStep`)."""

@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 from alnico.cli.options import Flag
 from alnico.cli.parameters import CommandParameter, parameters_of, plain
 from alnico.cli.printing import Page, interrupted, json_page, say, show_result
+from alnico.events import BatchWarning
 from alnico.kernels.clock import CLOCK, SHORT, time_text
 
 COMPILING = "compiling kernels for this processor, which can take a minute; later runs load them"
@@ -68,8 +69,8 @@ class CommandCall:
         begin, compiled_before = time.perf_counter(), CLOCK.seconds
         try:
             with CLOCK.heard_by(lambda: say(COMPILING, is_silent)), warnings.catch_warnings():
-                if is_silent:  # what nobody watches would be a warning
-                    warnings.simplefilter("ignore", UserWarning)
+                if is_silent:  # there is no watcher
+                    warnings.simplefilter("ignore", BatchWarning)
                 if "watch" not in inspect.signature(function).parameters:
                     return function(**arguments)
                 with progress.bar(is_silent, self.verbose if shows_tensors else 0) as watch:

@@ -1,4 +1,4 @@
-"""Runs a task's examples in batches that fit the memory: out of memory halves a batch, and is said once."""
+"""Runs a task's examples in batches that fit the memory: out of memory halves a batch, which is reported once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from alnico.errors import AlnicoError, EvaluationError
 from alnico.evaluation.tasks import EvaluatedModel, evaluation_failed
-from alnico.events import BatchHalved
+from alnico.events import BatchHalved, BatchWarning
 
 BatchRow = TypeVar("BatchRow")
 BatchResult = TypeVar("BatchResult")
@@ -134,7 +134,7 @@ class Batches:
         if watch is not None:
             watch(event)
         else:
-            warnings.warn(str(event), stacklevel=4)
+            warnings.warn(str(event), BatchWarning, stacklevel=4)
 
     def _grow(self, memory: _GpuUse) -> None:
         if self._may_grow and self.size < MOST_ROWS and memory.share() < GROWS_BELOW:
