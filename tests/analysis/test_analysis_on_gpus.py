@@ -107,7 +107,11 @@ def test_an_analysis_resumes_on_its_own_kind_of_device_only(
     real = AnalysisJournal.begin
     with monkeypatch.context() as patched:
         if not names_device:
-            patched.setattr(AnalysisJournal, "begin", lambda *a, device, **options: real(*a, **options))
+            patched.setattr(
+                AnalysisJournal,
+                "begin",
+                lambda *a, **options: real(*a, **{k: v for k, v in options.items() if k != "device"}),
+            )
         patched.setattr("alnico.analysis.analyze.write_analysis", killed)
         with pytest.raises(KeyboardInterrupt):
             alnico.analyze(tuned, base=base, out=tmp_path / "out")

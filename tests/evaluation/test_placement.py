@@ -73,7 +73,7 @@ def test_a_module_on_a_gpu_follows_merges_of_another_dtype_there(monkeypatch: py
     state = {"w": torch.zeros(2, 3, dtype=torch.bfloat16).as_subclass(OnCuda)}
     live = live_module.LiveModule({}, state, "causal", "m", placement=on(GPU, dtype="float32"))
     (values,) = live.followers["w"]
-    values.fill_(2.0)
+    values[:] = 2.0
     assert own.tolist() == [[2.0] * 3] * 2
 
 
