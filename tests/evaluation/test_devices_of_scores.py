@@ -89,7 +89,9 @@ def test_auto_scores_on_a_gpu_in_the_dtype_of_the_checkpoint(
     assert (processor.device, processor.dtype) == ("cpu", "float32")
     for i, folder in enumerate(halves):
         for task in TASKS:
-            assert card.models[i].scores[task].value == accuracy(made, folder, task, torch.bfloat16)
+            # Products in bfloat16 round by the shape of a batch: one of the 60 examples may be a tie.
+            in_halves = accuracy(made, folder, task, torch.bfloat16)
+            assert card.models[i].scores[task].value == pytest.approx(in_halves, abs=1.5 / 60)
             assert processor.models[i].scores[task].value == accuracy(made, folder, task, torch.float32)
 
 
