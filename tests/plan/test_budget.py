@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from alnico.devices import Device, made_gpus
 from alnico.errors import ResourceError
 from alnico.kernels.constants import LEAF
 from alnico.methods import find
@@ -117,3 +118,12 @@ def test_more_models_need_more_memory() -> None:
 @pytest.mark.parametrize("threads", [0, -3])
 def test_no_threads_are_one(threads: int) -> None:
     assert fit_memory([mix(1000)], 2 << 30, threads, 4).threads == 1
+
+
+def test_each_of_several_gpus_has_the_blocks_of_all_threads() -> None:
+    """A thread makes tensors of any GPU, and has blocks on each."""
+    gpus = [Device(f"cuda:{i}", "Made", 8 << 30) for i in range(2)]
+    with made_gpus(gpus):
+        one, two = (fit_memory([mix(10**8)], 8 << 30, 8, 4, devices=gpus[:n]) for n in (1, 2))
+    assert one.threads == two.threads == 8
+    assert one.gpu_bytes == two.gpu_bytes

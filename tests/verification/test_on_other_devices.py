@@ -200,8 +200,8 @@ def test_the_plan_says_what_runs_where_and_the_peak_of_its_memory(run: Run) -> N
     code, printed, _ = run("plan", "r.yml", "--device", "cuda:all", "--threads", "2")
     assert code == 0
     assert [line for line in printed.splitlines() if line.startswith("device")] == [
-        "device    cuda:0 (Made A, 8.6 GB): 13 tensors, at most 554.7 MB of its memory",
-        "device    cuda:1 (Made B, 8.6 GB): 7 tensors, at most 554.7 MB of its memory",
+        "device    cuda:0 (Made A, 8.6 GB): 13 tensors, at most 572.5 MB of its memory",
+        "device    cuda:1 (Made B, 8.6 GB): 7 tensors, at most 572.5 MB of its memory",
     ]
     data = json.loads(run("plan", "r.yml", "--device", "cuda", "--json")[1])
     assert data["devices"] == [

@@ -83,7 +83,7 @@ def fit_memory(
         for block in (*((GPU_BLOCK_ELEMENTS,) if on_gpu else ()), BLOCK_ELEMENTS, LEAF):
             worker = widest * block + counters + facts + max((_rank_bytes(j, block) for j in jobs), default=0)
             peak = fixed + workers * worker + min(workers, matrices) * whole
-            needed, most = _gpu_bytes(jobs, -(-workers // len(devices)), block, facts) if on_gpu else (0, 0)
+            needed, most = _gpu_bytes(jobs, workers, block, facts) if on_gpu else (0, 0)
             if peak <= budget_bytes and needed <= free:
                 return MemoryPlan(budget_bytes, peak, workers, worker, block, min(most, free))
     if on_gpu:
@@ -111,7 +111,7 @@ def fit_memory(
 
 def _gpu_bytes(jobs: Sequence[Job], workers: int, block: int, facts: int) -> tuple[int, int]:
     """Return the memory of one GPU that so many threads need, and the most that they use: blocks of inputs and output, ranks,
-    counters, and whole matrices, of which one must fit."""
+    counters, and whole matrices, of which one must fit. Each thread may work on any GPU, and keeps its blocks there."""
     computed = [j for j in jobs if j.is_computed]
     widths = [sum(i.width for i in j.read) + j.width for j in computed if j.kind == "mix"]
     models = max((len(j.inputs) for j in computed), default=1)
