@@ -144,7 +144,7 @@ def test_gpus_without_room_are_told_with_their_figures() -> None:
         places(module, needed, "float32", gpus[:1], free[:1], "m")
     assert str(caught.value) == (
         "m: needs 708.9 kB of GPU memory in float32, and cuda:0 (Made, 3.0 MB) has room for 300.0 kB; expected room for the "
-        "whole model. Choose device cuda:all, which spreads it over all GPUs, or cpu, or dtype bfloat16."
+        "whole model. Choose device cuda:all, which spreads the module over all GPUs, or cpu, or dtype bfloat16."
     )
     with pytest.raises(ResourceError) as caught:
         places(module.to(torch.bfloat16), needed // 2, "bfloat16", *gpus_with(100_000, 90_000), "m")

@@ -215,8 +215,8 @@ def test_a_gpu_without_room_for_the_gradients_is_refused_before_a_module_is_load
     assert size == "87.2 kB"
     assert str(error.value) == (
         "adamerge: needs 174.3 kB of GPU memory besides its inputs (87.2 kB for the module and 87.2 kB for its gradients, in "
-        "float32), and cuda:0 (Made, 100.0 kB) has 100.0 kB free; expected room for all of it. Choose device cuda:all, which "
-        "spreads the module over all GPUs, or cpu, or dtype bfloat16."
+        "float32), and cuda:0 (Made, 100.0 kB) has 100.0 kB free; expected room for all of it. Choose device cpu, or dtype "
+        "bfloat16."
     )
 
 

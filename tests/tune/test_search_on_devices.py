@@ -237,8 +237,8 @@ def test_gpus_without_room_for_their_workers_are_refused_before_anything_is_writ
             alnico.search({**recipe(made), "dtype": "float64"}, out=tmp_path / "out", device="cuda")
     assert str(error.value) == (
         "search: needs 174.3 kB of GPU memory besides its inputs (174.3 kB for the modules of 2 workers, in float32), and "
-        "cuda:0 (Made, 100.0 kB) has 100.0 kB free; expected room for all of it. Choose device cuda:all, which spreads the "
-        "module over all GPUs, or cpu, or dtype bfloat16."
+        "cuda:0 (Made, 100.0 kB) has 100.0 kB free; expected room for all of it. Use fewer workers, or choose device "
+        "cpu, or dtype bfloat16."
     )
     assert "174.3 kB for the module of a candidate, in float64" in str(one.value)
     assert not (tmp_path / "out").exists()

@@ -187,7 +187,10 @@ def test_a_gpu_without_room_for_the_gradients_is_refused_before_a_module_is_load
     monkeypatch.setattr(
         "alnico.evaluation.loaded_model.load_module", lambda *_, **__: pytest.fail("a module was loaded")
     )
-    with made_gpus([Device("cuda:0", "Made", 150_000)]), pytest.raises(ResourceError) as error:
+    with (
+        made_gpus([Device(f"cuda:{i}", "Made", 150_000) for i in range(2)]),
+        pytest.raises(ResourceError) as error,
+    ):
         alnico.fisher_statistics(
             made.base, tmp_path / "out", tasks=made.valid, device="cuda", dtype="bfloat16"
         )

@@ -113,14 +113,19 @@ def _no_room(
     has = " and ".join(
         f"{gpu} has room for {format_size(room)}" for gpu, room in zip(gpus, rooms, strict=True)
     )
-    advice = "Choose device cpu"
-    if len(gpus) == 1 and _count_gpus() > 1:
-        advice = "Choose device cuda:all, which spreads it over all GPUs, or cpu"
-    smaller = ", or dtype bfloat16" if dtype in ("float32", "float64") else ""
     return ResourceError(
         f"{label}: needs {format_size(needed)} of GPU memory in {dtype}, and {has}; expected room for the whole "
-        f"model. {advice}{smaller}."
+        f"model. {room_advice(gpus, dtype)}"
     )
+
+
+def room_advice(gpus: Sequence[Device], dtype: str, *, workers: int = 1) -> str:
+    """Return what to do where GPUs have too little room for a module in a dtype, for each of several workers."""
+    choices = "device cpu"
+    if len(gpus) == 1 and workers == 1 and _count_gpus() > 1:
+        choices = "device cuda:all, which spreads the module over all GPUs, or cpu"
+    smaller = ", or dtype bfloat16" if dtype in ("float32", "float64") else ""
+    return f"{'Use fewer workers, or choose' if workers > 1 else 'Choose'} {choices}{smaller}."
 
 
 def _count_gpus() -> int:

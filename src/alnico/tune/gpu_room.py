@@ -6,23 +6,25 @@ from collections.abc import Mapping
 
 from alnico.devices import free_bytes
 from alnico.errors import ResourceError
+from alnico.evaluation.module_places import room_advice
 from alnico.evaluation.placement import ModulePlacement
 from alnico.numerics.sizes import format_size
 
 
-def check_room(what: str, needs: Mapping[str, int], dtype: str, placement: ModulePlacement) -> None:
-    """Refuse GPUs without room for what is needed: bytes by what takes them, besides the inputs. Errors: ResourceError."""
+def check_room(
+    what: str, needs: Mapping[str, int], dtype: str, placement: ModulePlacement, *, workers: int = 1
+) -> None:
+    """Refuse GPUs without room for what is needed: bytes by what takes them, besides the inputs. ``workers`` share all GPUs.
+
+    Errors: ResourceError.
+    """
     gpus = placement.devices
     if not placement.device.is_gpu or sum(needs.values()) <= sum(map(free_bytes, gpus)):
         return
     *others, last = (f"{format_size(size)} for {name}" for name, size in needs.items())
     parts = f"{', '.join(others)} and {last}" if others else last
     has = " and ".join(f"{gpu} has {format_size(free_bytes(gpu))} free" for gpu in gpus)
-    advice = (
-        "device cpu" if len(gpus) > 1 else "device cuda:all, which spreads the module over all GPUs, or cpu"
-    )
     raise ResourceError(
         f"{what}: needs {format_size(sum(needs.values()))} of GPU memory besides its inputs ({parts}, in "
-        f"{dtype}), and {has}; expected room for all of it. Choose {advice}"
-        f"{', or dtype bfloat16' if dtype == 'float32' else ''}."
+        f"{dtype}), and {has}; expected room for all of it. {room_advice(gpus, dtype, workers=workers)}"
     )

@@ -214,7 +214,7 @@ def _check_gpus(
         sharing = len(range(number, workers, len(all_devices)))
         what = "the module of a candidate" if sharing == 1 else f"the modules of {sharing} workers"
         own = replace(placement, devices=devices_of_worker(all_devices, number, workers))
-        check_room("search", {what: sharing * needed_bytes(stored, dtype)}, dtype, own)
+        check_room("search", {what: sharing * needed_bytes(stored, dtype)}, dtype, own, workers=workers)
 
 
 def _open_candidates(placement: ModulePlacement, *, references: Any, **options: Any) -> Candidates:
