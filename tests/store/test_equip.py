@@ -15,6 +15,7 @@ import yaml
 import alnico
 import made
 import made_vectors
+from alnico.devices import Device, made_gpus
 from alnico.errors import (
     AlnicoError,
     MismatchError,
@@ -149,6 +150,18 @@ def test_taking_off_every_vector_gives_the_bytes_of_the_base(world: Any, tmp_pat
         ModelError, match=r"has no task vector 'sql', as every one was taken off; expected an equipped"
     ):
         alnico.unequip(out, "sql")
+
+
+def test_vectors_are_added_and_taken_off_on_the_device_that_is_named(world: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with made_gpus([Device("cuda:0", "Made", 8 << 30)]):
+        alnico.equip(world["base"], ["sql:0.7", "japanese:0.4"], out, device="cuda")
+        assert json.loads((out / "alnico.lock.json").read_text())["device"] == "cuda"
+        alnico.unequip(out, "sql", device="cuda")
+        assert json.loads((out / "alnico.lock.json").read_text())["device"] == "cuda"
+        alnico.unequip(out, "japanese")
+    assert json.loads((out / "alnico.lock.json").read_text())["device"] == "cpu"
+    assert tensors_of(out) == tensors_of(world["base"])
 
 
 def test_the_vector_that_is_taken_off_is_not_needed(world: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.reference import is_hub_reference, is_path
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.task_vectors.store_folder import PREFIX, vector_folder
+from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.planner import Planner
 from alnico.errors import (
     MismatchError,
@@ -51,6 +52,7 @@ def unequip(
     threads: int | None = None,
     max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
     offline: bool = False,
+    device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> Equipped:
     """Take task vectors off an equipped model: its merge is made again without them, and replaces it when complete.
@@ -67,7 +69,7 @@ def unequip(
         :func:`alnico.merge`.
     """
     folder = Path(merge_path(out, "unequip"))
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
     if folder.is_file():
         raise OutputError(
             f"{folder}: is one file, which has no recipe beside it; expected a directory that `alnico equip` wrote. Equip "
