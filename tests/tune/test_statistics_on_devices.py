@@ -98,6 +98,24 @@ def test_layers_that_see_each_others_merge_are_measured_on_a_gpu(made: Made, tmp
         assert all(np.abs(a[n] - b[n]).max() <= 1e-4 * np.abs(b[n]).max() for n in a)
 
 
+def test_equations_that_do_not_fit_are_an_error(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr("alnico.tune.statistics.gram.solve", full)
+    with made_gpus(GPUS), pytest.raises(ResourceError) as error:
+        alnico.gram_statistics(
+            made.references[:2], tmp_path / "out", tasks=made.valid, examples=2, plus=True, device="cuda"
+        )
+    assert str(error.value) == (
+        "encoder.layer.0.attention.self.query: cuda:0 (Made, 8.6 GB) has too little memory for the equations of RegMean; expected "
+        "room for its matrices and Gram matrices next to the modules. Choose another device."
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_module_spread_over_gpus_measures_the_same(made: Made, tmp_path: Path) -> None:
     size = 4 * sum(p.numel() for p in BertModel.from_pretrained(made.base).parameters())
     small = [Device(f"cuda:{i}", "Made", int(size)) for i in range(8)]  # each has room for nine tenths

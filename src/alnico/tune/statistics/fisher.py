@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,7 @@ from typing import Any, Literal
 from alnico.checkpoint.output_path import replace_mode
 from alnico.checkpoint.statistics import check_statistics_folder
 from alnico.devices import DEFAULT_DEVICE
-from alnico.errors import EvaluationError, ResourceError
-from alnico.evaluation.batches import is_out_of_memory
+from alnico.errors import EvaluationError
 from alnico.evaluation.input_batches import InputBatches
 from alnico.evaluation.module_names import sum_of
 from alnico.evaluation.module_places import needed_bytes, own_dtype, stored_sizes
@@ -33,6 +32,7 @@ from alnico.tune.statistics.measure import (
     differentiable,
     existing_paths,
     kind_of,
+    named_memory,
     places,
     stored_in,
     subject_of,
@@ -147,7 +147,12 @@ def measure_fisher(
     sums: dict[str, Any] = {}
     draws = torch.Generator().manual_seed(seed)
     chosen = [(task, place) for task in class_tasks for place in places(task, examples)]
-    with _named_memory(subject, placement), with_gradients(list(parameters.values())), torch.enable_grad():
+    memory = named_memory(
+        f"{subject.label}: {placement.device}",
+        "the gradients of one input",
+        "the module, its gradients, their sums and what it computes. Give shorter inputs, or choose another device",
+    )
+    with memory, with_gradients(list(parameters.values())), torch.enable_grad():
         for done, (task, place) in enumerate(chosen):
             logits = task.logits(subject, [place])[0]
             probabilities = torch.softmax(logits.detach().double().cpu(), -1)
@@ -225,20 +230,6 @@ def _check_room(subject: EvaluatedModel, placement: ModulePlacement) -> None:
     own = needed_bytes(stored, dtype)
     needs = {"the module": own, "its gradients": own, "their sums": needed_bytes(stored, "float32")}
     check_room(f"{subject.label}: Fisher information", needs, dtype, placement)
-
-
-@contextmanager
-def _named_memory(subject: EvaluatedModel, placement: ModulePlacement) -> Iterator[None]:
-    """Name what does not fit where torch finds too little memory: one example is the least. Errors: ResourceError."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"{subject.label}: {placement.device} has too little memory for the gradients of one input; expected room for "
-            "the module, its gradients, their sums and what it computes. Give shorter inputs, or choose another device."
-        ) from None
 
 
 def _directions(probabilities: Any) -> list[tuple[float, Any]]:

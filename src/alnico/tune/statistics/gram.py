@@ -36,6 +36,7 @@ from alnico.tune.statistics.measure import (
     computed_by,
     existing_paths,
     kind_of,
+    named_memory,
     places,
     stored_in,
     subject_of,
@@ -276,9 +277,14 @@ def measure_gram_plus(
                         )
                         rows = tuple(float(g.rows) if normalize else 1.0 for g in grams)
                         turned = tuple(float(g.is_transposed) for g in grams)
-                        merged[index] = to_numpy(
-                            solve(matrices, tuple(map(float, shares)), rows, turned, alpha, ridge)
-                        )
+                        with named_memory(
+                            f"{path}: {placement.device}",
+                            "the equations of RegMean",
+                            "its matrices and Gram matrices next to the modules. Choose another device",
+                        ):
+                            merged[index] = to_numpy(
+                                solve(matrices, tuple(map(float, shares)), rows, turned, alpha, ridge)
+                            )
                     for own in parameters:
                         own[name].copy_(torch.from_numpy(np.ascontiguousarray(merged)))
             if watch:

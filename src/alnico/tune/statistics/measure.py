@@ -15,7 +15,8 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.output_path import Replace
 from alnico.checkpoint.source import Source, read_tensor
 from alnico.checkpoint.statistics import StatisticsKind, write_statistics
-from alnico.errors import EvaluationError
+from alnico.errors import EvaluationError, ResourceError
+from alnico.evaluation.batches import is_out_of_memory
 from alnico.evaluation.input_batches import as_input_tasks
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.memory_subject import MemorySubject
@@ -123,6 +124,19 @@ def subject_of(
     if path is not None:
         return open_subject(path, **where)
     return MemorySubject(label, model, template=template_of([model]), **where)
+
+
+@contextmanager
+def named_memory(where: str, what: str, advice: str) -> Iterator[None]:
+    """Say what does not fit where torch finds too little memory, in place of torch's error. Errors: ResourceError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"{where} has too little memory for {what}; expected room for {advice}."
+        ) from None
 
 
 def computed_by(module: Any, placement: ModulePlacement) -> dict[str, str]:
