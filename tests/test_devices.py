@@ -67,7 +67,7 @@ def test_a_machine_without_a_gpu_says_so(asked):
     with made_gpus(()), pytest.raises(ResourceError) as caught:
         devices_for("scoring", asked)
     assert str(caught.value) == (
-        f"device is {asked}; no GPU can be used here (the machine has no GPU). Choose cpu, or mend that."
+        f"device is {asked}; no GPU can be used here (the machine has no GPU). Choose cpu, or fix that."
     )
 
 
@@ -95,7 +95,7 @@ def test_a_torch_built_without_cuda_is_named(monkeypatch):
         devices_for("scoring", "cuda")
     assert str(caught.value) == (
         "device is cuda; no GPU can be used here (torch 2.9.0 is built without CUDA: install a build of torch with it). "
-        "Choose cpu, or mend that."
+        "Choose cpu, or fix that."
     )
 
 
@@ -108,7 +108,7 @@ def test_a_driver_that_is_too_old_is_told_in_the_words_of_torch(monkeypatch):
         devices_for("scoring", "cuda")
     assert str(caught.value) == (
         "device is cuda; no GPU can be used here (torch: The NVIDIA driver on your system is too old (found version "
-        "11040). Please update your GPU driver). Choose cpu, or mend that."
+        "11040). Please update your GPU driver). Choose cpu, or fix that."
     )
 
 

@@ -162,7 +162,7 @@ def _gpus(use: Use, asked: str) -> tuple[Device, ...]:
 
 
 def _none(asked: str, why: str) -> ResourceError:
-    return ResourceError(f"device is {asked}; no GPU can be used here ({why}). Choose cpu, or mend that.")
+    return ResourceError(f"device is {asked}; no GPU can be used here ({why}). Choose cpu, or fix that.")
 
 
 def _torch() -> Any:

@@ -115,7 +115,7 @@ def test_what_cannot_be_used_is_reported_first_and_leaves_nothing(made: Made, tm
         with pytest.raises(ResourceError) as caught:
             alnico.evaluate([made.base], made.valid, out=out, device="cuda")
         assert str(caught.value) == (
-            "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or mend that."
+            "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or fix that."
         )
         with pytest.raises(AlnicoError) as refused:
             alnico.curve(made.base, made.references, made.valid, out=out, dtype="int8")

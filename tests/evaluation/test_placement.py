@@ -206,7 +206,7 @@ def test_a_gpu_that_is_full_while_a_model_is_loaded_is_told(
         load_module(made.base, "encoder", "base", placement=on(GPU))
     assert str(caught.value) == (
         "base: the GPU has too little memory for it (CUDA out of memory. Tried to allocate 2.00 GiB); expected room for the "
-        "whole model. Close what else uses the GPU, or choose another device or a smaller dtype."
+        "whole model. End other programs that use the GPU, or choose another device or a smaller dtype."
     )
 
 

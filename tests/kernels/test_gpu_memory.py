@@ -163,8 +163,8 @@ def test_memory_that_a_gpu_does_not_have_is_said() -> None:
     with pytest.raises(ResourceError) as caught:
         gpu_memory(GPU).bytes(3_000_000_000)
     assert str(caught.value) == (
-        "cuda:0: 3.0 GB of the GPU's memory cannot be had ([2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY); "
-        "expected it to be free. Close what else uses the GPU, or choose the device cpu."
+        "cuda:0: 3.0 GB of the GPU's memory cannot be allocated ([2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY); "
+        "expected it to be free. End other programs that use the GPU, or choose the device cpu."
     )
 
 
@@ -175,7 +175,7 @@ def test_a_gpu_that_fails_while_it_runs_is_said(numba_cuda: ModuleOfNumba) -> No
     with pytest.raises(RunError) as caught:
         opened.finish()
     assert str(caught.value) == (
-        f"cuda:0: the driver reports {lost}; expected a GPU that goes on. Run the same command again, or choose the device "
+        f"cuda:0: the driver reports {lost}; expected a GPU that works. Run the same command again, or choose the device "
         "cpu."
     )
     opened._queue().stream = SimpleNamespace(synchronize=fails(ZeroDivisionError("ours")))

@@ -209,7 +209,7 @@ def test_a_gpu_that_fills_up_is_an_error_that_leaves_nothing(
     with made_gpus([MADE]), pytest.raises(ResourceError) as refused:
         extract(*pair, tmp_path / "out", rank=4, threads=1, device="cuda")
     assert str(refused.value).partition(" of ")[2] == (
-        "cuda:0 (Made, 8.6 GB), whose memory is full (CUDA out of memory). Close what else uses the GPU, or choose the device cpu."
+        "cuda:0 (Made, 8.6 GB), whose memory is full (CUDA out of memory). End other programs that use the GPU, or choose the device cpu."
     )
     assert not list(tmp_path.glob("out*"))
 

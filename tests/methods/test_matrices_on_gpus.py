@@ -301,7 +301,7 @@ def test_a_gpu_that_fills_up_while_merging_is_an_error_with_figures(
     assert (tmp_path / ".out.alnico-part").exists()  # the same command resumes it
     assert str(refused.value).partition(": ")[2] == (
         "as a whole matrix it needs about 268.8 MB of cuda:0 (Made, 8.6 GB), whose memory is full (CUDA out of memory). "
-        "Close what else uses the GPU, or choose the device cpu."
+        "End other programs that use the GPU, or choose the device cpu."
     )
 
 

@@ -194,7 +194,7 @@ def test_options_that_no_search_can_follow_are_refused(made: Made) -> None:
     with made_gpus([]), pytest.raises(ResourceError) as none:
         alnico.search(recipe(made), device="cuda")
     assert str(none.value) == (
-        "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or mend that."
+        "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or fix that."
     )
     for device, message in {
         "cuda:1": "device is cuda:1 with the engine ray, which chooses the GPU of each worker; expected auto, cpu, cuda or "

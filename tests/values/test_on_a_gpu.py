@@ -85,5 +85,5 @@ def test_a_device_that_is_none_or_does_not_exist_is_one_error() -> None:
     with made_gpus([]), pytest.raises(ResourceError) as caught:
         alnico.merge_state_dicts(models, device="cuda")
     assert str(caught.value) == (
-        "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or mend that."
+        "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or fix that."
     )

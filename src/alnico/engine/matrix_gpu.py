@@ -160,7 +160,7 @@ class MatrixRoom:
         except getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError) as error:
             raise ResourceError(
                 f"{name}: as a whole matrix it needs about {format_size(needed)} of {device}, whose memory is full "
-                f"({str(error).partition('.')[0]}). Close what else uses the GPU, or choose the device cpu."
+                f"({str(error).partition('.')[0]}). End other programs that use the GPU, or choose the device cpu."
             ) from None
         except torch.linalg.LinAlgError as error:
             raise np.linalg.LinAlgError from error

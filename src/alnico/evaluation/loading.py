@@ -440,7 +440,7 @@ def _named_errors(
         if type(error).__name__ == "OutOfMemoryError":  # of torch, for a GPU
             raise ResourceError(
                 f"{label}: the GPU has too little memory for it ({first_line(error)}); expected room for the whole model. "
-                "Close what else uses the GPU, or choose another device or a smaller dtype."
+                "End other programs that use the GPU, or choose another device or a smaller dtype."
             ) from None
         code = (
             f"; auto_map in config.json names code ({_named_code(given['auto_map'])}), which alnico does not run"

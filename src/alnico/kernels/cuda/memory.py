@@ -26,7 +26,7 @@ from alnico.libraries import without_local_settings
 from alnico.numerics.sizes import format_size
 
 THREADS = 256
-"""Threads in a block of a kernel whose threads do not speak to each other."""
+"""Threads in a block of a kernel whose threads share nothing."""
 
 BLOCKS_OF_PROCESSOR = 16
 """Blocks for each multiprocessor of the GPU: enough for all to be busy until the end."""
@@ -366,12 +366,12 @@ def _reported(device: Device, count: int = 0) -> Iterator[None]:
             raise
         reason = first_line(error)
         if "OUT_OF_MEMORY" in reason:
-            asked = format_size(count) if count else "memory"
+            asked = f"{format_size(count)} of the GPU's memory" if count else "memory of the GPU"
             raise ResourceError(
-                f"{device.name}: {asked} of the GPU's memory cannot be had ({reason}); expected it to be free. Close what else "
-                "uses the GPU, or choose the device cpu."
+                f"{device.name}: {asked} cannot be allocated ({reason}); expected it to be free. End other programs that use the "
+                "GPU, or choose the device cpu."
             ) from error
         raise RunError(
-            f"{device.name}: the driver reports {reason}; expected a GPU that goes on. Run the same command again, or choose "
+            f"{device.name}: the driver reports {reason}; expected a GPU that works. Run the same command again, or choose "
             "the device cpu."
         ) from error
