@@ -49,12 +49,13 @@ def accuracy(made: Made, folder: str | Path, task: str, dtype: torch.dtype) -> f
     """The accuracy by torch and transformers alone."""
     rows = texts(task, 60, 1)
     model = BertModel.from_pretrained(folder, dtype=dtype).eval()
+    tokenizer, head = AutoTokenizer.from_pretrained(folder), head_of(made.base, task)
     with torch.no_grad():
-        right = [
-            int((embedded(model, AutoTokenizer.from_pretrained(folder), [row["text"]]).float() @ head_of(made.base, task).T).argmax())
-            == TASKS[task].index(row["label"])
-            for row in rows
-        ]  # fmt: skip
+        logits = [embedded(model, tokenizer, [row["text"]]).float() @ head.T for row in rows]
+    right = [
+        int(of_row.argmax()) == TASKS[task].index(row["label"])
+        for of_row, row in zip(logits, rows, strict=True)
+    ]
     return sum(right) / len(right)
 
 
