@@ -24,7 +24,7 @@ def test_the_forms_of_the_option_are_accepted(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:one", "mps", "", "cuda:all,cpu", None, 0]
+    "text", ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:one", "mps", "", "cuda:all,cpu", "cuda:\u0663", None, 0]
 )
 def test_any_other_form_is_refused_with_those_expected(text):
     with pytest.raises(AlnicoError) as caught:
@@ -109,6 +109,22 @@ def test_a_driver_that_is_too_old_is_told_in_the_words_of_torch(monkeypatch):
     assert str(caught.value) == (
         "device is cuda; no GPU can be used here (torch: The NVIDIA driver on your system is too old (found version "
         "11040). Please update your GPU driver). Choose cpu, or fix that."
+    )
+
+
+def test_a_heading_of_numba_is_no_reason(monkeypatch):
+    problem = RuntimeError(
+        "Error at driver init: \n\nCUDA driver library cannot be found.\nEnsure that it is installed.\n:"
+    )
+    monkeypatch.setattr(devices_module, "_torch", lambda: None)
+    monkeypatch.setattr(
+        devices_module, "_numba_cuda", lambda: SimpleNamespace(list_devices=lambda: _raise(problem))
+    )
+    with pytest.raises(ResourceError) as caught:
+        devices_for("merging", "cuda")
+    assert str(caught.value) == (
+        "device is cuda; no GPU can be used here (torch is not installed; numba-cuda: CUDA driver library cannot be found). "
+        "Choose cpu, or mend that."
     )
 
 

@@ -21,7 +21,7 @@ and tunes on a GPU."""
 
 DEFAULT_DEVICE = "auto"
 
-_SPELLING = re.compile(r"auto|cpu|cuda(:(all|\d{1,3}))?")
+_SPELLING = re.compile(r"auto|cpu|cuda(:(all|[0-9]{1,3}))?")
 EXPECTED = "auto, cpu, cuda, cuda:N with the number of a GPU, or cuda:all"
 
 
