@@ -120,10 +120,11 @@ def test_an_analysis_resumes_on_its_own_kind_of_device_only(
     alnico.analyze(tuned, base=base, out=tmp_path / "out")
 
 
-def test_a_device_that_does_not_exist_is_an_error() -> None:
+def test_a_device_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     base, *tuned = models()
     with made_gpus([MADE]), pytest.raises(ResourceError) as refused:
-        alnico.analyze(tuned, base=base, device="cuda:7")
+        alnico.analyze(tuned, base=base, out=tmp_path / "out", device="cuda:7")
+    assert not list(tmp_path.iterdir())
     assert str(refused.value) == (
         "device is cuda:7; this machine has cpu, cuda:0 (Made, 8.6 GB). Choose one of these."
     )

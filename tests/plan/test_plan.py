@@ -15,7 +15,8 @@ import pytest
 import alnico
 from alnico.checkpoint.header import TensorInfo
 from alnico.cli.commands.plan import plan_text
-from alnico.errors import MismatchError, ModelError
+from alnico.devices import made_gpus
+from alnico.errors import MismatchError, ModelError, ResourceError
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan.build import build_plan
 from alnico.plan.job import Job, Plan
@@ -859,3 +860,12 @@ def test_a_plan_and_a_merge_are_shown_on_one_line(tmp_path: Path) -> None:
     assert shown.startswith("<plan of linear: 1 tensor, 6 parameters, ")
     result = repr(alnico.merge(recipe, tmp_path / "out"))
     assert result.startswith(f"<merge in {tmp_path / 'out'}: linear; 1 tensor; 120 B; ")  # with its header
+
+
+def test_a_device_that_does_not_exist_is_refused_before_a_model_is_opened() -> None:
+    recipe = {"merge_method": "linear", "models": ["nothing", "nowhere"]}
+    with made_gpus([]), pytest.raises(ResourceError) as refused:
+        alnico.plan(recipe, device="cuda")
+    assert str(refused.value) == (
+        "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or mend that."
+    )

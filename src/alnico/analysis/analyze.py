@@ -19,7 +19,7 @@ from alnico.checkpoint.durable import sync_tree
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.output_path import check_twins
 from alnico.checkpoint.source import unwrap
-from alnico.devices import DEFAULT_DEVICE
+from alnico.devices import DEFAULT_DEVICE, devices_for
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
 from alnico.models.open_models import AnyModel, AnyModels, name_model, name_models, open_sources, path_of
@@ -62,6 +62,7 @@ def analyze(
     Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError, RunError.
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
+    devices_for("merging", run.device)  # before anything is made
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
     named = name_models(models, names=names)
     base_label = name_model(base, "base", named)

@@ -21,7 +21,7 @@ from alnico.checkpoint.task_vectors.stored_vector import StoredVector
 from alnico.checkpoint.tied_weights import tied_copies
 from alnico.checkpoint.untied_model import untie
 from alnico.checkpoint.weight_files import stem_of
-from alnico.devices import devices_for
+from alnico.devices import Device, devices_for
 from alnico.errors import ModelError
 from alnico.installation import import_extra
 from alnico.numerics.dtypes import MERGEABLE
@@ -60,6 +60,7 @@ def build_plan(
     MethodError, ResourceError, HubError; see ``errors``. Values are read only if names do not match (packed
     experts, tied copies), and nothing is written except the hub's cache.
     """
+    devices = devices_for("merging", run.device)
     if recipe.chat_template is not None:
         check_setting(recipe.chat_template)
     references = list(recipe.references)
@@ -80,7 +81,7 @@ def build_plan(
         models = model_licences(lineage_of(source) for source in sources)
         if strict_license:
             check_licences(models)
-        plan = _plan(recipe, references, sources, run, max_shard_bytes, single_file)
+        plan = _plan(recipe, references, sources, run, devices, max_shard_bytes, single_file)
         license_notes = licence_conflicts(models)
         return dataclasses.replace(plan, notes=(*plan.notes, *license_notes)) if license_notes else plan
     except BaseException:
@@ -106,6 +107,7 @@ def _plan(
     references: list[str],
     sources: list[Source],
     run: RunOptions,
+    devices: tuple[Device, ...],
     max_shard_bytes: int,
     single_file: str | None,
 ) -> Plan:
@@ -142,7 +144,6 @@ def _plan(
         if group.setting.origin != "given"
         for pending in group.tensors.values()
     ]
-    devices = devices_for("merging", run.device)
     if devices[0].is_gpu and any(job.kind == "mix" for job in jobs):
         import_extra("numba_cuda", f"a merge on {devices[0].name}", "cuda")
     plan = Plan(
