@@ -37,6 +37,18 @@ def test_a_small_merge_has_all_threads_and_large_blocks() -> None:
     assert memory.block_elements > LEAF
 
 
+def test_a_gpu_of_any_size_will_do_where_all_is_copied() -> None:
+    gpus = (Device("cuda:0", "Small", MIB),)
+    with made_gpus(gpus):
+        assert fit_memory([copy(1000)], 2 << 30, 8, 4, devices=gpus).gpu_bytes == 0
+        with pytest.raises(ResourceError) as refused:
+            fit_memory([copy(1000), mix(1000)], 2 << 30, 8, 4, devices=gpus)
+    assert str(refused.value) == (
+        "plan: the merge needs 539.1 MB of cuda:0 (Small, 1.0 MB); 1.0 MB are free. End other programs that use it, or choose "
+        "another device, such as cpu."
+    )
+
+
 @pytest.mark.parametrize("budget", [400 * MIB, 512 * MIB, 1 << 30, 2 << 30, 64 << 30])
 @pytest.mark.parametrize("threads", [1, 2, 16, 64])
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ def _gpu_bytes(jobs: Sequence[Job], workers: int, block: int, facts: int) -> tup
     """Return the memory of one GPU that so many threads need, and the most that they use: blocks of inputs and output, ranks,
     counters, and whole matrices, of which one must fit. Each thread may work on any GPU, and keeps its blocks there."""
     computed = [j for j in jobs if j.is_computed]
+    if not computed:  # copies never go to a GPU
+        return 0, 0
     widths = [sum(i.width for i in j.read) + j.width for j in computed if j.kind == "mix"]
     models = max((len(j.inputs) for j in computed), default=1)
     ranks = 4 * models if any(j.merge is not None and j.merge.uses_ranks for j in computed) else 0
