@@ -9,6 +9,7 @@ import pytest
 
 import alnico.devices as devices_module
 from alnico.devices import CPU, Device, checked_device, devices_for, devices_here, free_bytes, made_gpus
+from alnico.engine.workspace import memory_of
 from alnico.errors import AlnicoError, ResourceError
 from alnico.run_options import RunOptions
 
@@ -112,14 +113,61 @@ def test_a_driver_that_is_too_old_is_told_in_the_words_of_torch(monkeypatch):
     )
 
 
+def _numba(list_devices, *, is_simulated=False):
+    return SimpleNamespace(list_devices=list_devices, config=SimpleNamespace(ENABLE_CUDASIM=is_simulated))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "raise OSError('libcudart.so.13: cannot open it.')",
+            "torch cannot be imported: libcudart.so.13: cannot open it",
+        ),
+        ("import no_such_module", "torch cannot be imported: No module named 'no_such_module'"),
+        (None, "torch is not installed"),
+    ],
+    ids=["broken", "incomplete", "folder"],
+)
+def test_a_torch_that_cannot_be_imported_is_no_gpu(tmp_path, monkeypatch, text, why):
+    (tmp_path / "torch").mkdir()
+    if text is not None:
+        (tmp_path / "torch/__init__.py").write_text(text)
+    monkeypatch.setitem(sys.modules, "torch", None)  # so that what was there comes back
+    del sys.modules["torch"]
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert devices_for("scoring") == (CPU,)
+    with pytest.raises(ResourceError) as caught:
+        devices_for("scoring", "cuda")
+    assert str(caught.value) == f"device is cuda; no GPU can be used here ({why}). Choose cpu, or mend that."
+
+
+def test_the_simulator_of_numba_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(devices_module, "_torch", lambda: (None, "torch is not installed"))
+    monkeypatch.setattr(devices_module, "_numba_cuda", lambda: _numba(list, is_simulated=True))
+    with pytest.raises(ResourceError) as caught:
+        devices_for("merging", "cuda")
+    assert str(caught.value) == (
+        "device is cuda; no GPU can be used here (torch is not installed; numba-cuda: its simulator is on: unset "
+        "NUMBA_ENABLE_CUDASIM). Choose cpu, or mend that."
+    )
+
+
+def test_a_gpu_is_not_simulated_by_accident(monkeypatch):
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+    with pytest.raises(ResourceError) as caught:
+        memory_of(GPUS[0])
+    assert str(caught.value) == (
+        "cuda:0: NUMBA_ENABLE_CUDASIM is 1, so numba-cuda would simulate the GPU; expected the GPU itself. Unset it."
+    )
+
+
 def test_a_heading_of_numba_is_no_reason(monkeypatch):
     problem = RuntimeError(
         "Error at driver init: \n\nCUDA driver library cannot be found.\nEnsure that it is installed.\n:"
     )
-    monkeypatch.setattr(devices_module, "_torch", lambda: None)
-    monkeypatch.setattr(
-        devices_module, "_numba_cuda", lambda: SimpleNamespace(list_devices=lambda: _raise(problem))
-    )
+    monkeypatch.setattr(devices_module, "_torch", lambda: (None, "torch is not installed"))
+    monkeypatch.setattr(devices_module, "_numba_cuda", lambda: _numba(lambda: _raise(problem)))
     with pytest.raises(ResourceError) as caught:
         devices_for("merging", "cuda")
     assert str(caught.value) == (
@@ -129,7 +177,7 @@ def test_a_heading_of_numba_is_no_reason(monkeypatch):
 
 
 def test_without_torch_merging_asks_numba(monkeypatch):
-    monkeypatch.setattr(devices_module, "_torch", lambda: None)
+    monkeypatch.setattr(devices_module, "_torch", lambda: (None, "torch is not installed"))
     monkeypatch.setattr(devices_module, "_from_numba", lambda: (GPUS, ""))
     assert devices_for("merging", "cuda:1") == GPUS[1:]
     with pytest.raises(ResourceError) as caught:

@@ -121,7 +121,7 @@ def free_bytes(device: Device) -> int:
     """Return the free memory of a GPU; of a made one, all of it."""
     if are_made() or not device.is_gpu:
         return device.total_bytes
-    torch = _torch()
+    torch, _ = _torch()
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device.number)[0])
     cuda = _numba_cuda()
@@ -132,7 +132,7 @@ def free_bytes(device: Device) -> int:
 def _auto() -> tuple[Device, ...]:
     if _made:
         return _made[-1][:1] or (CPU,)
-    torch = _torch()
+    torch, _ = _torch()
     if torch is None or not torch.version.cuda:
         return (CPU,)
     with warnings.catch_warnings():  # torch warns of a driver that is too old; auto then means the processor
@@ -147,8 +147,7 @@ def _gpus(use: Use, asked: str) -> tuple[Device, ...]:
         if not _made[-1]:
             raise _none(asked, "the machine has no GPU")
         return _made[-1]
-    torch = _torch()
-    why = "torch is not installed"
+    torch, why = _torch()
     if torch is not None:
         found, why = _from_torch(torch)
         if found:
@@ -165,11 +164,19 @@ def _none(asked: str, why: str) -> ResourceError:
     return ResourceError(f"device is {asked}; no GPU can be used here ({why}). Choose cpu, or fix that.")
 
 
-def _torch() -> Any:
+def _torch() -> tuple[Any, str]:
+    """Return torch, or None and why there is none."""
     try:
-        return importlib.import_module("torch")
-    except ImportError:
-        return None
+        torch = importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            return None, "torch is not installed"
+        return None, f"torch cannot be imported: {first_line(error)}"
+    except Exception as error:  # an OSError for a library of its own that is missing
+        return None, f"torch cannot be imported: {first_line(error)}"
+    if not hasattr(torch, "version"):  # a folder of that name
+        return None, "torch is not installed"
+    return torch, ""
 
 
 def _from_torch(torch: Any) -> tuple[tuple[Device, ...], str]:
@@ -207,6 +214,8 @@ def _from_numba() -> tuple[tuple[Device, ...], str]:
         cuda = _numba_cuda()
     except ImportError:
         return (), f"numba-cuda is not installed: {install_hint('cuda')}".rstrip(".")
+    if cuda.config.ENABLE_CUDASIM:
+        return (), "numba-cuda: its simulator is on: unset NUMBA_ENABLE_CUDASIM"
     try:
         found = []
         for number, gpu in enumerate(cuda.list_devices()):

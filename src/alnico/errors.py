@@ -184,10 +184,12 @@ def first_line(error: BaseException) -> str:
 
     >>> first_line(ValueError("Failed in nopython mode:\\n  no such name.")), first_line(KeyError())
     ('no such name', 'KeyError')
+    >>> first_line(ValueError("Error at driver init:\\nCUDA disabled by user:"))
+    'CUDA disabled by user'
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    found = next((line for line in lines if not line.endswith(":")), "") or type(error).__name__
-    return found[:300].rstrip(".")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" :")]
+    found = next((line for line in lines if not line.endswith(":")), "")
+    return (found or (lines[-1] if lines else type(error).__name__))[:300].rstrip(".: ")
 
 
 SUGGESTED = 0.6

@@ -44,7 +44,10 @@ def import_extra(module: str, purpose: str, extra: str) -> Any:
         raise AlnicoError(
             f"{purpose} needs {package}, which is not installed. {install_hint(extra)}"
         ) from None
-    except ImportError as error:  # versions that do not fit together
+    except (
+        ImportError,
+        OSError,
+    ) as error:  # versions that do not fit together; a library of its own is missing
         raise AlnicoError(
             f"{purpose} needs {module}, which cannot be imported ({error}); expected versions that fit "
             f"together. {install_hint(extra)}"

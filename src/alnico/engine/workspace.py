@@ -18,6 +18,7 @@ from alnico.engine.blocks import Block, Span
 from alnico.engine.differences import source_of
 from alnico.engine.matrix_gpu import MatrixGpu
 from alnico.engine.mix import NOTHING
+from alnico.errors import ResourceError
 from alnico.plan.job import Job, Plan
 
 if TYPE_CHECKING:
@@ -120,8 +121,13 @@ def memory_of(device: Device) -> GpuMemory | None:
 
     A made GPU of a test has memory in the simulator only; elsewhere it is the processor under another name.
     """
-    if not device.is_gpu or (are_made() and os.environ.get("NUMBA_ENABLE_CUDASIM") != "1"):
+    is_simulated = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+    if not device.is_gpu or (are_made() and not is_simulated):
         return None
+    if is_simulated and not are_made():
+        raise ResourceError(
+            f"{device.name}: NUMBA_ENABLE_CUDASIM is 1, so numba-cuda would simulate the GPU; expected the GPU itself. Unset it."
+        )
     from alnico.kernels.cuda.memory import gpu_memory
 
     return gpu_memory(device)
