@@ -4,9 +4,9 @@
     python benchmarks/gpu.py --work /tmp/bench --only memory,files
     python benchmarks/gpu.py --work /tmp/bench --table docs/benchmarks.md   # puts the tables into the page
 
-- memory: a base and 3 models of --millions bf16 parameters that live on the GPU, merged there by ``merge_state_dicts``. Beside the
-  seconds stands the rate of the least bytes (every input read once, the output written once), as a share of what a copy within the
-  card moves in the same run.
+- memory: a base and 3 models of --millions bf16 parameters that live on the GPU, merged there by ``merge_state_dicts``: the
+  seconds, and the rate of the least bytes (every input read once, the output written once) next to the rate of a copy within the
+  card in the same run.
 - files: the same merges by ``alnico merge``, whole processes, with ``--device cpu`` and ``--device cuda``.
 - matrices: tsv over 4 matrices of --shape, on the GPU and on the processor's threads, and how far the results differ.
 - scoring: the perplexity of SmolLM2-135M in bf16 on both devices.
