@@ -139,7 +139,7 @@ def test_a_torch_that_cannot_be_imported_is_no_gpu(tmp_path, monkeypatch, text, 
     assert devices_for("scoring") == (CPU,)
     with pytest.raises(ResourceError) as caught:
         devices_for("scoring", "cuda")
-    assert str(caught.value) == f"device is cuda; no GPU can be used here ({why}). Choose cpu, or mend that."
+    assert str(caught.value) == f"device is cuda; no GPU can be used here ({why}). Choose cpu, or fix that."
 
 
 def test_the_simulator_of_numba_is_no_gpu(monkeypatch):
@@ -149,7 +149,7 @@ def test_the_simulator_of_numba_is_no_gpu(monkeypatch):
         devices_for("merging", "cuda")
     assert str(caught.value) == (
         "device is cuda; no GPU can be used here (torch is not installed; numba-cuda: its simulator is on: unset "
-        "NUMBA_ENABLE_CUDASIM). Choose cpu, or mend that."
+        "NUMBA_ENABLE_CUDASIM). Choose cpu, or fix that."
     )
 
 
@@ -172,7 +172,7 @@ def test_a_heading_of_numba_is_no_reason(monkeypatch):
         devices_for("merging", "cuda")
     assert str(caught.value) == (
         "device is cuda; no GPU can be used here (torch is not installed; numba-cuda: CUDA driver library cannot be found). "
-        "Choose cpu, or mend that."
+        "Choose cpu, or fix that."
     )
 
 

@@ -867,5 +867,5 @@ def test_a_device_that_does_not_exist_is_refused_before_a_model_is_opened() -> N
     with made_gpus([]), pytest.raises(ResourceError) as refused:
         alnico.plan(recipe, device="cuda")
     assert str(refused.value) == (
-        "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or mend that."
+        "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or fix that."
     )
