@@ -241,6 +241,9 @@ def test_gpus_without_room_for_their_workers_are_refused_before_anything_is_writ
         "cpu, or dtype bfloat16."
     )
     assert "174.3 kB for the module of a candidate, in float64" in str(one.value)
+    assert str(one.value).endswith(
+        "Choose device cuda:all with 1 worker, which spreads the module over all GPUs, or cpu, or dtype bfloat16."
+    )
     assert not (tmp_path / "out").exists()
 
 

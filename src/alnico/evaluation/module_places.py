@@ -119,11 +119,12 @@ def _no_room(
     )
 
 
-def room_advice(gpus: Sequence[Device], dtype: str, *, workers: int = 1) -> str:
-    """Return what to do where GPUs have too little room for a module in a dtype, for each of several workers."""
+def room_advice(gpus: Sequence[Device], dtype: str, *, workers: int = 0) -> str:
+    """Return what to do where GPUs have too little room for a module in a dtype; ``workers`` are those of a search."""
     choices = "device cpu"
-    if len(gpus) == 1 and workers == 1 and _count_gpus() > 1:
-        choices = "device cuda:all, which spreads the module over all GPUs, or cpu"
+    if len(gpus) == 1 and workers <= 1 and _count_gpus() > 1:
+        everything = "device cuda:all with 1 worker" if workers else "device cuda:all"
+        choices = f"{everything}, which spreads the module over all GPUs, or cpu"
     smaller = ", or dtype bfloat16" if dtype in ("float32", "float64") else ""
     return f"{'Use fewer workers, or choose' if workers > 1 else 'Choose'} {choices}{smaller}."
 

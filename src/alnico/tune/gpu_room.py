@@ -12,9 +12,10 @@ from alnico.numerics.sizes import format_size
 
 
 def check_room(
-    what: str, needs: Mapping[str, int], dtype: str, placement: ModulePlacement, *, workers: int = 1
+    what: str, needs: Mapping[str, int], dtype: str, placement: ModulePlacement, *, workers: int = 0
 ) -> None:
-    """Refuse GPUs without room for what is needed: bytes by what takes them, besides the inputs. ``workers`` share all GPUs.
+    """Refuse GPUs without room for what is needed: bytes by what takes them, besides the inputs. ``workers`` are those of a
+    search.
 
     Errors: ResourceError.
     """
