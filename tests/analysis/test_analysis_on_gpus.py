@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import alnico
 from alnico.analysis import measure
 from alnico.analysis.journal import AnalysisJournal
 from alnico.analysis.results import Analysis
 from alnico.devices import made_gpus
-from alnico.errors import OutputError, ResourceError
+from alnico.errors import OutputError, ResourceError, RunError
 from alnico.numerics.arrays import is_numpy
 from alnico.run_options import RunOptions
 from made import family
@@ -127,4 +128,24 @@ def test_a_device_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     assert str(refused.value) == (
         "device is cuda:7; this machine has cpu, cuda:0 (Made, 8.6 GB). Choose one of these."
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED", "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR"]
+)
+def test_a_gpu_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"{text}, when calling a function\nMore.")
+
+    base, *tuned = models()
+    for function in ("svd", "qr", "eigh"):
+        monkeypatch.setattr(torch.linalg, function, fail)
+    with made_gpus([MADE]), pytest.raises(RunError) as failed:
+        alnico.analyze(tuned, base=base, threads=1, device="cuda")
+    name, _, said = str(failed.value).partition(": ")
+    assert name in base
+    assert said == (
+        f"cuda:0 (Made, 8.6 GB) failed ({text}, when calling a function). Run the same again; if it fails again, end other "
+        "programs that use the GPU, or choose the device cpu."
     )

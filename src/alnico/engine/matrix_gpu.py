@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from alnico.devices import CPU, Device, devices_for, free_bytes
-from alnico.errors import ResourceError
+from alnico.errors import ResourceError, RunError, first_line
 from alnico.installation import import_extra
 from alnico.numerics.arrays import AnyArray, is_numpy, to_numpy, to_torch
 from alnico.numerics.decompositions import leading_vectors
@@ -23,6 +23,12 @@ from alnico.plan.memory import GPU_LIBRARY_BYTES
 
 GPU_SHARE = 0.9
 """The share of a GPU's free memory that matrices take at once: torch's allocations leave gaps."""
+
+
+GPU_PACKAGES = frozenset({"numba", "numba_cuda", "cuda", "torch"})
+"""The packages whose errors are those of a GPU, if they come while a tensor is made on one."""
+GPU_ERRORS = ("cuda error", "cublas error", "cusolver error")
+"""How plain errors of torch begin that are a GPU's."""
 
 
 class MatrixGpu:
@@ -139,12 +145,18 @@ class MatrixRoom:
 
     @contextmanager
     def taken(
-        self, device: Device, name: str, needed: int, check: Callable[[], None] = lambda: None
+        self,
+        device: Device,
+        name: str,
+        needed: int,
+        check: Callable[[], None] = lambda: None,
+        *,
+        reports: bool = True,
     ) -> Iterator[None]:
         """Wait until the GPU has room for ``needed`` bytes, and compute on it in a stream of this thread.
 
         ``check`` is called while waiting. Errors: ResourceError if the matrix ``name`` does not fit after all; numpy's
-        LinAlgError for torch's.
+        LinAlgError for torch's; RunError if the GPU fails otherwise, unless the caller reports that (``reports`` is False).
         """
         with self._changed:
             if not self._used.get(device):
@@ -164,12 +176,25 @@ class MatrixRoom:
             ) from None
         except torch.linalg.LinAlgError as error:
             raise np.linalg.LinAlgError from error
+        except Exception as error:
+            if not reports or not is_of_gpu(error):
+                raise
+            raise RunError(
+                f"{name}: {device} failed ({first_line(error)}). Run the same again; if it fails again, end other programs that use "
+                "the GPU, or choose the device cpu."
+            ) from error
         finally:
             with self._changed:
                 self._used[device] -= needed
                 if not self._used[device] and device.torch_name != "cpu":
                     torch.cuda.empty_cache()  # for the kernels of other tensors, which do not allocate by torch
                 self._changed.notify_all()
+
+
+def is_of_gpu(error: BaseException) -> bool:
+    """Is an error one of a GPU's driver, or of a library that computes on it? torch has plain ones for some."""
+    is_plain = isinstance(error, RuntimeError) and str(error).lower().startswith(GPU_ERRORS)
+    return is_plain or any(kind.__module__.partition(".")[0] in GPU_PACKAGES for kind in type(error).__mro__)
 
 
 class Decomposer:

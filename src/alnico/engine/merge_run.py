@@ -20,7 +20,7 @@ from alnico.engine.factor_cache import FactorFiles
 from alnico.engine.job_devices import devices_of
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.matrix import JobMatrices, rounding_kernel
-from alnico.engine.matrix_gpu import MatrixRoom
+from alnico.engine.matrix_gpu import MatrixRoom, is_of_gpu
 from alnico.engine.matrix_store import MatrixNote, MatrixStore
 from alnico.engine.mix import Mixer, mix_kernel, refuse_inputs
 from alnico.engine.workspace import BlockOutput, Workspace, block_of
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 MOST_AT_ONCE = 1 << 28
 """Most elements of a tensor that a GPU computes at once where its inputs and its output are in its memory; a multiple of LEAF."""
 
-GPU_PACKAGES = frozenset({"numba", "numba_cuda", "cuda", "torch"})
-"""The packages whose errors are those of a GPU, if they come while a tensor is made on one."""
 
 SHARED_CHUNKS = 8
 """A tensor of at least so many chunks that is measured first is shared by all threads; a smaller one is made
@@ -285,7 +283,7 @@ class MergeRun:
                 f"{self._place(arguments)}: {error.strerror or error}. Check the disk; the same command resumes the merge."
             ) from None
         except Exception as error:
-            if _is_of_gpu(error):
+            if is_of_gpu(error):
                 self._refuse_gpu(error, arguments)
             error.add_note(visible(f"alnico: while making {self._place(arguments)}"))
             raise
@@ -499,7 +497,7 @@ class MergeRun:
             device=device,
         )
         if matrices.is_on_gpu:
-            with self._room.taken(device, job.name, gpu_matrix_bytes(job), self._crew.check):
+            with self._room.taken(device, job.name, gpu_matrix_bytes(job), self._crew.check, reports=False):
                 matrices.make(write)
         else:
             matrices.make(write)
@@ -593,11 +591,6 @@ def _job_of(arguments: tuple[Any, ...]) -> Job:
     return next(
         a.job if isinstance(a, _RunningJob) else a for a in arguments if isinstance(a, (_RunningJob, Job))
     )
-
-
-def _is_of_gpu(error: BaseException) -> bool:
-    """Is an error one of a GPU's driver, or of a library that computes on it?"""
-    return any(kind.__module__.partition(".")[0] in GPU_PACKAGES for kind in type(error).__mro__)
 
 
 def _pick(block: Block, runs: list[Span], job: Job) -> Block:
