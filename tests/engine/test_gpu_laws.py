@@ -16,10 +16,28 @@ from engine.simulated_merges import CLAIMS, OTHERS
 TESTS = Path(__file__).parents[1]
 
 
-def simulated(claim: str) -> str:
-    """Return what a process prints that checks a claim in the simulator."""
+OF_EACH_KIND = (
+    "linear",
+    "slerp",
+    "ties",
+    "dare_ties",
+    "della",
+    "sce",
+    "passthrough",
+    "fisher",
+    "tsv",
+    "regmean",
+)
+"""A method of each way to compute a tensor. Files on one GPU are merged by every method; the other claims, which are about what
+is around the kernels, by these, and by every method each night."""
+
+AROUND_KERNELS = [claim for claim in CLAIMS if claim != "files_on_one_gpu"]
+
+
+def simulated(claim: str, *methods: str) -> str:
+    """Return what a process prints that checks a claim in the simulator, for some methods or all."""
     ended = subprocess.run(
-        [sys.executable, "-m", "engine.simulated_merges", claim],
+        [sys.executable, "-m", "engine.simulated_merges", claim, *methods],
         cwd=TESTS,
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -29,14 +47,20 @@ def simulated(claim: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_a_merge_on_a_gpu_has_the_bytes_of_the_processor(claim: str) -> None:
+@pytest.mark.parametrize(
+    ("claim", "methods"),
+    [
+        pytest.param("files_on_one_gpu", (), marks=pytest.mark.slow),
+        *(pytest.param(claim, OF_EACH_KIND, marks=pytest.mark.slow) for claim in AROUND_KERNELS),
+        *(pytest.param(claim, (), marks=pytest.mark.nightly) for claim in AROUND_KERNELS),
+    ],
+)
+def test_a_merge_on_a_gpu_has_the_bytes_of_the_processor(claim: str, methods: tuple[str, ...]) -> None:
     """Whole matrices, which torch computes, agree to a unit in the last place; all others in every bit."""
     pytest.importorskip("numba_cuda")
     pytest.importorskip("torch")
-    problems = dict(json.loads(line) for line in simulated(claim).splitlines())
-    assert problems == {name: [] for name in registry()}
+    problems = dict(json.loads(line) for line in simulated(claim, *methods).splitlines())
+    assert problems == {name: [] for name in methods or registry()}
 
 
 @pytest.mark.slow
