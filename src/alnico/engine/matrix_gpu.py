@@ -108,7 +108,7 @@ def whole_float32(gpus: Sequence[MatrixGpu]) -> Iterator[None]:
     if not gpus:
         yield
         return
-    torch: Any = importlib.import_module("torch")
+    torch = gpus[0]._torch
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
