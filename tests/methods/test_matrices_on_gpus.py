@@ -311,11 +311,11 @@ def test_several_gpus_take_different_matrices(tmp_path: Path, monkeypatch: pytes
     barrier = threading.Barrier(2, timeout=60)
     real = MatrixRoom.taken
 
-    def taken(self: MatrixRoom, device: Device, *rest: Any) -> Any:
+    def taken(self: MatrixRoom, device: Device, *rest: Any, **options: Any) -> Any:
         used.append(device.name)
         if len(used) <= 2:
             barrier.wait()
-        return real(self, device, *rest)
+        return real(self, device, *rest, **options)
 
     monkeypatch.setattr(MatrixRoom, "taken", taken)
     with made_gpus([MADE, Device("cuda:1", "Made", 8 << 30)]):
