@@ -126,17 +126,18 @@ def searched(made: Made, folder: Path, options: dict[str, Any]) -> tuple[list[An
     return [tuple(v) for v in json.loads(shown.stdout.strip().splitlines()[-1])], used
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"device": "cuda:all"}, ["cuda:0, auto", "cuda:1, auto"]),
-        ({"device": "auto", "workers": 2}, ["cuda:0, auto"] * 2),
-        ({"device": "cuda:all", "workers": 1, "dtype": "float32"}, ["cuda:0 cuda:1, float32"]),
-        ({"device": "cuda", "workers": 2, "engine": "ray"}, ["cuda:0, auto"] * 2),
+        pytest.param(options, expected, id=name, marks=mark)
+        for name, mark, options, expected in (
+            ("all", pytest.mark.slow, {"device": "cuda:all"}, ["cuda:0, auto", "cuda:1, auto"]),
+            ("auto", pytest.mark.nightly, {"device": "auto", "workers": 2}, ["cuda:0, auto"] * 2),
+            ("one", pytest.mark.nightly, {"device": "cuda:all", "workers": 1, "dtype": "float32"}, ["cuda:0 cuda:1, float32"]),
+            ("ray", pytest.mark.slow, {"device": "cuda", "workers": 2, "engine": "ray"}, ["cuda:0, auto"] * 2),
+        )
     ],
-    ids=["all", "auto", "one", "ray"],
-)
+)  # fmt: skip
 def test_each_worker_uses_its_own_device(
     made: Made, tmp_path: Path, options: dict[str, Any], expected: list[str]
 ) -> None:
