@@ -61,8 +61,7 @@ def kind_of(argument: Argument) -> ArgumentKind:
 @dataclass(frozen=True)
 class KernelContext:
     """The values that the arguments of one tensor's kernels are derived from: its name, the seed, and the
-    facts measured so far. ``gpu`` is the memory of the GPU that
-    computes the tensor; None on the processor.
+    facts measured so far. ``gpu`` is the memory of the GPU that computes the tensor; None on the processor.
 
     ``given`` are the values of some of the models, by their position, of facts that must still be measured
     for the others.

@@ -44,8 +44,10 @@ class Mixer:
         self.keeps_equal = keeps_equal(job, context)
 
     def __call__(self, start: int, block: Block, out: Any) -> None:
-        """Fill ``out``, which is in the memory of the block's device, from a block that begins at element ``start``. Errors: NonFiniteError, naming tensor
-        and index."""
+        """Fill ``out``, in the memory of the block's device, from a block that begins at element ``start``.
+
+        Errors: NonFiniteError, naming tensor and index.
+        """
         arguments = in_place(self.arguments, block.ranks)
         dtypes = (self.base_code, out, CODES[self.job.dtype])
         bad = self.run(
