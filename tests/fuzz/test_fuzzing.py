@@ -65,6 +65,7 @@ def test_a_run_of_the_fuzzer_finds_nothing(target: str, seconds: int, tmp_path: 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_same_mutations_of_every_seed_find_nothing_again(target: str) -> None:
     import_readers()
+    before = functions_of_alnico()
     run = Run(importlib.import_module(f"fuzz.fuzz_{target}").TARGET)
     change = run.target.mutate or mutated_json
     draw = random.Random(0)
@@ -83,6 +84,20 @@ def test_the_same_mutations_of_every_seed_find_nothing_again(target: str) -> Non
             run(content)
     finally:
         run.close()
+    after = functions_of_alnico()
+    assert {name for name, made in before.items() if after[name] is not made} == set(), (
+        "later tests meet them"
+    )
+
+
+def functions_of_alnico() -> dict[str, object]:
+    return {
+        f"{module}.{name}": value
+        for module, loaded in list(sys.modules.items())
+        if module.partition(".")[0] == "alnico"
+        for name, value in vars(loaded).items()
+        if callable(value)
+    }
 
 
 @pytest.mark.parametrize(
