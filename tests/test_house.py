@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "alnico"
 
 ROOMS = [
-    "_package", "_version", "errors", "folders", "libraries", "installation", "notebook", "numerics", "events", "devices", "run_options", "threads", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan",
+    "_package", "_version", "errors", "folders", "libraries", "installation", "notebook", "numerics", "events", "devices", "run_options", "threads", "kernels", "checkpoint", "cluster", "methods", "recipe", "vocabulary", "plan",
     "output", "engine", "verification", "models", "lora", "analysis", "evaluation", "tune", "values", "store", "api", "demo", "cli", "app", "testing",
 ]  # fmt: skip
 """As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""

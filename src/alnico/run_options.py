@@ -18,6 +18,8 @@ from alnico.numerics.sizes import bytes_of
 
 DEFAULT_BUDGET_BYTES = 2 << 30
 
+DEFAULT_DOWNLOAD_CACHE_BYTES = 50 << 30
+
 MOST_THREADS = 1024
 
 Size = int | str
@@ -30,6 +32,9 @@ class RunOptions:
 
     ``factor_cache`` is the folder that keeps what methods compute from whole matrices; None keeps nothing in files.
     ``device`` is the option of that name, checked in its form; :func:`alnico.devices.devices_for` finds what it names.
+    ``ray`` is the address of a Ray cluster, '' for the one that Ray finds or starts; None computes on this machine.
+    ``stream`` reads models of the hub by ranges. ``download_cache`` is the folder that keeps what is read of models at URLs, up to
+    ``download_cache_bytes``; None keeps nothing in files.
     """
 
     memory_bytes: int = DEFAULT_BUDGET_BYTES
@@ -38,6 +43,10 @@ class RunOptions:
     watch: Watcher | None = None
     factor_cache: Path | None = None
     device: str = DEFAULT_DEVICE
+    ray: str | None = None
+    stream: bool = False
+    download_cache: Path | None = None
+    download_cache_bytes: int = DEFAULT_DOWNLOAD_CACHE_BYTES
 
     @classmethod
     def of(
@@ -50,6 +59,10 @@ class RunOptions:
         processes: int = 1,
         factor_cache: str | os.PathLike[str] | None = None,
         device: Any = DEFAULT_DEVICE,
+        ray: str | bool | None = None,
+        stream: bool = False,
+        download_cache: str | os.PathLike[str] | None = None,
+        download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     ) -> RunOptions:
         """Check the options that a caller gave. The default threads are those of the processors, shared by ``processes``.
 
@@ -65,6 +78,10 @@ class RunOptions:
             watch,
             folder,
             checked_device(device),
+            checked_ray(ray),
+            stream,
+            None if download_cache is None else Path(download_cache),
+            bytes_of(download_cache_size),
         )
 
     def report(self, event: Event) -> None:
@@ -74,6 +91,26 @@ class RunOptions:
 
 
 DEFAULT_RUN = RunOptions()
+
+
+def checked_ray(ray: str | bool | None) -> str | None:
+    """Return the address of a Ray cluster: '' for the one that Ray finds or starts, None for this machine alone.
+
+    Errors: AlnicoError.
+
+    >>> checked_ray(True), checked_ray(False), checked_ray("10.0.0.1:6379")
+    ('', None, '10.0.0.1:6379')
+    """
+    if ray is None or ray is False:
+        return None
+    if ray is True:
+        return ""
+    if not isinstance(ray, str):
+        raise AlnicoError(
+            f"ray is {ray!r}; expected True, or the address of a cluster such as '10.0.0.1:6379'. Leave it out to compute on this "
+            "machine."
+        )
+    return ray.strip()
 
 
 def checked_count(number: Any, name: str) -> int:
@@ -98,6 +135,11 @@ SHARED_OPTIONS: Mapping[str, str] = MappingProxyType(
         "on the processor, so that the bits of a merge never depend on it.",
         "dtype": "What models are loaded in to be scored: auto, float32, bfloat16 or float16. auto is float32 on the processor, and "
         "the model's own dtype on a GPU.",
+        "ray": "Compute on a Ray cluster: --ray alone takes the one at RAY_ADDRESS, or starts one on this machine; or give an "
+        "address, such as --ray 10.0.0.1:6379.",
+        "stream": "Read models of the hub by ranges while they are merged, and keep no weights on the disk.",
+        "download_cache": "Folder that keeps the parts of remote models that were read, for later runs; default: nothing is kept.",
+        "download_cache_size": "Largest size of the folder of download_cache, such as 50GB; parts used least recently are removed.",
         "offline": "Use no network; read models of the hub from its local cache.",
         "factor_cache": "Folder that keeps decompositions of matrices in files, for later merges of the same models by any weights "
         "and scales; the bytes of a merge are the same with it. Remove the folder to empty it.",

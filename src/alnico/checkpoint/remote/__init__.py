@@ -1,0 +1,1 @@
+"""Reads and writes files at a URL: object stores, web servers, and other file systems."""

@@ -1,0 +1,1 @@
+"""Runs units of work on the nodes of a Ray cluster."""
