@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import alnico
-from alnico.analysis import measure
+from alnico.analysis import measure_tensors
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.errors import AlnicoError, ModelError, RecipeError
 from made import save_model
@@ -81,19 +81,19 @@ def test_a_task_vector_is_analyzed_as_the_model_that_it_gives() -> None:
 def test_an_interrupted_analysis_of_objects_resumes_by_their_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, finish, done = tmp_path / "report", measure._AnalysisRun._finish, []
+    out, finish, done = tmp_path / "report", measure_tensors.MeasuringRun._finish, []
 
     def stop(*arguments: Any) -> None:
         if done:
             raise KeyboardInterrupt
         done.append(finish(*arguments))  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(measure._AnalysisRun, "_finish", stop)
+    monkeypatch.setattr(measure_tensors.MeasuringRun, "_finish", stop)
     with pytest.raises(KeyboardInterrupt):
         alnico.analyze(TUNED, base=BASE, out=out, threads=1)
     measured: list[Any] = []
     monkeypatch.setattr(
-        measure._AnalysisRun, "_finish", lambda *given: (measured.append(given[1]), finish(*given))[1]
+        measure_tensors.MeasuringRun, "_finish", lambda *given: (measured.append(given[1]), finish(*given))[1]
     )
     copies = [
         {n: torch.tensor(v) for n, v in model.items()} for model in TUNED

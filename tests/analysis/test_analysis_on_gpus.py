@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import alnico
-from alnico.analysis import measure
+from alnico.analysis import measure_tensors
 from alnico.analysis.journal import AnalysisJournal
 from alnico.analysis.results import Analysis
 from alnico.devices import made_gpus
@@ -50,13 +50,13 @@ def subspaces(found: Analysis) -> list[tuple[float, ...] | None]:
 
 def test_subspaces_agree_with_the_processor(gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    real = measure.subspaces
+    real = measure_tensors.subspaces
 
     def noting(sources, job, place=None):  # type: ignore[no-untyped-def]
         seen.append(place is None or is_numpy(place(np.zeros((1, 1)))))
         return real(sources, job, place) if place else real(sources, job)
 
-    monkeypatch.setattr(measure, "subspaces", noting)
+    monkeypatch.setattr(measure_tensors, "subspaces", noting)
     base, *tuned = models()
     here = alnico.analyze(tuned, base=base, threads=2)
     assert all(seen)
@@ -78,9 +78,9 @@ def test_a_comparison_uses_the_device_of_its_run(
     from alnico.analysis.compare import compare_models
 
     placed: list[str] = []
-    real = measure.subspaces
+    real = measure_tensors.subspaces
     monkeypatch.setattr(
-        measure, "subspaces", lambda *a: placed.append("gpu" if len(a) == 3 else "cpu") or real(*a)
+        measure_tensors, "subspaces", lambda *a: placed.append("gpu" if len(a) == 3 else "cpu") or real(*a)
     )
     base, one, other, merged = models()
     found = {
