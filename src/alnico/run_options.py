@@ -34,7 +34,8 @@ class RunOptions:
     ``device`` is the option of that name, checked in its form; :func:`alnico.devices.devices_for` finds what it names.
     ``ray`` is the address of a Ray cluster, '' for the one that Ray finds or starts; None computes on this machine.
     ``stream`` reads models of the hub by ranges. ``download_cache`` is the folder that keeps what is read of models at URLs, up to
-    ``download_cache_bytes``; None keeps nothing in files.
+    ``download_cache_bytes``; None keeps nothing in files. ``reserved_bytes`` of the memory budget are kept for other work than
+    merging, such as uploads.
     """
 
     memory_bytes: int = DEFAULT_BUDGET_BYTES
@@ -47,6 +48,7 @@ class RunOptions:
     stream: bool = False
     download_cache: Path | None = None
     download_cache_bytes: int = DEFAULT_DOWNLOAD_CACHE_BYTES
+    reserved_bytes: int = 0
 
     @classmethod
     def of(

@@ -43,6 +43,7 @@ class OutputFiles:
         self._lock = threading.Lock()
         self._is_sealed = False
         self._paths = {shard.name: self.path(shard.name) for shard in shards}
+        self._starts = {shard.name: shard.start for shard in shards}
         self._place: dict[str, tuple[str, TensorInfo]] = {
             t.name: (s.name, t) for s in shards for t in s.header.tensors
         }
@@ -103,6 +104,19 @@ class OutputFiles:
         """Read back bytes of a tensor that were written. Errors: RunError."""
         shard, info = self._place[tensor]
         read_fully(self._descriptors[shard], buffer, info.begin + offset, self._paths[shard], tensor)
+
+    def read_file(self, shard: str, offset: int, buffer: memoryview) -> None:
+        """Read bytes of a file as it will be when it is complete, its header included. Errors: RunError."""
+        start = self._starts[shard][offset : offset + len(buffer)]
+        buffer[: len(start)] = start
+        read_fully(self._descriptors[shard], buffer[len(start) :], offset + len(start), self._paths[shard])
+
+    def free(self, shard: str) -> None:
+        """Give the disk back what a file holds, which keeps its size. Errors: OSError."""
+        descriptor = self._descriptors[shard]
+        size = os.fstat(descriptor).st_size
+        os.ftruncate(descriptor, 0)
+        os.ftruncate(descriptor, size)
 
     def sync(self) -> None:
         """Wait until everything that was written is on disk. Errors: RunError."""

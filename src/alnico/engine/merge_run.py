@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -119,7 +119,8 @@ class MergeRun:
     Tensors and facts in ``state`` are done already. Facts in ``cache`` are not measured again. ``spans``
     chooses the chunks of a tensor that are made; if they are not all, ``recorder`` must not want digests.
     ``matrices`` keeps what methods compute from whole matrices in memory, ``factor_cache`` is the folder where it is
-    kept in files.
+    kept in files. ``groups`` are the names of tensors that are made one group after the other, in all the tensors of the plan;
+    each is asked for when the one before is finished.
     """
 
     def __init__(
@@ -133,8 +134,10 @@ class MergeRun:
         spans: Callable[[Job], list[Span]] | None = None,
         matrices: MatrixStore | None = None,
         factor_cache: Path | None = None,
+        groups: Iterable[Sequence[str]] | None = None,
     ) -> None:
         self.plan = plan
+        self._groups = groups
         self.output = output
         self.recorder = recorder
         self.cache = cache
@@ -227,21 +230,29 @@ class MergeRun:
         """Make all tensors that are not made yet."""
         with self._crew:
             self._measure_model()
-            calls: list[WorkItem] = []
-            for job in self.jobs:
-                spans = self._spans(job)
-                state = _RunningJob(job, len(spans), self.plan.sources)
-                if job.kind == "matrix":
-                    calls.append((self._make_matrix, (state,)))
-                elif job.kind != "mix":
-                    calls += [(self._copy_chunk, (state, span)) for span in spans]
-                elif job.merge is None or not job.merge.levels():
-                    state.mixer = Mixer(self._context(state), self.plan.sources)
-                    calls += [(self._mix_chunk, (state, span)) for span in spans]
-                elif self._crew.threads > 1 and len(spans) >= SHARED_CHUNKS:
-                    self._shared(state, spans)
-                else:
-                    calls.append((self._alone, (state, spans)))
+            if self._groups is None:
+                return self._make(self.jobs)
+            jobs = {job.name: job for job in self.jobs}
+            for names in self._groups:
+                self._make([jobs[name] for name in names if name in jobs])
+
+    def _make(self, jobs: Sequence[Job]) -> None:
+        """Make tensors: large ones that are measured first, one after the other, then all others."""
+        calls: list[WorkItem] = []
+        for job in jobs:
+            spans = self._spans(job)
+            state = _RunningJob(job, len(spans), self.plan.sources)
+            if job.kind == "matrix":
+                calls.append((self._make_matrix, (state,)))
+            elif job.kind != "mix":
+                calls += [(self._copy_chunk, (state, span)) for span in spans]
+            elif job.merge is None or not job.merge.levels():
+                state.mixer = Mixer(self._context(state), self.plan.sources)
+                calls += [(self._mix_chunk, (state, span)) for span in spans]
+            elif self._crew.threads > 1 and len(spans) >= SHARED_CHUNKS:
+                self._shared(state, spans)
+            else:
+                calls.append((self._alone, (state, spans)))
             self._parallel(calls)
 
     def _compile(self) -> None:

@@ -25,6 +25,8 @@ from alnico.folders import Folder, open_to_write
 NAME = "journal.jsonl"
 FORM = 3
 """Version of the journal's format."""
+UPLOAD = "upload"
+"""The key that lines about uploads have."""
 BATCH_SECONDS = 0.5
 ABANDON_SECONDS = 1.0
 """How long an interrupted run waits for the last finished tensors to reach the disk."""
@@ -48,6 +50,8 @@ class JournalState:
     facts: dict[int, tuple[float, ...]] = field(default_factory=dict)
     norms: dict[int, tuple[float, ...]] = field(default_factory=dict)
     """By the position of their group in ``Plan.norm_weight_groups``."""
+    uploads: list[dict[str, Any]] = field(default_factory=list)
+    """Lines about parts of the output that were sent to a URL; see :mod:`alnico.output.shard_uploads`."""
 
     def __bool__(self) -> bool:
         return bool(self.records or self.facts or self.norms)
@@ -71,6 +75,7 @@ class JournalLines:
         self.path = path
         self._sync = sync
         self._pending: list[str] = []
+        self._after: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
@@ -87,11 +92,12 @@ class JournalLines:
         self._thread = threading.Thread(target=self._write, name="alnico-journal", daemon=True)
         self._thread.start()
 
-    def add(self, *lines: Mapping[str, Any]) -> None:
-        """Add lines. Safe for threads."""
+    def add(self, *lines: Mapping[str, Any], then: Callable[[], None] | None = None) -> None:
+        """Add lines. ``then`` is called in the background thread when they are on the disk. Safe for threads."""
         texts = [format_line(line) for line in lines]
         with self._lock:
             self._pending += texts
+            self._after += [then] if then is not None else []
 
     def close(self, is_interrupted: bool = False) -> bool:
         """Write pending lines and stop. Returns whether the thread has ended: an interrupted run does not
@@ -114,12 +120,15 @@ class JournalLines:
                 closing = self._closing
                 with self._lock:
                     batch, self._pending = self._pending, []
+                    after, self._after = self._after, []
                 if batch and self.failure is None:
                     try:
                         if self._sync is not None:
                             self._sync()
                         write_all(self._descriptor, "".join(batch).encode())
                         os.fsync(self._descriptor)
+                        for call in after:
+                            call()
                     except OSError as error:
                         self.failure = write_error(self.path, error)
                     except BaseException as error:  # nobody waits for this thread: the next worker raises it
@@ -149,7 +158,7 @@ class Journal:
             *(_numbers("norms", *n) for n in state.norms.items()),
         ]
         self._lines = JournalLines(
-            directory / NAME, fingerprint, [*known, *map(_line, state.records)], sync, inside
+            directory / NAME, fingerprint, [*known, *map(_line, state.records), *state.uploads], sync, inside
         )
         self.path = self._lines.path
 
@@ -169,6 +178,10 @@ class Journal:
         """Record norms, by the position of their group in ``Plan.norm_weight_groups``."""
         self._lines.add(*(_numbers("norms", *entry) for entry in norms.items()))
 
+    def uploaded(self, line: Mapping[str, Any], then: Callable[[], None] | None = None) -> None:
+        """Record what was sent to a URL; ``then`` is called when the line is on the disk. Safe for threads."""
+        self._lines.add({UPLOAD: True, **line}, then=then)
+
     def close(self, is_interrupted: bool = False) -> bool:
         """Write pending lines and stop; see :meth:`JournalLines.close`."""
         return self._lines.close(is_interrupted)
@@ -183,7 +196,10 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "m
     lines = read_lines(path, fingerprint, what)
     try:
         return JournalState(
-            [_record(x) for x in lines if "tensor" in x], _parse("fact", lines), _parse("norms", lines)
+            [_record(x) for x in lines if "tensor" in x],
+            _parse("fact", lines),
+            _parse("norms", lines),
+            [x for x in lines if UPLOAD in x],
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         raise _damaged(path, what) from None

@@ -169,6 +169,7 @@ def _plan(
             sources,
             devices,
             keeps_factors=run.factor_cache is not None,
+            reserved_bytes=run.reserved_bytes,
         ),
         config=config,
         files=files,

@@ -49,9 +49,11 @@ def fit_memory(
     sources: Sequence[Source] = (),
     devices: Sequence[Device] = (CPU,),
     keeps_factors: bool = False,
+    reserved_bytes: int = 0,
 ) -> MemoryPlan:
     """Choose threads and a block size for a budget, and on GPUs for their free memory. ``tensors`` is the number of tensors of
-    all inputs. ``keeps_factors``: decompositions of matrices are written to files.
+    all inputs. ``keeps_factors``: decompositions of matrices are written to files. ``reserved_bytes`` are used by other work at the
+    same time.
 
     If memory is short, first the blocks shrink, then the number of threads.
     Errors: ResourceError if one thread with the smallest block does not fit; it names a sufficient budget.
@@ -63,6 +65,7 @@ def fit_memory(
     fixed = (
         sum(s.held_bytes for s in sources)
         + BASELINE_BYTES
+        + reserved_bytes
         + (CUDA_BYTES if on_gpu else 0)
         + BYTES_A_TENSOR * tensors
         + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
