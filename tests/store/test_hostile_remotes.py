@@ -28,7 +28,7 @@ from alnico.store.remotes import file_remote
 from alnico.store.remotes.folder import FolderFiles
 from alnico.store.remotes.open_remote import open_remote
 from store.made_artifacts import contents, made_entry, make_artifact
-from store.web_server import WebServer, serving_folder
+from web_server import WebServer, serving_folder
 
 SIZE = 1 << 18
 

@@ -12,7 +12,7 @@ import alnico
 from alnico.errors import ModelError
 from hub.stub import Hub, serving
 from store.made_artifacts import contents, digest, made_entry, make_artifact
-from store.web_server import serving_folder
+from web_server import serving_folder
 
 # huggingface_hub itself hands files to httpx in a way that httpx discourages.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

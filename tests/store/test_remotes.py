@@ -17,7 +17,7 @@ from alnico.store.push import push_vector
 from alnico.store.remotes.filesystem import SystemFiles
 from alnico.store.remotes.open_remote import open_remote
 from store.made_artifacts import contents, made_entry, make_artifact
-from store.web_server import WebServer, serving_folder
+from web_server import WebServer, serving_folder
 
 
 @pytest.fixture(autouse=True)
