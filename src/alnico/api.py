@@ -25,7 +25,7 @@ from alnico.plan.job import Plan
 from alnico.recipe.json_schema import json_schema
 from alnico.recipe.load import RecipeLike, Recipes, load_recipe, load_recipes
 from alnico.recipe.stages import order_stages
-from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, Access, RunOptions, Size
 
 
 @ieee_arithmetic()
@@ -231,7 +231,7 @@ def open_model(model: str | os.PathLike[str], *, offline: bool = False) -> Model
         model: A model directory, a .safetensors file, or owner/name@revision on the hub.
     Errors: ModelError, HubError.
     """
-    return open_checkpoint(model, offline=offline, may_be_adapter=True)
+    return open_checkpoint(model, access=Access(offline), may_be_adapter=True)
 
 
 @ieee_arithmetic()

@@ -27,6 +27,23 @@ Size = int | str
 
 
 @dataclass(frozen=True)
+class Access:
+    """How models that are not on this machine may be read.
+
+    ``offline`` uses no network. ``stream`` reads models of the hub by ranges, and keeps no weights on the disk. ``download_cache``
+    is the folder that keeps the parts of remote models that were read, up to ``download_cache_bytes``; None keeps nothing.
+    """
+
+    offline: bool = False
+    stream: bool = False
+    download_cache: Path | None = None
+    download_cache_bytes: int = DEFAULT_DOWNLOAD_CACHE_BYTES
+
+
+ONLINE, OFFLINE = Access(), Access(offline=True)
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """What every run needs, checked: its memory budget, its threads, whether it may use the network, and who watches it.
 
@@ -85,6 +102,11 @@ class RunOptions:
             None if download_cache is None else Path(download_cache),
             bytes_of(download_cache_size),
         )
+
+    @property
+    def access(self) -> Access:
+        """How models that are not on this machine may be read."""
+        return Access(self.offline, self.stream, self.download_cache, self.download_cache_bytes)
 
     def report(self, event: Event) -> None:
         """Pass an event to the caller."""

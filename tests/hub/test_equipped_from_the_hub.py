@@ -12,6 +12,7 @@ import pytest
 import alnico
 from alnico.checkpoint.open_model import open_model
 from alnico.errors import MismatchError, ModelError
+from alnico.run_options import OFFLINE
 from hub.stub import Hub, serving
 from made import encoded, read_model, save_model
 from made_vectors import random_pair, write_vector
@@ -49,7 +50,7 @@ def test_a_vector_of_the_hub_is_put_on_a_base_of_the_hub(hub: Hub) -> None:
     sent = hub.weight_bytes()
     assert alnico.verify("out", against_inputs=True) is not None
     assert hub.weight_bytes() == sent
-    with open_model("org/base+0.5*org/vector", offline=True) as model:
+    with open_model("org/base+0.5*org/vector", access=OFFLINE) as model:
         assert model.read("model.a.weight").shape == (300, 301)
 
 

@@ -72,7 +72,7 @@ def analyze(
         check_twins(folder, inputs, (".alnico-analysis", ".alnico-analysis-gone"))
     with ExitStack() as opened:
         unfinished = None if folder is None else opened.enter_context(AnalysisJournal(folder, restart))
-        sources = open_sources([(base_label, base), *named.items()], base=base, offline=run.offline)
+        sources = open_sources([(base_label, base), *named.items()], base=base, access=run.access)
         for source in sources:
             opened.enter_context(closing(source))
         origin, *others = sources

@@ -43,7 +43,7 @@ def compare_models(
         if base is not None:
             models.append(base)
         merged_source, *opened_parents = keep(
-            open_sources(models, base=None if base is None else base[1], offline=run.offline)
+            open_sources(models, base=None if base is None else base[1], access=run.access)
         )
         base_source: Source | None = None
         notes: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ def compare_models(
             base_source = opened_parents.pop()
         else:
             base_source, notes = open_recorded_base(
-                merged_source, lambda reference: keep([open_model(reference, offline=run.offline)])[0]
+                merged_source, lambda reference: keep([open_model(reference, access=run.access)])[0]
             )
         notes += _order_notes(merged_source, opened_parents)
         retention, analysis = compare_sources(

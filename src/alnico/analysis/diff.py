@@ -226,7 +226,7 @@ def diff(
     run = RunOptions.of(memory=memory, threads=threads, offline=offline)
     models = [(name_model(model, name), model) for name, model in (("a", a), ("b", b))]
     with ExitStack() as opened:
-        sources = open_sources(models, offline=run.offline, may_be_adapter=True)
+        sources = open_sources(models, access=run.access, may_be_adapter=True)
         first, second = (opened.enter_context(closing(source)) for source in sources)
         return diff_sources(first, second, run)
 

@@ -15,6 +15,7 @@ from alnico.models.open_models import AnyModel, name_model, open_source, path_of
 from alnico.notebook import ResultTable, figure_text, name_text, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.sizes import format_size
+from alnico.run_options import Access
 from alnico.vocabulary.compare import read_vocabulary
 
 
@@ -85,9 +86,9 @@ def inspect(model: AnyModel, *, offline: bool = False) -> Inspection:
     """
     label, path = name_model(model, "model"), path_of(model)
     if path is not None and _is_adapter(path):
-        with open_adapter(path, offline=offline) as adapter:
+        with open_adapter(path, access=Access(offline)) as adapter:
             return Inspection("adapter", _adapter_data(adapter))
-    with closing(open_source(model, label, offline=offline, may_be_adapter=True)) as opened:
+    with closing(open_source(model, label, access=Access(offline), may_be_adapter=True)) as opened:
         return Inspection("model", _model_data(opened))
 
 

@@ -9,7 +9,7 @@ from alnico.kernels.clock import counts_compiling
 from alnico.models.open_models import AnyModel, AnyModels, name_model, name_models, open_models
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe.norm_weight import setting_of
-from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, Access, RunOptions, Size
 
 
 @counts_compiling
@@ -57,5 +57,5 @@ def norm_weights(
         "unrelated": "allow",
     }
     run = RunOptions.of(memory=memory, threads=threads, offline=offline)
-    with open_models({base_label: base, **named}, base=base, offline=offline) as opened:
+    with open_models({base_label: base, **named}, base=base, access=Access(offline)) as opened:
         return compute_norm_weights(opened.plan(recipe, run=run))

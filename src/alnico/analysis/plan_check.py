@@ -19,7 +19,7 @@ from alnico.plan.build import build_plan
 from alnico.plan.compatibility import FEW
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
-from alnico.run_options import RunOptions
+from alnico.run_options import Access, RunOptions
 from alnico.vocabulary.compare import difference, read_vocabulary
 from alnico.vocabulary.tables import find_tables
 
@@ -45,7 +45,7 @@ def check_plan(
     names = reference(base), reference(model)
 
     def open_one(name: str) -> Source:
-        return in_memory[name] if name in in_memory else open_model(name, offline=offline)
+        return in_memory[name] if name in in_memory else open_model(name, access=Access(offline))
 
     def refusal_of(keys: RecipeKeys) -> str:
         """Return why the plan of the base and the model fails; empty if it succeeds."""

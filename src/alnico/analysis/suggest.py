@@ -63,7 +63,7 @@ def suggest(
     named = name_models(models)
     base_label = name_model(base, "base", named)
     with ExitStack() as opened:
-        sources = open_sources([(base_label, base), *named.items()], base=base, offline=run.offline)
+        sources = open_sources([(base_label, base), *named.items()], base=base, access=run.access)
         for source in sources:
             opened.enter_context(closing(source))
         in_memory = {s.label: s for s in sources if isinstance(unwrap(s), MemoryModel)}

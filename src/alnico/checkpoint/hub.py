@@ -43,6 +43,7 @@ from alnico.checkpoint.source import Shard
 from alnico.checkpoint.weight_files import INDICES, holds_weights, is_inside, shard_names
 from alnico.errors import AlnicoError, HubError, ModelError
 from alnico.numerics.sizes import format_size
+from alnico.run_options import Access
 
 T = TypeVar("T")
 
@@ -207,7 +208,7 @@ class Repository:
         return bytes(data[skipped : skipped + count])
 
 
-def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]] = shard_names) -> FileModel:
+def open_from_hub(label: str, *, access: Access, choose: Callable[..., list[str]] = shard_names) -> FileModel:
     """Open ``owner/name`` or ``owner/name@revision``. Side files and headers are downloaded, weights are not.
 
     ``choose`` returns the names of the weight files, as :func:`shard_names` does. A misspelt path is named
@@ -217,7 +218,7 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
     name, revision = _split(label)
     from huggingface_hub import constants
 
-    is_offline = offline or bool(constants.HF_HUB_OFFLINE)
+    is_offline = access.offline or bool(constants.HF_HUB_OFFLINE)
     # The folder's name is documented by huggingface_hub.
     cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     if not cache.is_dir():

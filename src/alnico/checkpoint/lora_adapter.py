@@ -31,6 +31,7 @@ from alnico.checkpoint.source import read_tensor
 from alnico.checkpoint.weight_files import holds_weights
 from alnico.errors import ModelError, NonFiniteError
 from alnico.numerics import dtypes
+from alnico.run_options import ONLINE, Access
 
 CONFIG = "adapter_config.json"
 SAFE_WEIGHTS = "adapter_model.safetensors"
@@ -206,14 +207,14 @@ class Adapter:
         return f"<adapter {self.label}: {len(self.updates)} updates, {len(self.replaced)} replaced tensors>"
 
 
-def open_adapter(reference: str, *, offline: bool = False) -> Adapter:
+def open_adapter(reference: str, *, access: Access = ONLINE) -> Adapter:
     """Open a LoRA adapter in a directory or on the hub. Reads headers only, and checks them.
 
     Errors: ModelError for something that is not an adapter, a config option that is not supported, a missing
     factor, or a rank that differs between config and tensors; HubError.
     """
     try:
-        files = _open(reference, offline)
+        files = _open(reference, access)
     except OSError as error:
         raise ModelError(
             f"adapter {reference}: cannot be read ({error.strerror}). Check the path and its permissions."
@@ -230,7 +231,7 @@ def adapter_of(files: FileModel) -> Adapter:
         raise
 
 
-def _open(reference: str, offline: bool) -> FileModel:
+def _open(reference: str, access: Access) -> FileModel:
     location = Path(os.path.expanduser(reference))
     if location.is_dir():
         check_kinds(location)
@@ -242,7 +243,7 @@ def _open(reference: str, offline: bool) -> FileModel:
         from alnico.checkpoint.hub import open_from_hub
 
         return open_from_hub(
-            reference, offline=offline, choose=lambda where, names, *_: adapter_names(where, names)
+            reference, access=access, choose=lambda where, names, *_: adapter_names(where, names)
         )
     advice = suggestion(reference, "Check the path.", accepts=Path.is_dir)
     if location.is_file() and (location.parent / CONFIG).is_file():

@@ -31,6 +31,7 @@ from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference
 from alnico.checkpoint.task_vectors.stored_vector import StoredVector, files_on_hub, open_vector
 from alnico.checkpoint.weight_files import _shard_paths
 from alnico.errors import ModelError
+from alnico.run_options import OFFLINE, ONLINE, Access
 
 HUB_ADDRESS = re.compile(
     r"(https?://)?(www\.)?(huggingface\.co|hf\.co|hf-mirror\.com)/(models/)?(?P<id>[\w.-]+/[\w.-]+?)"
@@ -40,7 +41,7 @@ HUB_ADDRESS = re.compile(
 
 
 def open_model(
-    reference: str | os.PathLike[str], *, offline: bool = False, may_be_adapter: bool = False
+    reference: str | os.PathLike[str], *, access: Access = ONLINE, may_be_adapter: bool = False
 ) -> Model:
     """Open a model directory, a file, a model on the hub, or ``base+adapter``; reads headers only, and checks
     them.
@@ -56,12 +57,12 @@ def open_model(
     try:
         parts = split_adapter(label, is_path)
         if parts is not None:
-            return open_adapted(label, *parts, offline=offline)
+            return open_adapted(label, *parts, access=access)
         if not os.path.exists(os.path.expanduser(label)) and (chain := split_step(label)) is not None:
             return open_chain(label, *chain)
         if os.path.lexists(os.path.join(os.path.expanduser(label), MANIFEST)):
-            return _inspected(label, offline, may_be_adapter)
-        model = _open_files(label, Path(os.path.expanduser(label)), offline)
+            return _inspected(label, access, may_be_adapter)
+        model = _open_files(label, Path(os.path.expanduser(label)), access)
     except OSError as error:
         raise ModelError(
             f"{label}: cannot be read ({error.strerror}). Check the path and its permissions."
@@ -85,9 +86,9 @@ def open_model(
     return model
 
 
-def _inspected(label: str, offline: bool, may_be_adapter: bool) -> Model:
+def _inspected(label: str, access: Access, may_be_adapter: bool) -> Model:
     """Open the stored tensors of a task vector, for inspection. Errors: ModelError where a model is expected."""
-    vector = open_vector(label, offline=offline)
+    vector = open_vector(label, access=access)
     if not may_be_adapter:
         vector.close()
         base = vector.manifest.base.id
@@ -102,14 +103,14 @@ def open_headers(directory: Path) -> FileModel:
     """Open the files of a directory as stored: quantised tensors are not decoded. Errors: as for
     :func:`open_model`."""
     try:
-        return _open_files(os.fspath(directory), directory, offline=True)
+        return _open_files(os.fspath(directory), directory, OFFLINE)
     except OSError as error:
         raise ModelError(
             f"{directory}: its files cannot be read ({error.strerror}). Check the path and its permissions."
         ) from None
 
 
-def _open_files(label: str, location: Path, offline: bool) -> FileModel:
+def _open_files(label: str, location: Path, access: Access) -> FileModel:
     if location.is_dir():
         from alnico.checkpoint.sidecars import (  # they read JSON by this file
             check_kinds,
@@ -141,7 +142,7 @@ def _open_files(label: str, location: Path, offline: bool) -> FileModel:
     elif is_hub_reference(label):
         from alnico.checkpoint.hub import open_from_hub  # with huggingface_hub, only where it is used
 
-        model = open_from_hub(label, offline=offline)
+        model = open_from_hub(label, access=access)
     elif "+" in label:
         parts = [split_weight(part)[1] for part in label.split("+")]
         near = {part: near_path(part, accepts=may_hold_model) for part in parts if not is_path(part)}
@@ -186,7 +187,7 @@ def _refuse_quantised(model: FileModel) -> None:
 
 
 def open_adapted(
-    label: str, base: str, adapter: str, *, offline: bool = False
+    label: str, base: str, adapter: str, *, access: Access = ONLINE
 ) -> AdaptedModel | EquippedModel:
     """Open a base with an adapter or a task vector, which may have a weight before it (``0.5*adapter``); reads headers only.
 
@@ -195,9 +196,9 @@ def open_adapted(
     HubError; what :func:`open_model` raises for the base.
     """
     weight, reference = split_weight(adapter)
-    base_model = open_model(base, offline=offline)
+    base_model = open_model(base, access=access)
     try:
-        files = _open_addition(reference, offline)
+        files = _open_addition(reference, access)
         try:
             if isinstance(files, StoredVector):
                 return EquippedModel(label, base_model, files, weight)
@@ -210,7 +211,7 @@ def open_adapted(
         raise
 
 
-def _open_addition(reference: str, offline: bool) -> Adapter | StoredVector:
+def _open_addition(reference: str, access: Access) -> Adapter | StoredVector:
     """Open what is added to a base: an adapter, or a task vector. Errors: ModelError, HubError."""
     path = Path(os.path.expanduser(reference))
     if not path.exists() and is_hub_reference(reference):
@@ -218,7 +219,7 @@ def _open_addition(reference: str, offline: bool) -> Adapter | StoredVector:
 
         files = open_from_hub(
             reference,
-            offline=offline,
+            access=access,
             choose=lambda where, names, folder, exists: (
                 files_on_hub(where, names, folder, exists)
                 if MANIFEST in names
@@ -234,8 +235,8 @@ def _open_addition(reference: str, offline: bool) -> Adapter | StoredVector:
             raise
     is_vector = os.path.lexists(path / MANIFEST) or (is_store_reference(reference) and not path.exists())
     if is_vector or (path.exists() and is_saved_difference(path)):
-        return open_vector(reference, offline=offline)
-    return open_adapter(reference, offline=offline)
+        return open_vector(reference, access=access)
+    return open_adapter(reference, access=access)
 
 
 MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, EquippedModel, DeltaChain)

@@ -70,7 +70,7 @@ class Planner:
             stage = stages.get(reference)
             if stage is not None and not isinstance(stage, str):
                 return stage
-            model = open_model(stage or resolve_reference(reference, recipe.folder), offline=self.run.offline)
+            model = open_model(stage or resolve_reference(reference, recipe.folder), access=self.run.access)
             if isinstance(model, FileModel) and stage is not None:
                 model.label = reference  # not the temporary folder of the stage
             elif self.signed is not None and reference not in self._checked:

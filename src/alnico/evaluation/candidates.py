@@ -116,7 +116,7 @@ class Candidates:
     def _start(self, *, may_use_gpu: bool) -> None:
         """Open the models, for merges on the GPU or on the processor. Errors: ModelError, HubError."""
         if self._models is not None:
-            self._opened = open_models(self._models, base=self._base, offline=self._run.offline)
+            self._opened = open_models(self._models, base=self._base, access=self._run.access)
         run = dataclasses.replace(self._run, device=CPU.name) if self._placement.device.is_gpu else self._run
         self._resident = Resident(self._open, run=run, caller=self._caller)
         self._gpu: Device | None = None
@@ -145,7 +145,7 @@ class Candidates:
     def _open(self, reference: str) -> Source:
         if self._opened is not None:
             return self._opened.sources[reference]
-        return open_model(resolve_reference(reference, self._folder), offline=self._run.offline)
+        return open_model(resolve_reference(reference, self._folder), access=self._run.access)
 
     def make(self, recipe: Recipe, *, label: str | None = None) -> Candidate:
         """Merge a recipe in memory. The previous candidate becomes invalid.

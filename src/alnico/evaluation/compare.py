@@ -127,12 +127,12 @@ def _recorded_base(merged: Any, run: RunOptions) -> tuple[str, Any] | None:
     path = path_of(merged)
     if path is None:
         return None
-    with closing(open_model(path, offline=run.offline)) as source:
+    with closing(open_model(path, access=run.access)) as source:
         reference, _ = recorded_base(source)
     if reference is None:
         return None
     try:
-        open_model(reference, offline=run.offline).close()
+        open_model(reference, access=run.access).close()
     except (ModelError, HubError):
         return None
     return reference, reference

@@ -37,7 +37,7 @@ from alnico.events import Watcher
 from alnico.folders import temporary_files
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
-from alnico.run_options import RunOptions
+from alnico.run_options import Access, RunOptions
 
 
 def open_subject(
@@ -102,7 +102,7 @@ def _folded(label: str, offline: bool) -> Path:
 
 
 def _fetched(label: str, offline: bool) -> Path:
-    with closing(open_model(label, offline=offline)) as model:
+    with closing(open_model(label, access=Access(offline))) as model:
         if not isinstance(model, FileModel) or model.directory is None:
             raise ModelError(
                 f"{label}: is not a directory; tasks score transformers checkpoints. Create one with `alnico merge` first."
@@ -155,7 +155,9 @@ class _Plain:
         self._placement = placement
         self._offline = offline
         self._merged: Any = None
-        open_model(place, offline=offline).close()  # an invalid model is reported before the first task
+        open_model(
+            place, access=Access(offline)
+        ).close()  # an invalid model is reported before the first task
 
     @property
     def directory(self) -> Path:

@@ -26,7 +26,7 @@ from alnico.models.open_models import (
 )
 from alnico.models.peft_modules import has_adapters
 from alnico.recipe.load import load_recipe
-from alnico.run_options import RunOptions
+from alnico.run_options import Access, RunOptions
 
 
 class MemorySubject:
@@ -65,7 +65,7 @@ class MemorySubject:
 
     def source(self) -> Source:
         """Open its tensors. Errors: as for :func:`alnico.models.open_models.open_source`."""
-        return open_source(self._model, self.label, base=self._base, offline=self._offline)
+        return open_source(self._model, self.label, base=self._base, access=Access(self._offline))
 
     def model(self) -> Any:
         """Return what a function receives."""

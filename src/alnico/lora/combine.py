@@ -293,7 +293,7 @@ def combine(
 
 def _opened(adapters: Sequence[Any], config: Any, run: RunOptions, stack: ExitStack) -> list[Adapter]:
     """Open adapters of all kinds until the stack ends. Errors: ModelError, HubError; RecipeError."""
-    found = open_adapters(adapters, config, offline=run.offline)
+    found = open_adapters(adapters, config, access=run.access)
     stack.callback(found.close)
     if len(found.adapters) != len(adapters):
         raise RecipeError(

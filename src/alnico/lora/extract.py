@@ -82,7 +82,7 @@ from alnico.output.disk_space import check_output_place, check_space, needed_fil
 from alnico.output.lock import format_json
 from alnico.output.staging import PartDirectory
 from alnico.plan.memory import GPU_LIBRARY_BYTES
-from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, Access, RunOptions, Size
 from alnico.threads import Abandoned, Crew
 
 REPORT = "extraction.json"
@@ -236,7 +236,7 @@ def extract(
                 others=others, embeddings=embeddings, include=include, exclude=exclude, dtype=dtype, seed=seed,
                 verify=verify, memory=memory, threads=threads, offline=offline, device=device, watch=watch,
             )  # fmt: skip
-            found = open_models({"base": base}, base=base, offline=offline)
+            found = open_models({"base": base}, base=base, access=Access(offline))
             with closing(found), open_adapter(os.fspath(files)) as adapter:
                 return triples_on(adapter, found.sources["base"], found.gives_torch, extraction.error)
     target = Path(out)
@@ -246,10 +246,10 @@ def extract(
         paths = [path for model in (tuned, base) if (path := path_of(model)) is not None]
         if len(paths) == 2:
             opened: list[Source] = [
-                stack.enter_context(open_model(path, offline=run.offline)) for path in paths
+                stack.enter_context(open_model(path, access=run.access)) for path in paths
             ]
         else:
-            found = open_models({"tuned": tuned, "base": base}, base=base, offline=run.offline)
+            found = open_models({"tuned": tuned, "base": base}, base=base, access=run.access)
             stack.callback(found.close)
             opened = list(found.sources.values())
         models = untie(opened, opened)

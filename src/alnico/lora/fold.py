@@ -31,7 +31,7 @@ from alnico.numerics.numbers import finite_number, quote_value
 from alnico.numerics.sizes import bytes_of
 from alnico.recipe.from_options import dtype_name
 from alnico.recipe.load import load_recipe
-from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, Access, RunOptions, Size
 
 
 @counts_compiling
@@ -152,13 +152,13 @@ def _open_folded(
     offline: bool,
 ) -> _OpenFold:
     """Open a base with its adapters: one model of all, or with ``at_once`` one of each. Errors: ModelError."""
-    opened = open_models({"base": base}, offline=offline)
+    opened = open_models({"base": base}, access=Access(offline))
     try:
         start: Any = opened.sources["base"]
         kind = getattr(getattr(base, "config", None), "model_type", None) if is_torch_module(base) else None
         if isinstance(kind, str):
             start.config = {"model_type": kind}  # decides how square matrices are stored
-        found = open_adapters(adapters, config, offline=offline)
+        found = open_adapters(adapters, config, access=Access(offline))
         each = [w for w, n in zip(weights, found.counts, strict=True) for _ in range(n)]
         models: dict[str, Source] = {}
         source = start

@@ -30,6 +30,7 @@ from alnico.errors import MismatchError, ModelError, near_name
 from alnico.models.open_models import path_of
 from alnico.models.peft_modules import has_adapters
 from alnico.numerics.numbers import finite_number
+from alnico.run_options import ONLINE, Access
 
 WEIGHT = ".weight"
 KINDS = "the path of an adapter, a PEFT module, triples {name: (A, B, scale)} or a dict of LoRA tensors with config="
@@ -111,7 +112,7 @@ def adapter_list(adapters: Any) -> list[Any]:
     return list(adapters)
 
 
-def open_adapters(adapters: Sequence[Any], config: Any = None, *, offline: bool = False) -> OpenAdapters:
+def open_adapters(adapters: Sequence[Any], config: Any = None, *, access: Access = ONLINE) -> OpenAdapters:
     """Open adapters of all kinds. ``config`` is that of dicts of LoRA tensors: one for all, or a list.
 
     Errors: ModelError, HubError.
@@ -130,7 +131,7 @@ def open_adapters(adapters: Sequence[Any], config: Any = None, *, offline: bool 
         for position, (value, own) in enumerate(zip(adapters, configs, strict=True)):
             label = f"adapters[{position}]"
             if (path := path_of(value)) is not None:
-                opened.append(open_adapter(path, offline=offline))
+                opened.append(open_adapter(path, access=access))
                 gives_torch = True
             elif is_torch_module(value):
                 opened += _of_module(value, label)

@@ -38,7 +38,7 @@ from alnico.plan.job import Plan
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import resolve_reference
 from alnico.recipe.schema import Recipe
-from alnico.run_options import RunOptions
+from alnico.run_options import ONLINE, Access, RunOptions
 
 LOG = logging.getLogger("alnico")
 """Gets the notes of merges in memory, whose results cannot hold them: ``logging.basicConfig(level="INFO")`` shows them."""
@@ -243,7 +243,7 @@ def _checked_names(names: Any, count: int, argument: str) -> list[str]:
 
 
 def open_source(
-    model: Any, label: str, *, base: Any = None, offline: bool = False, may_be_adapter: bool = False
+    model: Any, label: str, *, base: Any = None, access: Access = ONLINE, may_be_adapter: bool = False
 ) -> Source:
     """Open one model of any kind; tensors in memory are read in place. Close it after use.
 
@@ -253,7 +253,7 @@ def open_source(
     """
     path = path_of(model)
     if path is not None:
-        return open_model(path, offline=offline, may_be_adapter=may_be_adapter)
+        return open_model(path, access=access, may_be_adapter=may_be_adapter)
     state, nominal = _state_of(model, label, base=base, may_be_adapter=may_be_adapter)
     return MemoryModel(label, state, nominal)
 
@@ -277,13 +277,13 @@ def template_of(models: Iterable[Any]) -> Any:
     return None
 
 
-def open_models(models: Mapping[str, Any], *, base: Any = None, offline: bool = False) -> OpenModels:
+def open_models(models: Mapping[str, Any], *, base: Any = None, access: Access = ONLINE) -> OpenModels:
     """Open the models of a merge together, by their references. Errors: as for :func:`open_source`.
 
     A tensor that shares another's memory in every model is opened once. MismatchError for modules that are
     pruned with different masks.
     """
-    opened, states, tied = _open_together(list(models.items()), base=base, offline=offline)
+    opened, states, tied = _open_together(list(models.items()), base=base, access=access)
     try:
         _refuse_other_masks(states)
     except BaseException:
@@ -300,18 +300,18 @@ def open_sources(
     models: Sequence[tuple[str, Any]],
     *,
     base: Any = None,
-    offline: bool = False,
+    access: Access = ONLINE,
     may_be_adapter: bool = False,
 ) -> list[Source]:
     """Open models that are compared, each with its label. Errors: as for :func:`open_source`.
 
     They are opened together, as for a merge: see :func:`open_models`.
     """
-    return _open_together(models, base=base, offline=offline, may_be_adapter=may_be_adapter)[0]
+    return _open_together(models, base=base, access=access, may_be_adapter=may_be_adapter)[0]
 
 
 def _open_together(
-    models: Sequence[tuple[str, Any]], *, base: Any, offline: bool, may_be_adapter: bool = False
+    models: Sequence[tuple[str, Any]], *, base: Any, access: Access, may_be_adapter: bool = False
 ) -> tuple[list[Source], dict[str, dict[str, Any]], dict[str, str]]:
     """Open models; return their sources, the tensors of those in memory by label, and which of these are tied.
 
@@ -328,7 +328,7 @@ def _open_together(
         for place, (_, model) in enumerate(models):
             if (path := path_of(model)) is not None:
                 path = resolve_reference(path, ".")
-                sources[place] = open_model(path, offline=offline, may_be_adapter=may_be_adapter)
+                sources[place] = open_model(path, access=access, may_be_adapter=may_be_adapter)
         files = [source.tensors for source in sources.values()]
         for place, state in zip(
             list(states), strip_parallel_prefix(list(states.values()), files), strict=True

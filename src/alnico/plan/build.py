@@ -65,7 +65,7 @@ def build_plan(
         check_setting(recipe.chat_template)
     references = list(recipe.references)
     opener = open_source or (
-        lambda reference: open_model(resolve_reference(reference, recipe.folder), offline=run.offline)
+        lambda reference: open_model(resolve_reference(reference, recipe.folder), access=run.access)
     )
     sources: list[Source] = []
     try:

@@ -164,7 +164,7 @@ class ControlRuns:
     def _write_random(self, norms: Mapping[str, Mapping[str, float]], seed: int) -> Path:
         """Merge the recipe with random vectors in the place of the given ones; returns the folder."""
         reference = self.recipe.base_model or ""
-        base: Source = open_model(resolve_reference(reference, self.recipe.folder), offline=self.run.offline)
+        base: Source = open_model(resolve_reference(reference, self.recipe.folder), access=self.run.access)
         sources: dict[str, Source] = {reference: base}
         for position, (one, of_one) in enumerate(norms.items()):
             sources[one] = RandomModel(one, base, of_one, seed, position)

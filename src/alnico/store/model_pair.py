@@ -170,7 +170,7 @@ def open_pair(finetuned: Any, base: Any, run: RunOptions) -> ModelPair:
                     "from. Name the other one."
                 )
             models[names["finetuned"]] = finetuned
-        opened = stack.enter_context(open_models(models, offline=run.offline))
+        opened = stack.enter_context(open_models(models, access=run.access))
         sources = {side: opened.sources[name] for side, name in names.items()}
         if terms is not None:
             sources["finetuned"] = stack.enter_context(closing(SumModel(terms, missing, sources["base"])))
@@ -191,14 +191,14 @@ def find_adapter(finetuned: Any, run: RunOptions) -> Adapter | None:
         return None
     location = Path(os.path.expanduser(path))
     if location.exists():
-        return open_adapter(path, offline=run.offline) if (location / CONFIG).is_file() else None
+        return open_adapter(path, access=run.access) if (location / CONFIG).is_file() else None
     if not is_hub_reference(path):
         return None
     try:
-        open_model(path, offline=run.offline).close()
+        open_model(path, access=run.access).close()
     except ModelError as error:
         try:
-            return open_adapter(path, offline=run.offline)
+            return open_adapter(path, access=run.access)
         except ModelError:
             raise error from None
     return None
@@ -213,7 +213,7 @@ def open_adapter_pair(adapter: Adapter, base: Any, run: RunOptions) -> ModelPair
     stack.enter_context(closing(adapter))
     try:
         name = name_model(base, "base")
-        opened = stack.enter_context(open_models({name: base}, offline=run.offline))
+        opened = stack.enter_context(open_models({name: base}, access=run.access))
         source: Any = opened.sources[name]
         hashed = {"base": HashingModel(source)} if isinstance(source, FileModel) else {}
         source = hashed.get("base", source)
@@ -238,7 +238,7 @@ def _terms_of(finetuned: Any, run: RunOptions) -> tuple[Sequence[Term] | None, s
         and isinstance(finetuned, (str, os.PathLike))
         and Path(os.path.expanduser(path)).exists()
     ):
-        with closing(open_model(path, offline=run.offline, may_be_adapter=True)) as model:
+        with closing(open_model(path, access=run.access, may_be_adapter=True)) as model:
             if is_task_vector_file(model):
                 return TaskVector.load(path).terms, "error"
     return None, "error"

@@ -204,7 +204,7 @@ def _check_base(lock: Lock, base: str, moved: Mapping[str, str], place: str, run
         if model.label.partition("@")[0] == base.partition("@")[0]
         for name, digest in model.tensors.items()
     }
-    with closing(open_model(resolve_reference(moved.get(base, base), place), offline=run.offline)) as source:
+    with closing(open_model(resolve_reference(moved.get(base, base), place), access=run.access)) as source:
         lacking = next((name for name in locked if name not in source.tensors), None)
         if lacking is not None:
             raise MismatchError(

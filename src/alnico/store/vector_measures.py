@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
+from alnico.run_options import Access
 from alnico.values.differences import Differences
 from alnico.values.operands import operand
 
@@ -37,7 +38,7 @@ def measure_vectors(base: str, models: Sequence[str], *, offline: bool = False) 
     products = {pair: [0.0] for pair in pairs}
     agreement = dict.fromkeys(pairs, 0)
     changed = [0] * len(models)
-    with Differences(vectors, "copy", offline=offline) as differences:
+    with Differences(vectors, "copy", access=Access(offline)) as differences:
         differences.fetch()
         for job in differences.stored:
             squares = [[0.0] for _ in models]

@@ -18,6 +18,7 @@ from alnico.checkpoint.task_vectors.stored_vector import open_vector
 from alnico.errors import MismatchError, ModelError, UncheckedError, VerificationError
 from alnico.notebook import ResultTable, names_text, never_fails, result_html, result_line
 from alnico.numerics.sizes import count_of, format_size
+from alnico.run_options import Access
 from alnico.store.check_files import file_problems
 from alnico.store.local_store import LocalStore
 
@@ -125,7 +126,7 @@ def check_contents(folder: Path, label: str, base: str | None, *, offline: bool)
             vector.check(name)
     if base is not None:
         where = label if os.sep in label else f"{PREFIX}{label}"
-        source = open_model(base, offline=offline)
+        source = open_model(base, access=Access(offline))
         try:
             equipped = EquippedModel(f"{base}+{where}", source, open_vector(folder))
         except BaseException:

@@ -50,7 +50,7 @@ from alnico.plan.job import Plan
 from alnico.plan.layers import layer_position
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
-from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_RUN, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_RUN, Access, RunOptions, Size
 from alnico.tune.gpu_room import check_room
 from alnico.tune.statistics.measure import computed_by
 from alnico.tune.task_vectors import MergedModules, TaskVectors
@@ -375,7 +375,7 @@ def adamerge(
             placement = replace(placement, dtype="float32")
         opened, subject = None, open_subject(base, offline=offline, placement=placement, watch=watch)
     else:
-        opened = functools.partial(open_models, every, base=base, offline=offline)
+        opened = functools.partial(open_models, every, base=base, access=Access(offline))
         in_memory = MemorySubject(
             base_label, base, template=template_of(every.values()), offline=offline, placement=placement
         )

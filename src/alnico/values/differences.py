@@ -21,6 +21,7 @@ from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan.job import Input, Job, Plan
 from alnico.plan.layers import layer_position
 from alnico.recipe.reference import resolve_reference
+from alnico.run_options import ONLINE, Access
 from alnico.values.displaced_model import DisplacedModel, read_values
 from alnico.values.expanded_task_vector import expanded
 from alnico.values.operands import Operand, Term, name_models
@@ -39,13 +40,13 @@ def open_operands(
     deltas: Mapping[str, Operand],
     base: str | None = None,
     *,
-    offline: bool = False,
+    access: Access = ONLINE,
 ) -> OpenModels:
     """Open models, and stored task vectors as plain tensors, or each as a model on the ``base``.
 
     Errors: ModelError, HubError.
     """
-    opened = open_models(models, offline=offline)
+    opened = open_models(models, access=access)
     sources: dict[str, Source] = dict(opened.sources)
     names, gives_torch = list(opened.names), opened.gives_torch
     try:
@@ -53,9 +54,9 @@ def open_operands(
             path = delta.path()
             if path is not None and delta.is_artifact:
                 sources[reference] = (
-                    open_differences(path, offline=offline)
+                    open_differences(path, access=access)
                     if base is None
-                    else EquippedModel(reference, sources[base], open_vector(path, offline=offline), 1.0)
+                    else EquippedModel(reference, sources[base], open_vector(path, access=access), 1.0)
                 )
                 continue
             if path is not None:
@@ -90,14 +91,14 @@ class Differences:
         vectors: Sequence[Sequence[Term]],
         missing: MissingTensors = "error",
         *,
-        offline: bool = False,
+        access: Access = ONLINE,
     ) -> None:
         sides = [side for terms in vectors for _, model, base in terms for side in (base, model)]
         operands = list(dict.fromkeys(side for side in sides if not side.is_nothing))
         names, models = name_models(operands)
         deltas = {names[o]: o for o in operands if o.is_delta}
         plain = {n: v for n, v in models.items() if n not in deltas}
-        self._opened = open_operands(plain, deltas, offline=offline)
+        self._opened = open_operands(plain, deltas, access=access)
         self._vectors = vectors
         try:
             with in_words_of_python():

@@ -18,15 +18,14 @@ from alnico.checkpoint.task_vectors.stored_vector import StoredVector, open_vect
 from alnico.checkpoint.virtual_read import read_computed
 from alnico.errors import AlnicoError, ModelError
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
+from alnico.run_options import ONLINE, Access
 
 
-def open_differences(path: str, *, offline: bool = False) -> Source:
+def open_differences(path: str, *, access: Access = ONLINE) -> Source:
     """Open a stored task vector as its differences. Errors: ModelError, also where they need a base that is not there."""
-    vector = open_vector(path, offline=offline)
+    vector = open_vector(path, access=access)
     try:
-        base = (
-            _open_base(vector, offline) if any(map(_needs_base, vector.manifest.tensors.values())) else None
-        )
+        base = _open_base(vector, access) if any(map(_needs_base, vector.manifest.tensors.values())) else None
         try:
             return StoredDifferences(vector, base)
         except BaseException:
@@ -51,13 +50,13 @@ def base_reference(manifest: Manifest) -> str | None:
     return f"{base.id}@{base.revision}"
 
 
-def _open_base(vector: StoredVector, offline: bool) -> Source:
+def _open_base(vector: StoredVector, access: Access) -> Source:
     reference = base_reference(vector.manifest)
     first = next(name for name, entry in vector.manifest.tensors.items() if _needs_base(entry))
     try:
         if reference is None:
             raise ModelError("its manifest names none")
-        return open_model(reference, offline=offline)
+        return open_model(reference, access=access)
     except AlnicoError as error:
         why, *more = error.args
         raise ModelError(

@@ -215,7 +215,7 @@ def replan(lock: Lock, options: ReplanOptions, stages: Mapping[str, Source]) -> 
             _first_existing(_places(entry, reference, options, recipe.folder), bool(entry.commits))
             or reference
         )
-        model = open_model(place, offline=options.run.offline)
+        model = open_model(place, access=options.run.access)
         if isinstance(model, FileModel):
             model.label = inputs[reference].label
         return model

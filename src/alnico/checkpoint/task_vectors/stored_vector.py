@@ -34,6 +34,7 @@ from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference,
 from alnico.checkpoint.task_vectors.store_folder import PREFIX, vector_folder
 from alnico.checkpoint.virtual_read import CHUNK as BLOCK
 from alnico.errors import ModelError, ResourceError
+from alnico.run_options import ONLINE, Access
 
 MOST_HELD = 4
 """Tensors whose factors stay in memory: those that threads are reading."""
@@ -41,7 +42,7 @@ MOST_HELD = 4
 INDEX = "taskvector.safetensors.index.json"
 
 
-def open_vector(path_or_reference: str | os.PathLike[str], *, offline: bool = False) -> StoredVector:
+def open_vector(path_or_reference: str | os.PathLike[str], *, access: Access = ONLINE) -> StoredVector:
     """Open a stored task vector by its folder, ``store:NAME`` or ``store:NAME@VERSION``, or a repository of the hub. What
     ``TaskVector.save`` wrote is opened, too.
 
@@ -59,7 +60,7 @@ def open_vector(path_or_reference: str | os.PathLike[str], *, offline: bool = Fa
             ) from None
     from alnico.checkpoint.hub import open_from_hub  # with huggingface_hub, only where it is used
 
-    files = open_from_hub(label, offline=offline, choose=files_on_hub)
+    files = open_from_hub(label, access=access, choose=files_on_hub)
     try:
         return StoredVector(label, files, read_manifest(files.location))
     except BaseException:

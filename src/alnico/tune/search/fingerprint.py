@@ -20,6 +20,7 @@ from alnico.evaluation.tasks import Task
 from alnico.models.open_models import open_models
 from alnico.models.recipe_of_objects import BASE
 from alnico.recipe.reference import resolve_reference
+from alnico.run_options import Access
 
 PIECES, PIECE_BYTES = 64, 1024
 """Pieces of a file that are hashed: a model that was trained further differs in some of them."""
@@ -83,7 +84,7 @@ def models_data(
             assert opened is not None
             data.append([reference, source_data(opened.sources[reference])])
             continue
-        with closing(open_model(resolve_reference(reference, folder), offline=offline)) as model:
+        with closing(open_model(resolve_reference(reference, folder), access=Access(offline))) as model:
             data.append([reference, source_data(model)])
     return data
 

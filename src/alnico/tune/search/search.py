@@ -207,7 +207,7 @@ def _check_gpus(
         return
     if donor is None or donor in objects:
         return
-    with closing(open_model(resolve_reference(donor, space.folder), offline=run.offline)) as model:
+    with closing(open_model(resolve_reference(donor, space.folder), access=run.access)) as model:
         stored = stored_sizes(model)
     dtype = placement.torch_dtype or CONFIG_NAMES.get(recipe.dtype or "") or own_dtype(stored)
     for number in range(min(workers, len(all_devices))):
