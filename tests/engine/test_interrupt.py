@@ -20,6 +20,7 @@ from alnico.engine import matrix, merge_run
 from alnico.errors import ModelError, OutputError
 from alnico.events import Event, Started, TensorDone
 from alnico.lora import extract
+from alnico.lora.folded_distances import FoldedDistances
 from alnico.output import journal
 from alnico.threads import Abandoned, Crew, Stopped
 from compiling import without_compiling
@@ -123,7 +124,7 @@ def test_ctrl_c_ends_the_check_of_an_extracted_adapter(
         return 0.0, 0.0
 
     interrupting(begun)
-    monkeypatch.setattr(sys.modules["alnico.lora.extract"]._ExtractRun, "_distance", hang)
+    monkeypatch.setattr(FoldedDistances, "_distance", hang)
     try:
         with pytest.raises(KeyboardInterrupt):
             extract(tuned, base, tmp_path / "adapter", rank=2, threads=2)

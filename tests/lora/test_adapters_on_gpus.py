@@ -16,7 +16,7 @@ import made
 from alnico.devices import devices_for, made_gpus
 from alnico.engine.matrix_gpu import MatrixGpu
 from alnico.errors import OutputError, ResourceError
-from alnico.lora import combine, extract, extract_deltas, gpu_blocks, reduce
+from alnico.lora import combine, extract, extract_deltas, factorise, gpu_blocks, reduce
 from alnico.lora.gpu_blocks import GpuBlocks
 from alnico.numerics.arrays import is_numpy, to_torch
 from alnico.numerics.low_rank import decompose_matrix, decompose_product
@@ -148,9 +148,9 @@ def test_an_extraction_decomposes_every_matrix_on_the_gpu(
     pair: tuple[Path, Path], tmp_path: Path, gpu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    real = MODULE.randomized_svd
+    real = factorise.randomized_svd
     monkeypatch.setattr(
-        MODULE,
+        factorise,
         "randomized_svd",
         lambda blocks, *a, **k: seen.append(is_numpy(next(blocks()))) or real(blocks, *a, **k),
     )
@@ -164,13 +164,13 @@ def test_products_have_all_digits_of_float32_though_the_process_allows_fewer(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    real = MODULE.randomized_svd
+    real = factorise.randomized_svd
 
     def noting(*arguments: Any, **named: Any) -> LowRankFactors:
         seen.append(torch.get_float32_matmul_precision())
         return real(*arguments, **named)
 
-    monkeypatch.setattr(MODULE, "randomized_svd", noting)
+    monkeypatch.setattr(factorise, "randomized_svd", noting)
     torch.set_float32_matmul_precision("high")
     try:
         with made_gpus([MADE]):
@@ -205,7 +205,7 @@ def test_a_gpu_that_fills_up_is_an_error_that_leaves_nothing(
     def full(*_: Any, **__: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(MODULE, "randomized_svd", full)
+    monkeypatch.setattr(factorise, "randomized_svd", full)
     with made_gpus([MADE]), pytest.raises(ResourceError) as refused:
         extract(*pair, tmp_path / "out", rank=4, threads=1, device="cuda")
     assert str(refused.value).partition(" of ")[2] == (
@@ -226,7 +226,7 @@ def test_a_matrix_larger_than_the_gpu_is_read_again_for_each_pass(
 
     monkeypatch.setattr(GpuBlocks, "__init__", noting)
     for share, expected in ((0.9, True), (0.0, False)):
-        monkeypatch.setattr(MODULE, "GPU_SHARE", share)
+        monkeypatch.setattr(factorise, "GPU_SHARE", share)
         held.clear()
         with made_gpus([MADE]):
             extract(*pair, tmp_path / f"{share}", rank=4, device="cuda")

@@ -9,12 +9,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from alnico.checkpoint.durable import write_file
 from alnico.checkpoint.layouts import transformers_names
@@ -28,32 +27,18 @@ from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Source, read_tensor, unwrap
 from alnico.checkpoint.tied_weights import architectures
 from alnico.checkpoint.untied_model import untie
-from alnico.devices import DEFAULT_DEVICE, free_bytes
+from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.arena import Arena
 from alnico.engine.fetch import fetch_files
-from alnico.engine.matrix_gpu import (
-    GPU_SHARE,
-    GpuTurns,
-    MatrixGpu,
-    MatrixRoom,
-    kind_of,
-    matrix_gpus,
-    whole_float32,
-)
+from alnico.engine.matrix_gpu import MatrixGpu, kind_of, matrix_gpus
 from alnico.engine.relatedness import TENSORS, SampledTensor, compare_models, is_matrix, pick_evenly
-from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError, RunError, VerificationError
-from alnico.events import Advanced, Reading, Watcher
+from alnico.errors import AlnicoError, MismatchError, ResourceError, RunError, VerificationError
+from alnico.events import Reading, Watcher
 from alnico.folders import remove
 from alnico.kernels.clock import counts_compiling
 from alnico.kernels.constants import ARITHMETIC
-from alnico.lora.extract_deltas import (
-    CHECKED_ELEMENTS,
-    Delta,
-    ExtractMemory,
-    fit_extraction,
-    real_of,
-    svd_bytes,
-)
+from alnico.lora.extract_deltas import ExtractMemory, arena_bytes, fit_extraction, real_of
+from alnico.lora.extract_options import Options, checked_options
 from alnico.lora.extract_result import ExtractedTensor, Extraction, card_text
 from alnico.lora.extract_targets import (
     EmbeddingsChoice,
@@ -66,84 +51,23 @@ from alnico.lora.extract_targets import (
     saved_of,
 )
 from alnico.lora.factor_store import FactorStore
-from alnico.lora.gpu_blocks import GpuBlocks, gpu_bytes
-from alnico.lora.ranks import Spectrum, ranks_of_energy, ranks_of_size
+from alnico.lora.factorise import FactorisingRun
+from alnico.lora.folded_distances import FoldedDistances, runs_of
+from alnico.lora.ranks import Spectrum, ranks_of_size
 from alnico.lora.triples import triples_on
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule, target_modules
 from alnico.models.open_models import name_model, open_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.numerics.blas import one_blas_thread
-from alnico.numerics.dtypes import DTYPES, TORCH_NAMES, decode, decode_into
-from alnico.numerics.numbers import finite_number, quote_value, whole_number
-from alnico.numerics.randomized import Blocks, LowRankFactors, exact_svd, randomized_svd
-from alnico.numerics.sizes import bytes_of, format_size
+from alnico.numerics.dtypes import DTYPES
+from alnico.numerics.sizes import format_size
 from alnico.output.card import public_names
 from alnico.output.disk_space import check_output_place, check_space, needed_files
 from alnico.output.lock import format_json
 from alnico.output.staging import PartDirectory
-from alnico.plan.memory import GPU_LIBRARY_BYTES
 from alnico.run_options import DEFAULT_BUDGET_BYTES, Access, RunOptions, Size
 from alnico.threads import Abandoned, Crew
 
 REPORT = "extraction.json"
-
-FIRST_RANK = 32
-"""First rank tried for a share of energy; it doubles until the share is reached."""
-
-MOST_RANK = 256
-"""Default of ``max_rank`` with ``size``."""
-
-DEFAULT_RANK = 32
-
-
-@dataclass(frozen=True)
-class Options:
-    """The checked options that decide an adapter's bits."""
-
-    rank: int | None
-    energy: float | None
-    size: int | None
-    max_rank: int | None
-    exact: bool
-    others: OthersChoice
-    embeddings: EmbeddingsChoice
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    dtype: str
-    seed: int
-
-    def cap(self, target: ExtractTarget) -> int:
-        """Return the largest rank that a matrix may get."""
-        side = min(target.matrix)
-        if self.rank is not None:
-            return min(self.rank, side)
-        if self.energy is not None:
-            return min(self.max_rank or side, side)
-        assert self.size is not None
-        return min(
-            self.max_rank or MOST_RANK,
-            side,
-            self.size // (sum(target.matrix) * DTYPES[self.dtype].bytes),
-        )
-
-    def data(self) -> dict[str, Any]:
-        """Return the options that differ from their default, and those that always matter."""
-        optional = {
-            "rank": self.rank,
-            "energy": self.energy,
-            "size": self.size,
-            "max_rank": self.max_rank,
-            "exact": self.exact or None,
-            "include": list(self.include) or None,
-            "exclude": list(self.exclude) or None,
-        }
-        fixed = {
-            "others": self.others,
-            "embeddings": self.embeddings,
-            "dtype": self.dtype,
-            "seed": self.seed,
-        }
-        return {key: value for key, value in optional.items() if value is not None} | fixed
 
 
 @counts_compiling
@@ -227,7 +151,9 @@ def extract(
     name_model(base, "base")
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
     gpus = matrix_gpus(run.device)
-    options = _checked(rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed)
+    options = checked_options(
+        rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed
+    )
     if out is None:
         with tempfile.TemporaryDirectory(prefix="alnico-") as folder:
             files = Path(folder, "extracted")
@@ -288,85 +214,6 @@ def extract(
     return replace(extraction, path=target, seconds=time.perf_counter() - begin)
 
 
-def _checked(
-    rank: int | None,
-    energy: float | None,
-    size: int | str | None,
-    max_rank: int | None,
-    exact: bool,
-    others: OthersChoice,
-    embeddings: EmbeddingsChoice,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    dtype: str,
-    seed: int,
-) -> Options:
-    for name, filters in (("include", include), ("exclude", exclude)):
-        if (
-            isinstance(filters, str)
-            or not isinstance(filters, Sequence)
-            or not all(isinstance(f, str) for f in filters)
-        ):
-            raise RecipeError(
-                f"extract: {name} is {quote_value(filters)}; expected a list of filters. Write ['mlp'], for "
-                "example."
-            )
-    rank_options = [
-        name for name, value in (("rank", rank), ("energy", energy), ("size", size)) if value is not None
-    ]
-    if len(rank_options) > 1:
-        raise RecipeError(
-            f"extract: {' and '.join(rank_options)} both set the ranks; expected one of them. Remove one."
-        )
-    rank, max_rank = (
-        None if v is None else whole_number(v, f"extract: {n}", None, RecipeError)
-        for n, v in (("rank", rank), ("max_rank", max_rank))
-    )
-    for name, number in (("rank", rank), ("max_rank", max_rank)):
-        if number is not None and number < 1:
-            raise RecipeError(f"extract: {name} is {number}; expected at least 1. Choose a larger one.")
-    seed = whole_number(seed, "extract: seed", None, RecipeError)
-    share = "the share of squares to keep, in (0, 1]. Choose 0.9, for example"
-    if (
-        energy is not None
-        and not 0 < (energy := finite_number(energy, "extract: energy", share, RecipeError)) <= 1
-    ):
-        raise RecipeError(f"extract: energy is {energy:g}; expected {share}.")
-    if max_rank is not None and rank is not None:
-        raise RecipeError(
-            "extract: max_rank limits energy or size, but rank is set; expected one of the two. Remove one."
-        )
-    for name, choice, choices in (
-        ("others", others, ("save", "leave")),
-        ("embeddings", embeddings, ("lora", "save", "leave")),
-    ):
-        if choice not in choices:
-            raise RecipeError(
-                f"extract: {name} is {choice!r}; expected {' or '.join(choices)}. Choose one of them."
-            )
-    code = TORCH_NAMES.get(
-        (dtype if isinstance(dtype, str) else quote_value(dtype)).removeprefix("torch."), ""
-    )
-    if code not in ("F32", "BF16", "F16"):
-        raise RecipeError(
-            f"extract: dtype is {quote_value(dtype)}; expected float32, bfloat16 or float16. Choose one of "
-            "them."
-        )
-    return Options(
-        DEFAULT_RANK if not rank_options else rank,
-        energy,
-        None if size is None else bytes_of(size),
-        max_rank,
-        exact,
-        others,
-        embeddings,
-        tuple(include),
-        tuple(exclude),
-        code,
-        seed,
-    )
-
-
 def _check_related(tuned: Source, base: Source, targets: ExtractTargets) -> None:
     """Compare a sample of the models before computing. Errors: MismatchError for unrelated models."""
     names = [s.name for s in targets.compared if is_matrix(base.tensors[s.name])]
@@ -404,9 +251,8 @@ class _ExtractRun:
         self.room = room
         self._crew = Crew(room.threads, watch)
         self._device = kind_of(gpus)
-        self._gpus = GpuTurns(gpus)
-        self._on_gpus = MatrixRoom()
-        self._arena = Arena(max(room.held_bytes, 32 * CHECKED_ELEMENTS))
+        self._gpus = gpus
+        self._arena = Arena(arena_bytes(room))
 
     def all(self, part: PartDirectory, store: FactorStore, verify: bool, reference: str) -> Extraction:
         """Compute factors and ranks, write the adapter into the part directory, and verify it."""
@@ -414,7 +260,18 @@ class _ExtractRun:
         try:
             with self._crew:
                 try:
-                    self._factorise(store)
+                    todo = [s for s in self.targets.compared if s.name not in store.done]
+                    run = FactorisingRun(
+                        self.tuned,
+                        self.base,
+                        self.options,
+                        self.room,
+                        self._crew,
+                        self._arena,
+                        store.put,
+                        self._gpus,
+                    )
+                    run.factorise(todo)
                 except BaseException as error:
                     has_ended = True
                     with suppress(RunError):  # the first error matters
@@ -493,87 +350,6 @@ class _ExtractRun:
             **{f"--{key.replace('_', '-')}": chosen.get(key) for key in keys},
             "inputs": [model.identity() for model in (self.tuned, self.base)],
         }
-
-    def _factorise(self, store: FactorStore) -> None:
-        todo = [s for s in self.targets.compared if s.name not in store.done]
-        # The largest first: otherwise one thread would still work on a large one while the others are idle.
-        todo.sort(key=lambda s: (s.treatment != "factors", -s.elements))
-        self._crew.report(Reading(len(todo), sum(self._bytes(s) for s in todo)))
-        with one_blas_thread(), whole_float32(self._gpus.all):
-            self._crew.run([(self._decompose, (store, target)) for target in todo])
-
-    def _decompose(self, store: FactorStore, target: ExtractTarget) -> None:
-        real = real_of(self.tuned, self.base, target.name)
-        cap = self.options.cap(target) if target.treatment == "factors" else 0
-        gpu = self._gpus.mine() if cap else None
-        is_held = cap > 0 and gpu is None and self.room.holds(target, real)
-        delta = Delta(
-            self.tuned,
-            self.base,
-            target,
-            self._arena.views([target.elements * real.itemsize])[0] if is_held else None,
-        )
-        if gpu is not None:
-            factors = self._factors_on(gpu, delta, cap)
-        elif cap:
-            factors = self._factors(self._blocks(delta), target, cap)
-        else:
-            rows, columns = target.matrix
-            squares = delta.squares() if target.elements else 0.0
-            factors = LowRankFactors(
-                np.zeros((rows, 0), real), np.zeros((0, columns), real), np.zeros(0), squares
-            )
-        if not math.isfinite(factors.squares):
-            delta.refuse()
-        if not factors.squares and real == np.float64:
-            delta.refuse_tiny()
-        self._crew.check()  # a later run may write to the same place
-        store.put(target.name, factors)
-        self._crew.report(Advanced(target.name, self._bytes(target)))
-
-    def _blocks(self, delta: Delta) -> Blocks:
-        def blocks() -> Iterator[np.ndarray]:
-            for block in delta.blocks():
-                self._crew.check()
-                yield block
-
-        return blocks
-
-    def _factors_on(self, gpu: MatrixGpu, delta: Delta, cap: int) -> LowRankFactors:
-        """Decompose a task vector on a GPU, which holds it if it has room for it."""
-        target = delta.target
-        item = real_of(self.tuned, self.base, target.name).itemsize
-        work = GPU_LIBRARY_BYTES + svd_bytes(target.matrix, cap, item)
-        most = gpu_bytes(target.matrix, item, work, holds=True)
-        holds = most <= GPU_SHARE * free_bytes(gpu.device)
-        needed = most if holds else gpu_bytes(target.matrix, item, work, holds=False)
-        with self._on_gpus.taken(gpu.device, target.name, needed, self._crew.check):
-            blocks = GpuBlocks(gpu, self._blocks(delta), target.matrix, holds=holds)
-            return self._factors(blocks, target, cap)
-
-    def _factors(self, blocks: Blocks, target: ExtractTarget, cap: int) -> LowRankFactors:
-        shape = target.matrix
-        if self.options.exact:
-            return self._cut_to_energy(exact_svd(blocks, shape, cap))
-        seed = (self.options.seed % (1 << 64), xxhash.xxh3_64_intdigest(target.name.encode()))
-        if self.options.energy is None:
-            return randomized_svd(blocks, shape, cap, seed=seed)
-        rank = min(FIRST_RANK, cap)
-        while True:
-            factors = randomized_svd(blocks, shape, rank, seed=seed)
-            energy = float(np.sum(factors.values**2))
-            if rank == cap or factors.rank < rank or not energy < self.options.energy * factors.squares:
-                return self._cut_to_energy(factors)
-            rank = min(2 * rank, cap)
-
-    def _cut_to_energy(self, factors: LowRankFactors) -> LowRankFactors:
-        """Cut factors to the rank that keeps the requested energy."""
-        if self.options.energy is None or not factors.rank:
-            return factors
-        rank = ranks_of_energy([Spectrum(factors.values, factors.squares, 1)], self.options.energy)[0]
-        return LowRankFactors(
-            factors.left[:, :rank].copy(), factors.right[:rank].copy(), factors.values[:rank], factors.squares
-        )
 
     def _ranks(self, store: FactorStore) -> dict[str, int]:
         """Return the rank of each matrix selected for factors; 0 for an unchanged one."""
@@ -757,27 +533,15 @@ class _ExtractRun:
         todo = [
             t for t in extraction.tensors if t.treatment in ("factors", "saved") and targets[t.name].elements
         ]
-        sums: dict[str, np.ndarray] = {
-            t.name: np.zeros((-(-targets[t.name].elements // CHECKED_ELEMENTS), 2)) for t in todo
-        }
+        sums = {t.name: np.zeros((runs_of(targets[t.name].elements), 2)) for t in todo}
         self._crew.report(Reading(len(todo), sum(self._bytes(targets[t.name]) for t in todo)))
+        parts = [(name, range(len(each))) for name, each in sums.items()]
+
+        def put(name: str, run: int, squares: tuple[float, float]) -> None:
+            sums[name][run] = squares
+
         with self._folded(extraction.tuned, part) as folded:
-
-            def measure(name: str, runs: range) -> None:
-                elements = targets[name].elements
-                for run in runs:
-                    self._crew.check()
-                    first, last = run * CHECKED_ELEMENTS, min((run + 1) * CHECKED_ELEMENTS, elements)
-                    sums[name][run] = self._distance(folded, name, first, last)
-                    self._crew.report(Advanced(name, self._bytes(targets[name]) * (last - first) // elements))
-
-            calls = [
-                (measure, (t.name, range(i, min(i + 8, len(sums[t.name])))))
-                for t in todo
-                for i in range(0, len(sums[t.name]), 8)
-            ]
-            with one_blas_thread():
-                self._crew.run(calls)
+            FoldedDistances(folded, self.tuned, self._crew, self._arena, put).measure(parts)
         tensors = []
         for t in extraction.tensors:
             if t.name not in sums:
@@ -830,27 +594,6 @@ class _ExtractRun:
                 "cannot represent its factors; expected a larger one, or an adapter dtype with a wider range "
                 "(float32 or bfloat16). Exclude the tensor (exclude), or multiply both models by a number."
             )
-
-    def _distance(self, folded: Source, name: str, first: int, last: int) -> tuple[float, float]:
-        """Return the sums of squares of (folded - fine-tune) and of the fine-tune over some elements."""
-        count = last - first
-        widths = [DTYPES[m.tensors[name].dtype].bytes for m in (folded, self.tuned)]
-        # Reuses memory: fresh pages for each block took two thirds of the time.
-        rest, *views = self._arena.views(
-            [8 * count, *(count * width for width in widths), 4 * count, 4 * count]
-        )
-        values = []
-        for model, raw, narrow, width in zip((folded, self.tuned), views[:2], views[2:], widths, strict=True):
-            model.read_into(name, first * width, memoryview(raw))
-            if width >= 4:
-                values.append(decode(raw, model.tensors[name].dtype))
-            else:
-                decode_into(raw, model.tensors[name].dtype, narrow.view(np.float32))
-                values.append(narrow.view(np.float32))
-        folded_values, tuned_values = values
-        wide = rest.view(np.float64)
-        np.subtract(folded_values, tuned_values, out=wide, dtype=np.float64)
-        return float(wide @ wide), float(tuned_values @ tuned_values)
 
     def _bytes(self, target: ExtractTarget) -> int:
         return sum(model.tensors[target.name].byte_size for model in (self.tuned, self.base))

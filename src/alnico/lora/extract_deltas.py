@@ -131,6 +131,11 @@ class ExtractMemory:
         return target.elements * real.itemsize <= self.held_bytes
 
 
+def arena_bytes(room: ExtractMemory) -> int:
+    """Return the bytes of each thread's buffer, for factorising and for verifying."""
+    return max(room.held_bytes, 32 * CHECKED_ELEMENTS)
+
+
 def fit_extraction(
     tuned: Source,
     base: Source,
