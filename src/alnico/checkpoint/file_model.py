@@ -22,6 +22,7 @@ from alnico.checkpoint.file_kinds import SAFETENSORS, SNIFFED_BYTES, refuse_othe
 from alnico.checkpoint.files import OpenFiles, copy_fully, open_to_read, read_fully
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.reference import PICKLES
+from alnico.checkpoint.remote.remote_weights import RemoteWeights, note_asked
 from alnico.checkpoint.sidecars import config_path
 from alnico.checkpoint.source import Origin, Shard, read_tensor
 from alnico.checkpoint.virtual_read import read_computed
@@ -31,12 +32,20 @@ from alnico.numerics import dtypes
 
 
 class FileModel:
-    """A model of one or more files."""
+    """A model of one or more files: on this machine, on the hub, or at a URL, where ``remote`` reads their weights."""
 
     reading_bytes = 0
 
-    def __init__(self, label: str, location: Path, shards: list[Shard], origin: Origin | None = None) -> None:
+    def __init__(
+        self,
+        label: str,
+        location: Path,
+        shards: list[Shard],
+        origin: Origin | None = None,
+        remote: RemoteWeights | None = None,
+    ) -> None:
         self.label = label
+        self.remote = remote
         self.location = location
         self.shards = shards
         self.origin = origin
@@ -70,7 +79,17 @@ class FileModel:
         path = config_path(self.location)
         return read_json(path) if path is not None else {}
 
+    @property
+    def is_read_by_ranges(self) -> bool:
+        """Are weights requested from a server when they are read?"""
+        return self.remote is not None and not self.remote.is_whole
+
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        if self.is_read_by_ranges:
+            note_asked(self, tensors)
+            tensors = ()
+        if self.remote is not None and self.origin is None:
+            return self.remote.absent() if side_files else {}
         if self.origin is None:
             return {}
         files = list(dict.fromkeys(self._file(self._locations[name][0]) for name in tensors))
@@ -78,6 +97,8 @@ class FileModel:
 
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         if self.origin is None:
+            if self.remote is not None:
+                self.remote.fetch(files, report)
             return
         names = list(files)
         self.origin.fetch(names, report)
@@ -90,11 +111,30 @@ class FileModel:
                 )
 
     def _file(self, shard: Shard) -> str:
-        return shard.path.relative_to(self.location).as_posix()
+        folder = self.location if self.remote is None else self.remote.directory
+        return shard.path.relative_to(folder).as_posix()
+
+    def request(self, name: str) -> tuple[RemoteWeights, str, headers.TensorInfo]:
+        """Where a tensor is read from by ranges: the weights, the name of its file, and its place in it."""
+        shard, tensor = self._locations[name]
+        assert self.remote is not None
+        return self.remote, self._file(shard), tensor
+
+    def _read_remote(self, name: str, offset: int, buffer: memoryview) -> None:
+        remote, file, tensor = self.request(name)
+        if remote.ahead is None or not remote.ahead.read_into(self, name, offset, buffer):
+            remote.read_into(file, tensor, offset, buffer)
+
+    def refuse_changed(self) -> None:
+        """Refuse files at a URL that have changed since they were opened. Errors: ModelError, HubError."""
+        if self.remote is not None:
+            self.remote.refuse_changed()
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         shard, tensor = self._locations[name]
-        if tensor.strides is not None:
+        if self.is_read_by_ranges:
+            self._read_remote(name, offset, buffer)
+        elif tensor.strides is not None:
             buffer[:] = self._row_major(name)[offset : offset + len(buffer)]
         elif not tensor.is_stored_as_is:
             dtype = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
@@ -127,13 +167,13 @@ class FileModel:
         """The file of a tensor and the byte where it begins; None if its stored bytes are not those that are
         read."""
         shard, tensor = self._locations[name]
-        return (shard.path, tensor.begin) if tensor.is_stored_as_is else None
+        return (shard.path, tensor.begin) if tensor.is_stored_as_is and not self.is_read_by_ranges else None
 
     def copy_to(self, name: str, offset: int, size: int, descriptor: int, begin: int) -> bool:
         """Copy a tensor's raw bytes into a file, at its byte ``begin``, without reading them. Returns False
         where that is not possible."""
         shard, tensor = self._locations[name]
-        if not tensor.is_stored_as_is:
+        if not tensor.is_stored_as_is or self.is_read_by_ranges:
             return False
         with self._files.descriptor(shard.path) as source:
             return copy_fully(source, tensor.begin + offset, descriptor, begin, size, shard.path, name)
@@ -167,6 +207,16 @@ class FileModel:
                 {"file": s.name, "size": s.size, "commit": commit, "header": s.header_digest}
                 for s in self.shards
             ]
+        if self.remote is not None:
+            return [
+                {
+                    "file": s.name,
+                    **self.remote.identity(self._file(s)),
+                    "size": s.size,
+                    "header": s.header_digest,
+                }
+                for s in self.shards
+            ]
         return [
             {"file": s.name, "size": s.size, "mtime_ns": s.mtime_ns, "header": s.header_digest}
             for s in self.shards
@@ -177,6 +227,8 @@ class FileModel:
 
     def close(self) -> None:
         self._files.close()
+        if self.remote is not None:
+            self.remote.close()
 
     def __enter__(self) -> FileModel:
         return self

@@ -38,9 +38,17 @@ from alnico.checkpoint.network import (
     read_seconds,
 )
 from alnico.checkpoint.reference import COMMIT, PICKLES, may_hold_model, refuse_misspelt
-from alnico.checkpoint.sidecars import is_carried, module_folders, modules_among, unread_weights
+from alnico.checkpoint.sidecars import (
+    MAX_SMALL_BYTES,
+    READ_WHILE_PLANNING,
+    is_carried,
+    module_folders,
+    refuse_pickles,
+    unread_weights,
+    weight_files_of,
+)
 from alnico.checkpoint.source import Shard
-from alnico.checkpoint.weight_files import INDICES, holds_weights, is_inside, shard_names
+from alnico.checkpoint.weight_files import INDICES, is_inside, shard_names
 from alnico.errors import AlnicoError, HubError, ModelError
 from alnico.numerics.sizes import format_size
 from alnico.run_options import Access
@@ -53,11 +61,6 @@ REVISION = re.compile(r"(?![-/])[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
 NEXT_PAGE = re.compile(r'<([^<>]{1,4000})>\s*;\s*rel="next"')
 """The header Link of a list that has another page."""
 
-READ_WHILE_PLANNING = (".json", ".txt", ".model", ".jinja", "README.md")
-"""Endings of small files that are downloaded before the weights: config, index, tokenizer, template, card."""
-
-MAX_SMALL_BYTES = 1 << 30
-"""Most bytes of all small files of a model."""
 MAX_NAME_BYTES = 1000
 MAX_FILE_BYTES = 1 << 64
 HUB_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "hf_xet")
@@ -252,17 +255,8 @@ def _open_repository(
             _check_cached(label, repository.folder, path)
     if not is_offline and not COMMIT.fullmatch(revision):
         _write_ref(cache / "refs" / revision, repository.commit)
-    modules = module_folders(repository.folder) if choose is shard_names else []
-    if modules:  # their configs and indices
-        repository.fetch_small(f for f in sizes if "/" in f and any(f.startswith(f"{m}/") for m in modules))
     try:
-        module_weights = modules_among(repository.folder, list(sizes), modules)
-        top = [f for f in sizes if "/" not in f]
-        names = (
-            []
-            if module_weights and not holds_weights(top)
-            else choose(label, top, repository.folder, sizes.__contains__)
-        )
+        prefixes = weight_files_of(label, list(sizes), repository.folder, repository.fetch_small, choose)
     except ModelError as error:
         if not is_offline:
             raise
@@ -270,16 +264,7 @@ def _open_repository(
             f"{label}: the cache ({repository.folder}) does not hold the whole model, and alnico is offline: "
             f"{error} Run once online (without --offline and HF_HUB_OFFLINE)."
         ) from None
-    folder_of = {
-        f"{folder}/{name}": f"{folder}/" for folder, files in module_weights.items() for name in files
-    }
-    pickle = next((name for name in (*names, *folder_of) if name.endswith(PICKLES)), None)
-    if pickle is not None:
-        raise ModelError(
-            f"{label}: its weights are a pickle ({pickle}), expected .safetensors; alnico does not download "
-            "pickles. Download the model yourself, and give its path."
-        )
-    prefixes = dict.fromkeys(names, "") | folder_of
+    refuse_pickles(label, prefixes)
     shards = call_all(
         [Exchange(f"{label}: {file}") for file in prefixes],
         [partial(repository.shard, file, prefix) for file, prefix in prefixes.items()],

@@ -25,7 +25,7 @@ from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.near_paths import suggestion
-from alnico.checkpoint.reference import is_hub_reference
+from alnico.checkpoint.reference import is_at_url, is_hub_reference
 from alnico.checkpoint.sidecars import check_kinds
 from alnico.checkpoint.source import read_tensor
 from alnico.checkpoint.weight_files import holds_weights
@@ -239,6 +239,15 @@ def _open(reference: str, access: Access) -> FileModel:
         for name in (CONFIG, *names):
             check_inside(location / name, location)
         return FileModel(reference, location, [open_shard(location / n) for n in names])
+    if not location.exists() and is_at_url(reference):
+        from alnico.checkpoint.remote.open_remote_model import open_remote_model
+
+        return open_remote_model(
+            reference,
+            access=access,
+            choose=lambda where, names, *_: adapter_names(where, names),
+            is_whole=True,
+        )
     if not location.exists() and is_hub_reference(reference):
         from alnico.checkpoint.hub import open_from_hub
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from alnico.checkpoint.dequantised_model import DequantisedModel, is_decodable
@@ -14,6 +15,9 @@ from alnico.checkpoint.lora_adapter import Adapter, adapter_names, adapter_of, o
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.near_paths import near_path, suggestion
 from alnico.checkpoint.reference import (
+    HUB_ADDRESS,
+    check_urls,
+    is_at_url,
     is_hub_reference,
     is_path,
     is_store_reference,
@@ -33,12 +37,6 @@ from alnico.checkpoint.weight_files import _shard_paths
 from alnico.errors import ModelError
 from alnico.run_options import OFFLINE, ONLINE, Access
 
-HUB_ADDRESS = re.compile(
-    r"(https?://)?(www\.)?(huggingface\.co|hf\.co|hf-mirror\.com)/(models/)?(?P<id>[\w.-]+/[\w.-]+?)"
-    r"(\.git)?(/(tree|blob|resolve)/(?P<revision>[\w.-]+))?(/[^ ]*)?"
-)
-"""The address of a model's page on the hub."""
-
 
 def open_model(
     reference: str | os.PathLike[str], *, access: Access = ONLINE, may_be_adapter: bool = False
@@ -55,6 +53,8 @@ def open_model(
     """
     label = model_path(reference, "model")
     try:
+        if not is_path(label):
+            check_urls(label)
         parts = split_adapter(label, is_path)
         if parts is not None:
             return open_adapted(label, *parts, access=access)
@@ -139,6 +139,10 @@ def _open_files(label: str, location: Path, access: Access) -> FileModel:
                 f"BASE+{location.parent}."
             )
         model = FileModel(label, location, [open_shard(location)])
+    elif is_at_url(label):
+        from alnico.checkpoint.remote.open_remote_model import open_remote_model
+
+        model = open_remote_model(label, access=access)
     elif is_hub_reference(label):
         from alnico.checkpoint.hub import open_from_hub  # with huggingface_hub, only where it is used
 
@@ -214,18 +218,8 @@ def open_adapted(
 def _open_addition(reference: str, access: Access) -> Adapter | StoredVector:
     """Open what is added to a base: an adapter, or a task vector. Errors: ModelError, HubError."""
     path = Path(os.path.expanduser(reference))
-    if not path.exists() and is_hub_reference(reference):
-        from alnico.checkpoint.hub import open_from_hub
-
-        files = open_from_hub(
-            reference,
-            access=access,
-            choose=lambda where, names, folder, exists: (
-                files_on_hub(where, names, folder, exists)
-                if MANIFEST in names
-                else adapter_names(where, names)
-            ),
-        )
+    if not path.exists() and (is_at_url(reference) or is_hub_reference(reference)):
+        files = _open_addition_elsewhere(reference, access)
         if not (files.location / MANIFEST).exists():
             return adapter_of(files)
         try:
@@ -237,6 +231,23 @@ def _open_addition(reference: str, access: Access) -> Adapter | StoredVector:
     if is_vector or (path.exists() and is_saved_difference(path)):
         return open_vector(reference, access=access)
     return open_adapter(reference, access=access)
+
+
+def _open_addition_elsewhere(reference: str, access: Access) -> FileModel:
+    """Open an adapter or a task vector on the hub or at a URL."""
+
+    def choose(where: str, names: Collection[str], folder: Path, exists: Callable[[str], bool]) -> list[str]:
+        return (
+            files_on_hub(where, names, folder, exists) if MANIFEST in names else adapter_names(where, names)
+        )
+
+    if is_at_url(reference):
+        from alnico.checkpoint.remote.open_remote_model import open_remote_model
+
+        return open_remote_model(reference, access=access, choose=choose, is_whole=True)
+    from alnico.checkpoint.hub import open_from_hub
+
+    return open_from_hub(reference, access=access, choose=choose)
 
 
 MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, EquippedModel, DeltaChain)

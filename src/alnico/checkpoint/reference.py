@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alnico.checkpoint.file_arguments import model_paths
 from alnico.checkpoint.near_paths import is_misspelling, near_path
+from alnico.checkpoint.remote.open_folder import checked_url, is_url
 from alnico.checkpoint.task_vectors.store_folder import PREFIX
 from alnico.errors import ModelError
 
@@ -17,6 +18,13 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """A commit, in full."""
+
+
+HUB_ADDRESS = re.compile(
+    r"(https?://)?(www\.)?(huggingface\.co|hf\.co|hf-mirror\.com)/(models/)?(?P<id>[\w.-]+/[\w.-]+?)"
+    r"(\.git)?(/(tree|blob|resolve)/(?P<revision>[\w.-]+))?(/[^ ]*)?"
+)
+"""The address of a model's page on the hub."""
 
 
 STEP = re.compile(r"(?P<run>.+)@(?P<step>\d{1,15})", re.DOTALL)
@@ -46,6 +54,24 @@ def is_store_reference(reference: str) -> bool:
     return reference.startswith(PREFIX)
 
 
+def is_at_url(reference: str) -> bool:
+    """Is a reference the URL of one model? That of a page of the hub is none: it is answered with the model's id.
+
+    >>> [is_at_url(r) for r in ("s3://bucket/model", "s3://bucket/base+s3://bucket/adapter", "https://huggingface.co/org/model")]
+    [True, False, False]
+    """
+    return is_url(reference) and "+" not in reference and HUB_ADDRESS.fullmatch(reference) is None
+
+
+def check_urls(reference: str) -> None:
+    """Refuse a URL with credentials, or that is not spelt as one, in a reference. Errors: ModelError, which shows no secret."""
+    for part in reference.split("+"):
+        match = WEIGHT.fullmatch(part)
+        text = match["adapter"] if match is not None else part
+        if is_url(text) and HUB_ADDRESS.fullmatch(text) is None:
+            checked_url(text)
+
+
 def may_hold_model(path: Path) -> bool:
     """Is a path a folder, or a file of a format that holds models?"""
     return path.is_dir() or path.suffix in (".safetensors", *PICKLES)
@@ -56,7 +82,7 @@ def refuse_misspelt(reference: str, folder: str = ".") -> None:
 
     An id of the hub with a revision is never taken for a misspelling. Errors: ModelError.
     """
-    near = None if "@" in reference else near_path(reference, folder, may_hold_model)
+    near = None if "@" in reference or is_url(reference) else near_path(reference, folder, may_hold_model)
     if near is not None and is_misspelling(reference, near):
         where = "" if folder == "." else f" (seen from {folder})"
         on_hub = (
@@ -73,12 +99,14 @@ def split_adapter(reference: str, exists: Callable[[str], bool]) -> tuple[str, s
     """Return (base, adapter) of a reference ``base+adapter``; None if the whole reference is a path, or has
     no such parts. The adapter may also be a task vector.
 
-    Each part is an existing path, or looks like a model on the hub; the adapter may be ``store:NAME``. A ``+`` between two
+    Each part is an existing path, the URL of a model, or looks like a model on the hub; the adapter may be ``store:NAME``. A ``+`` between two
     paths wins. The adapter may have a weight before it, and the base may itself have adapters: ``base+0.5*a+b`` is ``b``
     on ``base+0.5*a``.
 
     >>> split_adapter("org/a@v1+org/b", lambda path: False), split_adapter("a+b+c", lambda path: path in ("a+b", "c"))
     (('org/a@v1', 'org/b'), ('a+b', 'c'))
+    >>> split_adapter("s3://b/base+0.5*s3://b/a+org/c", lambda path: False)
+    ('s3://b/base+0.5*s3://b/a', 'org/c')
     >>> split_adapter("base+0.5*a+-1*b", lambda path: path in ("base", "a", "b"))
     ('base+0.5*a', '-1*b')
     """
@@ -86,13 +114,18 @@ def split_adapter(reference: str, exists: Callable[[str], bool]) -> tuple[str, s
         return None
 
     def is_there(part: str) -> bool:
-        return exists(part) or is_store_reference(part)
+        return exists(part) or is_store_reference(part) or is_at_url(part)
 
     def is_adapter(part: str) -> bool:
         return exists(part) or is_there(path := split_weight(part)[1]) or is_hub_reference(path)
 
     def is_base(part: str) -> bool:
-        return exists(part) or is_hub_reference(part) or split_adapter(part, exists) is not None
+        return (
+            exists(part)
+            or is_hub_reference(part)
+            or is_at_url(part)
+            or split_adapter(part, exists) is not None
+        )
 
     splits = [(reference[:i], reference[i + 1 :]) for i, c in enumerate(reference) if c == "+"]
     splits = [parts for parts in splits if is_adapter(parts[1]) and is_base(parts[0])]

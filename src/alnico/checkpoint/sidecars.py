@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -51,6 +51,12 @@ DTYPE_KEYS = frozenset(("dtype", "torch_dtype"))
 
 NOT_CARRIED = ("adapter_config.json",)
 """With it, a loader would load an adapter and that adapter's base instead of the merged weights."""
+
+READ_WHILE_PLANNING = (".json", ".txt", ".model", ".jinja", "README.md")
+"""Endings of small files that are fetched before the weights: config, index, tokenizer, template, card."""
+
+MAX_SMALL_BYTES = 1 << 30
+"""Most bytes of all small files of a model."""
 
 SHOWN = 8
 """Files that a note names at most."""
@@ -166,6 +172,40 @@ def modules_among(directory: Path, files: Collection[str], modules: Collection[s
         for folder, names in sorted(folders.items())
         if holds_weights(n for n in names if not n.startswith("adapter_"))
     }
+
+
+def weight_files_of(
+    label: str,
+    files: Collection[str],
+    directory: Path,
+    fetch_small: Callable[[Iterable[str]], None],
+    choose: Callable[..., list[str]] = shard_names,
+    exists: Callable[[str], bool] | None = None,
+) -> dict[str, str]:
+    """Return the weight files of a model that is elsewhere, each with the folder before the names of its tensors.
+
+    ``directory`` has the small files of the model's folder already; those of its modules are put there by ``fetch_small``.
+    ``choose`` returns the names of the weight files, as :func:`shard_names` does. Errors: ModelError.
+    """
+    modules = module_folders(directory) if choose is shard_names else []
+    if modules:  # their configs and indices
+        fetch_small(f for f in files if "/" in f and any(f.startswith(f"{m}/") for m in modules))
+    of_modules = modules_among(directory, list(files), modules)
+    top = [f for f in files if "/" not in f]
+    is_there = exists if exists is not None else files.__contains__
+    names = [] if of_modules and not holds_weights(top) else choose(label, top, directory, is_there)
+    in_modules = {f"{folder}/{name}": f"{folder}/" for folder, found in of_modules.items() for name in found}
+    return dict.fromkeys(names, "") | in_modules
+
+
+def refuse_pickles(label: str, files: Iterable[str]) -> None:
+    """Refuse pickles that would have to be downloaded. Errors: ModelError."""
+    pickle = next((name for name in files if name.endswith(PICKLES)), None)
+    if pickle is not None:
+        raise ModelError(
+            f"{label}: its weights are a pickle ({pickle}), expected .safetensors; alnico does not download "
+            "pickles. Download the model yourself, and give its path."
+        )
 
 
 def listed_weights(directory: Path) -> list[str]:

@@ -14,7 +14,14 @@ import yaml
 
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.near_paths import is_misspelling, near_path
-from alnico.checkpoint.reference import PICKLES, is_hub_reference, is_path, may_hold_model, split_adapter
+from alnico.checkpoint.reference import (
+    PICKLES,
+    is_at_url,
+    is_hub_reference,
+    is_path,
+    may_hold_model,
+    split_adapter,
+)
 from alnico.checkpoint.weight_files import holds_weights
 from alnico.cli.command import CommandCall
 from alnico.cli.options import REQUIRED, Flag, dtype_names, method_names
@@ -90,7 +97,7 @@ def read_words(call: CommandCall, out: str, *, needs_out: bool, has_out: bool = 
         out = _take_output(words, out)
     given = [_label(call, name) for name in OPTIONS if name in call.given]
     recipe = next((word for word in words if is_recipe(word)), None)
-    if recipe is None and (given or len(words) > 1 or _is_hub_model(words[0])):
+    if recipe is None and (given or len(words) > 1 or _is_elsewhere(words[0])):
         return MergeWords(None, tuple(words), out)
     if len(words) > 1:
         other = next((word for word in words if word != recipe), recipe)
@@ -180,6 +187,11 @@ def _is_hub_model(word: str) -> bool:
     return not os.path.exists(word) and (is_hub_reference(word) or split_adapter(word, is_path) is not None)
 
 
+def _is_elsewhere(word: str) -> bool:
+    """Is a word the URL of a model, or does it look like a model of the hub?"""
+    return is_at_url(word) or _is_hub_model(word)
+
+
 def _check_numbers(words: Sequence[str], call: CommandCall) -> None:
     """Refuse numbers of an option that came apart from it: ``--weights 0.3 0.5``. Errors: a wrong command line."""
     lists = [name for name in ("weights", "density") if name in call.given]
@@ -196,7 +208,7 @@ def _take_output(words: list[str], out: str) -> str:
     last = words[-1]
     if not out and len(words) == 2 and is_recipe(words[0]) and not (is_model(last) or is_recipe(last)):
         return words.pop()
-    if is_recipe(words[0]) or os.path.exists(last) or is_recipe(last) or _is_hub_model(last):
+    if is_recipe(words[0]) or os.path.exists(last) or is_recipe(last) or _is_elsewhere(last):
         return out
     near = near_path(last, accepts=may_hold_model)
     if near is None or not is_misspelling(last, near):

@@ -36,7 +36,8 @@ def fetch_inputs(plan: Plan, out: Path, *, overwrite: Replace, watch: Watcher | 
     check_target(out, plan, overwrite)
     check_disk(plan, out)
     folders = [repository.folder for source in plan.sources for repository in repositories(source)]
-    _check_cache_disk(folders[0], total, plan, out)
+    if folders:  # side files of a model at a URL are small
+        _check_cache_disk(folders[0], total, plan, out)
     fetch_files(plan.sources, absent, watch)
 
 

@@ -19,6 +19,7 @@ from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
 from alnico.engine.workspace import open_gpus
 from alnico.errors import (
     AlnicoError,
+    HubError,
     RunError,
 )
 from alnico.events import Finished, Watcher
@@ -33,6 +34,7 @@ from alnico.output.publish import (
     finish_publishing,
     input_files,
     is_tensor_intact,
+    refuse_changed_at_urls,
     refuse_changed_inputs,
 )
 from alnico.output.staging import PartDirectory
@@ -144,9 +146,13 @@ def run_plan(
                 refuse_changed_inputs(settled, before, run.records)
                 complete_output(settled, part, files, run.records, single)
                 refuse_changed_inputs(settled, before, run.records)
+                refuse_changed_at_urls(settled)
                 files.finish()
                 sync_directory(part.model, part.folder)
-            except RunError:
+            except (
+                RunError,
+                HubError,
+            ):  # a server that failed is no wrong input: the same command resumes the merge
                 raise
             except AlnicoError as error:
                 part.check_still_there()

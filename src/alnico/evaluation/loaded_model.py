@@ -16,7 +16,7 @@ from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import unwrap_module
 from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.reference import is_path, split_adapter
+from alnico.checkpoint.reference import is_at_url, is_path, split_adapter
 from alnico.checkpoint.sidecars import check_kinds
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.run import run_plan
@@ -63,7 +63,7 @@ def open_subject(
     path = Path(os.path.expanduser(place))
     if may_be_plain and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file())):
         return _Plain(label, place, offline, placement, watch)
-    if not path.is_dir() and split_adapter(place, is_path) is not None:
+    if not path.is_dir() and (is_at_url(place) or split_adapter(place, is_path) is not None):
         folder = _folded(place, offline)
         subject = _Checkpoint(label, folder / "model", placement, watch)
         weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)

@@ -13,6 +13,7 @@ import yaml
 from alnico._version import __version__
 from alnico.checkpoint.lineage import LOCK, MODEL_NAME, Lineage, licence_name, lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel, repositories
+from alnico.checkpoint.remote.open_folder import is_url
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
 from alnico.checkpoint.weight_files import DIFFUSERS_STEM, stem_of
@@ -64,7 +65,7 @@ def format_card(plan: Plan) -> str:
     lineages = [lineage_of(parent.source) for parent in parents]
     licence = _common_licence(lineages)
     notes = [*_licence_notes(lineages, licence), *_ancestors(names, lineages), *_weights(plan)]
-    local = {p.reference: name for p, name in zip(parents, names, strict=True) if p.source.origin is None}
+    local = {p.reference: name for p, name in zip(parents, names, strict=True) if not _is_public(p.source)}
     return CARD_TEMPLATE.format(
         front_matter=_front_matter(plan, parents, licence),
         names=", ".join(names),
@@ -79,6 +80,14 @@ def format_card(plan: Plan) -> str:
         recipe_file=RECIPE,
         places=_places(plan, list(local.values())),
     )
+
+
+def _is_public(source: Source) -> bool:
+    """Is a model on the hub or at a URL? An adapter and its base must both be at URLs, or else have other names in the card."""
+    source = unwrap(source)
+    if isinstance(source, AdaptedModel):
+        return all(is_url(part.label) for part in source.parts)
+    return source.origin is not None or is_url(source.label)
 
 
 def _install_line() -> str:
@@ -112,7 +121,7 @@ def _methods(plan: Plan) -> str:
 def _parent_row(name: str, parent: Parent, lineage: Lineage) -> str:
     """A parent's row in the table of models."""
     origin = parent.source.origin
-    model, commit = name.replace("|", "\\|"), "not from the hub"
+    model, commit = name.replace("|", "\\|"), "at its URL" if is_url(name) else "not from the hub"
     if origin:
         model = f"[{name}](https://huggingface.co/{name}/tree/{origin.commit})"
         commit = f"`{origin.commit[:12]}`"
@@ -225,7 +234,9 @@ def public_names(sources: Sequence[Source]) -> list[str]:
             name = f"{base}+{source.weighted(origin.name if origin is not None else source.vector.manifest.name)}"
         else:
             name = source.origin.name if source.origin is not None else path.name or path.resolve().name
-        same = sum(n == name or n.startswith(f"{name} (") for n in names) if source.origin is None else 0
+            name = source.label if is_url(source.label) else name
+        is_local = source.origin is None and not is_url(name)
+        same = sum(n == name or n.startswith(f"{name} (") for n in names) if is_local else 0
         names.append(f"{name} ({same + 1})" if same else name)
     return names
 

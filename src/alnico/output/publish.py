@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.durable import sync_directory, sync_tree, write_file
-from alnico.checkpoint.file_model import describe_change, open_shard
+from alnico.checkpoint.file_model import FileModel, describe_change, open_shard
 from alnico.checkpoint.lineage import CARD, LOCK
+from alnico.checkpoint.remote.remote_weights import remote_models
 from alnico.checkpoint.shards import indices_of
 from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
 from alnico.checkpoint.source import Shard
@@ -79,6 +80,13 @@ def refuse_changed_inputs(
                     f"{plan.sources[model].label}: {name}: was read twice, with the hashes {digests[model, name]} and {digest}; expected "
                     "one. Its file was changed while it was merged: run the command again when nobody writes it."
                 )
+
+
+def refuse_changed_at_urls(plan: Plan) -> None:
+    """Refuse to publish a merge of files at URLs that changed since their headers were read. Errors: ModelError, HubError."""
+    for model in remote_models(plan.sources):
+        assert isinstance(model, FileModel)
+        model.refuse_changed()
 
 
 def is_tensor_intact(record: Record, job: Job, files: OutputFiles) -> bool:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from alnico.checkpoint.reference import check_urls
+from alnico.errors import ModelError
 from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, RecipePart
@@ -69,7 +71,7 @@ def read_entries(
             reading.wrong(
                 item.line,
                 f"{place} is {item.kind}; expected a mapping. Write a space after the colon: "
-                f"{match[1]}: {shorten(item.value[match.end() :])}.",
+                f"{match[1]}: {'URL' if '://' in item.value else shorten(item.value[match.end() :])}.",
             )
             continue
         if isinstance(item.value, str) and not has_layers:
@@ -337,7 +339,7 @@ def read_reference(node: Node | None, where: str, line: int, reading: ParseConte
         reading.wrong(line, f"{where} is missing; expected the path of a model.")
         return None
     if not isinstance(node.value, dict):
-        return scalars.text(node, where, reading)
+        return _text(node, where, reading)
     if "path" in node.value or "revision" in node.value:
         return _path(node, where, reading)
     keys = scalars.mapping(node, where, REFERENCE, "a reference", reading)
@@ -368,18 +370,30 @@ def read_reference(node: Node | None, where: str, line: int, reading: ParseConte
     return f"{model}+{adapter}"
 
 
+def _text(node: Node, where: str, reading: ParseContext) -> str | None:
+    """Read text that may be a URL. One with credentials is refused without being shown."""
+    text = scalars.text(node, where, reading)
+    if text is not None:
+        try:
+            check_urls(text)
+        except ModelError as error:
+            reading.wrong(node.line, f"{where}: {error}")
+            return None
+    return text
+
+
 REFERENCE_NOTE = "names and shapes are read from the headers"
 
 
 def _path(node: Node, where: str, reading: ParseContext) -> str | None:
     """Read a path and an optional revision, written as text or a mapping."""
     if not isinstance(node.value, dict):
-        return scalars.text(node, where, reading)
+        return _text(node, where, reading)
     keys = scalars.mapping(node, where, PATH, "path and revision", reading)
     if "path" not in keys:
         reading.wrong(node.line, f"{where}.path is missing; expected the path of a model.")
         return None
-    path = scalars.text(keys["path"], f"{where}.path", reading)
+    path = _text(keys["path"], f"{where}.path", reading)
     revision_node = keys.get("revision")
     if revision_node is None or revision_node.value is None:
         return path

@@ -11,7 +11,7 @@ from typing import Any
 
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.reference import is_hub_reference, is_path, split_adapter
+from alnico.checkpoint.reference import is_at_url, is_hub_reference, is_path, split_adapter
 from alnico.checkpoint.source import Source
 from alnico.errors import AlnicoError, HubError, MismatchError, ModelError, UncheckedError
 from alnico.kernels.constants import ARITHMETIC
@@ -187,6 +187,7 @@ def _first_existing(places: Sequence[str], is_on_hub: bool) -> str | None:
         return (
             is_path(place)
             or is_adapted
+            or is_at_url(place)
             or (is_on_hub and all(is_path(p) or is_hub_reference(p) for p in place.split("+")))
         )
 

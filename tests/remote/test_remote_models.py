@@ -1,0 +1,238 @@
+"""Models at URLs: what is read of them, what they merge to, and what locks, cards and messages call them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import alnico
+from alnico.errors import HubError, ModelError, RecipeError
+from alnico.events import TensorDone
+from counting_folder import ADDRESS, Elsewhere
+from made import family, read_file, save_file
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def models(elsewhere: Elsewhere) -> tuple[str, list[str]]:
+    """A base and three fine-tunes in two shards each."""
+    base, tuned = family(elsewhere.root, 3, shards=2, layers=2)
+    (base / "tokenizer_config.json").write_text('{"model_max_length": 128}')
+    (base / "notes.xyz").write_text("carried with the base")
+    return f"{ADDRESS}/{base.name}", [f"{ADDRESS}/{path.name}" for path in tuned]
+
+
+def local(elsewhere: Elsewhere, reference: str) -> str:
+    return reference.replace(f"{ADDRESS}/", f"{elsewhere.root}/")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of an output but those that name the models."""
+    names_models = ("README.md", "alnico.lock.json", "mergekit_config.yml")
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in names_models
+    }
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "ties": {"density": 0.5},
+    "dare_ties": {"density": 0.5},
+    "tsv": {},
+    "model_stock": {},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_merge_of_models_at_urls_has_the_bytes_of_a_local_one(
+    elsewhere: Elsewhere, models: tuple[str, list[str]], tmp_path: Path, method: str
+) -> None:
+    base, tuned = models
+    recipe = alnico.make_recipe(tuned, method, base=None if method == "linear" else base, **METHODS[method])
+    here = alnico.make_recipe(
+        [local(elsewhere, t) for t in tuned],
+        method,
+        base=None if method == "linear" else local(elsewhere, base),
+        **METHODS[method],
+    )
+    alnico.merge(recipe, tmp_path / "there")
+    alnico.merge(here, tmp_path / "here")
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+def test_a_model_is_read_by_its_headers_and_then_by_ranges(
+    elsewhere: Elsewhere, models: tuple[str, list[str]]
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    with alnico.open_model(models[0]) as model:
+        assert set(elsewhere.weight_bytes().values()) == {0}
+        values = model.read(name)
+        assert model.directory is not None
+        kept = model.directory
+        assert {p.name for p in kept.iterdir()} == {
+            "config.json",
+            "model.safetensors.index.json",
+            "tokenizer_config.json",
+        }
+    file = elsewhere.root / "base" / "model-00002-of-00002.safetensors"
+    np.testing.assert_array_equal(values, read_file(file)[name][1])
+    assert sum(elsewhere.weight_bytes().values()) == values.size * 2
+    assert not kept.exists()
+
+
+def test_a_server_that_lists_no_files_is_asked_for_the_usual_names(
+    elsewhere: Elsewhere, models: tuple[str, list[str]]
+) -> None:
+    elsewhere.lists_files = False
+    with alnico.open_model(models[0]) as model:
+        assert len(model.shards) == 2
+        assert model.config["model_type"] == "llama"
+
+
+def test_one_file_at_a_url_is_a_model(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    for i in range(2):
+        save_file(
+            elsewhere.root / f"{i}.safetensors", {"weight": ("F32", np.full((4, 4), float(i), np.float32))}
+        )
+    recipe = alnico.make_recipe([f"{ADDRESS}/{i}.safetensors" for i in range(2)], unrelated="allow")
+    alnico.merge(recipe, tmp_path / "out.safetensors")
+    np.testing.assert_array_equal(read_file(tmp_path / "out.safetensors")["weight"][1], np.full((4, 4), 0.5))
+
+
+def test_lock_card_and_recipe_name_the_urls(
+    elsewhere: Elsewhere, models: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    base, tuned = models
+    alnico.merge(alnico.make_recipe(tuned, "ties", base=base), tmp_path / "out")
+    lock = json.loads((tmp_path / "out" / "alnico.lock.json").read_text())
+    assert [entry["model"] for entry in lock["inputs"]] == [*tuned, base]
+    first = lock["inputs"][-1]["files"][0]
+    assert first["url"] == f"{base}/model-00001-of-00002.safetensors"
+    assert first["tag"]
+    assert first["size"] == (elsewhere.root / "base" / "model-00001-of-00002.safetensors").stat().st_size
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(url in card for url in (base, *tuned))
+    assert "on the maker's disk" not in card
+    assert base in (tmp_path / "out" / "mergekit_config.yml").read_text()
+
+
+def test_a_merge_of_urls_is_verified_and_made_again(models: tuple[str, list[str]], tmp_path: Path) -> None:
+    base, tuned = models
+    alnico.merge(alnico.make_recipe(tuned, "ties", base=base), tmp_path / "out")
+    assert alnico.verify(tmp_path / "out", against_inputs=True)
+    assert alnico.reproduce(tmp_path / "out")
+
+
+def test_an_object_that_is_replaced_during_a_merge_is_noticed(
+    elsewhere: Elsewhere, models: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    _, tuned = models
+    file = elsewhere.root / "tuned-1" / "model-00002-of-00002.safetensors"
+    changed = bytearray(file.read_bytes())
+    changed[-1] ^= 1
+
+    done = []
+
+    def replace(event: Any) -> None:
+        done.append(event)
+        if sum(isinstance(e, TensorDone) for e in done) == 20:  # all are made: nothing will be read again
+            file.write_bytes(changed)
+
+    with pytest.raises(
+        ModelError, match=r"tuned-1/model-00002-of-00002\.safetensors: was changed while it was read"
+    ):
+        alnico.merge(alnico.make_recipe(tuned, "linear"), tmp_path / "out", watch=replace)
+    assert not (tmp_path / "out").exists()
+
+
+SECRETS = (
+    "s3://key:topsecret@bucket/model",
+    "https://user:topsecret@host/model",
+    "https://host/model?X-Amz-Signature=topsecret",
+)
+
+
+@pytest.mark.parametrize("url", SECRETS)
+@pytest.mark.parametrize("form", ["{}", "org/base+{}", "{}+0.5*org/adapter"])
+def test_credentials_in_a_recipe_are_refused_and_not_shown(
+    url: str, form: str, run: Run, tmp_path: Path
+) -> None:
+    text = f"merge_method: linear\nmodels:\n  - model: {json.dumps(form.format(url))}\n"
+    (tmp_path / "recipe.yml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        alnico.plan(tmp_path / "recipe.yml")
+    assert "recipe.yml:3: models[0].model: the URL" in str(caught.value)
+    assert "topsecret" not in str(caught.value)
+    code, out, err = run("merge", form.format(url), form.format(url), str(tmp_path / "out"))
+    assert code == RecipeError.exit_code
+    assert "topsecret" not in out + err
+    with pytest.raises(ModelError) as other:
+        alnico.open_model(form.format(url))
+    assert "topsecret" not in str(other.value)
+
+
+def test_offline_refuses_a_url(elsewhere: Elsewhere, models: tuple[str, list[str]]) -> None:
+    with pytest.raises(HubError, match="is at a URL, and alnico is offline"):
+        alnico.open_model(models[0], offline=True)
+    assert not elsewhere.reads
+
+
+def test_a_page_of_the_hub_is_answered_with_the_id() -> None:
+    with pytest.raises(ModelError, match="Write the id in place of the address: org/model"):
+        alnico.open_model("https://huggingface.co/org/model")
+
+
+def test_pickles_at_a_url_are_refused(elsewhere: Elsewhere) -> None:
+    (elsewhere.root / "old").mkdir()
+    (elsewhere.root / "old" / "pytorch_model.bin").write_bytes(b"PK")
+    for url in (f"{ADDRESS}/old", f"{ADDRESS}/old/pytorch_model.bin"):
+        with pytest.raises(ModelError, match=r"its weights are a pickle \(pytorch_model.bin\)"):
+            alnico.open_model(url)
+    assert not elsewhere.reads
+
+
+def test_models_at_urls_can_be_named_in_place_of_a_recipe(
+    models: tuple[str, list[str]], run: Run, tmp_path: Path
+) -> None:
+    base, tuned = models
+    out = str(tmp_path / "out")
+    code, _, err = run("merge", *tuned, out, "--base", base, "--method", "ties")
+    assert (code, err.count("Traceback")) == (0, 0), err
+    code, text, _ = run("plan", *tuned, "--base", base, "--method", "ties")
+    assert code == 0
+    assert base in text
+
+
+def test_every_command_that_reads_models_reads_them_at_urls(
+    elsewhere: Elsewhere, models: tuple[str, list[str]], run: Run, tmp_path: Path
+) -> None:
+    base, tuned = models
+    for words in (
+        ("inspect", base),
+        ("diff", base, tuned[0]),
+        ("analyze", tuned[0], "--base", base, "--out", str(tmp_path / "analysis")),
+        ("lora", "extract", base, tuned[0], str(tmp_path / "adapter"), "--rank", "4"),
+    ):
+        code, _, err = run(*words)
+        assert code == 0, (words, err)
+    shutil.copytree(tmp_path / "adapter", elsewhere.root / "adapter")
+    url = f"{ADDRESS}/adapter"
+    for words in (
+        ("merge", f"{base}+0.5*{url}", tuned[0], str(tmp_path / "mixed"), "--method", "linear"),
+        ("lora", "fold", base, url, str(tmp_path / "folded")),
+        ("lora", "combine", url, url, str(tmp_path / "combined"), "--saved", "average"),
+    ):
+        code, _, err = run(*words)
+        assert code == 0, (words, err)
+    here = alnico.make_recipe([local(elsewhere, f"{base}+0.5*{url}"), local(elsewhere, tuned[0])], "linear")
+    alnico.merge(here, tmp_path / "here")
+    assert contents(tmp_path / "mixed") == contents(tmp_path / "here")
