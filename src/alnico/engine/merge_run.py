@@ -253,7 +253,7 @@ class MergeRun:
                 self._shared(state, spans)
             else:
                 calls.append((self._alone, (state, spans)))
-            self._parallel(calls)
+        self._parallel(calls)
 
     def _compile(self) -> None:
         """Choose how each kernel runs, by all elements that it will run on, before any thread starts."""
