@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command does; else torch's threads wait busily
-pytest_plugins = ["durations", "made_methods", "remote_fixtures"]
+pytest_plugins = ["durations", "made_methods", "remote_fixtures", "made_cluster"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it runs in the background with interrupts ignored, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)

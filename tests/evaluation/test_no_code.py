@@ -344,6 +344,7 @@ LISTED = {
     "checkpoint/durable.py": {"ctypes.CDLL": 1},  # the C library
     "checkpoint/patterns.py": {"sre_compiler.compile": 1},  # regular expressions
     "checkpoint/quota.py": {"ctypes.CDLL": 1},  # the C library
+    "cluster/pool.py": {"pickle.loads": 2},  # what the driver of the same user sends over Ray
     "checkpoint/pickles.py": {
         "Unpickler": 2, "load": 5, "Unpickler(file, size, storages.find, storages.persistent, _set_state).load": 1,
         "Unpickler(io.BytesIO(text), len(text), storages.find, storages.persistent, _set_state).load": 1,
