@@ -1,4 +1,4 @@
-"""Connects to a Ray cluster, or starts one on this machine, and gives its nodes as a :class:`alnico.cluster.work.Cluster`.
+"""Connects to a Ray cluster, or starts one here, and gives a process on each of its nodes.
 
 Nodes run the alnico that is installed on them. Nothing is uploaded: what is sent are pickled values of alnico's own types.
 """
@@ -198,7 +198,7 @@ def _is_of_ray(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] == "ray"
 
 
-class _Actor:
+class _NodeActor:
     """The process of a node."""
 
     def __init__(self) -> None:
@@ -295,7 +295,7 @@ def _actor_on(ray: Any, node: str) -> Any:
 
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     # One processor, so that a cluster that shrinks by itself sees that the node works.
-    return ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy=there)(_Actor).remote()
+    return ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy=there)(_NodeActor).remote()
 
 
 def _is_of_code(error: Exception) -> bool:
