@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import botocore.exceptions
 import pytest
+
 from s3_server import BUCKET, S3Server
 from web_server import WebServer
 

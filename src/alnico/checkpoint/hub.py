@@ -61,6 +61,8 @@ REVISION = re.compile(r"(?![-/])[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
 NEXT_PAGE = re.compile(r'<([^<>]{1,4000})>\s*;\s*rel="next"')
 """The header Link of a list that has another page."""
 
+MAX_SKIPPED_BYTES = 1 << 20
+"""Most bytes that are received in vain, from a server that takes no ranges."""
 MAX_NAME_BYTES = 1000
 MAX_FILE_BYTES = 1 << 64
 HUB_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "hf_xet")
@@ -124,7 +126,7 @@ class Repository:
             )
             for file, size in absent.items()
         ]
-        with _hub_errors(self.label, self.name):
+        with hub_errors(self.label, self.name):
             calls = [
                 partial(self._download, file, exchange, report)
                 for file, exchange in zip(absent, exchanges, strict=True)
@@ -179,9 +181,24 @@ class Repository:
         return add_prefix(shard, prefix)
 
     def _part(self, file: str, offset: int, count: int) -> bytes:
-        """Return bytes of a file on the hub. If the server sends the whole file, the rest is not read."""
+        """Return bytes of a file on the hub."""
+        with hub_errors(self.label, self.name):
+            data = b"".join(self.receive(file, offset, count))
+        if len(data) < count:
+            raise HubError(
+                f"{self.label}: {file}: received {len(data)} bytes, expected {count} at {offset}. "
+                "The connection was cut off; try again."
+            )
+        return data
+
+    def receive(self, file: str, offset: int, count: int) -> Iterator[bytes]:
+        """Yield bytes of a file on the hub as they arrive, fewer than ``count`` if the connection is closed.
+
+        If the server sends the whole file, the rest is not read.
+        Errors: HubError; those of huggingface_hub, which :func:`hub_errors` explains.
+        """
         if not count:
-            return b""
+            return
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -190,25 +207,23 @@ class Repository:
             "Accept-Encoding": "identity",
         }
         url = hf_hub_url(self.name, file, revision=self.commit)
-        data = bytearray()
-        with (
-            _hub_errors(self.label, self.name),
-            get_session().stream(
-                "GET", url, headers=headers, timeout=read_seconds(TIMEOUT, TIMEOUT_SECONDS)
-            ) as response,
-        ):
+        seconds = read_seconds(TIMEOUT, TIMEOUT_SECONDS)
+        with get_session().stream("GET", url, headers=headers, timeout=seconds) as response:
             hf_raise_for_status(response)
             skipped = 0 if response.status_code == 206 else offset
+            if skipped > MAX_SKIPPED_BYTES:
+                raise HubError(
+                    f"{self.label}: {file}: the server sends the whole file where the part from {offset} on is asked for; expected "
+                    "one that takes ranges. Check HF_ENDPOINT and your proxies, or merge without --stream."
+                )
             for chunk in response.iter_bytes(1 << 16):
-                data += chunk
-                if len(data) >= skipped + count:
-                    break
-        if len(data) < skipped + count:
-            raise HubError(
-                f"{self.label}: {file}: received {len(data)} bytes, expected {count} at {offset}. "
-                "The connection was cut off; try again."
-            )
-        return bytes(data[skipped : skipped + count])
+                data = chunk[skipped:][:count]
+                skipped -= min(skipped, len(chunk))
+                count -= len(data)
+                if data:
+                    yield data
+                if not count:
+                    return
 
 
 def open_from_hub(label: str, *, access: Access, choose: Callable[..., list[str]] = shard_names) -> FileModel:
@@ -349,7 +364,7 @@ def list_models(tags: Iterable[str], *, search: str = "", limit: int = PAGE) -> 
         if url is None or len(found) >= limit:
             break
         exchange = Exchange(label, limit=MAX_RESPONSE_BYTES)
-        with _hub_errors(label, label):
+        with hub_errors(label, label):
             ((text, following),) = call_all([exchange], [partial(_get_page, url)])
         try:
             models = parse_json(b'{"models": ' + text + b"}", Path(url))["models"]
@@ -434,7 +449,7 @@ def upload(
     def exchange() -> Exchange:
         return Exchange(name, limit=MAX_RESPONSE_BYTES, is_upload=True)
 
-    with _hub_errors(name, name, writing=True), _progress_bars(not quiet):
+    with hub_errors(name, name, writing=True), _progress_bars(not quiet):
         call_all([exchange()], [lambda: api.create_repo(name, private=private or None, exist_ok=True)])
         listing = _fetch_listing(name, name, "main", writing=True)
         if listing.name.lower() != name.lower():
@@ -508,7 +523,7 @@ def _fetch_listing(label: str, name: str, revision: str, *, writing: bool = Fals
 
     url = f"{constants.ENDPOINT}/api/models/{name}/revision/{quote(revision, safe='')}?blobs=true"
     exchange = Exchange(label, limit=MAX_RESPONSE_BYTES)
-    with _hub_errors(label, name, revision, writing=writing):
+    with hub_errors(label, name, revision, writing=writing):
         ((text, address),) = call_all([exchange], [partial(_get, url)])
     try:
         answer = parse_json(text, Path(address))
@@ -755,7 +770,7 @@ def _progress_bars(shows: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _hub_errors(label: str, name: str, revision: str = "main", *, writing: bool = False) -> Iterator[None]:
+def hub_errors(label: str, name: str, revision: str = "main", *, writing: bool = False) -> Iterator[None]:
     """Turn errors of huggingface_hub into a HubError with a four-part message; alnico's own bugs pass."""
     try:
         yield

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import queue
+import random
 import re
 import threading
 import time
@@ -77,6 +78,60 @@ class Busy(Exception):
     def __init__(self, status: int, pause: float) -> None:
         super().__init__(f"status {status}")
         self.status, self.pause = status, pause
+
+
+class SlowTransfer(HubError):
+    """A body arrives more slowly than ``MIN_BYTES_PER_SECOND``."""
+
+
+class Pauses:
+    """How long to wait between the tries of a request: ``count`` failures so far, ``waited`` seconds of at most ``limit``.
+
+    Each pause is as long as the server asks for (``Retry-After``), but at least 1, 2, 4, 8, 16, 16, ... seconds and up to a
+    quarter more by chance, so that clients that failed together do not return together; proportionally less if ``WAIT``
+    is shorter than its default. Errors: HubError for a ``WAIT`` that is no number of seconds.
+    """
+
+    def __init__(self) -> None:
+        self.limit, self.waited, self.count = read_seconds(WAIT, WAIT_SECONDS), 0.0, 0
+        self._has_waited_long = False
+
+    def after(self, requested: float = 0.0) -> float | None:
+        """Return the seconds to wait after a failure; None if the time is over. One pause that the server asks for may be
+        longer than that."""
+        self.count += 1
+        own = min(2.0 ** min(self.count - 1, 9), LONGEST_PAUSE) * min(1.0, self.limit / WAIT_SECONDS)
+        pause = max(own * random.uniform(1.0, 1.25), requested)
+        if self.waited + pause > self.limit:
+            if self._has_waited_long or not 0 < requested <= LONG_PAUSE_FACTOR * self.limit:
+                return None
+            self._has_waited_long = True
+        self.waited += pause
+        return pause
+
+
+class Speed:
+    """Measures how fast a body arrives, without the time between its pieces that the receiver takes."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout, self._spent, self._received = timeout, 0.0, 0
+        self._begin = time.monotonic()
+
+    def wait(self) -> None:
+        """Note that the receiver waits for the next piece."""
+        self._begin = time.monotonic()
+
+    def arrived(self, count: int) -> str | None:
+        """Note ``count`` bytes. Returns what is wrong if they come too slowly."""
+        self._spent += min(time.monotonic() - self._begin, self._timeout)
+        self._received += count
+        if self._spent < self._timeout:
+            return None
+        received, spent = self._received, self._spent
+        self._received, self._spent = 0, 0.0
+        if received >= MIN_BYTES_PER_SECOND * spent:
+            return None
+        return f"sent {received} bytes in {spent:.0f} s, which is too slow; expected {MIN_BYTES_PER_SECOND} bytes per second"
 
 
 @dataclass
@@ -163,44 +218,43 @@ def guard_requests(exchange: Exchange) -> Iterator[None]:
 
 
 def call_with_retries(exchange: Exchange, call: Callable[[], T], *, tries: int = 1000) -> T:
-    """Repeat a call while the hub is busy, for a limited time.
+    """Repeat a call while the hub is busy, for a limited time, with the pauses of :class:`Pauses`.
 
-    Each pause is as long as the hub asks for (``Retry-After``), but at least 1, 2, 4, 8, 16, 16, ... seconds,
-    or proportionally less if ``WAIT`` is shorter than its default. A transfer that is cut off after it began
-    is started again up to ``MAX_RESTARTS`` times. Errors: HubError; what ``call`` raises.
+    A transfer that is cut off after it began is started again up to ``MAX_RESTARTS`` times.
+    Errors: HubError; what ``call`` raises.
     """
-    limit, waited, cuts, count, has_waited_long = read_seconds(WAIT, WAIT_SECONDS), 0.0, 0, 0, False
+    pauses, cuts = Pauses(), 0
     while True:
-        count += 1
         exchange.has_arrived = exchange.is_proved = False
         try:
             with guard_requests(exchange):
                 return call()
         except Exception as error:
-            busy = _busy_error(error)
-            restarts = _is_cut_off(error) and exchange.has_arrived and cuts < MAX_RESTARTS
+            busy = busy_error(error)
+            restarts = is_cut_off(error) and exchange.has_arrived and cuts < MAX_RESTARTS
             if busy is None and not restarts:
                 raise
-            pause = min(2.0 ** min(count - 1, 9), LONGEST_PAUSE) * min(1.0, limit / WAIT_SECONDS)
+            waited = pauses.waited
+            pause = pauses.after(0.0 if busy is None else busy.pause)
             if busy is not None:
-                pause = max(pause, busy.pause)
-                is_long = waited + pause > limit
-                may_wait_long = not has_waited_long and 0 < busy.pause <= LONG_PAUSE_FACTOR * limit
-                if (is_long and not may_wait_long) or count >= tries:
-                    raise exchange.error(_busy_message(exchange.home, busy, count, waited, limit)) from None
-                has_waited_long |= is_long
-                if pause >= LOGGED_PAUSE:
-                    logging.getLogger("huggingface_hub.alnico").warning(
-                        "%s: %s is busy (status %d); trying again in %.0f s",
-                        exchange.label,
-                        exchange.who,
-                        busy.status,
-                        pause,
-                    )
+                if pause is None or pauses.count >= tries:
+                    raise exchange.error(
+                        _busy_message(exchange.home, busy, pauses.count, waited, pauses.limit)
+                    ) from None
+                log_pause(exchange.label, f"{exchange.who} is busy (status {busy.status})", pause)
+            elif pause is None:
+                raise
             cuts += restarts
         if exchange.stop.wait(pause):
             raise TransferStopped
-        waited += pause
+
+
+def log_pause(label: str, reason: str, pause: float) -> None:
+    """Log a pause that somebody who watches would wonder about."""
+    if pause >= LOGGED_PAUSE:
+        logging.getLogger("huggingface_hub.alnico").warning(
+            "%s: %s; trying again in %.0f s", label, reason, pause
+        )
 
 
 def _busy_message(address: str, busy: Busy, count: int, waited: float, limit: float) -> str:
@@ -216,19 +270,21 @@ def _busy_message(address: str, busy: Busy, count: int, waited: float, limit: fl
     )
 
 
-def _busy_error(error: BaseException | None) -> Busy | None:
+def busy_error(error: BaseException | None) -> Busy | None:
+    """Return what an error says of a server that is busy; None for other errors."""
     from huggingface_hub.errors import HfHubHTTPError
 
     while error is not None:
         if isinstance(error, Busy):
             return error
         if isinstance(error, HfHubHTTPError) and error.response.status_code in BUSY:
-            return Busy(error.response.status_code, _requested_pause(error.response.headers))
+            return Busy(error.response.status_code, requested_pause(error.response.headers))
         error = error.__cause__
     return None
 
 
-def _is_cut_off(error: BaseException) -> bool:
+def is_cut_off(error: BaseException) -> bool:
+    """Does an error of httpx say that a connection broke, after it was made?"""
     kinds = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("httpx")}
     return bool(kinds & {"NetworkError", "RemoteProtocolError"}) and "ConnectError" not in kinds
 
@@ -416,7 +472,7 @@ def _check_response(response: Any) -> None:
                 )
             del headers[name]  # huggingface_hub would print it
     if status in BUSY:
-        pause = _requested_pause(headers)
+        pause = requested_pause(headers)
         if not exchange.is_upload:
             raise Busy(status, pause)
         # While uploading, huggingface_hub repeats the failed part of a file, and sleeps as long as these say.
@@ -534,29 +590,23 @@ def _bounded_stream(exchange: Exchange, response: Any, is_body: bool, is_file: b
             yield _readable_error(bytes(error_body[:MAX_ERROR_BYTES]))
 
         def body(self) -> Iterator[bytes]:
-            total, spent, received = 0, 0.0, 0
+            total, speed = 0, Speed(timeout)
             digest = hashlib.sha256() if is_whole else None
-            begin = time.monotonic()
             for chunk in inner:
                 exchange.note_arrival()
-                spent += min(time.monotonic() - begin, timeout)
-                received, total = received + len(chunk), total + len(chunk)
+                total += len(chunk)
+                slow = speed.arrived(len(chunk))
                 if total > limit:
                     raise exchange.error(
                         f"{exchange.who}'s answer is longer than the expected {limit} bytes. Try again; check "
                         f"{exchange.setting}."
                     )
-                if spent >= timeout:
-                    if received < MIN_BYTES_PER_SECOND * spent:
-                        raise exchange.error(
-                            f"{exchange.who} sent {received} bytes in {spent:.0f} s, which is too slow; expected "
-                            f"{MIN_BYTES_PER_SECOND} bytes per second. {_retry_hint(timeout)}"
-                        )
-                    spent, received = 0.0, 0
+                if slow is not None:
+                    raise SlowTransfer(f"{exchange.label}: {exchange.who} {slow}. {_retry_hint(timeout)}")
                 if digest:
                     digest.update(chunk)
                 yield chunk
-                begin = time.monotonic()
+                speed.wait()
             exchange.is_waiting = False
             if digest and total == exchange.size:
                 check_sha256(exchange, digest.hexdigest())
@@ -582,7 +632,7 @@ def _readable_error(body: bytes) -> bytes:
     return json.dumps(texts).encode()
 
 
-def _requested_pause(headers: Mapping[str, str]) -> float:
+def requested_pause(headers: Mapping[str, str]) -> float:
     """Return the seconds that a response asks to wait, by the hub's clock; 0 if it does not say."""
     limits = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*([0-9]{1,9})\b", headers.get("RateLimit", ""))
     text = headers.get("Retry-After", "").strip()

@@ -51,12 +51,16 @@ def checked_url(text: str) -> str:
         raise ModelError(f"{text[:80]!r} is not a URL; expected one such as {EXAMPLES}. Check the scheme.")
     scheme = {"s3a": "s3", "s3n": "s3"}.get(found[1].lower(), found[1].lower())
     parts = _split(scheme, text)
-    _refuse_secrets(scheme, text, parts)
     if scheme == "file":
         raise ModelError(
             f"{text[:200]!r} is a path of this machine as a URL; expected a path. Write {parts.path[:200]!r}."
         )
-    if "::" in text or "\\" in text or not text.isprintable() or len(text) > MAX_LENGTH:
+    if (
+        "::" in (parts.path if scheme in WEB else text)
+        or "\\" in text
+        or not text.isprintable()
+        or len(text) > MAX_LENGTH
+    ):
         raise ModelError(
             f"the URL {text[:200]!r} has '::', a backslash or a control character, or is longer than {MAX_LENGTH} characters; "
             f"expected a plain URL, such as {EXAMPLES}. Correct it."
@@ -90,12 +94,26 @@ def open_remote_folder(url: str) -> RemoteFolder:
 
     Errors: ModelError as :func:`checked_url`; HubError if a package is missing or the scheme is unknown.
     """
-    raise NotImplementedError(checked_url(url))
+    address = checked_url(url)
+    scheme = address.partition("://")[0]
+    if scheme == "s3":
+        from alnico.checkpoint.remote.s3_folder import S3Folder
+
+        return S3Folder(address)
+    if scheme in WEB:
+        from alnico.checkpoint.remote.web_folder import WebFolder
+
+        return WebFolder(address)
+    from alnico.checkpoint.remote.fsspec_folder import FsspecFolder
+
+    return FsspecFolder(address)
 
 
 def _split(scheme: str, text: str) -> SplitResult:
+    """Return the parts of a URL that has no secrets. Errors: ModelError."""
     try:
         parts = urlsplit(text)
+        _refuse_secrets(scheme, text, parts)
         _ = parts.port  # checks it
         return parts
     except ValueError:  # its message would show a password
