@@ -42,6 +42,7 @@ def analyze(
     restart: bool = False,
     offline: bool = False,
     device: Any = DEFAULT_DEVICE,
+    ray: str | bool | None = None,
     watch: Watcher | None = None,
 ) -> Analysis:
     """Measure how far models are from their base, where, and how their task vectors relate to each other.
@@ -50,7 +51,7 @@ def analyze(
     (``summary.json``, CSV files) and, if the extra ``[report]`` is installed, ``report.html`` and pictures. The
     same call resumes an interrupted analysis into ``out``. Base and models may also be in memory: modules,
     dicts of tensors, task vectors of the base. They are read in place, and called ``base``, ``models[0]``,
-    ``models[1]`` and so on.
+    ``models[1]`` and so on. With ``ray`` the nodes of a cluster read and measure tensors, with the same results.
 
     Options:
         models: Models: directories, files, or owner/name@revision on the hub.
@@ -61,7 +62,7 @@ def analyze(
             compares none.
     Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError, RunError.
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device, ray=ray)
     devices_for("merging", run.device)  # before anything is made
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
     named = name_models(models, names=names)

@@ -17,12 +17,14 @@ from alnico._version import __version__
 from alnico.analysis.common_tensors import CommonTensor, model_of, names_of, pair_tensors
 from alnico.analysis.histogram import Histogram
 from alnico.analysis.journal import AnalysisJournal, MeasuredTensor, decode_measurement
+from alnico.analysis.measure_on_nodes import measure_on_nodes
 from alnico.analysis.measure_tensors import MeasuringRun, fit_memory
 from alnico.analysis.results import GROUPS, AnalysedModel, Analysis, Skipped
 from alnico.analysis.tally import PooledTallies, Tally
 from alnico.checkpoint.file_model import describe_change, file_states
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Source
+from alnico.cluster.node_models import NodeModels
 from alnico.engine.fetch import fetch_files
 from alnico.engine.matrix_gpu import kind_of, matrix_gpus
 from alnico.errors import AlnicoError, MismatchError, ModelError
@@ -68,6 +70,7 @@ def analyze_sources(
             "default is 0.2."
         )
     gpus = matrix_gpus(run.device)
+    on_nodes = None if run.ray is None else NodeModels.of((*models, base), run)
     models = [with_names_of(model, base) for model in models]
     subjects, skipped = pair_tensors(base, models)
     for position, model in enumerate(models):
@@ -77,13 +80,13 @@ def analyze_sources(
                 "one architecture. `alnico inspect` lists their tensors."
             )
     sources = (*models, base)
-    read = [
-        [i.name for s in subjects for i in s.job.read if i.model == position]
-        for position in range(len(sources))
-    ]
-    fetch_files(
-        sources, [source.absent(names, False) for source, names in zip(sources, read, strict=True)], run.watch
-    )
+    if on_nodes is None:
+        read = [
+            [i.name for s in subjects for i in s.job.read if i.model == position]
+            for position in range(len(sources))
+        ]
+        absent = [source.absent(names, False) for source, names in zip(sources, read, strict=True)]
+        fetch_files(sources, absent, run.watch)
     memory = fit_memory(subjects, sources, run, subspace_side, block_elements)
     before = file_states(path for source in sources for path in source.paths())
     recorded: dict[str, Mapping[str, Any]] = {}
@@ -91,9 +94,15 @@ def analyze_sources(
         options = {"top_share": top_share, "subspace_side": subspace_side, "device": kind_of(gpus)}
         recorded = unfinished.begin(base, models, subjects, run.threads, **options)
     collected = CollectedMeasurements(subjects, len(models), recorded, unfinished)
-    MeasuringRun(
-        subjects, sources, memory, top_share, subspace_side, collected.take, run.watch, gpus
-    ).measure(collected.missing)
+    if on_nodes is None:
+        MeasuringRun(
+            subjects, sources, memory, top_share, subspace_side, collected.take, run.watch, gpus
+        ).measure(collected.missing)
+    else:
+        measure_on_nodes(
+            on_nodes, subjects, collected.missing, collected.take,
+            top_share=top_share, subspace_side=subspace_side, run=run,
+        )  # fmt: skip
     if changed := describe_change(before):
         raise ModelError(
             f"{changed}: changed during the analysis; expected a file that stays the same. Run the command "

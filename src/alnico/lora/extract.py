@@ -27,6 +27,8 @@ from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Source, read_tensor, unwrap
 from alnico.checkpoint.tied_weights import architectures
 from alnico.checkpoint.untied_model import untie
+from alnico.cluster.node_models import NodeModels
+from alnico.cluster.nodes import check_numerics
 from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.arena import Arena
 from alnico.engine.fetch import fetch_files
@@ -38,6 +40,7 @@ from alnico.folders import remove
 from alnico.kernels.clock import counts_compiling
 from alnico.kernels.constants import ARITHMETIC
 from alnico.lora.extract_deltas import ExtractMemory, arena_bytes, fit_extraction, real_of
+from alnico.lora.extract_on_nodes import ExtractNodes
 from alnico.lora.extract_options import Options, checked_options
 from alnico.lora.extract_result import ExtractedTensor, Extraction, card_text
 from alnico.lora.extract_targets import (
@@ -96,6 +99,7 @@ def extract(
     restart: bool = False,
     offline: bool = False,
     device: Any = DEFAULT_DEVICE,
+    ray: str | bool | None = None,
     watch: Watcher | None = None,
 ) -> Any:
     """Write what a fine-tune changed of its base as a LoRA adapter: ``B A`` near ``tuned - base``.
@@ -105,7 +109,8 @@ def extract(
     values, and alpha is the rank, so that the scale is 1. Differences are computed in float32 (float64 where
     a model is), without earlier rounding. Convolutions are flattened; an embedding has ``lora_embedding_A``
     and ``_B``. The finished adapter is folded back and compared with the fine-tune, tensor by tensor, in
-    float64. The same call resumes an interrupted extraction.
+    float64. The same call resumes an interrupted extraction. With ``ray`` the nodes of a cluster do all this, and this process
+    collects the factors and writes the adapter, with the same bytes.
 
     In Python the models may be in memory: modules, dicts of tensors, and the others that merges take. Without
     ``out`` the result is an :class:`alnico.lora.Triples`: a triple (A, B, scale) for each matrix, with the
@@ -149,7 +154,7 @@ def extract(
     begin = time.perf_counter()
     name_model(tuned, "tuned")
     name_model(base, "base")
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
+    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device, ray=ray)
     gpus = matrix_gpus(run.device)
     options = checked_options(
         rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed
@@ -160,7 +165,7 @@ def extract(
             extraction = extract(
                 tuned, base, files, rank=rank, energy=energy, size=size, max_rank=max_rank, exact=exact,
                 others=others, embeddings=embeddings, include=include, exclude=exclude, dtype=dtype, seed=seed,
-                verify=verify, memory=memory, threads=threads, offline=offline, device=device, watch=watch,
+                verify=verify, memory=memory, threads=threads, offline=offline, device=device, ray=ray, watch=watch,
             )  # fmt: skip
             found = open_models({"base": base}, base=base, access=Access(offline))
             with closing(found), open_adapter(os.fspath(files)) as adapter:
@@ -178,6 +183,7 @@ def extract(
             found = open_models({"tuned": tuned, "base": base}, base=base, access=run.access)
             stack.callback(found.close)
             opened = list(found.sources.values())
+        on_nodes = None if run.ray is None else NodeModels.of(opened, run)
         models = untie(opened, opened)
         models[0] = with_names_of(models[0], models[1])
         targets = find_targets(
@@ -200,8 +206,15 @@ def extract(
         )
         fetch_files(models, [m.absent(list(m.tensors), True) for m in models], run.watch)
         _check_related(models[0], models[1], targets)
+        nodes = None
+        if on_nodes is not None and run.ray is not None:
+            from alnico.cluster.connect import connect
+
+            cluster = stack.enter_context(connect(run.ray))
+            check_numerics(cluster.nodes, ["extract"])
+            nodes = ExtractNodes(cluster, on_nodes, options, targets.compared, run)
         with PartDirectory(target) as part:
-            work = _ExtractRun(models[0], models[1], options, targets, room, run.watch, gpus)
+            work = _ExtractRun(models[0], models[1], options, targets, room, run.watch, gpus, nodes)
             store = FactorStore(part, work.fingerprint(), restart)
             try:
                 extraction = work.all(part, store, verify, path_of(base) or "the base")
@@ -243,6 +256,7 @@ class _ExtractRun:
         room: ExtractMemory,
         watch: Watcher | None,
         gpus: tuple[MatrixGpu, ...] = (),
+        nodes: ExtractNodes | None = None,
     ) -> None:
         self.tuned = tuned
         self.base = base
@@ -252,6 +266,7 @@ class _ExtractRun:
         self._crew = Crew(room.threads, watch)
         self._device = kind_of(gpus)
         self._gpus = gpus
+        self._nodes = nodes
         self._arena = Arena(arena_bytes(room))
 
     def all(self, part: PartDirectory, store: FactorStore, verify: bool, reference: str) -> Extraction:
@@ -260,18 +275,7 @@ class _ExtractRun:
         try:
             with self._crew:
                 try:
-                    todo = [s for s in self.targets.compared if s.name not in store.done]
-                    run = FactorisingRun(
-                        self.tuned,
-                        self.base,
-                        self.options,
-                        self.room,
-                        self._crew,
-                        self._arena,
-                        store.put,
-                        self._gpus,
-                    )
-                    run.factorise(todo)
+                    self._factorise(store)
                 except BaseException as error:
                     has_ended = True
                     with suppress(RunError):  # the first error matters
@@ -283,6 +287,21 @@ class _ExtractRun:
         finally:
             if not is_left:  # an abandoned thread may still write its result
                 store.close()
+
+    def _factorise(self, store: FactorStore) -> None:
+        todo = [s for s in self.targets.compared if s.name not in store.done]
+        if self._nodes is None:
+            FactorisingRun(
+                self.tuned, self.base, self.options, self.room, self._crew, self._arena, store.put, self._gpus
+            ).factorise(todo)
+        else:
+            results = [
+                sum(s.matrix) * real_of(self.tuned, self.base, s.name).itemsize * self.options.cap(s)
+                if s.treatment == "factors"
+                else 0
+                for s in todo
+            ]
+            self._nodes.factorise(todo, [self._bytes(s) for s in todo], results, store.put)
 
     def _write_adapter(
         self, part: PartDirectory, store: FactorStore, verify: bool, reference: str
@@ -534,14 +553,20 @@ class _ExtractRun:
             t for t in extraction.tensors if t.treatment in ("factors", "saved") and targets[t.name].elements
         ]
         sums = {t.name: np.zeros((runs_of(targets[t.name].elements), 2)) for t in todo}
-        self._crew.report(Reading(len(todo), sum(self._bytes(targets[t.name]) for t in todo)))
-        parts = [(name, range(len(each))) for name, each in sums.items()]
+        read = [self._bytes(targets[t.name]) for t in todo]
 
         def put(name: str, run: int, squares: tuple[float, float]) -> None:
             sums[name][run] = squares
 
-        with self._folded(extraction.tuned, part) as folded:
-            FoldedDistances(folded, self.tuned, self._crew, self._arena, put).measure(parts)
+        if self._nodes is None:
+            self._crew.report(Reading(len(todo), sum(read)))
+            with self._folded(extraction.tuned, part) as folded:
+                FoldedDistances(folded, self.tuned, self._crew, self._arena, put).measure(
+                    [(name, range(len(each))) for name, each in sums.items()]
+                )
+        else:
+            runs = {name: len(each) for name, each in sums.items()}
+            self._nodes.measure(os.path.abspath(part.model), runs, read, put)
         tensors = []
         for t in extraction.tensors:
             if t.name not in sums:
