@@ -152,6 +152,7 @@ MAKES_THREADS = {
     "threads.py": "the one user of ieee_threads",
     "output/journal.py": "one thread writes the journal while others compute; it ends with its run",
     "checkpoint/network.py": "downloads and uploads of the hub, which end with the process if they hang",
+    "engine/reading_ahead.py": "threads that wait for servers; they end with the process if a server hangs",
     "tune/search/workers.py": "a thread in each worker process waits for its parent's end",
 }
 """Files that may make threads, each with its reason. All others use :class:`alnico.threads.Crew`, so that Ctrl-C has one behaviour."""

@@ -354,6 +354,12 @@ def model_kernel(fact: OverModel, jobs: Sequence[Job]) -> MeasureKernel:
     return MeasureKernel("histogram", fact.fact.of, len(fact.models), fact.base is not None, (), real)
 
 
+def model_passes(fact: OverModel, jobs: Sequence[Job]) -> int:
+    """The number of passes over all ``jobs`` that measure a fact."""
+    is_measured = any(share < 1 for share in fact.fact.share) and any(job.elements for job in jobs)
+    return 8 * np.dtype(model_kernel(fact, jobs).real).itemsize // 16 if is_measured else 0
+
+
 class ModelMeasurement:
     """One fact over many tensors: ``fold`` for every block of every tensor, and ``turn`` after each pass,
     until ``result``.
@@ -521,7 +527,7 @@ def kernels_of(facts: Sequence[MeasuredFact], job: Job, *, on_gpu: bool = False)
     """Describe the kernels that measure some facts of a job."""
     if on_gpu:
         return {_kernel(f, job, _counted(f, job)) for f in facts}
-    sampled = [f for f in facts if isinstance(f, KthLargest) and _is_bracketed(f, job)]
+    sampled = [f for f in facts if isinstance(f, KthLargest) and is_bracketed(f, job)]
     return {_kernel(f, job) for f in facts} | {_kernel(f, job, "values") for f in sampled}
 
 
@@ -556,7 +562,7 @@ def _square(models: int) -> np.ndarray:
     return np.maximum(places, places.T)
 
 
-def _is_bracketed(fact: KthLargest, job: Job) -> bool:
+def is_bracketed(fact: KthLargest, job: Job) -> bool:
     """A sample cannot be drawn where values depend on an element's place."""
     return job.elements > SMALL and all(kind_of(a) in ("number", "numbers") for a in fact.arguments)
 
@@ -568,7 +574,7 @@ def _kernel(fact: MeasuredFact, job: Job, reduction: Reduction | None = None) ->
     if reduction is None:
         if isinstance(fact, KthLargest):
             reduction = (
-                "values" if job.elements <= SMALL else "bracket" if _is_bracketed(fact, job) else "histogram"
+                "values" if job.elements <= SMALL else "bracket" if is_bracketed(fact, job) else "histogram"
             )
         elif isinstance(fact, Largest):
             reduction = "largest of rows"
@@ -588,7 +594,7 @@ def _state(fact: MeasuredFact, context: KernelContext) -> _FactState:
             return _BySelection(fact, context)
         if context.gpu is not None:
             return _ByHistogram(fact, context)
-        return _ByBracket(fact, context) if _is_bracketed(fact, context.job) else _ByHistogram(fact, context)
+        return _ByBracket(fact, context) if is_bracketed(fact, context.job) else _ByHistogram(fact, context)
     if isinstance(fact, Largest) or (isinstance(fact, Sum) and fact.over == "row"):
         return _OfRows(fact, context)
     return _ByLeaf(fact, context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,7 @@ from alnico.engine.matrix import JobMatrices, rounding_kernel
 from alnico.engine.matrix_gpu import MatrixRoom, is_of_gpu
 from alnico.engine.matrix_store import MatrixNote, MatrixStore
 from alnico.engine.mix import Mixer, mix_kernel, refuse_inputs
+from alnico.engine.reading_ahead import ReadingAhead, in_one_pass, reads_of
 from alnico.engine.workspace import BlockOutput, Workspace, block_of
 from alnico.errors import (
     AlnicoError,
@@ -157,6 +159,8 @@ class MergeRun:
         missing = [j for j in plan.jobs if j.name not in self.records]
         self.jobs = as_differences(missing, plan.sources)
         self._crew = Crew(plan.memory.threads, watch)
+        self._reads = reads_of(self.jobs, plan.sources) if spans is None else {}
+        self._ahead = ReadingAhead(plan.memory.ahead_bytes, self._crew.check)
         self._room = MatrixRoom()
         self._device_of = devices_of(plan.jobs, plan.sources, plan.devices)
         self._at_once: dict[str, bool] = {}
@@ -228,7 +232,7 @@ class MergeRun:
 
     def _make_all(self) -> None:
         """Make all tensors that are not made yet."""
-        with self._crew:
+        with closing(self._ahead), self._crew:
             self._measure_model()
             if self._groups is None:
                 return self._make(self.jobs)
@@ -238,6 +242,23 @@ class MergeRun:
 
     def _make(self, jobs: Sequence[Job]) -> None:
         """Make tensors: large ones that are measured first, one after the other, then all others."""
+        order = sorted(jobs, key=lambda job: not self._is_shared(job, self._spans(job)))
+        with self._ahead.over(
+            [(job.name, self._reads[job.name]) for job in order if job.name in self._reads]
+        ):
+            self._make_in_order(jobs)
+
+    def _is_shared(self, job: Job, spans: Sequence[Span]) -> bool:
+        """Do all threads make a tensor together?"""
+        return (
+            job.kind == "mix"
+            and job.merge is not None
+            and bool(job.merge.levels())
+            and self._crew.threads > 1
+            and len(spans) >= SHARED_CHUNKS
+        )
+
+    def _make_in_order(self, jobs: Sequence[Job]) -> None:
         calls: list[WorkItem] = []
         for job in jobs:
             spans = self._spans(job)
@@ -249,7 +270,7 @@ class MergeRun:
             elif job.merge is None or not job.merge.levels():
                 state.mixer = Mixer(self._context(state), self.plan.sources)
                 calls += [(self._mix_chunk, (state, span)) for span in spans]
-            elif self._crew.threads > 1 and len(spans) >= SHARED_CHUNKS:
+            elif self._is_shared(job, spans):
                 self._shared(state, spans)
             else:
                 calls.append((self._alone, (state, spans)))
@@ -283,7 +304,8 @@ class MergeRun:
         if self.recorder.failure is not None:
             raise self.recorder.failure
         try:
-            call(*arguments)
+            with self._ahead.of(_job_of(arguments).name):
+                call(*arguments)
         except ResourceError as error:
             self._refuse_gpu(error, arguments)
             raise
@@ -420,8 +442,12 @@ class MergeRun:
                 fact, jobs, self.cache.of_model(fact, jobs) if self.cache is not None else {}
             )
             calls = [(self._measure_across, (measurement, job, span)) for job in jobs for span in chunks(job)]
+            reads = [
+                (job.name, in_one_pass(self._reads[job.name])) for job in jobs if job.name in self._reads
+            ]
             while measurement.result is None:
-                self._parallel(calls)
+                with self._ahead.over(reads):
+                    self._parallel(calls)
                 measurement.turn()
             self.facts[number] = measurement.result
             if self.cache is not None:
@@ -576,6 +602,7 @@ class MergeRun:
             if state.remaining:
                 return
         job = state.job
+        self._ahead.done(job.name)
         if not self.recorder.wants_digests:
             return
         inputs = tuple((i.model, i.name, d.result()) for i, d in zip(job.read, state.inputs, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,6 +16,7 @@ from alnico.checkpoint.signatures import SignedInputs, check_key
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.statistics import StatisticsSource
 from alnico.engine.fetch import fetch_inputs
+from alnico.engine.requested_bytes import requested_bytes
 from alnico.engine.run import MergeResult, run_plan
 from alnico.engine.stages import close
 from alnico.errors import AlnicoError
@@ -88,7 +89,8 @@ class Planner:
         )
         if self.signed is not None:
             self._check_other_inputs(self.signed, plan)
-        return plan
+        requested = requested_bytes(plan)
+        return replace(plan, bytes_to_request=requested) if requested else plan
 
     def _check_other_inputs(self, signed: SignedInputs, plan: Plan) -> None:
         """Check the signatures of inputs that are not models: statistics, and analyses that weights come

@@ -262,15 +262,10 @@ def compare_models(
     )
 
 
-def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
-    """Compare the models of a plan by a sample, and return the plan with notes about them.
-
-    Only values that are mixed are compared: copies and layers from several models are what the recipe
-    requests, and only models that are mixed with each other. Networks in memory are often small: where two
-    models are mixed in fewer than four large matrices and a ``caller`` ``judges_small``, small ones count.
-    Errors: MismatchError for models that were not tuned from one base, unless the recipe says
-    ``unrelated: allow``. The advice is in the words of the ``caller``.
-    """
+def sampled_tensors(
+    plan: Plan, caller: Caller = IN_A_RECIPE
+) -> tuple[list[SampledTensor], set[tuple[int, int]]]:
+    """Choose the tensors of a plan that are sampled, and the pairs of models in which small matrices count."""
     places: dict[str, SampledTensor] = {}
     orders: set[tuple[int, ...]] = set()
     for job in plan.jobs:
@@ -299,7 +294,20 @@ def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     for place in matrices or places.values():
         by_models.setdefault(place.models, []).append(place)
     sampled = {p.name for group in by_models.values() for p in pick_evenly(group, TENSORS)}
-    comparison = compare_models(plan.sources, [p for p in places.values() if p.name in sampled], small=small)
+    return [p for p in places.values() if p.name in sampled], small
+
+
+def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
+    """Compare the models of a plan by a sample, and return the plan with notes about them.
+
+    Only values that are mixed are compared: copies and layers from several models are what the recipe
+    requests, and only models that are mixed with each other. Networks in memory are often small: where two
+    models are mixed in fewer than four large matrices and a ``caller`` ``judges_small``, small ones count.
+    Errors: MismatchError for models that were not tuned from one base, unless the recipe says
+    ``unrelated: allow``. The advice is in the words of the ``caller``.
+    """
+    sampled, small = sampled_tensors(plan, caller)
+    comparison = compare_models(plan.sources, sampled, small=small)
     unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
     if unrelated and plan.recipe.unrelated == "error":
         raise MismatchError(*(_refusal(x, caller) for x in unrelated))
@@ -355,11 +363,17 @@ def pick_evenly(places: Sequence[SampledTensor], count: int) -> list[SampledTens
     return [places[i * (len(places) - 1) // (count - 1)] for i in range(count)]
 
 
+def sample_bytes(tensor: Tensor) -> int:
+    """The bytes of the elements that are sampled of a tensor."""
+    return min(tensor.elements, SAMPLE) * DTYPES[tensor.dtype].bytes
+
+
 def _read(source: Source, name: str) -> np.ndarray:
     """Read the elements in the middle of a tensor, as float64."""
     tensor = source.tensors[name]
-    width, count = DTYPES[tensor.dtype].bytes, min(tensor.elements, SAMPLE)
-    raw = np.empty(count * width, np.uint8)
+    raw = np.empty(sample_bytes(tensor), np.uint8)
+    width = DTYPES[tensor.dtype].bytes
+    count = raw.size // width
     source.read_into(name, (tensor.elements - count) // 2 * width, memoryview(raw))
     return decode(raw, tensor.dtype).astype(np.float64)
 

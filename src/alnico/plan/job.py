@@ -146,7 +146,7 @@ class Dropped:
 @dataclass(frozen=True)
 class MemoryPlan:
     """The memory of a run: ``peak_bytes`` in total, ``worker_bytes`` for each of ``threads`` workers, ``gpu_bytes`` on each of
-    its GPUs."""
+    its GPUs, ``ahead_bytes`` for tensors of models at URLs that are read before they are needed."""
 
     budget_bytes: int
     peak_bytes: int
@@ -154,6 +154,7 @@ class MemoryPlan:
     worker_bytes: int
     block_elements: int
     gpu_bytes: int = 0
+    ahead_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,8 @@ class Plan:
     """What the rules under ``methods`` do, in order."""
     devices: tuple[Device, ...] = field(default=(CPU,), compare=False)
     """Where tensors are computed: the processor, or one GPU or several."""
+    bytes_to_request: int = 0
+    """Bytes of weights that are requested from servers, of models at URLs; see :mod:`alnico.engine.requested_bytes`."""
     stages: tuple[Plan, ...] = field(default=(), compare=False)
     """The plans of earlier stages, in the order in which they ran. Their sources are closed."""
 
@@ -210,6 +213,11 @@ class Plan:
                 ("parameters", self.elements),
                 ("dtype", self.dtype or "as the models"),
                 ("to read", format_size(self.bytes_to_read)),
+                *(
+                    [("to request from servers", format_size(self.bytes_to_request))]
+                    if self.bytes_to_request
+                    else []
+                ),
                 ("to write", format_size(self.bytes_to_write)),
                 ("memory", f"at most {format_size(self.memory.peak_bytes)}"),
                 *[(f"memory of {d}", f"at most {format_size(self.memory.gpu_bytes)}") for d in self.gpus],
@@ -301,6 +309,7 @@ class Plan:
             "tensors": {kind: sum(1 for j in self.jobs if j.kind == kind) for kind in self._kinds()},
             "parameters": self.elements,
             "bytes_to_read": self.bytes_to_read,
+            **({"bytes_to_request": self.bytes_to_request} if self.bytes_to_request else {}),
             "bytes_to_write": self.bytes_to_write,
             "peak_memory_bytes": self.memory.peak_bytes,
             "threads": self.memory.threads,

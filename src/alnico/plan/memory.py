@@ -11,6 +11,7 @@ from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Gram, Largest, Sum
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job, MemoryPlan
+from alnico.plan.remote_reads import largest_held
 
 BASELINE_BYTES = 330 << 20
 """Resident size of the interpreter, numpy, numba and LLVM after compiling; measured: 240 to 300 MiB."""
@@ -35,6 +36,14 @@ BLAS_BYTES = 32 << 20
 
 GPU_LIBRARY_BYTES = 256 << 20
 """The most memory of a GPU that cuBLAS and cuSOLVER take next to a matrix's numbers. Not measured."""
+
+REMOTE_BYTES = 64 << 20
+"""The memory of the libraries and connections by which models at URLs are read."""
+
+LEAST_AHEAD_BYTES = 32 << 20
+MOST_AHEAD_BYTES = 1 << 30
+"""The memory for tensors of models at URLs that are read before they are needed: the least, and the most unless a tensor that is
+read several times needs more."""
 
 SELECTION_BYTES = 32 << 20
 """The most bytes of candidate values while the kth largest magnitudes of a tensor are searched, over all
@@ -62,10 +71,15 @@ def fit_memory(
         (s.reading_bytes for s in sources), default=0
     )
     on_gpu = devices[0].is_gpu
+    remote, of_matrix, of_held = largest_held(jobs, sources)
+    least_ahead = max(min(remote, LEAST_AHEAD_BYTES), of_matrix)
+    most_ahead = min(max(MOST_AHEAD_BYTES, of_held), remote)
     fixed = (
         sum(s.held_bytes for s in sources)
         + BASELINE_BYTES
         + reserved_bytes
+        + least_ahead
+        + (REMOTE_BYTES if remote else 0)
         + (CUDA_BYTES if on_gpu else 0)
         + BYTES_A_TENSOR * tensors
         + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
@@ -88,7 +102,10 @@ def fit_memory(
             peak = fixed + workers * worker + min(workers, matrices) * whole
             needed, most = _gpu_bytes(jobs, workers, block, facts) if on_gpu else (0, 0)
             if peak <= budget_bytes and needed <= free:
-                return MemoryPlan(budget_bytes, peak, workers, worker, block, min(most, free))
+                ahead = max(least_ahead, min(least_ahead + budget_bytes - peak, most_ahead))
+                return MemoryPlan(
+                    budget_bytes, peak + ahead - least_ahead, workers, worker, block, min(most, free), ahead
+                )
     if on_gpu:
         _refuse_small_gpu(jobs, devices, _gpu_bytes(jobs, 1, LEAF, facts)[0])
     least = (
