@@ -1,4 +1,4 @@
-"""Reads tensors of models at URLs before they are needed: several pieces at a time, in the order of the jobs, within a budget.
+"""Reads tensors of models at URLs before they are needed: several pieces at a time, within a budget.
 
 A job whose bytes are read once lets go of each piece when all of it was read. A job that reads its tensors several times (it
 measures them first, or works on whole matrices) has all of its pieces held until it is done, if they fit into the budget; a larger
@@ -8,7 +8,6 @@ one requests what it reads, each time that it reads it. Either way it is known i
 from __future__ import annotations
 
 import dataclasses
-import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.remote.remote_weights import PIECE_BYTES, pieces_of
+from alnico.checkpoint.remote.remote_weights import PIECE_BYTES, pieces_of, remote_models
 from alnico.checkpoint.resident_model import ResidentModel
 from alnico.checkpoint.source import Source
 from alnico.plan.job import Job
@@ -33,7 +32,7 @@ WAITING, LOADING, READY, DIRECT = "waiting", "loading", "ready", "direct"
 
 
 @dataclass(eq=False)
-class _Piece:
+class _RequestedPiece:
     """Bytes ``start`` to ``stop`` of a tensor. ``unread`` of them were not read yet."""
 
     entry: _JobPieces
@@ -58,8 +57,8 @@ class _JobPieces:
     name: str
     is_held: bool
     byte_size: int
-    pieces: list[_Piece] = field(default_factory=list)
-    of_tensor: dict[tuple[Source, str], list[_Piece]] = field(default_factory=dict)
+    pieces: list[_RequestedPiece] = field(default_factory=list)
+    of_tensor: dict[tuple[Source, str], list[_RequestedPiece]] = field(default_factory=dict)
     has_room: bool = False
     is_done: bool = False
 
@@ -76,7 +75,7 @@ class ReadingAhead:
         self._changed = threading.Condition()
         self._used = 0
         self._jobs: dict[str, _JobPieces] = {}
-        self._queue: list[_Piece] = []
+        self._queue: list[_RequestedPiece] = []
         self._next = 0
         self._is_closed = False
         self._free: list[np.ndarray] = []
@@ -159,7 +158,7 @@ class ReadingAhead:
             position = stop
         return True
 
-    def _take(self, piece: _Piece, begin: int, buffer: memoryview) -> None:
+    def _take(self, piece: _RequestedPiece, begin: int, buffer: memoryview) -> None:
         """Fill a buffer with bytes of a piece, from byte ``begin`` of the tensor on."""
         with self._changed:
             while True:
@@ -198,7 +197,7 @@ class ReadingAhead:
                 piece.state = DIRECT  # read again: requested again
                 self._changed.notify_all()
 
-    def _make_room(self, piece: _Piece) -> bool:
+    def _make_room(self, piece: _RequestedPiece) -> bool:
         """Take room for a piece, or for all pieces of a job that holds them. The caller has the lock."""
         entry = piece.entry
         if entry.is_held:
@@ -218,7 +217,7 @@ class ReadingAhead:
         while self._free and self._used + len(self._free) * PIECE_BYTES > self._budget:
             self._free.pop()
 
-    def _drop(self, piece: _Piece) -> None:
+    def _drop(self, piece: _RequestedPiece) -> None:
         """Forget the bytes of a piece. The caller has the lock."""
         if piece.data is None:
             return
@@ -232,7 +231,7 @@ class ReadingAhead:
         while (piece := self._following()) is not None:
             self._load(piece)
 
-    def _following(self) -> _Piece | None:
+    def _following(self) -> _RequestedPiece | None:
         """Wait for the next piece that there is room for; None at the end."""
         with self._changed:
             while not self._is_closed:
@@ -248,7 +247,7 @@ class ReadingAhead:
                 self._changed.wait()
         return None
 
-    def _load(self, piece: _Piece) -> None:
+    def _load(self, piece: _RequestedPiece) -> None:
         """Request a piece that is marked as loading."""
         error: BaseException | None = None
         data = self._buffer(piece.size)
@@ -263,13 +262,12 @@ class ReadingAhead:
             self._changed.notify_all()
 
     def _buffer(self, size: int) -> np.ndarray:
-        """Memory for a piece: that of an earlier one, as fresh pages are slow; mapped, so that it is given back when it is freed."""
-        if size != PIECE_BYTES:
-            return np.empty(size, np.uint8)
-        with self._changed:
-            if self._free:
-                return self._free.pop()
-        return np.frombuffer(mmap.mmap(-1, PIECE_BYTES), np.uint8)
+        """Memory for a piece: that of an earlier one if it is as large, as fresh pages are slow."""
+        if size == PIECE_BYTES:
+            with self._changed:
+                if self._free:
+                    return self._free.pop()
+        return np.empty(size, np.uint8)
 
     def close(self) -> None:
         """End the threads; one that waits for a server is left to itself."""
@@ -281,7 +279,7 @@ class ReadingAhead:
             thread.join(POLL_SECONDS)
 
 
-def _request(piece: _Piece, begin: int, buffer: memoryview) -> None:
+def _request(piece: _RequestedPiece, begin: int, buffer: memoryview) -> None:
     remote, file, tensor = piece.model.request(piece.tensor)
     if (begin, len(buffer)) == (piece.start, piece.size):
         remote.piece(file, tensor.begin + begin, buffer)
@@ -294,7 +292,9 @@ def _cut(name: str, reads: RemoteReads) -> _JobPieces:
     entry = _JobPieces(name, not reads.flows, reads.byte_size)
     for model, tensor in reads.tensors:
         size = model.tensors[tensor].byte_size
-        entry.of_tensor[model, tensor] = [_Piece(entry, model, tensor, *span) for span in pieces_of(size)]
+        entry.of_tensor[model, tensor] = [
+            _RequestedPiece(entry, model, tensor, *span) for span in pieces_of(size)
+        ]
     most = max(map(len, entry.of_tensor.values()), default=0)
     for place in range(most):
         entry.pieces += [pieces[place] for pieces in entry.of_tensor.values() if place < len(pieces)]
@@ -313,7 +313,7 @@ def reads_of(jobs: Iterable[Job], sources: Sequence[Source]) -> dict[str, Remote
 
     Models that stay in memory are left out, too: they are read once.
     """
-    if any(isinstance(source, ResidentModel) for source in sources):
+    if any(isinstance(source, ResidentModel) for source in sources) or not remote_models(sources):
         return {}
     found = {job.name: remote_reads(job, sources) for job in jobs}
     return {name: reads for name, reads in found.items() if reads.tensors}

@@ -1,4 +1,4 @@
-"""Says which tensors of models at URLs a job reads, and how: once, piece by piece, or held in memory until it is done."""
+"""Says which tensors of models at URLs a job reads, and whether it reads them once or several times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.remote.remote_weights import remote_tensors
+from alnico.checkpoint.remote.remote_weights import remote_models, remote_tensors
 from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.untied_model import UntiedModel
@@ -78,6 +78,8 @@ def largest_held(jobs: Iterable[Job], sources: Sequence[Source]) -> tuple[int, i
     """Return, in bytes of models at URLs: all that jobs read, the most that one matrix reads, and the most that a job reads that
     cannot drop what it has read."""
     total = matrix = held = 0
+    if not remote_models(sources):
+        return 0, 0, 0
     for job in jobs:
         reads = remote_reads(job, sources)
         total += reads.byte_size
