@@ -329,6 +329,8 @@ PLAIN = (
     "self.run",
     "crew.run",
     "self._crew.run",
+    "cluster.run",
+    "self.cluster.run",
     "module.eval",
 )
 
