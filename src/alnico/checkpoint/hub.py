@@ -216,7 +216,7 @@ class Repository:
                     f"{self.label}: {file}: the server sends the whole file where the part from {offset} on is asked for; expected "
                     "one that takes ranges. Check HF_ENDPOINT and your proxies, or merge without --stream."
                 )
-            for chunk in response.iter_bytes(1 << 16):
+            for chunk in response.iter_raw():
                 data = chunk[skipped:][:count]
                 skipped -= min(skipped, len(chunk))
                 count -= len(data)

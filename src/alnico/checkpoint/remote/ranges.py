@@ -94,8 +94,8 @@ def bytes_to_skip(
         sent = CONTENT_RANGE.fullmatch(content_range or "")
         if not sent or (int(sent[1]), int(sent[2])) != (offset, offset + count - 1):
             raise HubError(
-                f"{where}: the server sent the part {(content_range or '')[:60]!r}; expected 'bytes "
-                f"{offset}-{offset + count - 1}/{state.size}'. Try again; check the server and the proxies before it."
+                f"{where}: the server sent {(content_range or '')[:60]!r}; expected the requested part "
+                f"({range_header(offset, count)!r}). Try again; check the server and the proxies before it."
             )
         check_same(where, found, state)
         return 0

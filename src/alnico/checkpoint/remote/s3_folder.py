@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import re
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -43,6 +45,8 @@ SLOW_PIECE_BYTES = 1 << 14
 """The same where the HTTP library waits until all of them are there (urllib3 before 2.1), so that a slow body is noticed."""
 MD5 = re.compile(r'"([0-9a-f]{32})"')
 MAX_PARTS = 10_000
+MAX_TEXT = 2000
+"""Longest id of an upload or tag of a part."""
 
 
 class S3Folder:
@@ -175,7 +179,7 @@ class S3Folder:
     def start_upload(self, name: str) -> str:
         where = check_name(self.address, name)
         answer = self._call(where, "create_multipart_upload", "s3:PutObject", Key=self._prefix + name)
-        return str(answer["UploadId"])
+        return _stated(where, answer, "UploadId")
 
     def upload_part(self, name: str, upload: str, number: int, data: memoryview) -> str:
         where = f"{check_name(self.address, name)} (part {number})"
@@ -191,7 +195,7 @@ class S3Folder:
             )
 
         try:
-            return str(repeat(where, send, self._stop)["ETag"])
+            return _stated(where, repeat(where, send, self._stop), "ETag")
         except Refused as error:
             raise self._refusal(where, error, "s3:PutObject") from None
 
@@ -207,7 +211,8 @@ class S3Folder:
                 return None
             parts = page.get("Parts", ())
             for part in parts:
-                found[int(part["PartNumber"])] = (_size(where, part.get("Size")), str(part["ETag"]))
+                number = _size(where, part.get("PartNumber"))
+                found[number] = (_size(where, part.get("Size")), _stated(where, part, "ETag"))
             if not page.get("IsTruncated") or not parts or len(found) > MAX_PARTS:
                 return found
             after = {"PartNumberMarker": max(found)}
@@ -278,6 +283,7 @@ class S3Folder:
                 from botocore.session import Session
 
                 session, seconds = Session(), read_seconds(TIMEOUT, TIMEOUT_SECONDS)
+                session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
                 self._is_signed = session.get_credentials() is not None
                 config = Config(
                     connect_timeout=seconds,
@@ -292,6 +298,7 @@ class S3Folder:
                 parts = urlsplit(made.meta.endpoint_url)
                 self._endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
                 self._made = made
+                weakref.finalize(self, made.close)  # connections of a folder that nobody closes
             return self._made
 
     def _errors(self, where: str) -> AbstractContextManager[None]:
@@ -323,6 +330,14 @@ class S3Folder:
             speed.wait()
 
 
+@functools.cache
+def _loader(data_path: str | None) -> Any:
+    """Return botocore's reader of its descriptions of services, which it parses once: 0.02 s for a client then, not 0.25 s."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
+
+
 class _Part(io.RawIOBase):
     """Bytes of a caller as the file that botocore wants, without a copy of them all."""
 
@@ -352,13 +367,25 @@ class _Part(io.RawIOBase):
 
 
 def _size(where: str, value: object) -> int:
-    """Return the bytes that a server states. Errors: HubError."""
+    """Return a number that a server states. Errors: HubError."""
     if not isinstance(value, int) or not 0 <= value < 1 << 60:
-        raise HubError(
-            f"{where}: the server does not state the size of the object ({str(value)[:40]!r}); expected an S3-compatible server. "
-            "Check AWS_ENDPOINT_URL."
-        )
+        raise _not_s3(where, f"{str(value)[:40]!r} where a number is expected")
     return value
+
+
+def _stated(where: str, answer: Mapping[str, Any], key: str) -> str:
+    """Return a text that a server states. Errors: HubError."""
+    text = answer.get(key)
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_TEXT:
+        raise _not_s3(where, f"no {key}")
+    return text
+
+
+def _not_s3(where: str, what: str) -> HubError:
+    return HubError(
+        f"{where}: the server's answer has {what}; expected an S3-compatible server. Check AWS_ENDPOINT_URL and the proxies in the "
+        "environment."
+    )
 
 
 def _is_made_of(tag: str, parts: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -189,6 +190,7 @@ class WebFolder:
         with self._lock:
             if self._client is None:
                 self._client = web_client()
+                weakref.finalize(self, self._client.close)  # connections of a folder that nobody closes
             return self._client
 
 
