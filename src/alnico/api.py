@@ -87,6 +87,7 @@ def merge(
     allow_unsigned: Paths = (),
     require_signed: bool = False,
     factor_cache: str | os.PathLike[str] | None = None,
+    ray: bool | str | None = None,
     watch: Watcher | None = None,
 ) -> MergeResult:
     """Merge the models of a recipe into a directory, or into one file.
@@ -109,6 +110,7 @@ def merge(
             watch=watch,
             factor_cache=factor_cache,
             device=device,
+            ray=ray,
         ),
         max_shard_size,
         strict_license,
@@ -140,6 +142,7 @@ def merge_documents(
     allow_unsigned: Paths = (),
     require_signed: bool = False,
     factor_cache: str | os.PathLike[str] | None = None,
+    ray: bool | str | None = None,
     watch: Watcher | None = None,
 ) -> tuple[MergeResult, ...]:
     """Merge all documents of a recipe file: stages that use each other's outputs, or independent merges.
@@ -163,6 +166,7 @@ def merge_documents(
             watch=watch,
             factor_cache=factor_cache,
             device=device,
+            ray=ray,
         ),
         max_shard_size,
         strict_license,
@@ -174,15 +178,17 @@ def merge_documents(
     may_replace = replace_mode(overwrite, overwrite_anything)
     if len(recipes) == 1:
         return (planner.merge(recipes[0], Path(out), overwrite=may_replace, restart=restart),)
-    return run_stages(
-        order_stages(recipes),
-        planner.plan,
-        Path(out),
-        overwrite=may_replace,
-        restart=restart,
-        watch=watch,
-        factor_cache=planner.run.factor_cache,
-    )
+    with planner.nodes() as nodes:
+        return run_stages(
+            order_stages(recipes),
+            planner.plan,
+            Path(out),
+            overwrite=may_replace,
+            restart=restart,
+            watch=watch,
+            factor_cache=planner.run.factor_cache,
+            nodes=nodes,
+        )
 
 
 @ieee_arithmetic()

@@ -49,6 +49,7 @@ class RunOptions:
 
     ``factor_cache`` is the folder that keeps what methods compute from whole matrices; None keeps nothing in files.
     ``device`` is the option of that name, checked in its form; :func:`alnico.devices.devices_for` finds what it names.
+    ``has_default_threads``: nobody gave a number, so that nodes of a cluster take theirs.
     ``ray`` is the address of a Ray cluster, '' for the one that Ray finds or starts; None computes on this machine.
     ``stream`` reads models of the hub by ranges. ``download_cache`` is the folder that keeps what is read of models at URLs, up to
     ``download_cache_bytes``; None keeps nothing in files. ``reserved_bytes`` of the memory budget are kept for other work than
@@ -66,6 +67,7 @@ class RunOptions:
     download_cache: Path | None = None
     download_cache_bytes: int = DEFAULT_DOWNLOAD_CACHE_BYTES
     reserved_bytes: int = 0
+    has_default_threads: bool = False
 
     @classmethod
     def of(
@@ -87,6 +89,7 @@ class RunOptions:
 
         Errors: AlnicoError for a size, a number of threads or a device that is not one.
         """
+        has_default_threads = threads is None
         if threads is None:
             threads = max((os.cpu_count() or 1) // processes, 1)
         folder = None if factor_cache is None else Path(factor_cache)
@@ -101,6 +104,7 @@ class RunOptions:
             stream,
             None if download_cache is None else Path(download_cache),
             bytes_of(download_cache_size),
+            has_default_threads=has_default_threads,
         )
 
     @property

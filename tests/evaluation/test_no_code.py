@@ -330,6 +330,7 @@ PLAIN = (
     "crew.run",
     "self._crew.run",
     "cluster.run",
+    "self._cluster.run",
     "self.cluster.run",
     "module.eval",
 )

@@ -97,7 +97,7 @@ from alnico.devices import Device, made_gpus
 
 if __name__ == "__main__":
     options = json.loads(sys.argv[2])
-    if options.get("engine") == "ray":
+    if options.get("ray"):
         import ray
         ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with made_gpus([Device("cuda:0", "Made", 8 << 30), Device("cuda:1", "Made", 8 << 30)]):
@@ -134,14 +134,14 @@ def searched(made: Made, folder: Path, options: dict[str, Any]) -> tuple[list[An
             ("all", pytest.mark.slow, {"device": "cuda:all"}, ["cuda:0, auto", "cuda:1, auto"]),
             ("auto", pytest.mark.nightly, {"device": "auto", "workers": 2}, ["cuda:0, auto"] * 2),
             ("one", pytest.mark.nightly, {"device": "cuda:all", "workers": 1, "dtype": "float32"}, ["cuda:0 cuda:1, float32"]),
-            ("ray", pytest.mark.slow, {"device": "cuda", "workers": 2, "engine": "ray"}, ["cuda:0, auto"] * 2),
+            ("ray", pytest.mark.slow, {"device": "cuda", "workers": 2, "ray": True}, ["cuda:0, auto"] * 2),
         )
     ],
 )  # fmt: skip
 def test_each_worker_uses_its_own_device(
     made: Made, tmp_path: Path, options: dict[str, Any], expected: list[str]
 ) -> None:
-    if options.get("engine") == "ray":
+    if options.get("ray"):
         pytest.importorskip("ray")
     found, used = searched(made, tmp_path, options)
     assert found == [t.values for t in alnico.search(recipe(made), device="cpu").trials]
@@ -198,27 +198,28 @@ def test_options_that_no_search_can_follow_are_refused(made: Made) -> None:
         "device is cuda; no GPU can be used here (the machine has no GPU). Choose cpu, or fix that."
     )
     for device, message in {
-        "cuda:1": "device is cuda:1 with the engine ray, which chooses the GPU of each worker; expected auto, cpu, cuda or "
+        "cuda:1": "device is cuda:1, and on a Ray cluster (ray) Ray chooses the GPU of each worker; expected auto, cpu, cuda or "
         "cuda:all. Choose cuda.",
-        "cuda:all": "device is cuda:all with the engine ray, and workers is not given; expected the number of GPUs to use. "
+        "cuda:all": "device is cuda:all on a Ray cluster (ray), and workers is not given; expected the number of GPUs to use. "
         "Give it as workers.",
     }.items():
         with pytest.raises(RecipeError) as error:
-            alnico.search(recipe(made), device=device, engine="ray")
+            alnico.search(recipe(made), device=device, ray=True)
         assert str(error.value) == message
 
 
 def test_a_cluster_with_fewer_gpus_than_workers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import nullcontext
     from types import SimpleNamespace
 
     from alnico.tune.search import workers
 
-    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0, "GPU": 1.0}, is_initialized=lambda: True)
-    monkeypatch.setattr(workers, "import_extra", lambda *_: ray)
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr(workers, "ray_connection", lambda _: nullcontext(ray))
     space, _ = settings_of("trials: 1")
     placement = ModulePlacement((Device("cuda"),))
     spec = WorkerSpec(space, (), (1.0,), None, lambda _: Maker(), placement=placement)
-    with pytest.raises(ResourceError) as error, workers.start_workers(spec, 2, "ray", 1):
+    with pytest.raises(ResourceError) as error, workers.start_workers(spec, 2, "", 1):
         pass
     assert str(error.value) == (
         "the Ray cluster has 1 GPU, and 2 workers need one each; expected a GPU for every worker. Use fewer workers, or the "

@@ -26,7 +26,7 @@ if __name__ == "__main__":
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     nodes = set()
     watch = lambda trial: nodes.update(actor["Address"]["NodeID"] for actor in actors().values())
-    found = alnico.search(sys.argv[1], workers=2, engine="ray", threads=1, watch=watch)
+    found = alnico.search(sys.argv[1], workers=2, ray=True, threads=1, watch=watch)
     print("\\n" + json.dumps({"nodes": len(nodes), "values": [t.values for t in found.trials]}))
     ray.shutdown()
     cluster.shutdown()

@@ -30,10 +30,18 @@ WRITEBACK_BYTES = 4 << 20
 class OutputFiles:
     """The open output files of one merge. ``write`` is safe for threads.
 
-    ``inside`` is a folder that is held open and contains ``directory``.
+    ``inside`` is a folder that is held open and contains ``directory``. ``are_made``: another process made the files, so they are
+    opened as they are, and none is made.
     """
 
-    def __init__(self, directory: Path, shards: Sequence[OutputShard], inside: Folder | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        shards: Sequence[OutputShard],
+        inside: Folder | None = None,
+        *,
+        are_made: bool = False,
+    ) -> None:
         self.directory = directory
         self._inside = inside
         self._shards = shards
@@ -48,6 +56,10 @@ class OutputFiles:
             t.name: (s.name, t) for s in shards for t in s.header.tensors
         }
         try:
+            if are_made:
+                for shard in shards:
+                    self._descriptors[shard.name] = _open_made(self.path(shard.name), inside)
+                return
             for folder in {self.path(shard.name).parent for shard in shards} - {directory}:
                 make_folders(folder, directory, inside)
             for shard in shards:
@@ -153,6 +165,15 @@ class OutputFiles:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+
+
+def _open_made(path: Path, inside: Folder | None) -> int:
+    try:
+        return open_to_write(path, inside, flags=os.O_RDWR)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be opened ({error.strerror}); expected the file that the merge made. The same command resumes it."
+        ) from None
 
 
 def _open_sized(path: Path, shard: OutputShard, inside: Folder | None) -> int:

@@ -146,8 +146,13 @@ class AnswersOptions(TyperCommand):
         """The words of a command line with its own options in the place of synonyms; each is noted."""
         options = {p.name: p.label for p in self.listed if not (p.is_argument or p.flag.is_file)}
         spelled = {name for p in self.listed for names in p.names for name in names.split("/")}
+        takes = {name: p.flag.takes for p in self.listed for name in p.names if p.flag.takes is not None}
         own: list[str] = []
         for i, word in enumerate(args):
+            if own and (is_value := takes.get(own[-1])) is not None:
+                own[-1] += "=" + (word if is_value(word) else "")
+                if is_value(word):
+                    continue
             if word == "--":
                 return [*own, *args[i:]]
             name, equals, value = word.partition("=")
@@ -161,6 +166,8 @@ class AnswersOptions(TyperCommand):
                 say(f"note: {name} is {option}.", bool({"-q", "--quiet", "--json"} & {*args}))
                 word = f"{option}{equals}{value}"
             own.append(word)
+        if own and own[-1] in takes:
+            own[-1] += "="
         return own
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,8 @@ class Flag:
     is_file: bool = False
     """Does the option name a file to write, not a folder?"""
     is_count: bool = False
+    takes: Callable[[str], bool] | None = None
+    """Which words after the option are its value; without one, the option stands alone and is ''."""
 
 
 def method_names() -> Iterable[str]:
@@ -114,6 +117,15 @@ def device_of(text: str, option: str) -> str:
         raise typer.BadParameter(f"{option} is {text[:100]!r}; expected {EXPECTED}.") from None
 
 
+def is_ray_address(word: str) -> bool:
+    """Is a word after ``--ray`` the address of a cluster? Other words are models, recipes and folders.
+
+    >>> [is_ray_address(word) for word in ("auto", "10.0.0.1:6379", "ray://head:10001", "[::1]:6379", "recipe.yml", "s3://a/b")]
+    [True, True, True, True, False, False]
+    """
+    return re.fullmatch(r"auto|ray://\S+|(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}", word) is not None
+
+
 def share_of(share: float, option: str) -> float:
     if not 0 < share <= 1:
         raise typer.BadParameter(f"{option}: {share:g} is not a share in (0, 1]. The default is 0.2.")
@@ -124,6 +136,7 @@ SHARED: Mapping[str, Flag] = {
     "threads": Flag(also=("-j", "--num-threads"), least=1),
     "seed": Flag(parse=seed_of),
     "device": Flag(parse=device_of, complete=device_names),
+    "ray": Flag(metavar="[ADDRESS]", takes=is_ray_address, complete=lambda: ("auto",)),
     "top_share": Flag(spelled=("--top",), parse=share_of),
     "inputs": Flag(spelled=("--input",), metavar="NAME=PATH"),
     "verify_inputs": Flag(metavar="KEY"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from alnico.cluster.nodes import check_software, describe_node
+from alnico.cluster.nodes import check_software, describe_node, take_processors
 from alnico.cluster.pool import NodeLost, Pool, UnitResult, WorkerHost
 from alnico.cluster.work import Cluster, NodeInfo
 from alnico.errors import AlnicoError, RunError, first_line
@@ -89,13 +90,14 @@ def ray_connection(address: str, purpose: str = "--ray") -> Iterator[Any]:
 
 
 class _OwnPath(list[str]):
-    """The module path that workers get from this process: nothing.
+    """The module path that workers get from this process: folders in which it looks for modules itself.
 
-    Ray adds the working directory of the driver to it, first. A file there named as a module that workers import would be run.
+    Ray adds the working directory of the driver, first. A file there named as a module that workers import would be run.
     """
 
     def extend(self, folders: Any) -> None:
-        """Add nothing."""
+        """Add the folders of this process's own path."""
+        super().extend(folder for folder in folders if folder in sys.path)
 
 
 def _arguments(target: str) -> dict[str, Any]:
@@ -205,6 +207,7 @@ class _NodeActor:
         self._host = WorkerHost()
 
     def describe(self, name: str, processors: int) -> NodeInfo:
+        take_processors(processors)
         return describe_node(name, processors)
 
     def begin(self, start: bytes) -> AlnicoError | None:

@@ -25,6 +25,20 @@ def describe_node(name: str, processors: int | None = None) -> NodeInfo:
     )
 
 
+_own_processors: list[int] = []
+"""The processors that Ray counts on the node of this process: in a container, fewer than the system does."""
+
+
+def take_processors(count: int) -> None:
+    """Let this process, which is a node's, use so many processors."""
+    _own_processors[:] = [count]
+
+
+def processors_here() -> int:
+    """Return how many processors work in this process may use."""
+    return _own_processors[0] if _own_processors else os.cpu_count() or 1
+
+
 def check_software(nodes: Sequence[NodeInfo], driver: NodeInfo) -> None:
     """Refuse nodes with another alnico or another Python than the driver's: they may compute other bits, or plan otherwise.
 

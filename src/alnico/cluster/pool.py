@@ -20,6 +20,9 @@ POLL_SECONDS = 0.2
 MOST_LOSSES = 3
 """With so many lost nodes in turn, a unit is the reason why they are lost."""
 
+START_SECONDS = 300.0
+"""How long a worker may take to start; a node whose file system does not answer is left out."""
+
 LATE = 3.0
 """A unit that takes so many times as long as the longest before it is also given to an idle node."""
 
@@ -54,6 +57,8 @@ class UnitResult:
 
     value: Any = None
     problem: AlnicoError | None = None
+    cause: OSError | None = None
+    """What the system said, if that is why."""
 
 
 class WorkerHost:
@@ -75,7 +80,9 @@ class WorkerHost:
         try:
             return UnitResult(self._worker.do(pickle.loads(unit)))
         except AlnicoError as error:
-            return UnitResult(problem=error)
+            return UnitResult(
+                problem=error, cause=error.__context__ if isinstance(error.__context__, OSError) else None
+            )
 
     def close(self) -> None:
         if self._worker is not None:
@@ -113,16 +120,21 @@ class Pool:
         self.lost: dict[str, str] = {}
         """Why nodes were lost, by their names."""
 
+    def begin(self, start: Callable[[], NodeWorker]) -> None:
+        """See :meth:`alnico.cluster.work.Cluster.begin`."""
+        self._do(_Round(self, pickle.dumps(start), (), lambda *_: None).begin)
+
     def run(
         self, start: Callable[[], NodeWorker], units: Sequence[Any], done: Callable[[int, Any], None]
     ) -> None:
         """See :meth:`alnico.cluster.work.Cluster.run`. A unit that is late is also given to an idle node; the first answer counts."""
-        if not units:
-            return
-        data = pickle.dumps(start)
-        round_ = _Round(self, data, [pickle.dumps(unit) for unit in units], done)
+        if units:
+            self._do(_Round(self, pickle.dumps(start), [pickle.dumps(unit) for unit in units], done).all)
+
+    def _do(self, call: Callable[[], None]) -> None:
+        """Make a call; if it fails, nodes may be in the middle of units, so their processes end."""
         try:
-            round_.all()
+            call()
         except BaseException:
             self.close()
             raise
@@ -162,11 +174,25 @@ class _Round:
         self._losses: Counter[int] = Counter()
         self._longest = 0.0
 
-    def all(self) -> None:
+    def begin(self) -> None:
+        """Start the workers, and wait until all have started."""
+        self._start_workers()
+        deadline = self._pool.now() + START_SECONDS
+        while waiting := [m for m in self._pool.members if m.begun is not None]:
+            self._take()
+            if self._pool.now() > deadline:
+                for member in waiting:
+                    self._pool.remove(member, f"did not begin in {START_SECONDS:.0f} s")
+        self._check_left()
+
+    def _start_workers(self) -> None:
         for member in self._pool.members:
             if member.started != self._start:
                 member.started = self._start
                 member.begun = member.process.begin(self._start)
+
+    def all(self) -> None:
+        self._start_workers()
         while len(self._finished) < len(self._units):
             self._give()
             self._take()
@@ -174,12 +200,15 @@ class _Round:
             if member.answer is not None:  # somebody else was faster: nobody waits for it
                 self._pool.remove(member, "was late")
 
-    def _give(self) -> None:
+    def _check_left(self) -> None:
         if not self._pool.members:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self._pool.lost.items())
             raise RunError(
                 f"the cluster has no node left ({reasons}). Check the nodes and their memory; the same command resumes the work."
             )
+
+    def _give(self) -> None:
+        self._check_left()
         for member in self._pool.members:
             if member.awaited is None and (number := self._next()) is not None:
                 member.unit, member.since = number, self._pool.now()
@@ -220,6 +249,7 @@ class _Round:
     def _finish(self, member: _Member, answer: UnitResult) -> None:
         number, member.unit, member.answer = member.unit, None, None
         if answer.problem is not None:
+            answer.problem.__context__ = answer.cause
             raise answer.problem
         assert number is not None
         self._longest = max(self._longest, self._pool.now() - member.since)

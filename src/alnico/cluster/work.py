@@ -39,6 +39,13 @@ class Cluster(Protocol):
     @property
     def nodes(self) -> Sequence[NodeInfo]: ...
 
+    def begin(self, start: Callable[[], NodeWorker]) -> None:
+        """Let every node start a worker, and wait for all of them, so that what is wrong with any node is known before the work.
+
+        Errors: the AlnicoError of the workers that cannot start, with the names of their nodes; RunError if no node is left.
+        """
+        ...
+
     def run(
         self, start: Callable[[], NodeWorker], units: Sequence[Any], done: Callable[[int, Any], None]
     ) -> None:

@@ -384,6 +384,24 @@ class ModelMeasurement:
         self.bins: list[np.ndarray] = []
         self.lock = threading.Lock()
 
+    @property
+    def digits_so_far(self) -> tuple[int, np.ndarray]:
+        """What the passes so far have found, for a process that counts for the next one: see :meth:`follow`."""
+        return self.digits.shift, self.digits.prefix
+
+    def follow(self, so_far: tuple[int, np.ndarray]) -> None:
+        """Count for the pass of another process, instead of the first one."""
+        self.digits.shift, self.digits.prefix = so_far
+
+    @property
+    def counts(self) -> np.ndarray:
+        """What was counted in this pass: integers, which another process adds to its own by :meth:`add`."""
+        return sum(self.bins, np.zeros_like(self.digits.bins))
+
+    def add(self, counts: np.ndarray) -> None:
+        """Add what another process counted in this pass."""
+        self.digits.bins += counts
+
     def fold(self, job: Job, start: int, block: Block) -> None:
         """Add a block of ``job`` that begins at ``start``. Safe for threads: each has its own counts."""
         bins = getattr(self.own, "bins", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,10 +44,11 @@ def measure_norm_weights(
     known: Mapping[int, Norms],
     watch: Watcher | None = None,
     note: Callable[[Mapping[int, Norms]], None] | None = None,
+    measure: Callable[[Sequence[int]], Mapping[str, Any]] | None = None,
 ) -> Plan:
     """Return the settled plan: with the weights that are derived from norms. ``known`` are norms that an
     interrupted run has measured, by the position of their group in ``plan.norm_weight_groups``; ``note`` gets
-    the others.
+    the others. ``measure`` returns the squared norms of groups, by tensor; the default measures them in this process.
 
     Sums are in float64 over fixed leaves and then exact, so threads and blocks do not change them. Errors:
     MismatchError for a model at distance 0 where it cannot be, MethodError, NonFiniteError, and those of
@@ -58,8 +59,11 @@ def measure_norm_weights(
     if missing:
         if watch:
             watch(Measuring(sum(len(w.tensors) for w in missing.values())))
-        deltas = [t.delta for w in missing.values() for t in w.tensors.values()]
-        squares = measure_tensors(plan, deltas, SQUARES, TOO_LARGE)
+        if measure is None:
+            deltas = [t.delta for w in missing.values() for t in w.tensors.values()]
+            squares: Mapping[str, Any] = measure_tensors(plan, deltas, SQUARES, TOO_LARGE)
+        else:
+            squares = measure(tuple(missing))
         for i, weighing in missing.items():
             sums = [squares[name] for name in weighing.tensors]
             norms[i] = tuple(math.sqrt(math.fsum(parts)) for parts in zip(*sums, strict=True))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,10 +17,12 @@ from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.signatures import SignedInputs, check_key
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.statistics import StatisticsSource
+from alnico.cluster.nodes import processors_here
+from alnico.engine.cluster_merge import ClusterMerge
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.requested_bytes import requested_bytes
 from alnico.engine.run import MergeResult, run_plan
-from alnico.engine.stages import close
+from alnico.engine.stages import MergeOnNodes, close
 from alnico.errors import AlnicoError
 from alnico.numerics.sizes import bytes_of
 from alnico.plan.build import build_plan
@@ -105,21 +109,49 @@ class Planner:
                 self._checked.add(path)
 
     def merge(self, recipe: Recipe, out: Path, *, overwrite: Replace, restart: bool) -> MergeResult:
-        """Plan a recipe, download its inputs and merge it into ``out``. Errors: all of ``alnico.errors``."""
+        """Plan a recipe, download its inputs and merge it into ``out``, on the nodes of a cluster if ``run.ray`` names one.
+
+        Errors: all of ``alnico.errors``.
+        """
         check_publishable(out)
-        plan = self.plan(recipe, single_file=single_file_of(out))
+        single_file = single_file_of(out)
+        plan = self.plan(recipe, single_file=single_file)
         try:
             fetch_inputs(plan, out, overwrite=overwrite, watch=self.run.watch)
-            return run_plan(
-                plan,
-                out,
-                overwrite=overwrite,
-                restart=restart,
-                watch=self.run.watch,
-                factor_cache=self.run.factor_cache,
-            )
+            with self.nodes() as nodes:
+                return run_plan(
+                    plan,
+                    out,
+                    overwrite=overwrite,
+                    restart=restart,
+                    watch=self.run.watch,
+                    factor_cache=self.run.factor_cache,
+                    nodes=None if nodes is None else nodes(recipe, NO_STAGES, single_file),
+                )
         finally:
             close([plan])
+
+    @contextmanager
+    def nodes(self) -> Iterator[MergeOnNodes | None]:
+        """Connect to the cluster that ``run.ray`` names, and give what merges a recipe on it; None if it names none.
+
+        Errors: as for :func:`alnico.cluster.connect.connect`.
+        """
+        if self.run.ray is None:
+            yield None
+            return
+        from alnico.cluster import connect
+
+        run = replace(self.run, watch=None, ray=None)
+        planner = replace(self, run=run, signed=None, _checked=set())
+        with connect.connect(self.run.ray) as cluster:
+            yield partial(ClusterMerge, cluster, planner, self.run.factor_cache)
+
+    def on_node(self) -> Planner:
+        """Return this planner with the threads of the node that this is called on, unless the caller gave a number."""
+        if not self.run.has_default_threads:
+            return self
+        return replace(self, run=replace(self.run, threads=processors_here()))
 
 
 def single_file_of(out: Path) -> str | None:

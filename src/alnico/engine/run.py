@@ -12,8 +12,10 @@ from alnico.checkpoint.durable import sync_directory
 from alnico.checkpoint.file_model import file_states
 from alnico.checkpoint.output_path import Replace, check_twins
 from alnico.checkpoint.writer import OutputFiles
+from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
 from alnico.engine.merge_run import MergeRun
 from alnico.engine.method_notes import sum_up
+from alnico.engine.node_merge import PASS, StartMerge
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
 from alnico.engine.workspace import open_gpus
@@ -23,7 +25,7 @@ from alnico.errors import (
     RunError,
 )
 from alnico.events import Finished, Watcher
-from alnico.folders import make_folder
+from alnico.folders import make_folder, remove
 from alnico.kernels.clock import counts_compiling
 from alnico.notebook import ResultTable, never_fails, result_html, result_line
 from alnico.numerics.sizes import count_of, format_size
@@ -107,13 +109,14 @@ def run_plan(
     mark: Path | None = None,
     caller: Caller = IN_A_RECIPE,
     factor_cache: Path | None = None,
+    nodes: ClusterMerge | None = None,
 ) -> MergeResult:
     """Carry out a plan. When this returns, ``out`` is the complete and checked output.
 
     An interrupted merge of the same plan is resumed; ``restart`` discards it. ``watch`` gets events from any
     thread, one at a time. ``mark`` is a file that records which output was made
     (:func:`alnico.output.staging.is_published`). ``caller`` has the words in which unrelated models are
-    refused. ``factor_cache`` is the folder of :class:`alnico.engine.factor_cache.FactorFiles`. Errors: see ``errors``. A wrong input removes the unfinished output, everything else keeps it.
+    refused. ``nodes`` make the tensors, in place of this machine. ``factor_cache`` is the folder of :class:`alnico.engine.factor_cache.FactorFiles`. Errors: see ``errors``. A wrong input removes the unfinished output, everything else keeps it.
     """
     begin = time.perf_counter()
     open_gpus(plan)
@@ -126,8 +129,11 @@ def run_plan(
             return MergeResult(out, plan, time.perf_counter() - begin, len(digests), digests)
         check_target(out, plan, overwrite)
         check_disk(plan, out)
+        if nodes is not None:
+            nodes.check(plan)
         with PartDirectory(out) as part:
             state = JournalState() if restart else read_journal(part.path, fingerprint)
+            remove(part.path / PASS, part.folder)  # nodes of an earlier run may not write any more
             if not state:
                 part.clear()
             try:
@@ -137,11 +143,12 @@ def run_plan(
                 raise RunError(
                     f"{part.model}: cannot be made ({error.strerror}). Choose another output."
                 ) from None
+            start = None if nodes is None else _begin(nodes, part, fingerprint, state)
             try:
                 before = file_states(input_files(plan, single))
                 checked = plan if state else check_relatedness(plan, caller)
                 files = OutputFiles(part.model, plan.shards, part.folder)
-                run = _merge(checked, part, files, fingerprint, state, watch, factor_cache)
+                run = _merge(checked, part, files, fingerprint, state, watch, factor_cache, nodes, start)
                 settled = run.plan
                 refuse_changed_inputs(settled, before, run.records)
                 complete_output(settled, part, files, run.records, single)
@@ -174,6 +181,18 @@ def run_plan(
     return MergeResult(out, settled, seconds, run.resumed, digests, notes=notes)
 
 
+def _begin(
+    nodes: ClusterMerge, part: PartDirectory, fingerprint: dict[str, Any], state: JournalState
+) -> StartMerge:
+    """Start the nodes. If that fails, what an earlier run finished is kept. Errors: those of nodes."""
+    try:
+        return nodes.begin(part, fingerprint)
+    except AlnicoError:
+        if not state:
+            part.remove()
+        raise
+
+
 def _merge(
     plan: Plan,
     part: PartDirectory,
@@ -182,7 +201,9 @@ def _merge(
     state: JournalState,
     watch: Watcher | None,
     factor_cache: Path | None,
-) -> MergeRun:
+    nodes: ClusterMerge | None,
+    start: StartMerge | None,
+) -> MergeRun | ClusterRun:
     """Make all tensors that an earlier run has not finished."""
     is_abandoned = False
     try:
@@ -195,8 +216,12 @@ def _merge(
         state = JournalState(intact, state.facts, state.norms)
         journal = Journal(part.path, fingerprint, files.sync, state, part.folder)
         try:
-            settled = measure_norm_weights(plan, state.norms, watch, journal.measured_norms)
-            run = MergeRun(settled, files, journal, state, watch, factor_cache=factor_cache)
+            run: MergeRun | ClusterRun
+            if nodes is None or start is None:
+                settled = measure_norm_weights(plan, state.norms, watch, journal.measured_norms)
+                run = MergeRun(settled, files, journal, state, watch, factor_cache=factor_cache)
+            else:
+                run = ClusterRun(plan, nodes.cluster, start, journal, state, watch)
             run.all()
         except BaseException as error:
             has_ended = True

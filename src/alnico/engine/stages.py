@@ -16,6 +16,7 @@ from alnico.checkpoint.output_path import (
     check_twin,
     check_twins,
 )
+from alnico.engine.cluster_merge import ClusterMerge
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.run import MergeResult, run_plan
 from alnico.errors import RecipeError, RunError
@@ -41,6 +42,9 @@ WORK = ".alnico-stages"
 PlanStage = Callable[[Recipe, Mapping[str, Any], str | None], Plan]
 """Plans a recipe. Arguments: the recipe, the outputs of stages by name (a path or a planned model), and the
 name of the one output file."""
+
+MergeOnNodes = Callable[[Recipe, Mapping[str, Any], str | None], ClusterMerge]
+"""Says how nodes merge a recipe. Arguments: as of :data:`PlanStage`."""
 
 
 def plan_stages(
@@ -78,13 +82,14 @@ def run_stages(
     restart: bool = False,
     watch: Watcher | None = None,
     factor_cache: Path | None = None,
+    nodes: MergeOnNodes | None = None,
 ) -> tuple[MergeResult, ...]:
     """Run all merges of a file. Returns results, in order, without those of stages and of merges that were
     finished before.
 
     A single output goes to ``out``, several to ``out/<label>``. Everything is planned before anything runs.
     If the same command runs again, finished merges are recognised by the fingerprint of their plan and
-    skipped. Errors: see ``errors``.
+    skipped. ``nodes`` make the tensors, in place of this machine. Errors: see ``errors``.
     """
     final = [stage for stage in stages if not stage.is_intermediate]
     single = out.name if out.suffix == ".safetensors" else None
@@ -115,13 +120,21 @@ def run_stages(
         with Hold(work, out) as held:
             for stage in stages:
                 target = targets.get(stage.label, work / stage.label)
-                plan = planner(stage.recipe, outputs, single if not stage.is_intermediate else None)
+                asked = stage.recipe, dict(outputs), single if not stage.is_intermediate else None
+                plan = planner(*asked)
                 plans[stage.label] = plan
                 plan = _with_stages(plan, stage, stages, plans)
                 mark = work / f"{stage.label}.json"
                 try:
                     result = _run(
-                        plan, target, mark, overwrite or stage.is_intermediate, restart, watch, factor_cache
+                        plan,
+                        target,
+                        mark,
+                        overwrite or stage.is_intermediate,
+                        restart,
+                        watch,
+                        factor_cache,
+                        None if nodes is None else nodes(*asked),
                     )
                 finally:
                     close([plan])
@@ -185,6 +198,7 @@ def _run(
     restart: bool,
     watch: Watcher | None,
     factor_cache: Path | None,
+    nodes: ClusterMerge | None,
 ) -> MergeResult | None:
     """Run one stage, unless it is finished."""
     if not restart and is_published(target, mark, plan.fingerprint()):
@@ -192,7 +206,14 @@ def _run(
     overwrite = overwrite or is_published(target, mark)  # an earlier version of this file wrote it
     fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
     return run_plan(
-        plan, target, overwrite=overwrite, restart=restart, watch=watch, mark=mark, factor_cache=factor_cache
+        plan,
+        target,
+        overwrite=overwrite,
+        restart=restart,
+        watch=watch,
+        mark=mark,
+        factor_cache=factor_cache,
+        nodes=nodes,
     )
 
 

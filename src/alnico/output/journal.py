@@ -238,7 +238,7 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
         )
     before = with_device(start["fingerprint"])
     now = with_device(json.loads(json.dumps(fingerprint)))
-    changed = _changes(before, now)
+    changed = fingerprint_changes(before, now)
     if changed == [_WORDS["device"]]:
         raise OutputError(
             f"{path.parent}: holds an unfinished {what} that was begun on {before['device']}, and this run is on {now['device']}, whose "
@@ -315,7 +315,7 @@ def with_device(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": "cpu", **fingerprint}
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def fingerprint_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe the changes between two fingerprints."""
     changes: list[str] = []
     for key in dict.fromkeys((*now, *before)):

@@ -20,7 +20,6 @@ from alnico.tune.search.result import SearchResult
     out=Flag(also=("-o",)),
     trials=Flag(least=1),
     workers=Flag(also=("-w",), least=1),
-    engine=Flag("Use workers on a Ray cluster.", spelled=("--ray",), switch=("local", "ray")),
     json=JSON,
     quiet=QUIET,
 )

@@ -25,7 +25,7 @@ from alnico.models.recipe_of_objects import BASE, take_objects
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.dtypes import CONFIG_NAMES
 from alnico.recipe.reference import resolve_reference
-from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size, checked_count
+from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size, checked_count, checked_ray
 from alnico.tune.gpu_room import check_room
 from alnico.tune.search.files import STUDY, search_folder, write_search
 from alnico.tune.search.fingerprint import Identity, models_data, tasks_data
@@ -38,7 +38,7 @@ from alnico.tune.search.settings import SAME, SearchSettings, read_search
 from alnico.tune.search.space import SearchSpace
 from alnico.tune.search.study import Study
 from alnico.tune.search.trials import run_trials
-from alnico.tune.search.workers import Engine, WorkerSpec, devices_of_worker, start_workers
+from alnico.tune.search.workers import WorkerSpec, devices_of_worker, start_workers
 
 NO_REPORT = (
     "these scores are on the examples searched on, so the best recipe's score is too high; set search.report "
@@ -68,7 +68,6 @@ def search(
     out: str | os.PathLike[str] | None = None,
     trials: int | None = None,
     workers: int | None = None,
-    engine: Engine = "local",
     threads: int | None = None,
     memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
@@ -76,6 +75,7 @@ def search(
     dtype: Any = "auto",
     allow_code: bool = False,
     factor_cache: str | os.PathLike[str] | None = None,
+    ray: bool | str | None = None,
     watch: Watcher | None = None,
 ) -> SearchResult:
     """Search the values that a recipe leaves open for the best scores on tasks.
@@ -100,17 +100,18 @@ def search(
             the command line: the recipe's name with -search at its end.
         trials: Number of trials in all, including those of earlier runs; default: the recipe's.
         workers: Number of processes that score trials; default: 1, and with cuda:all one per GPU. They take the GPUs
-            in turn. With ray each one takes a GPU of the cluster.
-        engine: Where the workers run: local (this machine) or ray (a Ray cluster).
+            in turn. On a Ray cluster each one takes a GPU of it.
         threads: Threads of each worker; default: the processors divided by the workers.
     Errors: RecipeError, with a line for every mistake; EvaluationError for tasks that do not fit the search,
         for reported tasks that share examples with those searched on, and after too many failed trials;
         OutputError for a folder or a study of another search; ResourceError for a device that does not exist, or
         that is too small for its workers; ModelError, HubError, RunError.
     """
-    placement = _placement(device, dtype, engine)
+    address = checked_ray(ray)
+    on_cluster = address is not None
+    placement = _placement(device, dtype, on_cluster)
     if workers is None:
-        workers = _default_workers(str(device), engine, placement)
+        workers = _default_workers(str(device), on_cluster, placement)
     workers = checked_count(workers, "workers")
     run = RunOptions.of(
         memory=memory,
@@ -120,6 +121,7 @@ def search(
         processes=workers,
         factor_cache=factor_cache,
         device=device,
+        ray=ray,
     )
     taken = take_objects(recipe)
     space, settings = read_search(taken.recipe, allow_code=allow_code)
@@ -145,7 +147,7 @@ def search(
         donor=_donor(space),
         folder=space.folder,
         base=taken.models.get(BASE),
-        run=replace(run, watch=None),
+        run=replace(run, watch=None, ray=None),
         caller=IN_PYTHON if objects else IN_A_RECIPE,
     )
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
@@ -163,31 +165,31 @@ def search(
     if report_source is not None and not isinstance(report_source, (str, os.PathLike)):
         report_source = as_tasks(report_source, minimize=minimize, may_name_others=True, argument="report")
     models = models_data(space.references, space.folder, objects, offline=run.offline)
-    return _search(spec, settings, models, report_source, folder, workers, engine, run, objects)
+    return _search(spec, settings, models, report_source, folder, workers, run, objects)
 
 
 ON_THE_CLUSTER = Device("cuda", "GPUs of the Ray cluster", torch_name="cuda")
 """Stands for the GPU that Ray gives a worker: this machine may have none."""
 
 
-def _placement(device: Any, dtype: Any, engine: Engine) -> ModulePlacement:
+def _placement(device: Any, dtype: Any, on_cluster: bool) -> ModulePlacement:
     """Return where candidates are scored. Errors: AlnicoError, RecipeError, ResourceError."""
     text = checked_device(device)
-    if engine != "ray" or text in ("auto", "cpu"):
+    if not on_cluster or text in ("auto", "cpu"):
         return ModulePlacement.of(text, dtype)
     if text not in ("cuda", "cuda:all"):
         raise RecipeError(
-            f"device is {text} with the engine ray, which chooses the GPU of each worker; expected auto, cpu, cuda or "
+            f"device is {text}, and on a Ray cluster (ray) Ray chooses the GPU of each worker; expected auto, cpu, cuda or "
             "cuda:all. Choose cuda."
         )
     return replace(ModulePlacement.of("cpu", dtype), devices=(ON_THE_CLUSTER,))
 
 
-def _default_workers(device: str, engine: Engine, placement: ModulePlacement) -> int:
+def _default_workers(device: str, on_cluster: bool, placement: ModulePlacement) -> int:
     """Return one worker, or one per GPU with ``cuda:all``. Errors: RecipeError with Ray, whose GPUs this machine does not list."""
-    if device == "cuda:all" and engine == "ray":
+    if device == "cuda:all" and on_cluster:
         raise RecipeError(
-            "device is cuda:all with the engine ray, and workers is not given; expected the number of GPUs to use. Give "
+            "device is cuda:all on a Ray cluster (ray), and workers is not given; expected the number of GPUs to use. Give "
             "it as workers."
         )
     return len(placement.devices) if device == "cuda:all" else 1
@@ -229,7 +231,6 @@ def _search(
     report: Tasks | None,
     folder: Path | None,
     workers: int,
-    engine: Engine,
     run: RunOptions,
     objects: Mapping[str, Any],
 ) -> SearchResult:
@@ -243,8 +244,8 @@ def _search(
     scored = f"{place.device.kind} in {place.torch_dtype or CHECKPOINTS}"
     identity = Identity(space.data(), settings.data(), tasks_data(opened), models, scored)
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
-        worker_spec = spec if workers > 1 or engine == "ray" else replace(spec, tasks=opened)
-        with start_workers(worker_spec, workers, engine, run.threads) as staff:
+        worker_spec = spec if workers > 1 or run.ray is not None else replace(spec, tasks=opened)
+        with start_workers(worker_spec, workers, run.ray, run.threads) as staff:
             run_trials(space, settings, objectives, study, staff, run.watch)
         result = replace(
             _result(space, settings, objectives, study),

@@ -7,19 +7,19 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import connection
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from alnico.cluster.connect import ray_connection
 from alnico.devices import Device, made_gpus
 from alnico.errors import AlnicoError, EvaluationError, ResourceError, RunError
 from alnico.evaluation.placement import ON_THE_PROCESSOR, ModulePlacement
 from alnico.evaluation.tasks import Task
-from alnico.installation import import_extra
 from alnico.kernels.clock import CLOCK
 from alnico.methods import registry
 from alnico.methods.base import MADE_HERE
@@ -27,7 +27,6 @@ from alnico.numerics.sizes import count_of
 from alnico.tune.search.evaluator import CandidateFactory, TrialEvaluator
 from alnico.tune.search.space import PointValues, SearchSpace
 
-Engine = Literal["local", "ray"]
 TrialScores = dict[str, float]
 
 SAFE_PATH = "PYTHONSAFEPATH"
@@ -212,10 +211,10 @@ def _evaluator() -> TrialEvaluator:
 class RayWorker:
     """A Ray actor, on any node with free capacity. If the search is on GPUs, Ray gives it one."""
 
-    def __init__(self, spec: WorkerSpec, threads: int) -> None:
-        ray = import_extra("ray", "engine ray", "ray")
+    def __init__(self, ray: Any, spec: WorkerSpec, threads: int) -> None:
+        self._ray = ray
         gpus = int(spec.placement.device.is_gpu)
-        self._actor = ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0)(_Actor).remote(
+        self._actor = ray.remote(num_cpus=threads, num_gpus=gpus, max_restarts=0)(_TrialActor).remote(
             _pickled(spec)
         )
 
@@ -226,10 +225,11 @@ class RayWorker:
         return future
 
     def close(self) -> None:
-        import_extra("ray", "engine ray", "ray").kill(self._actor)
+        with suppress(Exception):  # it has ended, or the cluster has
+            self._ray.kill(self._actor)
 
 
-class _Actor:
+class _TrialActor:
     def __init__(self, spec: bytes) -> None:
         self._spec = _unpickled(spec)
         self._evaluator: TrialEvaluator | None = None
@@ -248,61 +248,45 @@ class _Actor:
 
 
 @contextmanager
-def start_workers(spec: WorkerSpec, count: int, engine: Engine, threads: int) -> Iterator[list[Worker]]:
+def start_workers(spec: WorkerSpec, count: int, address: str | None, threads: int) -> Iterator[list[Worker]]:
     """Start ``count`` workers and close them at the end. A single local worker is this process.
 
-    Local workers take the devices of ``spec`` in turn. With Ray they run on the cluster that this process is connected
-    to, on the one at RAY_ADDRESS, or on a temporary one on this machine, and Ray gives each a GPU if the devices are GPUs.
-    Errors: AlnicoError if Ray is not installed; EvaluationError for tasks that cannot be pickled; ResourceError for a
-    cluster with fewer GPUs than workers.
+    Local workers take the devices of ``spec`` in turn. With the ``address`` of a Ray cluster, as of
+    :func:`alnico.cluster.connect.connect`, they run there, and Ray gives each a GPU if the devices are GPUs.
+    Errors: AlnicoError if Ray is not installed; RunError if the cluster cannot be reached; EvaluationError for tasks that cannot be
+    pickled; ResourceError for a cluster with fewer GPUs than workers.
     """
-    began_ray = False
-    if engine == "ray" and not import_extra("ray", "engine ray", "ray").is_initialized():
-        _begin_ray()
-        began_ray = True
     workers: list[Worker] = []
-    try:
-        if engine == "ray" and spec.placement.device.is_gpu:
-            _check_gpus(count)
+    with ExitStack() as stack:
+        ray = None if address is None else stack.enter_context(ray_connection(address))
+        stack.callback(_close, workers)
+        if ray is not None and spec.placement.device.is_gpu:
+            _check_gpus(ray, count)
         for number in range(count):
             workers.append(
-                RayWorker(spec, threads)
-                if engine == "ray"
+                RayWorker(ray, spec, threads)
+                if ray is not None
                 else LocalProcess(spec.of_worker(number, count), threads)
                 if count > 1
                 else InProcessWorker(spec)
             )
         yield workers
-    finally:
-        for worker in workers:
-            worker.close()
-        if began_ray:
-            import_extra("ray", "engine ray", "ray").shutdown()
 
 
-def _check_gpus(workers: int) -> None:
+def _close(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        worker.close()
+
+
+def _check_gpus(ray: Any, workers: int) -> None:
     """Refuse workers that Ray would let wait forever. Errors: ResourceError."""
-    gpus = int(import_extra("ray", "engine ray", "ray").cluster_resources().get("GPU", 0))
+    gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus < workers:
         raise ResourceError(
             f"the Ray cluster has {count_of(gpus, 'GPU')}, and {count_of(workers, 'worker')} "
             f"{'needs' if workers == 1 else 'need'} one each; expected a GPU for every worker. Use fewer workers, or "
             "the device cpu."
         )
-
-
-def _begin_ray() -> None:
-    ray = import_extra("ray", "engine ray", "ray")
-    try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level="ERROR")
-        else:
-            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        message = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"Ray cannot be reached ({message}). Check RAY_ADDRESS, or search without --ray."
-        ) from None
 
 
 def result_of(future: Future[Any]) -> TrialScores:
