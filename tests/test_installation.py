@@ -173,7 +173,7 @@ def test_every_extra_that_is_named_in_a_hint_is_there() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_extra", "install_hint"):
                 last = node.args[-1]
                 named |= {last.value} if isinstance(last, ast.Constant) else set()
-    assert named == {"cuda", "eval", "report", "search", "ray", "remote", "sign", "store", "torch"}
+    assert named == {"cuda", "eval", "report", "search", "ray", "remote", "sign", "torch"}
     assert named < set(extras)
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import alnico
+from alnico.checkpoint.remote.open_folder import open_remote_folder
 from alnico.errors import HubError, ModelError
 from alnico.store.cache import DownloadCache
 from alnico.store.pull import pull_vector, split_reference
 from alnico.store.push import push_vector
-from alnico.store.remotes.filesystem import SystemFiles
 from alnico.store.remotes.open_remote import open_remote
+from alnico.store.remotes.remote_folder_files import RemoteFolderFiles
+from s3_server import S3Server
 from store.made_artifacts import contents, made_entry, make_artifact
 from web_server import WebServer, serving_folder
 
@@ -29,31 +33,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DownloadCache:
     return DownloadCache(tmp_path / "own" / "cache")
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of an S3-compatible server in this process, with a bucket."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    server.stop()
-
-
 @pytest.fixture(params=["path", "file", "s3", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An address that takes files and is empty."""
     if request.param == "s3":
-        return f"{request.getfixturevalue('s3')}/{tmp_path.name}/vectors"
+        return f"{request.getfixturevalue('s3_server').url}/vectors"
     if request.param == "memory":
         return f"memory://{tmp_path.name}/vectors"
     return str(tmp_path / "remote") if request.param == "path" else f"file://{tmp_path}/remote"
@@ -122,17 +106,29 @@ def test_a_signature_travels_with_the_vector_also_when_it_comes_later(place: str
     assert contents(pull_vector("sql", Path("b"), source=place)) == contents(folder)
 
 
-def test_two_pushers_cannot_both_take_a_version_on_s3(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where both looked before either wrote: the server refuses to replace a file."""
-    files = SystemFiles(f"{s3}/{tmp_path.name}")
-    monkeypatch.setattr(type(files._system), "exists", lambda *_, **__: False)
-    assert files.write("vectors/sql/1/taskvector.json", b"first", is_new=True)
-    assert not files.write("vectors/sql/1/taskvector.json", b"second", is_new=True)
-    assert b"".join(files.read("vectors/sql/1/taskvector.json", 0, 100)) == b"first"
-    assert files.files("vectors") == ["vectors/sql/1/taskvector.json"]
-    assert files.files("nothing") == []
+def test_two_pushers_cannot_both_take_a_version(s3_server: S3Server, tmp_path: Path) -> None:
+    for url in (s3_server.url, f"memory://{tmp_path.name}/two"):
+        files = RemoteFolderFiles(open_remote_folder(url))
+        assert files.write("vectors/sql/1/taskvector.json", b"first", is_new=True)
+        assert not files.write("vectors/sql/1/taskvector.json", b"second", is_new=True)
+        assert b"".join(files.read("vectors/sql/1/taskvector.json", 0, 100)) == b"first"
+        assert files.files("vectors") == ["vectors/sql/1/taskvector.json"]
+        assert files.files("nothing") == []
+        files.close()
+
+
+def test_a_large_file_is_sent_in_parts(s3_server: S3Server, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes((8 << 20) + 5)
+    (tmp_path / "large").write_bytes(data)
+    files = RemoteFolderFiles(open_remote_folder(s3_server.url))
+    files.send("objects/large", tmp_path / "large")
+    assert s3_server.read("objects/large") == data
+    assert b"".join(files.read("objects/large", 3, 1 << 30)) == data[3:]
+    s3_server.fail("denied", methods=("PUT",), times=math.inf)
+    with pytest.raises(HubError, match="s3:PutObject"):
+        files.send("objects/other", tmp_path / "large")
+    assert s3_server.uploads() == []
+    files.close()
 
 
 @pytest.fixture

@@ -49,6 +49,10 @@ class RemoteFolder(Protocol):
         """Write a small file in one step."""
         ...
 
+    def put_new(self, name: str, data: bytes) -> FileVersion | None:
+        """Write a small file in one step if there is none; None if there is one, which may be of an earlier try of this call."""
+        ...
+
     def delete(self, name: str) -> None:
         """Remove a file, if it exists."""
         ...

@@ -59,7 +59,7 @@ class FsspecFolder:
             ) from None
         except Exception as error:  # some connect at once, and each library raises errors of its own
             raise HubError(
-                f"{address}: could not be opened ({type(error).__name__}). Check the URL, your credentials and the connection, and "
+                f"{address}: could not be opened ({_reason(error)}). Check the URL, your credentials and the connection, and "
                 "try again."
             ) from None
         self._root = str(root).rstrip("/")
@@ -119,6 +119,19 @@ class FsspecFolder:
         with self._errors(where, "written"):
             self._make_folder(place)
             self._system.pipe_file(place, data)
+        return self._written(where, name, len(data))
+
+    def put_new(self, name: str, data: bytes) -> FileVersion | None:
+        where, place = check_name(self.address, name), self._place(name)
+        with self._errors(where, "written"):
+            self._make_folder(place)
+            try:
+                # Not all file systems know the mode.
+                if self._system.exists(place):
+                    return None
+                self._system.pipe_file(place, data, mode="create")
+            except FileExistsError:
+                return None
         return self._written(where, name, len(data))
 
     def delete(self, name: str) -> None:
@@ -208,11 +221,16 @@ class FsspecFolder:
         except AlnicoError:
             raise
         except Exception as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else ""
             raise HubError(
-                f"{where}: could not be {verb} ({type(error).__name__}{f': {reason[:80]}' if reason else ''}). Check the URL, your "
+                f"{where}: could not be {verb} ({_reason(error)}). Check the URL, your "
                 "credentials and the connection, and try again."
             ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Say what an error is. Texts of libraries may have credentials, those of the system have none."""
+    text = error.strerror if isinstance(error, OSError) else None
+    return type(error).__name__ + (f": {text[:80]}" if text else "")
 
 
 def _upload_folder(upload: str) -> Path | None:

@@ -69,6 +69,9 @@ class HubFolder:
     def put(self, name: str, data: bytes) -> FileVersion:
         raise self._cannot_write(name)
 
+    def put_new(self, name: str, data: bytes) -> FileVersion | None:
+        raise self._cannot_write(name)
+
     def delete(self, name: str) -> None:
         raise self._cannot_write(name)
 

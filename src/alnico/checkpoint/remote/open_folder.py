@@ -136,7 +136,7 @@ def _refuse_secrets(scheme: str, text: str, parts: SplitResult) -> None:
         advice = "Credentials belong into the environment or the files of the server's library; an @ in a path is written %40."
     elif "?" in text or "#" in text:
         what, shown = "a query or a fragment", f"{scheme}://{parts.hostname or ''}/..."
-        advice = "A signed URL is a secret that ends; use the credentials themselves, or a folder that may be read without them."
+        advice = "A signed URL opens the file to all who see it; use the credentials themselves, or a folder that may be read without them."
     else:
         return
     raise ModelError(

@@ -22,7 +22,7 @@ NOT_THERE = ("NoSuchKey", "NotFound", "404")
 NO_BUCKET = ("NoSuchBucket", "InvalidBucketName")
 NO_UPLOAD = ("NoSuchUpload", "NotFound", "404")
 CHANGED = ("PreconditionFailed", "412", "InvalidRange", "416")
-TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+TAKEN = ("PreconditionFailed", "412")
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 NOT_ACCEPTED = (
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity", "MissingSecurityHeader",
@@ -33,6 +33,7 @@ ELSEWHERE = ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalfo
 MAY_PASS = (
     "SlowDown", "Throttling", "ThrottlingException", "RequestThrottled", "TooManyRequests", "RequestLimitExceeded",
     "BandwidthLimitExceeded", "RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted",
+    "ConditionalRequestConflict",
 )  # fmt: skip
 CODE = re.compile(r"[A-Za-z0-9.]{1,60}")
 

@@ -30,6 +30,7 @@ from alnico.checkpoint.remote.s3_errors import (
     CHANGED,
     NO_UPLOAD,
     NOT_THERE,
+    TAKEN,
     Refused,
     refusal,
     s3_errors,
@@ -171,6 +172,13 @@ class S3Folder:
         where = check_name(self.address, name)
         answer = self._call(where, "put_object", "s3:PutObject", Key=self._prefix + name, Body=data)
         return FileVersion(len(data), checked_tag(answer.get("ETag")))
+
+    def put_new(self, name: str, data: bytes) -> FileVersion | None:
+        where = check_name(self.address, name)
+        answer = self._call(
+            where, "put_object", "s3:PutObject", TAKEN, Key=self._prefix + name, Body=data, IfNoneMatch="*"
+        )  # fmt: skip
+        return None if answer is None else FileVersion(len(data), checked_tag(answer.get("ETag")))
 
     def delete(self, name: str) -> None:
         where = check_name(self.address, name)

@@ -58,7 +58,7 @@ class WebFolder:
                 if response.status_code in NOT_THERE:
                     return None
                 if response.status_code not in NO_HEAD:
-                    _check_status(where, response.status_code)
+                    check_status(where, response.status_code)
                     found = _version(response)
                     if found is not None:
                         return found
@@ -67,7 +67,7 @@ class WebFolder:
                     return None
                 if response.status_code == 416:  # nothing has no first byte
                     return FileVersion(0, _tag(response.headers))
-                _check_status(where, response.status_code)
+                check_status(where, response.status_code)
                 found = _version(response)
             if found is None:
                 raise HubError(
@@ -95,7 +95,7 @@ class WebFolder:
                     raise changed(where, f"it had {state.size} bytes, now it has fewer")
                 if response.status_code in NOT_THERE:
                     raise changed(where, "it was removed")
-                _check_status(where, response.status_code)
+                check_status(where, response.status_code)
                 found = _version(response) or FileVersion(state.size, _tag(response.headers))
                 skipped = bytes_to_skip(
                     where,
@@ -127,6 +127,9 @@ class WebFolder:
             repeat(where, read_rest, self._stop)
 
     def put(self, name: str, data: bytes) -> FileVersion:
+        raise self._cannot_write(name)
+
+    def put_new(self, name: str, data: bytes) -> FileVersion | None:
         raise self._cannot_write(name)
 
     def delete(self, name: str) -> None:
@@ -184,7 +187,7 @@ class WebFolder:
             again = again_after(error, has_answered=self._has_answered)
             if again is not None:
                 raise again from None
-            raise _web_error(where, error) from None
+            raise web_error(where, error) from None
 
     def _opened(self) -> Any:
         with self._lock:
@@ -194,7 +197,7 @@ class WebFolder:
             return self._client
 
 
-def _web_error(where: str, error: Exception) -> Exception:
+def web_error(where: str, error: Exception) -> Exception:
     """Return what an error of the HTTP library means; the error itself if it is none of that library's."""
     kinds = httpx_kinds(error)
     if not kinds:
@@ -229,7 +232,7 @@ def _tag(headers: Mapping[str, str]) -> str:
     return checked_tag(headers.get("ETag")) or checked_tag(headers.get("Last-Modified"))
 
 
-def _check_status(where: str, status: int) -> None:
+def check_status(where: str, status: int) -> None:
     if status in (401, 403, 407):
         raise HubError(
             f"{where}: the server refuses access (status {status}); expected a file that may be read without credentials, as "

@@ -8,14 +8,15 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from alnico.checkpoint.hub import is_repository_id
+from alnico.checkpoint.remote.open_folder import checked_url, open_remote_folder
 from alnico.checkpoint.task_vectors.store_folder import MARK
-from alnico.errors import HubError
+from alnico.errors import HubError, ModelError
 from alnico.store.cache import DownloadCache
 from alnico.store.remotes.file_remote import FileRemote
-from alnico.store.remotes.filesystem import SystemFiles
 from alnico.store.remotes.folder import FolderFiles
 from alnico.store.remotes.hub import HubRemote
 from alnico.store.remotes.remote import Remote
+from alnico.store.remotes.remote_folder_files import RemoteFolderFiles
 from alnico.store.remotes.store_folder_remote import StoreFolderRemote
 from alnico.store.remotes.web import WebFiles
 
@@ -40,27 +41,21 @@ def open_remote(address: str, *, cache: DownloadCache | None = None, offline: bo
             return HubRemote(address, label, kept, offline=offline)
         return _of_folder(folder.absolute(), address, kept, offline=offline)
     kind = scheme[1].lower()
-    parts = _split(address)
     if kind == "file":
+        parts = _split(address)
         if parts.netloc not in ("", "localhost"):
             raise HubError(
                 f"{address}: names the machine {parts.netloc!r}; expected a folder of this one, as in file:///srv/store. "
                 "Check the slashes."
             )
         return _of_folder(Path(unquote(parts.path)), address, kept, offline=offline)
+    try:
+        url = checked_url(address)
+    except ModelError as error:
+        raise HubError(*error.args) from None
     if kind in ("http", "https"):
-        if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
-            raise HubError(
-                f"{kind}://{parts.hostname or ''}: has {_oddity(parts.netloc, parts.hostname)}; expected the plain address of a "
-                "folder, such as https://example.org/vectors. Addresses are kept and shown, so they hold no passwords."
-            )
-        return FileRemote(WebFiles(address), kept, offline=offline)
-    if "::" in address or "@" in parts.netloc:
-        raise HubError(
-            f"{kind}://: the address has '::' or a user; expected the plain address of a folder. Credentials belong into the "
-            "settings of the file system."
-        )
-    return FileRemote(SystemFiles(address), kept, offline=offline)
+        return FileRemote(WebFiles(url), kept, offline=offline)
+    return FileRemote(RemoteFolderFiles(open_remote_folder(url)), kept, offline=offline)
 
 
 def _of_folder(folder: Path, address: str, cache: DownloadCache, *, offline: bool) -> Remote:
@@ -75,9 +70,3 @@ def _split(address: str) -> SplitResult:
         return urlsplit(address)
     except ValueError:
         raise HubError(f"{address}: is not an address. Check the brackets and slashes.") from None
-
-
-def _oddity(netloc: str, host: str | None) -> str:
-    if not host:
-        return "no name of a server"
-    return "a user or a password in it" if "@" in netloc else "a query or a fragment"

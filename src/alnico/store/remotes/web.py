@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from alnico.checkpoint.network import TIMEOUT, TIMEOUT_SECONDS, read_seconds, web_client
-from alnico.errors import AlnicoError, HubError
+from alnico.checkpoint.network import TIMEOUT, TIMEOUT_SECONDS, is_cut_off, read_seconds, web_client
+from alnico.checkpoint.remote.web_folder import check_status, web_error
+from alnico.errors import HubError
 
 
 class WebFiles:
@@ -28,7 +29,7 @@ class WebFiles:
                 return None
             if response.status_code in (403, 405, 501):  # servers that answer no HEAD
                 return self._size_by_get(path, expected)
-            self._check_status(path, response.status_code)
+            check_status(f"{self.address}: {path}", response.status_code)
             length = response.headers.get("Content-Length", "")
             return (
                 int(length) if length.isdecimal() and len(length) < 19 else self._size_by_get(path, expected)
@@ -39,7 +40,7 @@ class WebFiles:
         with self._opened().stream("GET", self._url(path), timeout=_seconds()) as response:
             if response.status_code in (404, 410):
                 return None
-            self._check_status(path, response.status_code)
+            check_status(f"{self.address}: {path}", response.status_code)
             length = response.headers.get("Content-Length", "")
             return int(length) if length.isdecimal() and len(length) < 19 else expected or 0
 
@@ -54,7 +55,7 @@ class WebFiles:
             self._errors(path),
             self._opened().stream("GET", self._url(path), headers=headers, timeout=_seconds()) as response,
         ):
-            self._check_status(path, response.status_code)
+            check_status(f"{self.address}: {path}", response.status_code)
             skipped = 0 if response.status_code == 206 else offset
             for chunk in response.iter_raw():
                 data = chunk[skipped:][:size]
@@ -84,37 +85,15 @@ class WebFiles:
     def _url(self, path: str) -> str:
         return f"{self.address.rstrip('/')}/{quote(path)}"
 
-    def _check_status(self, path: str, status: int) -> None:
-        if status in (401, 403):
-            raise HubError(
-                f"{self.address}: {path}: the server refuses access (status {status}). Ask who hosts it."
-            )
-        if status not in (200, 206):
-            raise HubError(
-                f"{self.address}: {path}: the server answered with status {status}; expected the file. Check the address, "
-                "and try again later."
-            )
-
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
         """Turn errors of the connection into a HubError; those that are tried again pass."""
         try:
             yield
-        except AlnicoError:
-            raise
         except Exception as error:
-            kinds = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("httpx")}
-            if not kinds or kinds & {"ReadError", "RemoteProtocolError"}:
+            if is_cut_off(error):
                 raise
-            if "TooManyRedirects" in kinds:
-                reason = "redirects in a circle"
-            elif "UnsupportedProtocol" in kinds:
-                reason = "redirects to an address that is neither http:// nor https://"
-            else:
-                reason = f"could not be reached ({type(error).__name__}: {str(error)[:120]})"
-            raise HubError(
-                f"{self.address}: {path}: the server {reason}. Check the address and the connection, and try again."
-            ) from None
+            raise web_error(f"{self.address}: {path}", error) from None
 
 
 def _seconds() -> float:
