@@ -25,7 +25,7 @@ from alnico.plan.job import Plan
 from alnico.recipe.json_schema import json_schema
 from alnico.recipe.load import RecipeLike, Recipes, load_recipe, load_recipes
 from alnico.recipe.stages import order_stages
-from alnico.run_options import DEFAULT_BUDGET_BYTES, Access, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, RunOptions, Size
 
 
 @ieee_arithmetic()
@@ -38,6 +38,9 @@ def plan(
     single_file: str | None = None,
     seed: int | None = None,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
     strict_license: bool = False,
     verify_inputs: Paths = (),
@@ -58,7 +61,15 @@ def plan(
         UncheckedError for signatures.
     """
     planner = Planner.of(
-        RunOptions.of(memory=memory, threads=threads, offline=offline, device=device),
+        RunOptions.of(
+            memory=memory,
+            threads=threads,
+            offline=offline,
+            stream=stream,
+            download_cache=download_cache,
+            download_cache_size=download_cache_size,
+            device=device,
+        ),
         max_shard_size,
         strict_license,
         verify_inputs,
@@ -81,6 +92,9 @@ def merge(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
     strict_license: bool = False,
     verify_inputs: Paths = (),
@@ -107,6 +121,9 @@ def merge(
             memory=memory,
             threads=threads,
             offline=offline,
+            stream=stream,
+            download_cache=download_cache,
+            download_cache_size=download_cache_size,
             watch=watch,
             factor_cache=factor_cache,
             device=device,
@@ -136,6 +153,9 @@ def merge_documents(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
     strict_license: bool = False,
     verify_inputs: Paths = (),
@@ -163,6 +183,9 @@ def merge_documents(
             memory=memory,
             threads=threads,
             offline=offline,
+            stream=stream,
+            download_cache=download_cache,
+            download_cache_size=download_cache_size,
             watch=watch,
             factor_cache=factor_cache,
             device=device,
@@ -201,6 +224,9 @@ def plan_documents(
     single_file: str | None = None,
     seed: int | None = None,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
     strict_license: bool = False,
     verify_inputs: Paths = (),
@@ -216,7 +242,15 @@ def plan_documents(
     Errors: as for :func:`plan`.
     """
     planner = Planner.of(
-        RunOptions.of(memory=memory, threads=threads, offline=offline, device=device),
+        RunOptions.of(
+            memory=memory,
+            threads=threads,
+            offline=offline,
+            stream=stream,
+            download_cache=download_cache,
+            download_cache_size=download_cache_size,
+            device=device,
+        ),
         max_shard_size,
         strict_license,
         verify_inputs,
@@ -226,7 +260,14 @@ def plan_documents(
 
 
 @ieee_arithmetic()
-def open_model(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
+def open_model(
+    model: str | os.PathLike[str],
+    *,
+    offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
+) -> Model:
     """Open a model and read its headers; tensors are read when you ask for them.
 
     ``model.tensors`` maps names to dtype and shape, ``model.read(name)`` returns a numpy array,
@@ -234,10 +275,13 @@ def open_model(model: str | os.PathLike[str], *, offline: bool = False) -> Model
     read as they are stored; functions that merge or compare models refuse adapter files.
 
     Options:
-        model: A model directory, a .safetensors file, or owner/name@revision on the hub.
+        model: A model directory, a .safetensors file, the URL of one, or owner/name@revision on the hub.
     Errors: ModelError, HubError.
     """
-    return open_checkpoint(model, access=Access(offline), may_be_adapter=True)
+    run = RunOptions.of(
+        offline=offline, stream=stream, download_cache=download_cache, download_cache_size=download_cache_size
+    )
+    return open_checkpoint(model, access=run.access, may_be_adapter=True)
 
 
 @ieee_arithmetic()

@@ -24,7 +24,7 @@ from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
 from alnico.models.open_models import AnyModel, AnyModels, name_model, name_models, open_sources, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, RunOptions, Size
 
 
 @counts_compiling
@@ -41,6 +41,9 @@ def analyze(
     threads: int | None = None,
     restart: bool = False,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
     ray: str | bool | None = None,
     watch: Watcher | None = None,
@@ -62,7 +65,17 @@ def analyze(
             compares none.
     Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError, RunError.
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device, ray=ray)
+    run = RunOptions.of(
+        memory=memory,
+        threads=threads,
+        offline=offline,
+        stream=stream,
+        download_cache=download_cache,
+        download_cache_size=download_cache_size,
+        watch=watch,
+        device=device,
+        ray=ray,
+    )
     devices_for("merging", run.device)  # before anything is made
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
     named = name_models(models, names=names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.numerics.sizes import format_size
 from alnico.output.hashes import READ_BYTES, hash_file, hash_tensors
 from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR
-from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, RunOptions, Size
 from alnico.threads import Crew
 
 TensorVerdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
@@ -212,6 +213,9 @@ def diff(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
 ) -> ModelDiff:
     """Compare two models: tensors by content hash and by value, configs by key, side files by content.
 
@@ -223,7 +227,14 @@ def diff(
         b: The model to compare with it.
     Errors: ModelError, ResourceError, HubError.
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline)
+    run = RunOptions.of(
+        memory=memory,
+        threads=threads,
+        offline=offline,
+        stream=stream,
+        download_cache=download_cache,
+        download_cache_size=download_cache_size,
+    )
     models = [(name_model(model, name), model) for name, model in (("a", a), ("b", b))]
     with ExitStack() as opened:
         sources = open_sources(models, access=run.access, may_be_adapter=True)

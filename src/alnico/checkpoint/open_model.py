@@ -147,6 +147,10 @@ def _open_files(label: str, location: Path, access: Access) -> FileModel:
         from alnico.checkpoint.hub import open_from_hub  # with huggingface_hub, only where it is used
 
         model = open_from_hub(label, access=access)
+        if access.stream:
+            from alnico.checkpoint.remote.open_remote_model import stream_weights
+
+            stream_weights(model, access)
     elif "+" in label:
         parts = [split_weight(part)[1] for part in label.split("+")]
         near = {part: near_path(part, accepts=may_hold_model) for part in parts if not is_path(part)}

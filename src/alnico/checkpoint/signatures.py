@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import SHELL_PIPE, files_below, open_binary
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lora_model import AdaptedModel
@@ -68,6 +69,11 @@ class SignedInputs:
             raise UncheckedError(
                 f"{source.label}: is on the hub; a signature covers all files, and alnico does not download "
                 "all of them. Download the whole model, and give its path."
+            )
+        elif isinstance(source, FileModel) and source.remote is not None:
+            raise UncheckedError(
+                f"{source.label}: is at a URL; a signature covers all files, and alnico does not download all of them. Download "
+                "the whole model, and give its path."
             )
         else:
             for path in {source.directory} if source.directory is not None else source.paths():

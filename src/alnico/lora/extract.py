@@ -67,7 +67,7 @@ from alnico.output.card import public_names
 from alnico.output.disk_space import check_output_place, check_space, needed_files
 from alnico.output.lock import format_json
 from alnico.output.staging import PartDirectory
-from alnico.run_options import DEFAULT_BUDGET_BYTES, Access, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, RunOptions, Size
 from alnico.threads import Abandoned, Crew
 
 REPORT = "extraction.json"
@@ -98,6 +98,9 @@ def extract(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
     ray: str | bool | None = None,
     watch: Watcher | None = None,
@@ -154,7 +157,17 @@ def extract(
     begin = time.perf_counter()
     name_model(tuned, "tuned")
     name_model(base, "base")
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device, ray=ray)
+    run = RunOptions.of(
+        memory=memory,
+        threads=threads,
+        offline=offline,
+        stream=stream,
+        download_cache=download_cache,
+        download_cache_size=download_cache_size,
+        watch=watch,
+        device=device,
+        ray=ray,
+    )
     gpus = matrix_gpus(run.device)
     options = checked_options(
         rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed
@@ -165,9 +178,9 @@ def extract(
             extraction = extract(
                 tuned, base, files, rank=rank, energy=energy, size=size, max_rank=max_rank, exact=exact,
                 others=others, embeddings=embeddings, include=include, exclude=exclude, dtype=dtype, seed=seed,
-                verify=verify, memory=memory, threads=threads, offline=offline, device=device, ray=ray, watch=watch,
+                verify=verify, memory=memory, threads=threads, offline=offline, stream=stream, download_cache=download_cache, download_cache_size=download_cache_size, device=device, ray=ray, watch=watch,
             )  # fmt: skip
-            found = open_models({"base": base}, base=base, access=Access(offline))
+            found = open_models({"base": base}, base=base, access=run.access)
             with closing(found), open_adapter(os.fspath(files)) as adapter:
                 return triples_on(adapter, found.sources["base"], found.gives_torch, extraction.error)
     target = Path(out)

@@ -31,7 +31,7 @@ from alnico.numerics.numbers import finite_number, quote_value
 from alnico.numerics.sizes import bytes_of
 from alnico.recipe.from_options import dtype_name
 from alnico.recipe.load import load_recipe
-from alnico.run_options import DEFAULT_BUDGET_BYTES, Access, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, Access, RunOptions, Size
 
 
 @counts_compiling
@@ -52,6 +52,9 @@ def fold(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> Any:
@@ -91,7 +94,16 @@ def fold(
     >>> fold({"fc.weight": np.zeros((2, 2), np.float32)}, update)["fc.weight"].tolist()
     [[0.5, 1.0], [0.0, 0.0]]
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
+    run = RunOptions.of(
+        memory=memory,
+        threads=threads,
+        offline=offline,
+        stream=stream,
+        download_cache=download_cache,
+        download_cache_size=download_cache_size,
+        watch=watch,
+        device=device,
+    )
     if adapters is None and path_of(base) is not None:
         raise AlnicoError("adapters: there are none; expected at least one. Give an adapter.")
     listed = None if adapters is None else adapter_list(adapters)
@@ -105,7 +117,15 @@ def fold(
         return planner.merge(recipe, Path(out), overwrite=may_replace, restart=restart)
     inner, listed = _own_base(base, listed)
     numbers = _numbers(weights, len(listed))
-    opened = _open_folded(inner, listed, numbers, config, at_once=at_once, dtype=dtype, offline=offline)
+    opened = _open_folded(
+        inner,
+        listed,
+        numbers,
+        config,
+        at_once=at_once,
+        dtype=dtype,
+        access=run.access,
+    )
     if out is None:
         return _returned(inner, opened, run)
     target = Path(out)
@@ -149,16 +169,16 @@ def _open_folded(
     *,
     at_once: bool,
     dtype: Any,
-    offline: bool,
+    access: Access,
 ) -> _OpenFold:
     """Open a base with its adapters: one model of all, or with ``at_once`` one of each. Errors: ModelError."""
-    opened = open_models({"base": base}, access=Access(offline))
+    opened = open_models({"base": base}, access=access)
     try:
         start: Any = opened.sources["base"]
         kind = getattr(getattr(base, "config", None), "model_type", None) if is_torch_module(base) else None
         if isinstance(kind, str):
             start.config = {"model_type": kind}  # decides how square matrices are stored
-        found = open_adapters(adapters, config, access=Access(offline))
+        found = open_adapters(adapters, config, access=access)
         each = [w for w, n in zip(weights, found.counts, strict=True) for _ in range(n)]
         models: dict[str, Source] = {}
         source = start

@@ -39,7 +39,7 @@ from alnico.output.recipe_file import RECIPE
 from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import order_stages
-from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, RunOptions, Size
 from alnico.verification.devices import on_device_of
 from alnico.verification.replan import (
     ReplanOptions,
@@ -112,6 +112,9 @@ def reproduce(
     threads: int | None = None,
     restart: bool = False,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> Reproduction:
@@ -128,7 +131,16 @@ def reproduce(
     Errors: VerificationError for a difference; UncheckedError for inputs that are missing or are not those of
         the merge, and for a lock of another arithmetic; those of :func:`alnico.merge`.
     """
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
+    run = RunOptions.of(
+        memory=memory,
+        threads=threads,
+        offline=offline,
+        stream=stream,
+        download_cache=download_cache,
+        download_cache_size=download_cache_size,
+        watch=watch,
+        device=device,
+    )
     out, new = Path(merge_path(out, "reproduce")), None if new is None else Path(new)
     begin = time.perf_counter()
     lock = open_lock(out)

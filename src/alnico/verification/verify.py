@@ -26,7 +26,7 @@ from alnico.numerics.sizes import count_of, format_size
 from alnico.output.hashes import hash_file, hash_tensors
 from alnico.output.lock import UNLOCKED, Lock, describe_tensor, differing_tensors, listed_files, read_lock
 from alnico.output.validate import check_folder
-from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, RunOptions, Size
 from alnico.threads import Crew
 from alnico.verification.devices import on_device_of
 from alnico.verification.replan import ReplanOptions
@@ -94,6 +94,9 @@ def verify(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
+    stream: bool = False,
+    download_cache: str | os.PathLike[str] | None = None,
+    download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
     watch: Watcher | None = None,
 ) -> Verification:
@@ -121,7 +124,16 @@ def verify(
             f"sample is {sample!r}; it is the share of blocks that are made again, in (0, 1]. Give 0.01 for a hundredth."
         )
     folder = Path(merge_path(out, "verify"))
-    run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch, device=device)
+    run = RunOptions.of(
+        memory=memory,
+        threads=threads,
+        offline=offline,
+        stream=stream,
+        download_cache=download_cache,
+        download_cache_size=download_cache_size,
+        watch=watch,
+        device=device,
+    )
     verification = check_output(
         folder, ReplanOptions.of(inputs, run), against_inputs=against_inputs, share=sample, seed=seed
     )

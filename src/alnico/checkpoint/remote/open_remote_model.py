@@ -12,8 +12,10 @@ from typing import TypeVar
 
 from alnico.checkpoint.file_model import FileModel, add_prefix, check_index, open_shard, read_shard
 from alnico.checkpoint.files import MAX_ENTRIES, is_text
+from alnico.checkpoint.hub import Repository
 from alnico.checkpoint.json_files import MAX_JSON_BYTES
 from alnico.checkpoint.remote.download_cache import PieceFiles
+from alnico.checkpoint.remote.hub_folder import HubFolder
 from alnico.checkpoint.remote.open_folder import checked_url, open_remote_folder
 from alnico.checkpoint.remote.remote_weights import RemoteWeights
 from alnico.checkpoint.sidecars import (
@@ -94,6 +96,29 @@ def open_remote_model(
     except BaseException:
         remote.close()
         raise
+
+
+def stream_weights(model: FileModel, access: Access) -> None:
+    """Let a model of the hub be read by ranges, unless its weights are in the hub's cache; its side files are kept there.
+
+    Errors: OutputError for a folder of downloads that cannot be used.
+    """
+    repository = model.origin
+    if not isinstance(repository, Repository) or repository.is_offline:
+        return
+    files = [shard.path.relative_to(repository.folder).as_posix() for shard in model.shards]
+    if not repository.absent(files):
+        return
+    remote = RemoteWeights(
+        HubFolder(repository),
+        repository.folder,
+        repository.sizes,
+        kept=download_cache(access),
+        owns_directory=False,
+    )
+    for file in files:
+        remote.version(file)
+    model.remote = remote
 
 
 def download_cache(access: Access) -> PieceFiles | None:

@@ -15,6 +15,7 @@ import xxhash
 
 from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.remote.remote_weights import remote_models
 from alnico.checkpoint.source import Source
 from alnico.evaluation.tasks import Task
 from alnico.models.open_models import open_models
@@ -91,7 +92,7 @@ def models_data(
 
 def source_data(source: Source) -> Any:
     """Return the contents of an open model as plain data; of a model in memory, a digest of its tensors."""
-    if source.origin is not None:
+    if source.origin is not None or remote_models([source]):
         return source.identity()
     if paths := source.paths():
         return [_of_file(path) for path in paths]
