@@ -151,6 +151,7 @@ MAKES_THREADS = {
     "numerics/arithmetic.py": "defines ieee_threads",
     "threads.py": "the one user of ieee_threads",
     "output/journal.py": "one thread writes the journal while others compute; it ends with its run",
+    "output/shard_uploads.py": "sends shards to a URL while others are made; an interrupted run does not wait for its requests",
     "checkpoint/network.py": "downloads and uploads of the hub, which end with the process if they hang",
     "engine/reading_ahead.py": "threads that wait for servers; they end with the process if a server hangs",
     "tune/search/workers.py": "a thread in each worker process waits for its parent's end",

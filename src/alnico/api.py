@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.open_model import open_model as open_checkpoint
@@ -21,6 +20,7 @@ from alnico.kernels.clock import counts_compiling
 from alnico.methods import find, known_methods
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.output.remote_target import output_place
 from alnico.plan.job import Plan
 from alnico.recipe.json_schema import json_schema
 from alnico.recipe.load import RecipeLike, Recipes, load_recipe, load_recipes
@@ -102,6 +102,7 @@ def merge(
     require_signed: bool = False,
     factor_cache: str | os.PathLike[str] | None = None,
     ray: bool | str | None = None,
+    work_dir: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
 ) -> MergeResult:
     """Merge the models of a recipe into a directory, or into one file.
@@ -112,7 +113,7 @@ def merge(
 
     Options:
         recipe: YAML file of the recipe; - reads standard input on the command line.
-        out: Directory to create; a name that ends in .safetensors makes one file.
+        out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors makes one file.
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: all of ``alnico.errors``.
     """
@@ -136,7 +137,9 @@ def merge(
         require_signed,
     )
     may_replace = replace_mode(overwrite, overwrite_anything)
-    return planner.merge(load_recipe(recipe, seed=seed), Path(out), overwrite=may_replace, restart=restart)
+    return planner.merge(
+        load_recipe(recipe, seed=seed), output_place(out, work_dir), overwrite=may_replace, restart=restart
+    )
 
 
 @counts_compiling
@@ -163,6 +166,7 @@ def merge_documents(
     require_signed: bool = False,
     factor_cache: str | os.PathLike[str] | None = None,
     ray: bool | str | None = None,
+    work_dir: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
 ) -> tuple[MergeResult, ...]:
     """Merge all documents of a recipe file: stages that use each other's outputs, or independent merges.
@@ -174,7 +178,7 @@ def merge_documents(
 
     Options:
         recipe: YAML file of the recipe; - reads standard input on the command line.
-        out: Directory to create; a name that ends in .safetensors makes one file.
+        out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors makes one file.
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: as for :func:`merge`.
     """
@@ -198,14 +202,15 @@ def merge_documents(
         require_signed,
     )
     recipes = load_recipes(recipe, seed=seed)
+    place = output_place(out, work_dir)
     may_replace = replace_mode(overwrite, overwrite_anything)
     if len(recipes) == 1:
-        return (planner.merge(recipes[0], Path(out), overwrite=may_replace, restart=restart),)
+        return (planner.merge(recipes[0], place, overwrite=may_replace, restart=restart),)
     with planner.nodes() as nodes:
         return run_stages(
             order_stages(recipes),
-            planner.plan,
-            Path(out),
+            planner.for_output(place).plan,
+            place,
             overwrite=may_replace,
             restart=restart,
             watch=watch,

@@ -91,7 +91,7 @@ def cache_path(kind: str) -> Path:
     return Path(shared if os.path.isabs(shared) else Path.home() / ".cache", "alnico", kind)
 
 
-CACHE_KINDS = ("kernels", "demo", "hashes")
+CACHE_KINDS = ("kernels", "demo", "hashes", "uploads")
 """The folders in the cache, see :func:`cache_path`."""
 
 

@@ -171,6 +171,7 @@ SHARED_OPTIONS: Mapping[str, str] = MappingProxyType(
         "offline": "Use no network; read models of the hub from its local cache.",
         "factor_cache": "Folder that keeps decompositions of matrices in files, for later merges of the same models by any weights "
         "and scales; the bytes of a merge are the same with it. Remove the folder to empty it.",
+        "work_dir": "Folder of this machine that keeps what is unfinished of an output at a URL; default: in alnico's cache.",
         "allow_code": "Allow files to run code: functions and task folders of a tasks file, the storage of a search. Use it "
         "only if you trust their authors.",
         "overwrite": "Replace the output when the new one is complete, if alnico wrote it or it is a model.",

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from alnico.checkpoint.durable import rename_new, write_file
 from alnico.checkpoint.files import entries_below
@@ -46,6 +46,9 @@ SHOWN = 3
 
 _GET_FLAGS, _IMMUTABLE, _APPEND_ONLY = 0x80086601, 0x10, 0x20
 """``FS_IOC_GETFLAGS`` of Linux on most processors; on others the call fails and no flag is known."""
+
+URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}(?=[^/])")
+"""How a path begins that was made of a URL, such as ``s3:/bucket``."""
 
 TARGET_EXISTS = (errno.ENOTEMPTY, errno.EEXIST)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -200,6 +203,7 @@ def result_folder(out: str | os.PathLike[str], what: str, is_ours: Callable[[Pat
     Errors: OutputError for a file of that name, a folder with other files, and one that cannot be written.
     """
     folder = Path(out)
+    _check_text(folder)
     try:
         if folder.exists() and not folder.is_dir():
             kind = what.partition(" ")[2]
@@ -296,7 +300,18 @@ def _caches() -> Iterator[Path]:
         yield from (Path(os.path.realpath(path)) for path in (*folders, folders[0].parent))
 
 
+def refuse_url(url: str) -> NoReturn:
+    """Refuse a URL as an output that must be on this machine, without what may be a secret in it. Errors: OutputError."""
+    shown = url if "@" not in url and "?" not in url else f"{url.partition('://')[0]}://..."
+    raise OutputError(
+        f"{shown}: is a URL, and this output must be on this machine; expected a path. Write to a path, and copy it to the URL "
+        "afterwards; only merges are written to URLs."
+    )
+
+
 def _check_text(out: Path) -> None:
+    if (found := URL_AS_PATH.match(str(out))) is not None:
+        refuse_url(f"{found[0].rstrip('/')}//{str(out)[found.end() :]}")
     if "\0" in str(out):
         raise OutputError(
             f"{str(out)!r}: contains a zero byte; a name cannot have one. Choose another output."

@@ -15,6 +15,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from alnico.checkpoint.output_path import URL_AS_PATH, refuse_url
+from alnico.checkpoint.remote.open_folder import is_url
 from alnico.cli.options import Flag
 from alnico.cli.parameters import CommandParameter, parameters_of, plain
 from alnico.cli.printing import Page, interrupted, json_page, say, show_result
@@ -228,7 +230,9 @@ class Command:
 
         def callback(ctx: typer.Context, **typed: Any) -> None:
             given = {n for n in typed if getattr(ctx.get_parameter_source(n), "name", "") == "COMMANDLINE"}
-            self.body(CommandCall(self, {p.name: p.value(typed[p.name]) for p in self.parameters}, given))
+            values = {p.name: p.value(typed[p.name]) for p in self.parameters}
+            refuse_url_outputs(self.function, values)
+            self.body(CommandCall(self, values, given))
 
         context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         listed = [context, *(p.typer_parameter() for p in self.parameters)]
@@ -244,6 +248,23 @@ class Command:
         kind = type(kind.__name__, (kind,), {"listed": self.parameters})
         app.command(name, cls=kind, help=self.help)(callback)
         return typer.main.get_command(app)
+
+
+WRITE_TO_URLS = ("alnico.merge_documents", "alnico.plan_documents", "alnico.lora.fold")
+"""Functions whose output may be at a URL."""
+
+READ_OUTPUTS = ("alnico.verify", "alnico.reproduce", "alnico.sign", "alnico.push", "alnico.unequip")
+"""Functions whose ``out`` is a finished output, which they read."""
+
+
+def refuse_url_outputs(function: str, values: Mapping[str, Any]) -> None:
+    """Refuse a URL as the output of a command that writes to this machine alone. Errors: OutputError."""
+    if function in WRITE_TO_URLS:
+        return
+    names = ("new",) if function in READ_OUTPUTS else ("out", "file")
+    for out in (values.get(name) for name in names):
+        if isinstance(out, str) and (is_url(out) or URL_AS_PATH.match(out)):
+            refuse_url(out)
 
 
 def _public(name: str) -> Callable[..., Any]:

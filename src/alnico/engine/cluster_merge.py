@@ -7,13 +7,14 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from alnico.checkpoint.durable import replace_file
 from alnico.checkpoint.source import Source
 from alnico.cluster.nodes import check_numerics
 from alnico.cluster.work import Cluster
 from alnico.engine import measure
+from alnico.engine.merge_run import RunRecorder
 from alnico.engine.node_merge import (
     PASS,
     CountUnit,
@@ -28,7 +29,8 @@ from alnico.errors import AlnicoError, MethodError
 from alnico.events import Advanced, Event, Measuring, Noted, Started, TensorDone, Watcher
 from alnico.methods import find, registry
 from alnico.methods.base import MADE_HERE
-from alnico.output.journal import Journal, JournalState
+from alnico.output.journal import JournalState
+from alnico.output.publish_remote import UploadDirectory
 from alnico.output.staging import PartDirectory
 from alnico.plan.job import Job, Norms, Plan
 from alnico.recipe.schema import Recipe
@@ -72,7 +74,7 @@ class ClusterMerge:
         if any(job.kind == "matrix" for job in plan.jobs):
             check_numerics(self.cluster.nodes, _matrix_methods(plan))
 
-    def begin(self, part: PartDirectory, fingerprint: Mapping[str, Any]) -> StartMerge:
+    def begin(self, part: PartDirectory | UploadDirectory, fingerprint: Mapping[str, Any]) -> StartMerge:
         """Let all nodes plan the merge, so that one that cannot is named before anything is read.
 
         Errors: those of nodes.
@@ -95,6 +97,12 @@ class ClusterMerge:
         return start
 
 
+class NodeJournal(RunRecorder, Protocol):
+    """Records what nodes finished and measured."""
+
+    def measured_norms(self, norms: Mapping[int, tuple[float, ...]]) -> None: ...
+
+
 class ClusterRun:
     """A merge on nodes, with what is known of it afterwards; the counterpart of :class:`alnico.engine.merge_run.MergeRun`.
 
@@ -106,7 +114,7 @@ class ClusterRun:
         plan: Plan,
         cluster: Cluster,
         start: StartMerge,
-        journal: Journal,
+        journal: NodeJournal,
         state: JournalState,
         watch: Watcher | None,
     ) -> None:

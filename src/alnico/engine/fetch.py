@@ -10,7 +10,16 @@ from alnico.checkpoint.lora_model import repositories
 from alnico.checkpoint.output_path import Replace, existing_folder
 from alnico.checkpoint.source import Source
 from alnico.events import Fetched, Fetching, Watcher
-from alnico.output.disk_space import DISK_MARGIN_BYTES, bytes_on_disk, check_disk, check_free, check_target
+from alnico.output.disk_space import (
+    DISK_MARGIN_BYTES,
+    bytes_on_disk,
+    bytes_on_disk_at,
+    check_disk,
+    check_free,
+    check_place_at,
+    check_target,
+)
+from alnico.output.remote_target import RemoteTarget
 from alnico.plan.job import Plan
 
 
@@ -23,18 +32,22 @@ def absent_files(plan: Plan, *, side_files: bool) -> list[Mapping[str, int]]:
     return [source.absent(read[i], side_files and i == plan.donor) for i, source in enumerate(plan.sources)]
 
 
-def fetch_inputs(plan: Plan, out: Path, *, overwrite: Replace, watch: Watcher | None) -> None:
+def fetch_inputs(plan: Plan, out: Path | RemoteTarget, *, overwrite: Replace, watch: Watcher | None) -> None:
     """Download the files that the plan reads and the hub's cache lacks: weights, and the donor's side files.
 
     A target or a disk that would refuse the output is refused first. Errors: OutputError, ResourceError,
     HubError.
     """
-    absent = absent_files(plan, side_files=out.suffix != ".safetensors")
+    is_single = out.single_file is not None if isinstance(out, RemoteTarget) else out.suffix == ".safetensors"
+    absent = absent_files(plan, side_files=not is_single)
     total = sum(sum(files.values()) for files in absent)
     if not any(absent):
         return
-    check_target(out, plan, overwrite)
-    check_disk(plan, out)
+    if isinstance(out, RemoteTarget):
+        check_place_at(plan, out, overwrite)
+    else:
+        check_target(out, plan, overwrite)
+        check_disk(plan, out)
     folders = [repository.folder for source in plan.sources for repository in repositories(source)]
     if folders:  # side files of a model at a URL are small
         _check_cache_disk(folders[0], total, plan, out)
@@ -71,11 +84,17 @@ def fetch_weights(plan: Plan) -> None:
         source.fetch(files)
 
 
-def _check_cache_disk(cache: Path, total: int, plan: Plan, out: Path) -> None:
+def _check_cache_disk(cache: Path, total: int, plan: Plan, out: Path | RemoteTarget) -> None:
     """Downloads and output together, where both are on one disk."""
-    disk, target = existing_folder(cache), existing_folder(out)
+    is_remote = isinstance(out, RemoteTarget)
+    place = out.unfinished if isinstance(out, RemoteTarget) else out
+    disk, target = existing_folder(cache), existing_folder(place)
     shares = disk.stat().st_dev == target.stat().st_dev
-    needed = total + DISK_MARGIN_BYTES + (bytes_on_disk(plan, out) if shares else 0)
+    needed = (
+        total
+        + DISK_MARGIN_BYTES
+        + ((bytes_on_disk_at if is_remote else bytes_on_disk)(plan, place) if shares else 0)
+    )
     check_free(
         disk,
         needed,

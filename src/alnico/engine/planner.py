@@ -20,11 +20,14 @@ from alnico.checkpoint.statistics import StatisticsSource
 from alnico.cluster.nodes import processors_here
 from alnico.engine.cluster_merge import ClusterMerge
 from alnico.engine.fetch import fetch_inputs
+from alnico.engine.remote_run import run_plan_to
 from alnico.engine.requested_bytes import requested_bytes
-from alnico.engine.run import MergeResult, run_plan
+from alnico.engine.run import MergeResult
 from alnico.engine.stages import MergeOnNodes, close
 from alnico.errors import AlnicoError
 from alnico.numerics.sizes import bytes_of
+from alnico.output.remote_target import RemoteTarget
+from alnico.output.shard_uploads import UPLOAD_BYTES
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.norm_weights import analysis_files
@@ -108,18 +111,27 @@ class Planner:
                 signed.check_path(place, path)
                 self._checked.add(path)
 
-    def merge(self, recipe: Recipe, out: Path, *, overwrite: Replace, restart: bool) -> MergeResult:
+    def for_output(self, out: Path | RemoteTarget) -> Planner:
+        """Return the planner of an output: one at a URL needs memory to send it."""
+        if not isinstance(out, RemoteTarget):
+            return self
+        return replace(self, run=replace(self.run, reserved_bytes=UPLOAD_BYTES))
+
+    def merge(
+        self, recipe: Recipe, out: Path | RemoteTarget, *, overwrite: Replace, restart: bool
+    ) -> MergeResult:
         """Plan a recipe, download its inputs and merge it into ``out``, on the nodes of a cluster if ``run.ray`` names one.
 
         Errors: all of ``alnico.errors``.
         """
-        check_publishable(out)
+        if isinstance(out, Path):
+            check_publishable(out)
         single_file = single_file_of(out)
-        plan = self.plan(recipe, single_file=single_file)
+        plan = self.for_output(out).plan(recipe, single_file=single_file)
         try:
             fetch_inputs(plan, out, overwrite=overwrite, watch=self.run.watch)
             with self.nodes() as nodes:
-                return run_plan(
+                return run_plan_to(
                     plan,
                     out,
                     overwrite=overwrite,
@@ -154,8 +166,10 @@ class Planner:
         return replace(self, run=replace(self.run, threads=processors_here()))
 
 
-def single_file_of(out: Path) -> str | None:
+def single_file_of(out: Path | RemoteTarget) -> str | None:
     """Return the name of the one output file, if ``out`` is a file."""
+    if isinstance(out, RemoteTarget):
+        return out.single_file
     return out.name if out.suffix == ".safetensors" else None
 
 

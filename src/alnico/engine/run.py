@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +25,13 @@ from alnico.errors import (
     HubError,
     RunError,
 )
-from alnico.events import Finished, Watcher
+from alnico.events import Fetched, Fetching, Finished, Watcher
 from alnico.folders import make_folder, remove
 from alnico.kernels.clock import counts_compiling
 from alnico.notebook import ResultTable, never_fails, result_html, result_line
 from alnico.numerics.sizes import count_of, format_size
 from alnico.output.disk_space import check_disk, check_target, needed_paths
-from alnico.output.journal import Journal, JournalState, read_journal
+from alnico.output.journal import Journal, JournalState, Record, read_journal
 from alnico.output.publish import (
     complete_output,
     finish_publishing,
@@ -39,7 +40,9 @@ from alnico.output.publish import (
     refuse_changed_at_urls,
     refuse_changed_inputs,
 )
-from alnico.output.staging import PartDirectory
+from alnico.output.publish_remote import UploadDirectory
+from alnico.output.shard_uploads import LEAVE_SECONDS, ShardUploads
+from alnico.output.staging import Hold, PartDirectory
 from alnico.plan.job import Plan
 from alnico.threads import Abandoned
 
@@ -53,7 +56,8 @@ class MergeResult:
     method said about tensors of this run, one line for each text.
     """
 
-    path: Path
+    path: Path | str
+    """Where the output is: a path, or a URL as text."""
     plan: Plan
     seconds: float
     resumed: int
@@ -143,12 +147,14 @@ def run_plan(
                 raise RunError(
                     f"{part.model}: cannot be made ({error.strerror}). Choose another output."
                 ) from None
-            start = None if nodes is None else _begin(nodes, part, fingerprint, state)
+            start = None if nodes is None else begin_nodes(nodes, part, fingerprint, state)
             try:
                 before = file_states(input_files(plan, single))
                 checked = plan if state else check_relatedness(plan, caller)
                 files = OutputFiles(part.model, plan.shards, part.folder)
-                run = _merge(checked, part, files, fingerprint, state, watch, factor_cache, nodes, start)
+                run = make_tensors(
+                    checked, part, files, fingerprint, state, watch, factor_cache, nodes, start
+                )
                 settled = run.plan
                 refuse_changed_inputs(settled, before, run.records)
                 complete_output(settled, part, files, run.records, single)
@@ -181,8 +187,11 @@ def run_plan(
     return MergeResult(out, settled, seconds, run.resumed, digests, notes=notes)
 
 
-def _begin(
-    nodes: ClusterMerge, part: PartDirectory, fingerprint: dict[str, Any], state: JournalState
+def begin_nodes(
+    nodes: ClusterMerge,
+    part: PartDirectory | UploadDirectory,
+    fingerprint: dict[str, Any],
+    state: JournalState,
 ) -> StartMerge:
     """Start the nodes. If that fails, what an earlier run finished is kept. Errors: those of nodes."""
     try:
@@ -193,40 +202,78 @@ def _begin(
         raise
 
 
-def _merge(
+class SendingJournal:
+    """The journal of a merge whose shards are sent to a URL while others are made."""
+
+    wants_digests = True
+
+    def __init__(self, journal: Journal, uploads: ShardUploads) -> None:
+        self._journal = journal
+        self._uploads = uploads
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._journal.failure or self._uploads.failure
+
+    def finished(self, record: Record) -> None:
+        self._journal.finished(record)
+        self._uploads.finished(record.tensor)
+
+    def measured(self, fact: int, value: tuple[float, ...]) -> None:
+        self._journal.measured(fact, value)
+
+    def measured_norms(self, norms: Mapping[int, tuple[float, ...]]) -> None:
+        self._journal.measured_norms(norms)
+
+
+def make_tensors(
     plan: Plan,
-    part: PartDirectory,
+    part: Hold,
     files: OutputFiles,
     fingerprint: dict[str, Any],
     state: JournalState,
     watch: Watcher | None,
     factor_cache: Path | None,
-    nodes: ClusterMerge | None,
-    start: StartMerge | None,
+    nodes: ClusterMerge | None = None,
+    start: StartMerge | None = None,
+    send: Callable[[Journal, Collection[str]], ShardUploads] | None = None,
+    sent: Collection[str] = (),
 ) -> MergeRun | ClusterRun:
-    """Make all tensors that an earlier run has not finished."""
+    """Make all tensors that an earlier run has not finished. ``send`` makes the uploads of shards from the journal and the names of
+    the finished tensors; those in ``sent`` are on the server."""
     is_abandoned = False
+    uploads: ShardUploads | None = None
     try:
         jobs = {job.name: job for job in plan.jobs}
         intact = [
             record
             for record in state.records
-            if record.tensor in jobs and is_tensor_intact(record, jobs[record.tensor], files)
+            if record.tensor in jobs
+            and (record.tensor in sent or is_tensor_intact(record, jobs[record.tensor], files))
         ]
-        state = JournalState(intact, state.facts, state.norms)
+        state = JournalState(intact, state.facts, state.norms, state.uploads)
         journal = Journal(part.path, fingerprint, files.sync, state, part.folder)
         try:
+            if send is not None:
+                uploads = send(journal, {record.tensor for record in intact})
+                uploads.start()
+            recorder = journal if uploads is None else SendingJournal(journal, uploads)
             run: MergeRun | ClusterRun
             if nodes is None or start is None:
                 settled = measure_norm_weights(plan, state.norms, watch, journal.measured_norms)
-                run = MergeRun(settled, files, journal, state, watch, factor_cache=factor_cache)
+                groups = None if uploads is None else uploads.groups()
+                run = MergeRun(
+                    settled, files, recorder, state, watch, factor_cache=factor_cache, groups=groups
+                )
             else:
-                run = ClusterRun(plan, nodes.cluster, start, journal, state, watch)
+                run = ClusterRun(plan, nodes.cluster, start, recorder, state, watch)
             run.all()
+            if uploads is not None:
+                _wait_for_uploads(uploads, watch)
         except BaseException as error:
-            has_ended = True
+            has_ended = uploads is None or uploads.stop(LEAVE_SECONDS)
             with suppress(RunError):  # the first error is the one to report
-                has_ended = journal.close(is_interrupted=isinstance(error, KeyboardInterrupt))
+                has_ended = journal.close(is_interrupted=isinstance(error, KeyboardInterrupt)) and has_ended
             is_abandoned = isinstance(error, Abandoned) or not has_ended
             raise
         journal.close()
@@ -235,3 +282,12 @@ def _merge(
     finally:
         if not is_abandoned:  # an abandoned thread may still write its block
             files.close()
+
+
+def _wait_for_uploads(uploads: ShardUploads, watch: Watcher | None) -> None:
+    """Wait until all shards are sent. Errors: those of sending."""
+    left = uploads.unsent_bytes()
+    if watch and left:
+        watch(Fetching((uploads.folder.address,), 1, left, is_upload=True))
+    uploads.wait(lambda size: watch(Fetched(size)) if watch else None)
+    uploads.stop()

@@ -18,18 +18,24 @@ from alnico.checkpoint.output_path import (
 )
 from alnico.engine.cluster_merge import ClusterMerge
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.run import MergeResult, run_plan
+from alnico.engine.remote_run import run_plan_to
+from alnico.engine.run import MergeResult
 from alnico.errors import RecipeError, RunError
 from alnico.events import Watcher
 from alnico.output.disk_space import (
     bytes_on_disk,
+    bytes_on_disk_at,
+    check_inputs_at,
     check_output_place,
+    check_place_at,
     check_space,
     count_files,
     largest_file,
     needed_paths,
 )
+from alnico.output.publish_remote import is_published_at
 from alnico.output.recipe_file import format_recipe
+from alnico.output.remote_target import RemoteTarget, check_replaceable_at, files_at, opened_target
 from alnico.output.staging import Hold, PartDirectory, is_published
 from alnico.plan.job import Plan
 from alnico.plan.planned_model import PlannedModel
@@ -76,7 +82,7 @@ def close(plans: Sequence[Plan]) -> None:
 def run_stages(
     stages: Sequence[Stage],
     planner: PlanStage,
-    out: Path,
+    out: Path | RemoteTarget,
     *,
     overwrite: Replace = False,
     restart: bool = False,
@@ -87,34 +93,51 @@ def run_stages(
     """Run all merges of a file. Returns results, in order, without those of stages and of merges that were
     finished before.
 
-    A single output goes to ``out``, several to ``out/<label>``. Everything is planned before anything runs.
+    A single output goes to ``out``, a path or a URL, several to ``out/<label>``. Outputs of stages are kept on this machine. Everything is planned before anything runs.
     If the same command runs again, finished merges are recognised by the fingerprint of their plan and
     skipped. ``nodes`` make the tensors, in place of this machine. Errors: see ``errors``.
     """
     final = [stage for stage in stages if not stage.is_intermediate]
-    single = out.name if out.suffix == ".safetensors" else None
+    single = (
+        out.single_file
+        if isinstance(out, RemoteTarget)
+        else out.name
+        if out.suffix == ".safetensors"
+        else None
+    )
     if single is not None and len(final) > 1:
         raise RecipeError(
             f"{out}: one file cannot hold the outputs of {len(final)} merges. Give a directory."
         )
-    targets = {s.label: out if len(final) == 1 else out / s.label for s in final}
-    work = out.parent / f".{out.name}{WORK}"
+    targets: dict[str, Path | RemoteTarget] = {
+        s.label: out if len(final) == 1 else _inside(out, s.label) for s in final
+    }
+    work = _work_folder(out)
     for target in targets.values():
-        check_publishable(target)
-    check_twin(out, WORK + "-gone")
+        if isinstance(target, Path):
+            check_publishable(target)
+    if isinstance(out, Path):
+        check_twin(out, WORK + "-gone")
     for stage in stages:
-        check_twin(targets.get(stage.label, work / stage.label), PART + "-gone")
+        path = targets.get(stage.label, work / stage.label)
+        if isinstance(path, Path):
+            check_twin(path, PART + "-gone")
     planned = plan_stages(stages, planner, single)
     outputs: dict[str, Any] = {}
     plans: dict[str, Plan] = {}
     results = []
     try:
         try:
-            _check_targets(out, targets, planned, overwrite, is_begun=work.exists())
             Hold(work, out).check()
-            for target in targets.values():
-                PartDirectory(target).check()
-            _check_disk(planned, out, [work, *targets.values()])
+            if isinstance(out, RemoteTarget):
+                by_label = {stage.label: plan for stage, plan in zip(stages, planned, strict=True)}
+                _check_targets_at(out, targets, by_label, overwrite, work)
+            else:
+                paths = {label: target for label, target in targets.items() if isinstance(target, Path)}
+                _check_targets(out, paths, planned, overwrite, is_begun=work.exists())
+                for path in paths.values():
+                    PartDirectory(path).check()
+                _check_disk(planned, out, [work, *paths.values()])
         finally:
             close(planned)
         with Hold(work, out) as held:
@@ -165,6 +188,42 @@ def _check_targets(
         check_output_place(target, inputs, overwrite)
 
 
+def _inside(out: Path | RemoteTarget, name: str) -> Path | RemoteTarget:
+    return out.child(name) if isinstance(out, RemoteTarget) else out / name
+
+
+def _work_folder(out: Path | RemoteTarget) -> Path:
+    """The folder of stages: next to an output, or in the folder for unfinished work of outputs at URLs."""
+    if isinstance(out, RemoteTarget):
+        return out.unfinished.with_name(f"{out.unfinished.name}{WORK}")
+    return out.parent / f".{out.name}{WORK}"
+
+
+def _check_targets_at(
+    out: RemoteTarget,
+    targets: Mapping[str, Path | RemoteTarget],
+    plans: Mapping[str, Plan],
+    overwrite: Replace,
+    work: Path,
+) -> None:
+    """Refuse targets at URLs as :func:`_check_targets` does, and a disk without room for what is kept on this machine."""
+    remote = {label: target for label, target in targets.items() if isinstance(target, RemoteTarget)}
+    for plan in plans.values():
+        check_inputs_at(plan, out)
+    if len(remote) > 1 and not overwrite:
+        with opened_target(out) as folder:
+            files = files_at(folder, out)
+            others = {name: v for name, v in files.items() if name.partition("/")[0] not in remote}
+            check_replaceable_at(folder, out, others, overwrite)
+    for label, target in remote.items():
+        if not is_published_at(target, work / f"{label}.json"):
+            check_place_at(plans[label], target, overwrite)
+    held = sum(p.lstat().st_blocks * 512 for p in work.rglob("*"))
+    stages = sum(bytes_on_disk(plan, work) for label, plan in plans.items() if label not in remote)
+    at_once = max(bytes_on_disk_at(plans[label], work) for label in remote)
+    check_space(work, stages + at_once - held, of_all=f"merges of all {len(plans)} documents")
+
+
 def _check_disk(plans: Sequence[Plan], out: Path, places: Sequence[Path]) -> None:
     """Refuse outputs that do not fit the disk together; files of earlier runs in ``places`` count.
 
@@ -192,7 +251,7 @@ def _others(out: Path, targets: Mapping[str, Path]) -> bool:
 
 def _run(
     plan: Plan,
-    target: Path,
+    target: Path | RemoteTarget,
     mark: Path,
     overwrite: Replace,
     restart: bool,
@@ -201,11 +260,12 @@ def _run(
     nodes: ClusterMerge | None,
 ) -> MergeResult | None:
     """Run one stage, unless it is finished."""
-    if not restart and is_published(target, mark, plan.fingerprint()):
+    is_ours = is_published_at if isinstance(target, RemoteTarget) else is_published
+    if not restart and is_ours(target, mark, plan.fingerprint()):  # type: ignore[arg-type]
         return None
-    overwrite = overwrite or is_published(target, mark)  # an earlier version of this file wrote it
+    overwrite = overwrite or is_ours(target, mark)  # type: ignore[arg-type] # an earlier version of this file wrote it
     fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
-    return run_plan(
+    return run_plan_to(
         plan,
         target,
         overwrite=overwrite,

@@ -17,9 +17,9 @@ from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.source import Source
 from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.planner import Planner
+from alnico.engine.planner import Planner, single_file_of
 from alnico.engine.relatedness import IN_PYTHON
-from alnico.engine.run import run_plan
+from alnico.engine.remote_run import run_plan_to
 from alnico.errors import AlnicoError, ModelError
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
@@ -29,6 +29,8 @@ from alnico.models.peft_modules import has_adapters, without_adapters
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import finite_number, quote_value
 from alnico.numerics.sizes import bytes_of
+from alnico.output.remote_target import output_place
+from alnico.output.shard_uploads import UPLOAD_BYTES
 from alnico.recipe.from_options import dtype_name
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, Access, RunOptions, Size
@@ -56,6 +58,7 @@ def fold(
     download_cache: str | os.PathLike[str] | None = None,
     download_cache_size: Size = DEFAULT_DOWNLOAD_CACHE_BYTES,
     device: Any = DEFAULT_DEVICE,
+    work_dir: str | os.PathLike[str] | None = None,
     watch: Watcher | None = None,
 ) -> Any:
     """Fold LoRA adapters into their base and write the model: ``W + sum of weight * (the adapted W - W)``.
@@ -74,7 +77,7 @@ def fold(
     Options:
         base: The model that the adapters were trained on.
         adapters: LoRA adapters: directories, or owner/name@revision on the hub.
-        out: Directory to create; a name that ends in .safetensors makes one file.
+        out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors makes one file.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; 1 applies an adapter as trained, a
             negative weight subtracts it.
         config: Config of a dict of LoRA tensors, with r and lora_alpha; a list has one per adapter.
@@ -114,7 +117,7 @@ def fold(
         start = path_of(base) or ""
         recipe = load_recipe(fold_recipe(start, paths, weights=weights, at_once=at_once, dtype=dtype))
         planner = Planner.of(run, max_shard_size)
-        return planner.merge(recipe, Path(out), overwrite=may_replace, restart=restart)
+        return planner.merge(recipe, output_place(out, work_dir), overwrite=may_replace, restart=restart)
     inner, listed = _own_base(base, listed)
     numbers = _numbers(weights, len(listed))
     opened = _open_folded(
@@ -128,17 +131,20 @@ def fold(
     )
     if out is None:
         return _returned(inner, opened, run)
-    target = Path(out)
-    check_publishable(target)
+    target = output_place(out, work_dir)
+    if isinstance(target, Path):
+        check_publishable(target)
+    else:
+        run = replace(run, reserved_bytes=UPLOAD_BYTES)
     try:
         plan = opened.models.plan(
             opened.recipe,
             run=run,
             max_shard_bytes=bytes_of(max_shard_size),
-            single_file=target.name if target.suffix == ".safetensors" else None,
+            single_file=single_file_of(target),
         )
         fetch_inputs(plan, target, overwrite=may_replace, watch=watch)
-        return run_plan(plan, target, overwrite=may_replace, restart=True, watch=watch, caller=IN_PYTHON)
+        return run_plan_to(plan, target, overwrite=may_replace, restart=True, watch=watch, caller=IN_PYTHON)
     finally:
         opened.models.close()
 

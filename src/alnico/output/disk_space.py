@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from alnico.checkpoint.output_path import Replace, check_place, existing_folder
+from alnico.checkpoint.output_path import Replace, check_inputs, check_place, existing_folder
 from alnico.checkpoint.quota import quota_left
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source
 from alnico.errors import ResourceError
-from alnico.numerics.sizes import format_size
+from alnico.numerics.sizes import count_of, format_size
+from alnico.output.publish_remote import UploadDirectory, check_target_at, read_publication
 from alnico.output.recipe_file import format_recipe
+from alnico.output.remote_target import RemoteTarget, check_inputs_elsewhere, opened_target
+from alnico.output.shard_uploads import SHARDS_ON_DISK
 from alnico.output.staging import PartDirectory
 from alnico.plan.job import Plan
 
@@ -65,6 +68,26 @@ def check_disk(plan: Plan, out: Path) -> None:
         largest_file(plan, out),
         count_files(plan, out),
     )
+
+
+def check_disk_at(plan: Plan, unfinished: Path, held: int = 0) -> None:
+    """Refuse a disk without room for what a merge into a URL keeps on this machine: the shards that are made and sent, and the
+    other files. ``unfinished`` is the folder for it, with ``held`` bytes of an interrupted merge.
+
+    Errors: ResourceError.
+    """
+    check_free(
+        existing_folder(unfinished),
+        bytes_on_disk_at(plan, unfinished) - held + DISK_MARGIN_BYTES,
+        f"the unfinished output ({count_of(min(len(plan.shards), SHARDS_ON_DISK), 'shard')} at a time) needs",
+        "choose another --work-dir, or a smaller --max-shard-size",
+    )
+
+
+def bytes_on_disk_at(plan: Plan, unfinished: Path) -> int:
+    """Return the bytes that a merge into a URL keeps on this machine at a time."""
+    sizes = sorted((shard.byte_size for shard in plan.shards), reverse=True)
+    return sum(sizes[:SHARDS_ON_DISK]) + sum(_sizes_beside(plan, unfinished))
 
 
 def bytes_on_disk(plan: Plan, out: Path) -> int:
@@ -149,3 +172,22 @@ def _largest_allowed() -> int | None:
     except (ImportError, OSError, ValueError):  # not on this system
         return None
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def check_place_at(plan: Plan, target: RemoteTarget, overwrite: Replace) -> None:
+    """Refuse a target at a URL that is not free and may not be replaced, or for which this machine has no room.
+
+    Errors: OutputError, ResourceError, HubError.
+    """
+    check_inputs_at(plan, target)
+    part = UploadDirectory(target)
+    part.check()
+    with opened_target(target) as folder:
+        check_target_at(folder, target, overwrite, read_publication(part))
+    check_disk_at(plan, target.unfinished, part.used_bytes())
+
+
+def check_inputs_at(plan: Plan, target: RemoteTarget) -> None:
+    """Refuse inputs in the target, or in the folder of its unfinished work. Errors: OutputError."""
+    check_inputs_elsewhere(target, [*plan.recipe.references, *(source.label for source in plan.sources)])
+    check_inputs(target.unfinished, needed_paths(plan))

@@ -93,11 +93,14 @@ class JournalLines:
         self._thread.start()
 
     def add(self, *lines: Mapping[str, Any], then: Callable[[], None] | None = None) -> None:
-        """Add lines. ``then`` is called in the background thread when they are on the disk. Safe for threads."""
+        """Add lines. ``then`` is called in the background thread when they are on the disk, where they are at once. Safe for
+        threads."""
         texts = [format_line(line) for line in lines]
         with self._lock:
             self._pending += texts
             self._after += [then] if then is not None else []
+        if then is not None:
+            self._wake.set()
 
     def close(self, is_interrupted: bool = False) -> bool:
         """Write pending lines and stop. Returns whether the thread has ended: an interrupted run does not
@@ -136,6 +139,7 @@ class JournalLines:
                 if closing:
                     return
                 self._wake.wait(BATCH_SECONDS)
+                self._wake.clear()
         finally:
             os.close(self._descriptor)
 
@@ -255,6 +259,17 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
             break
         lines.append(fields)
     return lines
+
+
+def upload_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines about uploads in any journal, also one of another merge; none where it cannot be read."""
+    try:
+        with open_binary(path) as file:
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    lines = map(_parse_line, text.split("\n"))
+    return [line for line in lines if line is not None and UPLOAD in line]
 
 
 def _place_id(path: Path) -> list[int]:

@@ -24,6 +24,7 @@ from alnico.numerics.digest import PIECE, PieceHasher, TensorDigest
 from alnico.output.card import format_card
 from alnico.output.journal import Record, read_journal
 from alnico.output.lock import describe_files, format_lock
+from alnico.output.publish_remote import UploadDirectory
 from alnico.output.recipe_file import RECIPE, format_recipe
 from alnico.output.staging import PartDirectory
 from alnico.plan.job import Job, Plan
@@ -103,7 +104,11 @@ def is_tensor_intact(record: Record, job: Job, files: OutputFiles) -> bool:
 
 
 def complete_output(
-    plan: Plan, part: PartDirectory, files: OutputFiles, records: dict[str, Record], single: str | None
+    plan: Plan,
+    part: PartDirectory | UploadDirectory,
+    files: OutputFiles,
+    records: dict[str, Record],
+    single: str | None,
 ) -> None:
     """Compare the weights with the plan, write the other files next to them, and flush everything to the
     disk."""

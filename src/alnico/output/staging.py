@@ -46,9 +46,9 @@ class Hold:
     name for the user.
     """
 
-    def __init__(self, path: Path, out: Path) -> None:
+    def __init__(self, path: Path, out: object) -> None:
         self.path = path
-        self.out = out
+        self.shown = out
         self._folder: Folder | None = None
         self._lock = -1
 
@@ -103,7 +103,7 @@ class Hold:
         # Versions before this check made folders with the mode of the umask.
         advice = f"run `chmod -R go-w {self.path}` or " if WRITABLE in fault else ""
         return OutputError(
-            f"{self.out}: the unfinished work next to it cannot be resumed: {fault}; expected files and folders of yours that nobody "
+            f"{self.shown}: the unfinished work next to it cannot be resumed: {fault}; expected files and folders of yours that nobody "
             f"else can write. Choose another output, or, if you know what it is, {advice}remove {self.path}."
         )
 
@@ -145,7 +145,7 @@ class Hold:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
                     raise self._cannot_be_made(error) from None
                 raise OutputError(
-                    f"{self.out}: another process is writing it. Wait for it, or choose another output."
+                    f"{self.shown}: another process is writing it. Wait for it, or choose another output."
                 ) from None
         finally:
             if descriptor >= 0:
@@ -203,6 +203,7 @@ class PartDirectory(Hold):
 
     def __init__(self, out: Path) -> None:
         super().__init__(out.parent / f".{out.name}.alnico-part", out)
+        self.out = out
         self.model = self.path / "model"
         self.old = out.parent / f".{out.name}.alnico-old"
 

@@ -23,7 +23,8 @@ from alnico.engine.matrix_time import forecast_matrices
 from alnico.engine.requested_bytes import requested_once
 from alnico.errors import RecipeError
 from alnico.numerics.sizes import count_of, format_size
-from alnico.output.disk_space import check_disk
+from alnico.output.disk_space import check_disk, check_disk_at
+from alnico.output.remote_target import RemoteTarget, output_place
 from alnico.plan.job import Plan, count_by_reason
 from alnico.plan.layers import layer_position
 from alnico.recipe.load import MAX_BYTES, decode_recipes
@@ -74,13 +75,16 @@ def show_plan(call: CommandCall, words: quick.MergeWords) -> None:
     options = recipe_options(call, words)
     with quick.words_of_options(words):
         plans = call.invoke(**options, single_file=single_file)
-    if out:
-        check_publishable(Path(out), is_tried=False)
+    place = output_place(out) if out else None
+    disk = place.unfinished if isinstance(place, RemoteTarget) else place
+    if disk is not None:
+        if not isinstance(place, RemoteTarget):
+            check_publishable(disk, is_tried=False)
         for plan in plans:
-            check_disk(plan, Path(out))
+            (check_disk_at if isinstance(place, RemoteTarget) else check_disk)(plan, disk)
     call.show(
         lambda: one_or_all([plan_data(plan) for plan in plans]),
-        lambda: Page("\n\n".join(plan_text(p, call.verbose, Path(out) if out else None) for p in plans)),
+        lambda: Page("\n\n".join(plan_text(p, call.verbose, disk) for p in plans)),
     )
 
 

@@ -1,0 +1,313 @@
+"""Publishes a finished model at a URL: weights first, its config last, so that nobody finds half a model."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.durable import replace_file
+from alnico.checkpoint.files import files_below
+from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.lineage import LOCK
+from alnico.checkpoint.output_path import SHOWN, Replace
+from alnico.checkpoint.remote.folder import FileVersion, RemoteFolder
+from alnico.checkpoint.shards import OutputShard
+from alnico.errors import ModelError, OutputError, RunError, VerificationError
+from alnico.output.journal import NAME as JOURNAL
+from alnico.output.journal import with_device
+from alnico.output.remote_target import (
+    CONNECTIONS,
+    MARKER,
+    RemoteTarget,
+    check_replaceable_at,
+    files_at,
+    opened_target,
+    read_whole,
+    versions_of,
+)
+from alnico.output.shard_uploads import PART_BYTES, ShardUpload, expected_tag
+from alnico.output.staging import Hold
+from alnico.threads import Crew
+
+PUBLICATION = "publication.json"
+
+CONFIGS = ("modules.json", "model_index.json", "adapter_config.json", "config.json")
+"""Files by which programs find a model, in the order in which they are put."""
+
+MOST_PUT_BYTES = 4 * PART_BYTES
+"""The largest file that is sent in one step."""
+
+
+class UploadDirectory(Hold):
+    """The private folder of this machine in which a model for a URL is made, held by one process. Use it in ``with``."""
+
+    def __init__(self, target: RemoteTarget) -> None:
+        super().__init__(target.unfinished, target)
+        self.model = self.path / "model"
+
+    def __enter__(self) -> UploadDirectory:
+        super().__enter__()
+        return self
+
+    @property
+    def journal(self) -> Path:
+        return self.path / JOURNAL
+
+    def used_bytes(self) -> int:
+        """Return the bytes on the disk that an interrupted merge uses."""
+        return sum(p.lstat().st_blocks * 512 for p in self.model.rglob("*")) if self.model.exists() else 0
+
+    def clear(self) -> None:
+        """Discard an unfinished merge, except for what is known of an interrupted publication. Errors: RunError."""
+        try:
+            self.folder.remove_contents(lambda name: name in ("lock", PUBLICATION))
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be emptied ({error.strerror}). Check the disk, or choose another --work-dir."
+            ) from None
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a run that began to publish wrote down: its id, the files that it found, the names of those that it writes, and the
+    uploads of large ones other than weights."""
+
+    id: str
+    before: Mapping[str, FileVersion]
+    names: frozenset[str]
+    uploads: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_publication(part: UploadDirectory) -> Publication | None:
+    """Return the publication that an earlier run began; None if there is none. Errors: RunError."""
+    path = part.path / PUBLICATION
+    if not path.exists():
+        return None
+    try:
+        data = read_json(path)
+        before = {str(name): FileVersion(int(size), str(tag)) for name, (size, tag) in data["before"].items()}
+        uploads = {str(name): str(upload) for name, upload in data["uploads"].items()}
+        return Publication(str(data["id"]), before, frozenset(map(str, data["names"])), uploads)
+    except (ModelError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{path}: is damaged ({str(error)[:80]}); expected what a run wrote that began to publish. Remove {part.path}, and give "
+            "the command --overwrite."
+        ) from None
+
+
+def check_target_at(
+    folder: RemoteFolder, target: RemoteTarget, overwrite: Replace, begun: Publication | None
+) -> dict[str, FileVersion]:
+    """Return the files that are at a target, which must be free, replaceable, or half published by this very merge.
+
+    Errors: OutputError, HubError.
+    """
+    files = files_at(folder, target)
+    if begun is None:
+        check_replaceable_at(folder, target, files, overwrite)
+        return files
+    strange = [
+        name
+        for name, version in files.items()
+        if name != MARKER and name not in begun.names and begun.before.get(name) != version
+    ]
+    if strange or not _is_marked(folder, files, begun.id):
+        what = f"{', '.join(strange[:SHOWN])}" if strange else "the mark of another run"
+        raise OutputError(
+            f"{target}: has {what}, which came after this merge began to publish there; expected only its own files. "
+            f"Another run may write there. If none does, remove {target} and {target.unfinished}, and merge again."
+        )
+    return files
+
+
+def _is_marked(folder: RemoteFolder, files: Mapping[str, FileVersion], run: str) -> bool:
+    """Is there no mark of a publication, or that of this run?"""
+    marker = files.get(MARKER)
+    return marker is None or read_whole(folder, MARKER, marker, 100) == run.encode()
+
+
+def completed_shards(
+    folder: RemoteFolder,
+    uploads: Mapping[str, ShardUpload],
+    shards: Sequence[OutputShard],
+    begun: Publication | None,
+) -> dict[str, FileVersion]:
+    """Return the shards that an earlier run has published already: their upload is gone, and their file is there. Errors: HubError."""
+    if begun is None:
+        return {}
+    sizes = {shard.name: shard.byte_size for shard in shards}
+    names = [name for name, upload in uploads.items() if upload.is_sent and name in sizes]
+    found: dict[str, FileVersion] = {}
+    for name, version in versions_of(folder, names).items():
+        upload = uploads[name]
+        is_new = version.tag == expected_tag(upload.tags) or begun.before.get(name) != version
+        if version.size == sizes[name] and is_new and folder.uploaded_parts(name, upload.id) is None:
+            found[name] = version
+    return found
+
+
+def publish_model(
+    target: RemoteTarget,
+    folder: RemoteFolder,
+    part: UploadDirectory,
+    shards: Sequence[OutputShard],
+    uploads: Mapping[str, ShardUpload],
+    completed: Mapping[str, FileVersion],
+    before: Mapping[str, FileVersion],
+    begun: Publication | None,
+) -> FileVersion:
+    """Publish the model in ``part``, whose shards are sent. Returns the version of what identifies it: its lock, or its one file.
+
+    A folder has no config from the first change to the last. ``before`` are the files that were found when the merge began,
+    ``begun`` is the publication that an earlier run began. Errors: OutputError if somebody else wrote there meanwhile;
+    VerificationError if the server has files of other sizes; HubError.
+    """
+    part.check_still_there()
+    weights = {shard.name: shard.byte_size for shard in shards}
+    beside = {} if target.single_file else _files_beside(part.model, weights)
+    sizes = weights | {name: path.stat().st_size for name, path in beside.items()}
+    if begun is None and files_at(folder, target) != dict(before):
+        raise OutputError(
+            f"{target}: was changed while merging; expected what was there when the merge began. Look at what is there now. The same "
+            "command publishes the finished model if the target is as before, or free; otherwise give it --overwrite."
+        )
+    publication = Publication(
+        begun.id if begun else secrets.token_hex(8),
+        begun.before if begun else before,
+        frozenset(sizes) | (begun.names if begun else frozenset()),
+    )
+    _write_publication(part, publication)
+    for name, upload in begun.uploads.items() if begun else ():
+        folder.abort_upload(name, upload)
+    if target.single_file is not None:
+        (name,) = weights
+        found = completed.get(name) or folder.complete_upload(name, uploads[name].id, uploads[name].tags)
+        _check_sizes(target, sizes, {name: found})
+        return found
+    last = sorted((name for name in beside if _is_last(name)), key=_rank)
+    if begun is not None and completed.keys() >= weights.keys() and last:
+        there = versions_of(folder, sizes)
+        # The config that an earlier run put is the last change: it is there only if all else is.
+        if last[-1] in there and there.keys() == sizes.keys():
+            return _end(target, folder, sizes)
+    marker = folder.put(MARKER, publication.id.encode())
+    now = files_at(folder, target)
+    for name in sorted(filter(_is_last, now), key=_rank, reverse=True):
+        folder.delete(name)
+    _at_once(
+        lambda name: folder.complete_upload(name, uploads[name].id, uploads[name].tags),
+        [name for name in weights if name not in completed],
+    )
+    large = [name for name in beside if sizes[name] > MOST_PUT_BYTES and name not in last]
+    uploads_of_large = {name: folder.start_upload(name) for name in large}
+    # Parts of uploads that nothing on the disk names would stay on the server.
+    _write_publication(part, replace(publication, uploads=uploads_of_large))
+    for name in large:
+        _put_in_parts(folder, name, uploads_of_large[name], beside[name])
+    _at_once(
+        lambda name: folder.put(name, beside[name].read_bytes()),
+        [name for name in beside if name not in last and name not in large],
+    )
+    _at_once(
+        folder.delete, [name for name in now if name not in sizes and name != MARKER and not _is_last(name)]
+    )
+    _check_sizes(target, {n: s for n, s in sizes.items() if n not in last}, versions_of(folder, sizes))
+    if folder.state(MARKER) != marker:
+        raise OutputError(
+            f"{target}: another run began to publish there; expected this one alone. Wait for it, or choose another output."
+        )
+    for name in last:
+        folder.put(name, beside[name].read_bytes())
+    return _end(target, folder, sizes)
+
+
+def _end(target: RemoteTarget, folder: RemoteFolder, sizes: Mapping[str, int]) -> FileVersion:
+    """Remove the mark and compare what the server has with what was sent."""
+    folder.delete(MARKER)
+    found = versions_of(folder, sizes)
+    _check_sizes(target, sizes, found)
+    return found[LOCK]
+
+
+def _files_beside(model: Path, weights: Iterable[str]) -> dict[str, Path]:
+    """The files of a model other than its weights, by name."""
+    names = {path.relative_to(model).as_posix(): path for path in files_below(model)}
+    return {name: path for name, path in sorted(names.items()) if name not in set(weights)}
+
+
+def _is_last(name: str) -> bool:
+    """Is a file one by which programs find the weights?"""
+    return name.rpartition("/")[2] in CONFIGS or name.endswith(".index.json")
+
+
+def _rank(name: str) -> tuple[int, int, str]:
+    """The place of such a file in the order: indices, configs of modules, and those of the model, with config.json the last."""
+    folder, _, base = name.rpartition("/")
+    return (
+        0 if base not in CONFIGS else 1 if folder else 2,
+        CONFIGS.index(base) if base in CONFIGS else 0,
+        name,
+    )
+
+
+def _put_in_parts(folder: RemoteFolder, name: str, upload: str, path: Path) -> None:
+    tags: dict[int, str] = {}
+    with path.open("rb") as file:
+        while data := file.read(PART_BYTES):
+            number = len(tags) + 1
+            tags[number] = folder.upload_part(name, upload, number, memoryview(data))
+    folder.complete_upload(name, upload, tags)
+
+
+def _at_once(call: Callable[[str], Any], names: Sequence[str]) -> None:
+    """Make a call for each name, several at a time."""
+    with Crew(min(CONNECTIONS, max(len(names), 1))) as crew:
+        crew.run([(call, (name,)) for name in names])
+
+
+def _check_sizes(target: RemoteTarget, sizes: Mapping[str, int], found: Mapping[str, FileVersion]) -> None:
+    """Compare the sizes of files on the server with those that were sent. Errors: VerificationError."""
+    for name, size in sizes.items():
+        version = found.get(name)
+        if version is None or version.size != size:
+            there = "is not there" if version is None else f"has {version.size} bytes"
+            raise VerificationError(
+                f"{target.folder_url}/{name}: {there}, {size} bytes were sent; the server or what is before it is at fault, or somebody "
+                "else writes there. Check the server; the same command publishes again."
+            )
+
+
+def _write_publication(part: UploadDirectory, publication: Publication) -> None:
+    text = json.dumps(
+        {
+            "id": publication.id,
+            "before": {name: [v.size, v.tag] for name, v in publication.before.items()},
+            "names": sorted(publication.names),
+            "uploads": dict(publication.uploads),
+        }
+    )
+    replace_file(part.path / PUBLICATION, text, part.folder)
+
+
+def mark_published(mark: Path, fingerprint: Mapping[str, Any], version: FileVersion) -> None:
+    """Record in a file which model was published at a URL."""
+    replace_file(mark, json.dumps({"fingerprint": fingerprint, "version": [version.size, version.tag]}))
+
+
+def is_published_at(target: RemoteTarget, mark: Path, fingerprint: Mapping[str, Any] | None = None) -> bool:
+    """Is what is at a URL the model that a run (of this fingerprint) recorded in ``mark``? Errors: HubError."""
+    try:
+        recorded = read_json(mark)
+        size, tag = recorded["version"]
+        if fingerprint is not None and with_device(recorded["fingerprint"]) != with_device(
+            json.loads(json.dumps(fingerprint))
+        ):
+            return False
+    except (ModelError, RunError, OSError, ValueError, KeyError, TypeError):
+        return False
+    with opened_target(target) as folder:
+        return folder.state(target.single_file or LOCK) == FileVersion(size, tag)
