@@ -24,7 +24,7 @@ from alnico.checkpoint.remote.open_folder import open_remote_folder
 from alnico.errors import AlnicoError, HubError, ModelError
 from hub.stub import Hub
 from hub.stub import serving as serving_hub
-from s3_server import S3Server
+from s3_server import S3Server, set_aws
 from web_server import WebServer, serving_folder
 
 SIZE = 2_000_000
@@ -317,6 +317,39 @@ def test_a_server_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyP
     assert "http://127.0.0.1:9 could not be reached (EndpointConnectionError)" in text
     text = refused(lambda: open_remote_folder("http://127.0.0.1:9/m").state("a.bin"))
     assert "could not be reached (ConnectError" in text
+
+
+@pytest.mark.parametrize("kind", ["s3", "web"])
+def test_a_server_that_goes_in_the_middle_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A web server can answer what S3 is asked when files are read."""
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "a.bin").write_bytes(DATA)
+    with serving_folder(tmp_path) as web:
+        set_aws(monkeypatch, web.url)
+        folder = open_remote_folder("s3://bucket" if kind == "s3" else f"{web.url}/bucket")
+        state = folder.state("a.bin")
+        assert read(folder, state=state) == DATA
+        web.fail("reset", share=0)  # the open connection's thread outlives the server
+    text = refused(lambda: read(folder, state=state))
+    assert "does not answer" in text
+    assert "7 times in" in text
+    folder.close()
+
+
+@pytest.mark.parametrize(
+    "text", ['W/"weak"', "plain", '"' + "x" * 500 + '"', "Wed, 21 Oct 2015 07:28:00 GMT"]
+)
+def test_a_tag_that_is_no_strong_one_is_compared_here(
+    server: WebServer, folder: RemoteFolder, text: str
+) -> None:
+    server.fail("ETag", methods=("HEAD", "GET"), times=2, text=text)
+    state = folder.state("a.bin")
+    assert state is not None
+    assert read(folder, 10, 100, state) == DATA[10:110]
+    if len(text) < 300:
+        refused(lambda: read(folder, 10, 100, state), ModelError)
 
 
 @pytest.mark.usefixtures("s3_server")

@@ -62,6 +62,15 @@ def checked_tag(text: str | None) -> str:
     return text if text.isascii() and text.isprintable() and len(text) <= MAX_TAG else ""
 
 
+def condition_of(state: FileVersion) -> str | None:
+    """Return the tag for the condition If-Match; None for one that no server compares, as it is weak (RFC 9110, 13.1.1).
+
+    >>> condition_of(FileVersion(3, '"abc"')), condition_of(FileVersion(3, 'W/"abc"'))
+    ('"abc"', None)
+    """
+    return state.tag if state.tag.startswith('"') else None
+
+
 def check_same(where: str, found: FileVersion, state: FileVersion) -> None:
     """Refuse another version of a file than the one that is read. Errors: ModelError."""
     if found.size != state.size or (found.tag and state.tag and found.tag != state.tag):

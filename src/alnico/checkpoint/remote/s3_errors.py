@@ -86,12 +86,19 @@ def _raise_meaning(where: str, endpoint: str, error: Exception, has_answered: bo
             f"{where}: the credentials cannot be used ({name}). Log in again (`aws sso login`), or correct them. {CREDENTIALS} "
             "The same command resumes."
         ) from None
+    if has_answered and kinds & {
+        "EndpointConnectionError",
+        "ConnectTimeoutError",
+        "SSLError",
+        "ProxyConnectionError",
+    }:
+        raise Again(f"does not answer ({name})") from None
     if kinds & {"SSLError", "ProxyConnectionError", "InvalidProxiesConfigError"}:
         raise HubError(
             f"{where}: no connection to {endpoint} can be made ({name}). Check AWS_ENDPOINT_URL, AWS_CA_BUNDLE and the proxies in the "
             "environment (HTTPS_PROXY, HTTP_PROXY)."
         ) from None
-    if kinds & {"EndpointConnectionError", "ConnectTimeoutError"} and not has_answered:
+    if kinds & {"EndpointConnectionError", "ConnectTimeoutError"}:
         raise HubError(
             f"{where}: {endpoint} could not be reached ({name}). Check the connection, AWS_ENDPOINT_URL and AWS_REGION, and try "
             "again."

@@ -22,6 +22,7 @@ from alnico.checkpoint.remote.ranges import (
     changed,
     check_name,
     checked_tag,
+    condition_of,
     is_plain_name,
     range_header,
 )
@@ -120,7 +121,8 @@ class S3Folder:
     def read_into(self, name: str, offset: int, buffer: memoryview, state: FileVersion) -> None:
         where = check_name(self.address, name)
         done, total = 0, len(buffer)
-        parameters = {"Key": self._prefix + name} | ({"IfMatch": state.tag} if state.tag else {})
+        condition = condition_of(state)
+        parameters = {"Key": self._prefix + name} | ({"IfMatch": condition} if condition else {})
 
         def read_rest() -> None:
             nonlocal done

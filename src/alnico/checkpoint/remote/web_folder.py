@@ -24,6 +24,7 @@ from alnico.checkpoint.remote.ranges import (
     changed,
     check_name,
     checked_tag,
+    condition_of,
     number_of_bytes,
     range_header,
 )
@@ -81,8 +82,8 @@ class WebFolder:
     def read_into(self, name: str, offset: int, buffer: memoryview, state: FileVersion) -> None:
         where = check_name(self.address, name)
         done, total = 0, len(buffer)
-        # Servers compare weak tags with nothing (RFC 9110, 13.1.1).
-        condition = {"If-Match": state.tag} if state.tag.startswith('"') else {}
+        tag = condition_of(state)
+        condition = {"If-Match": tag} if tag else {}
 
         def read_rest() -> None:
             nonlocal done
