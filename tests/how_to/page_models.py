@@ -237,6 +237,17 @@ def merged_elsewhere(folder: Path) -> None:
     alnico.merge(models, folder / "merged-on-linux")
 
 
+@prepares("models-by-url")
+def models_of_a_bucket(folder: Path) -> None:
+    """A base, fine-tunes and an adapter for a bucket, and a fine-tune on this machine."""
+    base, tuned = family(folder.parent / "bucket" / "models", 3, shards=2, **SHAPE)
+    for path, name in zip(tuned, ("coder", "chat", "writer"), strict=True):
+        path.rename(path.with_name(name))
+    save_adapter(folder.parent / "bucket" / "adapters" / "sql", base, 4, 0)
+    (folder / "models").mkdir()
+    (base.parent / "writer").rename(folder / "models" / "writer")
+
+
 @prepares("notebook", "from-mergekit", "cite", "on-a-gpu")
 def small_models(folder: Path) -> None:
     """A base and fine-tunes."""
@@ -251,8 +262,27 @@ def prepared(page: str, folder: Path) -> Iterator[dict[str, str]]:
     folder.mkdir(parents=True, exist_ok=True)
     if page in PREPARED:
         PREPARED[page](folder)
-    with hub_of(page, folder) as variables:
-        yield variables
+    with hub_of(page, folder) as variables, bucket_of(page, folder) as more:
+        yield variables | more
+
+
+@contextmanager
+def bucket_of(page: str, folder: Path) -> Iterator[dict[str, str]]:
+    """An S3-compatible server in this process for the page that reads models of a bucket."""
+    if page != "models-by-url":
+        yield {}
+        return
+    from s3_server import SECRET, serving_s3  # loads moto
+
+    with serving_s3() as server:
+        for path in sorted(p for p in (folder.parent / "bucket").rglob("*") if p.is_file()):
+            server.put(path.relative_to(folder.parent / "bucket").as_posix(), path.read_bytes())
+        yield {
+            "AWS_ENDPOINT_URL": server.endpoint,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
 
 
 @contextmanager

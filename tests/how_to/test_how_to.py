@@ -31,6 +31,7 @@ TITLES = {
     "average-checkpoints": "Average the last checkpoints of a run",
     "merge-a-lora": "Merge a LoRA into a base",
     "merge-large-models": "Merge 70B models on a 32 GB machine",
+    "models-by-url": "Merge models on S3 or a web server",
     "stack-layers": "Put layers together (frankenmerge)",
     "different-tokenizers": "Merge models with different tokenizers",
     "choose-a-method": "Which method, which weights",

@@ -96,7 +96,7 @@ class Planner:
         )
         if self.signed is not None:
             self._check_other_inputs(self.signed, plan)
-        requested = requested_bytes(plan)
+        requested = sum(requested_bytes(plan).values())
         return replace(plan, bytes_to_request=requested) if requested else plan
 
     def _check_other_inputs(self, signed: SignedInputs, plan: Plan) -> None:

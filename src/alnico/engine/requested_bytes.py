@@ -17,31 +17,40 @@ from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Job, Plan
 from alnico.plan.remote_reads import RemoteReads
 
+TO_MERGE, AS_SAMPLE = "to merge", "as a sample, to compare the models"
+WHOLE_MODEL, NORMS, NO_ROOM = (
+    "to measure the whole model",
+    "for weights from norms",
+    "again, without room in the memory",
+)
 
-def requested_bytes(plan: Plan) -> int:
-    """Return the bytes of weights that a merge of the plan requests from servers, if nothing of it is done or kept yet.
 
-    That is what its jobs read, each byte once; again what is measured of the whole model and for weights from norms; a sample of
-    some tensors; and again what jobs read several times and have no room for in the memory. More is requested only where a
-    search for a kth largest value in such a tensor needs a further pass, which its sample decides, and of tensors without room
-    that are computed from others.
+def requested_bytes(plan: Plan) -> dict[str, int]:
+    """Return the bytes of weights that a merge of the plan requests from servers, by their purpose, if nothing is done or kept yet.
+
+    That is what its jobs read, each byte once; what is measured before; a sample of some tensors; and what jobs read several times
+    and have no room for in the memory. More is requested only where a search for a kth largest value in such a tensor needs a further
+    pass, which its sample decides, and of tensors without room that are computed from others.
     """
     if not reads_of(plan.jobs, plan.sources):
-        return 0
+        return {}
     jobs = as_differences(plan.jobs, plan.sources)
     reads = reads_of([*jobs, *plan.to_measure], plan.sources)
-    total = sum(_of_job(job, reads[job.name], plan) for job in jobs if job.name in reads)
-    total += sum(_direct(job, plan) for job in plan.to_measure)
-    for fact, of_jobs in measure.over_model(jobs).items():
-        passes = measure.model_passes(fact, of_jobs)
-        total += passes * sum(_one_pass(job, reads[job.name], plan) for job in of_jobs if job.name in reads)
-    return total + _sampled(plan)
-
-
-def requested_once(plan: Plan) -> int:
-    """Return the bytes of weights at URLs that a plan needs."""
-    found = {one for reads in reads_of(plan.jobs, plan.sources).values() for one in reads.tensors}
-    return sum(model.tensors[name].byte_size for model, name in found)
+    read = [job for job in jobs if job.name in reads]
+    of_jobs = {job.name: _of_job(job, reads[job.name], plan) for job in read}
+    once = sum(min(reads[job.name].byte_size, of_jobs[job.name]) for job in read)
+    of_model = 0
+    for fact, over in measure.over_model(jobs).items():
+        a_pass = sum(_one_pass(job, reads[job.name], plan) for job in over if job.name in reads)
+        of_model += measure.model_passes(fact, over) * a_pass
+    found = {
+        TO_MERGE: once,
+        NO_ROOM: sum(of_jobs.values()) - once,
+        WHOLE_MODEL: of_model,
+        NORMS: sum(_direct(job, plan) for job in plan.to_measure),
+        AS_SAMPLE: _sampled(plan),
+    }
+    return {purpose: count for purpose, count in found.items() if count}
 
 
 def _of_job(job: Job, reads: RemoteReads, plan: Plan) -> int:

@@ -20,7 +20,7 @@ from alnico.cli.progress import matrices_line
 from alnico.engine.fetch import absent_files
 from alnico.engine.job_devices import devices_data, tensors_by_device
 from alnico.engine.matrix_time import forecast_matrices
-from alnico.engine.requested_bytes import requested_once
+from alnico.engine.requested_bytes import requested_bytes
 from alnico.errors import RecipeError
 from alnico.numerics.sizes import count_of, format_size
 from alnico.output.disk_space import check_disk, check_disk_at
@@ -174,7 +174,8 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
         f"bytes     read {format_size(plan.bytes_to_read)}, write {format_size(plan.bytes_to_write)} in {shards}"
     )
     if plan.bytes_to_request:
-        lines.append(f"servers   {format_size(plan.bytes_to_request)} of weights are requested{_again(plan)}")
+        parts = [f"{format_size(count)} {purpose}" for purpose, count in requested_bytes(plan).items()]
+        lines.append(f"request   {format_size(plan.bytes_to_request)} of weights: {', '.join(parts)}")
     lines += [f"weights   {line}" for line in weighing_lines(plan)]
     memory = plan.memory
     lines.append(
@@ -196,14 +197,6 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
         folder = existing_folder(out or Path("out"))
         lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
     return page(lines + [f"note      {note}" for note in plan.notes])
-
-
-def _again(plan: Plan) -> str:
-    """How much of what is requested is requested again, and how that is avoided."""
-    again = plan.bytes_to_request - requested_once(plan)
-    if again <= 0:
-        return ", each byte once"
-    return f", {format_size(again)} of them again"
 
 
 def weighing_lines(plan: Plan) -> list[str]:
