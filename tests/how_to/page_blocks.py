@@ -32,6 +32,11 @@ _FENCE = re.compile(
 _MARK = re.compile(r"<!-- (not run|numbers vary): ([^\n]+?) -->\s*$")
 
 
+def programs_of(folder: Path) -> Path:
+    """Where the programs are that a page in this folder finds first."""
+    return folder.parent / f"{folder.name}.bin"
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced block. ``line`` is where its first line of text is in the page, counted from 1."""

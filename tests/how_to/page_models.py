@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from how_to.page_blocks import ROOT, blocks_of
+from how_to import made_slurm
+from how_to.page_blocks import ROOT, blocks_of, programs_of
 from hub.stub import Hub
 from limits.made_large import CONFIG_70B, llama_70b, save_sparse_model
 from made import family, llama_config, llama_shapes, read_model, save_file, save_model
@@ -248,7 +249,7 @@ def models_of_a_bucket(folder: Path) -> None:
     (base.parent / "writer").rename(folder / "models" / "writer")
 
 
-@prepares("notebook", "from-mergekit", "cite", "on-a-gpu")
+@prepares("notebook", "from-mergekit", "cite", "on-a-gpu", "several-machines")
 def small_models(folder: Path) -> None:
     """A base and fine-tunes."""
     _, tuned = family(folder / "models", 3, **SHAPE)
@@ -262,6 +263,8 @@ def prepared(page: str, folder: Path) -> Iterator[dict[str, str]]:
     folder.mkdir(parents=True, exist_ok=True)
     if page in PREPARED:
         PREPARED[page](folder)
+    if page == "several-machines":
+        made_slurm.install(programs_of(folder))
     with hub_of(page, folder) as variables, bucket_of(page, folder) as more:
         yield variables | more
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from how_to.page_blocks import ROOT, Block, Command, commands_of
+from how_to.page_blocks import ROOT, Block, Command, commands_of, programs_of
 from how_to.page_text import FOLDER, agrees, difference
 
 FORKING = ROOT / "tests" / "cli" / "forking.py"
@@ -190,7 +190,7 @@ def session(
     folder: Path, forks: subprocess.Popen[str], environment: Mapping[str, str] | None = None
 ) -> Iterator[Session]:
     """Begin a page in a folder; ``environment`` is added to this process's."""
-    programs = _programs(folder.parent / f"{folder.name}.bin")
+    programs = _programs(programs_of(folder))
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     added = {
         "PATH": path,

@@ -23,6 +23,8 @@ NOT_RUN = {
     "it needs a model of the hub": "tests have no network",
     "it needs the demo's download": "tests have no network",
     "it needs a GPU": "the suite runs on machines without one",
+    "it needs several machines": "the suite runs on one; the same is run by the script for SLURM, on processes",
+    "it needs a Kubernetes cluster": "the suite has none; test_several_machines.py checks the manifest and runs its command",
 }
 """The reasons for which a block may be left out: ``<!-- not run: REASON -->``."""
 
@@ -41,6 +43,7 @@ TITLES = {
     "publish": "Publish a merge",
     "share-task-vectors": "Share a task vector, and equip a base with it",
     "on-a-gpu": "Use a GPU",
+    "several-machines": "Use several machines",
     "platforms": "macOS and Windows",
     "cite": "Cite alnico",
 }

@@ -10,8 +10,8 @@ from alnico.analysis.journal import MeasuredTensor
 from alnico.analysis.measure_tensors import MeasuringRun, fit_memory, read_bytes
 from alnico.checkpoint.file_model import describe_change, file_states
 from alnico.checkpoint.renamed_model import with_names_of
-from alnico.cluster.node_models import NodeModels
-from alnico.cluster.nodes import check_numerics
+from alnico.cluster.node_models import NodeModels, node_threads
+from alnico.cluster.nodes import check_numerics, processors_here
 from alnico.cluster.units import group_by_bytes
 from alnico.engine.fetch import fetch_files
 from alnico.errors import ModelError
@@ -57,7 +57,7 @@ def measure_on_nodes(
                 run.report(Advanced(subjects[number].job.name, read_bytes([subjects[number]])))
 
         cluster.run(
-            MeasuringStart(models, top_share, subspace_side, run.memory_bytes, run.threads), units, done
+            MeasuringStart(models, top_share, subspace_side, run.memory_bytes, node_threads(run)), units, done
         )
 
 
@@ -69,7 +69,8 @@ class MeasuringStart:
     top_share: float
     subspace_side: int
     memory_bytes: int
-    threads: int
+    threads: int | None
+    """None: as many as the node has processors."""
 
     def __call__(self) -> MeasuringWorker:
         return MeasuringWorker(self)
@@ -84,7 +85,7 @@ class MeasuringWorker:
         self._opened = [*models, base]
         self._sources = [*(with_names_of(model, base) for model in models), base]
         self._subjects, _ = pair_tensors(base, self._sources[:-1])
-        run = RunOptions(memory_bytes=start.memory_bytes, threads=start.threads)
+        run = RunOptions(memory_bytes=start.memory_bytes, threads=start.threads or processors_here())
         self._memory = fit_memory(self._subjects, self._sources, run, start.subspace_side, None)
         self._before = file_states(path for source in self._sources for path in source.paths())
 

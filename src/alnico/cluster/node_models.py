@@ -82,5 +82,10 @@ class NodeModels:
         return sources
 
 
+def node_threads(run: RunOptions) -> int | None:
+    """Return how many threads a caller wants on each node; None for those of its processors."""
+    return None if run.has_default_threads else run.threads
+
+
 def _identity(source: Source) -> str:
     return json.dumps(source.identity(), sort_keys=True)

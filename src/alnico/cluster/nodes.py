@@ -66,7 +66,7 @@ def check_numerics(nodes: Sequence[NodeInfo], methods: Sequence[str]) -> None:
     found = "; ".join(f"{', '.join(names)}: {what}" for what, names in groups.items())
     raise MismatchError(
         f"{', '.join(methods)}: computes on whole matrices, and the nodes differ in what decides the last bits of that ({found}); "
-        "expected one model of processor and one BLAS. Use nodes of one kind, or merge on one machine without --ray."
+        "expected one model of processor and one BLAS. Use nodes of one kind, or one machine without --ray."
     )
 
 

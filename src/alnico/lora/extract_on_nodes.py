@@ -11,7 +11,8 @@ from alnico.checkpoint.open_model import open_adapted
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.untied_model import untie
-from alnico.cluster.node_models import NodeModels
+from alnico.cluster.node_models import NodeModels, node_threads
+from alnico.cluster.nodes import processors_here
 from alnico.cluster.units import group_by_bytes
 from alnico.cluster.work import Cluster
 from alnico.engine.arena import Arena
@@ -70,7 +71,8 @@ class ExtractNodes:
                 put(name, factors)
                 self.run.report(Advanced(name, bytes_of[name]))
 
-        self.cluster.run(FactorisingStart(*self._what, most), units, done)
+        largest = max(most, *results, 0)
+        self.cluster.run(FactorisingStart(*self._what, largest), units, done)
 
     def measure(
         self,
@@ -101,8 +103,8 @@ class ExtractNodes:
         self.cluster.run(MeasuringFoldedStart(*self._what, adapter), units, done)
 
     @property
-    def _what(self) -> tuple[NodeModels, Options, tuple[ExtractTarget, ...], int, int]:
-        return self.models, self.options, self.targets, self.run.memory_bytes, self.run.threads
+    def _what(self) -> tuple[NodeModels, Options, tuple[ExtractTarget, ...], int, int | None]:
+        return self.models, self.options, self.targets, self.run.memory_bytes, node_threads(self.run)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class _Start:
     options: Options
     targets: tuple[ExtractTarget, ...]
     memory_bytes: int
-    threads: int
+    threads: int | None
+    """None: as many as the node has processors."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,9 @@ class _OpenedPair:
         models = untie(opened, opened)
         self.base: Source = models[1]
         self.tuned: Source = with_names_of(models[0], models[1])
-        run = RunOptions(memory_bytes=start.memory_bytes - 2 * held_bytes, threads=start.threads)
+        run = RunOptions(
+            memory_bytes=start.memory_bytes - 2 * held_bytes, threads=start.threads or processors_here()
+        )
         caps = [start.options.cap(s) if s.treatment == "factors" else 0 for s in start.targets]
         self.room: ExtractMemory = fit_extraction(self.tuned, self.base, start.targets, caps, run)
         self.arena = Arena(arena_bytes(self.room))
