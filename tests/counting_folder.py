@@ -7,7 +7,6 @@ def test_it(elsewhere: Elsewhere) -> None:      # fixture: s3://bucket/NAME is t
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -67,7 +66,8 @@ class _Folder:
         path = self._folder / name
         if not path.is_file():
             return None
-        return FileVersion(path.stat().st_size, hashlib.md5(path.read_bytes()).hexdigest())
+        status = path.stat()
+        return FileVersion(status.st_size, f"written at {status.st_mtime_ns}")
 
     def read_into(self, name: str, offset: int, buffer: memoryview, state: FileVersion) -> None:
         full = f"{self._name}/{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 
 import alnico
 from alnico.errors import HubError, ModelError, RecipeError
-from alnico.events import TensorDone
+from alnico.events import Started, TensorDone
 from counting_folder import ADDRESS, Elsewhere
+from how_to.page_models import DEMO_MODELS
 from made import family, read_file, save_file
+from made_tokenizers import save_family
+from real import installed
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -236,3 +240,101 @@ def test_every_command_that_reads_models_reads_them_at_urls(
     here = alnico.make_recipe([local(elsewhere, f"{base}+0.5*{url}"), local(elsewhere, tuned[0])], "linear")
     alnico.merge(here, tmp_path / "here")
     assert contents(tmp_path / "mixed") == contents(tmp_path / "here")
+
+
+class Going:
+    """A server that goes away when six tensors are made; the last shard of the last model is not read before."""
+
+    def __init__(self) -> None:
+        self.is_merging = False
+        self.done = 0
+        self.enough = threading.Event()
+
+    def watch(self, event: Any) -> None:
+        self.is_merging = self.is_merging or isinstance(event, Started)
+        self.done += isinstance(event, TensorDone)
+        if self.done > 5:
+            self.enough.set()
+
+    def before_read(self, name: str, *_: int) -> None:
+        if self.is_merging and name == "tuned-2/model-00002-of-00002.safetensors":
+            assert self.enough.wait(20)
+            raise HubError(f"{name}: the server went away. Try again.")
+
+
+def interrupted(elsewhere: Elsewhere, recipe: Any, out: Path) -> None:
+    going = Going()
+    elsewhere.before_read = going.before_read
+    with pytest.raises(HubError, match="the server went away"):
+        alnico.merge(recipe, out, watch=going.watch)
+    elsewhere.before_read = None
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("method", ["ties", "linear"])
+def test_an_interrupted_merge_is_taken_up(
+    elsewhere: Elsewhere, models: tuple[str, list[str]], tmp_path: Path, method: str
+) -> None:
+    base, tuned = models
+    recipe = alnico.make_recipe(tuned, method, base=base)
+    interrupted(elsewhere, recipe, tmp_path / "out")
+    elsewhere.reads.clear()
+    result = alnico.merge(recipe, tmp_path / "out", threads=1)
+    assert result.resumed > 5
+    assert sum(elsewhere.weight_bytes().values()) < result.plan.bytes_to_read
+    here = alnico.make_recipe([local(elsewhere, t) for t in tuned], method, base=local(elsewhere, base))
+    alnico.merge(here, tmp_path / "here")
+    assert contents(tmp_path / "out") == contents(tmp_path / "here")
+
+
+def test_a_merge_of_files_that_changed_after_an_interrupt_is_not_taken_up(
+    elsewhere: Elsewhere, models: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    base, tuned = models
+    recipe = alnico.make_recipe(tuned, "ties", base=base)
+    interrupted(elsewhere, recipe, tmp_path / "out")
+    file = elsewhere.root / "tuned-0" / "model-00001-of-00002.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(alnico.errors.OutputError, match="--restart"):
+        alnico.merge(recipe, tmp_path / "out")
+
+
+def test_vocabularies_of_models_at_urls_are_joined(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    save_family(elsewhere.root)
+    names = sorted(p.name for p in elsewhere.root.iterdir() if (p / "tokenizer.json").exists())[:2]
+    for place, out in ((ADDRESS, "there"), (str(elsewhere.root), "here")):
+        recipe = {
+            "merge_method": "linear",
+            "models": [{"model": f"{place}/{name}", "parameters": {"weight": 0.5}} for name in names],
+            "tokenizer": {"source": "union"},
+            "unrelated": "allow",
+        }
+        plan = alnico.plan(recipe)
+        elsewhere.reads.clear()
+        alnico.merge(recipe, tmp_path / out)
+        if place == ADDRESS:
+            assert sum(elsewhere.weight_bytes().values()) == plan.bytes_to_request
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "slerp", "tsv"])
+def test_the_models_of_the_demo_give_the_local_bytes(
+    elsewhere: Elsewhere, tmp_path: Path, method: str
+) -> None:
+    for name, place in DEMO_MODELS.items():
+        shutil.copytree(installed(*place), elsewhere.root / name)
+    names = list(DEMO_MODELS)
+    for place, out in ((ADDRESS, "there"), (str(elsewhere.root), "here")):
+        base = f"{place}/{names[0]}" if method != "linear" else None
+        models = [f"{place}/{name}" for name in names]
+        keys = {"t": 0.3} if method == "slerp" else {}
+        recipe = alnico.make_recipe(models[1:] if method == "tsv" else models, method, base=base, **keys)
+        plan = alnico.plan(recipe)
+        elsewhere.reads.clear()
+        alnico.merge(recipe, tmp_path / out)
+        if place == ADDRESS:
+            assert sum(elsewhere.weight_bytes().values()) == plan.bytes_to_request
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")

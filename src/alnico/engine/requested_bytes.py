@@ -115,10 +115,10 @@ def _sampled(plan: Plan) -> int:
     total = 0
     for place in places:
         for model in place.models:
-            source = plan.sources[model]
-            found = _stored(source, place.name)
+            found = remote_tensors(plan.sources[model], [place.name])
             if found:
-                tensor = source.tensors[place.name]
-                share = sample_bytes(tensor), max(tensor.byte_size, 1)
-                total += sum(found) * share[0] // share[1]
+                tensor = plan.sources[model].tensors[place.name]
+                elements = sample_bytes(tensor) * tensor.elements // max(tensor.byte_size, 1)
+                stored = found[0][0].tensors[found[0][1]]
+                total += elements * stored.byte_size // max(stored.elements, 1)
     return total
