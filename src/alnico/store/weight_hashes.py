@@ -22,6 +22,12 @@ class HashingModel(SourceWrapper):
     """
 
     def __init__(self, model: FileModel) -> None:
+        """Errors: ModelError for a model at a URL, whose files are not read in order."""
+        if model.remote is not None:
+            raise ModelError(
+                f"{model.label}: is at a URL, and a stored task vector states the SHA-256 of whole files; expected a model on this "
+                "machine or on the hub. Download the model, and give its path."
+            )
         self.wrapped = model
         self.tensors: Mapping[str, Tensor] = model.tensors
         self.notes = model.notes

@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from alnico.checkpoint.lora_model import repositories
 from alnico.checkpoint.output_path import check_publishable, existing_folder
 from alnico.cli import quick
 from alnico.cli.command import CommandCall, command
@@ -190,9 +191,8 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
     absent = absent_files(plan, side_files=True)
     if any(absent):
         total = format_size(sum(sum(files.values()) for files in absent))
-        lines.append(
-            f"download  {sum(map(len, absent))} files, {total}, into the hub's cache before the merge"
-        )
+        into = "the hub's cache" if any(map(repositories, plan.sources)) else "a temporary folder"
+        lines.append(f"download  {sum(map(len, absent))} files, {total}, into {into} before the merge")
     with suppress(OSError):  # a working directory that is gone
         folder = existing_folder(out or Path("out"))
         lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
