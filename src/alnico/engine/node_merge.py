@@ -148,7 +148,7 @@ class NodeMerge:
         except OSError as error:
             raise OutputError(
                 f"{path}: is not seen there ({error.strerror}), and the merge was begun in it; expected a file system that all nodes "
-                "see. Choose an output on one."
+                "see. Choose an output on one, or, for an output at a URL, --work-dir."
             ) from None
         try:
             descriptor = open_to_write(path / PASS, folder, flags=os.O_RDWR)
@@ -156,7 +156,7 @@ class NodeMerge:
             folder.close()
             raise OutputError(
                 f"{path}: cannot be written there ({error.strerror}), and the merge was begun in it; expected a file system that all "
-                "nodes see. Choose an output on one."
+                "nodes see. Choose an output on one, or, for an output at a URL, --work-dir."
             ) from None
         os.close(descriptor)
         return folder

@@ -15,7 +15,7 @@ from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
 from alnico.engine.merge_run import MergeRun
 from alnico.engine.method_notes import sum_up
-from alnico.engine.node_merge import PASS
+from alnico.engine.node_merge import PASS, StartMerge
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
 from alnico.engine.run import MergeResult, begin_nodes, make_tensors, run_plan
 from alnico.engine.workspace import open_gpus
@@ -122,9 +122,21 @@ def _run_plan_at(
                 raise RunError(
                     f"{part.model}: cannot be made ({error.strerror}). Choose another --work-dir."
                 ) from None
+            start = None if nodes is None else begin_nodes(nodes, part, fingerprint, state)
             try:
                 run, settled, uploads, completed = _make(
-                    plan, target, folder, part, fingerprint, state, begun, watch, caller, factor_cache, nodes
+                    plan,
+                    target,
+                    folder,
+                    part,
+                    fingerprint,
+                    state,
+                    begun,
+                    watch,
+                    caller,
+                    factor_cache,
+                    nodes,
+                    start,
                 )
             except (RunError, HubError):  # a server that failed is no wrong input
                 raise
@@ -167,6 +179,7 @@ def _make(
     caller: Caller,
     factor_cache: Path | None,
     nodes: ClusterMerge | None,
+    start: StartMerge | None,
 ) -> tuple[MergeRun | ClusterRun, Plan, dict[str, ShardUpload], dict[str, FileVersion]]:
     """Make and send all that an earlier run has not, and check it. Returns the run, the settled plan, the uploads, and the shards
     that are published already."""
@@ -194,7 +207,6 @@ def _make(
                 abort_uploads(folder, {shard.name: uploads.pop(shard.name)})
         return ShardUploads(folder, plan.shards, files, journal, uploads, completed, finished)
 
-    start = None if nodes is None else begin_nodes(nodes, part, fingerprint, state)
     run = make_tensors(
         checked, part, files, fingerprint, state, watch, factor_cache, nodes, start, send, sent
     )
