@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -26,6 +26,9 @@ from alnico.numerics.blas import one_blas_thread
 from alnico.run_options import RunOptions
 from made_cluster import RayNodes, ThreadCluster
 from made_gpus import MADE
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 Models = tuple[Path, list[Path]]
 
@@ -91,6 +94,34 @@ def test_files_are_those_of_one_machine(
     assert thread_cluster.addresses == ["some:1"]
     assert len(here) > 4
     assert there == here
+    assert sum(node.done for node in thread_cluster.nodes) > 8
+
+
+def test_adapters_and_paths_relative_to_the_working_directory_are_found_by_nodes(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread_cluster: ThreadCluster
+) -> None:
+    alnico.lora.extract(models[1][1], models[0], tmp_path / "adapter", rank=2)
+    monkeypatch.chdir(tmp_path)
+    given = [f"{models[0].name}+0.5*adapter", f"./{models[1][2].name}"]
+    found = [alnico.analyze(given, base=models[0].name, ray=ray).data() for ray in (False, True)]
+    assert all(data.pop("seconds") > 0 for data in found)
+    assert found[0] == found[1]
+    assert sum(node.done for node in thread_cluster.nodes) > 8
+
+
+def test_models_at_urls_are_read_by_nodes(
+    models: Models, s3_server: S3Server, thread_cluster: ThreadCluster
+) -> None:
+    places = []
+    for folder in (models[0], models[1][1]):
+        for path in folder.iterdir():
+            s3_server.put(f"{folder.name}/{path.name}", path.read_bytes())
+        places.append(f"{s3_server.url}/{folder.name}")
+    found = [
+        alnico.analyze([model], base=base, ray=ray).data()["tensors"]
+        for base, model, ray in ((models[0], models[1][1], False), (*places, True))
+    ]
+    assert found[0] == found[1]
     assert sum(node.done for node in thread_cluster.nodes) > 8
 
 

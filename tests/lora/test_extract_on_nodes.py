@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,11 @@ import numpy as np
 import pytest
 
 import made
+from alnico.cluster import units
 from alnico.devices import made_gpus
 from alnico.errors import AlnicoError, MismatchError, NonFiniteError, RunError
 from alnico.events import Advanced, Event
-from alnico.lora import extract, extract_on_nodes
+from alnico.lora import extract, extract_on_nodes, folded_distances
 from alnico.numerics.blas import one_blas_thread
 from made_cluster import RayNodes, ThreadCluster
 from made_gpus import MADE
@@ -61,6 +65,15 @@ def test_the_adapter_is_that_of_one_machine(
     assert sum(node.done for node in thread_cluster.nodes) > 8
 
 
+def test_what_is_lost_is_measured_over_all_runs_of_a_tensor(
+    pair: Pair, tmp_path: Path, thread_cluster: ThreadCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folded_distances, "CHECKED_ELEMENTS", 1_000)
+    there = adapter(pair, tmp_path / "there", ray=True)
+    assert there == adapter(pair, tmp_path / "here")
+    assert thread_cluster.addresses == [""]
+
+
 def test_triples_are_those_of_one_machine(pair: Pair, thread_cluster: ThreadCluster) -> None:
     here, there = (extract(*pair, rank=8, ray=ray) for ray in (False, True))
     assert here.keys() == there.keys()
@@ -84,16 +97,18 @@ def test_results_that_arrive_together_fit_the_budget(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract_on_nodes, "MOST_RESULT_BYTES", 1)
-    units: list[int] = []
+    monkeypatch.setattr(units, "UNITS_A_NODE", 1)
+    matrices: list[int] = []
     real = extract_on_nodes.FactorisingWorker.do
 
     def do(worker: Any, unit: Any) -> Any:
-        units.append(sum(target.treatment == "factors" for target in unit))
+        matrices.append(sum(target.treatment == "factors" for target in unit))
         return real(worker, unit)
 
     monkeypatch.setattr(extract_on_nodes.FactorisingWorker, "do", do)
     adapter(pair, tmp_path / "out", ray=True)
-    assert max(units) == 1
+    assert max(matrices) == 1
+    assert sum(matrices) == 16
 
 
 @pytest.mark.usefixtures("thread_cluster")
@@ -200,3 +215,33 @@ def test_five_kills_of_nodes_change_no_bit_of_an_adapter(
         watch = kill_after(ray_nodes, random.randint(1, 40))
         assert adapter(pair, tmp_path / f"there{kill}", ray=ray_nodes.address, watch=watch) == here
         assert len(ray_nodes.nodes) == 2
+
+
+KILLED = """
+import os, signal, sys
+from alnico.events import Advanced
+from alnico.lora import extract
+
+tuned, base, out, address, tensors = sys.argv[1:]
+done = []
+
+def watch(event):
+    if isinstance(event, Advanced):
+        done.append(event.tensor)
+        if len(done) == int(tensors):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+extract(tuned, base, out, rank=8, ray=address, watch=watch)
+"""
+
+
+@pytest.mark.nightly
+def test_kills_of_the_driver_change_no_bit(pair: Pair, tmp_path: Path, ray_nodes: RayNodes) -> None:
+    here, out = adapter(pair, tmp_path / "here"), tmp_path / "out"
+    for tensors in (6, 4, 30):
+        command = [sys.executable, "-c", KILLED, *map(str, pair), str(out), ray_nodes.address, str(tensors)]
+        ended = subprocess.run(command, capture_output=True, timeout=120)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+        assert not out.exists()
+    assert extract(*pair, out, rank=8, ray=ray_nodes.address).resumed > 8
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == here
