@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 import alnico
-from alnico.errors import AlnicoError, HubError, OutputError, ResourceError, VerificationError
+from alnico.engine import cluster_merge
+from alnico.errors import AlnicoError, HubError, OutputError, ResourceError, UncheckedError, VerificationError
 from alnico.events import Event, Fetched, Fetching, TensorDone
 from alnico.output import disk_space, remote_target, shard_uploads
 from alnico.output.remote_target import MARKER
 from disk_folder import DiskStore
 from made import family
+from made_cluster import ThreadCluster
 from s3_server import SECRET, S3Server
 from small_merges import everything, made_recipe, merged
 
@@ -110,6 +112,18 @@ def test_a_shard_of_several_parts_is_sent_while_others_are_made_and_leaves_the_d
 
 
 @pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("store")
+def test_what_nodes_of_a_cluster_make_is_sent_to_a_url(
+    recipe: Path, tmp_path: Path, thread_cluster: ThreadCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_merge, "LEAST_UNIT_BYTES", 1)
+    merged(recipe, tmp_path / "whole")
+    result = merged(recipe, DISK_URL, ray=True)
+    assert result.resumed == 0
+    assert sum(node.done for node in thread_cluster.nodes) > 1
+    assert everything(tmp_path / "store" / "models" / "out") == everything(tmp_path / "whole")
+
+
 def test_stages_and_several_outputs_go_to_a_url(recipe: Path, tmp_path: Path, cache: Path) -> None:
     text = (
         f"name: one\nmerge_method: linear\nmodels: [{tmp_path}/tuned-0, {tmp_path}/tuned-1]\nunrelated: allow\n---\n"
@@ -493,3 +507,34 @@ def test_an_event_says_what_is_left_to_send(store: DiskStore, recipe: Path) -> N
     assert (left.models, left.is_upload) == ((DISK_URL,), True)
     assert 0 < left.total_bytes <= sum(shard.byte_size for shard in alnico.plan(recipe).shards) + 400
     assert sum(event.bytes_done for event in events if isinstance(event, Fetched)) <= left.total_bytes
+
+
+def test_a_finished_output_at_a_url_is_verified_and_merged_again(s3_server: S3Server, recipe: Path) -> None:
+    merged(recipe, f"{s3_server.url}/out")
+    checked = alnico.verify(f"{s3_server.url}/out", against_inputs=True)
+    assert (checked.tensors, checked.path) == (5, f"{s3_server.url}/out")
+    assert checked.files == len(s3_server.names("out/")) - 2  # the lock itself, and the card
+    again = {"merge_method": "linear", "models": [f"{s3_server.url}/out", f"{s3_server.url}/out"]}
+    merged(again, f"{s3_server.url}/again")
+    assert s3_server.read("again/model-00001-of-00003.safetensors")
+    with pytest.raises(OutputError, match="is one of the inputs"):
+        merged(again, f"{s3_server.url}/out", overwrite=True)
+
+
+def test_a_damaged_output_at_a_url_is_named_by_its_url(s3_server: S3Server, recipe: Path, run: Run) -> None:
+    url = f"{s3_server.url}/out"
+    merged(recipe, url)
+    weights = s3_server.read("out/model-00003-of-00003.safetensors")
+    s3_server.put("out/model-00003-of-00003.safetensors", weights[:-1] + bytes([weights[-1] ^ 1]))
+    code, _, error = run("verify", url)
+    assert code == 10
+    assert error.startswith(f"alnico: {url}")
+    s3_server.put("out/model-00003-of-00003.safetensors", weights)
+    s3_server.put("out/config.json", b"{}")
+    with pytest.raises(VerificationError, match=f"^{url}/config.json: has the hash"):
+        alnico.verify(url)
+    s3_server.client.delete_object(Bucket="bucket", Key=f"{s3_server.prefix}out/alnico.lock.json")
+    with pytest.raises(UncheckedError, match=f"^{url}: could not check: it has no alnico.lock.json"):
+        alnico.verify(url)
+    code, _, error = run("reproduce", url)
+    assert (code, "is a URL" in error) == (8, True)

@@ -57,7 +57,7 @@ class Place:
         self.begins_again()
         return done
 
-    def is_killed_before(self, number: int) -> bool:
+    def is_killed_before(self, number: int, url: str = URL) -> bool:
         def merge() -> None:
             count = 0
 
@@ -68,7 +68,7 @@ class Place:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             self.store.before = before
-            merged(self.recipe, URL, overwrite=True)
+            merged(self.recipe, url, overwrite=True)
 
         return is_killed(merge)
 
@@ -124,3 +124,18 @@ def test_a_kill_before_any_operation_leaves_no_half_model_and_is_taken_up(
     assert seen["no model"] > 5
     assert seen.get("the old model", 0) > 5 or not has_old
     assert seen["the new model"] >= 1
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_a_file_whole_or_absent(place: Place) -> None:
+    url, out = "s3://bucket/models/one.safetensors", place.tmp_path / "store" / "models" / "one.safetensors"
+    merged(place.recipe, place.tmp_path / "one.safetensors")
+    expected = (place.tmp_path / "one.safetensors").read_bytes()
+    place.store.done.clear()
+    merged(place.recipe, url)
+    for number in range(1, len(place.store.done) + 1):
+        out.unlink()
+        assert place.is_killed_before(number, url)
+        assert not out.exists()  # its completion is the last operation
+        merged(place.recipe, url)
+        assert out.read_bytes() == expected

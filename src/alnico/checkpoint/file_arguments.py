@@ -51,7 +51,7 @@ def merge_path(value: Any, function: str, argument: str = "out") -> str:
     if isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
     found = f"{argument} is {_kind(value)}; expected the directory of a finished merge"
-    if isinstance(getattr(value, "path", None), os.PathLike):
+    if isinstance(getattr(value, "path", None), (str, os.PathLike)):
         raise ModelError(f"{found}. Pass {argument}={argument}.path.")
     raise ModelError(
         f"{found}, because {function} works on its files. alnico.merge(recipe, path) writes one, and so does "

@@ -304,14 +304,19 @@ def refuse_url(url: str) -> NoReturn:
     """Refuse a URL as an output that must be on this machine, without what may be a secret in it. Errors: OutputError."""
     shown = url if "@" not in url and "?" not in url else f"{url.partition('://')[0]}://..."
     raise OutputError(
-        f"{shown}: is a URL, and this output must be on this machine; expected a path. Write to a path, and copy it to the URL "
-        "afterwards; only merges are written to URLs."
+        f"{shown}: is a URL, and this output must be on this machine; expected a path. Use a folder here, and copy it from or to "
+        "the URL; merges are written to URLs, and `alnico verify` checks them there."
     )
 
 
-def _check_text(out: Path) -> None:
+def refuse_url_path(out: Path) -> None:
+    """Refuse a path that was made of a URL. Errors: OutputError."""
     if (found := URL_AS_PATH.match(str(out))) is not None:
         refuse_url(f"{found[0].rstrip('/')}//{str(out)[found.end() :]}")
+
+
+def _check_text(out: Path) -> None:
+    refuse_url_path(out)
     if "\0" in str(out):
         raise OutputError(
             f"{str(out)!r}: contains a zero byte; a name cannot have one. Choose another output."

@@ -8,6 +8,7 @@ from pathlib import Path
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.output_path import refuse_url_path
 from alnico.errors import OutputError
 from alnico.output.lock import describe_tensor, differing_tensors, read_lock
 from alnico.output.staging import PartDirectory
@@ -35,6 +36,7 @@ def check_finished(folder: Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """Refuse a path that is not the directory of a finished merge. Errors: OutputError."""
+    refuse_url_path(folder)
     try:
         os.stat(folder / LOCK)
     except PermissionError as error:

@@ -14,6 +14,7 @@ from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
 from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.remote.open_folder import is_url
 from alnico.checkpoint.signatures import check_signature
 from alnico.devices import DEFAULT_DEVICE
 from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
@@ -29,6 +30,7 @@ from alnico.output.validate import check_folder
 from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, RunOptions, Size
 from alnico.threads import Crew
 from alnico.verification.devices import on_device_of
+from alnico.verification.output_at_url import output_at_url
 from alnico.verification.replan import ReplanOptions
 from alnico.verification.sample import Recomputed, recompute
 
@@ -107,7 +109,7 @@ def verify(
     that could not be made is an error, never a pass.
 
     Options:
-        out: The directory of a finished merge.
+        out: The directory of a finished merge, or its URL.
         against_inputs: Merge blocks again from the inputs, and compare them bit for bit.
         sample: With against_inputs: share of the blocks that are merged again, in (0, 1].
         seed: Seed that chooses the blocks of a sample.
@@ -123,7 +125,7 @@ def verify(
         raise AlnicoError(
             f"sample is {sample!r}; it is the share of blocks that are made again, in (0, 1]. Give 0.01 for a hundredth."
         )
-    folder = Path(merge_path(out, "verify"))
+    path = merge_path(out, "verify")
     run = RunOptions.of(
         memory=memory,
         threads=threads,
@@ -134,9 +136,26 @@ def verify(
         watch=watch,
         device=device,
     )
-    verification = check_output(
-        folder, ReplanOptions.of(inputs, run), against_inputs=against_inputs, share=sample, seed=seed
-    )
+    replanning = ReplanOptions.of(inputs, run)
+    if is_url(path):
+        if key is not None:
+            raise UncheckedError(
+                f"{path}: could not check its signature, which covers whole files; expected a folder of this machine. Download it, or "
+                "leave --key out."
+            )
+        with output_at_url(path, run.access) as (here, url, model):
+            verification = check_output(
+                here, replanning, against_inputs=against_inputs, share=sample, seed=seed, weights=model
+            )
+        verification = replace(
+            verification,
+            path=url,
+            unchecked=tuple(line.replace(str(here), url) for line in verification.unchecked),
+        )
+        refuse_unchecked(verification)
+        return verification
+    folder = Path(path)
+    verification = check_output(folder, replanning, against_inputs=against_inputs, share=sample, seed=seed)
     if key is not None:
         verification = add_signature(verification, lambda: check_signature(folder, [Path(key)]))
     refuse_unchecked(verification)
@@ -150,8 +169,9 @@ def check_output(
     against_inputs: bool = False,
     share: float = 1.0,
     seed: int = 0,
+    weights: FileModel | None = None,
 ) -> Verification:
-    """Check a finished merge. The result lists what could not be checked.
+    """Check a finished merge; ``weights`` has its tensors, where its own files do not. The result lists what could not be checked.
 
     Errors: VerificationError for the first tensor or file that differs; UncheckedError for an output without
     a lock; OutputError for an output that is missing or unfinished; with ``against_inputs`` those of
@@ -162,7 +182,7 @@ def check_output(
     with open_output(out) as model:
         check_headers(out, lock, model)
         with Crew(options.run.threads, options.run.watch, "alnico-verify") as crew:
-            digests = hash_tensors(model, model.tensors, crew)
+            digests = hash_tensors(weights or model, model.tensors, crew)
         damaged = [name for name, digest in digests.items() if digest != lock.tensors[name].digest]
         if damaged and not against_inputs:
             raise _damaged(out, lock, digests, damaged)
@@ -175,7 +195,7 @@ def check_output(
             try:
                 recomputed = recompute(
                     lock,
-                    model,
+                    weights or model,
                     replace(options, run=run),
                     share=share,
                     seed=seed,
