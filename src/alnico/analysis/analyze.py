@@ -57,7 +57,7 @@ def analyze(
     ``models[1]`` and so on. With ``ray`` the nodes of a cluster read and measure tensors, with the same results.
 
     Options:
-        models: Models: directories, files, or owner/name@revision on the hub.
+        models: Models: directories, files, URLs, or owner/name@revision on the hub.
         base: The model that the others were tuned from.
         names: Names of the models in the results, one for each.
         out: Folder for the numbers, the tables and the page.

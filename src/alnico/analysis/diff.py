@@ -223,7 +223,7 @@ def diff(
     is the short answer. A model in memory has tensors, and no files to compare.
 
     Options:
-        a: A model: a directory, a file, or owner/name@revision on the hub.
+        a: A model: a directory, a file, a URL, or owner/name@revision on the hub.
         b: The model to compare with it.
     Errors: ModelError, ResourceError, HubError.
     """

@@ -81,7 +81,7 @@ def inspect(model: AnyModel, *, offline: bool = False) -> Inspection:
     Of a model in memory: tensors, dtypes and sizes.
 
     Options:
-        model: A model directory, a .safetensors file, or owner/name@revision on the hub.
+        model: A model directory, a .safetensors file, a URL, or owner/name@revision on the hub.
     Errors: ModelError, HubError.
     """
     label, path = name_model(model, "model"), path_of(model)

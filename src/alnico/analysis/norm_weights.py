@@ -35,7 +35,7 @@ def norm_weights(
     memory, of every kind that :func:`alnico.merge_models` takes.
 
     Options:
-        models: Models: directories, files, or owner/name@revision on the hub.
+        models: Models: directories, files, URLs, or owner/name@revision on the hub.
         base: The model that the others were tuned from.
         mode: How a norm L becomes a weight: linear, power or exp.
         beta: With mode exp: the weight is exp(-beta L / mean L).

@@ -47,7 +47,7 @@ def suggest(
     takes; ``suggestion.merge()`` merges them, and also models on disk, without writing files.
 
     Options:
-        models: Models: directories, files, or owner/name@revision on the hub.
+        models: Models: directories, files, URLs, or owner/name@revision on the hub.
         base: The model that the others were tuned from.
         analysis: A finished analysis to use instead of base and models: its folder.
         folder: Folder in which the recipe will be; paths in the recipe are relative to it.

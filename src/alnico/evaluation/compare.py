@@ -62,7 +62,7 @@ def compare(
     note.
 
     Options:
-        parents: The models that were merged: directories, files, or owner/name@revision on the hub.
+        parents: The models that were merged: directories, files, URLs, or owner/name@revision on the hub.
         merged: The merged model.
         base: The model that the parents were tuned from; default: the base recorded in the merged model.
         names: Names of the parents in the results, one for each.

@@ -50,7 +50,7 @@ def evaluate(
     (:class:`alnico.events.Scored`).
 
     Options:
-        models: Models: transformers checkpoints, or owner/name@revision on the hub; for functions of your own
+        models: Models: transformers checkpoints, URLs, or owner/name@revision on the hub; for functions of your own
             also folders or files that hold only weights.
         tasks: YAML file of the tasks.
         base: The model that the others were tuned from.

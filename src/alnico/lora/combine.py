@@ -161,7 +161,7 @@ def combine(
     the call fails, it leaves nothing behind.
 
     Options:
-        adapters: LoRA adapters: directories, or owner/name@revision on the hub.
+        adapters: LoRA adapters: directories, URLs, or owner/name@revision on the hub.
         out: Directory to create.
         config: Config of a dict of LoRA tensors, with r and lora_alpha; a list has one per adapter.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; default: 1.

@@ -124,7 +124,7 @@ def extract(
         93 %. The report states the loss of each tensor.
 
     Options:
-        tuned: The fine-tune: a directory, a file, or owner/name@revision on the hub.
+        tuned: The fine-tune: a directory, a file, a URL, or owner/name@revision on the hub.
         base: The model that it was tuned from.
         out: Directory of the adapter to create.
         rank: Rank of every matrix; default: 32, unless energy or size is given.

@@ -76,7 +76,7 @@ def fold(
 
     Options:
         base: The model that the adapters were trained on.
-        adapters: LoRA adapters: directories, or owner/name@revision on the hub.
+        adapters: LoRA adapters: directories, URLs, or owner/name@revision on the hub.
         out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors makes one file.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; 1 applies an adapter as trained, a
             negative weight subtracts it.

@@ -34,7 +34,7 @@ MAY_BE_EMPTY = (
 """Keys of a recipe or a module that are ignored if they are empty."""
 
 ENTRY: Keys = {
-    "model": "A path, or owner/name@revision on the hub; +adapter may follow.",
+    "model": "A path, a URL, or owner/name@revision on the hub; +adapter may follow.",
     "parameters": "Options for this model. They override all other levels except the rules under `methods`.",
     "layer_range": "No effect, as in mergekit: all layers are merged. A range that leaves layers out is an error.",
 }
@@ -123,6 +123,6 @@ REFERENCE: Keys = {
 }
 
 PATH: Keys = {
-    "path": "A path, or owner/name on the hub.",
+    "path": "A path, a URL, or owner/name on the hub.",
     "revision": "A branch, tag or commit on the hub.",
 }

@@ -307,7 +307,7 @@ def adamerge(
     logits. A module returns logits (n, classes). ``result.module()`` and ``result.state_dict()`` are the merge.
 
     Options:
-        models: Models: directories, files, or owner/name@revision on the hub.
+        models: Models: directories, files, URLs, or owner/name@revision on the hub.
         base: The model that the others were tuned from.
         tasks: Tasks file with the inputs to learn from; its labels are never read (label: null where there
             are none).

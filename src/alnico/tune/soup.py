@@ -266,7 +266,7 @@ def soup(
     mean: ``{"A": 2, "B": 1}``.
 
     Options:
-        models: Models: directories, files, or owner/name@revision on the hub.
+        models: Models: directories, files, URLs, or owner/name@revision on the hub.
         tasks: YAML file of the tasks to choose by.
         method: Merge method, with its defaults, by which the chosen models are merged: linear averages them; others
             sum task vectors of the base, such as tsv and task_arithmetic.

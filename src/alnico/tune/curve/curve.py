@@ -83,7 +83,7 @@ def curve(
 
     Options:
         base: Model that the others were tuned from; on a path from it to one model, the start.
-        models: Models: directories, files, or owner/name@revision on the hub. With ``path``: the end, or
+        models: Models: directories, files, URLs, or owner/name@revision on the hub. With ``path``: the end, or
             the start and the end.
         tasks: YAML file of the tasks to score on.
         scale: Scales to score: LOW:HIGH:STEP, or numbers separated by commas; default: 0:2:0.1. Give it

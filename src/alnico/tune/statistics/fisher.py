@@ -73,7 +73,7 @@ def fisher_statistics(
     classes). ``alnico.merge_models(models, "fisher", fisher=[a, b])`` then takes the files.
 
     Options:
-        model: Model: a transformers checkpoint, or owner/name@revision on the hub.
+        model: Model: a transformers checkpoint, a URL, or owner/name@revision on the hub.
         out: Directory to create.
         tasks: Tasks file with the inputs to measure on.
         inputs: Inputs in memory to measure on.

@@ -77,7 +77,7 @@ def gram_statistics(
     are called ``models[0]``, ``models[1]`` and so on.
 
     Options:
-        models: Models: transformers checkpoints, or owner/name@revision on the hub.
+        models: Models: transformers checkpoints, URLs, or owner/name@revision on the hub.
         out: Directory to create; for several models it gets one directory per model.
         tasks: Tasks file with the inputs to measure on; for several models one for all, or one per model.
         inputs: Inputs in memory to measure on; for several models those for all, or a list with those of each.
