@@ -64,6 +64,27 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.Monkey
         pass
 
 
+def test_a_cluster_that_asks_for_a_token_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**_: object) -> None:
+        try:
+            raise RuntimeError(
+                "Failed to connect to GCS. Last connection error: ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken"
+            )
+        except RuntimeError as error:
+            raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379") from error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("alnico.cluster.connect._check_reachable", lambda _: None)
+    with pytest.raises(RunError) as caught, connect("10.0.0.1:6379"):
+        pass
+    assert str(caught.value) == (
+        "the Ray cluster at 10.0.0.1:6379 asks for a token, which this process does not have. Set RAY_AUTH_MODE=token, and "
+        "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token that the cluster was started with."
+    )
+
+
 @pytest.mark.slow
 def test_nodes_do_units_without_the_folder_of_the_driver(
     ray_nodes: RayNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

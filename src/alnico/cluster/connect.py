@@ -77,11 +77,11 @@ def ray_connection(address: str, purpose: str = "--ray") -> Iterator[Any]:
             try:
                 ray.init(**_arguments(target))
             except (OSError, RuntimeError, ValueError, AssertionError) as error:
-                raise _unreachable(target, first_line(error)) from None
+                raise _refused(target, error) from None
             except Exception as error:
                 if not _is_of_ray(error):
                     raise
-                raise _unreachable(target, first_line(error)) from None
+                raise _refused(target, error) from None
         try:
             yield ray
         finally:
@@ -143,6 +143,21 @@ def _speaks_grpc(connection: socket.socket) -> bool:
     while len(frame) < len(_SETTINGS) and (data := connection.recv(len(_SETTINGS) - len(frame))):
         frame += data
     return frame[3:4] == _SETTINGS[3:4]
+
+
+def _refused(target: str, error: BaseException) -> RunError:
+    """Return why Ray did not connect."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any("AuthenticationError" in f"{type(cause).__name__}: {cause}" for cause in causes):
+        return RunError(
+            f"the Ray cluster{f' at {target}' if target else ''} asks for a token, which this process does not have. Set RAY_AUTH_MODE=token, "
+            "and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token that the cluster was started with."
+        )
+    return _unreachable(target, first_line(error))
 
 
 def _unreachable(target: str, reason: str) -> RunError:
