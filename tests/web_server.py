@@ -32,7 +32,7 @@ from urllib.parse import unquote, urlsplit
 
 FAULTS = {
     "status": "answers with `status`, and with `headers`, such as Retry-After",
-    "reset": "sends `share` (0.5) of the body and resets the connection",
+    "reset": "sends `share` (0.5) of the body, nothing of an answer without one, and resets the connection",
     "cut": "sends `share` (0.5) of the body and closes the connection as if all were sent",
     "stall": "sends `share` (0.5) of the body and then nothing until the client goes or the server ends",
     "slow": "sends the body byte by byte, one each `pause` (0.05) seconds, until the client goes",
@@ -309,7 +309,10 @@ def _handler(web: WebServer) -> type[BaseHTTPRequestHandler]:
                         if web.ended.wait(fault.settings.get("pause", 0.05)):
                             return
                     return
-                self.answer(answer.status, head, {"Content-Length": str(len(answer.body))} | answer.headers)
+                if answer.body and self.command != "HEAD":  # an answer without a body would be whole
+                    self.answer(
+                        answer.status, head, {"Content-Length": str(len(answer.body))} | answer.headers
+                    )
                 if fault.kind == "stall":
                     begin = time.monotonic()
                     self.connection.settimeout(0.05)

@@ -165,6 +165,7 @@ def test_a_fault_that_stays_is_an_error_after_some_tries(
         ("odd range", {"text": "bytes 10-109"}, HubError, "sent 'bytes 10-109'"),
         ("odd range", {"text": "bytes 10-" + "9" * 400}, HubError, "sent 'bytes 10-9"),
         ("odd range", {"text": ""}, HubError, "sent ''"),
+        ("odd range", {"text": "bytes 10-50/2000000"}, HubError, "sent 'bytes 10-50/2000000'"),
         ("longer", {}, HubError, "more than the 100 bytes from 10 on that were asked for"),
         ("longer", {"count": 3 * SIZE}, HubError, ""),
         ("size", {}, ModelError, "it had 2000000 bytes and the tag"),
@@ -223,6 +224,53 @@ def test_an_object_that_is_replaced_between_two_requests_is_noticed(
     text = refused(lambda: read(folder, 0, SIZE, state), ModelError)
     assert "changed while it was read" in text
     assert server.failures == ["cut", "call"]
+
+
+def test_a_small_file_of_a_server_without_ranges_is_still_of_one_version(web_server: WebServer) -> None:
+    (web_server.folder / "a.bin").write_bytes(DATA[:1000])
+    web_server.takes_ranges = False
+    folder = open_remote_folder(web_server.url)
+    state = folder.state("a.bin")
+    assert read(folder, 500, 100, state) == DATA[500:600]
+    web_server.fail("ETag", text='"other"')
+    refused(lambda: read(folder, 500, 100, state), ModelError)
+
+
+def test_faults_while_writing_pass(s3_server: S3Server) -> None:
+    folder = open_remote_folder(s3_server.url)
+    writes = ("PUT", "POST", "DELETE")
+    for kind, settings in (
+        ("status", {"status": 503, "code": "SlowDown"}),
+        ("status", {"status": 500, "code": "InternalError"}),
+        ("reset", {"share": 0}),
+        ("cut", {"share": 0}),
+        ("stall", {"share": 0}),
+    ):
+        for name in ("config.json", "model"):
+            s3_server.fail(kind, name, methods=writes, times=2, **settings)
+        assert folder.put("config.json", b"{}").size == 2
+        upload = folder.start_upload("model")
+        tags = {n: folder.upload_part("model", upload, n, memoryview(DATA * (4 - n))) for n in (1, 2)}
+        s3_server.fail(kind, "model", methods=writes, **settings)
+        assert folder.complete_upload("model", upload, tags).size == 5 * SIZE
+        assert s3_server.read("config.json") == b"{}"
+        assert s3_server.read("model") == DATA * 5
+        folder.delete("model")
+        assert [(f.kind, f.names, f.times) for f in s3_server.faults if f.times] == []
+    folder.close()
+
+
+def test_a_part_that_the_server_refuses_is_named(s3_server: S3Server) -> None:
+    folder = open_remote_folder(s3_server.url)
+    upload = folder.start_upload("a.bin")
+    s3_server.fail("denied", methods=("PUT",))
+    text = refused(lambda: folder.upload_part("a.bin", upload, 7, memoryview(b"1")))
+    assert "a.bin (part 7): " in text
+    s3_server.fail("status", methods=("PUT",), status=503, times=math.inf)
+    assert "a.bin (part 7): the server is busy" in refused(
+        lambda: folder.upload_part("a.bin", upload, 7, memoryview(b"1"))
+    )
+    folder.close()
 
 
 def test_a_size_that_no_file_has_is_no_size(web_server: WebServer) -> None:
@@ -361,7 +409,7 @@ def test_a_tag_that_is_no_strong_one_is_compared_here(
             {"AWS_ENDPOINT_URL": "http://me:alnicos-password@127.0.0.1:9"},
             "http://127.0.0.1:9 could not be reached",
         ),
-        ({"AWS_ENDPOINT_URL": "alnicos-password"}, "no request can be made with these settings (ValueError)"),
+        ({"AWS_ENDPOINT_URL": "alnicos-password"}, "AWS_ENDPOINT_URL is not the address of a server"),
         ({"AWS_SECRET_ACCESS_KEY": None}, "the credentials cannot be used (PartialCredentialsError)"),
         ({"AWS_ACCESS_KEY_ID": "alnicos-password\n"}, ""),
         ({"HTTP_PROXY": "http://me:alnicos-password@127.0.0.1:9", "NO_PROXY": ""}, "(ProxyConnectionError)"),

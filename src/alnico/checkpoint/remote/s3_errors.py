@@ -74,7 +74,7 @@ def _raise_meaning(where: str, endpoint: str, error: Exception, has_answered: bo
     kinds = {kind.__name__ for kind in type(error).__mro__}
     modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     name = type(error).__name__
-    if not modules & {"botocore", "urllib3"} and not isinstance(error, ValueError):
+    if not modules & {"botocore", "urllib3"}:
         raise error
     if isinstance(error, exceptions.ProfileNotFound):
         profile = str(error.kwargs.get("profile", ""))[:80]

@@ -304,7 +304,13 @@ class S3Folder:
                     user_agent_extra="alnico",
                     signature_version=None if self._is_signed else botocore.UNSIGNED,
                 )
-                made = session.create_client("s3", config=config)
+                try:
+                    made = session.create_client("s3", config=config)
+                except ValueError:  # its text shows the address, which may have a password
+                    raise HubError(
+                        f"{where}: AWS_ENDPOINT_URL is not the address of a server; expected one such as https://s3.example.org. "
+                        "Correct it."
+                    ) from None
                 parts = urlsplit(made.meta.endpoint_url)
                 self._endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
                 self._made = made
