@@ -24,6 +24,7 @@ from alnico.checkpoint.remote.ranges import (
     checked_tag,
     condition_of,
     is_plain_name,
+    number_of_bytes,
     range_header,
 )
 from alnico.checkpoint.remote.retries import Again, repeat
@@ -80,6 +81,8 @@ class S3Folder:
         after: dict[str, str] = {}
         while True:
             page = self._call(self.address, "list_objects_v2", "s3:ListBucket", Prefix=self._prefix, **after)
+            if not isinstance(page.get("IsTruncated"), bool):
+                raise _not_s3(self.address, "no list of objects")
             keys = [str(entry.get("Key", "")) for entry in page.get("Contents", ())]
             # Names that end with a slash mark folders; one with ".." would lead out of a folder of this machine.
             found.update(
@@ -88,7 +91,7 @@ class S3Folder:
                 if key.startswith(self._prefix) and is_plain_name(name := key.removeprefix(self._prefix))
             )
             token = page.get("NextContinuationToken")
-            if not page.get("IsTruncated") or not token:
+            if not page["IsTruncated"] or not token:
                 return sorted(found)
             if len(found) > MAX_LISTED or not keys:
                 raise HubError(
@@ -311,6 +314,7 @@ class S3Folder:
                         f"{where}: AWS_ENDPOINT_URL is not the address of a server; expected one such as https://s3.example.org. "
                         "Correct it."
                     ) from None
+                made.meta.events.register("before-parse.s3", _refuse_part_of_answer)
                 parts = urlsplit(made.meta.endpoint_url)
                 self._endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
                 self._made = made
@@ -352,6 +356,19 @@ def _loader(data_path: str | None) -> Any:
     from botocore.loaders import create_loader
 
     return create_loader(data_path)
+
+
+def _refuse_part_of_answer(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> None:
+    """Refuse an answer that was cut off: botocore would take the list of a folder that never arrived for an empty list.
+
+    Errors: Again.
+    """
+    body, stated = response_dict.get("body"), response_dict.get("headers", {}).get("Content-Length")
+    if not isinstance(body, bytes) or operation_model.http.get("method") == "HEAD":
+        return
+    expected = number_of_bytes(stated)
+    if expected is not None and len(body) != expected:
+        raise Again(f"cut off the connection after {len(body)} of {expected} bytes")
 
 
 class _Part(io.RawIOBase):
