@@ -18,6 +18,7 @@ from alnico.events import Event, Fetched, Fetching
 from compiling import without_compiling
 from hub.stub import Hub, serving
 from made import family, model_bytes, save_file, save_model
+from made_cluster import ThreadCluster
 
 Run = Callable[..., tuple[int, str, str]]
 TIES = "merge_method: ties\nbase_model: {}\nmodels: [{}, {}]\nparameters: {{density: 0.5}}\n"
@@ -67,6 +68,20 @@ def test_a_merge_from_the_hub_has_the_bytes_of_a_merge_of_local_copies(hub: Hub,
     assert weights("out") == weights("expected")
     assert {p.name for p in Path("out").iterdir()} == {p.name for p in Path("expected").iterdir()}
     assert (Path("out/LICENSE").read_text(), Path("out/tokenizer.json").exists()) == ("free", True)
+
+
+def test_nodes_fetch_what_their_tensors_need(hub: Hub, thread_cluster: ThreadCluster) -> None:
+    base, *tuned = models(hub)
+    there = alnico.analyze(NAMES[1:], base=NAMES[0], ray=True).data()
+    here = alnico.analyze(tuned, base=base).data()
+    assert there["tensors"] == here["tensors"]
+    alnico.lora.extract("org/one", "org/base", "there", rank=4, ray=True)
+    alnico.lora.extract(tuned[0], base, "here", rank=4)
+    name = "adapter_model.safetensors"
+    assert Path("there", name).read_bytes() == Path("here", name).read_bytes()
+    asked = [r.path for r in hub.requests if r.host == "store" and not r.range]
+    assert len(asked) == len(set(asked))
+    assert sum(node.done for node in thread_cluster.nodes) > 8
 
 
 def test_no_pickle_and_no_weight_that_is_not_read_is_fetched(hub: Hub) -> None:
