@@ -121,6 +121,7 @@ def test_a_kill_before_any_operation_leaves_no_half_model_and_is_taken_up(
         place.begins_again()
         shutil.rmtree(place.tmp_path / "store" / ".uploads")
         (place.tmp_path / "store" / ".uploads").mkdir()
+    print(len(operations), "kills:", seen)
     assert seen["no model"] > 5
     assert seen.get("the old model", 0) > 5 or not has_old
     assert seen["the new model"] >= 1
