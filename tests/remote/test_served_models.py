@@ -85,6 +85,17 @@ def test_a_merge_from_a_web_server_has_the_local_bytes_and_requests_what_its_pla
     assert requested(web_server, here) == result.plan.bytes_to_request > 0
 
 
+def test_a_merge_from_s3_to_s3_has_the_local_bytes_and_requests_what_its_plan_says(
+    s3_server: S3Server, here: Path, local: Path
+) -> None:
+    place = serve(s3_server, here)
+    result = merged(place, f"{place}/out")  # type: ignore[arg-type]
+    for path in local.iterdir():
+        if path.name in SIDE or path.suffix == ".safetensors":
+            assert s3_server.read(f"out/{path.name}") == path.read_bytes(), path.name
+    assert requested(s3_server, here) == result.plan.bytes_to_request > 0
+
+
 PASSING = {
     "busy": ("status", {"status": 503, "times": 3}),
     "an error of the server": ("status", {"status": 500}),

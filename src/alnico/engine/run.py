@@ -162,10 +162,7 @@ def run_plan(
                 refuse_changed_at_urls(settled)
                 files.finish()
                 sync_directory(part.model, part.folder)
-            except (
-                RunError,
-                HubError,
-            ):  # a server that failed is no wrong input: the same command resumes the merge
+            except (RunError, HubError):  # a server that failed: the same command resumes the merge
                 raise
             except AlnicoError as error:
                 part.check_still_there()
