@@ -109,6 +109,7 @@ def test_adapters_and_paths_relative_to_the_working_directory_are_found_by_nodes
     assert sum(node.done for node in thread_cluster.nodes) > 8
 
 
+@pytest.mark.slow
 def test_models_at_urls_are_read_by_nodes(
     models: Models, s3_server: S3Server, thread_cluster: ThreadCluster
 ) -> None:
