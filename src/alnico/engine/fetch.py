@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,8 +50,13 @@ def fetch_inputs(plan: Plan, out: Path | RemoteTarget, *, overwrite: Replace, wa
         check_target(out, plan, overwrite)
         check_disk(plan, out)
     folders = [repository.folder for source in plan.sources for repository in repositories(source)]
-    if folders:  # side files of a model at a URL are small
+    if folders:
         _check_cache_disk(folders[0], total, plan, out)
+    else:  # side files of a model at a URL
+        temporary = Path(tempfile.gettempdir())
+        check_free(
+            temporary, total + DISK_MARGIN_BYTES, "the side files need", "or set TMPDIR to another disk"
+        )
     fetch_files(plan.sources, absent, watch)
 
 

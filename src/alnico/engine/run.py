@@ -171,6 +171,8 @@ def run_plan(
                     part.remove()
                 raise
             part.publish(single, overwrite, fingerprint, mark)
+    except HubError as error:
+        raise HubError(f"{error} What was made is kept: the same command resumes the merge.") from None
     except OSError as error:
         raise RunError(
             f"{error.filename or out}: {error.strerror or error}. Make room or check the disk; the same command resumes the merge."
