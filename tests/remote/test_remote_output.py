@@ -82,6 +82,18 @@ def test_a_file_at_a_url_is_the_one_on_the_disk(
     assert left_in(cache) == []
 
 
+def test_other_schemes_are_written_by_fsspec(recipe: Path, tmp_path: Path, cache: Path) -> None:
+    import fsspec
+
+    merged(recipe, tmp_path / "out")
+    place = f"/{tmp_path.parent.name}/{tmp_path.name}/out"
+    merged(recipe, f"memory:/{place}")
+    memory = fsspec.filesystem("memory")
+    found = {path.removeprefix(f"{place}/"): memory.cat(path) for path in memory.find(place)}
+    assert found == everything(tmp_path / "out")
+    assert left_in(cache) == []
+
+
 def test_a_shard_of_several_parts_is_sent_while_others_are_made_and_leaves_the_disk(
     store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +124,6 @@ def test_a_shard_of_several_parts_is_sent_while_others_are_made_and_leaves_the_d
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.usefixtures("store")
 def test_what_nodes_of_a_cluster_make_is_sent_to_a_url(
     recipe: Path, tmp_path: Path, thread_cluster: ThreadCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +135,7 @@ def test_what_nodes_of_a_cluster_make_is_sent_to_a_url(
     assert everything(tmp_path / "store" / "models" / "out") == everything(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("store")
 def test_stages_and_several_outputs_go_to_a_url(recipe: Path, tmp_path: Path, cache: Path) -> None:
     text = (
         f"name: one\nmerge_method: linear\nmodels: [{tmp_path}/tuned-0, {tmp_path}/tuned-1]\nunrelated: allow\n---\n"

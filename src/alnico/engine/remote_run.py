@@ -42,6 +42,7 @@ from alnico.output.publish_remote import (
 )
 from alnico.output.remote_target import RemoteTarget, opened_target
 from alnico.output.shard_uploads import (
+    SHARDS_ON_DISK,
     ShardUpload,
     ShardUploads,
     abort_uploads,
@@ -103,7 +104,8 @@ def _run_plan_at(
     fingerprint = plan.fingerprint()
     if nodes is not None:
         nodes.check(plan)
-    check_place_at(plan, target, overwrite)  # before this makes a folder
+    # Nodes make shards in any order. Before this makes a folder:
+    check_place_at(plan, target, overwrite, SHARDS_ON_DISK if nodes is None else len(plan.shards))
     try:
         with opened_target(target) as folder, UploadDirectory(target) as part:
             begun = read_publication(part)

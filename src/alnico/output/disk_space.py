@@ -70,24 +70,24 @@ def check_disk(plan: Plan, out: Path) -> None:
     )
 
 
-def check_disk_at(plan: Plan, unfinished: Path, held: int = 0) -> None:
-    """Refuse a disk without room for what a merge into a URL keeps on this machine: the shards that are made and sent, and the
-    other files. ``unfinished`` is the folder for it, with ``held`` bytes of an interrupted merge.
+def check_disk_at(plan: Plan, unfinished: Path, held: int = 0, shards: int = SHARDS_ON_DISK) -> None:
+    """Refuse a disk without room for what a merge into a URL keeps on this machine: the ``shards`` that are made and sent at a
+    time, and the other files. ``unfinished`` is the folder for it, with ``held`` bytes of an interrupted merge.
 
     Errors: ResourceError.
     """
     check_free(
         existing_folder(unfinished),
-        bytes_on_disk_at(plan, unfinished) - held + DISK_MARGIN_BYTES,
-        f"the unfinished output ({count_of(min(len(plan.shards), SHARDS_ON_DISK), 'shard')} at a time) needs",
+        bytes_on_disk_at(plan, unfinished, shards) - held + DISK_MARGIN_BYTES,
+        f"the unfinished output ({count_of(min(len(plan.shards), shards), 'shard')} at a time) needs",
         "choose another --work-dir, or a smaller --max-shard-size",
     )
 
 
-def bytes_on_disk_at(plan: Plan, unfinished: Path) -> int:
+def bytes_on_disk_at(plan: Plan, unfinished: Path, shards: int = SHARDS_ON_DISK) -> int:
     """Return the bytes that a merge into a URL keeps on this machine at a time."""
     sizes = sorted((shard.byte_size for shard in plan.shards), reverse=True)
-    return sum(sizes[:SHARDS_ON_DISK]) + sum(_sizes_beside(plan, unfinished))
+    return sum(sizes[:shards]) + sum(_sizes_beside(plan, unfinished))
 
 
 def bytes_on_disk(plan: Plan, out: Path) -> int:
@@ -174,8 +174,11 @@ def _largest_allowed() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def check_place_at(plan: Plan, target: RemoteTarget, overwrite: Replace) -> None:
-    """Refuse a target at a URL that is not free and may not be replaced, or for which this machine has no room.
+def check_place_at(
+    plan: Plan, target: RemoteTarget, overwrite: Replace, shards: int = SHARDS_ON_DISK
+) -> None:
+    """Refuse a target at a URL that is not free and may not be replaced, or for which this machine has no room: for so many
+    ``shards`` at a time.
 
     Errors: OutputError, ResourceError, HubError.
     """
@@ -184,7 +187,7 @@ def check_place_at(plan: Plan, target: RemoteTarget, overwrite: Replace) -> None
     part.check()
     with opened_target(target) as folder:
         check_target_at(folder, target, overwrite, read_publication(part))
-    check_disk_at(plan, target.unfinished, part.used_bytes())
+    check_disk_at(plan, target.unfinished, part.used_bytes(), shards)
 
 
 def check_inputs_at(plan: Plan, target: RemoteTarget) -> None:

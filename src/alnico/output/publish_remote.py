@@ -38,8 +38,8 @@ PUBLICATION = "publication.json"
 CONFIGS = ("modules.json", "model_index.json", "adapter_config.json", "config.json")
 """Files by which programs find a model, in the order in which they are put."""
 
-MOST_PUT_BYTES = 4 * PART_BYTES
-"""The largest file that is sent in one step."""
+MOST_PUT_BYTES = PART_BYTES
+"""The largest file that is sent in one step, with others at the same time."""
 
 
 class UploadDirectory(Hold):
