@@ -116,6 +116,14 @@ def test_processes_share_a_folder_of_pieces(tmp_path: Path) -> None:
     assert all(path.suffix == ".piece" for path in (tmp_path / "pieces").iterdir())
 
 
+def test_the_limit_is_that_of_all_models_that_write_into_a_folder(tmp_path: Path) -> None:
+    models = [PieceFiles(tmp_path / "pieces", 50_000) for _ in range(3)]
+    for i in range(40):
+        for number, pieces in enumerate(models):
+            pieces.put(f"s3://b/{number}", VERSION, i, memoryview(bytes(1000)))
+    assert sum(path.stat().st_size for path in (tmp_path / "pieces").iterdir()) <= 50_000 * (1 + 3 / 64)
+
+
 def test_a_folder_that_is_removed_costs_time_only(tmp_path: Path) -> None:
     pieces = PieceFiles(tmp_path / "pieces", 1 << 20)
     (tmp_path / "pieces").rmdir()

@@ -23,10 +23,15 @@ HASH_BYTES = 16
 SUFFIX = ".piece"
 SLACK = 16
 """A full folder is emptied by one part of so many at once, so that files are rarely counted."""
+UNCOUNTED = 64
+"""After one part of so many of the limit, the files are counted again: others write into the folder, too."""
 
 
 class PieceFiles:
-    """Pieces of files in a folder, up to ``limit_bytes``. Safe for threads and processes."""
+    """Pieces of files in a folder, up to ``limit_bytes``. Safe for threads and processes.
+
+    Each one that writes into the folder, of another model or in another process, may exceed the limit by 1/64 of it.
+    """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         """Errors: OutputError for a folder that cannot be made, or that others may write to."""
@@ -46,7 +51,7 @@ class PieceFiles:
                 f"{folder}: {fault}; expected a folder that only you may write to, as pieces of models are read from it. "
                 "Choose another --download-cache, or change its mode."
             )
-        self._size = self._counted()
+        self._size, self._uncounted = self._counted(), 0
 
     def get(self, file: str, version: FileVersion, offset: int, buffer: memoryview) -> bool:
         """Fill ``buffer`` with a piece; False if it is not kept, or damaged."""
@@ -80,6 +85,7 @@ class PieceFiles:
             return
         with self._lock:
             self._size += size
+            self._uncounted += size
 
     def _path(self, file: str, version: FileVersion, offset: int, length: int) -> Path:
         key = "\0".join((file, str(version.size), version.tag, str(offset), str(length)))
@@ -88,6 +94,8 @@ class PieceFiles:
     def _make_room(self, size: int) -> bool:
         """Remove the pieces that were used least recently where the folder would be too large; False if it still would be."""
         with self._lock:
+            if self._uncounted > self._limit // UNCOUNTED:
+                self._size, self._uncounted = self._counted(), 0
             if self._size + size <= self._limit:
                 return True
             self._size = self._counted(keep=max(self._limit - size - self._limit // SLACK, 0))
