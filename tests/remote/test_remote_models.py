@@ -93,6 +93,25 @@ def test_a_model_is_read_by_its_headers_and_then_by_ranges(
     assert not kept.exists()
 
 
+def test_a_side_file_that_arrived_in_part_is_fetched_again(
+    elsewhere: Elsewhere, models: tuple[str, list[str]]
+) -> None:
+    def fails(*_: object) -> None:
+        raise HubError("the server is gone.")
+
+    with alnico.open_model(models[0]) as model:
+        absent = model.absent([], True)
+        assert list(absent) == ["notes.xyz"]
+        elsewhere.before_read = fails
+        with pytest.raises(HubError, match="the server is gone"):
+            model.fetch(absent)
+        elsewhere.before_read = None
+        assert model.absent([], True) == absent
+        model.fetch(absent)
+        assert model.directory is not None
+        assert (model.directory / "notes.xyz").read_text() == "carried with the base"
+
+
 def test_a_server_that_lists_no_files_is_asked_for_the_usual_names(
     elsewhere: Elsewhere, models: tuple[str, list[str]]
 ) -> None:

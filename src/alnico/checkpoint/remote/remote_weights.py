@@ -128,12 +128,17 @@ class RemoteWeights:
                 path.parent.mkdir(parents=True, exist_ok=True)
             buffer = memoryview(bytearray(min(version.size, PIECE_BYTES)))
             with temporary_files(), open(path, "xb") as out:
-                for start, stop in pieces_of(version.size):
-                    part = buffer[: stop - start]
-                    self.request(file, start, part)
-                    out.write(part)
-                    if report is not None:
-                        report(len(part))
+                try:
+                    for start, stop in pieces_of(version.size):
+                        part = buffer[: stop - start]
+                        self.request(file, start, part)
+                        out.write(part)
+                        if report is not None:
+                            report(len(part))
+                    out.flush()
+                except BaseException:  # a part of a file would count as the file
+                    path.unlink(missing_ok=True)
+                    raise
 
     def refuse_changed(self) -> None:
         """Refuse files that have changed since they were first read. Errors: ModelError, HubError."""
