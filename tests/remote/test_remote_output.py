@@ -550,3 +550,73 @@ def test_a_damaged_output_at_a_url_is_named_by_its_url(s3_server: S3Server, reci
         alnico.verify(url)
     code, _, error = run("reproduce", url)
     assert (code, "is a URL" in error) == (8, True)
+
+
+def fails_before(store: DiskStore, operation: str, name: str) -> None:
+    """Let the store fail before an operation, once."""
+
+    def before(*asked: str) -> None:
+        if asked == (operation, name):
+            store.before = None
+            raise HubError("the server is gone.")
+
+    store.before = before
+
+
+def test_a_file_that_comes_while_a_publication_is_made_again_is_left_alone(
+    store: DiskStore, recipe: Path, tmp_path: Path
+) -> None:
+    fails_before(store, "put", "README.md")
+    with pytest.raises(HubError, match="the server is gone"):
+        merged(recipe, DISK_URL)
+    thesis = tmp_path / "store" / "models" / "out" / "thesis.tex"
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            thesis.write_text("mine")
+
+    with pytest.raises(OutputError, match=r"has thesis\.tex, which came after this merge began to publish"):
+        merged(recipe, DISK_URL, restart=True, watch=watch)
+    assert thesis.read_text() == "mine"
+
+
+def test_a_model_that_another_run_published_is_not_mixed_with_the_rest_of_an_interrupted_one(
+    store: DiskStore, recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store" / "models" / "out"
+    fails_before(store, "put", "README.md")
+    with pytest.raises(HubError, match="the server is gone"):
+        merged(recipe, DISK_URL)
+    text = recipe.read_text()
+    recipe.write_text(text.replace("density: 0.5", "density: 0.9"))
+    merged(recipe, tmp_path / "other")
+    recipe.write_text(text)
+    assert {len(data) for data in everything(out).values()} & {
+        len(d) for d in everything(tmp_path / "other").values()
+    }
+    for name in everything(out):
+        (out / name).unlink()
+    for name, data in everything(tmp_path / "other").items():
+        (out / name).write_bytes(data)
+    with pytest.raises(OutputError, match="has a model that another run published after this one began to"):
+        merged(recipe, DISK_URL)
+    assert everything(out) == everything(tmp_path / "other")
+
+
+def test_a_shard_that_another_run_replaces_meanwhile_is_noticed(
+    store: DiskStore, recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store" / "models" / "out"
+
+    def before(*asked: str) -> None:
+        if asked == ("put", "README.md"):
+            (shard, *_) = sorted(out.glob("*.safetensors"))
+            data = shard.read_bytes()
+            shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    store.before = before
+    with pytest.raises(
+        OutputError, match=r"model-00001-of-00003.safetensors: was replaced while the model was published"
+    ):
+        merged(recipe, DISK_URL)
+    assert "config.json" not in everything(out)

@@ -136,16 +136,23 @@ def completed_shards(
     shards: Sequence[OutputShard],
     begun: Publication | None,
 ) -> dict[str, FileVersion]:
-    """Return the shards that an earlier run has published already: their upload is gone, and their file is there. Errors: HubError."""
+    """Return the shards that an earlier run has published already: their upload is gone, and their file is there. Errors: HubError.
+
+    The file has the tag of the parts that were sent; on servers with other tags, it is a new file, and the run's mark is still there,
+    so that no other run has published since.
+    """
     if begun is None:
         return {}
+    marker = versions_of(folder, [MARKER])
+    is_ours = bool(marker) and _is_marked(folder, marker, begun.id)
     sizes = {shard.name: shard.byte_size for shard in shards}
     names = [name for name, upload in uploads.items() if upload.is_sent and name in sizes]
     found: dict[str, FileVersion] = {}
     for name, version in versions_of(folder, names).items():
         upload = uploads[name]
-        is_new = version.tag == expected_tag(upload.tags) or begun.before.get(name) != version
-        if version.size == sizes[name] and is_new and folder.uploaded_parts(name, upload.id) is None:
+        is_sent = version.tag == expected_tag(upload.tags)
+        is_sent |= is_ours and begun.before.get(name) != version
+        if version.size == sizes[name] and is_sent and folder.uploaded_parts(name, upload.id) is None:
             found[name] = version
     return found
 
@@ -162,15 +169,17 @@ def publish_model(
 ) -> FileVersion:
     """Publish the model in ``part``, whose shards are sent. Returns the version of what identifies it: its lock, or its one file.
 
-    A folder has no config from the first change to the last. ``before`` are the files that were found when the merge began,
-    ``begun`` is the publication that an earlier run began. Errors: OutputError if somebody else wrote there meanwhile;
-    VerificationError if the server has files of other sizes; HubError.
+    A folder has no config from the first change to the last, and files of others are not removed. ``before`` are the files that were
+    found when the merge began, ``begun`` is the publication that an earlier run began. Errors: OutputError if somebody else wrote
+    there meanwhile; VerificationError if the server has files of other sizes; HubError.
     """
     part.check_still_there()
     weights = {shard.name: shard.byte_size for shard in shards}
     beside = {} if target.single_file else _files_beside(part.model, weights)
     sizes = weights | {name: path.stat().st_size for name, path in beside.items()}
-    if begun is None and files_at(folder, target) != dict(before):
+    if begun is not None:
+        check_target_at(folder, target, False, begun)  # again: the tensors may have been made in between
+    elif files_at(folder, target) != dict(before):
         raise OutputError(
             f"{target}: was changed while merging; expected what was there when the merge began. Look at what is there now. The same "
             "command publishes the finished model if the target is as before, or free; otherwise give it --overwrite."
@@ -183,53 +192,63 @@ def publish_model(
     _write_publication(part, publication)
     for name, upload in begun.uploads.items() if begun else ():
         folder.abort_upload(name, upload)
+    sent = dict(completed)
+
+    def complete(name: str) -> None:
+        sent[name] = folder.complete_upload(name, uploads[name].id, uploads[name].tags)
+
+    def put(name: str) -> None:
+        sent[name] = folder.put(name, beside[name].read_bytes())
+
     if target.single_file is not None:
         (name,) = weights
-        found = completed.get(name) or folder.complete_upload(name, uploads[name].id, uploads[name].tags)
-        _check_sizes(target, sizes, {name: found})
-        return found
+        if not completed:
+            complete(name)
+        _check_sent(target, sizes, sent, sent)
+        return sent[name]
     last = sorted((name for name in beside if _is_last(name)), key=_rank)
-    if begun is not None and completed.keys() >= weights.keys() and last:
-        there = versions_of(folder, sizes)
-        # The config that an earlier run put is the last change: it is there only if all else is.
-        if last[-1] in there and there.keys() == sizes.keys():
-            return _end(target, folder, sizes)
+    now = files_at(folder, target)
+    if begun is not None:
+        # The lock is put before the config, and after the old config is removed.
+        is_whole = completed.keys() >= weights.keys() and now.keys() - {MARKER} == sizes.keys()
+        if is_whole and now[LOCK] != begun.before.get(LOCK):
+            return _end(target, folder, sizes, sent)
+        if MARKER not in now and any(begun.before.get(name) != now[name] for name in now if _is_last(name)):
+            raise OutputError(
+                f"{target}: has a model that another run published after this one began to; expected what this one left. Choose another "
+                f"output; or, to replace that model, remove {target.unfinished} and give the command --overwrite."
+            )
     marker = folder.put(MARKER, publication.id.encode())
     now = files_at(folder, target)
-    for name in sorted(filter(_is_last, now), key=_rank, reverse=True):
+    ours = {name for name in now if name in publication.before or name in publication.names}
+    for name in sorted(filter(_is_last, ours), key=_rank, reverse=True):
         folder.delete(name)
-    _at_once(
-        lambda name: folder.complete_upload(name, uploads[name].id, uploads[name].tags),
-        [name for name in weights if name not in completed],
-    )
+    _at_once(complete, [name for name in weights if name not in completed])
     large = [name for name in beside if sizes[name] > MOST_PUT_BYTES and name not in last]
     uploads_of_large = {name: folder.start_upload(name) for name in large}
     # Parts of uploads that nothing on the disk names would stay on the server.
     _write_publication(part, replace(publication, uploads=uploads_of_large))
     for name in large:
-        _put_in_parts(folder, name, uploads_of_large[name], beside[name])
-    _at_once(
-        lambda name: folder.put(name, beside[name].read_bytes()),
-        [name for name in beside if name not in last and name not in large],
-    )
-    _at_once(
-        folder.delete, [name for name in now if name not in sizes and name != MARKER and not _is_last(name)]
-    )
-    _check_sizes(target, {n: s for n, s in sizes.items() if n not in last}, versions_of(folder, sizes))
+        sent[name] = _put_in_parts(folder, name, uploads_of_large[name], beside[name])
+    _at_once(put, [name for name in beside if name not in last and name not in large])
+    _at_once(folder.delete, [n for n in ours if n not in sizes and n != MARKER and not _is_last(n)])
+    _check_sent(target, {n: s for n, s in sizes.items() if n not in last}, versions_of(folder, sizes), sent)
     if folder.state(MARKER) != marker:
         raise OutputError(
             f"{target}: another run began to publish there; expected this one alone. Wait for it, or choose another output."
         )
     for name in last:
-        folder.put(name, beside[name].read_bytes())
-    return _end(target, folder, sizes)
+        put(name)
+    return _end(target, folder, sizes, sent)
 
 
-def _end(target: RemoteTarget, folder: RemoteFolder, sizes: Mapping[str, int]) -> FileVersion:
-    """Remove the mark and compare what the server has with what was sent."""
-    folder.delete(MARKER)
+def _end(
+    target: RemoteTarget, folder: RemoteFolder, sizes: Mapping[str, int], sent: Mapping[str, FileVersion]
+) -> FileVersion:
+    """Compare what the server has with what was sent, and remove the mark."""
     found = versions_of(folder, sizes)
-    _check_sizes(target, sizes, found)
+    _check_sent(target, sizes, found, sent)
+    folder.delete(MARKER)
     return found[LOCK]
 
 
@@ -254,13 +273,13 @@ def _rank(name: str) -> tuple[int, int, str]:
     )
 
 
-def _put_in_parts(folder: RemoteFolder, name: str, upload: str, path: Path) -> None:
+def _put_in_parts(folder: RemoteFolder, name: str, upload: str, path: Path) -> FileVersion:
     tags: dict[int, str] = {}
     with path.open("rb") as file:
         while data := file.read(PART_BYTES):
             number = len(tags) + 1
             tags[number] = folder.upload_part(name, upload, number, memoryview(data))
-    folder.complete_upload(name, upload, tags)
+    return folder.complete_upload(name, upload, tags)
 
 
 def _at_once(call: Callable[[str], Any], names: Sequence[str]) -> None:
@@ -269,8 +288,16 @@ def _at_once(call: Callable[[str], Any], names: Sequence[str]) -> None:
         crew.run([(call, (name,)) for name in names])
 
 
-def _check_sizes(target: RemoteTarget, sizes: Mapping[str, int], found: Mapping[str, FileVersion]) -> None:
-    """Compare the sizes of files on the server with those that were sent. Errors: VerificationError."""
+def _check_sent(
+    target: RemoteTarget,
+    sizes: Mapping[str, int],
+    found: Mapping[str, FileVersion],
+    sent: Mapping[str, FileVersion],
+) -> None:
+    """Compare the files on the server with those that were sent: ``sizes``, and their versions where ``sent`` says them.
+
+    Errors: VerificationError for another size; OutputError for another version.
+    """
     for name, size in sizes.items():
         version = found.get(name)
         if version is None or version.size != size:
@@ -278,6 +305,12 @@ def _check_sizes(target: RemoteTarget, sizes: Mapping[str, int], found: Mapping[
             raise VerificationError(
                 f"{target.folder_url}/{name}: {there}, {size} bytes were sent; the server or what is before it is at fault, or somebody "
                 "else writes there. Check the server; the same command publishes again."
+            )
+        tag = sent[name].tag if name in sent else ""
+        if tag and version.tag and tag != version.tag:
+            raise OutputError(
+                f"{target.folder_url}/{name}: was replaced while the model was published; expected the file that was sent. Another run "
+                "writes there: wait for it, or choose another output."
             )
 
 
