@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import made
 from alnico.cluster import units
 from alnico.devices import made_gpus
-from alnico.errors import AlnicoError, MismatchError, NonFiniteError, RunError
+from alnico.errors import AlnicoError, MismatchError, NonFiniteError, ResourceError, RunError
 from alnico.events import Advanced, Event
 from alnico.lora import extract, extract_on_nodes, folded_distances
 from alnico.numerics.blas import one_blas_thread
@@ -109,6 +110,22 @@ def test_results_that_arrive_together_fit_the_budget(
     adapter(pair, tmp_path / "out", ray=True)
     assert max(matrices) == 1
     assert sum(matrices) == 16
+
+
+def test_the_memory_that_an_error_asks_for_is_enough(
+    pair: Pair, tmp_path: Path, thread_cluster: ThreadCluster
+) -> None:
+    memory, messages = "1MiB", list[str]()
+    while True:
+        try:
+            adapter(pair, tmp_path / "out", rank=100, ray=True, threads=1, memory=memory)
+            break
+        except ResourceError as error:
+            messages.append(str(error))
+            memory = re.findall(r"Raise --memory to (\d+MiB)", messages[-1])[0]
+            assert len(messages) < 3
+    assert [message.partition(":")[0] for message in messages] == ["extract", "nodes node0, node1, node2"]
+    assert len(thread_cluster.addresses) == 2
 
 
 @pytest.mark.usefixtures("thread_cluster")

@@ -153,6 +153,7 @@ def fit_extraction(
         + BYTES_A_TENSOR * (len(tuned.tensors) + len(base.tensors))
         + tuned.held_bytes
         + base.held_bytes
+        + run.reserved_bytes
     )
     needs = [_work_bytes(tuned, base, s, cap) for s, cap in zip(targets, caps, strict=True)]
     factors = sorted((4 * sum(s.matrix) * cap for s, cap in zip(targets, caps, strict=True)), reverse=True)

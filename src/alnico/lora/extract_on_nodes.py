@@ -61,7 +61,9 @@ class ExtractNodes:
         Errors: those of factorising; RunError.
         """
         nodes = len(self.cluster.nodes)
-        most = max(min(MOST_RESULT_BYTES, self.run.memory_bytes // (RESULTS_SHARE * max(nodes, 1))), 1)
+        largest = max(results, default=0)
+        share = self.run.memory_bytes // (RESULTS_SHARE * max(nodes, 1))
+        most = max(min(largest, MOST_RESULT_BYTES, share), 1)
         units = [tuple(targets[i] for i in group) for group in group_by_bytes(read, nodes, results, most)]
         bytes_of = {target.name: size for target, size in zip(targets, read, strict=True)}
         self.run.report(Reading(len(targets), sum(read)))
@@ -71,7 +73,6 @@ class ExtractNodes:
                 put(name, factors)
                 self.run.report(Advanced(name, bytes_of[name]))
 
-        largest = max(most, *results, 0)
         self.cluster.run(FactorisingStart(*self._what, largest), units, done)
 
     def measure(
@@ -150,7 +151,9 @@ class _OpenedPair:
         self.base: Source = models[1]
         self.tuned: Source = with_names_of(models[0], models[1])
         run = RunOptions(
-            memory_bytes=start.memory_bytes - 2 * held_bytes, threads=start.threads or processors_here()
+            memory_bytes=start.memory_bytes,
+            threads=start.threads or processors_here(),
+            reserved_bytes=2 * held_bytes,  # results, and the same pickled
         )
         caps = [start.options.cap(s) if s.treatment == "factors" else 0 for s in start.targets]
         self.room: ExtractMemory = fit_extraction(self.tuned, self.base, start.targets, caps, run)
