@@ -255,6 +255,7 @@ def test_commands_that_write_other_things_refuse_urls(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_adapter_is_folded_into_a_url(s3_server: S3Server, tmp_path: Path) -> None:
     base, (tuned,) = family(tmp_path, 1, layers=1, hidden=16)
     alnico.lora.extract(base, tuned, tmp_path / "adapter", rank=2)
@@ -288,8 +289,10 @@ def test_a_server_that_fails_is_asked_again(s3_server: S3Server, recipe: Path, t
     assert s3_server.uploads() == []
 
 
-@pytest.mark.parametrize("kind", ["denied", "expired", "status"])
-@pytest.mark.parametrize("skip", [0, 2, 4, 6])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "skip"), [("denied", 0), ("expired", 2), ("status", 3), ("denied", 4), ("expired", 6)]
+)
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_fails_for_good_ends_the_merge_with_one_error_and_the_same_command_resumes(
     s3_server: S3Server, recipe: Path, tmp_path: Path, kind: str, skip: int, cache: Path
@@ -409,6 +412,7 @@ def interrupted_at(recipe: Path, tensors: int, **options: Any) -> None:
         merged(recipe, DISK_URL, watch=watch, **options)
 
 
+@pytest.mark.slow
 def test_restart_and_wrong_inputs_discard_what_was_sent(
     store: DiskStore, recipe: Path, tmp_path: Path, cache: Path
 ) -> None:
@@ -521,6 +525,7 @@ def test_an_event_says_what_is_left_to_send(store: DiskStore, recipe: Path) -> N
     assert sum(event.bytes_done for event in events if isinstance(event, Fetched)) <= left.total_bytes
 
 
+@pytest.mark.slow
 def test_a_finished_output_at_a_url_is_verified_and_merged_again(s3_server: S3Server, recipe: Path) -> None:
     merged(recipe, f"{s3_server.url}/out")
     checked = alnico.verify(f"{s3_server.url}/out", against_inputs=True)
@@ -533,6 +538,7 @@ def test_a_finished_output_at_a_url_is_verified_and_merged_again(s3_server: S3Se
         merged(again, f"{s3_server.url}/out", overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_output_at_a_url_is_named_by_its_url(s3_server: S3Server, recipe: Path, run: Run) -> None:
     url = f"{s3_server.url}/out"
     merged(recipe, url)

@@ -285,8 +285,8 @@ def make_tensors(
 
 def _wait_for_uploads(uploads: ShardUploads, watch: Watcher | None) -> None:
     """Wait until all shards are sent. Errors: those of sending."""
-    left = uploads.unsent_bytes()
+    files, left = uploads.unsent()
     if watch and left:
-        watch(Fetching((uploads.folder.address,), 1, left, is_upload=True))
+        watch(Fetching((uploads.folder.address,), files, left, is_upload=True))
     uploads.wait(lambda size: watch(Fetched(size)) if watch else None)
     uploads.stop()

@@ -174,10 +174,11 @@ class ShardUploads:
             self._wait_for(lambda: len(self._unsent) < SHARDS_ON_DISK)
             yield [tensor.name for tensor in shard.header.tensors]
 
-    def unsent_bytes(self) -> int:
-        """Bytes of finished shards that are not sent yet."""
+    def unsent(self) -> tuple[int, int]:
+        """The finished shards that are not sent yet, and the bytes that are left of them."""
         with self._changed:
-            return sum(self._size(shard, number) for shard, parts in self._unsent.items() for number in parts)
+            sizes = [sum(self._size(shard, n) for n in parts) for shard, parts in self._unsent.items()]
+        return sum(size > 0 for size in sizes), sum(sizes)
 
     def wait(self, report: Callable[[int], None] | None = None) -> None:
         """Wait until all shards are sent; ``report`` gets the bytes of each part. Errors: those of the threads."""
