@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,21 @@ def test_a_merge_from_s3_to_s3_has_the_local_bytes_and_requests_what_its_plan_sa
         if path.name in SIDE or path.suffix == ".safetensors":
             assert s3_server.read(f"out/{path.name}") == path.read_bytes(), path.name
     assert requested(s3_server, here) == result.plan.bytes_to_request > 0
+
+
+def test_commands_leave_no_temporary_folders(web_server: WebServer, here: Path, tmp_path: Path) -> None:
+    shutil.copytree(here, web_server.folder, dirs_exist_ok=True)
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    for words in (
+        ["plan", f"{web_server.url}/tuned-0", f"{web_server.url}/tuned-1"],
+        ["inspect", f"{web_server.url}/base"],
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-m", "alnico", *words], env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert not list((tmp_path / "temporary").iterdir())
 
 
 PASSING = {

@@ -24,7 +24,16 @@ def command() -> None:
         code = signals.code_of_signal()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    _finalize()
     os._exit(code)
+
+
+def _finalize() -> None:
+    """Remove temporary folders, as Python does at its end by ``weakref.finalize``, which ``os._exit`` leaves out."""
+    weakref = sys.modules.get("weakref")
+    end = getattr(getattr(weakref, "finalize", None), "_exitfunc", None)
+    if end is not None:
+        end()
 
 
 def mergekit_yaml() -> None:
