@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from disk_folder import DiskStore
 from engine.simulated_merges import Merges, cases
 from engine.test_stages import CHAIN, PAIR
 from made import family, model_bytes, save_model
-from made_cluster import ThreadCluster
+from made_cluster import ThreadCluster, ThreadNode
 from made_tokenizers import save_family
 from small_merges import everything
 from web_server import WebServer
@@ -112,6 +113,33 @@ def test_one_file_is_made_by_several_nodes(thread_cluster: ThreadCluster) -> Non
     alnico.merge("recipe.yml", "out.safetensors", ray=True)
     assert Path("out.safetensors").read_bytes() == Path("alone.safetensors").read_bytes()
     assert sum(node.done > 0 for node in thread_cluster.nodes) > 1
+
+
+def test_a_slow_node_takes_fewer_units(
+    thread_cluster: ThreadCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here one does nothing before the others have done half of the tensors."""
+    family(Path(), 2)
+    Path("recipe.yml").write_text(MADE_OF["linear"])
+    half = threading.Event()
+    done: list[Event] = []
+    real = ThreadNode._do
+
+    def wait_first(node: ThreadNode, unit: bytes) -> Any:
+        if node.info.name == "node1":
+            half.wait()
+        return real(node, unit)
+
+    def watch(event: Event) -> None:
+        done.append(event)
+        if sum(isinstance(e, TensorDone) for e in done) >= 10:
+            half.set()
+
+    monkeypatch.setattr(ThreadNode, "_do", wait_first)
+    expected = merged("recipe.yml", "alone")
+    assert_equal(merged("recipe.yml", "out", ray=True, watch=watch), expected)
+    first, slow, third = (node.done for node in thread_cluster.nodes)
+    assert 0 < slow < first + third
 
 
 def stop_after(count: int, seen: list[Event]) -> Callable[[Event], None]:
@@ -268,15 +296,16 @@ def test_nodes_read_models_at_urls_and_make_one_at_a_url(
     monkeypatch.setattr(remote_target, "open_remote_folder", store.open)
     monkeypatch.setattr(shard_uploads, "PART_BYTES", 4096)
     monkeypatch.setenv("ALNICO_CACHE_DIR", str(tmp_path / "cache"))
-    family(web_server.folder, 2)
+    monkeypatch.setattr(cluster_merge, "LEAST_UNIT_BYTES", 1 << 15)
+    family(web_server.folder, 2, layers=1)
     models = [f"{web_server.url}/tuned-{i}" for i in range(2)]
     parameters = {"density": 0.3, "scope": "model"}
     recipe = {"merge_method": "ties", "base_model": f"{web_server.url}/base", "models": models, "parameters": parameters}  # fmt: skip
-    alnico.merge(recipe, "alone", max_shard_size="40KB")
-    options: dict[str, Any] = {"ray": True, "max_shard_size": "40KB"}
+    alnico.merge(recipe, "alone", max_shard_size="10KB")
+    options: dict[str, Any] = {"ray": True, "max_shard_size": "10KB"}
     if stops:
         with pytest.raises(KeyboardInterrupt):
-            alnico.merge(recipe, "s3://bucket/models/out", watch=stop_after(9, []), **options)
+            alnico.merge(recipe, "s3://bucket/models/out", watch=stop_after(4, []), **options)
         assert everything(tmp_path / "store/models/out") == {}
     alnico.merge(recipe, "s3://bucket/models/out", **options)
     assert everything(tmp_path / "store/models/out") == everything(Path("alone"))

@@ -85,7 +85,7 @@ def test_a_cluster_that_asks_for_a_token_says_so(monkeypatch: pytest.MonkeyPatch
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nodes_do_units_without_the_folder_of_the_driver(
     ray_nodes: RayNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +108,7 @@ def test_nodes_do_units_without_the_folder_of_the_driver(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_node_without_alnico_is_named(ray_nodes: RayNodes, tmp_path: Path) -> None:
     (tmp_path / "alnico").mkdir()
     (tmp_path / "alnico" / "__init__.py").write_text("")

@@ -67,36 +67,32 @@ def driver(address: str, tensors: int) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
-def test_a_node_that_is_lost_in_the_middle_costs_no_byte(
+@pytest.mark.slow  # starting the nodes takes most of its time, so it is one test
+def test_a_killed_driver_and_a_lost_node_cost_no_byte(
     ray_nodes: RayNodes, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    killed = driver(ray_nodes.address, 9)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not Path("out").exists()
     lost: list[Event] = []
+    resumed: list[int] = []
 
     def watch(event: Event) -> None:
+        if isinstance(event, Started):
+            resumed.append(event.resumed)
         if isinstance(event, TensorDone) and not lost:
             lost.append(event)
             ray_nodes.kill(ray_nodes.nodes[0])
 
     capfd.readouterr()
     alnico.merge("recipe.yml", "out", ray=ray_nodes.address, watch=watch, max_shard_size="40KB")
+    assert capfd.readouterr() == ("", "")
+    assert 0 < resumed[0] <= 9
     assert lost
     assert model_bytes(Path("out")) == model_bytes(Path("alone"))
-    assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.slow
-def test_a_driver_that_is_killed_goes_on_where_it_was(ray_nodes: RayNodes) -> None:
-    killed = driver(ray_nodes.address, 9)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not Path("out").exists()
-    resumed = driver(ray_nodes.address, 0)
-    assert (resumed.returncode, resumed.stderr) == (0, "")
-    assert 0 < int(resumed.stdout) <= 9
-    assert model_bytes(Path("out")) == model_bytes(Path("alone"))
-
-
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_node_with_another_version_is_named(ray_nodes: RayNodes, tmp_path: Path) -> None:
     other = tmp_path / "older" / "alnico"
     other.mkdir(parents=True)
