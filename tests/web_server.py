@@ -68,6 +68,9 @@ class Answer:
 
 
 class QuietServer(ThreadingHTTPServer):
+    request_queue_size = 128
+    """With the 5 of the library, connections that come at once wait for seconds."""
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that have gone."""
         if not isinstance(sys.exc_info()[1], OSError):

@@ -287,6 +287,7 @@ def test_nodes_with_another_version_are_refused(thread_cluster: ThreadCluster) -
     assert not list(Path().glob("*out*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.usefixtures("thread_cluster")
 def test_nodes_read_models_at_urls_and_make_one_at_a_url(
