@@ -134,6 +134,11 @@ def test_small_files_are_written_replaced_and_removed(writable: RemoteFolder) ->
     assert read(writable, "x/config.json") == b"two"
     with pytest.raises(ModelError, match="changed while it was read"):
         writable.read_into("x/config.json", 0, memoryview(bytearray(3)), first)
+    assert writable.put_new("x/config.json", b"new") is None
+    assert read(writable, "x/config.json") == b"two"
+    new = writable.put_new("x/other.json", b"new")
+    assert new == writable.state("x/other.json")
+    writable.delete("x/other.json")
     writable.delete("x/config.json")
     writable.delete("x/config.json")
     assert writable.names() == []
