@@ -343,6 +343,7 @@ OTHERS = {
     "folders.py", "checkpoint/durable.py", "checkpoint/quota.py", "kernels/cache.py", "kernels/build.py",  # of our own, opened without following a link
     "vocabulary/chat_template.py", "analysis/page.py",  # files of the package
     "cli/streams.py",  # /dev/null
+    "checkpoint/remote/download_cache.py", "checkpoint/remote/remote_weights.py",  # new files in private folders
     "installation.py",  # what pip recorded, and the checkout that alnico was installed from
     "engine/factor_cache.py",  # of a folder of ours: no link is followed, no pipe waited for
     "demo/models.py",  # a wheel in a folder of ours, whose hash was compared
