@@ -14,7 +14,7 @@ import pytest
 import alnico
 from alnico.engine import cluster_merge, node_merge
 from alnico.errors import MismatchError, NonFiniteError, OutputError, RunError
-from alnico.events import Event, Started, TensorDone
+from alnico.events import Event, Measuring, Started, TensorDone
 from alnico.methods import registry
 from alnico.output import remote_target, shard_uploads
 from disk_folder import DiskStore
@@ -164,6 +164,7 @@ def test_a_merge_goes_on_where_the_other_place_left_it(kind: str, first: bool | 
     assert_equal(merged("recipe.yml", "out", ray=not first, watch=events.append), expected)
     started = next(e for e in events if isinstance(e, Started))
     assert started.resumed >= 6
+    assert not [e for e in events if isinstance(e, Measuring)]
     done = [e.tensor for e in events if isinstance(e, TensorDone)]
     assert len(done) == len(set(done)) == len(started.plan.jobs) - started.resumed
 

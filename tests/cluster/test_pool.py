@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from alnico.cluster.nodes import check_numerics, check_software, describe_node
-from alnico.cluster.pool import NodeLost, Pool
+from alnico.cluster.pool import NodeLost, Pool, UnitResult
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, RunError
 from made_cluster import ThreadCluster, ThreadNode
 
@@ -139,6 +139,42 @@ def test_a_late_unit_is_given_to_an_idle_node_too() -> None:
     assert sorted(answers) == list(range(6))
     assert stuck.is_killed
     assert pool.lost == {"stuck": "was late"}
+    pool.close()
+
+
+class Waiting(Stuck):
+    """A node that answers when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer: Future[Any] = Future()
+
+    def do(self, unit: bytes) -> Future[Any]:
+        self.unit = pickle.loads(unit)
+        return self.answer
+
+    def finish(self) -> None:
+        if not self.answer.done():
+            self.answer.set_result(UnitResult(self.unit**2))
+
+
+def test_the_second_answer_of_a_late_unit_does_not_count() -> None:
+    late, other = Waiting(), Waiting()
+    answers: list[int] = []
+    after: list[float] = []
+
+    def clock() -> float:
+        if answers:
+            late.finish()
+            after.append(0)
+        if len(after) > 9:
+            other.finish()
+        return float(next(ticks))
+
+    ticks = iter(range(0, 10**7, 20))
+    pool = Pool([late, other, ThreadNode(HERE)], clock=clock)
+    pool.run(Start(), [5, 6, 7], lambda number, _: answers.append(number))
+    assert sorted(answers) == [0, 1, 2]
     pool.close()
 
 
