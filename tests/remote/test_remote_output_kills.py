@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import alnico
+from alnico.errors import HubError
 from alnico.output import publish_remote, remote_target, shard_uploads
 from disk_folder import DiskStore
 from killing import is_killed
@@ -140,3 +141,20 @@ def test_a_kill_leaves_a_file_whole_or_absent(place: Place) -> None:
         assert not out.exists()  # its completion is the last operation
         merged(place.recipe, url)
         assert out.read_bytes() == expected
+
+
+def test_a_resumed_merge_sends_no_part_again(place: Place) -> None:
+    def before(operation: str, _name: str) -> None:
+        if operation == "put":
+            raise HubError("the network is gone.")
+
+    place.store.before = before
+    with pytest.raises(HubError, match="the network is gone"):
+        merged(place.recipe, URL)
+    sent = [name for operation, name in place.store.done if operation == "part"]
+    assert len(sent) > 3
+    place.store.before = None
+    place.store.done.clear()
+    assert goes_on(place) == 5
+    again = [name for operation, name in place.store.done if operation in ("part", "start")]
+    assert not any(name.endswith(".safetensors") for name in again)
