@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from alnico import errors
-from alnico.errors import AlnicoError, RecipeError, UncheckedError, visible
+from alnico.errors import AlnicoError, RecipeError, UncheckedError, visible, without_secrets
 
 HOSTILE = (
     "evil\x1b[2J\nalnico: merged\r\x07\x9b31m\x7f\u202e\u2066\u200b\u2028\u2029\ufeff\ud800\x85\x00\U000e0041"
@@ -70,3 +70,34 @@ def test_the_middle_of_a_word_of_thousands_of_characters_is_left_out() -> None:
     assert said.startswith("/start/x")
     assert "x/end: is no directory" in said
     assert str(AlnicoError("short " * 1000)) == "short " * 1000
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:s3cr3t@bucket/model",
+        "s3://key:sl/s3cr3t@bucket/model",
+        "https://s3cr3t@example.org/model",
+        "s3:/key:s3cr3t@bucket/model",
+        "https://example.org/model?X-Amz-Signature=s3cr3t",
+        "base+0.5*s3://key:s3cr3t@bucket/model",
+    ],
+)
+def test_no_error_shows_a_password_in_a_url(url: str) -> None:
+    for line in (f"{url}: is not there.", f"model: a+{url}", f"{url!r} is not a number, but {url}.json is"):
+        assert "s3cr3t" not in str(AlnicoError(line))
+        assert without_secrets(without_secrets(line)) == without_secrets(line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see https://example.org/a/b.html#c, and run again?",
+        "did you mean s3://bucket/base+org/adapter@main?",
+        "http://localhost:8080/model: is not there",
+        "--ray 10.0.0.1:6379, ray://head:10001 or auto; ask me@example.org",
+        "C:\\models\\a@b: c/d@e",
+    ],
+)
+def test_other_text_with_such_characters_is_shown(text: str) -> None:
+    assert str(AlnicoError(text)) == text

@@ -62,6 +62,27 @@ def _is_visible(character: str) -> bool:
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
+SECRETS = re.compile(
+    r"""\b([A-Za-z][A-Za-z0-9+.-]*:/{1,2})(?:[^\s/?'"]*@|[^\s/?'"]*:[^\s'"]*@|[^\s?'"]*\?[^\s='"]*=)[^\s'"]*"""
+)
+"""A URL, or the path that was made of one, with a user or a password before its host, or with a query."""
+
+
+def without_secrets(text: str) -> str:
+    """Return ``text`` without what may be a secret in URLs: users, passwords and queries, with all that follows.
+
+    >>> without_secrets("s3://key:secret@bucket/model: is not there; see https://example.org/m?token=1")
+    's3://...: is not there; see https://...'
+    >>> without_secrets("s3://bucket/base+org/adapter@main")
+    's3://bucket/base+org/adapter@main'
+    """
+    return SECRETS.sub(_hidden, text) if ":/" in text else text
+
+
+def _hidden(url: re.Match[str]) -> str:
+    return f"{url[1]}...{':' if url[0].endswith(':') else ''}"
+
+
 LONGEST_WORD = 600
 
 
@@ -81,12 +102,13 @@ class AlnicoError(Exception):
 
     Each argument is one line of the message. :func:`visible` escapes each line, newlines included, so that no
     name from a file can add a line: ``RecipeError(*problems)``, never ``RecipeError("\\n".join(problems))``.
+    Passwords and queries in URLs are not shown, whoever wrote them where no URL is expected.
     """
 
     exit_code = 1
 
     def __init__(self, *lines: object) -> None:
-        super().__init__(*(_shortened(visible(str(line))) for line in lines))
+        super().__init__(*(_shortened(without_secrets(visible(str(line)))) for line in lines))
 
     def __str__(self) -> str:
         return "\n".join(self.args)

@@ -301,10 +301,9 @@ def _caches() -> Iterator[Path]:
 
 
 def refuse_url(url: str) -> NoReturn:
-    """Refuse a URL as an output that must be on this machine, without what may be a secret in it. Errors: OutputError."""
-    shown = url if "@" not in url and "?" not in url else f"{url.partition('://')[0]}://..."
+    """Refuse a URL as an output that must be on this machine. Errors: OutputError."""
     raise OutputError(
-        f"{shown}: is a URL, and this output must be on this machine; expected a path. Use a folder here, and copy it from or to "
+        f"{url}: is a URL, and this output must be on this machine; expected a path. Use a folder here, and copy it from or to "
         "the URL; merges are written to URLs, and `alnico verify` checks them there."
     )
 

@@ -25,7 +25,7 @@ from alnico.checkpoint.reference import (
 from alnico.checkpoint.weight_files import holds_weights
 from alnico.cli.command import CommandCall
 from alnico.cli.options import REQUIRED, Flag, dtype_names, method_names
-from alnico.errors import AlnicoError
+from alnico.errors import AlnicoError, without_secrets
 from alnico.recipe.from_options import Words, recipe_of_options
 from alnico.recipe.schema import Recipe
 
@@ -88,7 +88,7 @@ def read_words(call: CommandCall, out: str, *, needs_out: bool, has_out: bool = 
     if has_out and not out and (needs_out or len(words) > 1):
         if needs_out and len(words) < 2:
             raise typer.BadParameter(
-                f"the output is missing. Write it after {words[0]}, or give it with -o OUT."
+                f"the output is missing. Write it after {without_secrets(words[0])}, or give it with -o OUT."
             )
         if needs_out or not is_model(words[-1]):
             out = words.pop()

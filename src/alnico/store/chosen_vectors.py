@@ -11,6 +11,7 @@ from typing import Any
 from alnico.checkpoint.lora_adapter import CONFIG
 from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.reference import is_hub_reference, is_path
+from alnico.checkpoint.remote.open_folder import is_url
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, Manifest, is_name, read_manifest
 from alnico.checkpoint.task_vectors.store_folder import (
     PREFIX,
@@ -150,7 +151,7 @@ def _split(word: str) -> tuple[str, float | None]:
     (('sql', 0.7), ('sql@2', None), ('store:sql', -1.0), ('store:sql', None))
     """
     name, colon, weight = word.rpartition(":")
-    if not colon or is_path(word) or (name == PREFIX.rstrip(":") and not _is_number(weight)):
+    if not colon or is_path(word) or is_url(word) or (name == PREFIX.rstrip(":") and not _is_number(weight)):
         return word, None
     return name, _number(weight, name)
 
