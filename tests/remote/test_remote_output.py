@@ -12,7 +12,15 @@ import pytest
 
 import alnico
 from alnico.engine import cluster_merge
-from alnico.errors import AlnicoError, HubError, OutputError, ResourceError, UncheckedError, VerificationError
+from alnico.errors import (
+    AlnicoError,
+    HubError,
+    ModelError,
+    OutputError,
+    ResourceError,
+    UncheckedError,
+    VerificationError,
+)
 from alnico.events import Event, Fetched, Fetching, TensorDone
 from alnico.output import disk_space, remote_target, shard_uploads
 from alnico.output.remote_target import MARKER
@@ -556,6 +564,20 @@ def test_a_damaged_output_at_a_url_is_named_by_its_url(s3_server: S3Server, reci
         alnico.verify(url)
     code, _, error = run("reproduce", url)
     assert (code, "is a URL" in error) == (8, True)
+
+
+def test_verifying_reads_no_file_that_the_lock_does_not_list(s3_server: S3Server, recipe: Path) -> None:
+    url = f"{s3_server.url}/out"
+    merged(recipe, url)
+    s3_server.put("out/archive.tar", bytes(100_000))
+    s3_server.requests.clear()
+    with pytest.raises(UncheckedError, match=f"{url}: could not check archive.tar"):
+        alnico.verify(url)
+    assert not any(method == "GET" and name.endswith("archive.tar") for method, name, _ in s3_server.requests)
+    lock = s3_server.read("out/alnico.lock.json")
+    s3_server.put("out/alnico.lock.json", lock.replace(b'"files": {', b'"files": 7, "others": {'))
+    with pytest.raises(ModelError, match=f"^{url}/alnico.lock.json: "):
+        alnico.verify(url)
 
 
 def fails_before(store: DiskStore, operation: str, name: str) -> None:

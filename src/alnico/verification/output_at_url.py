@@ -10,13 +10,14 @@ from pathlib import Path
 
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.header import MAX_HEADER_BYTES
-from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.remote.folder import FileVersion, RemoteFolder
 from alnico.checkpoint.remote.open_folder import checked_url, open_remote_folder
+from alnico.checkpoint.remote.remote_weights import pieces_of
 from alnico.checkpoint.weight_files import is_inside
 from alnico.errors import AlnicoError, ModelError, OutputError, UncheckedError
+from alnico.output.lock import read_lock
 from alnico.output.remote_target import read_whole, versions_of
 from alnico.run_options import Access
 
@@ -49,28 +50,40 @@ def output_at_url(text: str, access: Access) -> Iterator[tuple[Path, str, FileMo
 def _fill(made: Path, url: str) -> None:
     folder = open_remote_folder(url)
     try:
-        if (lock := folder.state(LOCK)) is None:
+        version = folder.state(LOCK)
+        if version is None:
             raise UncheckedError(
                 f"{url}: could not check: it has no {LOCK}, which lists what must be there; expected the output of `alnico merge`. Check "
                 "the URL."
             )
-        (made / LOCK).write_bytes(read_whole(folder, LOCK, lock))
+        _copy(folder, LOCK, version, version.size, made)
+        listed = read_lock(made).files
         names = folder.names()
         if names is None:  # a web server lists no files; the lock does
-            names = [*(read_json(made / LOCK, is_ours=True).get("files") or ()), LOCK]
+            names = list(listed or ())
         for name, version in versions_of(folder, filter(is_inside, names)).items():
-            path = made / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                file.write(_content(folder, name, version))
-            os.truncate(path, version.size)
+            if name != LOCK:
+                is_ours = listed is None or name in listed
+                _copy(folder, name, version, _read_bytes(folder, name, version) if is_ours else 0, made)
     finally:
         folder.close()
 
 
-def _content(folder: RemoteFolder, name: str, version: FileVersion) -> bytes:
-    """All of a file, or the header of a file of weights."""
+def _copy(folder: RemoteFolder, name: str, version: FileVersion, count: int, made: Path) -> None:
+    """Make a file of the size of one at a URL, with its first ``count`` bytes."""
+    path = made / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for start, stop in pieces_of(count):
+            data = bytearray(stop - start)
+            folder.read_into(name, start, memoryview(data), version)
+            file.write(data)
+    os.truncate(path, version.size)
+
+
+def _read_bytes(folder: RemoteFolder, name: str, version: FileVersion) -> int:
+    """How many bytes of a file are read: all, or the header of a file of weights."""
     if not name.endswith(".safetensors") or version.size < 8:
-        return read_whole(folder, name, version)
+        return version.size
     length = int.from_bytes(read_whole(folder, name, version, 8), "little")
-    return read_whole(folder, name, version, 8 + min(length, MAX_HEADER_BYTES))
+    return min(8 + min(length, MAX_HEADER_BYTES), version.size)
