@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import alnico
+from alnico.checkpoint.remote.folder import FileVersion
 from alnico.engine import cluster_merge
 from alnico.errors import (
     AlnicoError,
@@ -24,7 +25,7 @@ from alnico.errors import (
 from alnico.events import Event, Fetched, Fetching, TensorDone
 from alnico.output import disk_space, remote_target, shard_uploads
 from alnico.output.remote_target import MARKER
-from disk_folder import DiskStore
+from disk_folder import DiskFolder, DiskStore
 from made import family
 from made_cluster import ThreadCluster
 from s3_server import SECRET, S3Server
@@ -183,6 +184,37 @@ def test_stages_that_are_interrupted_do_not_make_finished_outputs_again(recipe: 
     assert everything(tmp_path / "store" / "models" / "out") == everything(tmp_path / "out")
 
 
+@pytest.mark.usefixtures("store")
+def test_without_tags_another_model_of_the_same_size_is_not_taken_for_that_of_an_earlier_run(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = DiskFolder.state
+
+    def untagged(self: DiskFolder, name: str) -> FileVersion | None:
+        found = real(self, name)
+        return None if found is None else FileVersion(found.size, "")
+
+    monkeypatch.setattr(DiskFolder, "state", untagged)
+    models = f"[{tmp_path}/tuned-0, {tmp_path}/tuned-1]\nunrelated: allow\n"
+    recipe.write_text(
+        "---\n".join(f"name: {n}\nmerge_method: linear\nmodels: {models}" for n in ("one", "two"))
+    )
+    seen: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            seen.append(event.tensor)
+            if len(seen) == 8:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        alnico.merge_documents(recipe, DISK_URL, watch=watch)
+    lock = tmp_path / "store" / "models" / "out" / "one" / "alnico.lock.json"
+    lock.write_bytes(lock.read_bytes().swapcase())
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        alnico.merge_documents(recipe, DISK_URL)
+
+
 def test_overwrite_replaces_models_alone(store: DiskStore, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "store" / "models" / "out"
     merged(recipe, tmp_path / "whole")
@@ -332,8 +364,6 @@ def test_a_bucket_without_rights_to_write_is_refused_before_a_tensor_is_merged(
 def test_a_server_that_lies_about_sizes_is_named_and_publishes_no_config(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from disk_folder import DiskFolder
-
     real = DiskFolder.state
 
     def lies(self: DiskFolder, name: str) -> Any:

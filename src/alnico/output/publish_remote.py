@@ -130,6 +130,12 @@ def _is_marked(folder: RemoteFolder, files: Mapping[str, FileVersion], run: str)
     return marker is None or read_whole(folder, MARKER, marker, 100) == run.encode()
 
 
+def _has_mark(folder: RemoteFolder, run: str) -> bool:
+    """Is the mark of this run there? It is read, as servers that state no tags have none for its version."""
+    there = versions_of(folder, [MARKER])
+    return bool(there) and _is_marked(folder, there, run)
+
+
 def completed_shards(
     folder: RemoteFolder,
     uploads: Mapping[str, ShardUpload],
@@ -143,8 +149,7 @@ def completed_shards(
     """
     if begun is None:
         return {}
-    marker = versions_of(folder, [MARKER])
-    is_ours = bool(marker) and _is_marked(folder, marker, begun.id)
+    is_ours = _has_mark(folder, begun.id)
     sizes = {shard.name: shard.byte_size for shard in shards}
     names = [name for name, upload in uploads.items() if upload.is_sent and name in sizes]
     found: dict[str, FileVersion] = {}
@@ -218,7 +223,7 @@ def publish_model(
                 f"{target}: has a model that another run published after this one began to; expected what this one left. Choose another "
                 f"output; or, to replace that model, remove {target.unfinished} and give the command --overwrite."
             )
-    marker = folder.put(MARKER, publication.id.encode())
+    folder.put(MARKER, publication.id.encode())
     now = files_at(folder, target)
     ours = {name for name in now if name in publication.before or name in publication.names}
     for name in sorted(filter(_is_last, ours), key=_rank, reverse=True):
@@ -233,7 +238,7 @@ def publish_model(
     _at_once(put, [name for name in beside if name not in last and name not in large])
     _at_once(folder.delete, [n for n in ours if n not in sizes and n != MARKER and not _is_last(n)])
     _check_sent(target, {n: s for n, s in sizes.items() if n not in last}, versions_of(folder, sizes), sent)
-    if folder.state(MARKER) != marker:
+    if not _has_mark(folder, publication.id):
         raise OutputError(
             f"{target}: another run began to publish there; expected this one alone. Wait for it, or choose another output."
         )
@@ -332,7 +337,8 @@ def mark_published(mark: Path, fingerprint: Mapping[str, Any], version: FileVers
 
 
 def is_published_at(target: RemoteTarget, mark: Path, fingerprint: Mapping[str, Any] | None = None) -> bool:
-    """Is what is at a URL the model that a run (of this fingerprint) recorded in ``mark``? Errors: HubError."""
+    """Is what is at a URL the model that a run (of this fingerprint) recorded in ``mark``? Unknown, so False, where the server states
+    no tags. Errors: HubError."""
     try:
         recorded = read_json(mark)
         size, tag = recorded["version"]
@@ -341,6 +347,8 @@ def is_published_at(target: RemoteTarget, mark: Path, fingerprint: Mapping[str, 
         ):
             return False
     except (ModelError, RunError, OSError, ValueError, KeyError, TypeError):
+        return False
+    if not tag:  # a file of the same size may be another one
         return False
     with opened_target(target) as folder:
         return folder.state(target.single_file or LOCK) == FileVersion(size, tag)
