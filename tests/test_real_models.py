@@ -170,8 +170,14 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base, save("tuned")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("ties", marks=pytest.mark.slow),
+        pytest.param("linear", marks=pytest.mark.nightly),
+        pytest.param("slerp", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_merge_of_the_real_smollm2_answers(method: str, smollm2: tuple[Path, Path], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -28,8 +28,7 @@ OF_EACH_KIND = (
     "tsv",
     "regmean",
 )
-"""A method of each way to compute a tensor. Files on one GPU are merged by every method; the other claims, which are about what
-is around the kernels, by these, and by every method each night."""
+"""A method of each way to compute a tensor. Two claims are checked with these in each run, and all with every method each night."""
 
 AROUND_KERNELS = [claim for claim in CLAIMS if claim != "files_on_one_gpu"]
 
@@ -50,8 +49,11 @@ def simulated(claim: str, *methods: str) -> str:
 @pytest.mark.parametrize(
     ("claim", "methods"),
     [
-        pytest.param("files_on_one_gpu", (), marks=pytest.mark.slow),
-        *(pytest.param(claim, OF_EACH_KIND, marks=pytest.mark.slow) for claim in AROUND_KERNELS),
+        *(
+            pytest.param(claim, OF_EACH_KIND, marks=pytest.mark.slow)
+            for claim in ("files_on_two_gpus", "in_memory")
+        ),
+        pytest.param("files_on_one_gpu", (), marks=pytest.mark.nightly),
         *(pytest.param(claim, (), marks=pytest.mark.nightly) for claim in AROUND_KERNELS),
     ],
 )

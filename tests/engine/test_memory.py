@@ -43,8 +43,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-OF_EACH_KIND = ("linear", "slerp", "ties", "dare_ties", "della", "sce", "passthrough")
-"""A method of each way to read a tensor: mixed at once, by its Gram matrix, by thresholds, masks, ranks in rows, facts of facts, copied."""
+OF_EACH_KIND = ("slerp", "ties", "della", "passthrough")
+"""Methods that read a tensor in different ways: by its Gram matrix, by thresholds, by ranks in rows, copied. All others run each night."""
 
 
 def is_of_matrices(name: str) -> bool:
@@ -144,9 +144,22 @@ SLACK = BLAS_BYTES + (16 << 20)
 """What a merge of a whole matrix may take besides its numbers and what one of a tiny matrix takes."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["tsv", "dc_merge"])
-@pytest.mark.parametrize(("shape", "models"), [((4000, 1200), 3), ((1200, 4000), 4), ((1600, 1600), 2)])
+@pytest.mark.parametrize(
+    ("name", "shape", "models"),
+    [
+        pytest.param("tsv", (4000, 1200), 3, marks=pytest.mark.slow),
+        pytest.param("dc_merge", (1600, 1600), 2, marks=pytest.mark.slow),
+        *(
+            pytest.param(name, shape, models, marks=pytest.mark.nightly)
+            for name, shape, models in (
+                ("tsv", (1200, 4000), 4),
+                ("tsv", (1600, 1600), 2),
+                ("dc_merge", (4000, 1200), 3),
+                ("dc_merge", (1200, 4000), 4),
+            )
+        ),
+    ],
+)
 def test_a_spectral_method_holds_the_numbers_that_it_says(
     name: str, shape: tuple[int, int], models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

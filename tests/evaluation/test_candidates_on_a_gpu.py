@@ -14,8 +14,10 @@ from evaluation.simulated_candidates import CLAIMS
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize(
+    "claim",
+    [pytest.param(c, marks=pytest.mark.nightly if n else pytest.mark.slow) for n, c in enumerate(CLAIMS)],
+)
 def test_in_the_simulator(claim: str) -> None:
     pytest.importorskip("numba_cuda")
     ended = subprocess.run(

@@ -14,7 +14,8 @@ import pytest
 from fuzz.harness import Run, Target, mutated_json
 from fuzz.run import HERE, MAX_INPUT_BYTES, TARGETS, import_readers
 
-MUTATIONS = 200
+MUTATIONS = 80
+NIGHTLY_MUTATIONS = 2000
 DEEP = 8
 """So many mutations are made one upon the other; then the next seed is taken."""
 
@@ -61,9 +62,14 @@ def test_a_run_of_the_fuzzer_finds_nothing(target: str, seconds: int, tmp_path: 
     assert edges > 10, "the reader is not instrumented"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_same_mutations_of_every_seed_find_nothing_again(target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "mutations"),
+    [
+        *(pytest.param(target, MUTATIONS, marks=pytest.mark.slow) for target in TARGETS),
+        *(pytest.param(target, NIGHTLY_MUTATIONS, marks=pytest.mark.nightly) for target in TARGETS),
+    ],
+)
+def test_the_same_mutations_of_every_seed_find_nothing_again(target: str, mutations: int) -> None:
     import_readers()
     before = functions_of_alnico()
     run = Run(importlib.import_module(f"fuzz.fuzz_{target}").TARGET)
@@ -72,7 +78,7 @@ def test_the_same_mutations_of_every_seed_find_nothing_again(target: str) -> Non
     seeds = run.target.seeds()
     content = seeds[0]
     try:
-        for number in range(MUTATIONS):
+        for number in range(mutations):
             if number % DEEP == 0:
                 content = seeds[number // DEEP % len(seeds)]
                 run(content)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alnico.devices import devices_here
-from kernels.simulated_gpu import CLAIMS
+from kernels.simulated_gpu import CLAIMS, SHARES
 
 TESTS = Path(__file__).parents[1]
 
@@ -26,8 +26,16 @@ def ended(claim: str, *, simulates: bool) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("claim", CLAIMS)
+OTHER_METHODS = [f"methods_{n}_of_{SHARES}" for n in range(1, SHARES)]
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        pytest.param(claim, marks=pytest.mark.nightly if claim in OTHER_METHODS else pytest.mark.slow)
+        for claim in CLAIMS
+    ],
+)
 def test_in_the_simulator_a_gpu_gives_the_bits_of_the_processor(claim: str) -> None:
     """Every byte that a kernel writes, not only within a unit in the last place."""
     pytest.importorskip("numba_cuda")

@@ -45,6 +45,43 @@ def _llama(layers: int, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
+def deepseek_671b() -> dict[str, tuple[int, ...]]:
+    """The tensors of DeepSeek-V3 without its layer that predicts further tokens: 61 layers, 7,168 wide, 256 routed experts in 58 of
+    them, compressed keys and values."""
+    hidden, inner, dense, vocabulary = 7_168, 2_048, 18_432, 129_280
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for i in range(61):
+        at = f"model.layers.{i}."
+        shapes |= {
+            at + "self_attn.q_a_proj.weight": (1_536, hidden),
+            at + "self_attn.q_a_layernorm.weight": (1_536,),
+            at + "self_attn.q_b_proj.weight": (24_576, 1_536),
+            at + "self_attn.kv_a_proj_with_mqa.weight": (576, hidden),
+            at + "self_attn.kv_a_layernorm.weight": (512,),
+            at + "self_attn.kv_b_proj.weight": (32_768, 512),
+            at + "self_attn.o_proj.weight": (hidden, 16_384),
+            at + "input_layernorm.weight": (hidden,),
+            at + "post_attention_layernorm.weight": (hidden,),
+        }
+        mlps = [("mlp.", dense)] if i < 3 else [(f"mlp.experts.{n}.", inner) for n in range(256)]
+        if i >= 3:
+            shapes |= {at + "mlp.gate.weight": (256, hidden), at + "mlp.gate.e_score_correction_bias": (256,)}
+            mlps.append(("mlp.shared_experts.", inner))
+        for name, width in mlps:
+            shapes |= {
+                f"{at}{name}gate_proj.weight": (width, hidden),
+                f"{at}{name}up_proj.weight": (width, hidden),
+                f"{at}{name}down_proj.weight": (hidden, width),
+            }
+    return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+
+
+CONFIG_671B = {
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": 7_168, "intermediate_size": 18_432,
+    "moe_intermediate_size": 2_048, "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "n_routed_experts": 256,
+    "n_shared_experts": 1, "vocab_size": 129_280, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+}  # fmt: skip
+
 CONFIG_70B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8_192, "intermediate_size": 28_672, "num_hidden_layers": 80,
     "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128_256, "torch_dtype": "bfloat16", "tie_word_embeddings": False,

@@ -453,8 +453,14 @@ print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["Target(exact=True)", "Target(encoding='int4')", "Target(size='60MB')"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param("Target(size='60MB')", marks=pytest.mark.slow),
+        pytest.param("Target(exact=True)", marks=pytest.mark.nightly),
+        pytest.param("Target(encoding='int4')", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_memory_stays_in_the_budget(tmp_path: Path, target: str) -> None:
     """One tensor of 200 MB in each model, and many small ones."""
     base = {
