@@ -174,7 +174,11 @@ def merge_time(plan: Plan, method: str, nodes: int, node: Node, rates: Rates) ->
     if method == "tsv":
         whole, longest = matrix_seconds(plan, nodes * plan.memory.threads, rates.operations)
         limit = (
-            "largest matrix" if longest > 0.9 * whole else "memory" if plan.memory.threads < node.cores else limit
+            "largest matrix"
+            if longest > 0.9 * whole
+            else "memory"
+            if plan.memory.threads < node.cores
+            else limit
         )
         computing += whole
     slowest = max(read, write, computing)

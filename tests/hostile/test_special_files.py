@@ -343,7 +343,9 @@ OTHERS = {
     "folders.py", "checkpoint/durable.py", "checkpoint/quota.py", "kernels/cache.py", "kernels/build.py",  # of our own, opened without following a link
     "vocabulary/chat_template.py", "analysis/page.py",  # files of the package
     "cli/streams.py",  # /dev/null
-    "checkpoint/remote/download_cache.py", "checkpoint/remote/remote_weights.py",  # new files in private folders
+    "checkpoint/remote/download_cache.py", "checkpoint/remote/remote_weights.py", "checkpoint/remote/fsspec_folder.py",  # new files in private folders
+    "verification/output_at_url.py", "output/publish_remote.py",  # of the unfinished output and a temporary folder, which are ours alone
+    "cluster/nodes.py",  # of /proc
     "installation.py",  # what pip recorded, and the checkout that alnico was installed from
     "engine/factor_cache.py",  # of a folder of ours: no link is followed, no pipe waited for
     "demo/models.py",  # a wheel in a folder of ours, whose hash was compared
@@ -388,6 +390,7 @@ GUARDS = (
     "np.memmap(file",
     "np.load(io.",
     "self.open(",
+    "models.open(",  # of cluster/node_models.py, which opens models
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alnico.analysis.common_tensors import CommonTensor, pair_tensors
 from alnico.analysis.journal import MeasuredTensor
-from alnico.analysis.measure_tensors import MeasuringRun, fit_memory, read_bytes
+from alnico.analysis.measure_tensors import MeasuringRun, fit_memory, input_bytes
 from alnico.checkpoint.file_model import describe_change, file_states
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.cluster.node_models import NodeModels, node_threads
@@ -44,17 +44,17 @@ def measure_on_nodes(
     chosen = [subjects[number] for number in numbers]
     if not chosen:
         return
-    run.report(Reading(len(chosen), read_bytes(chosen)))
+    run.report(Reading(len(chosen), input_bytes(chosen)))
     with connect(run.ray) as cluster:
         if any(subject.has_subspace(subspace_side) for subject in chosen):
             check_numerics(cluster.nodes, ["the comparison of singular vectors (subspace_side)"])
-        groups = group_by_bytes([read_bytes([subject]) for subject in chosen], len(cluster.nodes))
+        groups = group_by_bytes([input_bytes([subject]) for subject in chosen], len(cluster.nodes))
         units = [tuple(numbers[place] for place in group) for group in groups]
 
         def done(_: int, measured: Sequence[tuple[int, MeasuredTensor]]) -> None:
             for number, measurement in measured:
                 finished(number, measurement)
-                run.report(Advanced(subjects[number].job.name, read_bytes([subjects[number]])))
+                run.report(Advanced(subjects[number].job.name, input_bytes([subjects[number]])))
 
         cluster.run(
             MeasuringStart(models, top_share, subspace_side, run.memory_bytes, node_threads(run)), units, done

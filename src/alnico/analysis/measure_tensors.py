@@ -137,7 +137,7 @@ class MeasuringRun:
     def measure(self, numbers: Sequence[int]) -> None:
         chosen = [self.subjects[number] for number in numbers]
         self._compile(chosen)
-        self._crew.report(Reading(len(chosen), read_bytes(chosen)))
+        self._crew.report(Reading(len(chosen), input_bytes(chosen)))
         with self._single_blas_thread(chosen), self._crew:
             shared: list[tuple[int, list[Span]]] = []
             alone: list[tuple[int, list[Span]]] = []
@@ -266,6 +266,6 @@ class MeasuringRun:
             return subspaces(self.sources, job, gpu.matrix)
 
 
-def read_bytes(subjects: Sequence[CommonTensor]) -> int:
+def input_bytes(subjects: Sequence[CommonTensor]) -> int:
     """Return how many bytes the tensors have in all models."""
     return sum(i.byte_size for s in subjects for i in s.job.read)
