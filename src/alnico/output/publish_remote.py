@@ -15,6 +15,7 @@ from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.output_path import SHOWN, Replace
 from alnico.checkpoint.remote.folder import FileVersion, RemoteFolder
+from alnico.checkpoint.remote.multipart import send_in_parts, tag_of_parts
 from alnico.checkpoint.shards import OutputShard
 from alnico.errors import ModelError, OutputError, RunError, VerificationError
 from alnico.output.journal import NAME as JOURNAL
@@ -29,7 +30,7 @@ from alnico.output.remote_target import (
     read_whole,
     versions_of,
 )
-from alnico.output.shard_uploads import PART_BYTES, ShardUpload, expected_tag
+from alnico.output.shard_uploads import PART_BYTES, ShardUpload
 from alnico.output.staging import Hold
 from alnico.threads import Crew
 
@@ -155,7 +156,7 @@ def completed_shards(
     found: dict[str, FileVersion] = {}
     for name, version in versions_of(folder, names).items():
         upload = uploads[name]
-        is_sent = version.tag == expected_tag(upload.tags)
+        is_sent = version.tag == tag_of_parts(upload.tags)
         is_sent |= is_ours and begun.before.get(name) != version
         if version.size == sizes[name] and is_sent and folder.uploaded_parts(name, upload.id) is None:
             found[name] = version
@@ -234,7 +235,8 @@ def publish_model(
     # Parts of uploads that nothing on the disk names would stay on the server.
     _write_publication(part, replace(publication, uploads=uploads_of_large))
     for name in large:
-        sent[name] = _put_in_parts(folder, name, uploads_of_large[name], beside[name])
+        with beside[name].open("rb") as file:
+            sent[name] = send_in_parts(folder, name, uploads_of_large[name], file, PART_BYTES)
     _at_once(put, [name for name in beside if name not in last and name not in large])
     _at_once(folder.delete, [n for n in ours if n not in sizes and n != MARKER and not _is_last(n)])
     _check_sent(target, {n: s for n, s in sizes.items() if n not in last}, versions_of(folder, sizes), sent)
@@ -276,15 +278,6 @@ def _rank(name: str) -> tuple[int, int, str]:
         CONFIGS.index(base) if base in CONFIGS else 0,
         name,
     )
-
-
-def _put_in_parts(folder: RemoteFolder, name: str, upload: str, path: Path) -> FileVersion:
-    tags: dict[int, str] = {}
-    with path.open("rb") as file:
-        while data := file.read(PART_BYTES):
-            number = len(tags) + 1
-            tags[number] = folder.upload_part(name, upload, number, memoryview(data))
-    return folder.complete_upload(name, upload, tags)
 
 
 def _at_once(call: Callable[[str], Any], names: Sequence[str]) -> None:

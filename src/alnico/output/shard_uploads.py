@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 import threading
 import time
 from collections import deque
@@ -13,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alnico.checkpoint.remote.folder import FileVersion, RemoteFolder
+from alnico.checkpoint.remote.multipart import MAX_PARTS
 from alnico.checkpoint.shards import OutputShard
 from alnico.checkpoint.writer import OutputFiles
 from alnico.errors import AlnicoError
@@ -21,9 +20,6 @@ from alnico.output.remote_target import CONNECTIONS
 
 PART_BYTES = 8 << 20
 """Bytes of a part; a multiple of it in files that would have more than the most parts."""
-
-MOST_PARTS = 10_000
-"""Parts of a file that object stores accept."""
 
 UPLOAD_BYTES = 2 * CONNECTIONS * PART_BYTES
 """Memory that sending takes: a part in each connection, and what the network's library keeps of it."""
@@ -34,8 +30,6 @@ SHARDS_ON_DISK = 3
 POLL_SECONDS = 0.2
 LEAVE_SECONDS = 2.0
 """How long an interrupted run waits for requests to end."""
-
-MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 @dataclass
@@ -91,20 +85,7 @@ def parts_of(byte_size: int, part_bytes: int) -> int:
 
 def part_bytes_of(shard: OutputShard) -> int:
     """Return the size of a shard's parts."""
-    return PART_BYTES * max(-(-shard.byte_size // (PART_BYTES * MOST_PARTS)), 1)
-
-
-def expected_tag(tags: Mapping[int, str]) -> str | None:
-    """Return the tag that S3 gives to a file of parts with these tags; None if they are not S3's.
-
-    >>> expected_tag({1: '"d41d8cd98f00b204e9800998ecf8427e"'})
-    '"59adb24ef3cdbe0297f05b395827453f-1"'
-    """
-    digests = [MD5.fullmatch(tags[number]) for number in sorted(tags)]
-    if not digests or None in digests:
-        return None
-    joined = b"".join(bytes.fromhex(found[1]) for found in digests if found is not None)
-    return f'"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(digests)}"'
+    return PART_BYTES * max(-(-shard.byte_size // (PART_BYTES * MAX_PARTS)), 1)
 
 
 class ShardUploads:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
-import re
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +13,7 @@ from urllib.parse import urlsplit
 
 from alnico.checkpoint.network import TIMEOUT, TIMEOUT_SECONDS, Speed, TransferStopped, read_seconds
 from alnico.checkpoint.remote.folder import FileVersion
+from alnico.checkpoint.remote.multipart import MAX_PARTS, tag_of_parts
 from alnico.checkpoint.remote.ranges import (
     CONTENT_RANGE,
     MAX_LISTED,
@@ -46,8 +45,6 @@ PIECE_BYTES = 1 << 20
 """Bytes that are taken from the connection at a time, at most."""
 SLOW_PIECE_BYTES = 1 << 14
 """The same where the HTTP library waits until all of them are there (urllib3 before 2.1), so that a slow body is noticed."""
-MD5 = re.compile(r'"([0-9a-f]{32})"')
-MAX_PARTS = 10_000
 MAX_TEXT = 2000
 """Longest id of an upload or tag of a part."""
 
@@ -239,7 +236,7 @@ class S3Folder:
         )  # fmt: skip
         found = self.state(name)
         # The answer to an earlier try may have been lost: the upload is gone then, and the object is there.
-        if found is None or (answer is None and not _is_made_of(found.tag, [tags[n] for n in sorted(tags)])):
+        if found is None or (answer is None and not _is_made_of(found.tag, tags)):
             raise HubError(
                 f"{where}: the upload does not exist any more, and the object is not there as it was sent; expected the upload "
                 f"{upload[:60]!r}. A rule of the bucket, or somebody, removed it. Run the same command again."
@@ -421,9 +418,7 @@ def _not_s3(where: str, what: str) -> HubError:
     )
 
 
-def _is_made_of(tag: str, parts: Sequence[str]) -> bool:
-    """Is it the ETag of an object that was made of these parts? Its digest is that of the parts' digests, where they are MD5."""
-    digests = [found[1] for part in parts if (found := MD5.fullmatch(part))]
-    if len(digests) < len(parts):
-        return tag.endswith(f'-{len(parts)}"')
-    return tag == f'"{hashlib.md5(b"".join(map(bytes.fromhex, digests))).hexdigest()}-{len(parts)}"'
+def _is_made_of(tag: str, parts: Mapping[int, str]) -> bool:
+    """Can an object with this ETag be made of parts with these?"""
+    expected = tag_of_parts(parts)
+    return tag == expected if expected is not None else tag.endswith(f'-{len(parts)}"')

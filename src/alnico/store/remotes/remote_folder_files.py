@@ -7,12 +7,10 @@ from pathlib import Path
 
 from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.remote.folder import RemoteFolder
+from alnico.checkpoint.remote.multipart import MAX_PARTS, send_in_parts
 from alnico.checkpoint.remote.open_folder import open_remote_folder
 from alnico.errors import HubError
 from alnico.store.remotes.remote_files import PIECE_BYTES
-
-MAX_PARTS = 10_000
-"""Of an upload to S3."""
 
 
 class RemoteFolderFiles:
@@ -56,11 +54,7 @@ class RemoteFolderFiles:
                 return
             upload = self._folder.start_upload(path)
             try:
-                tags: dict[int, str] = {}
-                while data := file.read(part):
-                    number = len(tags) + 1
-                    tags[number] = self._folder.upload_part(path, upload, number, memoryview(data))
-                self._folder.complete_upload(path, upload, tags)
+                send_in_parts(self._folder, path, upload, file, part)
             except BaseException:
                 self._folder.abort_upload(path, upload)
                 raise
