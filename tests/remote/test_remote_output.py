@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,25 @@ def test_other_schemes_are_written_by_fsspec(recipe: Path, tmp_path: Path, cache
     memory = fsspec.filesystem("memory")
     found = {path.removeprefix(f"{place}/"): memory.cat(path) for path in memory.find(place)}
     assert found == everything(tmp_path / "out")
+    assert left_in(cache) == []
+
+
+def test_a_scheme_that_takes_files_whole_needs_room_for_all_shards_in_tmpdir(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    real = disk_space.shutil.disk_usage
+    free = disk_space.DISK_MARGIN_BYTES + alnico.plan(recipe).bytes_to_write
+
+    def usage(folder: Path) -> Any:
+        return real(tmp_path)._replace(free=free) if folder == tmp_path / "temporary" else real(folder)
+
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", usage)  # the headers do not fit
+    with pytest.raises(
+        ResourceError, match=r"/temporary: the finished shards, .* or set TMPDIR to another disk"
+    ):
+        merged(recipe, f"memory:/{tmp_path}/out")
     assert left_in(cache) == []
 
 

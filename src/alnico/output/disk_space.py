@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from alnico.checkpoint.output_path import Replace, check_inputs, check_place, existing_folder
 from alnico.checkpoint.quota import quota_left
+from alnico.checkpoint.remote.fsspec_folder import FsspecFolder
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source
 from alnico.errors import ResourceError
@@ -187,6 +189,13 @@ def check_place_at(
     part.check()
     with opened_target(target) as folder:
         check_target_at(folder, target, overwrite, read_publication(part))
+        if isinstance(folder, FsspecFolder):
+            check_free(
+                Path(tempfile.gettempdir()),
+                sum(shard.byte_size for shard in plan.shards) + DISK_MARGIN_BYTES,
+                "the finished shards, which such a URL takes whole, need",
+                "or set TMPDIR to another disk",
+            )
     check_disk_at(plan, target.unfinished, part.used_bytes(), shards)
 
 
