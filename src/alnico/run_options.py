@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, SupportsIndex
 
 from alnico.devices import DEFAULT_DEVICE, checked_device
-from alnico.errors import AlnicoError
+from alnico.errors import AlnicoError, OutputError
 from alnico.events import Event, Watcher
 from alnico.numerics.sizes import bytes_of
 
@@ -21,6 +21,9 @@ DEFAULT_BUDGET_BYTES = 2 << 30
 DEFAULT_DOWNLOAD_CACHE_BYTES = 50 << 30
 
 MOST_THREADS = 1024
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How a URL begins, also one that was made a path; a drive of Windows has one letter."""
 
 Size = int | str
 """A number of bytes, or text such as ``2GiB``."""
@@ -92,17 +95,16 @@ class RunOptions:
         has_default_threads = threads is None
         if threads is None:
             threads = max((os.cpu_count() or 1) // processes, 1)
-        folder = None if factor_cache is None else Path(factor_cache)
         return cls(
             bytes_of(memory),
             checked_count(threads, "threads"),
             offline,
             watch,
-            folder,
+            checked_folder(factor_cache, "--factor-cache"),
             checked_device(device),
             checked_ray(ray),
             stream,
-            None if download_cache is None else Path(download_cache),
+            checked_folder(download_cache, "--download-cache"),
             bytes_of(download_cache_size),
             has_default_threads=has_default_threads,
         )
@@ -139,6 +141,17 @@ def checked_ray(ray: str | bool | None) -> str | None:
             "machine."
         )
     return ray.strip()
+
+
+def checked_folder(folder: str | os.PathLike[str] | None, option: str) -> Path | None:
+    """Return the path of a folder that must be on this machine. Errors: OutputError for a URL, which is not shown: it may hold secrets."""
+    if folder is None:
+        return None
+    if URL.match(os.fspath(folder)):
+        raise OutputError(
+            f"{option}: is a URL; expected a folder of this machine. Give the path of a folder here."
+        )
+    return Path(folder)
 
 
 def checked_count(number: Any, name: str) -> int:

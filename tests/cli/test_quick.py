@@ -210,6 +210,7 @@ def test_mistakes_are_named_in_the_words_of_the_options(
         (("merge", "org/a", "org/b", "org/c"), "org/c may be a model of the hub or the output. Name the output with -o OUT; ./org/c is a folder here."),
         (("merge", "models/a", "r.yml", "out"), "r.yml is a recipe, and models/a is given, too; expected one recipe, or models alone. Leave one of them out, or name the output with -o OUT."),
         (("merge", "r.yml", "r.yml", "out"), "r.yml is a recipe, and r.yml is given, too; expected one recipe, or models alone. Leave one of them out, or name the output with -o OUT."),
+        (("merge", "r.yml", "out", "--ray", "head"), "r.yml is a recipe, and out is given, too; expected one recipe, or models alone. Leave one of them out, or name the output with -o OUT. --ray takes an address only as HOST:PORT or auto; 'head' is none."),
         (("merge", "r.yml", "out", "--method", "ties"), "--method is an option of a merge of models, and r.yml is a recipe. Write the setting into the recipe, or give models in its place."),
         (("plan", "r.yml", "--print-recipe"), "--print-recipe prints the recipe of models and options, and r.yml is a recipe already. Leave the option out."),
         (("plan", "models/a", "models/b", "--set", "x"), "--set: 'x' is not NAME=VALUE. Write it as lambda=0.5."),

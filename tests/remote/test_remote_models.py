@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.errors import HubError, ModelError, RecipeError
+from alnico.errors import HubError, ModelError, OutputError, RecipeError
 from alnico.events import Started, TensorDone
 from counting_folder import ADDRESS, Elsewhere
 from how_to.page_models import DEMO_MODELS
@@ -214,6 +214,41 @@ def test_a_page_of_the_hub_is_answered_with_the_id() -> None:
         alnico.open_model("https://huggingface.co/org/model")
 
 
+@pytest.mark.parametrize(
+    ("text", "url"), [("s3:/bucket/model", "s3://bucket/model"), ("https:host/m", "https://host/m")]
+)
+def test_a_url_that_lacks_slashes_is_answered_with_the_url(
+    text: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=f"Write {url}"):
+        alnico.open_model(text)
+    with pytest.raises(OutputError, match=f"Write {url}, or ./{text} "):
+        alnico.merge({"merge_method": "linear", "models": ["nothing/here", "nor/here"]}, text)
+    with pytest.raises(OutputError, match="Write s3://bucket/out"):
+        alnico.merge({"merge_method": "linear", "models": ["nothing/here"]}, Path("s3://bucket/out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_at_a_url_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"recipe.yml: is a URL; expected a recipe on this machine"):
+        alnico.plan(f"{ADDRESS}/recipe.yml")
+
+
+@pytest.mark.parametrize("option", ["download_cache", "factor_cache", "work_dir"])
+@pytest.mark.parametrize("folder", ["s3://key:topsecret@bucket/folder", Path("s3://bucket/folder")])
+def test_folders_of_this_machine_are_no_urls(
+    option: str, folder: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flag = "--" + option.replace("_", "-")
+    with pytest.raises(OutputError, match=f"^{flag}: is a URL; expected a folder of this machine"):
+        alnico.merge(
+            {"merge_method": "linear", "models": ["nothing/here"]}, "s3://bucket/out", **{option: folder}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pickles_at_a_url_are_refused(elsewhere: Elsewhere) -> None:
     (elsewhere.root / "old").mkdir()
     (elsewhere.root / "old" / "pytorch_model.bin").write_bytes(b"PK")
@@ -249,6 +284,7 @@ def test_every_command_that_reads_models_reads_them_at_urls(
         assert code == 0, (words, err)
     shutil.copytree(tmp_path / "adapter", elsewhere.root / "adapter")
     url = f"{ADDRESS}/adapter"
+    assert alnico.inspect(url).data()["updates"] == alnico.inspect(tmp_path / "adapter").data()["updates"]
     for words in (
         ("merge", f"{base}+0.5*{url}", tuned[0], str(tmp_path / "mixed"), "--method", "linear"),
         ("lora", "fold", base, url, str(tmp_path / "folded")),

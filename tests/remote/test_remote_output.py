@@ -324,6 +324,13 @@ def test_an_adapter_is_folded_into_a_url(s3_server: S3Server, tmp_path: Path) ->
     assert there(s3_server, "out") == everything(tmp_path / "out")
 
 
+@pytest.mark.usefixtures("store")
+def test_a_folder_for_unfinished_work_that_cannot_be_made_is_named(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot be made \(Not a directory\). Choose another --work-dir"):
+        alnico.merge(recipe, DISK_URL, work_dir=tmp_path / "file")
+
+
 def test_what_the_command_prints_names_the_url(s3_server: S3Server, recipe: Path, run: Run) -> None:
     url = f"{s3_server.url}/out"
     code, output, error = run("merge", str(recipe), url)

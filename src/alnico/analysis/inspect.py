@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
+from alnico.checkpoint.remote.open_remote_model import is_adapter_at_url
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.task_vector_file import base_in_header, is_task_vector_file
 from alnico.models.open_models import AnyModel, name_model, open_source, path_of
@@ -81,14 +82,14 @@ def inspect(model: AnyModel, *, offline: bool = False) -> Inspection:
     Of a model in memory: tensors, dtypes and sizes.
 
     Options:
-        model: A model directory, a .safetensors file, a URL, or owner/name@revision on the hub.
+        model: A model or an adapter: a directory, a .safetensors file, a URL, or owner/name@revision on the hub.
     Errors: ModelError, HubError.
     """
-    label, path = name_model(model, "model"), path_of(model)
-    if path is not None and _is_adapter(path):
-        with open_adapter(path, access=Access(offline)) as adapter:
+    label, path, access = name_model(model, "model"), path_of(model), Access(offline)
+    if path is not None and (_is_adapter(path) or is_adapter_at_url(path, access)):
+        with open_adapter(path, access=access) as adapter:
             return Inspection("adapter", _adapter_data(adapter))
-    with closing(open_source(model, label, access=Access(offline), may_be_adapter=True)) as opened:
+    with closing(open_source(model, label, access=access, may_be_adapter=True)) as opened:
         return Inspection("model", _model_data(opened))
 
 

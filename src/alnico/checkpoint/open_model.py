@@ -26,6 +26,7 @@ from alnico.checkpoint.reference import (
     split_step,
     split_weight,
 )
+from alnico.checkpoint.remote.open_folder import intended_url
 from alnico.checkpoint.source import Model
 from alnico.checkpoint.task_vector_file import refuse_task_vector
 from alnico.checkpoint.task_vectors.delta_chain import DeltaChain, open_chain
@@ -168,6 +169,8 @@ def _open_files(label: str, location: Path, access: Access) -> FileModel:
         if address := HUB_ADDRESS.fullmatch(label):
             revision = f"@{address['revision']}" if address["revision"] not in (None, "main") else ""
             otherwise = f"Write the id in place of the address: {address['id']}{revision}."
+        elif (url := intended_url(label)) is not None:
+            otherwise = f"A URL has two slashes, and is text, not a Path. Write {url}."
         elif re.search(r"\$\w|\$\{|%\w+%", label):
             otherwise = "Variables are not replaced. Write the path itself."
         raise ModelError(

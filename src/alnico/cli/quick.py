@@ -103,7 +103,7 @@ def read_words(call: CommandCall, out: str, *, needs_out: bool, has_out: bool = 
         other = next((word for word in words if word != recipe), recipe)
         raise typer.BadParameter(
             f"{recipe} is a recipe, and {other} is given, too; expected one recipe, or models alone. "
-            "Leave one of them out, or name the output with -o OUT."
+            f"Leave one of them out, or name the output with -o OUT.{_after_ray(call, out)}"
         )
     if given:
         raise typer.BadParameter(
@@ -116,6 +116,12 @@ def read_words(call: CommandCall, out: str, *, needs_out: bool, has_out: bool = 
             "Leave the option out."
         )
     return MergeWords(words[0], (), out)
+
+
+def _after_ray(call: CommandCall, out: str) -> str:
+    """Say that a word after --ray was taken for the output, where it may have been meant as an address."""
+    is_alone = "ray" in call.given and call["ray"] == ""
+    return f" --ray takes an address only as HOST:PORT or auto; {out!r} is none." if is_alone else ""
 
 
 def recipe_of_words(call: CommandCall, words: MergeWords) -> Recipe:

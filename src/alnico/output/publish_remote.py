@@ -54,6 +54,9 @@ class UploadDirectory(Hold):
         super().__enter__()
         return self
 
+    def _cannot_be_made(self, error: OSError) -> OutputError:
+        return OutputError(f"{self.path}: cannot be made ({error.strerror}). Choose another --work-dir.")
+
     @property
     def journal(self) -> Path:
         return self.path / JOURNAL

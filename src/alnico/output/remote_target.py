@@ -14,10 +14,11 @@ from alnico.checkpoint.header import MAX_HEADER_BYTES
 from alnico.checkpoint.output_path import OTHER_FORMATS, SHOWN, Replace
 from alnico.checkpoint.overwrite import foreign_entries
 from alnico.checkpoint.remote.folder import FileVersion, RemoteFolder
-from alnico.checkpoint.remote.open_folder import WEB, checked_url, is_url, open_remote_folder
+from alnico.checkpoint.remote.open_folder import WEB, checked_url, intended_url, is_url, open_remote_folder
 from alnico.checkpoint.weight_files import is_inside
 from alnico.errors import ModelError, OutputError
 from alnico.folders import cache_path
+from alnico.run_options import checked_folder
 from alnico.threads import Crew
 
 MARKER = ".alnico-publishing"
@@ -74,6 +75,11 @@ def output_place(
     """
     text = os.fspath(out)
     if not is_url(text):
+        if (intended := intended_url(text)) is not None:
+            raise OutputError(
+                f"{text}: is neither a URL nor a path; a URL has two slashes, and is text, not a Path. Write {intended}, or ./{text} "
+                "for a folder of this machine."
+            )
         return Path(text)
     try:
         url = checked_url(text)
@@ -96,7 +102,7 @@ def output_place(
             "in .safetensors. Choose another output."
         )
     try:
-        work = cache_path("uploads") if work_dir is None else Path(work_dir)
+        work = checked_folder(work_dir, "--work-dir") or cache_path("uploads")
     except RuntimeError:
         raise OutputError(
             f"{url}: the unfinished output is kept on this machine, and there is no home directory for it. Name a folder with --work-dir."

@@ -15,6 +15,7 @@ import yaml
 from alnico.checkpoint.file_kinds import SNIFFED_BYTES, TASKS, UTF16, not_yaml
 from alnico.checkpoint.files import open_named
 from alnico.checkpoint.near_paths import MAX_ENTRIES, suggestion
+from alnico.checkpoint.remote.open_folder import is_url
 from alnico.checkpoint.sidecars import RECIPE_FILE
 from alnico.checkpoint.weight_files import holds_weights
 from alnico.errors import RecipeError
@@ -105,6 +106,10 @@ def read_source(
         if os.path.isdir(path):
             raise RecipeError(
                 f"{path}: is a folder; expected a recipe, which is a YAML file. {_recipe_in(Path(path))}"
+            ) from None
+        if is_url(path):
+            raise RecipeError(
+                f"{path}: is a URL; expected a recipe on this machine. Download it, and give its path."
             ) from None
         hint = suggestion(path, "Check the path of the recipe.", accepts=_may_be_recipe)
         raise RecipeError(f"{path}: cannot be read ({error.strerror}). {hint}") from None

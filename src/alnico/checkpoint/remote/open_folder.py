@@ -10,6 +10,8 @@ from alnico.errors import ModelError
 
 # Without "+", which a scheme may have, so that "base+s3://bucket/adapter" is no URL.
 SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9.-]+)://")
+MISSPELT = re.compile(r"(s3a?|https?|gs|gcs|az|abfss?):/?(?=[^/:])", re.IGNORECASE)
+"""How a URL begins that lacks slashes, or was made a path, which drops one."""
 BUCKET = re.compile(r"[a-zA-Z0-9][\w.-]{1,254}", re.ASCII)
 """Also the names that servers other than AWS's take."""
 WEB = ("http", "https")
@@ -28,6 +30,16 @@ def is_url(text: str) -> bool:
     [True, True, False, False, False]
     """
     return SCHEME.match(text) is not None
+
+
+def intended_url(text: str) -> str | None:
+    """Return the URL that a text without both slashes means; None for other texts.
+
+    >>> [intended_url(text) for text in ("s3:/bucket/model", "https:host/model", "s3://bucket/model", "C:/model", "store:sql")]
+    ['s3://bucket/model', 'https://host/model', None, None, None]
+    """
+    found = MISSPELT.match(text)
+    return None if found is None else f"{found[1]}://{text[found.end() :]}"
 
 
 def checked_url(text: str) -> str:

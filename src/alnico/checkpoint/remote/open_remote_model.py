@@ -5,6 +5,7 @@ Side files are copied into a private temporary folder. Of weights only the heade
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from alnico.checkpoint.file_model import FileModel, add_prefix, check_index, ope
 from alnico.checkpoint.files import MAX_ENTRIES, is_text
 from alnico.checkpoint.hub import Repository
 from alnico.checkpoint.json_files import MAX_JSON_BYTES
+from alnico.checkpoint.reference import is_at_url
 from alnico.checkpoint.remote.download_cache import PieceFiles
 from alnico.checkpoint.remote.hub_folder import HubFolder
 from alnico.checkpoint.remote.open_folder import checked_url, open_remote_folder
@@ -96,6 +98,20 @@ def open_remote_model(
     except BaseException:
         remote.close()
         raise
+
+
+def is_adapter_at_url(reference: str, access: Access) -> bool:
+    """Is a reference the URL of an adapter's folder, without a whole model in it? Errors: HubError; ModelError for a URL that is refused."""
+    if access.offline or not is_at_url(reference) or os.path.exists(reference):
+        return False
+    url = checked_url(reference)
+    if url.endswith(".safetensors"):
+        return False
+    folder = open_remote_folder(url)
+    try:
+        return folder.state("adapter_config.json") is not None and folder.state("config.json") is None
+    finally:
+        folder.close()
 
 
 def stream_weights(model: FileModel, access: Access) -> None:

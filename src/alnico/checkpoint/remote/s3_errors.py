@@ -158,7 +158,7 @@ def refusal(
         )
     else:
         text = (
-            f"{endpoint} refuses the request ({code}, status {refused.status}). Check the URL and AWS_ENDPOINT_URL, and try again "
+            f"{endpoint} refuses the request ({code if code == str(refused.status) else f'{code}, status {refused.status}'}). Check the URL and AWS_ENDPOINT_URL, and try again "
             "later."
         )
     return HubError(f"{where}: {text}")
