@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import alnico
+import counting_folder
+from alnico.checkpoint.remote.folder import FileVersion
 from alnico.errors import HubError, ModelError, OutputError, RecipeError
 from alnico.events import Started, TensorDone
 from counting_folder import ADDRESS, Elsewhere
@@ -354,6 +356,28 @@ def test_a_merge_of_files_that_changed_after_an_interrupt_is_not_taken_up(
     file.write_bytes(data)
     with pytest.raises(alnico.errors.OutputError, match="--restart"):
         alnico.merge(recipe, tmp_path / "out")
+
+
+def test_without_tags_an_interrupted_merge_begins_again(
+    elsewhere: Elsewhere, models: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = counting_folder._Folder.state
+
+    def untagged(self: counting_folder._Folder, name: str) -> FileVersion | None:
+        found = real(self, name)
+        return None if found is None else FileVersion(found.size, "")
+
+    monkeypatch.setattr(counting_folder._Folder, "state", untagged)
+    base, tuned = models
+    recipe = alnico.make_recipe(tuned, "ties", base=base)
+    interrupted(elsewhere, recipe, tmp_path / "out")
+    file = elsewhere.root / "tuned-0" / "model-00001-of-00002.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1001:] = bytes(1001)  # the same size, and the same header
+    file.write_bytes(data)
+    assert alnico.merge(recipe, tmp_path / "out").resumed == 0
+    alnico.merge(recipe, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_vocabularies_of_models_at_urls_are_joined(elsewhere: Elsewhere, tmp_path: Path) -> None:

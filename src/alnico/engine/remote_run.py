@@ -17,14 +17,14 @@ from alnico.engine.merge_run import MergeRun
 from alnico.engine.method_notes import sum_up
 from alnico.engine.node_merge import PASS, StartMerge
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
-from alnico.engine.run import MergeResult, begin_nodes, make_tensors, run_plan
+from alnico.engine.run import MergeResult, begin_nodes, earlier_state, make_tensors, run_plan
 from alnico.engine.workspace import open_gpus
 from alnico.errors import AlnicoError, HubError, RunError
 from alnico.events import Finished, Watcher
 from alnico.folders import make_folder, remove
 from alnico.kernels.clock import counts_compiling
 from alnico.output.disk_space import check_place_at
-from alnico.output.journal import Journal, JournalState, read_journal, upload_lines
+from alnico.output.journal import Journal, JournalState, upload_lines
 from alnico.output.publish import (
     complete_output,
     input_files,
@@ -109,9 +109,7 @@ def _run_plan_at(
     try:
         with opened_target(target) as folder, UploadDirectory(target) as part:
             begun = read_publication(part)
-            state = (
-                JournalState() if restart else read_journal(part.path, fingerprint, f"merge into {target}")
-            )
+            state = earlier_state(plan, part, fingerprint, restart, f"merge into {target}")
             before = check_target_at(folder, target, overwrite, begun)
             remove(part.path / PASS, part.folder)  # nodes of an earlier run may not write any more
             if not state:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.durable import sync_directory
-from alnico.checkpoint.file_model import file_states
+from alnico.checkpoint.file_model import FileModel, file_states
 from alnico.checkpoint.output_path import Replace, check_twins
+from alnico.checkpoint.remote.remote_weights import remote_models
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
 from alnico.engine.merge_run import MergeRun
@@ -136,7 +137,7 @@ def run_plan(
         if nodes is not None:
             nodes.check(plan)
         with PartDirectory(out) as part:
-            state = JournalState() if restart else read_journal(part.path, fingerprint)
+            state = earlier_state(plan, part, fingerprint, restart)
             remove(part.path / PASS, part.folder)  # nodes of an earlier run may not write any more
             if not state:
                 part.clear()
@@ -184,6 +185,20 @@ def run_plan(
     notes = sum_up(run.notes, {job.name: i for i, job in enumerate(settled.jobs)})
     notes += (run.factor_fault,) if run.factor_fault is not None else ()
     return MergeResult(out, settled, seconds, run.resumed, digests, notes=notes)
+
+
+def earlier_state(
+    plan: Plan, part: Hold, fingerprint: dict[str, Any], restart: bool, what: str = "merge"
+) -> JournalState:
+    """Return what an earlier run finished and is used again: nothing with ``restart``, or if a server states no tags of models, which
+    may be other ones now.
+
+    Errors: those of :func:`alnico.output.journal.read_journal`.
+    """
+    models = [model for model in remote_models(plan.sources) if isinstance(model, FileModel)]
+    if restart or not all(model.remote is None or model.remote.has_tags for model in models):
+        return JournalState()
+    return read_journal(part.path, fingerprint, what)
 
 
 def begin_nodes(

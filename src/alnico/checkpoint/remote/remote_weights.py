@@ -159,6 +159,11 @@ class RemoteWeights:
         """What identifies a file: its URL, and the server's tag of its content."""
         return {"url": f"{self.address}/{file}", "tag": self.versions[file].tag}
 
+    @property
+    def has_tags(self) -> bool:
+        """Does the server state tags, so that a later run can tell whether the files are still the same?"""
+        return all(version.tag for version in self.versions.values())
+
     def close(self) -> None:
         self.folder.close()
         if self._remove is not None:
