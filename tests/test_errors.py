@@ -79,6 +79,7 @@ def test_the_middle_of_a_word_of_thousands_of_characters_is_left_out() -> None:
         "s3://key:sl/s3cr3t@bucket/model",
         "https://s3cr3t@example.org/model",
         "s3:/key:s3cr3t@bucket/model",
+        "s3:key:s3cr3t@bucket/model",
         "https://example.org/model?X-Amz-Signature=s3cr3t",
         "base+0.5*s3://key:s3cr3t@bucket/model",
     ],
@@ -97,6 +98,7 @@ def test_no_error_shows_a_password_in_a_url(url: str) -> None:
         "http://localhost:8080/model: is not there",
         "--ray 10.0.0.1:6379, ray://head:10001 or auto; ask me@example.org",
         "C:\\models\\a@b: c/d@e",
+        "store:sql@2 and store:sql:0.7 of me@example.org",
     ],
 )
 def test_other_text_with_such_characters_is_shown(text: str) -> None:

@@ -63,7 +63,7 @@ def _is_visible(character: str) -> bool:
 
 
 SECRETS = re.compile(
-    r"""\b([A-Za-z][A-Za-z0-9+.-]*:/{1,2})(?:[^\s/?'"]*@|[^\s/?'"]*:[^\s'"]*@|[^\s?'"]*\?[^\s='"]*=)[^\s'"]*"""
+    r"""\b([A-Za-z][A-Za-z0-9+.-]*:/{1,2}|(?:s3|https?):)(?:[^\s/?'"]*@|[^\s/?'"]*:[^\s'"]*@|[^\s?'"]*\?[^\s='"]*=)[^\s'"]*"""
 )
 """A URL, or the path that was made of one, with a user or a password before its host, or with a query."""
 
@@ -76,7 +76,7 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("s3://bucket/base+org/adapter@main")
     's3://bucket/base+org/adapter@main'
     """
-    return SECRETS.sub(_hidden, text) if ":/" in text else text
+    return SECRETS.sub(_hidden, text) if ":" in text else text
 
 
 def _hidden(url: re.Match[str]) -> str:
