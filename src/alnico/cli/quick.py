@@ -121,7 +121,11 @@ def read_words(call: CommandCall, out: str, *, needs_out: bool, has_out: bool = 
 def _after_ray(call: CommandCall, out: str) -> str:
     """Say that a word after --ray was taken for the output, where it may have been meant as an address."""
     is_alone = "ray" in call.given and call["ray"] == ""
-    return f" --ray takes an address only as HOST:PORT or auto; {out!r} is none." if is_alone else ""
+    return (
+        f" --ray takes an address only as HOST:PORT or auto; {without_secrets(repr(out))} is none."
+        if is_alone
+        else ""
+    )
 
 
 def recipe_of_words(call: CommandCall, words: MergeWords) -> Recipe:
