@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from alnico.cluster.connect import connect
+from alnico.cluster.connect import _ask_for_token, connect
 from alnico.errors import AlnicoError, RunError
 from made_cluster import RayNodes, StartWhere
 
@@ -119,3 +122,46 @@ def test_a_node_without_alnico_is_named(ray_nodes: RayNodes, tmp_path: Path) -> 
     finally:
         ray_nodes.kill(bad)
     assert "alnico cannot run there (ModuleNotFoundError: No module named 'alnico." in str(caught.value)
+
+
+STARTED_HERE = """
+import os, subprocess, sys
+from alnico.cluster.connect import connect
+with connect("") as cluster:
+    import ray
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init(address={address!r}); print('came in')"
+    stranger = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH")}
+    ended = subprocess.run([sys.executable, "-c", code], env=stranger | {"HOME": sys.argv[1]}, capture_output=True, text=True)
+    print(len(cluster.nodes), ended.returncode != 0 and "came in" not in ended.stdout)
+with connect("") as cluster:
+    print(len(cluster.nodes))
+"""
+
+
+@pytest.mark.nightly
+def test_a_cluster_that_is_started_here_lets_no_stranger_in(tmp_path: Path) -> None:
+    own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    ended = subprocess.run(
+        [sys.executable, "-c", STARTED_HERE, str(tmp_path)], env=own, capture_output=True, text=True
+    )
+    assert ended.stdout.split() == ["1", "True", "1"], ended.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("imported", "mode", "asks"), [(False, None, True), (True, None, False), (False, "disabled", False)]
+)
+def test_a_token_is_asked_for_unless_the_user_decides(
+    imported: bool, mode: str | None, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")  # so that both are put back
+        monkeypatch.delenv(name)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setitem(sys.modules, "ray", sys)
+    if not imported:
+        monkeypatch.delitem(sys.modules, "ray")
+    _ask_for_token()
+    assert os.environ.get("RAY_AUTH_MODE") == ("token" if asks else mode)
+    assert (len(os.environ.get("RAY_AUTH_TOKEN", "")) == 64) is asks

@@ -6,6 +6,7 @@ Nodes run the alnico that is installed on them. Nothing is uploaded: what is sen
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -65,11 +66,13 @@ def ray_connection(address: str, purpose: str = "--ray") -> Iterator[Any]:
 
     A connection that this process has is used, and kept.
     """
+    target = address or os.environ.get("RAY_ADDRESS", "")
+    if target in ("", "local"):
+        _ask_for_token()
     ray = import_extra("ray", purpose, "ray")
     if ray.is_initialized():
         yield ray
         return
-    target = address or os.environ.get("RAY_ADDRESS", "")
     _check_reachable(target)
     with _silence():
         with _own_signals(), _environment(), warnings.catch_warnings():
@@ -87,6 +90,18 @@ def ray_connection(address: str, purpose: str = "--ray") -> Iterator[Any]:
         finally:
             with _own_signals():
                 ray.shutdown()
+
+
+def _ask_for_token() -> None:
+    """Let the cluster that this process starts take work only from those who know a token.
+
+    Ray listens on all interfaces, and runs what it is sent. It reads these variables when it is imported, and keeps them for the
+    process, so that they stay set. A user who has imported Ray, or has set the mode, decides it.
+    """
+    if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 class _OwnPath(list[str]):
