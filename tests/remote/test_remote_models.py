@@ -22,6 +22,7 @@ from how_to.page_models import DEMO_MODELS
 from made import family, read_file, save_file
 from made_tokenizers import save_family
 from real import installed
+from web_server import WebServer
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -121,6 +122,11 @@ def test_a_server_that_lists_no_files_is_asked_for_the_usual_names(
     with alnico.open_model(models[0]) as model:
         assert len(model.shards) == 2
         assert model.config["model_type"] == "llama"
+
+
+def test_a_web_server_without_a_model_there_is_no_folder_without_files(web_server: WebServer) -> None:
+    with pytest.raises(ModelError, match=r"the server lists no files, and has none of the usual names there"):
+        alnico.open_model(f"{web_server.url}/nothing")
 
 
 def test_one_file_at_a_url_is_a_model(elsewhere: Elsewhere, tmp_path: Path) -> None:

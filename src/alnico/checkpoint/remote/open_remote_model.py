@@ -156,6 +156,11 @@ def _open_folder(label: str, remote: RemoteWeights, choose: Callable[..., list[s
             f"{label}: holds more than {MAX_ENTRIES} files; expected those of one model. Give the URL of the model's own folder."
         )
     remote.names = _plain(listed) if listed is not None else _there(remote, (*SIDE_FILES, *WEIGHT_FILES))
+    if listed is None and choose is shard_names and not remote.names:
+        raise ModelError(
+            f"{label}: the server lists no files, and has none of the usual names there, such as config.json and model.safetensors; "
+            "expected the folder of a model. Check the URL, or give that of the .safetensors file."
+        )
     _fetch_small(label, remote, [f for f in remote.names if "/" not in f])
     if listed is None:
         folders = module_folders(remote.directory)
