@@ -142,10 +142,18 @@ with connect("") as cluster:
 @pytest.mark.nightly
 def test_a_cluster_that_is_started_here_lets_no_stranger_in(tmp_path: Path) -> None:
     own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    home, stranger = tmp_path / "home", tmp_path / "stranger"
+    home.mkdir()
+    stranger.mkdir()
     ended = subprocess.run(
-        [sys.executable, "-c", STARTED_HERE, str(tmp_path)], env=own, capture_output=True, text=True
+        [sys.executable, "-c", STARTED_HERE, str(stranger)],
+        env=own | {"HOME": str(home)},
+        capture_output=True,
+        text=True,
     )
     assert ended.stdout.split() == ["1", "True", "1"], ended.stderr[-2000:]
+    # Ray would leave a token there, and `ray start` would ask for it from then on.
+    assert not (home / ".ray").exists()
 
 
 @pytest.mark.parametrize(

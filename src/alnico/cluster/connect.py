@@ -95,7 +95,8 @@ def ray_connection(address: str, purpose: str = "--ray") -> Iterator[Any]:
 def _ask_for_token() -> None:
     """Let the cluster that this process starts take work only from those who know a token.
 
-    Ray listens on all interfaces, and runs what it is sent. It reads these variables when it is imported, and keeps them for the
+    Ray listens on all interfaces, and runs what it is sent. Newer versions make a token by themselves, and leave it in the home
+    directory, where it changes what `ray start` does. Ray reads these variables when it is imported, and keeps them for the
     process, so that they stay set. A user who has imported Ray, or has set the mode, decides it.
     """
     if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ:
