@@ -206,10 +206,11 @@ def merge_documents(
     may_replace = replace_mode(overwrite, overwrite_anything)
     if len(recipes) == 1:
         return (planner.merge(recipes[0], place, overwrite=may_replace, restart=restart),)
+    planner = planner.for_output(place)
     with planner.nodes() as nodes:
         return run_stages(
             order_stages(recipes),
-            planner.for_output(place).plan,
+            planner.plan,
             place,
             overwrite=may_replace,
             restart=restart,

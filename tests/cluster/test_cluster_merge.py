@@ -16,15 +16,11 @@ from alnico.engine import cluster_merge, node_merge
 from alnico.errors import MismatchError, NonFiniteError, OutputError, RunError
 from alnico.events import Event, Measuring, Started, TensorDone
 from alnico.methods import registry
-from alnico.output import remote_target, shard_uploads
-from disk_folder import DiskStore
 from engine.simulated_merges import Merges, cases
 from engine.test_stages import CHAIN, PAIR
 from made import family, model_bytes, save_model
 from made_cluster import ThreadCluster, ThreadNode
 from made_tokenizers import save_family
-from small_merges import everything
-from web_server import WebServer
 
 MADE_OF = {
     "linear": "merge_method: linear\nmodels: [tuned-0, tuned-1]\n",
@@ -231,7 +227,7 @@ def test_a_node_that_does_not_see_the_output_is_named_and_finished_work_stays(
             merged("recipe.yml", "out", ray=True)
     assert str(caught.value) == (
         "nodes node0, node1, node2: /nowhere/.out.alnico-part: is not seen there (No such file or directory), and the merge was begun in "
-        "it; expected a file system that all nodes see. Choose an output on one, or, for an output at a URL, --work-dir."
+        "it; expected a file system that all nodes see. Choose an output on one, or, for stages of an output at a URL, --work-dir."
     )
     events: list[Event] = []
     assert_equal(merged("recipe.yml", "out", watch=events.append), expected)
@@ -286,28 +282,3 @@ def test_nodes_with_another_version_are_refused(thread_cluster: ThreadCluster) -
     with pytest.raises(MismatchError, match=r"^node node1 has alnico 0\.0\.9"):
         merged("recipe.yml", "out", ray=True)
     assert not list(Path().glob("*out*"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stops", [False, True])
-@pytest.mark.usefixtures("thread_cluster")
-def test_nodes_read_models_at_urls_and_make_one_at_a_url(
-    stops: bool, web_server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = DiskStore(tmp_path / "store")
-    monkeypatch.setattr(remote_target, "open_remote_folder", store.open)
-    monkeypatch.setattr(shard_uploads, "PART_BYTES", 4096)
-    monkeypatch.setenv("ALNICO_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(cluster_merge, "LEAST_UNIT_BYTES", 1 << 15)
-    family(web_server.folder, 2, layers=1)
-    models = [f"{web_server.url}/tuned-{i}" for i in range(2)]
-    parameters = {"density": 0.3, "scope": "model"}
-    recipe = {"merge_method": "ties", "base_model": f"{web_server.url}/base", "models": models, "parameters": parameters}  # fmt: skip
-    alnico.merge(recipe, "alone", max_shard_size="10KB")
-    options: dict[str, Any] = {"ray": True, "max_shard_size": "10KB"}
-    if stops:
-        with pytest.raises(KeyboardInterrupt):
-            alnico.merge(recipe, "s3://bucket/models/out", watch=stop_after(4, []), **options)
-        assert everything(tmp_path / "store/models/out") == {}
-    alnico.merge(recipe, "s3://bucket/models/out", **options)
-    assert everything(tmp_path / "store/models/out") == everything(Path("alone"))

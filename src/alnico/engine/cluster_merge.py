@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,8 @@ from alnico.events import Advanced, Event, Measuring, Noted, Started, TensorDone
 from alnico.methods import find, registry
 from alnico.methods.base import MADE_HERE
 from alnico.output.journal import JournalState
-from alnico.output.publish_remote import UploadDirectory
+from alnico.output.remote_target import RemoteTarget
+from alnico.output.shard_uploads import ShardUploads
 from alnico.output.staging import PartDirectory
 from alnico.plan.job import Job, Norms, Plan
 from alnico.recipe.schema import Recipe
@@ -74,24 +75,29 @@ class ClusterMerge:
         if any(job.kind == "matrix" for job in plan.jobs):
             check_numerics(self.cluster.nodes, _matrix_methods(plan))
 
-    def begin(self, part: PartDirectory | UploadDirectory, fingerprint: Mapping[str, Any]) -> StartMerge:
-        """Let all nodes plan the merge, so that one that cannot is named before anything is read.
+    def begin(self, output: PartDirectory | RemoteTarget, fingerprint: Mapping[str, Any]) -> StartMerge:
+        """Let all nodes plan the merge, so that one that cannot is named before anything is read. They write into a folder that they
+        see, or send shards to a URL.
 
         Errors: those of nodes.
         """
-        entry = secrets.token_hex(16)
-        replace_file(part.path / PASS, entry, part.folder)
+        unfinished = model = entry = ""
+        if isinstance(output, PartDirectory):
+            entry = secrets.token_hex(16)
+            replace_file(output.path / PASS, entry, output.folder)
+            unfinished, model = os.path.abspath(output.path), os.path.abspath(output.model)
         start = StartMerge(
             self.planner,
             self.recipe,
             tuple((name, str(path)) for name, path in self.stages.items()),
             self.single_file,
             os.getcwd(),
-            os.path.abspath(part.path),
-            os.path.abspath(part.model),
+            unfinished,
+            model,
             entry,
             fingerprint,
             None if self.factor_cache is None else Path(os.path.abspath(self.factor_cache)),
+            output if isinstance(output, RemoteTarget) else None,
         )
         self.cluster.begin(start)
         return start
@@ -106,7 +112,8 @@ class NodeJournal(RunRecorder, Protocol):
 class ClusterRun:
     """A merge on nodes, with what is known of it afterwards; the counterpart of :class:`alnico.engine.merge_run.MergeRun`.
 
-    ``state`` is what earlier runs finished, on this machine or on nodes.
+    ``state`` is what earlier runs finished, on this machine or on nodes. With ``uploads``, nodes make and send whole shards, and
+    ``state`` has all tensors of a shard or none.
     """
 
     def __init__(
@@ -117,8 +124,10 @@ class ClusterRun:
         journal: NodeJournal,
         state: JournalState,
         watch: Watcher | None,
+        uploads: ShardUploads | None = None,
     ) -> None:
         self.plan = plan
+        self._uploads = uploads
         self.records = {record.tensor: record for record in state.records}
         self.resumed = len(self.records)
         self.notes: list[Noted] = []
@@ -129,6 +138,7 @@ class ClusterRun:
         self._facts = dict(state.facts)
         self._norms: dict[int, Norms] = dict(state.norms)
         self._watch = watch
+        self._shard_of = {t.name: s.name for s in plan.shards for t in s.header.tensors}
 
     def all(self) -> None:
         """Make all tensors. Errors: those of nodes; see :meth:`alnico.cluster.work.Cluster.run`."""
@@ -139,12 +149,13 @@ class ClusterRun:
         self._report(Started(self.plan, len(self.records), done))
         self._measure_model()
         missing = [job for job in self.plan.jobs if job.name not in self.records]
-        groups = self._grouped(missing, by_shard=True)
-        units = [TensorUnit(tuple(j.name for j in group), self._facts, self._norms) for group in groups]
+        units = self._units(missing)
         jobs = {job.name: job for job in missing}
 
-        def take(_: int, made: MadeTensors) -> None:
+        def take(number: int, made: MadeTensors) -> None:
             self._check_journal()
+            if self._uploads is not None:
+                self._uploads.sent(self._shard_of[units[number].tensors[0]], made.tags)
             for record in made.records:
                 self.records[record.tensor] = record
                 self._journal.finished(record)
@@ -156,6 +167,16 @@ class ClusterRun:
             self.factor_fault = self.factor_fault or made.factor_fault
 
         self._cluster.run(self._start, units, take)
+
+    def _units(self, jobs: Sequence[Job]) -> list[TensorUnit]:
+        """Return the units that make tensors. Errors: HubError if an upload cannot begin."""
+        groups = self._grouped(jobs, by_shard=True)
+        units = [TensorUnit(tuple(j.name for j in group), self._facts, self._norms) for group in groups]
+        if self._uploads is None:
+            return units
+        shards = [self._shard_of[unit.tensors[0]] for unit in units]
+        uploads = self._uploads.begin(shards)
+        return [replace(unit, upload=uploads[shard]) for unit, shard in zip(units, shards, strict=True)]
 
     def _measured_norms(self, norms: Mapping[int, Norms]) -> None:
         self._norms.update(norms)
@@ -193,18 +214,20 @@ class ClusterRun:
             self._journal.measured(number, measurement.result)
 
     def _grouped(self, jobs: Sequence[Job], *, by_shard: bool = False) -> list[list[Job]]:
-        """Cut jobs into units: neighbours, of one shard each, the most expensive units first, so that none is left for the end."""
+        """Cut jobs into units: neighbours, the most expensive units first, so that none is left for the end. ``by_shard``: each is of
+        one shard, and is a whole one if nodes send them."""
         if not jobs:
             return []
         total = sum(map(_cost, jobs))
         share = total // (UNITS_A_NODE * max(len(self._cluster.nodes), 1))
         limit = min(max(share, LEAST_UNIT_BYTES), MOST_UNIT_BYTES)
-        shard_of = {t.name: s.name for s in self.plan.shards for t in s.header.tensors} if by_shard else {}
+        shard_of = self._shard_of if by_shard else {}
+        is_whole = by_shard and self._uploads is not None
         groups: list[list[Job]] = []
         size = 0
         for job in jobs:
             is_other = not groups or shard_of.get(job.name) != shard_of.get(groups[-1][-1].name)
-            if is_other or size + _cost(job) > limit:
+            if is_other or (size + _cost(job) > limit and not is_whole):
                 groups.append([])
                 size = 0
             groups[-1].append(job)

@@ -33,10 +33,18 @@ def absent_files(plan: Plan, *, side_files: bool) -> list[Mapping[str, int]]:
     return [source.absent(read[i], side_files and i == plan.donor) for i, source in enumerate(plan.sources)]
 
 
-def fetch_inputs(plan: Plan, out: Path | RemoteTarget, *, overwrite: Replace, watch: Watcher | None) -> None:
+def fetch_inputs(
+    plan: Plan,
+    out: Path | RemoteTarget,
+    *,
+    overwrite: Replace,
+    watch: Watcher | None,
+    on_nodes: bool = False,
+) -> None:
     """Download the files that the plan reads and the hub's cache lacks: weights, and the donor's side files.
 
-    A target or a disk that would refuse the output is refused first. Errors: OutputError, ResourceError,
+    A target or a disk that would refuse the output is refused first; ``on_nodes`` as for
+    :func:`alnico.output.disk_space.check_place_at`. Errors: OutputError, ResourceError,
     HubError.
     """
     is_single = out.single_file is not None if isinstance(out, RemoteTarget) else out.suffix == ".safetensors"
@@ -45,7 +53,7 @@ def fetch_inputs(plan: Plan, out: Path | RemoteTarget, *, overwrite: Replace, wa
     if not any(absent):
         return
     if isinstance(out, RemoteTarget):
-        check_place_at(plan, out, overwrite)
+        check_place_at(plan, out, overwrite, on_nodes=on_nodes)
     else:
         check_target(out, plan, overwrite)
         check_disk(plan, out)

@@ -1,17 +1,20 @@
-"""Makes tensors of a plan on a node: plans the recipe again, and writes into the driver's unfinished output."""
+"""Makes tensors of a plan on a node, into the driver's unfinished output, or shards, which it sends to a URL."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from alnico.checkpoint.remote.folder import RemoteFolder
+from alnico.checkpoint.shards import OutputShard
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.writer import OutputFiles
 from alnico.devices import CPU
@@ -27,7 +30,10 @@ from alnico.events import Noted
 from alnico.folders import Folder, open_to_write, read_private
 from alnico.kernels.choice import kernel_for
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.output.disk_space import DISK_MARGIN_BYTES, check_free
 from alnico.output.journal import JournalState, Record, fingerprint_changes, with_device
+from alnico.output.remote_target import RemoteTarget, opened_target
+from alnico.output.shard_uploads import ShardUpload, send_shard
 from alnico.plan.job import Job, Norms, Plan
 from alnico.plan.norm_weights import with_norms
 from alnico.recipe.schema import Recipe
@@ -52,20 +58,23 @@ class RecipePlanner(Protocol):
 @dataclass(frozen=True)
 class TensorUnit:
     """Tensors of one shard to make. ``facts`` are those of the whole model, by their number in the plan; ``norms`` are those of
-    the groups of the plan whose weights are made from measured norms."""
+    the groups of the plan whose weights are made from measured norms. An output at a URL has an ``upload``, by which the shard is
+    sent: the tensors are all of it."""
 
     tensors: tuple[str, ...]
     facts: Mapping[int, tuple[float, ...]]
     norms: Mapping[int, Norms]
+    upload: ShardUpload | None = None
 
 
 @dataclass(frozen=True)
 class MadeTensors:
-    """What a node returns for a :class:`TensorUnit`, whose bytes are on the disk."""
+    """What a node returns for a :class:`TensorUnit`, whose bytes are on the disk, or on the server as parts with these ``tags``."""
 
     records: tuple[Record, ...]
     notes: tuple[Noted, ...]
     factor_fault: str | None
+    tags: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class StartMerge:
     """Starts a :class:`NodeMerge`: everything that decides what it does.
 
     ``place`` is the working directory, to which paths are relative. ``unfinished`` is the driver's folder, and ``entry`` the pass
-    that must be in it. ``fingerprint`` is what the plan must have.
+    that must be in it; they are empty where the output is at a URL, ``target``. ``fingerprint`` is what the plan must have.
     """
 
     planner: RecipePlanner
@@ -103,6 +112,7 @@ class StartMerge:
     entry: str
     fingerprint: Mapping[str, Any]
     factor_cache: Path | None
+    target: RemoteTarget | None = None
 
     def __call__(self) -> NodeMerge:
         return NodeMerge(self)
@@ -110,18 +120,26 @@ class StartMerge:
 
 class NodeMerge:
     """The worker of a merge on one node. Errors: of planning; MismatchError if the node plans another merge than the driver;
-    OutputError if it does not see the unfinished output."""
+    OutputError if it does not see the unfinished output; ResourceError, HubError if it cannot make or send a shard for a URL."""
 
     @ieee_arithmetic()
     def __init__(self, start: StartMerge) -> None:
         with suppress(OSError):  # then paths are absolute, or the plan names what is not there
             os.chdir(start.place)
         self._start = start
-        self._folder = self._open_folder()
+        self._open = ExitStack()
+        self._folder: Folder | None = None
+        self._remote: RemoteFolder | None = None
         self._plan: Plan | None = None
+        if start.target is None:
+            self._folder = self._open_folder()
         try:
+            if start.target is not None:
+                self._remote = self._open.enter_context(opened_target(start.target))
             self._plan = start.planner.on_node().plan(start.recipe, dict(start.stages), start.single_file)
             self._check_fingerprint(self._plan)
+            if self._remote is not None:
+                self._check_sending(self._remote, self._plan)
         except BaseException:
             self.close()
             raise
@@ -139,7 +157,9 @@ class NodeMerge:
         if self._plan is not None:
             for source in self._plan.sources:
                 source.close()
-        self._folder.close()
+        self._open.close()
+        if self._folder is not None:
+            self._folder.close()
 
     def _open_folder(self) -> Folder:
         path = Path(self._start.unfinished)
@@ -148,7 +168,7 @@ class NodeMerge:
         except OSError as error:
             raise OutputError(
                 f"{path}: is not seen there ({error.strerror}), and the merge was begun in it; expected a file system that all nodes "
-                "see. Choose an output on one, or, for an output at a URL, --work-dir."
+                "see. Choose an output on one, or, for stages of an output at a URL, --work-dir."
             ) from None
         try:
             descriptor = open_to_write(path / PASS, folder, flags=os.O_RDWR)
@@ -156,10 +176,20 @@ class NodeMerge:
             folder.close()
             raise OutputError(
                 f"{path}: cannot be written there ({error.strerror}), and the merge was begun in it; expected a file system that all "
-                "nodes see. Choose an output on one, or, for an output at a URL, --work-dir."
+                "nodes see. Choose an output on one, or, for stages of an output at a URL, --work-dir."
             ) from None
         os.close(descriptor)
         return folder
+
+    def _check_sending(self, remote: RemoteFolder, plan: Plan) -> None:
+        """Refuse a disk without room for a shard, and a server that does not answer this node. Errors: ResourceError, HubError."""
+        check_free(
+            Path(tempfile.gettempdir()),
+            max(shard.byte_size for shard in plan.shards) + DISK_MARGIN_BYTES,
+            "a shard of the output, which is made there and then sent, needs",
+            "start Ray there with another TMPDIR, or choose a smaller --max-shard-size",
+        )
+        remote.state(plan.shards[0].name)
 
     def _check_fingerprint(self, plan: Plan) -> None:
         expected, found = with_device(self._start.fingerprint), with_device(plan.fingerprint())
@@ -188,9 +218,9 @@ class NodeMerge:
         plan = dataclasses.replace(settled, jobs=jobs, norm_weight_groups=())
         fetch_weights(plan)
         shards = [s for s in plan.shards if any(t.name in chosen for t in s.header.tensors)]
-        files = OutputFiles(Path(self._start.model), shards, self._folder, are_made=True)
+        tags: dict[int, str] = {}
+        files = _private_files(shards) if unit.upload is not None else self._files(shards)
         try:
-            self._check_entry()  # after the files were opened: another run that begins now makes new ones, or the same bytes
             recorder = _Collected()
             run = MergeRun(
                 plan,
@@ -201,17 +231,27 @@ class NodeMerge:
                 factor_cache=self._start.factor_cache,
             )
             run.all()
-            files.sync()
+            if unit.upload is None:
+                files.sync()
+            else:
+                assert self._remote is not None
+                assert chosen == {t.name for t in shards[0].header.tensors}
+                tags = send_shard(self._remote, shards[0], files, unit.upload)
         finally:
             files.close()
-        return MadeTensors(tuple(recorder.records), tuple(run.notes), run.factor_fault)
+        return MadeTensors(tuple(recorder.records), tuple(run.notes), run.factor_fault, tags)
 
-    def _check_entry(self) -> None:
-        """Refuse to write for a driver whose place another run has taken. Errors: RunError."""
+    def _files(self, shards: Sequence[OutputShard]) -> OutputFiles:
+        """Open files of the driver. Errors: RunError, also if another run has taken its place."""
+        assert self._folder is not None
+        files = OutputFiles(Path(self._start.model), shards, self._folder, are_made=True)
+        # After the files were opened: another run that begins now makes new ones, or the same bytes.
         if read_private(PASS, self._folder, 1000) != self._start.entry.encode():
+            files.close()
             raise RunError(
                 f"{self._start.unfinished}: another run has begun to write it. Wait for it, or choose another output."
             )
+        return files
 
     def _count(self, unit: CountUnit) -> np.ndarray:
         plan = self._plan
@@ -241,6 +281,15 @@ class NodeMerge:
         deltas = [plan.norm_weight_groups[group].tensors[name].delta for group, name in unit.tensors]
         fetch_weights(dataclasses.replace(plan, jobs=tuple(deltas), norm_weight_groups=()))
         return measure_tensors(plan, deltas, SQUARES, TOO_LARGE)
+
+
+def _private_files(shards: Sequence[OutputShard]) -> OutputFiles:
+    """Make files in a temporary folder of this node, which have no names any more: the system frees them, also if the node is killed.
+
+    Errors: RunError.
+    """
+    with tempfile.TemporaryDirectory(prefix="alnico-", ignore_cleanup_errors=True) as folder:
+        return OutputFiles(Path(folder), shards)
 
 
 class _Collected:

@@ -127,10 +127,13 @@ class Planner:
         if isinstance(out, Path):
             check_publishable(out)
         single_file = single_file_of(out)
-        plan = self.for_output(out).plan(recipe, single_file=single_file)
+        planner = self.for_output(out)
+        plan = planner.plan(recipe, single_file=single_file)
         try:
-            fetch_inputs(plan, out, overwrite=overwrite, watch=self.run.watch)
-            with self.nodes() as nodes:
+            fetch_inputs(
+                plan, out, overwrite=overwrite, watch=self.run.watch, on_nodes=self.run.ray is not None
+            )
+            with planner.nodes() as nodes:
                 return run_plan_to(
                     plan,
                     out,

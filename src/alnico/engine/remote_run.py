@@ -15,13 +15,13 @@ from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
 from alnico.engine.merge_run import MergeRun
 from alnico.engine.method_notes import sum_up
-from alnico.engine.node_merge import PASS, StartMerge
+from alnico.engine.node_merge import StartMerge
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
 from alnico.engine.run import MergeResult, begin_nodes, earlier_state, make_tensors, run_plan
 from alnico.engine.workspace import open_gpus
 from alnico.errors import AlnicoError, HubError, RunError
 from alnico.events import Finished, Watcher
-from alnico.folders import make_folder, remove
+from alnico.folders import make_folder
 from alnico.kernels.clock import counts_compiling
 from alnico.output.disk_space import check_place_at
 from alnico.output.journal import Journal, JournalState, upload_lines
@@ -42,7 +42,6 @@ from alnico.output.publish_remote import (
 )
 from alnico.output.remote_target import RemoteTarget, opened_target
 from alnico.output.shard_uploads import (
-    SHARDS_ON_DISK,
     ShardUpload,
     ShardUploads,
     abort_uploads,
@@ -104,14 +103,12 @@ def _run_plan_at(
     fingerprint = plan.fingerprint()
     if nodes is not None:
         nodes.check(plan)
-    # Nodes make shards in any order. Before this makes a folder:
-    check_place_at(plan, target, overwrite, SHARDS_ON_DISK if nodes is None else len(plan.shards))
+    check_place_at(plan, target, overwrite, on_nodes=nodes is not None)  # before this makes a folder
     try:
         with opened_target(target) as folder, UploadDirectory(target) as part:
             begun = read_publication(part)
             state = earlier_state(plan, part, fingerprint, restart, f"merge into {target}")
             before = check_target_at(folder, target, overwrite, begun)
-            remove(part.path / PASS, part.folder)  # nodes of an earlier run may not write any more
             if not state:
                 _abort_all(folder, part)
                 part.clear()
@@ -122,7 +119,7 @@ def _run_plan_at(
                 raise RunError(
                     f"{part.model}: cannot be made ({error.strerror}). Choose another --work-dir."
                 ) from None
-            start = None if nodes is None else begin_nodes(nodes, part, fingerprint, state)
+            start = None if nodes is None else begin_nodes(nodes, target, part, fingerprint, state)
             try:
                 run, settled, uploads, completed = _make(
                     plan,

@@ -41,7 +41,7 @@ from alnico.output.publish import (
     refuse_changed_at_urls,
     refuse_changed_inputs,
 )
-from alnico.output.publish_remote import UploadDirectory
+from alnico.output.remote_target import RemoteTarget
 from alnico.output.shard_uploads import LEAVE_SECONDS, ShardUploads
 from alnico.output.staging import Hold, PartDirectory
 from alnico.plan.job import Plan
@@ -148,7 +148,7 @@ def run_plan(
                 raise RunError(
                     f"{part.model}: cannot be made ({error.strerror}). Choose another output."
                 ) from None
-            start = None if nodes is None else begin_nodes(nodes, part, fingerprint, state)
+            start = None if nodes is None else begin_nodes(nodes, part, part, fingerprint, state)
             try:
                 before = file_states(input_files(plan, single))
                 checked = plan if state else check_relatedness(plan, caller)
@@ -203,13 +203,14 @@ def earlier_state(
 
 def begin_nodes(
     nodes: ClusterMerge,
-    part: PartDirectory | UploadDirectory,
+    output: PartDirectory | RemoteTarget,
+    part: Hold,
     fingerprint: dict[str, Any],
     state: JournalState,
 ) -> StartMerge:
     """Start the nodes. If that fails, what an earlier run finished is kept. Errors: those of nodes."""
     try:
-        return nodes.begin(part, fingerprint)
+        return nodes.begin(output, fingerprint)
     except AlnicoError:
         if not state:
             part.remove()
@@ -265,6 +266,11 @@ def make_tensors(
             if record.tensor in jobs
             and (record.tensor in sent or is_tensor_intact(record, jobs[record.tensor], files))
         ]
+        if send is not None and nodes is not None:  # nodes make whole shards
+            names = {record.tensor for record in intact}
+            left = [s for s in plan.shards if not all(t.name in names for t in s.header.tensors)]
+            unmade = {t.name for shard in left for t in shard.header.tensors}
+            intact = [record for record in intact if record.tensor not in unmade]
         state = JournalState(intact, state.facts, state.norms, state.uploads)
         journal = Journal(part.path, fingerprint, files.sync, state, part.folder)
         try:
@@ -280,7 +286,7 @@ def make_tensors(
                     settled, files, recorder, state, watch, factor_cache=factor_cache, groups=groups
                 )
             else:
-                run = ClusterRun(plan, nodes.cluster, start, recorder, state, watch)
+                run = ClusterRun(plan, nodes.cluster, start, recorder, state, watch, uploads)
             run.all()
             if uploads is not None:
                 _wait_for_uploads(uploads, watch)

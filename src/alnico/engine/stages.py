@@ -32,6 +32,7 @@ from alnico.output.disk_space import (
     count_files,
     largest_file,
     needed_paths,
+    shards_on_disk,
 )
 from alnico.output.publish_remote import is_published_at
 from alnico.output.recipe_file import format_recipe
@@ -131,7 +132,7 @@ def run_stages(
             Hold(work, out).check()
             if isinstance(out, RemoteTarget):
                 by_label = {stage.label: plan for stage, plan in zip(stages, planned, strict=True)}
-                _check_targets_at(out, targets, by_label, overwrite, work)
+                _check_targets_at(out, targets, by_label, overwrite, work, nodes is not None)
             else:
                 paths = {label: target for label, target in targets.items() if isinstance(target, Path)}
                 _check_targets(out, paths, planned, overwrite, is_begun=work.exists())
@@ -205,6 +206,7 @@ def _check_targets_at(
     plans: Mapping[str, Plan],
     overwrite: Replace,
     work: Path,
+    on_nodes: bool,
 ) -> None:
     """Refuse targets at URLs as :func:`_check_targets` does, and a disk without room for what is kept on this machine."""
     remote = {label: target for label, target in targets.items() if isinstance(target, RemoteTarget)}
@@ -217,10 +219,11 @@ def _check_targets_at(
             check_replaceable_at(folder, out, others, overwrite)
     for label, target in remote.items():
         if not is_published_at(target, work / f"{label}.json"):
-            check_place_at(plans[label], target, overwrite)
+            check_place_at(plans[label], target, overwrite, on_nodes=on_nodes)
     held = sum(p.lstat().st_blocks * 512 for p in work.rglob("*"))
     stages = sum(bytes_on_disk(plan, work) for label, plan in plans.items() if label not in remote)
-    at_once = max(bytes_on_disk_at(plans[label], work) for label in remote)
+    shards = shards_on_disk(on_nodes)
+    at_once = max(bytes_on_disk_at(plans[label], work, shards) for label in remote)
     check_space(work, stages + at_once - held, of_all=f"merges of all {len(plans)} documents")
 
 
@@ -264,7 +267,7 @@ def _run(
     if not restart and is_ours(target, mark, plan.fingerprint()):  # type: ignore[arg-type]
         return None
     overwrite = overwrite or is_ours(target, mark)  # type: ignore[arg-type] # an earlier version of this file wrote it
-    fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
+    fetch_inputs(plan, target, overwrite=overwrite, watch=watch, on_nodes=nodes is not None)
     return run_plan_to(
         plan,
         target,

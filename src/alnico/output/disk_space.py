@@ -14,7 +14,7 @@ from alnico.checkpoint.quota import quota_left
 from alnico.checkpoint.remote.fsspec_folder import FsspecFolder
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source
-from alnico.errors import ResourceError
+from alnico.errors import OutputError, ResourceError
 from alnico.numerics.sizes import count_of, format_size
 from alnico.output.publish_remote import UploadDirectory, check_target_at, read_publication
 from alnico.output.recipe_file import format_recipe
@@ -78,12 +78,22 @@ def check_disk_at(plan: Plan, unfinished: Path, held: int = 0, shards: int = SHA
 
     Errors: ResourceError.
     """
+    count = min(len(plan.shards), shards)
     check_free(
         existing_folder(unfinished),
         bytes_on_disk_at(plan, unfinished, shards) - held + DISK_MARGIN_BYTES,
-        f"the unfinished output ({count_of(min(len(plan.shards), shards), 'shard')} at a time) needs",
-        "choose another --work-dir, or a smaller --max-shard-size",
+        f"the unfinished output ({count_of(count, 'shard')} at a time) needs"
+        if count
+        else "the journal and small files need",
+        "choose another --work-dir, or a smaller --max-shard-size"
+        if count
+        else "or choose another --work-dir",
     )
+
+
+def shards_on_disk(on_nodes: bool) -> int:
+    """Return how many shards of an output at a URL are on the disk of this machine at a time."""
+    return 0 if on_nodes else SHARDS_ON_DISK
 
 
 def bytes_on_disk_at(plan: Plan, unfinished: Path, shards: int = SHARDS_ON_DISK) -> int:
@@ -176,11 +186,9 @@ def _largest_allowed() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def check_place_at(
-    plan: Plan, target: RemoteTarget, overwrite: Replace, shards: int = SHARDS_ON_DISK
-) -> None:
-    """Refuse a target at a URL that is not free and may not be replaced, or for which this machine has no room: for so many
-    ``shards`` at a time.
+def check_place_at(plan: Plan, target: RemoteTarget, overwrite: Replace, *, on_nodes: bool = False) -> None:
+    """Refuse a target at a URL that is not free and may not be replaced, or for which this machine has no room. ``on_nodes``: nodes
+    make and send the shards, each on its own disk.
 
     Errors: OutputError, ResourceError, HubError.
     """
@@ -189,6 +197,11 @@ def check_place_at(
     part.check()
     with opened_target(target) as folder:
         check_target_at(folder, target, overwrite, read_publication(part))
+        if isinstance(folder, FsspecFolder) and on_nodes:
+            raise OutputError(
+                f"{target}: such a URL takes each file whole, from one machine, and nodes of a cluster send parts; expected s3:// or a folder "
+                "that all nodes see. Choose another output, or leave out --ray."
+            )
         if isinstance(folder, FsspecFolder):
             check_free(
                 Path(tempfile.gettempdir()),
@@ -196,7 +209,7 @@ def check_place_at(
                 "the finished shards, which such a URL takes whole, need",
                 "or set TMPDIR to another disk",
             )
-    check_disk_at(plan, target.unfinished, part.used_bytes(), shards)
+    check_disk_at(plan, target.unfinished, part.used_bytes(), shards_on_disk(on_nodes))
 
 
 def check_inputs_at(plan: Plan, target: RemoteTarget) -> None:

@@ -17,6 +17,7 @@ from alnico.checkpoint.writer import OutputFiles
 from alnico.errors import AlnicoError
 from alnico.output.journal import Journal
 from alnico.output.remote_target import CONNECTIONS
+from alnico.threads import Crew
 
 PART_BYTES = 8 << 20
 """Bytes of a part; a multiple of it in files that would have more than the most parts."""
@@ -81,6 +82,12 @@ def _sent(shard: str, upload: ShardUpload) -> dict[str, Any]:
 
 def parts_of(byte_size: int, part_bytes: int) -> int:
     return max(-(-byte_size // part_bytes), 1)
+
+
+def part_sizes(byte_size: int, part_bytes: int) -> dict[int, int]:
+    """Return the sizes of a file's parts, by their numbers."""
+    count = parts_of(byte_size, part_bytes)
+    return {n: min(part_bytes, byte_size - (n - 1) * part_bytes) for n in range(1, count + 1)}
 
 
 def part_bytes_of(shard: OutputShard) -> int:
@@ -148,6 +155,23 @@ class ShardUploads:
             if self._missing[shard] or shard in self._unsent or shard in self._is_done:
                 return
         self._enqueue(shard)
+
+    def begin(self, shards: Sequence[str]) -> dict[str, ShardUpload]:
+        """Begin the uploads of shards that other processes send, and return them. Errors: HubError."""
+        names = [name for name in shards if name not in self.uploads]
+        with Crew(min(CONNECTIONS, max(len(names), 1))) as crew:
+            crew.run([(self._begin, (name,)) for name in names])
+        return {name: self.uploads[name] for name in shards}
+
+    def sent(self, shard: str, tags: Mapping[int, str]) -> None:
+        """Take note that another process has sent all parts of a shard, before its tensors are finished here."""
+        upload = self.uploads[shard]
+        with self._changed:
+            upload.tags, upload.is_sent = dict(tags), True
+            self._is_done.add(shard)
+        for number in sorted(tags):
+            self._journal.uploaded(_part(shard, upload, number))
+        self._journal.uploaded(_sent(shard, upload))
 
     def groups(self) -> Iterator[list[str]]:
         """The tensors of one shard after the other; each is given when the disk has room for it. Errors: those of the threads."""
@@ -277,6 +301,23 @@ class ShardUploads:
         return max(min(size, self._shards[shard].byte_size - (number - 1) * size), 0) if number else 0
 
 
+def send_shard(
+    folder: RemoteFolder, shard: OutputShard, files: OutputFiles, upload: ShardUpload
+) -> dict[int, str]:
+    """Send a finished shard as an upload that was begun, several parts at a time. Returns the tags of the parts. Errors: HubError."""
+    tags: dict[int, str] = {}
+
+    def send(number: int, size: int) -> None:
+        data = memoryview(bytearray(size))
+        files.read_file(shard.name, (number - 1) * upload.part_bytes, data)
+        tags[number] = folder.upload_part(shard.name, upload.id, number, data)
+
+    sizes = part_sizes(shard.byte_size, upload.part_bytes)
+    with Crew(min(CONNECTIONS, len(sizes))) as crew:
+        crew.run([(send, part) for part in sizes.items()])
+    return tags
+
+
 def usable_uploads(
     folder: RemoteFolder, uploads: Mapping[str, ShardUpload], shards: Sequence[OutputShard]
 ) -> dict[str, ShardUpload]:
@@ -289,10 +330,10 @@ def usable_uploads(
         there = folder.uploaded_parts(shard.name, upload.id)
         if there is None:
             continue
-        size, count = upload.part_bytes, parts_of(shard.byte_size, upload.part_bytes)
-        sizes = {n: min(size, shard.byte_size - (n - 1) * size) for n in range(1, count + 1)}
+        sizes = part_sizes(shard.byte_size, upload.part_bytes)
         tags = {n: t for n, t in upload.tags.items() if n in sizes and there.get(n) == (sizes[n], t)}
-        found[shard.name] = ShardUpload(upload.id, size, tags, upload.is_sent and len(tags) == count)
+        is_sent = upload.is_sent and len(tags) == len(sizes)
+        found[shard.name] = ShardUpload(upload.id, upload.part_bytes, tags, is_sent)
     return found
 
 
