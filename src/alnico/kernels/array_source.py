@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from alnico.kernels.parse import parse
 from alnico.kernels.scalar_source import straighten
 from alnico.kernels.template import ArgumentKind, Real
 
@@ -57,7 +58,7 @@ def on_arrays(function: Callable[..., Any], types: Sequence[Type], models: int, 
     """Return a function that computes ``function`` for arrays of elements. Errors: NoArrayForm; MethodError as for
     :func:`straighten`."""
     lines = straighten(function, "of")
-    tree = ast.parse("\n\n".join(lines))
+    tree = parse("\n\n".join(lines))
     definitions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     checker = _Checker(definitions, models)
     result = checker.call("of", list(types))

@@ -22,6 +22,7 @@ from types import FunctionType
 from typing import Any
 
 from alnico.errors import MethodError
+from alnico.kernels.parse import parse
 
 BUILTINS = {"abs": abs, "min": min, "max": max, "len": len, "range": range}
 MOST_WRITTEN_OUT = 64
@@ -87,7 +88,7 @@ def straighten(function: Callable[..., Any], name: str, models: int | None = Non
             "expected a function in a file or in a cell of a notebook. Write it into a file, and import it."
         ) from None
     try:
-        tree = ast.parse(textwrap.dedent(text)).body[0]
+        tree = parse(textwrap.dedent(text)).body[0]
     except SyntaxError:
         tree = None
     if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:

@@ -19,6 +19,7 @@ from typing import Any
 
 from alnico.kernels.constants import BF16, E4M3, E5M2, F16, F32, F64, FEW_MODELS, UNROLLED_MODELS
 from alnico.kernels.mix_kernel import MixKernel
+from alnico.kernels.parse import parse
 from alnico.kernels.scalar_source import MOST_WRITTEN_OUT, straighten
 from alnico.kernels.template import ArgumentKind, Real
 
@@ -55,7 +56,7 @@ def functions(function: Callable[..., Any], name: str, models: int, *, writes_ou
 
 
 def _translated(text: str, models: int) -> ast.Module:
-    tree = _Translator(models).visit(ast.parse(text))
+    tree = _Translator(models).visit(parse(text))
     return ast.fix_missing_locations(tree)  # type: ignore[no-any-return]
 
 
