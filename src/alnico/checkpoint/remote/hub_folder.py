@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 
 from alnico.checkpoint.hub import Repository, hub_errors
 from alnico.checkpoint.network import Exchange, guard_requests
 from alnico.checkpoint.remote.folder import FileVersion
 from alnico.checkpoint.remote.ranges import changed, check_name, check_same
+from alnico.checkpoint.remote.read_only_folder import ReadOnlyFolder
 from alnico.checkpoint.remote.retries import Again, again_after, repeat
 from alnico.errors import HubError
 
 
-class HubFolder:
+class HubFolder(ReadOnlyFolder):
     """A repository that was found online. A commit never changes, so the version of a file is its size and its SHA-256 where
     the hub states it, else the commit."""
-
-    is_writable = False
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
@@ -65,30 +63,6 @@ class HubFolder:
         if total:
             with hub_errors(self.address, self.repository.name):
                 repeat(where, read_rest, self._stop)
-
-    def put(self, name: str, data: bytes) -> FileVersion:
-        raise self._cannot_write(name)
-
-    def put_new(self, name: str, data: bytes) -> FileVersion | None:
-        raise self._cannot_write(name)
-
-    def delete(self, name: str) -> None:
-        raise self._cannot_write(name)
-
-    def start_upload(self, name: str) -> str:
-        raise self._cannot_write(name)
-
-    def upload_part(self, name: str, upload: str, number: int, data: memoryview) -> str:
-        raise self._cannot_write(name)
-
-    def uploaded_parts(self, name: str, upload: str) -> dict[int, tuple[int, str]] | None:
-        raise self._cannot_write(name)
-
-    def complete_upload(self, name: str, upload: str, tags: Mapping[int, str]) -> FileVersion:
-        raise self._cannot_write(name)
-
-    def abort_upload(self, name: str, upload: str) -> None:
-        raise self._cannot_write(name)
 
     def close(self) -> None:
         self._stop.set()

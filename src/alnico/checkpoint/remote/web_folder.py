@@ -28,6 +28,7 @@ from alnico.checkpoint.remote.ranges import (
     number_of_bytes,
     range_header,
 )
+from alnico.checkpoint.remote.read_only_folder import ReadOnlyFolder
 from alnico.checkpoint.remote.retries import Again, again_after, httpx_kinds, repeat
 from alnico.errors import HubError
 
@@ -36,10 +37,8 @@ NO_HEAD = (403, 405, 501)
 """What servers answer that take no HEAD; some signed addresses are for GET only."""
 
 
-class WebFolder:
+class WebFolder(ReadOnlyFolder):
     """Files below an address of a web server, which does not list them. No credentials are sent."""
-
-    is_writable = False
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -126,30 +125,6 @@ class WebFolder:
 
         if total:
             repeat(where, read_rest, self._stop)
-
-    def put(self, name: str, data: bytes) -> FileVersion:
-        raise self._cannot_write(name)
-
-    def put_new(self, name: str, data: bytes) -> FileVersion | None:
-        raise self._cannot_write(name)
-
-    def delete(self, name: str) -> None:
-        raise self._cannot_write(name)
-
-    def start_upload(self, name: str) -> str:
-        raise self._cannot_write(name)
-
-    def upload_part(self, name: str, upload: str, number: int, data: memoryview) -> str:
-        raise self._cannot_write(name)
-
-    def uploaded_parts(self, name: str, upload: str) -> dict[int, tuple[int, str]] | None:
-        raise self._cannot_write(name)
-
-    def complete_upload(self, name: str, upload: str, tags: Mapping[int, str]) -> FileVersion:
-        raise self._cannot_write(name)
-
-    def abort_upload(self, name: str, upload: str) -> None:
-        raise self._cannot_write(name)
 
     def close(self) -> None:
         self._stop.set()
