@@ -14,13 +14,12 @@ from alnico.checkpoint.remote.folder import FileVersion, RemoteFolder
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
 from alnico.engine.merge_run import MergeRun
-from alnico.engine.method_notes import sum_up
 from alnico.engine.node_merge import StartMerge
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
-from alnico.engine.run import MergeResult, begin_nodes, earlier_state, make_tensors, run_plan
+from alnico.engine.run import MergeResult, begin_nodes, earlier_state, finished_merge, make_tensors, run_plan
 from alnico.engine.workspace import open_gpus
 from alnico.errors import AlnicoError, HubError, RunError
-from alnico.events import Finished, Watcher
+from alnico.events import Watcher
 from alnico.folders import make_folder
 from alnico.kernels.clock import counts_compiling
 from alnico.output.disk_space import check_place_at
@@ -155,13 +154,7 @@ def _run_plan_at(
             f"{error.filename or target.unfinished}: {error.strerror or error}. Make room or check the disk; the same command resumes "
             "the merge."
         ) from None
-    seconds = time.perf_counter() - begin
-    if watch:
-        watch(Finished(str(target), seconds))
-    digests = {name: record.digest for name, record in run.records.items()}
-    notes = sum_up(run.notes, {job.name: i for i, job in enumerate(settled.jobs)})
-    notes += (run.factor_fault,) if run.factor_fault is not None else ()
-    return MergeResult(str(target), settled, seconds, run.resumed, digests, notes=notes)
+    return finished_merge(run, settled, str(target), begin, watch)
 
 
 def _make(

@@ -178,13 +178,20 @@ def run_plan(
         raise RunError(
             f"{error.filename or out}: {error.strerror or error}. Make room or check the disk; the same command resumes the merge."
         ) from None
+    return finished_merge(run, settled, out, begin, watch)
+
+
+def finished_merge(
+    run: MergeRun | ClusterRun, plan: Plan, out: Path | str, begin: float, watch: Watcher | None
+) -> MergeResult:
+    """Report a merge that is published, and return its result. ``plan`` is settled; ``begin`` is when the merge began."""
     seconds = time.perf_counter() - begin
     if watch:
         watch(Finished(str(out), seconds))
     digests = {name: record.digest for name, record in run.records.items()}
-    notes = sum_up(run.notes, {job.name: i for i, job in enumerate(settled.jobs)})
+    notes = sum_up(run.notes, {job.name: i for i, job in enumerate(plan.jobs)})
     notes += (run.factor_fault,) if run.factor_fault is not None else ()
-    return MergeResult(out, settled, seconds, run.resumed, digests, notes=notes)
+    return MergeResult(out, plan, seconds, run.resumed, digests, notes=notes)
 
 
 def earlier_state(
