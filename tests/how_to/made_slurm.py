@@ -21,7 +21,7 @@ from pathlib import Path
 JOB = 4242
 NODES = ("node1", "node2", "node3")
 PROGRAMS = ("sbatch", "srun", "scontrol")
-STEP_SECONDS = 60
+STEP_SECONDS = 240
 """How long a node may take to start Ray before the next one starts: on one machine, two that start together take each other's ports."""
 
 

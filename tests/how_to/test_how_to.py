@@ -29,6 +29,9 @@ NOT_RUN = {
 """The reasons for which a block may be left out: ``<!-- not run: REASON -->``."""
 
 
+NIGHTLY = {"several-machines"}
+"""Pages whose sessions need more than a busy machine of two processors has: three nodes of Ray start within five minutes."""
+
 TITLES = {
     "average-checkpoints": "Average the last checkpoints of a run",
     "merge-a-lora": "Merge a LoRA into a base",
@@ -62,7 +65,11 @@ def scoring_forks() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.nightly] * (page.stem in NIGHTLY)) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_every_block_of_a_page_runs_and_prints_what_it_shows(
     page: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
