@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from merge_speed import LAYOUTS as MERGED_LAYOUTS
-from merge_speed import Failed, Run, beside, make, measured, seconds, shapes
+from merge_speed import make, shapes
+from processes import Failed, Run, beside, measured, seconds
 
 PLAIN = Path(__file__).parent / "plain_analysis.py"
 WAYS = ("torch", "sorted")

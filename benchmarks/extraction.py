@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from merge_speed import LAYOUTS, Failed, Run, beside, make, measured, seconds, tensors
+from merge_speed import LAYOUTS, make, tensors
+from processes import Failed, Run, beside, measured, seconds
 
 SAMPLE = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
 PREFIX = "base_model.model."

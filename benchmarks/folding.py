@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from merge_speed import LAYOUTS, Failed, beside, differences, make, measured, seconds
+from merge_speed import LAYOUTS, differences, make
+from processes import Failed, beside, measured, seconds
 
 PEFT = """
 import sys, torch

@@ -1,11 +1,12 @@
-"""Whole processes in one run: the limit (reading the inputs and writing as many bytes as the output), alnico, mergekit.
+"""Whole processes in turn: both limits (see processes.py), alnico, an older alnico, mergekit.
 
     python benchmarks/merge_speed.py --work /tmp/bench                      # 0.6 G parameters, bf16, a base and 3 models
+    python benchmarks/merge_speed.py --work /tmp/bench --before OLD/src     # beside another version
     python benchmarks/merge_speed.py --work /tmp/bench --mergekit ENV/bin/mergekit-yaml
 
 Makes Llama-shaped models once (a base and fine-tunes), then alternates the programs; prints medians, spread, CPU time, peak
-memory and ratios as a table. The page cache is warm: every file is read once before the first measurement. mergekit runs once a
-method, and a line under the table says how far its output is from alnico's. Peak memory is the largest resident size; of
+memory and ratios as a table. The page cache is warm: every file is read once before the first measurement. mergekit runs three
+times a method, after the others, and a line under the table says how far its output is from alnico's. Peak memory is the largest resident size; of
 mergekit's, the pages of its mapped inputs are a part.
 """
 
@@ -16,19 +17,15 @@ import json
 import os
 import platform
 import shutil
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-T = TypeVar("T")
+from processes import LIMITS, Failed, Run, alternating, beside, cpu, limits, measured, seconds, wall
+
 RANDOM = ("dare_linear", "dare_ties")
 BLOCK = 1 << 20
 
@@ -53,15 +50,6 @@ RECIPES = {
     "dare_linear": Asked("weight: 0.5, density: 0.5"),
     "dare_ties": Asked("weight: 0.5, density: 0.5"),
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One process: wall and CPU seconds, peak resident bytes."""
-
-    wall: float
-    cpu: float
-    peak: int
 
 
 def shapes(layers: int, hidden: int, inner: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
@@ -146,30 +134,6 @@ def make(
     (directory / "config.json").write_text(json.dumps(config))
 
 
-class Failed(Exception):
-    """A program that did not end well, with the end of what it printed."""
-
-
-def measured(command: list[str]) -> Run:
-    """Run a command to its end. Errors: Failed."""
-    begin = time.perf_counter()
-    with open(os.devnull, "wb") as nothing:
-        process = subprocess.Popen(command, stdout=nothing, stderr=subprocess.PIPE)
-        assert process.stderr is not None
-        text = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise Failed(f"{' '.join(command)}: {text.decode()[-2000:]}")
-    return Run(time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
-
-
-def beside(function: Callable[..., T], *arguments: object) -> T:
-    """Call a function in a process of its own: Linux counts a parent's memory into the peak of the programs it starts."""
-    with ProcessPoolExecutor(1) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def tensors(directory: Path) -> dict[str, np.ndarray]:
     """Map all tensors of a model, flat; BF16 as its bits."""
     found = {}
@@ -230,9 +194,14 @@ def moments(ours: Path, theirs: Path, base: Path) -> str:
     )
 
 
-def seconds(runs: list[Run]) -> str:
-    walls = [r.wall for r in runs]
-    return f"{statistics.median(walls):.2f} ({min(walls):.2f}-{max(walls):.2f})"
+def merging(command: list[str], out: Path, source: Path | None = None) -> Callable[[], Run]:
+    """A program that merges into a new folder."""
+
+    def run() -> Run:
+        shutil.rmtree(out, ignore_errors=True)
+        return measured(command, source)
+
+    return run
 
 
 def main() -> None:
@@ -249,7 +218,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--methods", default="linear,ties")
     parser.add_argument("--alnico", default=shutil.which("alnico") or "alnico")
-    parser.add_argument("--mergekit", help="mergekit-yaml of an environment of its own; run once a method")
+    parser.add_argument(
+        "--before", type=Path, help="the src of another version, which runs in turn with this one"
+    )
+    parser.add_argument("--mergekit", help="mergekit-yaml of an environment of its own")
+    parser.add_argument("--mergekit-repeat", type=int, default=3)
     chosen = parser.parse_args()
     if chosen.mergekit and chosen.layout != "llama":
         parser.error(
@@ -266,10 +239,11 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, {chosen.dtype}, {chosen.models} models\n"
     )
+    old = "before s | CPU s | " if chosen.before else ""
     print(
-        "| method | limit s | alnico s | x limit | CPU s | peak MiB | mergekit s | CPU s | peak MiB | x faster |"
+        f"| method | limit s | synced limit s | {old}alnico s | x limit | x synced | CPU s | peak MiB | mergekit s | CPU s | peak MiB | x faster |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---" * (12 + 2 * bool(chosen.before)) + "|")
     remarks = []
     for method in chosen.methods.split(","):
         asked = RECIPES[method]
@@ -283,30 +257,23 @@ def main() -> None:
             + f"parameters: {{{asked.parameters}}}\n" * bool(asked.parameters)
             + f"dtype: { {'BF16': 'bfloat16', 'F16': 'float16', 'F32': 'float32'}[chosen.dtype] }\n"
         )
-        files = " ".join(str(f) for m in read for f in sorted(m.glob("*.safetensors")))
-        limit = f"cat {files} > /dev/null; dd if=/dev/zero of={home}/limit bs=4M count={-(-count * width // (4 << 20))} 2> /dev/null"
-        measured(["sh", "-c", limit])
-        limits, ours = [], []
-        for turn in range(chosen.repeat + 1):
-            shutil.rmtree(out, ignore_errors=True)
-            limits.append(measured(["sh", "-c", f"rm -f {home}/limit; {limit}"]))
-            (home / "limit").unlink()
-            ours.append(measured([chosen.alnico, "merge", str(recipe), str(out), "--quiet"]))
-            if turn == 0:
-                limits, ours = [], []  # the first run compiles kernels
+        files = [f for m in read for f in sorted(m.glob("*.safetensors"))]
+        command = [chosen.alnico, "merge", str(recipe), str(out), "--quiet"]
+        programs = limits(files, count * width, home / "limit")
+        if chosen.before:
+            programs["before"] = merging(command, out, chosen.before)
+        programs["alnico"] = merging(command, out)
+        found = alternating(programs, chosen.repeat)
+        ours = found["alnico"]
         theirs = "| | | "
         if chosen.mergekit:
             other = home / "theirs"
-            shutil.rmtree(other, ignore_errors=True)
+            bare = ["--quiet", "--no-write-model-card", "--no-copy-tokenizer"]  # no tokenizer, and no network
             try:
-                bare = [
-                    "--quiet",
-                    "--no-write-model-card",
-                    "--no-copy-tokenizer",
-                ]  # there is no tokenizer, and no network
-                run = measured([chosen.mergekit, str(recipe), str(other), *bare])
-                ratio = run.wall / statistics.median(r.wall for r in ours)
-                theirs = f"{run.wall:.1f} | {run.cpu:.1f} | {run.peak >> 20} | {ratio:.0f}"
+                peer = merging([chosen.mergekit, str(recipe), str(other), *bare], other)
+                runs = [peer() for _ in range(chosen.mergekit_repeat)]
+                peak = max(r.peak for r in runs)
+                theirs = f"{seconds(runs)} | {cpu(runs):.1f} | {peak >> 20} | {wall(runs) / wall(ours):.0f}"
                 apart = (
                     beside(moments, out, other, base) if method in RANDOM else beside(differences, out, other)
                 )
@@ -314,11 +281,12 @@ def main() -> None:
             except Failed as error:
                 remarks.append(f"{method}: mergekit failed. {error}")
             shutil.rmtree(other, ignore_errors=True)
-        median = statistics.median
-        x = median(r.wall for r in ours) / median(r.wall for r in limits)
-        cpu, peak = median(r.cpu for r in ours), max(r.peak for r in ours)
+        limit, synced = (seconds(found[name]) for name in LIMITS)
+        x, x_synced = (wall(ours) / wall(found[name]) for name in LIMITS)
+        before = f"{seconds(found['before'])} | {cpu(found['before']):.2f} | " if chosen.before else ""
         print(
-            f"| {method} | {seconds(limits)} | {seconds(ours)} | {x:.2f} | {cpu:.2f} | {peak >> 20} | {theirs} |",
+            f"| {method} | {limit} | {synced} | {before}{seconds(ours)} | {x:.2f} | {x_synced:.2f} | {cpu(ours):.2f} "
+            f"| {max(r.peak for r in ours) >> 20} | {theirs} |",
             flush=True,
         )
     print("\n" + "\n".join(remarks))

@@ -34,7 +34,8 @@ from limits.made_large import (
     llama_405b,
     save_sparse_model,
 )
-from merge_speed import make, measured, shapes
+from merge_speed import make, shapes
+from processes import measured
 
 SIZES = {
     "70B": (llama_70b, CONFIG_70B, 30, "Llama 3.1 70B"),

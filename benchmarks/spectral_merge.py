@@ -23,7 +23,8 @@ from pathlib import Path
 
 import alnico
 from alnico.engine.matrix_time import forecast_matrices
-from merge_speed import Failed, Run, make, measured, shapes
+from merge_speed import make, shapes
+from processes import Failed, Run, measured
 
 HIDDEN, INNER, VOCABULARY = 2048, 8192, 8192
 

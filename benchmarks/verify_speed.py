@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from merge_speed import LAYOUTS, RECIPES, Run, beside, make, measured, seconds
+from merge_speed import LAYOUTS, RECIPES, make
+from processes import Run, beside, measured, seconds
 
 
 def main() -> None:
