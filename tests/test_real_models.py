@@ -245,7 +245,7 @@ def test_the_analysis_of_the_real_pair_is_that_of_numpy() -> None:
     assert np.mean([c.relative_l2 for c in matrices if c]) == pytest.approx(0.01374, abs=5e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # each run analyses the small pair
 def test_the_analysis_of_the_real_smollm2_is_that_of_numpy(
     smollm2: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -29,8 +29,8 @@ NOT_RUN = {
 """The reasons for which a block may be left out: ``<!-- not run: REASON -->``."""
 
 
-NIGHTLY = {"several-machines"}
-"""Pages whose sessions need more than a busy machine of two processors has: three nodes of Ray start within five minutes."""
+NIGHTLY = {"several-machines", "curve"}
+"""Pages whose sessions take a minute or more: one starts three nodes of Ray, the other scores a dozen models."""
 
 TITLES = {
     "average-checkpoints": "Average the last checkpoints of a run",
@@ -65,6 +65,7 @@ def scoring_forks() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.each_case
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=[pytest.mark.nightly] * (page.stem in NIGHTLY)) for page in PAGES],
