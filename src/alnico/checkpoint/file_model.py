@@ -337,9 +337,11 @@ def _check_index(shards: Sequence[Shard], prefix: str, folder: Path) -> None:
         return
     weight_map = read_json(index)["weight_map"]
     file_of = {t.name.removeprefix(prefix): s.path for s in shards for t in s.header.tensors}
-    paths = {name: folder / name for name in set(weight_map.values())}
+    opened = {shard.path: shard.path for shard in shards}
+    paths = {name: opened.get(folder / name) for name in set(weight_map.values())}
     for tensor, name in weight_map.items():
-        if file_of.get(tensor) != paths[name]:
+        path = file_of.get(tensor)
+        if path is None or path is not paths[name]:
             raise ModelError(
                 f"{index}: says that {tensor!r} is in {name}, which does not hold it. "
                 "The index and the shards are from different downloads; download the model again."

@@ -177,13 +177,14 @@ def _indexed_names(index: Path, exists: Callable[[str], bool]) -> list[str]:
         raise ModelError(
             f"{index}: has no weight_map from tensor names to files. Get the index from the model's source."
         )
-    for tensor, name in weight_map.items():
+    names = sorted(set(weight_map.values()))
+    for name in names:
         if not is_inside(name):
+            tensor = next(tensor for tensor, file in weight_map.items() if file == name)
             raise ModelError(
                 f"{index}: places tensor {tensor!r} in {name!r}, outside the model's directory; "
                 "expected a file inside it. Do not use this model: its index is hostile or damaged."
             )
-    names = sorted(set(weight_map.values()))
     if (unlisted := _unlisted_shard(names, exists)) is not None:
         raise ModelError(
             f"{index}: does not list {unlisted}, which is in the same folder and is one of the shards of "

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from alnico.checkpoint.factors import refuse_adapter
+from alnico.checkpoint.factors import is_factor, refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_model import open_model
@@ -76,8 +76,9 @@ def build_plan(
                 raise ModelError(f"{error}{_tokenizer_hint(recipe, reference)}") from None
         if recipe.base_mismatch == "allow":
             allow_base_mismatch(sources)
-        for source in sources:
-            refuse_adapter(source.label, source.tensors)
+        if any(map(is_factor, set().union(*(source.tensors for source in sources)))):
+            for source in sources:
+                refuse_adapter(source.label, source.tensors)
         models = model_licences(lineage_of(source) for source in sources)
         if strict_license:
             check_licences(models)

@@ -65,6 +65,7 @@ COUNTERS = {
 }  # fmt: skip
 """Endings of buffers that are not weights, with their meanings, including those of Stable Diffusion's
 checkpoints."""
+_COUNTED = tuple(COUNTERS)
 
 COUNTS = (
     "num_hidden_layers",
@@ -546,4 +547,6 @@ def counter_meaning(name: str) -> str | None:
     >>> counter_meaning("bn1.num_batches_tracked"), counter_meaning("model_ema.decay"), counter_meaning("head.weight")
     ('a count of batches', 'a setting of the moving average', None)
     """
+    if not name.endswith(_COUNTED):
+        return None
     return next((what for end, what in COUNTERS.items() if name == end or name.endswith(f".{end}")), None)

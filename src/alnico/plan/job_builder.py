@@ -55,6 +55,7 @@ class JobBuilder:
         """Positions of the rules that make tensors, by the tensors' names."""
         self.notes: list[str] = []
         self._merges: dict[Any, Merge | MatrixMethod] = {}
+        self._checked: dict[tuple[int, str], Merge] = {}
         self._constant_options: dict[tuple[int, int], dict[str, Any]] = {}
         self._pending: dict[tuple[NormWeight, tuple[int, ...], int | None, str], dict[str, PendingJob]] = {}
 
@@ -247,8 +248,9 @@ class JobBuilder:
         digests = applied.digests or ("",) * len(chosen.parts)
         inputs = tuple(self._input(p, name, digest) for p, digest in zip(chosen.parts, digests, strict=True))
         base = self._input(chosen.base, name) if chosen.base is not None else None
-        parts = (*chosen.parts, *([chosen.base] if chosen.base is not None else []))
-        dtype = dtype or self.recipe.dtype or promote([self._tensor(p, name).nominal for p in parts])
+        if not (dtype := dtype or self.recipe.dtype):
+            parts = (*chosen.parts, *([chosen.base] if chosen.base is not None else []))
+            dtype = promote([self._tensor(p, name).nominal for p in parts])
         tensor = self._tensor(chosen.parts[0], name)
         if isinstance(merge, Merge):
             job = _new_job(
@@ -262,7 +264,9 @@ class JobBuilder:
                 why=applied.why,
                 sides=applied.sides,
             )
-            merge.check_numbers(job.real)
+            if (id(merge), job.real) not in self._checked:  # tensors with equal options share it
+                merge.check_numbers(job.real)
+                self._checked[id(merge), job.real] = merge
             return job
         return _new_job(
             "matrix",
@@ -356,8 +360,9 @@ class JobBuilder:
         return self.sources[part.model].tensors[part.names[name]]
 
     def _input(self, part: ModelPart, name: str, digest: str = "") -> Input:
-        tensor = self._tensor(part, name)
-        return Input(part.model, part.names[name], tensor.dtype, tensor.byte_size, digest)
+        own = part.names[name]
+        tensor = self.sources[part.model].tensors[own]
+        return Input(part.model, own, tensor.dtype, tensor.byte_size, digest)
 
 
 def _new_job(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _NUMBERED = re.compile(r"(?P<stack>(?:[^.]+\.)*?)(?P<layer>\d+)\.(?P<rest>.+)", re.ASCII)
 _PREDICTOR_MODULES = re.compile(r"(?:eh_proj|enorm|hnorm|shared_head)\.", re.ASCII)
 """Modules of multi-token prediction layers (DeepSeek, GLM), which are numbered after the last layer."""
 
 
-@dataclass(frozen=True)
-class LayerPosition:
+class LayerPosition(NamedTuple):
     """A tensor's place in a stack of layers. Its name is ``stack`` + ``layer`` + ``.`` + ``rest``."""
 
     stack: str
@@ -33,9 +33,12 @@ def layer_position(name: str) -> LayerPosition | None:
     (None, None)
     """
     match = _NUMBERED.fullmatch(name)
-    if match is None or any(word.startswith("mtp") for word in match["stack"].split(".")):
+    if match is None:
         return None
-    return LayerPosition(match["stack"], int(match["layer"]), match["rest"])
+    stack, layer, rest = match.groups()
+    if "mtp" in stack and any(word.startswith("mtp") for word in stack.split(".")):
+        return None
+    return LayerPosition(stack, int(layer), rest)
 
 
 @dataclass(frozen=True)

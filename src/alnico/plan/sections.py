@@ -78,7 +78,7 @@ class TensorMethod:
     named_base: str | None = None
     """The base's reference in the recipe or the rule."""
 
-    @property
+    @functools.cached_property
     def needed(self) -> tuple[ModelPart, ...]:
         """All parts that are read, without repetition, the base first."""
         base = self.base if self.base is not None else self.measured_from
@@ -295,6 +295,8 @@ class _Members:
 
     def output_name(self, name: str, other: _Members) -> str:
         """Return the output name of a tensor of ``other``: the donor's name (``self``), or else its own."""
+        if name in self.names:
+            return self.names[name]
         place = layer_position(name)
         for members in (self, other):
             if name in members.names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ HEADS = (
     "lm_head.weight", "lm_head.bias", "embed_out.weight", "predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias",
 )  # fmt: skip
 """Endings of names that are token tables in every family that has them."""
+USUAL = (*EMBEDDINGS, *HEADS)
 
 LOOKS_UP = (
     "embed_tokens", "embed_tokens_per_layer", "word_embeddings", "word_embedding", "token_embedding", "token_embeddings", "tok_embeddings",
@@ -39,6 +41,7 @@ POSITIONS = (
     "shape_emb", "entity", "entities",
 )  # fmt: skip
 """Parts of the names of tables that are not looked up by token, regardless of their number of rows."""
+_OF_POSITIONS = re.compile("|".join(map(re.escape, POSITIONS)))
 OTHERS = (
     "norm", "ln_", "layernorm", "patch", "conv", "time", "rel_", "relative", "rotary", "class", "score", "seq_rel", "dense", "pooler",
     "mask", "query", "latent", "codebook", "router", "gate",
@@ -95,7 +98,7 @@ def find_tables(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> T
     size = _vocabulary_size(source.config, shapes, tokens)
     if size is None:
         return Tables()
-    candidates = {n: shape for n, shape in shapes.items() if not any(word in n.lower() for word in POSITIONS)}
+    candidates = {n: shape for n, shape in shapes.items() if not _OF_POSITIONS.search(n.lower())}
     tables = [n for n, shape in candidates.items() if rows_of(shape) == size]
     turned = [
         n
@@ -122,7 +125,7 @@ def find_tables(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> T
     rows |= {
         n: r
         for n in candidates
-        if _module(n) == TRANSDUCER_HEAD and 0 < (r := rows_of(shapes[n])) - size < MAX_DURATIONS
+        if 0 < (r := rows_of(shapes[n])) - size < MAX_DURATIONS and _module(n) == TRANSDUCER_HEAD
     }
     rows |= {
         n: shapes[n][0] for n in others if shapes[n][0] in per_layer and _module(n).endswith("per_layer")
@@ -136,7 +139,10 @@ def rows_of(shape: Sequence[int]) -> int:
     >>> rows_of((5, 3)), rows_of((1, 5)), rows_of((1, 1))
     (5, 5, 1)
     """
-    return next((n for n in shape if n != 1), 1)
+    for n in shape:
+        if n != 1:
+            return n
+    return 1
 
 
 def is_input(name: str) -> bool:
@@ -163,9 +169,16 @@ def _module(name: str) -> str:
     return ".".join(words[-3:-1] if words[-1:] in (["weight"], ["bias"]) else words[-2:])
 
 
+def _last_word(name: str) -> str:
+    """Return the last word of the name of a tensor's module, without numbers."""
+    words = name.lower().rsplit(".", 2)
+    if len(words) == 3 and words[2] in ("weight", "bias") and not words[1].isdigit():
+        return words[1]  # of nearly all tensors, in a third of the time
+    return _module(name).rpartition(".")[2]
+
+
 def _looks_up(name: str) -> bool:
-    last = _module(name).rpartition(".")[2]
-    return f".{name}".endswith(".w.weight") or last.endswith(LOOKS_UP)
+    return f".{name}".endswith(".w.weight") or _last_word(name).endswith(LOOKS_UP)
 
 
 def _is_in_layer(name: str) -> bool:
@@ -180,9 +193,7 @@ def _vocabulary_size(
     stated = [(keys, rows) for keys, key, rows in stated_rows(config) if key != PER_LAYER]
     confirmed = [(keys, rows) for keys, rows in stated if rows in existing]
     sizes = [rows for keys, rows in confirmed if is_text(keys)] or [rows for _, rows in confirmed]
-    named = {
-        n: rows_of(s) for n, s in shapes.items() if n.endswith((*EMBEDDINGS, *HEADS)) and not _is_separate(n)
-    }
+    named = {n: rows_of(s) for n, s in shapes.items() if n.endswith(USUAL) and not _is_separate(n)}
     if not sizes and (
         smaller := _size_below_embedding(
             shapes, [rows for keys, rows in stated if is_text(keys) and rows >= tokens]
@@ -199,6 +210,8 @@ def _vocabulary_size(
 
 def _size_below_embedding(shapes: Mapping[str, tuple[int, ...]], stated: Sequence[int]) -> int | None:
     """Return a stated size if one embedding has more rows, and no head as many: Mllama's without its head."""
+    if not stated:
+        return None
     tables = [
         s[0]
         for n, s in shapes.items()
@@ -245,7 +258,7 @@ def _numbers(config: Mapping[str, Any], is_other: bool = False) -> Iterator[int]
 
 def _is_table(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
     """Does the name of a tensor of ambiguous size say that it is a token table? None if it does not say."""
-    is_named = name.endswith((*EMBEDDINGS, *HEADS)) or _is_named(name, shapes[name])
+    is_named = name.endswith(USUAL) or _is_named(name, shapes[name])
     is_other = any(word in _module(name).rpartition(".")[2] for word in OTHERS)
     is_other |= any(word in name.lower() for word in (*LINEAR, *MODAL))
     if not is_named and (_is_in_layer(name) or is_other or _is_scale(name, shapes)):
