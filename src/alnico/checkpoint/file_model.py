@@ -340,8 +340,8 @@ def _check_index(shards: Sequence[Shard], prefix: str, folder: Path) -> None:
     opened = {shard.path: shard.path for shard in shards}
     paths = {name: opened.get(folder / name) for name in set(weight_map.values())}
     for tensor, name in weight_map.items():
-        path = file_of.get(tensor)
-        if path is None or path is not paths[name]:
+        holder = file_of.get(tensor)
+        if holder is None or holder is not paths[name]:
             raise ModelError(
                 f"{index}: says that {tensor!r} is in {name}, which does not hold it. "
                 "The index and the shards are from different downloads; download the model again."

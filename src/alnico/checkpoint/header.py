@@ -215,7 +215,7 @@ def _tensor(name: str, entry: Any, data_begin: int, file_size: int, where: str) 
 
 
 def _are_sizes(values: list[Any]) -> bool:
-    for value in values:  # a generator takes twice as long, for each tensor of a model
+    for value in values:  # noqa: SIM110  (a generator takes twice as long, for each tensor of a model)
         if type(value) is not int or not 0 <= value < 1 << 63:
             return False
     return True
