@@ -154,6 +154,7 @@ MAKES_THREADS = {
     "output/shard_uploads.py": "sends shards to a URL while others are made; an interrupted run does not wait for its requests",
     "checkpoint/network.py": "downloads and uploads of the hub, which end with the process if they hang",
     "engine/reading_ahead.py": "threads that wait for servers; they end with the process if a server hangs",
+    "engine/disk_ahead.py": "asks the system for what is read next, which waits where it has many requests; it ends with its run",
     "tune/search/workers.py": "a thread in each worker process waits for its parent's end",
 }
 """Files that may make threads, each with its reason. All others use :class:`alnico.threads.Crew`, so that Ctrl-C has one behaviour."""

@@ -47,20 +47,6 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_without_a_way_to_start_writing_back_nothing_is_lost(descriptor, letters, monkeypatch):
-    def none(*_):
-        raise AttributeError("sync_file_range")
-
-    files._sync_file_range.cache_clear()
-    monkeypatch.setattr(files.ctypes, "CDLL", none)
-    write_fully(descriptor, memoryview(b"ABC"), 0, "f")
-    files.start_writeback(descriptor, 0, 3)
-    monkeypatch.undo()
-    files._sync_file_range.cache_clear()
-    files.start_writeback(descriptor, 0, 3)
-    assert letters.read_bytes() == b"ABCdefghij"
-
-
 def test_short_reads_are_completed(descriptor, monkeypatch):
     whole = os.preadv
     monkeypatch.setattr(os, "preadv", lambda d, buffers, offset: whole(d, [buffers[0][:3]], offset))

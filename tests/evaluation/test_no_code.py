@@ -343,7 +343,7 @@ LISTED = {
     "installation.py": {"importlib.import_module": 1},  # packages that alnico names
     "devices.py": {"importlib.import_module": 3},  # torch, numba.cuda and numba_cuda
     "methods/__init__.py": {"importlib.import_module": 1, "importlib.metadata.entry_points": 1, "entry.load": 1},  # installed packages
-    "checkpoint/files.py": {"ctypes.CDLL": 1},  # the C library
+    "checkpoint/page_cache.py": {"ctypes.CDLL": 1},  # the C library
     "checkpoint/durable.py": {"ctypes.CDLL": 1},  # the C library
     "checkpoint/patterns.py": {"sre_compiler.compile": 1},  # regular expressions
     "checkpoint/quota.py": {"ctypes.CDLL": 1},  # the C library

@@ -21,6 +21,7 @@ from alnico.checkpoint import header as headers
 from alnico.checkpoint.file_kinds import SAFETENSORS, SNIFFED_BYTES, refuse_other
 from alnico.checkpoint.files import OpenFiles, copy_fully, open_to_read, read_fully
 from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.page_cache import DiskReads, ask_to_read
 from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.remote.remote_weights import RemoteWeights, note_asked
 from alnico.checkpoint.sidecars import config_path
@@ -50,6 +51,8 @@ class FileModel:
         self.shards = shards
         self.origin = origin
         self.notes = [note for shard in shards for note in shard.notes]
+        self.disk_reads: DiskReads | None = None
+        """Who wants to know what is read of the files on this machine."""
         self._files = OpenFiles(on_open=self._refuse_changed)
         self._reordered: dict[str, memoryview] = {}
         self._lock = threading.Lock()
@@ -142,6 +145,16 @@ class FileModel:
         else:
             with self._files.descriptor(shard.path) as descriptor:
                 read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
+            self._note_read(name, len(buffer))
+
+    def _note_read(self, name: str, size: int) -> None:
+        if (reads := self.disk_reads) is not None:
+            reads.was_read(self, name, size)
+
+    def ask_to_read(self, path: Path, begin: int, end: int) -> None:
+        """Ask the system to read bytes of a file before they are needed. Errors: ModelError."""
+        with self._files.descriptor(path) as descriptor:
+            ask_to_read(descriptor, begin, end - begin)
 
     def _read_negated(self, name: str, first: int, out: np.ndarray) -> None:
         """Fill ``out`` with elements from ``first`` on of a tensor whose values are the negative or the
@@ -176,7 +189,10 @@ class FileModel:
         if not tensor.is_stored_as_is or self.is_read_by_ranges:
             return False
         with self._files.descriptor(shard.path) as source:
-            return copy_fully(source, tensor.begin + offset, descriptor, begin, size, shard.path, name)
+            is_copied = copy_fully(source, tensor.begin + offset, descriptor, begin, size, shard.path, name)
+        if is_copied:
+            self._note_read(name, size)
+        return is_copied
 
     def _row_major(self, name: str) -> memoryview:
         """The bytes of a strided view in row-major order."""

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import functools
 import hashlib
 import os
 import re
@@ -284,28 +282,6 @@ def read_fully(descriptor: int, buffer: memoryview, offset: int, *where: object)
                 f"{offset}. It was changed while it was read; merge again from a complete file."
             )
         done += count
-
-
-@functools.cache
-def _sync_file_range() -> Callable[..., int] | None:
-    try:
-        call = ctypes.CDLL(None).sync_file_range
-    except (OSError, AttributeError):  # not on this system
-        return None
-    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    result: Callable[..., int] = call
-    return result
-
-
-def start_writeback(descriptor: int, offset: int, size: int) -> None:
-    """Ask the system to start writing these bytes to disk, without waiting.
-
-    The disk then works while threads compute, and flushing the whole output at the end takes milliseconds.
-    This is only a hint: ``fdatasync`` confirms that everything was written.
-    """
-    call = _sync_file_range()
-    if call is not None:
-        call(descriptor, offset, size, 2)  # SYNC_FILE_RANGE_WRITE
 
 
 def _place(where: tuple[object, ...]) -> str:

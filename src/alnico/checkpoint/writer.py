@@ -13,8 +13,9 @@ from pathlib import Path
 
 from alnico.checkpoint.durable import sync_directory
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.files import read_fully, start_writeback, write_fully
+from alnico.checkpoint.files import read_fully, write_fully
 from alnico.checkpoint.header import TensorInfo
+from alnico.checkpoint.page_cache import start_writeback
 from alnico.checkpoint.shards import OutputShard
 from alnico.checkpoint.source import Source
 from alnico.errors import RunError

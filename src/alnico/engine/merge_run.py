@@ -16,6 +16,7 @@ from alnico.devices import CPU, Device
 from alnico.engine import measure, row_ranks
 from alnico.engine.blocks import Block, Span, blocks, chunks, whole
 from alnico.engine.differences import as_differences, source_of
+from alnico.engine.disk_ahead import DiskAhead
 from alnico.engine.fact_cache import CachedFacts, FactCache
 from alnico.engine.factor_cache import FactorFiles
 from alnico.engine.job_devices import devices_of
@@ -161,6 +162,7 @@ class MergeRun:
         self._crew = Crew(plan.memory.threads, watch)
         self._reads = reads_of(self.jobs, plan.sources) if spans is None else {}
         self._ahead = ReadingAhead(plan.memory.ahead_bytes, self._crew.check)
+        self._disk = DiskAhead(plan.sources)
         self._room = MatrixRoom()
         self._device_of = devices_of(plan.jobs, plan.sources, plan.devices)
         self._at_once: dict[str, bool] = {}
@@ -232,7 +234,7 @@ class MergeRun:
 
     def _make_all(self) -> None:
         """Make all tensors that are not made yet."""
-        with closing(self._ahead), self._crew:
+        with closing(self._ahead), closing(self._disk), self._crew:
             self._measure_model()
             if self._groups is None:
                 return self._make(self.jobs)
@@ -243,9 +245,8 @@ class MergeRun:
     def _make(self, jobs: Sequence[Job]) -> None:
         """Make tensors: large ones that are measured first, one after the other, then all others."""
         order = sorted(jobs, key=lambda job: not self._is_shared(job, self._spans(job)))
-        with self._ahead.over(
-            [(job.name, self._reads[job.name]) for job in order if job.name in self._reads]
-        ):
+        reads = [(job.name, self._reads[job.name]) for job in order if job.name in self._reads]
+        with self._ahead.over(reads), self._disk.over(order if self._given_spans is None else []):
             self._make_in_order(jobs)
 
     def _is_shared(self, job: Job, spans: Sequence[Span]) -> bool:
@@ -446,7 +447,7 @@ class MergeRun:
                 (job.name, in_one_pass(self._reads[job.name])) for job in jobs if job.name in self._reads
             ]
             while measurement.result is None:
-                with self._ahead.over(reads):
+                with self._ahead.over(reads), self._disk.over(jobs):
                     self._parallel(calls)
                 measurement.turn()
             self.facts[number] = measurement.result
