@@ -116,13 +116,14 @@ def make(
             out.write(len(text).to_bytes(8, "little") + text)
             for number, name in enumerate(names):
                 count = int(np.prod(layout[name]))
-                places = (np.arange(count, dtype=np.int64) + number * 7919) & ((1 << 24) - 1)
-                values = pool[places] + (change[places] if model else np.float32(0))
-                if dtype == "BF16":
-                    bits = values.view(np.uint32)
-                    out.write(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes())
-                else:
-                    out.write(values.astype({"F16": np.float16, "F32": np.float32}[dtype]).tobytes())
+                for first in range(0, count, BLOCK):
+                    places = np.arange(first, min(first + BLOCK, count)) + number * 7919 & ((1 << 24) - 1)
+                    values = pool[places] + (change[places] if model else np.float32(0))
+                    if dtype == "BF16":
+                        bits = values.view(np.uint32)
+                        out.write(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes())
+                    else:
+                        out.write(values.astype({"F16": np.float16, "F32": np.float32}[dtype]).tobytes())
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     layers = sum(name.endswith("q_proj.weight") for name in layout)
@@ -204,6 +205,24 @@ def merging(command: list[str], out: Path, source: Path | None = None) -> Callab
     return run
 
 
+def write_recipe(
+    home: Path, method: str, base: Path, tuned: list[Path], dtype: str
+) -> tuple[Path, list[Path]]:
+    """Write a recipe for a method; returns it, and the weight files that it reads."""
+    asked = RECIPES[method]
+    recipe = home / f"{method}.yml"
+    recipe.write_text(
+        f"merge_method: {method}\n"
+        + f"base_model: {base}\n" * asked.has_base
+        + "models:\n"
+        + "".join(f"  - model: {p}\n" for p in tuned[: asked.models])
+        + f"parameters: {{{asked.parameters}}}\n" * bool(asked.parameters)
+        + f"dtype: { {'BF16': 'bfloat16', 'F16': 'float16', 'F32': 'float32'}[dtype] }\n"
+    )
+    read = [base] * asked.has_base + tuned[: asked.models]
+    return recipe, [file for model in read for file in sorted(model.glob("*.safetensors"))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -246,18 +265,7 @@ def main() -> None:
     print("|---" * (12 + 2 * bool(chosen.before)) + "|")
     remarks = []
     for method in chosen.methods.split(","):
-        asked = RECIPES[method]
-        read = [base] * asked.has_base + tuned[: asked.models]
-        recipe = home / f"{method}.yml"
-        recipe.write_text(
-            f"merge_method: {method}\n"
-            + f"base_model: {base}\n" * asked.has_base
-            + "models:\n"
-            + "".join(f"  - model: {p}\n" for p in tuned[: asked.models])
-            + f"parameters: {{{asked.parameters}}}\n" * bool(asked.parameters)
-            + f"dtype: { {'BF16': 'bfloat16', 'F16': 'float16', 'F32': 'float32'}[chosen.dtype] }\n"
-        )
-        files = [f for m in read for f in sorted(m.glob("*.safetensors"))]
+        recipe, files = write_recipe(home, method, base, tuned, chosen.dtype)
         command = [chosen.alnico, "merge", str(recipe), str(out), "--quiet"]
         programs = limits(files, count * width, home / "limit")
         if chosen.before:

@@ -22,11 +22,12 @@ LIMITS = ("limit", "synced limit")
 
 @dataclass(frozen=True)
 class Run:
-    """One process: wall and CPU seconds, peak resident bytes."""
+    """One process: wall and CPU seconds, peak resident bytes, and the bytes that it read from disks."""
 
     wall: float
     cpu: float
     peak: int
+    disk_read: int = 0
 
 
 class Failed(Exception):
@@ -45,7 +46,8 @@ def measured(command: list[str], source: Path | None = None) -> Run:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise Failed(f"{' '.join(command)}: {text.decode()[-2000:]}")
-    return Run(time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    seconds = time.perf_counter() - begin
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, usage.ru_inblock * 512)
 
 
 def alternating(programs: Mapping[str, Callable[[], Run]], runs: int) -> dict[str, list[Run]]:
