@@ -349,7 +349,7 @@ OTHERS = {
     "installation.py",  # what pip recorded, and the checkout that alnico was installed from
     "engine/factor_cache.py",  # of a folder of ours: no link is followed, no pipe waited for
     "demo/models.py",  # a wheel in a folder of ours, whose hash was compared
-    "tune/search/study.py", "checkpoint/output_path.py",  # of /proc
+    "tune/search/study.py", "checkpoint/output_path.py", "checkpoint/page_cache.py",  # of /proc and /sys
     "lora/combine.py",  # of the unfinished output, which is ours alone
     "testing/checks.py", "testing/small_models.py",  # models that the tests of a method make themselves
 }  # fmt: skip
