@@ -91,6 +91,56 @@ def test_a_causal_model_in_bfloat16_follows_in_float32(tied: bool, tmp_path: Pat
             assert {p.dtype for p in causal.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_narrow_merges_are_rounded_in_the_memory_of_their_module(dtype: str, tmp_path: Path) -> None:
+    base, tuned = family(tmp_path, 2, dtype=dtype, vocabulary=64)
+    names = [str(t) for t in tuned]
+    tasks: list[dict[str, Any]] = [
+        {"merge_method": "linear", "models": names},
+        {"merge_method": "ties", "base_model": str(base), "models": names, "parameters": {"density": 0.4}},
+        {"merge_method": "passthrough", "models": names[:1]},
+        {
+            "merge_method": "linear",
+            "models": names,
+            "methods": [{"filter": "mlp", "merge_method": "passthrough", "model": names[1]}],
+        },
+        {
+            "merge_method": "dare_ties",
+            "base_model": str(base),
+            "models": names,
+            "parameters": {"density": 0.5},
+        },
+        {"merge_method": "linear", "models": names, "dtype": "float32"},
+        {"merge_method": "slerp", "base_model": str(base), "models": names[:1], "parameters": {"t": 0.3}},
+    ]
+    with Candidates([*names, str(base)]) as candidates:
+        for i, recipe in enumerate([*tasks, *reversed(tasks)]):
+            candidate = candidates.make(load_recipe(recipe))
+            out = tmp_path / str(min(i, 2 * len(tasks) - 1 - i))
+            if i < len(tasks):
+                alnico.merge(recipe, out)
+            kinds: list[Any] = ["causal"] if i % 3 == 0 else ["causal", "encoder"]
+            for kind in kinds:
+                assert same(candidate.module(kind), load_module(out, kind, "merged")), (i, kind)
+            saved, state = load_file(out / "model.safetensors"), candidate.state()
+            assert state.keys() == saved.keys()
+            assert all(torch.equal(state[n], v) and state[n].dtype == v.dtype for n, v in saved.items())
+
+
+def test_a_scored_merge_has_no_memory_of_its_own(tmp_path: Path) -> None:
+    base, tuned = family(tmp_path, 2, dtype="BF16", vocabulary=64)
+    recipe = {"merge_method": "linear", "models": [str(t) for t in tuned]}
+    with Candidates([str(t) for t in (*tuned, base)]) as candidates:
+        candidates.make(load_recipe(recipe)).module("causal")
+        candidate = candidates.make(load_recipe({**recipe, "models": [str(base), str(tuned[1])]}))
+        candidate.module("causal")
+        assert not candidates._resident.arrays
+        state = candidate.state()
+        assert sum(array.nbytes for array in candidates._resident.arrays.values()) == sum(
+            value.nbytes for value in state.values()
+        )
+
+
 def test_a_stack_of_other_depth_has_a_module_of_its_own(tmp_path: Path) -> None:
     _, tuned = family(tmp_path, 2, dtype="F32", layers=3, vocabulary=64)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from alnico.kernels.constants import BF16, CODES, F16, F32, F64
+from alnico.kernels.array_tiles import encode as encode_by_numpy
+from alnico.kernels.constants import BF16, CODES, F16, F32, F64, WIDE_CODES
 from alnico.kernels.tiles import decode32, decode64, encode32, encode64, fill_noise
 from alnico.numerics.dtypes import FLOAT8
 from alnico.numerics.dtypes import decode as decode_by_numpy
@@ -163,6 +164,24 @@ def test_what_overflows_is_written_as_an_infinity():
     values = np.array([65_520, -65_520, 1e38, 3.4e38, -3.4e38], np.float32)
     np.testing.assert_array_equal(encoded(encode32, values, F16)[0], [0x7C00, 0xFC00, 0x7C00, 0x7C00, 0xFC00])
     np.testing.assert_array_equal(encoded(encode32, values[-2:], BF16)[0], [0x7F80, 0xFF80])
+
+
+@np.errstate(over="ignore")
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_wide_outputs_are_the_rounded_values_in_float32(name):
+    narrow, wide = CODES[name], WIDE_CODES[name]
+    few = in_range(np.concatenate([boundaries()[::7], random_patterns(50_000, 3)]), narrow)
+    spoilt = np.array([1.0, 65_520, -3.4e38], np.float32)
+    for values in (few, few[:1], few[:0], few[:4097], spoilt):
+        for encode, real in ((encode32, np.float32), (encode64, np.float64), (encode_by_numpy, np.float64)):
+            given = values.astype(real) * real(1 + 2.0**-40)  # float64 beside the midpoints
+            short, is_flagged = encoded(encode, given, narrow)
+            expected = (
+                torch.from_numpy(short.view(SIGNED[narrow])).view(TORCH[narrow]).to(torch.float32).numpy()
+            )
+            raw = np.full(4 * values.size, 0xA5, np.uint8)
+            assert bool(encode(given.copy(), wide, raw)) == is_flagged == (values is spoilt)
+            np.testing.assert_array_equal(raw.view(np.uint32), expected.view(np.uint32))
 
 
 # Rounding float64 once.

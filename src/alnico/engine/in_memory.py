@@ -18,6 +18,7 @@ from alnico.engine.job_devices import home
 from alnico.engine.merge_run import MergeRun
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.relatedness import IN_PYTHON, Caller, check_relatedness
+from alnico.kernels.constants import WIDE_CODES
 from alnico.numerics.dtypes import DTYPES, decode_into
 from alnico.output.journal import JournalState, Record
 from alnico.plan.job import Plan
@@ -33,6 +34,23 @@ class Follower:
 
     values: Any
     dtype: str
+
+    @property
+    def is_wide(self) -> bool:
+        """Can kernels write the tensor here, as float32 with values rounded to its dtype, instead of in its own bytes?"""
+        values = self.values
+        return (
+            self.dtype in WIDE_CODES
+            and isinstance(values, np.ndarray)
+            and values.dtype == np.float32
+            and values.flags.c_contiguous
+        )
+
+    def narrowed(self) -> np.ndarray:
+        """Return the tensor's own bytes of values that kernels wrote here. Exact."""
+        values = self.values.view(np.uint32) >> np.uint32(16) if self.dtype == "BF16" else self.values
+        narrow: np.ndarray = values.astype(DTYPES[self.dtype].storage).view(np.uint8)
+        return narrow
 
     def take(self, offset: int, raw: Any) -> None:
         """Decode ``raw`` bytes of the tensor from byte ``offset`` on: an array, or a torch tensor of bytes."""

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from alnico.checkpoint.resident_model import ResidentModel, SharedBudget
 from alnico.checkpoint.source import Source
 from alnico.devices import free_bytes
@@ -31,7 +33,7 @@ from alnico.engine.merge_run import MergeRun
 from alnico.engine.mix import refuse_tensor
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
-from alnico.numerics.dtypes import MERGEABLE
+from alnico.numerics.dtypes import DTYPES, MERGEABLE
 from alnico.output.journal import JournalState
 from alnico.plan.build import build_plan
 from alnico.plan.job import Job, Plan
@@ -73,8 +75,10 @@ class Resident:
         self._copied: dict[str, tuple[object, ...]] = {}
         self.layout: TensorLayout = ()
         self.arrays: dict[str, Any] = {}
-        """The bytes of every output tensor of the last merge, in the order of its plan: arrays, or torch tensors on the GPU."""
+        """The bytes of every output tensor of the last merge: arrays, or torch tensors on the GPU. Those that a merge writes
+        into an array that follows are made by :meth:`bytes_of`."""
         self._followers: dict[str, list[Follower]] = {}
+        self._kept: set[str] = set()
 
     def model(self, reference: str) -> ResidentModel:
         """Return the open model of a reference. Errors: ModelError, HubError."""
@@ -87,7 +91,7 @@ class Resident:
         return build_plan(recipe, open_source=self.model, run=self._run)
 
     def merge(self, plan: Plan) -> Mapping[str, Any]:
-        """Carry out a plan of :meth:`plan` and return its tensors' bytes by name.
+        """Carry out a plan of :meth:`plan` and return its tensors' bytes by name, but those that :meth:`bytes_of` makes.
 
         If names, dtypes and shapes are those of the previous merge, they are its arrays with new values.
         Whether models come from one base is checked when they are first merged. Errors: as for
@@ -98,9 +102,8 @@ class Resident:
         layout = tuple((job.name, job.dtype, job.shape) for job in plan.jobs)
         if layout != self.layout:
             self._copied.clear()
-            self._followers.clear()
+            self.unfollow()
             self.arrays = {}
-            self.arrays = new_arrays(plan, stays=True)
             self.layout = layout
         wait_for_torch(plan)
         self._give_room(plan)
@@ -115,11 +118,22 @@ class Resident:
         )
         for job in left:
             self._copied.pop(job.name, None)
+        wide = {} if plan.gpus else {job.name: of for job in left if (of := self._wide(job)) is not None}
+        for name in wide:
+            self.arrays.pop(name, None)
+        missing = tuple(job for job in plan.jobs if job.name not in self.arrays and job.name not in wide)
+        self.arrays |= new_arrays(dataclasses.replace(plan, jobs=missing), stays=True)
+        output = Arrays(
+            self.arrays | {name: of.values.view(np.uint8) for name, of in wide.items()},
+            {name: _others(of, wide.get(name)) for name, of in self._followers.items()},
+        )
         # A fact of the whole model needs all its jobs. Only copies are left out, and they have no facts.
         try:
             MergeRun(
-                dataclasses.replace(settled, jobs=left),
-                Arrays(self.arrays, self._followers),
+                dataclasses.replace(
+                    settled, jobs=tuple(_widened(job) if job.name in wide else job for job in left)
+                ),
+                output,
                 NullRecorder(plan),
                 JournalState(),
                 None,
@@ -164,6 +178,24 @@ class Resident:
     def unfollow(self) -> None:
         """Stop updating all arrays."""
         self._followers.clear()
+        self._kept.clear()
+
+    def keep(self, tensor: str) -> None:
+        """Make an output tensor in its array at each merge, as somebody uses that memory, until the layout changes."""
+        self._kept.add(tensor)
+
+    def bytes_of(self, tensor: str) -> Any:
+        """Return the bytes of an output tensor of the last merge; those of one that was made in an array that follows are
+        valid until the next merge."""
+        if tensor not in self.arrays:
+            self.arrays[tensor] = next(of for of in self._followers[tensor] if of.is_wide).narrowed()
+        return self.arrays[tensor]
+
+    def _wide(self, job: Job) -> Follower | None:
+        """Return what a job's output is written to as float32, if nobody uses its own bytes."""
+        if job.kind != "mix" or job.name in self._kept:
+            return None
+        return next((of for of in self._followers.get(job.name, ()) if of.is_wide), None)
 
     def _check_relatedness(self, plan: Plan) -> None:
         """Check models that are mixed and were not merged together before."""
@@ -207,6 +239,17 @@ class Resident:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _widened(job: Job) -> Job:
+    return dataclasses.replace(job, is_wide=True, byte_size=job.elements * DTYPES["F32"].bytes)
+
+
+def _others(followers: Sequence[Follower], made: Follower | None) -> Sequence[Follower]:
+    """Return what follows a tensor; without the one that it is made in, and then of float32."""
+    if made is None:
+        return followers
+    return [dataclasses.replace(of, dtype="F32") for of in followers if of is not made]
 
 
 def _origin(job: Job, sources: Sequence[Source]) -> tuple[object, ...]:

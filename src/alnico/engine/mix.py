@@ -12,7 +12,7 @@ from alnico.engine.blocks import Block, on_host
 from alnico.engine.kernel_arguments import KernelContext, codes_of, in_place, keeps_equal, kind_of
 from alnico.errors import NonFiniteError
 from alnico.kernels.choice import kernel_for
-from alnico.kernels.constants import CODES
+from alnico.kernels.constants import CODES, WIDE_CODES
 from alnico.kernels.mix_kernel import MixKernel
 from alnico.numerics.dtypes import decode
 from alnico.plan.job import Input, Job
@@ -49,7 +49,8 @@ class Mixer:
         Errors: NonFiniteError, naming tensor and index.
         """
         arguments = in_place(self.arguments, block.ranks)
-        dtypes = (self.base_code, out, CODES[self.job.dtype])
+        codes = WIDE_CODES if self.job.is_wide else CODES
+        dtypes = (self.base_code, out, codes[self.job.dtype])
         bad = self.run(
             tuple(block.raws), self.codes, block.base, *dtypes, start, self.keeps_equal, *arguments
         )
@@ -64,7 +65,7 @@ class Mixer:
 def refuse_output(job: Job, start: int, out: np.ndarray) -> None:
     """Name the first NaN or infinity in the output of a merge from element ``start`` on. Errors:
     NonFiniteError."""
-    place, value = _first_bad(out, job.dtype) or (0, "a value that is not finite")
+    place, value = _first_bad(out, "F32" if job.is_wide else job.dtype) or (0, "a value that is not finite")
     raise NonFiniteError(
         f"{job.name}{_index(start + place, job.shape)}: the merge gives {value} in {job.dtype}; expected a finite "
         "number. Choose an output dtype with a larger range, or smaller weights."

@@ -160,12 +160,12 @@ class Candidates:
         if signature != self._signature:
             self._modules.clear()
             self._resident.unfollow()
-            self._state = None
             self._signature = signature
+        self._state = None
+        made = self._current = Candidate(self, plan, config, label or recipe.stage or recipe.merge_method)
         for module in self._modules.values():
-            module.follow()
-        self._current = Candidate(self, plan, config, label or recipe.stage or recipe.merge_method)
-        return self._current
+            module.follow(lambda: self.state(made))
+        return made
 
     def _merged(self, recipe: Recipe) -> Plan:
         """Plan and merge a recipe: on the processor from then on, if the GPU has too little memory."""
@@ -221,19 +221,19 @@ class Candidates:
 
     def state(self, candidate: Candidate) -> dict[str, Any]:
         """Implements :meth:`Candidate.state`."""
-        self._check(candidate)
+        self.check(candidate)
         if self._state is None:
             torch = import_torch("a merge in memory")
             with torch.inference_mode(False):  # a task may ask for its module where no graph is recorded
                 self._state = {
-                    n: to_torch(self._resident.arrays[n], dtype, shape)
+                    n: to_torch(self._resident.bytes_of(n), dtype, shape)
                     for n, dtype, shape in self._resident.layout
                 }
         return self._state
 
     def model(self, candidate: Candidate) -> Any:
         """Implements :meth:`Candidate.model`."""
-        self._check(candidate)
+        self.check(candidate)
         if self._template is not None:
             return self._filled_copy(candidate)
         if candidate.config:
@@ -246,7 +246,8 @@ class Candidates:
 
     def _named(self, candidate: Candidate) -> dict[str, Any]:
         assert self._opened is not None
-        return name_tensors(self._opened, candidate.plan, self._resident.arrays)
+        arrays = {name: self._resident.bytes_of(name) for name, _, _ in self._resident.layout}
+        return name_tensors(self._opened, candidate.plan, arrays)
 
     def _filled_copy(self, candidate: Candidate) -> Any:
         """Return the template's copy with the tensors of the candidate, in evaluation mode."""
@@ -273,9 +274,9 @@ class Candidates:
     def module(self, candidate: Candidate, kind: ModelKind) -> Any:
         """Implements :meth:`Candidate.module`."""
         if self._template is not None and not candidate.config:
-            self._check(candidate)
+            self.check(candidate)
             return part_of_kind(self._filled_copy(candidate), kind, candidate.label)
-        state = self.state(candidate)
+        self.check(candidate)
         if kind not in self._modules:
             from alnico.evaluation.live_module import LiveModule  # with torch
 
@@ -287,15 +288,17 @@ class Candidates:
                     "Give modules, or a score that takes the dict."
                 )
             bound = self._modules[kind] = LiveModule(
-                candidate.config, state, kind, candidate.label, placement=self._placement
+                candidate.config, self.state(candidate), kind, candidate.label, placement=self._placement
             )
+            for name in bound.shared:
+                self._resident.keep(name)
             for name, arrays in bound.followers.items():
                 self._resident.follow(name, arrays)
         return self._modules[kind].module
 
     def tokenizer(self, candidate: Candidate) -> Any:
         """Implements :meth:`Candidate.tokenizer`."""
-        self._check(candidate)
+        self.check(candidate)
         donor = candidate.plan.sources[candidate.plan.donor]
         if donor.directory is None and self._donor is not None:
             donor = self._resident.model(self._donor)
@@ -317,7 +320,8 @@ class Candidates:
         finally:
             planned.close()
 
-    def _check(self, candidate: Candidate) -> None:
+    def check(self, candidate: Candidate) -> None:
+        """Check that no other candidate was made since. Errors: EvaluationError."""
         if candidate is not self._current:
             raise EvaluationError(
                 f"{candidate.label}: was replaced by the next candidate, which uses the same memory. Score each candidate before making another."
@@ -342,7 +346,7 @@ class Candidate:
     @property
     def directory(self) -> Path:
         """A checkpoint, written by an ordinary merge on first use, and removed with the candidate."""
-        self._candidates.state(self)
+        self._candidates.check(self)
         if self._folder is None:
             with temporary_files():
                 folder = tempfile.TemporaryDirectory(prefix="alnico-")

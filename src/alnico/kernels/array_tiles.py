@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from alnico.kernels.constants import BF16, CODES, F16, F32, F64
+from alnico.kernels.constants import BF16, CODES, F16, F32, F64, WIDE_BF16, WIDE_CODES, WIDE_F16
 from alnico.kernels.template import ArgumentKind
 from alnico.numerics.dtypes import decode as decode_values
+from alnico.numerics.dtypes import decode_into
 from alnico.numerics.noise import uniform
 
 NAMES = {code: name for name, code in CODES.items()}
-WIDTHS = {F64: 8, F32: 4, F16: 2, BF16: 2}
+WIDE_NAMES = {code: name for name, code in WIDE_CODES.items()}
+WIDTHS = {F64: 8, F32: 4, F16: 2, BF16: 2, WIDE_F16: 4, WIDE_BF16: 4}
 """Bytes per element of each dtype; all others have one."""
 
 
@@ -46,6 +48,12 @@ def encode(values: np.ndarray, code: int, out: np.ndarray) -> bool:
         narrow = out.view(np.float32)
         narrow[:] = values
         return is_bad(narrow)
+    if code in WIDE_NAMES:
+        name = WIDE_NAMES[int(code)]
+        rounded_bytes = np.empty(out.size // 2, np.uint8)
+        bad = encode(values, CODES[name], rounded_bytes)
+        decode_into(rounded_bytes, name, out.view(np.float32))
+        return bad
     rounded = _to_odd(values) if values.dtype == np.float64 else values
     if code == F16:
         halves = out.view(np.float16)

@@ -22,5 +22,9 @@ F64, F32, F16, BF16, E4M3, E5M2 = 0, 1, 2, 3, 4, 5
 CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16, "F8_E4M3": E4M3, "F8_E5M2": E5M2}
 """The number that stands for each dtype in a kernel."""
 
+WIDE_F16, WIDE_BF16 = 6, 7
+WIDE_CODES = {"F16": WIDE_F16, "BF16": WIDE_BF16}
+"""The number for an output that is rounded to a dtype and written as float32, as modules hold it that are scored."""
+
 ARITHMETIC = 3
 """Version of the arithmetic. Raised only when the bits of some merge change; recorded in every lock and journal."""

@@ -13,7 +13,7 @@ from numba.core import cgutils, types
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
-from alnico.kernels.constants import BF16, E5M2, F16, F32, F64
+from alnico.kernels.constants import BF16, E5M2, F16, F32, F64, WIDE_BF16, WIDE_F16
 from alnico.numerics.noise import GAMMA, MIX_1, MIX_2
 
 _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
@@ -182,7 +182,9 @@ def _decode_f32(raw, tile):
 @njit(nogil=True, error_model="numpy")
 def width_of(code):
     """Bytes per element of a dtype."""
-    return 8 if code == F64 else (4 if code == F32 else (2 if code <= BF16 else 1))
+    if code == F64:
+        return 8
+    return 4 if code == F32 or code >= WIDE_F16 else (2 if code <= BF16 else 1)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -230,8 +232,22 @@ def encode32(tile, code, raw):
             odd = np.uint32(np.uint32(b >> np.uint32(16)) & np.uint32(1))
             short[j] = np.uint16(np.uint32(np.uint32(b + np.uint32(0x7FFF)) + odd) >> np.uint32(16))
         return largest >= 0x7F7F8000  # rounds to an infinity
+    if code == WIDE_BF16:
+        whole = raw.view(np.uint32)
+        for j in range(bits.size):
+            b = bits[j]
+            odd = np.uint32(np.uint32(b >> np.uint32(16)) & np.uint32(1))
+            whole[j] = np.uint32(np.uint32(np.uint32(b + np.uint32(0x7FFF)) + odd) & np.uint32(0xFFFF0000))
+        return largest >= 0x7F7F8000
     if code == F16:
         _encode_f16(tile, raw)
+        return largest >= 0x477FF000
+    if code == WIDE_F16:
+        _encode_f16(tile, raw[: 2 * tile.size])
+        _decode_f16(raw[: 2 * tile.size], tile)  # which nobody reads again
+        whole = raw.view(np.uint32)
+        for j in range(bits.size):
+            whole[j] = bits[j]
         return largest >= 0x477FF000
     if code == F32:
         whole = raw.view(np.uint32)

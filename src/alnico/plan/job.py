@@ -84,11 +84,13 @@ class Job:
     why: str = ""
     sides: tuple[Input, ...] = ()
     matrix: MatrixMethod | None = field(default=None, compare=False)
+    is_wide: bool = False
+    """Is the output written as float32, with values rounded to ``dtype``? Only of ``mix`` jobs that are scored in memory."""
 
     @property
     def width(self) -> int:
         """Bytes of an element of the output; 0 for dtypes narrower than a byte."""
-        return DTYPES[self.dtype].bytes
+        return DTYPES["F32" if self.is_wide else self.dtype].bytes
 
     @property
     def is_computed(self) -> bool:
