@@ -10,6 +10,7 @@ import torch
 
 from alnico.errors import MethodError
 from alnico.kernels.constants import CODES, LANES, LEAF, TILE
+from alnico.kernels.difference_kernel import DifferenceKernel
 from alnico.kernels.facts import (
     Bernoulli,
     Count,
@@ -26,6 +27,7 @@ from alnico.kernels.four_bit_kernel import FourBitKernel
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
+from alnico.numerics.dtypes import DTYPES, decode
 from alnico.numerics.noise import uniform
 from kernels.both_ways import in_both_ways
 
@@ -608,5 +610,39 @@ def test_folding_sums_over_the_rank_in_index_order(real: str, rank: int) -> None
     for first, last in ((0, rows * columns), (7, 8), (1300, 1303), (1, 4000)):
         out = np.empty(last - first, dtype)
         raw = base.reshape(-1)[first:last].copy().view(np.uint8)
-        in_both_ways(FoldKernel(real))(raw, CODES[code], left, right, float(dtype.type(0.3)), first, out)  # type: ignore[arg-type]
+        run = in_both_ways(FoldKernel(real))  # type: ignore[arg-type]
+        assert run(raw, CODES[code], left, right, float(dtype.type(0.3)), first, out) == -1
         np.testing.assert_array_equal(out, expected[first:last])
+
+
+@pytest.mark.parametrize("place", [0, 1300, 1301, 6504])
+def test_folding_says_whether_a_result_is_not_finite(place: int) -> None:
+    rows, columns = 5, 1301
+    left, right = np.zeros((rows, 2), np.float32), np.ones((2, columns), np.float32)
+    left[place // columns] = 3e38
+    right[:, np.arange(columns) != place % columns] = 0
+    raw, out = np.zeros(4 * rows * columns, np.uint8), np.empty(rows * columns, np.float32)
+    run = in_both_ways(FoldKernel("float32"))
+    assert run(raw, CODES["F32"], left, right, 1.0, 0, out) >= 0
+    assert np.flatnonzero(np.isinf(out)).tolist() == [place]
+    assert (
+        run(raw, CODES["F32"], left, right, 0.1, 0, out) >= 0
+    )  # the sum overflows, also where its scale is small
+    assert run(raw, CODES["F32"], left / 2, right, 0.1, 0, out) == -1
+
+
+@pytest.mark.parametrize("codes", [("BF16", "BF16"), ("F32", "F16"), ("F64", "F32"), ("F8_E4M3", "F32")])
+@pytest.mark.parametrize("count", [1, 511, 5000])
+def test_a_difference_is_rounded_and_its_squares_are_exact(codes: tuple[str, str], count: int) -> None:
+    random = np.random.default_rng(count)
+    real = "float64" if "F64" in codes else "float32"
+    raws = [random.integers(0, 64, count * DTYPES[code].bytes, np.uint8) for code in codes]
+    first, second = (decode(raw, code).astype(np.float64) for raw, code in zip(raws, codes, strict=True))
+    out, sums = np.empty(count, real), np.empty(2)
+    run = in_both_ways(DifferenceKernel(real))  # type: ignore[arg-type]
+    run(raws[0], CODES[codes[0]], raws[1], CODES[codes[1]], out, sums)
+    assert out.tobytes() == (first - second).astype(real).tobytes()
+    np.testing.assert_allclose(sums, [math.fsum((first - second) ** 2), math.fsum(second**2)], rtol=1e-14)
+    alone = np.empty(1)
+    run(raws[0], CODES[codes[0]], raws[1], CODES[codes[1]], out[:0], alone)
+    assert alone[0] == sums[0]

@@ -244,7 +244,8 @@ class AdaptedModel:
     def _compute_checked(self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray) -> None:
         """Fill ``out`` with a changed tensor's elements from ``first`` on. Errors: NonFiniteError, naming the
         first non-finite one."""
-        self._compute(name, factors, first, out)
+        if self._compute(name, factors, first, out):
+            return
         with np.errstate(all="ignore"):
             if np.isfinite(out.sum()):  # quicker than checking each element
                 return
@@ -260,9 +261,10 @@ class AdaptedModel:
 
     def _compute(
         self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray, *, plain: bool = False
-    ) -> None:
+    ) -> bool:
         """Fill ``out`` with a changed tensor's elements from ``first`` on; ``plain`` leaves out DoRA's
-        factors and the weight."""
+        factors and the weight. Returns whether they are known to be finite."""
+        is_finite = False
         change = self._changes[name]
         source, stored = self._start(name)
         origin = change.origin or name
@@ -282,8 +284,9 @@ class AdaptedModel:
             scale = (update.scale if update is not None else 1.0) * (
                 self.weight if is_plain and not change.replaced else 1.0
             )
+            is_finite = True
             for expert, begin, at, count in _by_expert(first, out.size, rows * columns):
-                _kernel(out.dtype, count * factors.right.shape[1])(
+                place = _kernel(out.dtype, count * factors.right.shape[1])(
                     raw[at * width : (at + count) * width],
                     CODES[code],
                     factors.left[expert],
@@ -292,10 +295,12 @@ class AdaptedModel:
                     begin,
                     out[at : at + count],
                 )
+                is_finite &= place < 0
         if plain:
-            return
+            return is_finite
         if factors.by_row is not None or factors.by_column is not None:
             self._apply_dora(factors, first, out)
+            is_finite = False
         if self.weight != 1 and (change.replaced or change.rows is not None or not is_plain):
             original = np.empty_like(out)
             original[:] = dtypes.decode(
@@ -305,6 +310,8 @@ class AdaptedModel:
                 out -= original
                 out *= out.dtype.type(self.weight)
                 out += original
+            is_finite = False
+        return is_finite
 
     @staticmethod
     def _replace_rows(rows: Rows, factors: _LoadedFactors, columns: int, first: int, out: np.ndarray) -> None:

@@ -29,6 +29,7 @@ from alnico.errors import AlnicoError
 from alnico.kernels.analysis_kernels import DescribingKernel, OrderKernel
 from alnico.kernels.cache import read_kernel, write_kernel
 from alnico.kernels.clock import CLOCK
+from alnico.kernels.difference_kernel import DifferenceKernel
 from alnico.kernels.four_bit_kernel import FourBitKernel
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
@@ -45,6 +46,7 @@ Description = (
     | DescribingKernel
     | OrderKernel
     | FoldKernel
+    | DifferenceKernel
     | FourBitKernel
 )
 

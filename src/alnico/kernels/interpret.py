@@ -15,6 +15,7 @@ import numpy as np
 from alnico.kernels.array_source import NoArrayForm, Type, on_arrays, select, types_of
 from alnico.kernels.array_tiles import decode, encode, filled, is_bad, width_of
 from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, UNROLLED_MODELS
+from alnico.kernels.difference_kernel import DifferenceKernel
 from alnico.kernels.four_bit_kernel import GROUP_BYTES, FourBitKernel
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
@@ -49,6 +50,8 @@ def run_of(kernel: Any) -> tuple[Run, float]:
         return _rank, 150.0
     if isinstance(kernel, FoldKernel):
         return functools.partial(_fold, np.dtype(kernel.real)), 4.0
+    if isinstance(kernel, DifferenceKernel):
+        return functools.partial(_difference, np.dtype(kernel.real)), 20.0
     if isinstance(kernel, FourBitKernel):
         return _four_bit, 6.0
     raise NoArrayForm(f"{type(kernel).__name__} has no array form")
@@ -394,7 +397,7 @@ def _rank(ordered: np.ndarray, places: np.ndarray, ranks: np.ndarray) -> None:
 
 def _fold(
     real: np.dtype[Any], raw: np.ndarray, code: int, left: np.ndarray, right: np.ndarray, scale: float, first: int, out: np.ndarray
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     rank, columns = right.shape
     rows = max(CHUNK // max(columns, 1), 1)
     stop = first + out.size
@@ -407,6 +410,22 @@ def _fold(
         part = total.reshape(-1)[begin - top * columns : end - top * columns]
         s, e = begin - first, end - first
         out[s:e] = _decoded(raw, code, (s, e), real) + part * real.type(scale)
+    return 0 if is_bad(out) else -1
+
+
+def _difference(
+    real: np.dtype[Any], first: np.ndarray, first_code: int, second: np.ndarray, second_code: int, out: np.ndarray, sums: np.ndarray
+) -> None:  # fmt: skip
+    lanes = np.zeros((2, LANES))
+    for span in chunks(first.size // width_of(first_code)):
+        a, b = _decoded(first, first_code, span, real), _decoded(second, second_code, span, real)
+        if out.size:
+            out[slice(*span)] = a - b
+        for values, lane in zip(
+            (a.astype(np.float64) - b, b.astype(np.float64)), lanes[: sums.size], strict=False
+        ):
+            add_to_lanes(values * values, lane)
+    sums[:] = fold(lanes)[: sums.size]
 
 
 def _four_bit(codes: np.ndarray, scales: np.ndarray, minimums: np.ndarray, out: np.ndarray) -> None:

@@ -180,6 +180,18 @@ def _decode_f32(raw, tile):
 
 
 @njit(nogil=True, error_model="numpy")
+def has_bad32(tile):
+    """Whether a float32 is NaN or infinite."""
+    return _largest32(tile.view(np.uint32)) >= 0x7F800000
+
+
+@njit(nogil=True, error_model="numpy")
+def has_bad64(tile):
+    """Whether a float64 is NaN or infinite."""
+    return _largest64(tile.view(np.uint64)) >= np.uint64(0x7FF << 52)
+
+
+@njit(nogil=True, error_model="numpy")
 def width_of(code):
     """Bytes per element of a dtype."""
     if code == F64:

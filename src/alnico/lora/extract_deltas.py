@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.source import Source
+from alnico.engine.arena import Arena
 from alnico.errors import MismatchError, NonFiniteError, ResourceError
+from alnico.kernels.choice import kernel_for
+from alnico.kernels.constants import CODES
+from alnico.kernels.difference_kernel import DifferenceKernel
 from alnico.lora.extract_targets import ExtractTarget
-from alnico.numerics.dtypes import DTYPES, decode, decode_into
+from alnico.numerics.dtypes import DTYPES, decode
 from alnico.numerics.randomized import BLOCK_ELEMENTS, ITERATIONS, is_whole, row_blocks, width_of
 from alnico.numerics.sizes import format_size
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, BYTES_A_TENSOR
@@ -19,6 +23,9 @@ from alnico.run_options import RunOptions
 
 CHECKED_ELEMENTS = 1 << 17
 """Elements compared at a time when an adapter is verified."""
+
+PIECE_ELEMENTS = 1 << 17
+"""Elements of both models read at a time: their bytes and differences stay in the second-level cache."""
 
 
 def real_of(tuned: Source, base: Source, name: str) -> np.dtype[Any]:
@@ -31,57 +38,63 @@ def real_of(tuned: Source, base: Source, name: str) -> np.dtype[Any]:
 class Delta:
     """Fine-tune minus base of one tensor, as a matrix.
 
-    ``memory`` is a buffer of the matrix's size that caches it; with None it is read again for each pass.
+    ``arena`` has this thread's buffer, which holds what is read, and with ``is_held`` also the whole matrix; without, it is read
+    again for each pass. Nothing else may use the buffer meanwhile.
     """
 
     def __init__(
-        self, tuned: Source, base: Source, target: ExtractTarget, memory: np.ndarray | None = None
+        self, tuned: Source, base: Source, target: ExtractTarget, arena: Arena, *, is_held: bool = False
     ) -> None:
         self.target = target
         self._sources = tuned, base
         self._real = real_of(tuned, base, target.name)
-        self._cached = None if memory is None else memory.view(self._real).reshape(target.matrix)
-        self._is_filled = False
+        self._arena = arena
+        self._is_held = is_held
+        self._held: np.ndarray | None = None
+        self._squares: dict[int, float] = {}
+        self.block_squares = 0.0
+        """The sum of the squares of the block that was yielded last, in float64."""
+        self._kernel = kernel_for(DifferenceKernel(self._real.name), target.elements)  # type: ignore[arg-type]
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield its rows in order, in blocks. A block is valid until the next one is requested."""
-        rows, columns = self.target.matrix
-        if self._cached is None or not self._is_filled:
-            yield from self._read(rows, columns)
-            self._is_filled = self._cached is not None
+        cuts = row_blocks(*self.target.matrix)
+        if self._held is None:
+            yield from self._read(cuts)
         else:
-            for first, last in row_blocks(rows, columns):
-                yield self._cached[first:last]
+            for first, last in cuts:
+                self.block_squares = self._squares[first]
+                yield self._held[first:last]
 
-    def _read(self, rows: int, columns: int) -> Iterator[np.ndarray]:
-        cuts = row_blocks(rows, columns)
-        most = max(last - first for first, last in cuts) * columns
+    def _read(self, cuts: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+        rows, columns = self.target.matrix
+        height = rows if self._is_held else max((last - first for first, last in cuts), default=0)
         dtypes = [source.tensors[self.target.name].dtype for source in self._sources]
-        raws = [np.empty(most * DTYPES[dtype].bytes, np.uint8) for dtype in dtypes]
-        values = np.empty((2, most), self._real)
+        widths = [DTYPES[dtype].bytes for dtype in dtypes]
+        piece = max(min(PIECE_ELEMENTS, self.target.elements), 1)
+        *raws, space = self._arena.views(
+            [piece * w for w in widths] + [height * columns * self._real.itemsize]
+        )
+        matrix = space.view(self._real).reshape(height, columns)
         for first, last in cuts:
-            count = (last - first) * columns
-            tuned_values = values[0, :count] if self._cached is None else self._cached[first:last].reshape(-1)
-            for source, dtype, raw, into in zip(
-                self._sources, dtypes, raws, (tuned_values, values[1, :count]), strict=True
-            ):
-                width = DTYPES[dtype].bytes
-                source.read_into(self.target.name, first * columns * width, memoryview(raw)[: count * width])
-                if self._real == np.float32:
-                    decode_into(raw[: count * width], dtype, into)
-                else:
-                    into[:] = decode(raw[: count * width], dtype)
-            with np.errstate(all="ignore"):  # the sum of squares detects values that are not finite
-                tuned_values -= values[1, :count]
-            yield tuned_values.reshape(last - first, columns)
+            block = matrix[first:last] if self._is_held else matrix[: last - first]
+            flat, sums, self.block_squares = block.reshape(-1), np.empty(1), 0.0
+            for at in range(0, flat.size, piece):
+                out = flat[at : at + piece]
+                parts = [raw[: out.size * width] for raw, width in zip(raws, widths, strict=True)]
+                for source, part, width in zip(self._sources, parts, widths, strict=True):
+                    source.read_into(self.target.name, (first * columns + at) * width, memoryview(part))
+                self._kernel(parts[0], CODES[dtypes[0]], parts[1], CODES[dtypes[1]], out, sums)
+                self.block_squares += float(sums[0])
+            self._squares[first] = self.block_squares
+            yield block
+        self._held = matrix if self._is_held else None
 
     def squares(self) -> float:
         """Return the sum of its squares, in float64."""
-        total = 0.0
-        for block in self.blocks():
-            wide = block.astype(np.float64).reshape(-1)
-            total += float(wide @ wide)
-        return total
+        for _ in self.blocks():
+            pass
+        return sum(self._squares.values())
 
     def refuse_tiny(self) -> None:
         """Refuse a change that is not zero but whose squares are 0 in float64. Errors: MismatchError."""
@@ -133,7 +146,7 @@ class ExtractMemory:
 
 def arena_bytes(room: ExtractMemory) -> int:
     """Return the bytes of each thread's buffer, for factorising and for verifying."""
-    return max(room.held_bytes, 32 * CHECKED_ELEMENTS)
+    return max(room.held_bytes, 8 * BLOCK_ELEMENTS) + 16 * PIECE_ELEMENTS
 
 
 def fit_extraction(
@@ -160,7 +173,7 @@ def fit_extraction(
     fixed += sum(factors[:4])  # while the adapter is verified
     reading = tuned.reading_bytes + base.reading_bytes
     most = max(needs, default=0)
-    worker = max(most, 12 * 8 * CHECKED_ELEMENTS + 3 * max(factors, default=0)) + reading + BLAS_BYTES
+    worker = max(most, 16 * CHECKED_ELEMENTS + 3 * max(factors, default=0)) + reading + BLAS_BYTES
     largest = max((s.elements * real_of(tuned, base, s.name).itemsize for s in targets), default=0)
     for workers in range(run.threads, 0, -1):
         room = (run.memory_bytes - fixed) // workers - worker
@@ -181,11 +194,11 @@ def _work_bytes(tuned: Source, base: Source, target: ExtractTarget, cap: int) ->
     item = real_of(tuned, base, target.name).itemsize
     widths = sum(DTYPES[s.tensors[target.name].dtype].bytes for s in (tuned, base))
     block = min(max(BLOCK_ELEMENTS, columns), target.elements)
-    reading = block * (widths + 2 * item + 8)
+    reading = block * (item + 8) + min(PIECE_ELEMENTS, target.elements) * widths
     if target.treatment != "factors" or not cap:
-        return reading + 8 * block
+        return reading
     work = svd_bytes((rows, columns), cap, item)
-    return 2 * reading + 16 * block + work if is_whole((rows, columns), cap) else reading + work
+    return reading + work + (16 * block if is_whole((rows, columns), cap) else 0)
 
 
 def svd_bytes(shape: tuple[int, int], cap: int, item: int) -> int:

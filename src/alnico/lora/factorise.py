@@ -19,7 +19,14 @@ from alnico.lora.extract_targets import ExtractTarget
 from alnico.lora.gpu_blocks import GpuBlocks, gpu_bytes
 from alnico.lora.ranks import Spectrum, ranks_of_energy
 from alnico.numerics.blas import one_blas_thread
-from alnico.numerics.randomized import Blocks, LowRankFactors, exact_svd, randomized_svd
+from alnico.numerics.randomized import (
+    Blocks,
+    LowRankFactors,
+    SquaresOf,
+    exact_svd,
+    randomized_svd,
+    squares_of,
+)
 from alnico.plan.memory import GPU_LIBRARY_BYTES
 from alnico.threads import Crew
 
@@ -66,16 +73,11 @@ class FactorisingRun:
         cap = self.options.cap(target) if target.treatment == "factors" else 0
         gpu = self._gpus.mine() if cap else None
         is_held = cap > 0 and gpu is None and self.room.holds(target, real)
-        delta = Delta(
-            self.tuned,
-            self.base,
-            target,
-            self._arena.views([target.elements * real.itemsize])[0] if is_held else None,
-        )
+        delta = Delta(self.tuned, self.base, target, self._arena, is_held=is_held)
         if gpu is not None:
             factors = self._factors_on(gpu, delta, cap)
         elif cap:
-            factors = self._factors(self._blocks(delta), target, cap)
+            factors = self._factors(self._blocks(delta), target, cap, lambda _: delta.block_squares)
         else:
             rows, columns = target.matrix
             squares = delta.squares() if target.elements else 0.0
@@ -110,16 +112,18 @@ class FactorisingRun:
             blocks = GpuBlocks(gpu, self._blocks(delta), target.matrix, holds=holds)
             return self._factors(blocks, target, cap)
 
-    def _factors(self, blocks: Blocks, target: ExtractTarget, cap: int) -> LowRankFactors:
+    def _factors(
+        self, blocks: Blocks, target: ExtractTarget, cap: int, squares_of: SquaresOf = squares_of
+    ) -> LowRankFactors:
         shape = target.matrix
         if self.options.exact:
-            return self._cut_to_energy(exact_svd(blocks, shape, cap))
+            return self._cut_to_energy(exact_svd(blocks, shape, cap, squares_of=squares_of))
         seed = (self.options.seed % (1 << 64), xxhash.xxh3_64_intdigest(target.name.encode()))
         if self.options.energy is None:
-            return randomized_svd(blocks, shape, cap, seed=seed)
+            return randomized_svd(blocks, shape, cap, seed=seed, squares_of=squares_of)
         rank = min(FIRST_RANK, cap)
         while True:
-            factors = randomized_svd(blocks, shape, rank, seed=seed)
+            factors = randomized_svd(blocks, shape, rank, seed=seed, squares_of=squares_of)
             energy = float(np.sum(factors.values**2))
             if rank == cap or factors.rank < rank or not energy < self.options.energy * factors.squares:
                 return self._cut_to_energy(factors)

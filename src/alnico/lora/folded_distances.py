@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from alnico.checkpoint.source import Source
 from alnico.engine.arena import Arena
 from alnico.events import Advanced
+from alnico.kernels.choice import kernel_for
+from alnico.kernels.constants import CODES
+from alnico.kernels.difference_kernel import DifferenceKernel
+from alnico.kernels.template import Real
 from alnico.lora.extract_deltas import CHECKED_ELEMENTS
-from alnico.numerics.blas import one_blas_thread
-from alnico.numerics.dtypes import DTYPES, decode, decode_into
+from alnico.numerics.dtypes import DTYPES
 from alnico.threads import Crew
 
 RunsOfTensor = tuple[str, range]
@@ -52,8 +56,9 @@ class FoldedDistances:
             for name, runs in tensors
             for i in range(0, len(runs), RUNS)
         ]
-        with one_blas_thread():
-            self._crew.run(calls)
+        for name, runs in tensors:
+            self._kernel(name, CHECKED_ELEMENTS * len(runs))
+        self._crew.run(calls)
 
     def _measure(self, name: str, runs: range) -> None:
         tensor = self._tuned.tensors[name]
@@ -67,22 +72,19 @@ class FoldedDistances:
     def _distance(self, name: str, first: int, last: int) -> tuple[float, float]:
         """Return the sums of squares of (folded - fine-tune) and of the fine-tune over some elements."""
         count = last - first
-        widths = [DTYPES[m.tensors[name].dtype].bytes for m in (self._folded, self._tuned)]
+        models = self._folded, self._tuned
+        dtypes = [model.tensors[name].dtype for model in models]
         # Reuses memory: fresh pages for each block took two thirds of the time.
-        rest, *views = self._arena.views(
-            [8 * count, *(count * width for width in widths), 4 * count, 4 * count]
-        )
-        values = []
-        for model, raw, narrow, width in zip(
-            (self._folded, self._tuned), views[:2], views[2:], widths, strict=True
-        ):
-            model.read_into(name, first * width, memoryview(raw))
-            if width >= 4:
-                values.append(decode(raw, model.tensors[name].dtype))
-            else:
-                decode_into(raw, model.tensors[name].dtype, narrow.view(np.float32))
-                values.append(narrow.view(np.float32))
-        folded_values, tuned_values = values
-        wide = rest.view(np.float64)
-        np.subtract(folded_values, tuned_values, out=wide, dtype=np.float64)
-        return float(wide @ wide), float(tuned_values @ tuned_values)
+        raws = self._arena.views([count * DTYPES[dtype].bytes for dtype in dtypes])
+        for model, raw, dtype in zip(models, raws, dtypes, strict=True):
+            model.read_into(name, first * DTYPES[dtype].bytes, memoryview(raw))
+        kernel, no_output, sums = self._kernel(name), np.empty(0, self._real(name)), np.empty(2)
+        kernel(raws[0], CODES[dtypes[0]], raws[1], CODES[dtypes[1]], no_output, sums)
+        return float(sums[0]), float(sums[1])
+
+    def _real(self, name: str) -> Real:
+        wide = "F64" in (self._folded.tensors[name].dtype, self._tuned.tensors[name].dtype)
+        return "float64" if wide else "float32"
+
+    def _kernel(self, name: str, elements: int = 0) -> Any:
+        return kernel_for(DifferenceKernel(self._real(name)), elements)

@@ -26,6 +26,9 @@ Blocks = Callable[[], Iterator[AnyArray]]
 """Begins a reading of a matrix: its rows in order, in blocks that are the same at every reading. Where these are torch's,
 everything is computed on their device."""
 
+SquaresOf = Callable[[AnyArray], float]
+"""Returns the sum of the squares of the block that was read last, in float64: what reads it may have summed them on the way."""
+
 BLOCK_ELEMENTS = 1 << 19
 """Elements in a block of rows: as float32 it stays in the second-level cache between its two products, which
 made them 2 to 3 times as fast as products with the whole matrix (1,536 x 4,096, rank 32, one thread)."""
@@ -87,6 +90,12 @@ def is_whole(
     return side <= SMALL or iterations * width_of(rank, oversample=oversample) >= WHOLE * side
 
 
+def squares_of(block: AnyArray) -> float:
+    """Return the sum of the squares of a block, in float64."""
+    wide = in_dtype(block, np.float64).reshape(-1)
+    return float(wide @ wide)
+
+
 def randomized_svd(
     blocks: Blocks,
     shape: tuple[int, int],
@@ -95,6 +104,7 @@ def randomized_svd(
     oversample: int = OVERSAMPLE,
     iterations: int = ITERATIONS,
     seed: int | tuple[int, ...] = 0,
+    squares_of: SquaresOf = squares_of,
 ) -> LowRankFactors:
     """Return the leading ``rank`` singular vectors of a matrix D, nearly: ``D @ Q @ Q.T``, truncated.
 
@@ -122,7 +132,7 @@ def randomized_svd(
         https://arxiv.org/abs/1504.05477.
     """
     if is_whole(shape, rank, oversample=oversample, iterations=iterations):
-        return exact_svd(blocks, shape, rank)
+        return exact_svd(blocks, shape, rank, squares_of=squares_of)
     width = width_of(rank, oversample=oversample)
     basis: AnyArray = np.random.default_rng(seed).standard_normal((shape[1], width), np.float32)
     powers: list[AnyArray] = []
@@ -131,7 +141,7 @@ def randomized_svd(
         total: AnyArray = None
         for block in blocks():
             if i == 0:
-                squares += _squares(block)
+                squares += squares_of(block)
                 if not np.isfinite(squares):
                     return _nothing(shape, squares, dtype_of(block))
             basis = like(block, basis) if is_numpy(basis) else basis
@@ -149,7 +159,9 @@ def randomized_svd(
     return _projected(blocks, shape, span, rank, squares)
 
 
-def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -> LowRankFactors:
+def exact_svd(
+    blocks: Blocks, shape: tuple[int, int], rank: int | None = None, *, squares_of: SquaresOf = squares_of
+) -> LowRankFactors:
     """Return the leading ``rank`` singular vectors of a matrix, or all, by eigenvectors of its smaller
     product.
 
@@ -166,7 +178,7 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
     if rows >= columns:
         for block in blocks():
             wide, real = _wide_copy(block), dtype_of(block)
-            squares += _squares(wide)
+            squares += squares_of(wide)
             if not np.isfinite(squares):
                 return _nothing(shape, squares, real)
             gram = zeros(wide, (columns, columns)) if gram is None else gram
@@ -177,7 +189,7 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
         return _projected(blocks, shape, vectors, count, squares)
     for (first, last), block in _placed(blocks):
         wide, real = _wide_copy(block), dtype_of(block)
-        squares += _squares(wide)
+        squares += squares_of(wide)
         if not np.isfinite(squares):
             return _nothing(shape, squares, real)
         gram = zeros(wide, (rows, rows)) if gram is None else gram
@@ -263,11 +275,6 @@ def _is_more(values: np.ndarray, shape: tuple[int, int], real: np.dtype[Any]) ->
         return np.zeros(len(values), bool)
     more: np.ndarray = values > np.finfo(real).eps * np.sqrt(max(shape)) / 4 * values[0]
     return more
-
-
-def _squares(block: AnyArray) -> float:
-    wide = in_dtype(block, np.float64).reshape(-1)
-    return float(wide @ wide)
 
 
 def _nothing(shape: tuple[int, int], squares: float, real: np.dtype[Any]) -> LowRankFactors:
