@@ -49,10 +49,11 @@ def measured(
     cuts: list[int] | None = None,
     base: np.ndarray | None = None,
 ):
-    """Measure over blocks that begin at ``cuts`` (multiples of a leaf), in a shuffled order."""
+    """Measure a fact, or a list of them, over blocks that begin at ``cuts`` (multiples of a leaf), in a shuffled order."""
+    facts = fact if isinstance(fact, list) else [fact]
     count = values[0].size
     job = job_of(count, dtype, len(values), base is not None)
-    level = measure.LevelMeasurement([fact], KernelContext(job, 0, {}))
+    level = measure.LevelMeasurement(facts, KernelContext(job, 0, {}))
     raws, width = [raw_of(v, dtype) for v in values], 2 if dtype == "BF16" else 4
     of_base = raw_of(base, dtype) if base is not None else np.empty(0, np.uint8)
     edges = [*(cuts or [0]), count]
@@ -68,7 +69,8 @@ def measured(
             level.fold(start, stop, Block(parts, of_base[start * width : stop * width]))
         level.turn()
         passes += 1
-    return level.results()[fact], passes
+    results = level.results()
+    return results if isinstance(fact, list) else results[fact], passes
 
 
 def exact(values: np.ndarray, share: float) -> float:
@@ -148,6 +150,26 @@ def test_no_more_is_kept_than_the_plan_allows(monkeypatch: pytest.MonkeyPatch) -
     values = normal(np.random.default_rng(3)).astype(np.float32)
     result, passes = measured(KthLargest((0.3,)), [values], "F32", [0, LEAF, 2 * LEAF, 3 * LEAF])
     assert (result, passes) == ((exact(values, 0.3),), 3)
+
+
+def test_thresholds_of_one_function_are_searched_together_and_one_that_the_sample_misses_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(8)
+    values = [normal(random).astype(np.float32), hidden_from_the_sample(random).astype(np.float32)]
+    lower, upper = KthLargest((0.3, 1.0)), KthLargest((0.01, 0.3))
+    calls: list[str] = []
+    call = measure._FactState.call
+    monkeypatch.setattr(
+        measure._FactState,
+        "call",
+        lambda state, run, *rest: (calls.append(type(state).__name__), call(state, run, *rest)),
+    )
+    results, passes = measured([lower, upper], values)
+    expected = {lower: (exact(values[0], 0.3), 0.0), upper: (exact(values[0], 0.01), exact(values[1], 0.3))}
+    assert (results, passes) == (expected, 3)
+    # The sample and the pass of both, then two passes for the one whose second value was not in its bracket.
+    assert calls == ["_ByBracket"] * 2 + ["_ByHistogram"] * 2
 
 
 def test_a_sample_is_of_the_whole_tensor_and_never_more_than_a_leaf() -> None:

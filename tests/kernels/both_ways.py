@@ -9,6 +9,7 @@ import numpy as np
 
 from alnico.kernels.build import Description, compile_kernel
 from alnico.kernels.choice import Interpreted
+from alnico.kernels.constants import WORD
 from alnico.kernels.measure_kernels import MeasureKernel
 
 
@@ -43,5 +44,5 @@ def compare(kernel: Description, arguments: tuple[Any, ...], copies: list[Any]) 
 def check_gathered(counts: list[int], by_compiled: np.ndarray, by_numpy: np.ndarray) -> None:
     """What a bracket gathered, where there was room for it; behind it is whatever was there."""
     for n, count in enumerate(counts):
-        if count + 8 <= by_compiled.shape[1]:
+        if count + WORD <= by_compiled.shape[1]:
             assert by_compiled[n, :count].tobytes() == by_numpy[n, :count].tobytes()

@@ -10,6 +10,7 @@ from alnico.devices import Device
 from alnico.kernels.array_source import NoArrayForm
 from alnico.kernels.build import Description, compile_kernel
 from alnico.kernels.choice import Interpreted, kernel_for
+from alnico.kernels.constants import WORD
 from alnico.kernels.cuda.kernel import CudaKernel
 from alnico.kernels.cuda.memory import GpuMemory, gpu_memory
 from alnico.kernels.measure_kernels import MeasureKernel
@@ -73,7 +74,7 @@ class OnBoth:
             inside = arguments[self.names.index("counts")][:, 1].tolist()
             for n, count in enumerate(inside):
                 if (
-                    count + 8 <= by_processor.shape[1]
+                    count + WORD <= by_processor.shape[1]
                     and arguments[self.names.index("low")][n] != arguments[self.names.index("high")][n]
                 ):
                     kept = np.sort(by_processor[n, :count]), np.sort(by_gpu[n, :count])

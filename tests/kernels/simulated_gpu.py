@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.kernels.constants import CODES, LEAF
+from alnico.kernels.constants import CODES, LEAF, WORD
 from alnico.kernels.facts import magnitude
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel
 from alnico.kernels.mix_kernel import MixKernel
@@ -249,9 +249,9 @@ def _reduce(real: str, dtypes: list[str], deltas: bool, count: int, row: int, st
                 ("values", [np.zeros((n, count), real)]),
                 ("histogram", [word - 16, np.zeros(n, np.uint64), np.ones((n, 65_536), np.int64)]),
                 ("histogram", [word - 32, np.full(n, int(np.array(0.5, real).view(f"u{word // 8}")) >> (word - 16), np.uint64), np.zeros((n, 65_536), np.int64)]),
-                ("bracket", [np.full(n, 0.3, real), np.full(n, 0.9, real), np.zeros((n, 2), np.int64), np.zeros((n, count + 8), real)]),
+                ("bracket", [np.full(n, 0.3, real), np.full(n, 0.9, real), np.zeros((n, 2), np.int64), np.zeros((n, count + WORD), real)]),
                 ("bracket", [np.full(n, 0.0, real), np.full(n, np.inf, real), np.zeros((n, 2), np.int64), np.zeros((n, 40), real)]),
-                ("bracket", [np.full(n, 0.0, real), np.full(n, 0.0, real), np.zeros((n, 2), np.int64), np.zeros((n, count + 8), real)]),
+                ("bracket", [np.full(n, 0.0, real), np.full(n, 0.0, real), np.zeros((n, 2), np.int64), np.zeros((n, count + WORD), real)]),
             ]  # fmt: skip
             for reduction, given in outputs:
                 kernel = MeasureKernel(reduction, of, models, deltas, kinds, real, across)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alnico.errors import MethodError
-from alnico.kernels.constants import CODES, LANES, LEAF, TILE
+from alnico.kernels.constants import CODES, LANES, LEAF, TILE, WORD
 from alnico.kernels.difference_kernel import DifferenceKernel
 from alnico.kernels.facts import (
     Bernoulli,
@@ -361,6 +361,27 @@ def test_values_are_those_of_the_function_with_noise_of_their_place():
     drawn = (uniform(11, start, count) < np.float32(0.3)).astype(np.float32)
     delta = x[0].astype(np.float32) - x[1].astype(np.float32)
     np.testing.assert_array_equal(found, drawn * delta + uniform(12, start, count))
+
+
+@pytest.mark.parametrize(("real", "dtype"), [("float32", "BF16"), ("float64", "F64")])
+def test_a_bracket_keeps_what_lies_between_its_bounds_and_counts_what_is_above(real, dtype):
+    run = in_both_ways(MeasureKernel("bracket", magnitude, 2, True, (), real))
+    for count in (1, 63, 64, TILE + 9, 2 * TILE + 130):
+        raws, codes, x = made(count, 3, (dtype,), seed=count)
+        *raws, base = raws
+        values = np.abs(x[:2].astype(real) - x[2].astype(real))
+        chosen = np.array([1, 1, 1, 0])  # one model several times
+        low, high = np.array([0.1, 0.5, 0.5, 0.0], real), np.array([0.2, np.inf, 0.5, 9.0], real)
+        low[2] = high[2] = values[1, count // 2]
+        counts = np.array([[0, 0], [5, 7], [0, 0], [0, 0]])
+        kept = np.zeros((4, count + WORD), real)
+        run(tuple(raws), codes[:2], base, codes[2], 0, chosen, low, high, counts, kept)
+        counts[1] -= 5, 7
+        for n, i in enumerate(chosen):
+            inside = values[i][(values[i] >= low[n]) & (values[i] <= high[n])]
+            assert counts[n].tolist() == [np.count_nonzero(values[i] > high[n]), inside.size]
+            # Where both bounds are the same, all that lies between is known.
+            np.testing.assert_array_equal(kept[n, : inside.size], inside if n != 2 else np.zeros(inside.size))
 
 
 def non_negative(x):

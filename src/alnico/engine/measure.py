@@ -17,9 +17,15 @@ import numpy as np
 from alnico.engine.blocks import Block, Span
 from alnico.engine.kernel_arguments import KernelContext, codes_of, in_place, kind_of
 from alnico.kernels.choice import kernel_for
-from alnico.kernels.constants import LEAF
+from alnico.kernels.constants import LEAF, WORD
 from alnico.kernels.facts import Count, Gram, KthLargest, Largest, MeasuredFact, Sum
-from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
+from alnico.kernels.measure_kernels import (
+    MOST_SEARCHED,
+    ColumnGramKernel,
+    GramKernel,
+    MeasureKernel,
+    Reduction,
+)
 from alnico.plan.job import Job
 from alnico.plan.memory import SELECTION_BYTES
 
@@ -47,7 +53,7 @@ class LevelMeasurement:
     """
 
     def __init__(self, facts: Sequence[MeasuredFact], context: KernelContext) -> None:
-        self.states = [_state(fact, context) for fact in facts]
+        self.states = _states(facts, context)
 
     @property
     def done(self) -> bool:
@@ -83,7 +89,7 @@ class LevelMeasurement:
                 state.turn()
 
     def results(self) -> dict[MeasuredFact, Any]:
-        return {state.fact: state.result for state in self.states}
+        return {fact: value for state in self.states for fact, value in state.results().items()}
 
 
 def are_finite(facts: Mapping[MeasuredFact, Any]) -> bool:
@@ -110,6 +116,9 @@ class _FactState:
 
     def turn(self) -> None:
         raise NotImplementedError
+
+    def results(self) -> dict[MeasuredFact, Any]:
+        return {self.fact: self.result}
 
     def call(self, run: Callable[..., Any], start: int, block: Block, *rest: Any) -> None:
         run(
@@ -434,26 +443,33 @@ class ModelMeasurement:
             self.result = tuple(self.values_by_model)
 
 
-class _ByBracket(_KthLargestSearch):
-    """KthLargest of a large tensor, mostly in one pass: a sample says between which two values the kth
-    largest should lie; the pass counts what is above and keeps what is between, and the kth largest is
-    selected from that.
+class _ByBracket(_FactState):
+    """KthLargest facts of one function of a large tensor, mostly in one pass: a sample says between which two values each kth
+    largest should lie; the pass counts what is above and keeps what is between, and the kth largest is selected from that.
 
-    The sample decides the speed alone. Where the kth largest is not between, or too much is, the histogram
-    finds it.
+    The sample decides the speed alone. Where the kth largest is not between, or too much is, the histogram finds it.
     """
 
-    def __init__(self, fact: KthLargest, context: KernelContext) -> None:
-        super().__init__(fact, context)
+    def __init__(self, facts: Sequence[KthLargest], context: KernelContext) -> None:
+        super().__init__(facts[0], context)
         self.context = context
-        self.run = kernel_for(_kernel(fact, context.job))
-        self.sampling = kernel_for(_kernel(fact, context.job, "values"))
+        self.real = np.dtype(context.real)
+        self.run = kernel_for(_kernel(facts[0], context.job))
+        self.sampling = kernel_for(_kernel(facts[0], context.job, "values"))
+        self.searches = [_KthLargestSearch(fact, context) for fact in facts]
+        # All values of one model next to each other: then it is decoded once.
+        pairs = [(i, r, s) for s in self.searches for i, r in zip(s.chosen, s.rank, strict=True)]
+        searched = sorted(pairs, key=lambda pair: pair[:2])
+        self.chosen = np.array([i for i, _, _ in searched], np.int64)
+        self.rank = np.array([r for _, r, _ in searched], np.int64)
+        self.owner = [s for _, _, s in searched]
         self.parts: list[list[np.ndarray]] = [[] for _ in self.chosen]
         self.counts = np.zeros((self.chosen.size, 2), np.int64)
         self.low = self.high = np.empty(0, self.real)
-        self.fallback: _ByHistogram | None = None
+        self.gathers = True
         self.room = SELECTION_BYTES // self.real.itemsize // max(self.chosen.size, 1)
         self.lock = threading.Lock()
+        self.done = not searched
 
     @property
     def runs(self) -> list[Span]:
@@ -461,19 +477,25 @@ class _ByBracket(_KthLargestSearch):
         return [(i * stride, i * stride + min(stride, SAMPLED_RUN)) for i in range(SAMPLED_RUNS)]
 
     def sample(self, block: Block) -> None:
+        models = np.unique(self.chosen)
         values = np.empty(
-            (self.chosen.size, SAMPLED_RUNS, min(self.job.elements // SAMPLED_RUNS, SAMPLED_RUN)), self.real
+            (models.size, SAMPLED_RUNS, min(self.job.elements // SAMPLED_RUNS, SAMPLED_RUN)), self.real
         )
-        self.call(self.sampling, 0, block, self.chosen, values.reshape(self.chosen.size, -1))
+        self.call(self.sampling, 0, block, models, values.reshape(models.size, -1))
+        # Sorting is vectorised in numpy; a partition of many equal values, usual in BF16 models, takes three
+        # times as long.
+        ordered = np.sort(values.reshape(models.size, -1), axis=1)
+        own = np.searchsorted(models, self.chosen)
         shares = self.rank / self.job.elements
-        bounds = [self._bracket(part, share) for part, share in zip(values, shares, strict=True)]
+        bounds = [self._bracket(values[m], ordered[m], share) for m, share in zip(own, shares, strict=True)]
         self.low, self.high = (np.array(side, self.real) for side in zip(*bounds, strict=True))
 
     def fold(self, start: int, stop: int, block: Block) -> None:
-        if self.fallback is not None:
-            self.fallback.fold(start, stop, block)
-        else:
-            self._gather(start, stop, block)
+        if self.gathers:
+            return self._gather(start, stop, block)
+        for search in self.searches:
+            if not search.done:
+                search.fold(start, stop, block)
 
     def _gather(self, start: int, stop: int, block: Block) -> None:
         inside = np.empty((self.chosen.size, min((stop - start) // 4, MOST_INSIDE) + 4096), self.real)
@@ -486,31 +508,35 @@ class _ByBracket(_KthLargestSearch):
                 if (
                     self.low[n] != self.high[n]
                     and self.counts[n, 1] <= self.room
-                    and count + 8 <= inside.shape[1]
+                    and count + WORD <= inside.shape[1]
                 ):
                     part.append(inside[n, :count].copy())
                 else:
                     part.clear()
 
     def turn(self) -> None:
-        if self.fallback is not None:
-            self.fallback.turn()
-            if self.fallback.done:
-                self.finish([self.fallback.values_by_model[i] for i in self.chosen.tolist()])
-        else:
+        if self.gathers:
+            self.gathers = False
             values = [self._selected(n) for n in range(self.chosen.size)]
-            if None in values:
-                self.fallback = _ByHistogram(self.fact, self.context)
-            else:
-                self.finish([value for value in values if value is not None])
+            for n, search in enumerate(self.searches):
+                own = [value for value, owner in zip(values, self.owner, strict=True) if owner is search]
+                if None in own:
+                    self.searches[n] = _ByHistogram(search.fact, self.context)
+                elif own:
+                    search.finish([value for value in own if value is not None])
+        else:
+            for search in self.searches:
+                if not search.done:
+                    search.turn()
+        self.done = all(search.done for search in self.searches)
 
-    def _bracket(self, sample: np.ndarray, share: float) -> tuple[Any, Any]:
+    def results(self) -> dict[MeasuredFact, Any]:
+        return {search.fact: search.result for search in self.searches}
+
+    def _bracket(self, sample: np.ndarray, ordered: np.ndarray, share: float) -> tuple[Any, Any]:
         """Between which values of the sample (runs, elements) the kth largest lies: four standard deviations
         of its rank to both sides, by the spread between the runs where that is larger, since rows of a tensor
         differ in size."""
-        # Sorting is vectorised in numpy; a partition of many equal values, usual in BF16 models, takes three
-        # times as long.
-        ordered = np.sort(sample, axis=None)
         above = (sample > ordered[max(0, sample.size - 1 - int(share * sample.size))]).mean(axis=1)
         deviation = max(
             math.sqrt(share * (1 - share) / sample.size), float(above.std()) / math.sqrt(len(sample))
@@ -604,15 +630,26 @@ def _kernel(fact: MeasuredFact, job: Job, reduction: Reduction | None = None) ->
     return MeasureKernel(reduction, fact.of, models, of_deltas, kinds, real, fact.across)
 
 
+def _states(facts: Sequence[MeasuredFact], context: KernelContext) -> list[_FactState]:
+    """Return what measures the facts. Thresholds of one function are searched together."""
+    together: dict[Any, list[KthLargest]] = {}
+    states = []
+    for fact in facts:
+        if isinstance(fact, KthLargest) and context.gpu is None and is_bracketed(fact, context.job):
+            together.setdefault((fact.of, fact.arguments, fact.across), []).append(fact)
+        else:
+            states.append(_state(fact, context))
+    groups = (g[n : n + MOST_SEARCHED] for g in together.values() for n in range(0, len(g), MOST_SEARCHED))
+    return [*states, *(_ByBracket(group, context) for group in groups)]
+
+
 def _state(fact: MeasuredFact, context: KernelContext) -> _FactState:
     if isinstance(fact, Gram):
         return _ByColumn(fact, context) if fact.over == "column" else _ByRow(fact, context)
     if isinstance(fact, KthLargest):
         if context.job.elements <= SMALL:
             return _BySelection(fact, context)
-        if context.gpu is not None:
-            return _ByHistogram(fact, context)
-        return _ByBracket(fact, context) if is_bracketed(fact, context.job) else _ByHistogram(fact, context)
+        return _ByHistogram(fact, context)
     if isinstance(fact, Largest) or (isinstance(fact, Sum) and fact.over == "row"):
         return _OfRows(fact, context)
     return _ByLeaf(fact, context)

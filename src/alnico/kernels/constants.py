@@ -3,6 +3,9 @@
 TILE = 4096
 """Elements of one decoded input that a kernel holds at a time (16 KiB of float32)."""
 
+WORD = 64
+"""Elements whose answers to a question are the bits of one number."""
+
 LEAF = 65_536
 """Elements in one partial sum. Part of the arithmetic: blocks are cut at multiples of it for any budget."""
 

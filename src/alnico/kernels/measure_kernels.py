@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, TILE, UNROLLED_MODELS
+from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, TILE, UNROLLED_MODELS, WORD
 from alnico.kernels.scalar_source import straighten
 from alnico.kernels.template import (
     DECORATOR,
@@ -21,6 +21,9 @@ from alnico.kernels.template import (
 )
 
 Reduction = Literal["sum", "count", "sum of rows", "largest of rows", "values", "histogram", "bracket"]
+
+MOST_SEARCHED = 4
+"""Most values of one model that are searched in one call."""
 
 OUTPUTS = {
     "sum": ("leaves",),
@@ -50,7 +53,8 @@ class MeasureKernel:
     ``histogram``: ``shift, prefix, bins``; bin ``(bits >> shift) & 0xFFFF`` counts the elements whose bits
     above that equal ``prefix``. Of ``bracket``: ``low, high, counts, gathered``; ``counts`` gets the number
     of elements above ``high`` and of those in [``low``, ``high``], and the latter are put into ``gathered``
-    while there is room for 8, unless ``low`` is ``high``: then they are all the same. With ``across``, ``of``
+    while there is room for a word of them, unless ``low`` is ``high``: then they are all the same. A model that is
+    chosen several times in a row, at most :data:`MOST_SEARCHED`, is measured once. With ``across``, ``of``
     sees the values of all models, too.
     """
 
@@ -100,13 +104,9 @@ class MeasureKernel:
         if self.across and self.models > UNROLLED_MODELS:
             scratch.append(("x", (self.models,), "REAL"))
         if self.reduction not in ("sum", "count", "values"):
-            scratch.append(("measured", (TILE,), "REAL"))
+            scratch.append(("measured", (TILE + WORD,), "REAL"))
         if self.reduction == "bracket":
-            scratch += [
-                ("flags", (TILE,), "uint8"),
-                ("marked", (TILE // 8 + 1,), "int64"),
-                ("places", (self.models,), "int64"),
-            ]
+            scratch.append(("places", (MOST_SEARCHED * self.models,), "int64"))
         if self.reduction not in ("values", "histogram", "bracket"):
             scratch.append(
                 ("lanes", (self.models, LANES), "int64" if self.reduction == "count" else "float64")
@@ -147,9 +147,9 @@ class MeasureKernel:
         lines += ["    for j in range(v.size):", *prepare, f"        {statement.format(value=value)}"]
         return "\n".join(lines)
 
-    def _each_model(self, span: str, work: list[str]) -> list[str]:
+    def _each_model(self, span: str, work: list[str], again: list[str] | None = None) -> list[str]:
         """Statements for the tile ``s`` to ``e``: decode, then ``work`` for each model ``i``, the ``n``-th
-        chosen one."""
+        chosen one; of one that is chosen several times in a row, only ``again`` is repeated."""
         lines = [f"        {span}"]
         if self.of_deltas:
             lines.append("        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
@@ -158,14 +158,18 @@ class MeasureKernel:
             lines.append("            w = width_of(codes[i])")
             lines.append("            decode(raws[i][w * s:w * e], codes[i], values[i, :e - s])")
         lines += ["        for n in range(chosen.size):", "            i = chosen[n]"]
+        indent = " " * 12
+        if again is not None:
+            lines.append(f"{indent}if n == 0 or chosen[n - 1] != i:")
+            indent += "    "
         if not self.across:
-            lines.append("            w = width_of(codes[i])")
-            lines.append("            decode(raws[i][w * s:w * e], codes[i], values[0, :e - s])")
+            lines.append(f"{indent}w = width_of(codes[i])")
+            lines.append(f"{indent}decode(raws[i][w * s:w * e], codes[i], values[0, :e - s])")
         lines += [
-            f"            {fill_statement(self.kinds, a, 'i', f'filled{a}[:e - s]')}"
+            f"{indent}{fill_statement(self.kinds, a, 'i', f'filled{a}[:e - s]')}"
             for a in tiled_arguments(self.kinds)
         ]
-        return lines + [f"            {line}" for line in work]
+        return lines + [f"{indent}{line}" for line in work] + [f"            {line}" for line in again or []]
 
     def _call(self, result: str, begin: str, stop: str) -> str:
         own = "i" if self.across else "0"
@@ -183,10 +187,10 @@ class MeasureKernel:
             )
         return f"tile({', '.join(passed)})"
 
-    def _tiles(self, work: list[str]) -> list[str]:
+    def _tiles(self, work: list[str], again: list[str] | None = None) -> list[str]:
         return [
             f"    for s in range(0, count, {TILE}):",
-            *self._each_model(f"e = min(s + {TILE}, count)", work),
+            *self._each_model(f"e = min(s + {TILE}, count)", work, again),
         ]
 
     def _values(self) -> tuple[list[str], list[str]]:
@@ -203,34 +207,16 @@ class MeasureKernel:
             "    if (b >> np.uint64(16)) >> shift == prefix[n]:",
             "        bins[n, np.int64((b >> shift) & np.uint64(0xFFFF))] += 1",
         ]
-        first = [f"    bits = measured.view(np.{bits})"]
+        first = [f"    bits = measured[:{TILE}].view(np.{bits})"]
         # -0.0 + 0.0 is 0.0: with its sign bit a zero would be the largest of all.
         return [self._tile("out", "out[j] = {value} + ZERO")], first + self._tiles(work)
 
     def _bracket(self) -> tuple[list[str], list[str]]:
-        definitions = [
-            self._tile("out", "out[j] = {value}"),
-            "def mark(measured, low, high, flags, counts):\n    above = np.int32(0)\n    reached = np.int32(0)\n"
-            "    for j in range(measured.size):\n        over = np.int32(measured[j] > high)\n        at = np.int32(measured[j] >= low)\n"
-            "        above += over\n        reached += at\n        flags[j] = np.uint8(at - over)\n"
-            "    counts[0] += above\n    counts[1] += reached - above",
-            # Eight flags are one word, and most words are 0. No branch depends on a flag: it would be mispredicted.
-            # The number of every word, and every value of a word with flags, is stored; the place advances past
-            # flagged ones only.
-            "def gather(measured, flags, gathered, place, marked):\n    words = flags.view(np.uint64)\n    n = 0\n"
-            "    for w in range(words.size):\n        marked[n] = w\n        n += np.int64(words[w] != 0)\n"
-            "    for m in range(n):\n        if place + 8 <= gathered.size:\n            first = 8 * marked[m]\n"
-            "            for j in range(first, first + 8):\n                gathered[place] = measured[j]\n"
-            "                place += np.int64(flags[j])\n    return place",
-        ]
-        work = [
-            self._call("measured[:e - s]", "0", "e - s"),
-            "mark(measured[:e - s], low[n], high[n], flags, counts[n])",
-            "if low[n] != high[n]:",
-            "    flags[e - s:] = 0",
-            "    places[n] = gather(measured, flags, gathered[n], places[n], marked)",
-        ]
-        return definitions, ["    places[:] = 0", *self._tiles(work)]
+        search = (
+            "places[n] = keep_between(measured, e - s, low[n], high[n], gathered[n], places[n], counts[n])"
+        )
+        work = [self._call("measured[:e - s]", "0", "e - s")]
+        return [self._tile("out", "out[j] = {value}")], ["    places[:] = 0", *self._tiles(work, [search])]
 
     def _rows(self) -> tuple[list[str], list[str]]:
         """As in GramKernel, element i of the tensor goes to lane i modulo their number."""

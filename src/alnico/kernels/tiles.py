@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit
 from numba.core import cgutils, types
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
-from alnico.kernels.constants import BF16, E5M2, F16, F32, F64, WIDE_BF16, WIDE_F16
+from alnico.kernels.constants import BF16, E5M2, F16, F32, F64, WIDE_BF16, WIDE_F16, WORD
 from alnico.numerics.noise import GAMMA, MIX_1, MIX_2
 
 _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
@@ -83,6 +84,89 @@ def pointer(_typing: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(address), generate
+
+
+def _mask(predicate: str, name: str) -> Any:
+    """An intrinsic ``(values, first, bound) -> uint64``: bit i says whether ``values[first + i]`` compares so with a bound. A NaN
+    never does."""
+
+    def mask(_typing: Any, values: Any, _first: Any, bound: Any) -> Any:
+        if not isinstance(values, types.Array) or values.dtype != bound:
+            return None
+
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            real = context.get_value_type(bound)
+            vector = ir.VectorType(real, WORD)
+            data = context.make_array(values)(context, builder, arguments[0]).data
+            place = builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
+            loaded = builder.load(place, align=real.get_abi_alignment(context.target_data))
+            one = builder.insert_element(
+                ir.Constant(vector, ir.Undefined), arguments[2], ir.Constant(ir.IntType(32), 0)
+            )
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), WORD), [0] * WORD)
+            every = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+            return builder.bitcast(builder.fcmp_ordered(predicate, loaded, every), ir.IntType(WORD))
+
+        return types.uint64(values, types.intp, bound), generate
+
+    mask.__name__ = name
+    return intrinsic(mask)
+
+
+mask_above = _mask(">", "mask_above")
+mask_reached = _mask(">=", "mask_reached")
+
+
+@intrinsic
+def count_bits(_typing: Any, _word: Any) -> Any:
+    """The number of bits of a uint64 that are set."""
+    return types.int64(types.uint64), lambda _context, builder, _signature, arguments: builder.ctpop(
+        arguments[0]
+    )
+
+
+@intrinsic
+def lowest_bit(_typing: Any, _word: Any) -> Any:
+    """The place of the lowest bit of a uint64 that is set; 64 if none is."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), generate
+
+
+@njit(nogil=True, error_model="numpy")
+def keep_between(measured, count, low, high, gathered, place, counts):
+    """Count the values above ``high`` and those in [``low``, ``high``] among the first ``count``, and put the latter into
+    ``gathered`` from ``place`` on, while there is room for :data:`WORD`, unless both bounds are the same. Returns the next place.
+
+    ``measured`` has room for a word more; what follows the first ``count`` is overwritten.
+    """
+    for j in range(count, -(-count // WORD) * WORD):
+        measured[j] = np.nan
+    above = inside = 0
+    gathers = low != high
+    for w in range(0, count, WORD):
+        over = mask_above(measured, w, high)
+        left = mask_reached(measured, w, low) & ~over
+        found = count_bits(left)
+        above += count_bits(over)
+        inside += found
+        if gathers and place + WORD <= gathered.size:
+            # Most words have a few: four are stored without a branch that depends on how many, which would be mispredicted.
+            of_word, kept = measured[w : w + WORD + 1], gathered[place : place + WORD]
+            t = np.uint64(0)
+            while True:
+                for u in range(4):
+                    kept[t + np.uint64(u)] = of_word[lowest_bit(left)]
+                    left &= left - _U1
+                t += np.uint64(4)
+                if t >= np.uint64(found):
+                    break
+            place += found
+    counts[0] += above
+    counts[1] += inside
+    return place
 
 
 # The largest magnitude, as bits, shows whether a tile holds a NaN or an infinity: a reduction by max at the width of the
