@@ -146,9 +146,10 @@ def every_argument_is_filled() -> None:
         raws, codes = raws[: 2 * models], codes[: 2 * models]
         keys = [np.arange(a, a + models, dtype=np.uint64) + (1 << 60) for a in (1, 1000, 5000)]
         chance = random.random(models).astype(real)
+        unkept = (np.empty((models, 0), np.uint64), False)
         arguments = [
-            chance, keys[0], chance, keys[1],
-            chance, keys[2], (chance / 2).astype(real), random.random((models, count)).astype(np.float32),
+            chance, keys[0], chance, keys[1], *unkept,
+            chance, keys[2], (chance / 2).astype(real), random.random((models, count)).astype(np.float32), *unkept,
             random.standard_normal((models, rows)).astype(real), columns,
             random.standard_normal((models, columns)).astype(real), columns, np.dtype(real).type(0.7),
         ]  # fmt: skip

@@ -104,9 +104,10 @@ def test_every_kind_of_argument_is_filled_as_compiled(models: int, real: Any) ->
     raws = tuple(random.standard_normal(count).astype(np.float32).view(np.uint8) for _ in range(2 * models))
     keys = [np.arange(a, a + models, dtype=np.uint64) for a in (1, 1000, 5000)]
     chance = random.random(models).astype(real)
+    unkept = (np.empty((models, 0), np.uint64), False)
     arguments = [
-        chance, keys[0], chance, keys[1],
-        chance, keys[2], (chance / 2).astype(real), random.random((models, count)).astype(np.float32),
+        chance, keys[0], chance, keys[1], *unkept,
+        chance, keys[2], (chance / 2).astype(real), random.random((models, count)).astype(np.float32), *unkept,
         random.standard_normal((models, rows)).astype(real), columns, random.standard_normal((models, columns)).astype(real), columns,
     ]  # fmt: skip
     base = raws[0].copy()

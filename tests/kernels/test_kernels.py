@@ -93,6 +93,11 @@ def expected_weighted(x: np.ndarray, weight, scale: float, real: str) -> np.ndar
     return np.array(scale, real) * total
 
 
+def unkept(models: int) -> tuple[np.ndarray, bool]:
+    """Draws that are not kept."""
+    return np.empty((models, 0), np.uint64), False
+
+
 def run_mix(
     kernel: MixKernel, raws, codes, base, base_dtype, out_dtype, count, *arguments, start=0, keep_equal=False
 ):
@@ -192,6 +197,7 @@ def test_noise_is_that_of_the_place_of_each_element(models):
             keys,
             chance,
             other,
+            *unkept(models),
             start=start,
         )
         assert bad == -1
@@ -357,7 +363,7 @@ def test_values_are_those_of_the_function_with_noise_of_their_place():
     chance, first, unused, second = (
         np.array([v], t) for v, t in ((0.3, "f4"), (11, "u8"), (0.0, "f4"), (12, "u8"))
     )
-    measure_one(run, data, "F32", base, "F32", start, found[None], chance, first, unused, second)
+    measure_one(run, data, "F32", base, "F32", start, found[None], chance, first, *unkept(1), unused, second)
     drawn = (uniform(11, start, count) < np.float32(0.3)).astype(np.float32)
     delta = x[0].astype(np.float32) - x[1].astype(np.float32)
     np.testing.assert_array_equal(found, drawn * delta + uniform(12, start, count))
@@ -373,10 +379,9 @@ def test_a_bracket_keeps_what_lies_between_its_bounds_and_counts_what_is_above(r
         chosen = np.array([1, 1, 1, 0])  # one model several times
         low, high = np.array([0.1, 0.5, 0.5, 0.0], real), np.array([0.2, np.inf, 0.5, 9.0], real)
         low[2] = high[2] = values[1, count // 2]
-        counts = np.array([[0, 0], [5, 7], [0, 0], [0, 0]])
+        counts = np.zeros((4, 2), np.int64)
         kept = np.zeros((4, count + WORD), real)
         run(tuple(raws), codes[:2], base, codes[2], 0, chosen, low, high, counts, kept)
-        counts[1] -= 5, 7
         for n, i in enumerate(chosen):
             inside = values[i][(values[i] >= low[n]) & (values[i] <= high[n])]
             assert counts[n].tolist() == [np.count_nonzero(values[i] > high[n]), inside.size]
@@ -479,10 +484,42 @@ def test_draws_by_rank_have_the_probability_of_their_rank():
     (data,), codes, _ = made(count, 1, ("F32",))
     ranks = np.random.default_rng(2).random((1, count)).astype(np.float32)
     low, step, key = np.array([0.2], np.float32), np.array([0.5], np.float32), np.array([9], np.uint64)
-    out, _ = run_mix(kernel, [data], codes, NOTHING, "F32", "F32", count, low, key, step, ranks, start=start)
+    out, _ = run_mix(
+        kernel, [data], codes, NOTHING, "F32", "F32", count, low, key, step, ranks, *unkept(1), start=start
+    )
     expected = uniform(9, start, count) < low + step * ranks[0]
     assert 0.4 < expected.mean() < 0.5
     np.testing.assert_array_equal(out.view(np.float32), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "ranked"])
+@pytest.mark.parametrize("chance", [0.0, 2.0**-24, 0.3, 1 - 2.0**-24, 1.0])
+def test_draws_are_kept_as_bits_and_read_again_as_far_as_there_is_room(kind, chance):
+    run = in_both_ways(MixKernel(drawn_alone, 1, False, (kind,), "float32"))
+    count = LEAF + 2 * TILE + 100
+    (data,), codes, _ = made(count, 1, ("F32",))
+    first, key, other = np.array([chance], np.float32), np.array([9], np.uint64), np.array([8], np.uint64)
+    ranked = () if kind == "bernoulli" else (np.zeros(1, np.float32), np.zeros((1, count), np.float32))
+
+    def mixed(keys: np.ndarray, words: np.ndarray, is_known: bool, start: int) -> np.ndarray:
+        part = slice(4 * start, 4 * count)
+        out = np.zeros(4 * (count - start), np.uint8)
+        ranks = [a[:, start:].copy() if a.ndim == 2 else a for a in ranked]
+        arguments = (first, keys, *ranks, words, is_known)
+        run((data[part],), codes, NOTHING, CODES["F32"], out, CODES["F32"], start, False, *arguments)
+        return out.view(np.float32)
+
+    expected, fresh = (uniform(k, 0, count) < first[0] for k in (9, 8))
+    bits = np.zeros(-(-count // 64) * 64, bool)
+    bits[:count] = expected
+    words = np.packbits(bits, bitorder="little").view(np.uint64)[None]
+    for room in (words.size, LEAF // 64, 0):
+        for start in (LEAF, 0):
+            kept = np.zeros((1, room), np.uint64)
+            np.testing.assert_array_equal(mixed(key, kept, False, start), expected[start:])
+            np.testing.assert_array_equal(kept[0, start // 64 :], words[0, start // 64 : room])
+            again, read = mixed(other, kept, True, start), max(min(64 * room, count), start)
+            np.testing.assert_array_equal(again, [*expected[start:read], *fresh[read:]])
 
 
 def test_ranks_are_shares_of_the_way_up_and_equal_values_share_theirs():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alnico.kernels.constants import CODES
+from alnico.kernels.constants import CODES, WORD
 from alnico.kernels.facts import (
     Argument,
     Bernoulli,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 RANKS = object()
 """Stands in a list of arguments for the ranks of the block at hand."""
+
+NO_RANKS = np.empty((0, 0), np.float32)
 
 
 def kind_of(argument: Argument) -> ArgumentKind:
@@ -58,6 +60,22 @@ def kind_of(argument: Argument) -> ArgumentKind:
     return "number"
 
 
+@dataclass
+class Draws:
+    """What was drawn in a tensor: a bit for each model and element, (models, words) uint64, of all elements, or of as many of the
+    first leaves as there is room for.
+
+    Kernels draw, and write the bits, until they ``are_known``; then they read them.
+    """
+
+    words: np.ndarray
+    are_known: bool = False
+
+    def have(self, stop: int) -> bool:
+        """Are the draws of the elements up to ``stop`` known?"""
+        return self.are_known and stop <= WORD * self.words.shape[1]
+
+
 @dataclass(frozen=True)
 class KernelContext:
     """The values that the arguments of one tensor's kernels are derived from: its name, the seed, and the
@@ -72,6 +90,8 @@ class KernelContext:
     facts: Mapping[MeasuredFact, Any]
     given: Mapping[KthLargest, Mapping[int, float]] = field(default_factory=dict)
     gpu: GpuMemory | None = None
+    draws: Mapping[Bernoulli, Draws] = field(default_factory=dict)
+    """Where draws are kept that several kernels use; others are drawn by each."""
 
     @property
     def real(self) -> Real:
@@ -98,10 +118,21 @@ class KernelContext:
         models = range(len(self.job.inputs))
         keys = np.array([noise_key(self.seed, self.job.name, model) for model in models], np.uint64)
         chance = argument.chance if isinstance(argument, Bernoulli) else (0.0,) * len(models)
-        if isinstance(argument, Noise) or not argument.spread:
+        if isinstance(argument, Noise):
             return [np.array(chance, self.real), keys]
+        draws = self.draws.get(argument) or Draws(np.empty((len(models), 0), np.uint64))
+        if not argument.spread:
+            return [np.array(chance, self.real), keys, draws.words, draws]
         spread = np.array(argument.spread)
-        return [np.array(np.array(chance) - spread, self.real), keys, np.array(2 * spread, self.real), RANKS]
+        steps = np.array(2 * spread, self.real)
+        return [np.array(np.array(chance) - spread, self.real), keys, steps, RANKS, draws.words, draws]
+
+
+def needs_ranks(job: Job, draws: Mapping[Bernoulli, Draws], stop: int) -> bool:
+    """Must the elements up to ``stop`` be ranked to mix them?"""
+    assert job.merge is not None
+    ranked = (a for a in job.merge.arguments if isinstance(a, Bernoulli) and a.spread)
+    return any(a not in draws or not draws[a].have(stop) for a in ranked)
 
 
 def codes_of(job: Job) -> tuple[np.ndarray, int]:
@@ -110,8 +141,9 @@ def codes_of(job: Job) -> tuple[np.ndarray, int]:
 
 
 def in_place(flat: Sequence[Any], ranks: Any) -> list[Any]:
-    """Put the ranks of a block into flat arguments."""
-    return [ranks if part is RANKS else part for part in flat]
+    """Put the ranks of a block into flat arguments, and whether draws are known. Known draws need no ranks."""
+    placed = [part.are_known if isinstance(part, Draws) else part for part in flat]
+    return [(NO_RANKS if ranks is None else ranks) if part is RANKS else part for part in placed]
 
 
 def keeps_equal(job: Job, context: KernelContext) -> bool:

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span
-from alnico.engine.kernel_arguments import KernelContext, codes_of, in_place, kind_of
+from alnico.engine.kernel_arguments import Draws, KernelContext, codes_of, in_place, kind_of
 from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import LEAF, WORD
-from alnico.kernels.facts import Count, Gram, KthLargest, Largest, MeasuredFact, Sum
+from alnico.kernels.facts import Bernoulli, Count, Gram, KthLargest, Largest, MeasuredFact, Sum
 from alnico.kernels.measure_kernels import (
     MOST_SEARCHED,
     ColumnGramKernel,
@@ -27,7 +28,7 @@ from alnico.kernels.measure_kernels import (
     Reduction,
 )
 from alnico.plan.job import Job
-from alnico.plan.memory import SELECTION_BYTES
+from alnico.plan.memory import DRAWN_BYTES, SELECTION_BYTES
 
 SMALL = 65_536
 """In tensors of at most so many elements, a kth largest value is selected from all values."""
@@ -98,6 +99,17 @@ def are_finite(facts: Mapping[MeasuredFact, Any]) -> bool:
     return all(np.isfinite(value).all() for fact, value in facts.items() if not isinstance(fact, KthLargest))
 
 
+def kept_draws(job: Job, threads: int, memory: Arena) -> dict[Bernoulli, Draws]:
+    """Make room for the draws of a job that are measured and then mixed, on so many threads."""
+    assert job.merge is not None
+    measured = {a for level in job.merge.levels() for f in level for a in getattr(f, "arguments", ())}
+    models, words = len(job.inputs), -(-job.elements // WORD)
+    room = min(words, threads * DRAWN_BYTES // 8)
+    kept = [a for a in dict.fromkeys(job.merge.arguments) if isinstance(a, Bernoulli) and a in measured]
+    views = memory.views([8 * models * room] * len(kept))
+    return {a: Draws(view.view(np.uint64).reshape(models, room)) for a, view in zip(kept, views, strict=True)}
+
+
 class _FactState:
     """The measurement of one fact so far."""
 
@@ -138,6 +150,9 @@ class _ByLeaf(_FactState):
     def __init__(self, fact: Sum | Count, context: KernelContext) -> None:
         super().__init__(fact, context)
         self.run = kernel_for(_kernel(fact, context.job), gpu=context.gpu)
+        self.draws = [
+            context.draws[a] for a in fact.arguments if isinstance(a, Bernoulli) and a in context.draws
+        ]
         self.chosen = np.arange(1 if fact.across and isinstance(fact, Count) else len(self.codes))
         leaves = -(-self.job.elements // LEAF)
         self.parts = np.zeros((self.chosen.size, leaves), np.float64 if isinstance(fact, Sum) else np.int64)
@@ -152,6 +167,9 @@ class _ByLeaf(_FactState):
         totals = [_exact_sum(p) if isinstance(self.fact, Sum) else int(p.sum()) for p in self.parts]
         self.result = tuple(totals * (len(self.codes) // len(totals)))
         self.done = True
+        if self.chosen.size == len(self.codes):
+            for draws in self.draws:
+                draws.are_known = True
 
 
 class _ByRow(_FactState):

@@ -14,13 +14,14 @@ import numpy as np
 from alnico.checkpoint.source import Source
 from alnico.devices import CPU, Device
 from alnico.engine import measure, row_ranks
+from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks, whole
 from alnico.engine.differences import as_differences, source_of
 from alnico.engine.disk_ahead import DiskAhead
 from alnico.engine.fact_cache import CachedFacts, FactCache
 from alnico.engine.factor_cache import FactorFiles
 from alnico.engine.job_devices import devices_of
-from alnico.engine.kernel_arguments import KernelContext
+from alnico.engine.kernel_arguments import Draws, KernelContext, needs_ranks
 from alnico.engine.matrix import JobMatrices, rounding_kernel
 from alnico.engine.matrix_gpu import MatrixRoom, is_of_gpu
 from alnico.engine.matrix_store import MatrixNote, MatrixStore
@@ -38,7 +39,7 @@ from alnico.errors import (
 )
 from alnico.events import Advanced, Compiling, Measuring, Noted, Started, TensorDone, Watcher
 from alnico.kernels.choice import kernel_for
-from alnico.kernels.facts import MeasuredFact
+from alnico.kernels.facts import Bernoulli, MeasuredFact
 from alnico.methods import digests_of_foreign
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.digest import PieceHasher, TensorDigest, Unhashed
@@ -72,6 +73,7 @@ class _RunningJob:
             self.inputs = [self.output]
         self.remaining = spans
         self.facts: dict[MeasuredFact, Any] = {}
+        self.draws: dict[Bernoulli, Draws] = {}
         self.mixer: Mixer | None = None
 
 
@@ -163,6 +165,8 @@ class MergeRun:
         self._reads = reads_of(self.jobs, plan.sources) if spans is None else {}
         self._ahead = ReadingAhead(plan.memory.ahead_bytes, self._crew.check)
         self._disk = DiskAhead(plan.sources)
+        self._draws = Arena(0)
+        """Memory for what is drawn in a tensor that one thread makes."""
         self._room = MatrixRoom()
         self._device_of = devices_of(plan.jobs, plan.sources, plan.devices)
         self._at_once: dict[str, bool] = {}
@@ -355,7 +359,7 @@ class MergeRun:
             else:
                 self._parallel([(self._measure_chunks, (state, facts, [span])) for span in spans])
 
-        self._measure(state, one_pass)
+        self._measure(state, one_pass, threads=self._crew.threads)
         self._parallel([(self._mix_chunk, (state, span)) for span in spans])
 
     def _alone(self, state: _RunningJob, spans: list[Span]) -> None:
@@ -377,10 +381,14 @@ class MergeRun:
         state: _RunningJob,
         one_pass: Callable[[measure.LevelMeasurement], None],
         held: Block | None = None,
+        threads: int = 1,
     ) -> None:
-        """Measure all facts of a job, level by level and pass by pass, and make its mixer. ``held`` is the
+        """Measure all facts of a job on so many threads, level by level and pass by pass, and make its mixer. ``held`` is the
         whole tensor, if it is in memory."""
         assert state.job.merge is not None
+        if self._space(state.job).gpu is None:
+            memory = self._draws if threads == 1 else Arena(0)
+            state.draws = measure.kept_draws(state.job, threads, memory)
         for level in state.job.merge.levels():
             context = self._context(state)
             cached = self.cache.of_tensor(level, context) if self.cache is not None else CachedFacts()
@@ -403,6 +411,7 @@ class MergeRun:
             if self.cache is not None:
                 self.cache.keep(results, context)
             state.facts |= results
+        state.draws = {drawn: draws for drawn, draws in state.draws.items() if draws.are_known}
         state.mixer = Mixer(self._context(state), self.plan.sources)
 
     def _sample(self, job: Job, runs: list[Span]) -> Block:
@@ -423,7 +432,9 @@ class MergeRun:
     def _context(self, state: _RunningJob) -> KernelContext:
         before = {fact.fact: self.of_model[fact] for fact in measure.of_model(state.job)}
         gpu = self._space(state.job).gpu
-        return KernelContext(state.job, self.plan.recipe.seed, before | state.facts, gpu=gpu)
+        return KernelContext(
+            state.job, self.plan.recipe.seed, before | state.facts, gpu=gpu, draws=state.draws
+        )
 
     def _missing_facts(self) -> list[tuple[int, measure.OverModel, list[Job]]]:
         """The facts of the whole model that must still be measured, numbered in the order of the plan."""
@@ -483,7 +494,10 @@ class MergeRun:
             size = (stop - start) * width
             placed = self.output.place(job.name, start * width, size, space.gpu)
             is_there = space.gpu is not None and placed is not None
-            block, out = held or space.block(job, (start, stop), 0 if is_there else size)
+            with_ranks = needs_ranks(job, state.draws, stop)
+            block, out = held or space.block(
+                job, (start, stop), 0 if is_there else size, with_ranks=with_ranks
+            )
             if self.recorder.wants_digests:
                 raws = block.bytes_read(job.base is not None)
                 for hasher, raw in zip(hashers, raws, strict=True):

@@ -53,9 +53,11 @@ class Workspace:
         self._on_device = self.arena if self.gpu is None else Arena(least_bytes, self.gpu.bytes)
         self._held: dict[tuple[int, str, bool], Any] = {}
 
-    def block(self, job: Job, span: Span, out_bytes: int = 0) -> tuple[Block, BlockOutput]:
+    def block(
+        self, job: Job, span: Span, out_bytes: int = 0, *, with_ranks: bool = True
+    ) -> tuple[Block, BlockOutput]:
         """Read the inputs of a span, with ranks if the job uses them, and provide memory for ``out_bytes`` of output."""
-        ranked = job.merge is not None and job.merge.uses_ranks
+        ranked = with_ranks and job.merge is not None and job.merge.uses_ranks
         rows = row_ranks.whole_rows(job, span) if ranked else span
         if self.gpu is None:
             *views, out = self.arena.read(job, self._sources, rows, out_bytes=out_bytes)

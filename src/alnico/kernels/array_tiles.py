@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.kernels.constants import BF16, CODES, F16, F32, F64, WIDE_BF16, WIDE_CODES, WIDE_F16
+from alnico.kernels.constants import BF16, CODES, F16, F32, F64, WIDE_BF16, WIDE_CODES, WIDE_F16, WORD
 from alnico.kernels.template import ArgumentKind
 from alnico.numerics.dtypes import decode as decode_values
 from alnico.numerics.dtypes import decode_into
@@ -85,12 +85,34 @@ def filled(kind: ArgumentKind, parts: list[Any], model: int, start: int, span: t
     argument is to a kernel (``template.PARTS``)."""
     s, e = span
     first, count = start + s, e - s
-    if kind in ("noise", "bernoulli", "ranked"):
-        draws = uniform(int(parts[1][model]), first, count)
-        if kind == "ranked":
-            draws = (draws < parts[0][model] + parts[2][model] * parts[3][model, s:e]).astype(np.float32)
-        return draws
+    if kind == "noise":
+        return uniform(int(parts[1][model]), first, count)
+    if kind in ("bernoulli", "ranked"):
+        return _drawn(kind, parts, model, first, span)
     numbers, inner = parts[0][model], int(parts[1])
     places = np.arange(first, first + count)
     chosen: np.ndarray = numbers[places // inner if kind == "rows" else places % inner]
     return chosen
+
+
+def _drawn(kind: ArgumentKind, parts: list[Any], model: int, first: int, span: tuple[int, int]) -> np.ndarray:
+    """1.0 where an element is drawn, else 0.0, for the elements from ``first`` on."""
+    count = span[1] - span[0]
+    *_, words, is_known = parts
+    kept = words[model, first // WORD : -(-(first + count) // WORD)]
+    is_kept = WORD * kept.size >= count
+    if is_kept and is_known:
+        known: np.ndarray = np.unpackbits(kept.view(np.uint8), count=count, bitorder="little").astype(
+            np.float32
+        )
+        return known
+    chance = parts[0][model]
+    if kind == "ranked":
+        chance = chance + parts[2][model] * parts[3][model, span[0] : span[1]]
+    drawn = uniform(int(parts[1][model]), first, count) < chance
+    if is_kept:
+        bits = np.packbits(drawn, bitorder="little")
+        kept.view(np.uint8)[: bits.size] = bits
+        kept.view(np.uint8)[bits.size :] = 0
+    draws: np.ndarray = drawn.astype(np.float32)
+    return draws

@@ -79,7 +79,7 @@ class _Arguments:
         if kind == "numbers":
             return parts[0][model]
         values = filled(kind, parts, model, start, span)
-        return (values < parts[0][model]).astype(self.real) if kind == "bernoulli" else values
+        return values.astype(self.real) if kind == "bernoulli" else values
 
 
 def _mix(kernel: MixKernel) -> tuple[Run, float]:

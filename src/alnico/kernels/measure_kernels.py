@@ -18,6 +18,7 @@ from alnico.kernels.template import (
     fill_statement,
     tile_type,
     tiled_arguments,
+    value_of,
 )
 
 Reduction = Literal["sum", "count", "sum of rows", "largest of rows", "values", "histogram", "bracket"]
@@ -136,12 +137,8 @@ class MeasureKernel:
             prepare = [f"        for i in range({self.models}):", f"            x[i] = every[i, j]{base}"]
         for a, kind in enumerate(self.kinds):
             heads += [f"f{a}"] if a in tiled_arguments(self.kinds) else []
-            heads += [f"a{a}"] if kind in ("number", "numbers", "bernoulli") else []
-            passed.append(
-                {"bernoulli": f"select(f{a}[j] < a{a}, ONE, ZERO)"}.get(
-                    kind, f"f{a}[j]" if a in tiled_arguments(self.kinds) else f"a{a}"
-                )
-            )
+            heads += [f"a{a}"] if kind in ("number", "numbers") else []
+            passed.append(value_of(kind, f"f{a}[j]") if a in tiled_arguments(self.kinds) else f"a{a}")
         lines = [f"def tile({', '.join(heads)}):"]
         value = f"of({', '.join(passed)})"
         lines += ["    for j in range(v.size):", *prepare, f"        {statement.format(value=value)}"]
@@ -180,11 +177,8 @@ class MeasureKernel:
             passed += [f"values[:, {begin}:{stop}]", "x"]
         for a, kind in enumerate(self.kinds):
             passed += [f"filled{a}[{begin}:{stop}]"] if a in tiled_arguments(self.kinds) else []
-            passed += (
-                [{"number": f"a{a}"}.get(kind, f"a{a}[i]")]
-                if kind in ("number", "numbers", "bernoulli")
-                else []
-            )
+            if kind in ("number", "numbers"):
+                passed.append(f"a{a}" if kind == "number" else f"a{a}[i]")
         return f"tile({', '.join(passed)})"
 
     def _tiles(self, work: list[str], again: list[str] | None = None) -> list[str]:

@@ -18,6 +18,7 @@ from alnico.kernels.template import (
     fill_statement,
     tile_type,
     tiled_arguments,
+    value_of,
 )
 
 
@@ -41,7 +42,7 @@ class MixKernel:
     def text(self) -> str:
         unrolled = self.models <= UNROLLED_MODELS
         models = range(self.models)
-        names = [f"a{i}" for i, kind in enumerate(self.kinds) if kind in ("number", "numbers", "bernoulli")]
+        names = [f"a{i}" for i, kind in enumerate(self.kinds) if kind in ("number", "numbers")]
         each = tiled_arguments(self.kinds)
         value = "v{i}[j] - b" if self.of_deltas else "v{i}[j]"
         value = value.replace("v{i}[j]", "(b + v{i}[j])") if self.differences else value
@@ -55,16 +56,12 @@ class MixKernel:
                 + ["out", "keep_equal"]
             )
             for i, kind in enumerate(self.kinds):
-                if kind in ("numbers", "bernoulli"):
-                    body.append(
-                        f"    {'t' if kind == 'numbers' else 'p'}{i} = ({' '.join(f'a{i}[{m}],' for m in models)})"
-                    )
+                if kind == "numbers":
+                    body.append(f"    t{i} = ({' '.join(f'a{i}[{m}],' for m in models)})")
             loop.append(f"        x = ({' '.join(value.format(i=i) + ',' for i in models)})")
             for a in each:
-                draws = (f"n{a}_{m}[j]" for m in models)
-                if self.kinds[a] == "bernoulli":
-                    draws = (f"select({d} < p{a}[{m}], ONE, ZERO)" for m, d in enumerate(list(draws)))
-                loop.append(f"        t{a} = ({' '.join(d + ',' for d in draws)})")
+                numbers = (value_of(self.kinds[a], f"n{a}_{m}[j]") for m in models)
+                loop.append(f"        t{a} = ({' '.join(number + ',' for number in numbers)})")
             equal = " & ".join(f"(x[{i}] == x[0])" for i in models if i) or "True"
         else:
             heads = ["values", "base"] + [f"n{a}" for a in each] + ["out", "keep_equal"]
@@ -75,10 +72,7 @@ class MixKernel:
             loop.append(f"            x[i] = {model}{' - b' if self.of_deltas else ''}")
             loop.append("            equal &= x[i] == x[0]")
             for a in each:
-                draw = f"n{a}[i, j]"
-                if self.kinds[a] == "bernoulli":
-                    draw = f"select({draw} < a{a}[i], ONE, ZERO)"
-                loop.append(f"            t{a}[i] = {draw}")
+                loop.append(f"            t{a}[i] = {value_of(self.kinds[a], f'n{a}[i, j]')}")
             equal = "equal"
         arguments = ", ".join(f"a{i}" if kind == "number" else f"t{i}" for i, kind in enumerate(self.kinds))
         loop.append(f"        m = REAL(mix(x, {arguments}))")

@@ -29,7 +29,7 @@ import math
 import numpy as np
 from numba import carray, njit, types
 from alnico.kernels.tiles import decode{bits} as decode, encode{bits} as encode
-from alnico.kernels.tiles import NoAliasCompiler, double_of, fill_columns, fill_noise, fill_ranked, fill_rows, keep_between, pointer, select, subtract, width_of
+from alnico.kernels.tiles import NoAliasCompiler, double_of, draw, draw_ranked, fill_columns, fill_noise, fill_rows, keep_between, pointer, select, subtract, width_of
 
 REAL = np.float{bits}
 ZERO = REAL(0.0)
@@ -40,8 +40,8 @@ PARTS = {
     "number": ("a",),
     "numbers": ("a",),
     "noise": ("a", "keys"),
-    "bernoulli": ("a", "keys"),
-    "ranked": ("a", "keys", "steps", "ranks"),
+    "bernoulli": ("a", "keys", "words", "known"),
+    "ranked": ("a", "keys", "steps", "ranks", "words", "known"),
     "rows": ("a", "inner"),
     "columns": ("a", "inner"),
     "side": (),
@@ -50,8 +50,8 @@ PARTS = {
 
 FILLS = {
     "noise": "fill_noise(keys{a}[{m}], start + s, {tile})",
-    "bernoulli": "fill_noise(keys{a}[{m}], start + s, {tile})",
-    "ranked": "fill_ranked(keys{a}[{m}], start + s, a{a}[{m}], steps{a}[{m}], ranks{a}[{m}, s:e], {tile})",
+    "bernoulli": "draw(keys{a}[{m}], start + s, a{a}[{m}], words{a}[{m}], known{a} != 0, {tile})",
+    "ranked": "draw_ranked(keys{a}[{m}], start + s, a{a}[{m}], steps{a}[{m}], ranks{a}[{m}, s:e], words{a}[{m}], known{a} != 0, {tile})",
     "rows": "fill_rows(a{a}[{m}], start + s, inner{a}, {tile})",
     "columns": "fill_columns(a{a}[{m}], start + s, inner{a}, {tile})",
     "side": "bad |= decode(raws[{r}][width_of(codes[{r}]) * s:width_of(codes[{r}]) * e], codes[{r}], {tile})",
@@ -74,8 +74,14 @@ def fill_statement(
 
 
 def tile_type(kind: ArgumentKind) -> str:
-    """The dtype of a filled tile."""
-    return "REAL" if kind in ("rows", "columns", "side") else "float32"
+    """The dtype of a filled tile. What is drawn is 1, else 0."""
+    return {"noise": "float32", "bernoulli": "uint8", "ranked": "uint8"}.get(kind, "REAL")
+
+
+def value_of(kind: ArgumentKind, filled: str) -> str:
+    """What a scalar function gets of an element of a filled tile."""
+    ones = {"bernoulli": "ONE, ZERO", "ranked": "np.float32(1.0), np.float32(0.0)"}
+    return f"select({filled} != 0, {ones[kind]})" if kind in ones else filled
 
 
 def argument_parameters(kinds: tuple[ArgumentKind, ...], real: Real) -> list[Parameter]:
@@ -85,6 +91,8 @@ def argument_parameters(kinds: tuple[ArgumentKind, ...], real: Real) -> list[Par
         "keys": "uint64*1",
         "steps": f"{real}*1",
         "ranks": "float32*2",
+        "words": "uint64*2",
+        "known": "int",
         "inner": "int",
     }
     of_kind = {"number": "real", "rows": f"{real}*2", "columns": f"{real}*2"}

@@ -5,6 +5,7 @@ A tile is :data:`TILE` elements in float32 (float64 when an input is F64) and st
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from alnico.kernels.constants import BF16, E5M2, F16, F32, F64, WIDE_BF16, WIDE_
 from alnico.numerics.noise import GAMMA, MIX_1, MIX_2
 
 _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
-_U1, _U30, _U27, _U31, _U40 = (np.uint64(n) for n in (1, 30, 27, 31, 40))
+_U1, _U30, _U27, _U40 = (np.uint64(n) for n in (1, 30, 27, 40))
 
 
 class NoAliasCompiler(Compiler):
@@ -86,6 +87,12 @@ def pointer(_typing: Any, address: Any) -> Any:
     return types.voidptr(address), generate
 
 
+def _place(context: Any, builder: Any, array: Any, arguments: Any, vector: Any) -> Any:
+    """Where a vector lies in an array; ``arguments`` are the array and the first element."""
+    data = context.make_array(array)(context, builder, arguments[0]).data
+    return builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
+
+
 def _mask(predicate: str, name: str) -> Any:
     """An intrinsic ``(values, first, bound) -> uint64``: bit i says whether ``values[first + i]`` compares so with a bound. A NaN
     never does."""
@@ -97,8 +104,7 @@ def _mask(predicate: str, name: str) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             real = context.get_value_type(bound)
             vector = ir.VectorType(real, WORD)
-            data = context.make_array(values)(context, builder, arguments[0]).data
-            place = builder.bitcast(builder.gep(data, [arguments[1]]), vector.as_pointer())
+            place = _place(context, builder, values, arguments, vector)
             loaded = builder.load(place, align=real.get_abi_alignment(context.target_data))
             one = builder.insert_element(
                 ir.Constant(vector, ir.Undefined), arguments[2], ir.Constant(ir.IntType(32), 0)
@@ -115,6 +121,34 @@ def _mask(predicate: str, name: str) -> Any:
 
 mask_above = _mask(">", "mask_above")
 mask_reached = _mask(">=", "mask_reached")
+
+
+@intrinsic
+def bits_of_flags(_typing: Any, flags: Any, _first: Any) -> Any:
+    """Bit i of the uint64 says whether ``flags[first + i]``, a uint8, is not 0."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(8), WORD)
+        loaded = builder.load(_place(context, builder, flags, arguments, vector), align=1)
+        is_set = builder.icmp_unsigned("!=", loaded, ir.Constant(vector, [0] * WORD))
+        return builder.bitcast(is_set, ir.IntType(WORD))
+
+    return types.uint64(flags, types.intp), generate
+
+
+@intrinsic
+def flags_of_bits(_typing: Any, _word: Any, flags: Any, _first: Any) -> Any:
+    """Store bit i of a uint64 as ``flags[first + i]``, a uint8 of 1 or 0."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(8), WORD)
+        bits = builder.bitcast(arguments[0], ir.VectorType(ir.IntType(1), WORD))
+        builder.store(
+            builder.zext(bits, vector), _place(context, builder, flags, arguments[1:], vector), align=1
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, flags, types.intp), generate
 
 
 @intrinsic
@@ -396,23 +430,78 @@ def encode64(tile, code, raw):
 
 
 @njit(nogil=True, error_model="numpy")
-def fill_noise(key, start, tile):
-    """Fill a tile with uniform numbers in [0, 1), for the elements from ``start`` on (see numerics.noise)."""
-    first = key + (np.uint64(start) + _U1) * _GAMMA
-    for j in range(tile.size):
-        z = first + np.uint64(j) * _GAMMA
-        z = (z ^ (z >> _U30)) * _MIX_1
-        z = (z ^ (z >> _U27)) * _MIX_2
-        z ^= z >> _U31
-        tile[j] = np.float32(np.int64(z >> _U40)) * np.float32(2.0**-24)
+def _upper_bits(z):
+    """The upper 24 bits of what SplitMix64 makes of ``z``; its last step does not change them."""
+    z = (z ^ (z >> _U30)) * _MIX_1
+    return ((z ^ (z >> _U27)) * _MIX_2) >> _U40
 
 
 @njit(nogil=True, error_model="numpy")
-def fill_ranked(key, start, low, step, ranks, tile):
-    """Draw 1.0 with probability ``low + step * rank``, else 0.0, for the elements from ``start`` on."""
-    fill_noise(key, start, tile)
+def fill_noise(key, start, tile):
+    """Fill a tile with uniform numbers in [0, 1), for the elements from ``start`` on (see numerics.noise)."""
+    z = key + (np.uint64(start) + _U1) * _GAMMA
     for j in range(tile.size):
-        tile[j] = np.float32(tile[j] < low + step * ranks[j])
+        tile[j] = np.float32(np.int64(_upper_bits(z))) * np.float32(2.0**-24)
+        z += _GAMMA
+
+
+@njit(nogil=True, error_model="numpy")
+def draw(key, start, chance, words, are_known, tile):
+    """Fill a tile of uint8 with 1 where an element is drawn with a probability, else 0, for the elements from ``start`` on.
+
+    ``words`` have a bit for each element of the tensor, or of its first leaves: they are read if they ``are_known``, else
+    written.
+    """
+    kept = words[start // WORD : -(-(start + tile.size) // WORD)]
+    is_kept = WORD * kept.size >= tile.size
+    if is_kept and are_known:
+        return _read_bits(kept, tile)
+    # The upper 24 bits of a uniform number are a multiple of 2**-24, which is less than the chance as a float if it is as an
+    # integer.
+    most = np.uint64(math.ceil(np.float64(chance) * 2.0**24))
+    z = key + (np.uint64(start) + _U1) * _GAMMA
+    for j in range(tile.size):
+        tile[j] = np.uint8(_upper_bits(z) < most)
+        z += _GAMMA
+    if is_kept:
+        _write_bits(tile, kept)
+
+
+@njit(nogil=True, error_model="numpy")
+def draw_ranked(key, start, low, step, ranks, words, are_known, tile):
+    """Draw as :func:`draw` does, with probability ``low + step * rank``."""
+    kept = words[start // WORD : -(-(start + tile.size) // WORD)]
+    is_kept = WORD * kept.size >= tile.size
+    if is_kept and are_known:
+        return _read_bits(kept, tile)
+    z = key + (np.uint64(start) + _U1) * _GAMMA
+    for j in range(tile.size):
+        uniform = np.float32(np.int64(_upper_bits(z))) * np.float32(2.0**-24)
+        tile[j] = np.uint8(uniform < low + step * ranks[j])
+        z += _GAMMA
+    if is_kept:
+        _write_bits(tile, kept)
+
+
+@njit(nogil=True, error_model="numpy")
+def _write_bits(tile, words):
+    whole = tile.size // WORD
+    for w in range(whole):
+        words[w] = bits_of_flags(tile, WORD * w)
+    if whole < words.size:
+        rest = np.uint64(0)
+        for j in range(tile.size - WORD * whole):
+            rest |= np.uint64(tile[WORD * whole + j]) << np.uint64(j)
+        words[whole] = rest
+
+
+@njit(nogil=True, error_model="numpy")
+def _read_bits(words, tile):
+    whole = tile.size // WORD
+    for w in range(whole):
+        flags_of_bits(words[w], tile, WORD * w)
+    for j in range(WORD * whole, tile.size):
+        tile[j] = np.uint8((words[whole] >> np.uint64(j - WORD * whole)) & _U1)
 
 
 @njit(nogil=True, error_model="numpy")

@@ -8,7 +8,7 @@ from alnico.checkpoint.source import Source
 from alnico.devices import CPU, Device, free_bytes
 from alnico.errors import ResourceError
 from alnico.kernels.constants import LEAF
-from alnico.kernels.facts import Gram, Largest, Sum
+from alnico.kernels.facts import Bernoulli, Gram, Largest, Sum
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job, MemoryPlan
 from alnico.plan.remote_reads import largest_held
@@ -30,6 +30,9 @@ CUDA_BYTES = 512 << 20
 
 HISTOGRAM_BYTES = 65_536 * 8
 """One model's counters while a kth largest magnitude is searched."""
+
+DRAWN_BYTES = 1 << 20
+"""The most bytes that one thread keeps of what was drawn for one model's tensor: a bit for each element."""
 
 BLAS_BYTES = 32 << 20
 """The most memory that one BLAS thread allocates; measured with OpenBLAS."""
@@ -88,6 +91,7 @@ def fit_memory(
     widest = max([2, *widths]) if widths else 16  # comparing bytes needs two buffers
     models = max((len(j.inputs) for j in jobs if j.is_computed), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
+    counters += models * DRAWN_BYTES if any(_draws(j) for j in jobs) else 0
 
     def held_bytes(job: Job) -> int:
         return host_matrix_bytes(job, keeps_factors=keeps_factors) if on_gpu else whole_bytes(job)
@@ -194,6 +198,15 @@ def _levels(job: Job) -> bool:
         and job.merge.copies is None
         and bool(any(job.merge.levels()) or job.merge.of_model)
     )
+
+
+def _draws(job: Job) -> bool:
+    """Are facts of a job measured of what is drawn?"""
+    if not _levels(job):
+        return False
+    assert job.merge is not None
+    facts = (f for level in job.merge.levels() for f in level if not isinstance(f, Gram))
+    return any(isinstance(a, Bernoulli) for f in facts for a in f.arguments)
 
 
 def _fact_bytes(job: Job) -> int:
