@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -9,13 +10,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from alnico.engine import measure
+import alnico
+from alnico.engine import measure, row_ranks
+from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.measure import SMALL
 from alnico.kernels.constants import LEAF
-from alnico.kernels.facts import Count, Gram, KthLargest, Sum, magnitude
+from alnico.kernels.facts import Bernoulli, Count, Gram, KthLargest, Sum, magnitude
+from alnico.methods import find
 from alnico.methods.base import combine
+from alnico.numerics.noise import noise_key, uniform
 from alnico.plan.job import Input, Job
 from made import encoded
 
@@ -207,3 +212,49 @@ def test_sums_counts_and_inner_products_do_not_depend_on_the_cuts(cuts: list[int
         assert sums[i] == pytest.approx(math.fsum(np.abs(v.astype(np.float64))), rel=1e-14)
         assert gram[i][i] == pytest.approx(math.fsum(v.astype(np.float64) ** 2), rel=1e-13)
     assert measured(Count(magnitude), values)[0] == (N, N)
+
+
+@pytest.mark.parametrize("room", [1 << 20, LEAF // 8])
+def test_what_is_drawn_for_a_sum_is_known_afterwards_as_far_as_there_is_room(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "DRAWN_BYTES", room)
+    random = np.random.default_rng(9)
+    raws = [raw_of(normal(random)) for _ in range(2)]
+    merge = find("dare_linear").bind({"density": [0.3, 0.6]}, 2)
+    job = dataclasses.replace(job_of(N, models=2), merge=merge)
+    draws = measure.kept_draws(job, 1, Arena(0))
+    level = measure.LevelMeasurement(merge.levels()[0], KernelContext(job, 7, {}, draws=draws))
+    for start in range(0, N, LEAF):
+        stop = min(start + LEAF, N)
+        level.fold(start, stop, Block([r[4 * start : 4 * stop] for r in raws], np.empty(0, np.uint8)))
+    assert not any(d.are_known for d in draws.values())
+    level.turn()
+    (kept,) = draws.values()
+    expected = [
+        uniform(noise_key(7, "w", i), 0, N) < np.float32(chance) for i, chance in enumerate((0.3, 0.6))
+    ]
+    bits = np.unpackbits(kept.words.view(np.uint8), axis=1, bitorder="little")
+    known = min(N, 8 * room)
+    np.testing.assert_array_equal(bits[:, :known], np.array(expected)[:, :known])
+    assert (kept.have(known), kept.have(known + 64)) == (True, False)
+    assert draws.keys() == {a for a in merge.arguments if isinstance(a, Bernoulli)}
+
+
+def test_rows_whose_draws_are_known_are_not_ranked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    ranks = row_ranks.ranks
+    monkeypatch.setattr(
+        row_ranks, "ranks", lambda job, rows, *rest: (calls.append(rows), ranks(job, rows, *rest))[1]
+    )
+    random = np.random.default_rng(3)
+    shape = (5, LEAF)
+    base = {"w": random.standard_normal(shape).astype(np.float32)}
+    tuned = [{"w": base["w"] + random.standard_normal(shape).astype(np.float32)} for _ in range(2)]
+    options = {"base": base, "method": "della", "density": 0.5, "threads": 1}
+    merged = alnico.merge_state_dicts(tuned, **options)
+    assert len(calls) == 2  # 5 leaves are two blocks
+    calls.clear()
+    monkeypatch.setattr(measure, "DRAWN_BYTES", 0)
+    assert alnico.merge_state_dicts(tuned, **options)["w"].tobytes() == merged["w"].tobytes()
+    assert len(calls) == 4
