@@ -74,4 +74,5 @@ def everything(out: Path) -> dict[str, bytes]:
 def tensors_in(journal: Path) -> set[str]:
     """The tensors that a journal says are finished: of its whole lines."""
     lines = journal.read_text().split("\n")[1:-1] if journal.exists() else []
-    return {fields["tensor"] for fields in map(json.loads, lines) if "tensor" in fields}
+    entries = [entry for line in map(json.loads, lines) for entry in line.get("tensors", [line])]
+    return {entry["tensor"] for entry in entries if "tensor" in entry}

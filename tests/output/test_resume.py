@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def killed(recipe: Path, out: Path, after: int) -> set[str]:
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     lines = (part_of(out) / "journal.jsonl").read_text().splitlines()
-    return {json.loads(line)["tensor"] for line in lines[1:]}
+    return {entry["tensor"] for line in map(json.loads, lines[1:]) for entry in line.get("tensors", [line])}
 
 
 class Reads:
@@ -75,7 +76,14 @@ class Reads:
             self.names.add(name)
             real(model, name, offset, buffer)
 
+        whole = FileModel.read_whole
+
+        def read_whole(model: FileModel, tensors: Sequence[tuple[str, memoryview]]) -> None:
+            self.names |= {name for name, _ in tensors}
+            whole(model, tensors)
+
         monkeypatch.setattr(FileModel, "read_into", read_into)
+        monkeypatch.setattr(FileModel, "read_whole", read_whole)
 
 
 @pytest.mark.parametrize(

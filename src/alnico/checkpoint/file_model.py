@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from alnico.checkpoint import header as headers
 from alnico.checkpoint.file_kinds import SAFETENSORS, SNIFFED_BYTES, refuse_other
-from alnico.checkpoint.files import OpenFiles, copy_fully, open_to_read, read_fully
+from alnico.checkpoint.files import OpenFiles, copy_fully, open_to_read, read_fully, read_side_by_side
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.page_cache import DiskReads, ask_to_read
 from alnico.checkpoint.reference import PICKLES
@@ -155,6 +156,32 @@ class FileModel:
         """Ask the system to read bytes of a file before they are needed. Errors: ModelError."""
         with self._files.descriptor(path) as descriptor:
             ask_to_read(descriptor, begin, end - begin)
+
+    def read_whole(self, tensors: Sequence[tuple[str, memoryview]]) -> None:
+        """Fill a buffer with each of some tensors. Those that lie side by side in a file are read together."""
+        places = []
+        for name, buffer in tensors:
+            shard, tensor = self._locations[name]
+            if self.is_read_by_ranges or not tensor.is_stored_as_is:
+                self.read_into(name, 0, buffer)
+            else:
+                places.append((shard.name, tensor.begin, shard.path, name, buffer))
+        runs: list[tuple[Path, int, list[str], list[memoryview]]] = []
+        file, end = "", 0
+        for shard_name, begin, path, name, buffer in sorted(places, key=itemgetter(0, 1)):
+            if begin != end or shard_name != file:
+                runs.append((path, begin, [], []))
+            runs[-1][2].append(name)
+            runs[-1][3].append(buffer)
+            file, end = shard_name, begin + len(buffer)
+        for path, begin, names, buffers in runs:
+            if len(names) == 1:
+                self.read_into(names[0], 0, buffers[0])
+                continue
+            with self._files.descriptor(path) as descriptor:
+                read_side_by_side(descriptor, buffers, begin, path, names[0])
+            for name, buffer in zip(names, buffers, strict=True):
+                self._note_read(name, len(buffer))
 
     def _read_negated(self, name: str, first: int, out: np.ndarray) -> None:
         """Fill ``out`` with elements from ``first`` on of a tensor whose values are the negative or the
@@ -306,6 +333,19 @@ def open_shard(path: Path, prefix: str = "") -> Shard:
         return add_prefix(read_shard(path, status.st_size, status.st_mtime_ns, str(path), read), prefix)
     finally:
         os.close(descriptor)
+
+
+def open_written(path: Path, start: bytes, header: headers.Header, prefix: str = "") -> Shard:
+    """Open a file that should begin with ``start``, whose ``header`` is known; any other as :func:`open_shard` does."""
+    descriptor = open_to_read(path)
+    try:
+        status = os.fstat(descriptor)
+        if os.pread(descriptor, len(start), 0) == start:
+            digest = xxhash.xxh3_128_hexdigest(start[8:])
+            return Shard(path, header, status.st_size, status.st_mtime_ns, digest, prefix=prefix)
+    finally:
+        os.close(descriptor)
+    return open_shard(path, prefix)
 
 
 def add_prefix(shard: Shard, prefix: str) -> Shard:

@@ -83,6 +83,23 @@ class OutputFiles:
         write_fully(self._descriptors[shard], data, info.begin + offset, self._paths[shard], tensor)
         self._start_writeback(shard, info.begin + offset, len(data))
 
+    def write_several(
+        self, tensors: Sequence[str], parts: Sequence[memoryview], together: memoryview
+    ) -> None:
+        """Write whole tensors, whose bytes follow one another in ``together``. Neighbours in a file are written by one call.
+
+        Errors: RunError.
+        """
+        places = [self._place[tensor] for tensor in tensors]
+        begin, done = 0, 0
+        for i, part in enumerate(parts):
+            done += len(part)
+            shard, info = places[i]
+            if i + 1 < len(parts) and places[i + 1][0] == shard and places[i + 1][1].begin == info.end:
+                continue
+            self.write(tensors[i], len(part) - (done - begin), together[begin:done])
+            begin = done
+
     def place(self, tensor: str, offset: int, size: int, gpu: object = None) -> None:
         """Do nothing: a file has no memory to compute in."""
 

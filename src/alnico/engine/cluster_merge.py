@@ -156,9 +156,9 @@ class ClusterRun:
             self._check_journal()
             if self._uploads is not None:
                 self._uploads.sent(self._shard_of[units[number].tensors[0]], made.tags)
+            self._journal.finished(*made.records)
             for record in made.records:
                 self.records[record.tensor] = record
-                self._journal.finished(record)
                 self._report(Advanced(record.tensor, jobs[record.tensor].byte_size))
                 self._report(TensorDone(record.tensor, record.digest))
             for noted in made.notes:

@@ -147,7 +147,7 @@ class NullRecorder:
     def __init__(self, plan: Plan) -> None:
         self.wants_digests = any(tensor.digest for job in plan.jobs for tensor in job.read)
 
-    def finished(self, record: Record) -> None:
+    def finished(self, *records: Record) -> None:
         """Records nothing."""
 
     def measured(self, fact: int, value: tuple[float, ...]) -> None:

@@ -24,6 +24,7 @@ from alnico.kernels.facts import (
     resolve,
 )
 from alnico.kernels.template import ArgumentKind, Real
+from alnico.methods.base import Merge
 from alnico.numerics.noise import noise_key
 from alnico.plan.job import Job
 
@@ -133,6 +134,12 @@ def needs_ranks(job: Job, draws: Mapping[Bernoulli, Draws], stop: int) -> bool:
     assert job.merge is not None
     ranked = (a for a in job.merge.arguments if isinstance(a, Bernoulli) and a.spread)
     return any(a not in draws or not draws[a].have(stop) for a in ranked)
+
+
+def is_of_values(merge: Merge) -> bool:
+    """Does what a merge makes of an element depend on the values of this element alone, not on its tensor or its place? Then one call
+    may mix the elements of several tensors."""
+    return not merge.levels() and all(kind_of(a) in ("number", "numbers") for a in merge.arguments)
 
 
 def codes_of(job: Job) -> tuple[np.ndarray, int]:

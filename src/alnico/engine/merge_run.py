@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from alnico.checkpoint.source import Source
+from alnico.checkpoint.writer import OutputFiles
 from alnico.devices import CPU, Device
 from alnico.engine import measure, row_ranks
 from alnico.engine.arena import Arena
+from alnico.engine.batches import Batch, LoadedTensors, cut_into_batches, load
 from alnico.engine.blocks import Block, Span, blocks, chunks, whole
 from alnico.engine.differences import as_differences, source_of
 from alnico.engine.disk_ahead import DiskAhead
@@ -42,7 +45,7 @@ from alnico.kernels.choice import kernel_for
 from alnico.kernels.facts import Bernoulli, MeasuredFact
 from alnico.methods import digests_of_foreign
 from alnico.numerics.blas import one_blas_thread
-from alnico.numerics.digest import PieceHasher, TensorDigest, Unhashed
+from alnico.numerics.digest import PieceHasher, TensorDigest, Unhashed, digest_of
 from alnico.output.journal import JournalState, Record
 from alnico.plan.job import Input, Job, Plan
 from alnico.plan.memory import gpu_matrix_bytes
@@ -113,7 +116,7 @@ class RunRecorder(Protocol):
     @property
     def failure(self) -> BaseException | None: ...
 
-    def finished(self, record: Record) -> None: ...
+    def finished(self, *records: Record) -> None: ...
 
     def measured(self, fact: int, value: tuple[float, ...]) -> None: ...
 
@@ -265,7 +268,13 @@ class MergeRun:
 
     def _make_in_order(self, jobs: Sequence[Job]) -> None:
         calls: list[WorkItem] = []
+        small = {job.name: job for job in jobs if self._is_small(job)}
+        batches = cut_into_batches(list(small.values()), self.plan.memory.block_elements)
+        begun = {batch.jobs[0].name: batch for batch in batches}
         for job in jobs:
+            if job.name in small:
+                calls += [(self._make_batch, (begun[job.name],))] if job.name in begun else []
+                continue
             spans = self._spans(job)
             state = _RunningJob(job, len(spans), self.plan.sources)
             if job.kind == "matrix":
@@ -281,19 +290,37 @@ class MergeRun:
                 calls.append((self._alone, (state, spans)))
         self._parallel(calls)
 
+    def _is_small(self, job: Job) -> bool:
+        """Is a tensor made in a batch? Then all of it is written to a file and recorded there."""
+        return (
+            job.kind == "mix"
+            and self._given_spans is None
+            and self.recorder.wants_digests
+            and isinstance(self.output, OutputFiles)
+            and job.elements <= self.plan.memory.block_elements
+            and job.merge is not None
+            and not job.merge.uses_ranks
+            and job.name not in self._reads
+            and self._space(job).gpu is None
+        )
+
     def _compile(self) -> None:
         """Choose how each kernel runs, by all elements that it will run on, before any thread starts."""
         elements: Counter[tuple[Any, Device]] = Counter()
+        alike: dict[tuple[Any, ...], list[Job]] = {}
         for job in self.jobs:
-            device = self._device(job)
+            if job.is_computed:
+                alike.setdefault((self._device(job), *kernel_key(job)), []).append(job)
+        for (device, *_), jobs in alike.items():
+            job, count = jobs[0], sum(job.elements for job in jobs)
             if job.kind == "matrix":
-                elements[rounding_kernel(), CPU] += job.elements
-            if job.kind == "mix":
-                for ranking in row_ranks.kernels(job):
-                    elements[ranking, CPU] += job.elements
-                on_gpu = self._space(job).gpu is not None
-                for kernel in (*measure.kernels(job, on_gpu=on_gpu), mix_kernel(job)):
-                    elements[kernel, device] += job.elements
+                elements[rounding_kernel(), CPU] += count
+                continue
+            for ranking in row_ranks.kernels(job):
+                elements[ranking, CPU] += count
+            on_gpu = self._space(job).gpu is not None
+            for kernel in (*measure.kernels(job, on_gpu=on_gpu), mix_kernel(job)):
+                elements[kernel, device] += count
         for _, fact, jobs in self._missing_facts():
             for job in jobs:
                 elements[measure.model_kernel(fact, jobs), self._device(job)] += job.elements
@@ -373,7 +400,7 @@ class MergeRun:
             return
         out_bytes = 0 if self._is_at_once(state.job) else state.job.byte_size
         held = self._space(state.job).block(state.job, everything, out_bytes)
-        self._measure(state, lambda facts: facts.fold(*everything, held[0]), held[0])
+        self._measure(state, functools.partial(_fold_whole, state.job, held[0]), held[0])
         self._mix_chunk(state, everything, held)
 
     def _measure(
@@ -516,6 +543,39 @@ class MergeRun:
             hasher.finish()
         self._chunk_done(state)
 
+    def _make_batch(self, batch: Batch) -> None:
+        """Make small tensors in one thread, while others make other tensors."""
+        self._crew.check()
+        assert isinstance(self.output, OutputFiles)
+        records = []
+        for tensors in load(batch, self.plan.sources, self._spaces[CPU].arena):
+            self._mix_tensors(tensors)
+            outputs = [memoryview(out) for out in tensors.outputs]
+            names = [job.name for job in tensors.jobs]
+            self.output.write_several(names, outputs, memoryview(tensors.all_outputs))
+            for job, raws, out in zip(tensors.jobs, tensors.inputs, outputs, strict=True):
+                read = [
+                    digest_of(i.dtype, source_of(i, self.plan.sources).tensors[i.name].shape, memoryview(raw))
+                    for i, raw in zip(job.read, raws, strict=True)
+                ]
+                records.append(self._record(job, digest_of(job.dtype, job.shape, out), read))
+        self._crew.report(Advanced(batch.jobs[-1].name, batch.byte_size))
+        self._finish(*records)
+
+    def _mix_tensors(self, tensors: LoadedTensors) -> None:
+        if tensors.are_one:
+            mixer = Mixer(
+                self._context(_RunningJob(tensors.jobs[0], 1, self.plan.sources)), self.plan.sources
+            )
+            if mixer.is_finite(0, tensors.whole, tensors.all_outputs):
+                return
+        for number, job in enumerate(tensors.jobs):
+            state = _RunningJob(job, 1, self.plan.sources)
+            block = tensors.block(number)
+            self._measure(state, functools.partial(_fold_whole, job, block), block)
+            assert state.mixer is not None
+            state.mixer(0, block, tensors.outputs[number])
+
     def _make_matrix(self, state: _RunningJob) -> None:
         """Make a matrix in one thread, while others make other tensors."""
         job = state.job
@@ -620,29 +680,48 @@ class MergeRun:
         self._ahead.done(job.name)
         if not self.recorder.wants_digests:
             return
-        inputs = tuple((i.model, i.name, d.result()) for i, d in zip(job.read, state.inputs, strict=True))
-        for tensor, (_, _, digest) in zip(job.read, inputs, strict=True):
+        self._finish(self._record(job, state.output.result(), [d.result() for d in state.inputs]))
+
+    def _record(self, job: Job, output: str, read: Sequence[str]) -> Record:
+        """Record a finished tensor by the digests of its bytes and of those read for it."""
+        for tensor, digest in zip(job.read, read, strict=True):
             if tensor.digest not in ("", digest):
                 raise MismatchError(
                     f"{job.name}: the tensor of {self.plan.sources[tensor.model].label} has the hash {digest}, its statistics were measured "
                     f"of one with {tensor.digest}; expected statistics of the model they stand under. Measure that model, or correct "
                     "the path."
                 )
-        record = Record(job.name, state.output.result(), inputs)
+        inputs = tuple((i.model, i.name, digest) for i, digest in zip(job.read, read, strict=True))
+        return Record(job.name, output, inputs)
+
+    def _finish(self, *records: Record) -> None:
         with self._crew.lock:
-            self.records[job.name] = record
-        self.recorder.finished(record)
-        self._crew.report(TensorDone(job.name, record.digest))
+            self.records |= {record.tensor: record for record in records}
+        self.recorder.finished(*records)
+        for record in records:
+            self._crew.report(TensorDone(record.tensor, record.digest))
 
     def _block(self, job: Job, span: Span) -> Block:
         """Read the inputs of a span to measure them."""
         return self._space(job).block(job, span)[0]
 
 
+def _fold_whole(job: Job, block: Block, facts: measure.LevelMeasurement) -> None:
+    facts.fold(0, job.elements, block)
+
+
+def kernel_key(job: Job) -> tuple[Any, ...]:
+    """What the kernels of a computed tensor depend on: tensors with one key have the same."""
+    is_small = job.elements <= measure.SMALL
+    has_differences = any(tensor.is_difference for tensor in job.inputs)
+    return job.kind, id(job.merge), len(job.inputs), job.base is None, job.real, is_small, has_differences
+
+
 def _job_of(arguments: tuple[Any, ...]) -> Job:
-    """The job that a call works on."""
-    return next(
-        a.job if isinstance(a, _RunningJob) else a for a in arguments if isinstance(a, (_RunningJob, Job))
+    """The job that a call works on; the first one of a batch."""
+    found = next(a for a in arguments if isinstance(a, (_RunningJob, Job, Batch)))
+    return (
+        found.jobs[0] if isinstance(found, Batch) else found.job if isinstance(found, _RunningJob) else found
     )
 
 

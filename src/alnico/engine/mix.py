@@ -48,14 +48,18 @@ class Mixer:
 
         Errors: NonFiniteError, naming tensor and index.
         """
+        if not self.is_finite(start, block, out):
+            self._refuse(start, block, out)
+
+    def is_finite(self, start: int, block: Block, out: Any) -> bool:
+        """Fill ``out``, as a call does, and return whether all values read and made are finite."""
         arguments = in_place(self.arguments, block.ranks)
         codes = WIDE_CODES if self.job.is_wide else CODES
         dtypes = (self.base_code, out, codes[self.job.dtype])
         bad = self.run(
             tuple(block.raws), self.codes, block.base, *dtypes, start, self.keeps_equal, *arguments
         )
-        if bad >= 0:
-            self._refuse(start, block, out)
+        return bad < 0
 
     def _refuse(self, start: int, block: Block, out: Any) -> None:
         refuse_inputs(self.job, self.sources, start, block)

@@ -301,8 +301,8 @@ class _Collected:
     def __init__(self) -> None:
         self.records: list[Record] = []
 
-    def finished(self, record: Record) -> None:
-        self.records.append(record)
+    def finished(self, *records: Record) -> None:
+        self.records += records
 
     def measured(self, fact: int, value: Sequence[float]) -> None:
         """Do nothing: the driver measures over the model."""

@@ -282,17 +282,22 @@ def sampled_tensors(
             orders.add(models)
             places[job.name] = SampledTensor(read[0].name, models)
     large = {p.name for p in places.values() if is_matrix(_first(plan, p))}
-    common = Counter(pair for p in places.values() for pair in p.pairs if p.name in large)
-    pairs = dict.fromkeys(pair for p in places.values() for pair in p.pairs)
-    small = {pair for pair in pairs if caller.judges_small and common[pair] < LEAST_TENSORS}
+    by_models: dict[tuple[int, ...], list[SampledTensor]] = {}
+    for place in places.values():
+        by_models.setdefault(place.models, []).append(place)
+    common: Counter[tuple[int, int]] = Counter()
+    for group in by_models.values():
+        common.update(dict.fromkeys(group[0].pairs, sum(p.name in large for p in group)))
+    small = {pair for pair in common if caller.judges_small and common[pair] < LEAST_TENSORS}
     matrices = [
         p
         for p in places.values()
-        if p.name in large or (not small.isdisjoint(p.pairs) and is_matrix(_first(plan, p), SMALL))
+        if p.name in large or (small and not small.isdisjoint(p.pairs) and is_matrix(_first(plan, p), SMALL))
     ]
-    by_models: dict[tuple[int, ...], list[SampledTensor]] = {}
-    for place in matrices or places.values():
-        by_models.setdefault(place.models, []).append(place)
+    if matrices:
+        by_models = {}
+        for place in matrices:
+            by_models.setdefault(place.models, []).append(place)
     sampled = {p.name for group in by_models.values() for p in pick_evenly(group, TENSORS)}
     return [p for p in places.values() if p.name in sampled], small
 

@@ -237,9 +237,10 @@ class SendingJournal:
     def failure(self) -> BaseException | None:
         return self._journal.failure or self._uploads.failure
 
-    def finished(self, record: Record) -> None:
-        self._journal.finished(record)
-        self._uploads.finished(record.tensor)
+    def finished(self, *records: Record) -> None:
+        self._journal.finished(*records)
+        for record in records:
+            self._uploads.finished(record.tensor)
 
     def measured(self, fact: int, value: tuple[float, ...]) -> None:
         self._journal.measured(fact, value)

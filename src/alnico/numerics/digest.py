@@ -39,6 +39,13 @@ def tensor_digest(dtype: str, shape: tuple[int, ...], pieces: list[bytes]) -> st
     return state.hexdigest()
 
 
+def digest_of(dtype: str, shape: tuple[int, ...], data: memoryview) -> str:
+    """Hash a tensor whose bytes are all there: 32 hexadecimal digits."""
+    return tensor_digest(
+        dtype, shape, [piece_digest(data[i : i + PIECE]) for i in range(0, len(data), PIECE)]
+    )
+
+
 class TensorDigest:
     """Collects the digests of a tensor's pieces, from any thread and in any order."""
 

@@ -64,11 +64,12 @@ def needed_files(sources: Sequence[Source]) -> list[Path]:
 def check_disk(plan: Plan, out: Path) -> None:
     """Refuse an output that does not fit its disk; the files of an interrupted merge count as part of it.
     Errors: ResourceError."""
+    sizes = _sizes_beside(plan, out)
     check_space(
         out,
-        bytes_on_disk(plan, out) - PartDirectory(out).used_bytes(),
-        largest_file(plan, out),
-        count_files(plan, out),
+        plan.bytes_to_write + sum(sizes) - PartDirectory(out).used_bytes(),
+        max([shard.byte_size for shard in plan.shards] + sizes),
+        len(plan.shards) + len(sizes) + FILES,
     )
 
 

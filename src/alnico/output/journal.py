@@ -1,4 +1,4 @@
-"""Records the progress of a merge: one line per finished tensor and per fact of the whole model.
+"""Records the progress of a merge: one line per tensor, or batch of small ones, and per fact of the whole model.
 
 The line of a tensor is written after its bytes are on the disk. The first line is the fingerprint of
 everything that decides the output's bits. A background thread writes lines in batches, so that flushing
@@ -162,7 +162,11 @@ class Journal:
             *(_numbers("norms", *n) for n in state.norms.items()),
         ]
         self._lines = JournalLines(
-            directory / NAME, fingerprint, [*known, *map(_line, state.records), *state.uploads], sync, inside
+            directory / NAME,
+            fingerprint,
+            [*known, *map(_line, state.records), *state.uploads],
+            sync,
+            inside,
         )
         self.path = self._lines.path
 
@@ -170,9 +174,9 @@ class Journal:
     def failure(self) -> BaseException | None:
         return self._lines.failure
 
-    def finished(self, record: Record) -> None:
-        """Record a tensor whose bytes are all written. Safe for threads."""
-        self._lines.add(_line(record))
+    def finished(self, *records: Record) -> None:
+        """Record tensors whose bytes are all written, in one line. Safe for threads."""
+        self._lines.add(_line(*records))
 
     def measured(self, fact: int, value: tuple[float, ...]) -> None:
         """Record a fact of the whole model, by its number in the plan."""
@@ -200,7 +204,7 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "m
     lines = read_lines(path, fingerprint, what)
     try:
         return JournalState(
-            [_record(x) for x in lines if "tensor" in x],
+            [record for line in lines for record in _records(line)],
             _parse("fact", lines),
             _parse("norms", lines),
             [x for x in lines if UPLOAD in x],
@@ -378,8 +382,9 @@ def _changed_files(before: Any, now: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _line(record: Record) -> dict[str, Any]:
-    return {"tensor": record.tensor, "digest": record.digest, "inputs": record.inputs}
+def _line(*records: Record) -> dict[str, Any]:
+    entries = [{"tensor": r.tensor, "digest": r.digest, "inputs": r.inputs} for r in records]
+    return entries[0] if len(entries) == 1 else {"tensors": entries}
 
 
 def _numbers(kind: str, number: int, value: Sequence[float]) -> dict[str, Any]:
@@ -390,7 +395,10 @@ def _parse(kind: str, loaded: list[dict[str, Any]]) -> dict[int, tuple[float, ..
     return {int(line[kind]): tuple(float(x) for x in line["value"]) for line in loaded if kind in line}
 
 
-def _record(loaded: dict[str, Any]) -> Record:
-    return Record(
-        loaded["tensor"], loaded["digest"], tuple((int(m), str(n), str(d)) for m, n, d in loaded["inputs"])
-    )
+def _records(line: dict[str, Any]) -> list[Record]:
+    """The tensors of a line: one, or those of a batch."""
+    entries = line.get("tensors", [line] if "tensor" in line else [])
+    return [
+        Record(x["tensor"], x["digest"], tuple((int(m), str(n), str(d)) for m, n, d in x["inputs"]))
+        for x in entries
+    ]

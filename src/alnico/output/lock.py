@@ -164,20 +164,23 @@ def format_lock(plan: Plan, records: Mapping[str, Record], files: Mapping[str, M
     return format_json(lock) + "\n"
 
 
+_in_one_line = json.JSONEncoder(ensure_ascii=False).encode
+"""``json.dumps`` makes an encoder for each call, which takes longer than the entry of a tensor."""
+
+
 def format_json(value: Any, depth: int = 0) -> str:
     """Return JSON in which each entry that fits one line is on one: a tensor, for example.
 
     ``json.dumps`` with an indent is written in Python and takes 75 us per tensor, as long as merging a small
     one.
     """
-    text = json.dumps(value, ensure_ascii=False)
-    if len(text) <= LINE_LENGTH or not isinstance(value, (dict, list)):
+    if not isinstance(value, (dict, list)):
+        return _in_one_line(value)
+    if 3 * len(value) <= LINE_LENGTH and len(text := _in_one_line(value)) <= LINE_LENGTH:
         return text
     pad = " " * (depth + 1)
     if isinstance(value, dict):
-        parts = [
-            f"{pad}{json.dumps(k, ensure_ascii=False)}: {format_json(v, depth + 1)}" for k, v in value.items()
-        ]
+        parts = [f"{pad}{_in_one_line(k)}: {format_json(v, depth + 1)}" for k, v in value.items()]
         return "{\n" + ",\n".join(parts) + "\n" + " " * depth + "}"
     return "[\n" + ",\n".join(pad + format_json(v, depth + 1) for v in value) + "\n" + " " * depth + "]"
 

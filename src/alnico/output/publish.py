@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.durable import sync_directory, sync_tree, write_file
-from alnico.checkpoint.file_model import FileModel, describe_change, open_shard
+from alnico.checkpoint.file_model import FileModel, describe_change, open_written
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.remote.remote_weights import remote_models
 from alnico.checkpoint.shards import indices_of
@@ -114,7 +114,7 @@ def complete_output(
     disk."""
     shards: list[Shard] = []
     for shard in plan.shards:
-        written = open_shard(files.path(shard.name), shard.prefix)
+        written = open_written(files.path(shard.name), shard.start, shard.header, shard.prefix)
         shards.append(dataclasses.replace(written, path=part.model / shard.name))
         if written.header.tensors != shard.header.tensors or written.size != shard.byte_size:
             raise VerificationError(

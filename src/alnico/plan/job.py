@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -107,12 +108,12 @@ class Job:
         """The kind as locks and fingerprints spell it, so that they stay the same."""
         return "whole" if self.kind == "matrix" else self.kind
 
-    @property
+    @functools.cached_property
     def read(self) -> tuple[Input, ...]:
         """All tensors that the job reads: inputs, statistics, base."""
         return (*self.inputs, *self.sides) if self.base is None else (*self.inputs, *self.sides, self.base)
 
-    @property
+    @functools.cached_property
     def real(self) -> Real:
         """The dtype of the computation: float64 for F64 inputs or outputs, or if the method needs it; else float32."""
         if self.merge is not None and self.merge.is_wide:

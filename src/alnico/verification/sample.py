@@ -177,8 +177,8 @@ class MemoryRecorder:
         self.wants_digests = wants_digests
         self.records: dict[str, Record] = {}
 
-    def finished(self, record: Record) -> None:
-        self.records[record.tensor] = record
+    def finished(self, *records: Record) -> None:
+        self.records |= {record.tensor: record for record in records}
 
     def measured(self, fact: int, value: tuple[float, ...]) -> None:
         """Facts are not kept."""
