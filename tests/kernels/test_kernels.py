@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from alnico.engine.row_ranks import shares_of, sort_rows
 from alnico.errors import MethodError
 from alnico.kernels.constants import CODES, LANES, LEAF, TILE, WORD
 from alnico.kernels.difference_kernel import DifferenceKernel
@@ -524,13 +525,16 @@ def test_draws_are_kept_as_bits_and_read_again_as_far_as_there_is_room(kind, cha
 
 def test_ranks_are_shares_of_the_way_up_and_equal_values_share_theirs():
     values = np.array([[3.0, 1.0, 2.0, 5.0, 4.0], [7.0, 7.0, 0.0, 9.0, 7.0]], np.float32)
-    places = np.argsort(values, axis=1)
-    ranks = np.empty((2, 5), np.float32)
-    in_both_ways(RankKernel("float32"))(np.take_along_axis(values, places, 1), places, ranks)
-    assert ranks.tolist() == [[0.5, 0.0, 0.25, 1.0, 0.75], [0.5, 0.5, 0.0, 1.0, 0.5]]
-    alone = np.empty((3, 1), np.float32)
-    in_both_ways(RankKernel("float32"))(values[:1, :3].T.copy(), np.zeros((3, 1), np.int64), alone)
-    assert alone.tolist() == [[0.5], [0.5], [0.5]]
+    alone = np.array([[3.0], [1.0]], np.float32)
+    for real in (np.float32, np.float64):
+        keys, ranks = np.empty((2, 5), np.uint64), np.empty((2, 5), np.float32)
+        sort_rows(values.astype(real), keys)
+        in_both_ways(RankKernel("float32"))(keys, shares_of(5), ranks)
+        assert ranks.tolist() == [[0.5, 0.0, 0.25, 1.0, 0.75], [0.5, 0.5, 0.0, 1.0, 0.5]]
+        keys, ranks = np.empty((2, 1), np.uint64), np.empty((2, 1), np.float32)
+        sort_rows(alone.astype(real), keys)
+        in_both_ways(RankKernel("float32"))(keys, shares_of(1), ranks)
+        assert ranks.tolist() == [[0.5], [0.5]]
 
 
 # Inner products.

@@ -378,21 +378,19 @@ def _column_gram(
             sums[p, : rest.size] += rest
 
 
-def _rank(ordered: np.ndarray, places: np.ndarray, ranks: np.ndarray) -> None:
-    size = ordered.shape[1]
-    if size == 1:
-        ranks[:] = 0.5
+def _rank(keys: np.ndarray, shares: np.ndarray, ranks: np.ndarray) -> None:
+    size = keys.shape[1]
+    if not keys.size:
         return
-    if not ordered.size:
-        return
-    index = np.arange(size)
-    begins = np.ones(ordered.shape, bool)
-    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    numbers, index = keys >> np.uint64(32), np.arange(size)
+    begins = np.ones(keys.shape, bool)
+    begins[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
     first = np.maximum.accumulate(np.where(begins, index, 0), axis=1)
-    ends = np.ones(ordered.shape, bool)
+    ends = np.ones(keys.shape, bool)
     ends[:, :-1] = begins[:, 1:]
     last = np.minimum.accumulate(np.where(ends, index, size)[:, ::-1], axis=1)[:, ::-1]
-    np.put_along_axis(ranks, places, ((first + last) / (2.0 * (size - 1))).astype(np.float32), axis=1)
+    places = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    np.put_along_axis(ranks, places, shares[first + last], axis=1)
 
 
 def _fold(

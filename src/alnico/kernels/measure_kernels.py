@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, TILE, UNROLLED_MODELS, WORD
 from alnico.kernels.scalar_source import straighten
 from alnico.kernels.template import (
+    APART,
     DECORATOR,
     PREAMBLE,
     ArgumentKind,
@@ -124,25 +125,57 @@ class MeasureKernel:
 
     def _tile(self, result: str, statement: str) -> str:
         """A loop over one tile; ``{value}`` in the statement is the result of ``of`` for an element."""
-        base = " - base[j]" if self.of_deltas else ""
-        passed = [f"v[j]{base}"]
-        heads = ["v", "base", result]
         prepare: list[str] = []
-        if self.across and self.models <= UNROLLED_MODELS:
-            heads += [f"v{i}" for i in range(self.models)]
-            passed.append(f"({' '.join(f'v{i}[j]{base},' for i in range(self.models))})")
-        elif self.across:
-            heads += ["every", "x"]
-            passed.append("x")
+        if self.across and self.models > UNROLLED_MODELS:
+            base = " - base[j]" if self.of_deltas else ""
             prepare = [f"        for i in range({self.models}):", f"            x[i] = every[i, j]{base}"]
+        lines = [
+            f"def tile({self._heads(result)}):",
+            "    for j in range(v.size):",
+            *prepare,
+            f"        {statement.format(value=self._value('j'))}",
+        ]
+        return "\n".join(lines)
+
+    def _whole_tile(self, term: str) -> str:
+        """A loop over the lanes of a whole tile, which loads and stores each once; ``{value}`` in the term is the result of ``of``.
+
+        No index may be negative, or loops are not vectorised.
+        """
+        lines = [
+            f"def whole_tile({self._heads('lanes')}):",
+            f"    for lane in range({LANES}):",
+            "        j = np.uint64(lane)",
+            "        total = lanes[j]",
+        ]
+        for _ in range(0, TILE, LANES):
+            lines += [
+                f"        total += {term.format(value=self._value('j'))}",
+                f"        j += np.uint64({LANES})",
+            ]
+        return "\n".join([*lines, "        lanes[lane] = total"])
+
+    def _heads(self, result: str) -> str:
+        """The parameters of a loop over a tile."""
+        heads = ["v", "base", result]
+        if self.across:
+            few = self.models <= UNROLLED_MODELS
+            heads += [f"v{i}" for i in range(self.models)] if few else ["every", "x"]
         for a, kind in enumerate(self.kinds):
             heads += [f"f{a}"] if a in tiled_arguments(self.kinds) else []
             heads += [f"a{a}"] if kind in ("number", "numbers") else []
-            passed.append(value_of(kind, f"f{a}[j]") if a in tiled_arguments(self.kinds) else f"a{a}")
-        lines = [f"def tile({', '.join(heads)}):"]
-        value = f"of({', '.join(passed)})"
-        lines += ["    for j in range(v.size):", *prepare, f"        {statement.format(value=value)}"]
-        return "\n".join(lines)
+        return ", ".join(heads)
+
+    def _value(self, j: str) -> str:
+        """The result of ``of`` for element ``j`` of a tile."""
+        base = f" - base[{j}]" if self.of_deltas else ""
+        passed = [f"v[{j}]{base}"]
+        if self.across:
+            every = f"({' '.join(f'v{i}[{j}]{base},' for i in range(self.models))})"
+            passed.append(every if self.models <= UNROLLED_MODELS else "x")
+        for a, kind in enumerate(self.kinds):
+            passed.append(value_of(kind, f"f{a}[{j}]") if a in tiled_arguments(self.kinds) else f"a{a}")
+        return f"of({', '.join(passed)})"
 
     def _each_model(self, span: str, work: list[str], again: list[str] | None = None) -> list[str]:
         """Statements for the tile ``s`` to ``e``: decode, then ``work`` for each model ``i``, the ``n``-th
@@ -252,6 +285,11 @@ class MeasureKernel:
             f"    h = min(g + {LANES}, e - s)",
             f"    {self._call('lanes[n, :h - g]', 'g', 'h')}",
         ]
+        definitions = [self._tile("lanes", f"lanes[j] += {term}")]
+        if not self.across:
+            definitions.append(self._whole_tile(term))
+            whole = self._call("lanes[n]", "0", str(TILE)).replace("tile(", "whole_tile(", 1)
+            work = [f"if e - s == {TILE}:", f"    {whole}", "else:", *[f"    {line}" for line in work]]
         body = [
             "    for leaf in range(leaves.shape[1]):",
             "        lanes[:] = 0",
@@ -266,7 +304,7 @@ class MeasureKernel:
             "                total += lanes[n, l]",
             "            leaves[n, leaf] = total",
         ]
-        return [self._tile("lanes", f"lanes[j] += {term}")], body
+        return definitions, body
 
 
 @dataclass(frozen=True)
@@ -298,6 +336,7 @@ class GramKernel:
             f"            left = min(row - place % row, {LEAF} - place % {LEAF}, count - a)",
             "            z = min(e, a + left)",
             "            g = a",
+            *_whole_products(self.models),
             "            while g < z:",
             f"                lane = (start + g) % {GRAM_LANES}",
             f"                h = min(z, g + {GRAM_LANES} - lane)",
@@ -312,7 +351,8 @@ class GramKernel:
             "                    sums[segment, p] = fold(lanes[p])",
             "            a = z",
         ]
-        return _gram_text([*PRODUCTS, FOLD], self.interface(), lines)
+        apart = [_whole_product(len(a), len(b), a == b, self.real) for a, b in _groups(self.models)]
+        return _gram_text([*PRODUCTS, FOLD], self.interface(), lines, apart)
 
     def interface(self) -> Interface:
         parameters = (*COMMON, ("start", "int"), ("row", "int"), ("sums", "float64*2"))
@@ -362,20 +402,20 @@ class ColumnGramKernel:
 
 @dataclass(frozen=True)
 class RankKernel:
-    """``run(ordered, places, ranks)``: see ``tiles.rank_rows``."""
+    """``run(keys, shares, ranks)``: see ``tiles.rank_rows``."""
 
     real: Real
 
     def text(self) -> str:
         text = PREAMBLE.format(bits=self.real[-2:]) + "from alnico.kernels.tiles import rank_rows\n\n\n"
         return (
-            f"{text}{PLAIN}\ndef run(ordered, places, ranks):\n    rank_rows(ordered, places, ranks)\n\n\n"
+            f"{text}{PLAIN}\ndef run(keys, shares, ranks):\n    rank_rows(keys, shares, ranks)\n\n\n"
             + self.interface().entry()
         )
 
     def interface(self) -> Interface:
         return Interface(
-            1, self.real, (("ordered", f"{self.real}*2"), ("places", "int64*2"), ("ranks", "float32*2"))
+            1, self.real, (("keys", "uint64*2"), ("shares", "float32*1"), ("ranks", "float32*2"))
         )
 
 
@@ -423,6 +463,55 @@ def _products(models: int, elements: str, lanes: str) -> list[str]:
     return lines
 
 
+GROUP = 4
+"""Models of a group: the products of two groups have an accumulator each that stays in a register."""
+
+
+def _groups(models: int) -> list[tuple[range, range]]:
+    """Groups of models whose products with each other make all pairs; none for very many models."""
+    if models > UNROLLED_MODELS:
+        return []
+    groups = [range(g, min(g + GROUP, models)) for g in range(0, models, GROUP)]
+    return [(a, b) for n, a in enumerate(groups) for b in groups[n:]]
+
+
+def _whole_product(first: int, second: int, is_same: bool, real: Real) -> str:
+    """A loop over the lanes of a whole tile: adds the products of two groups of vectors, or of all pairs of one.
+
+    A product of two float32 is exact in float64, so adding it may be one instruction with it.
+    """
+    names = [f"a{i}" for i in range(first)] + ([] if is_same else [f"b{j}" for j in range(second)])
+    others = names if is_same else names[first:]
+    pairs = [
+        (a, b) for i, a in enumerate(names[:first]) for j, b in enumerate(others) if not is_same or i <= j
+    ]
+    added = "add_product(x{0}, x{1}, s{2})" if real == "float32" else "s{2} + x{0} * x{1}"
+    lines = [
+        f"def whole{first}_{second}{'_same' if is_same else ''}({', '.join([*names, *[f'l{p}' for p in range(len(pairs))]])}):",
+        f"    for lane in range({GRAM_LANES}):",
+        "        j = np.uint64(lane)",
+        *[f"        s{p} = l{p}[j]" for p in range(len(pairs))],
+    ]
+    for _ in range(0, TILE, GRAM_LANES):
+        lines += [f"        x{name} = np.float64({name}[j])" for name in names]
+        lines += [f"        s{p} = {added.format(a, b, p)}" for p, (a, b) in enumerate(pairs)]
+        lines.append(f"        j += np.uint64({GRAM_LANES})")
+    return "\n".join([*lines, *[f"        l{p}[lane] = s{p}" for p in range(len(pairs))]])
+
+
+def _whole_products(models: int) -> list[str]:
+    """Statements that add the products of all pairs to their lanes, if a part is a whole tile."""
+    pairs = [(i, j) for i in range(models) for j in range(i, models)]
+    lines = []
+    for first, second in _groups(models):
+        own = [(i, j) for i in first for j in second if i <= j]
+        passed = [f"values[{i}]" for i in (first if first == second else [*first, *second])]
+        passed += [f"lanes[{pairs.index(pair)}]" for pair in own]
+        name = f"whole{len(first)}_{len(second)}{'_same' if first == second else ''}"
+        lines.append(f"                {name}({', '.join(passed)})")
+    return [f"            if z - a == {TILE}:", *lines, "                g = z"] if lines else []
+
+
 def _gram_scratch(models: int) -> tuple[tuple[str, tuple[int, ...], str], ...]:
     return ("values", (models, TILE), "REAL"), ("base_tile", (TILE,), "REAL")
 
@@ -450,8 +539,13 @@ def _gram_tile(models: int, of_deltas: bool) -> list[str]:
     return lines + (["            subtract(values[i, :e - s], base_tile[:e - s])"] if of_deltas else [])
 
 
-def _gram_text(definitions: list[str], interface: Interface, lines: list[str]) -> str:
+def _gram_text(
+    definitions: list[str], interface: Interface, lines: list[str], apart: Sequence[str] = ()
+) -> str:
+    """``apart`` are functions whose arrays do not overlap."""
     text = PREAMBLE.format(bits=interface.real[-2:]) + "".join(
         f"\n\n{PLAIN}\n{definition}\n" for definition in definitions
     )
+    decorator = DECORATOR.format(options=APART)
+    text += "".join(f"\n\n{decorator}\n{definition}\n" for definition in dict.fromkeys(apart))
     return f"{text}\n\n{PLAIN}\n" + "\n".join(lines) + "\n\n\n" + interface.entry()

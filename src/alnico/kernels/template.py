@@ -29,7 +29,7 @@ import math
 import numpy as np
 from numba import carray, njit, types
 from alnico.kernels.tiles import decode{bits} as decode, encode{bits} as encode
-from alnico.kernels.tiles import NoAliasCompiler, double_of, draw, draw_ranked, fill_columns, fill_noise, fill_rows, keep_between, pointer, select, subtract, width_of
+from alnico.kernels.tiles import NoAliasCompiler, add_product, double_of, draw, draw_ranked, fill_columns, fill_noise, fill_rows, keep_between, pointer, select, subtract, width_of
 
 REAL = np.float{bits}
 ZERO = REAL(0.0)

@@ -19,7 +19,7 @@ from alnico.kernels.constants import BF16, E5M2, F16, F32, F64, WIDE_BF16, WIDE_
 from alnico.numerics.noise import GAMMA, MIX_1, MIX_2
 
 _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
-_U1, _U30, _U27, _U40 = (np.uint64(n) for n in (1, 30, 27, 40))
+_U1, _U27, _U30, _U32, _U40 = (np.uint64(n) for n in (1, 27, 30, 32, 40))
 
 
 class NoAliasCompiler(Compiler):
@@ -121,6 +121,19 @@ def _mask(predicate: str, name: str) -> Any:
 
 mask_above = _mask(">", "mask_above")
 mask_reached = _mask(">=", "mask_reached")
+
+
+@intrinsic
+def add_product(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
+    """``a * b + c`` in float64, in one instruction where the processor has one. For exact products: others would be rounded
+    there, or not."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        double = ir.DoubleType()
+        function = ir.FunctionType(double, [double] * 3)
+        return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", (double,), function), arguments)
+
+    return types.float64(types.float64, types.float64, types.float64), generate
 
 
 @intrinsic
@@ -535,20 +548,22 @@ def subtract(tile, base):
 
 
 @njit(nogil=True, error_model="numpy")
-def rank_rows(ordered, places, ranks):
+def rank_rows(keys, shares, ranks):
     """Fill ``ranks`` (rows, n) with the rank of each element in its row over n - 1: 0 the smallest, 1 the largest.
 
-    ``ordered`` holds the sorted rows, ``places`` the column each entry came from. Equal values share their mean rank; the rank
-    in a row of one entry is 1/2.
+    ``keys`` are the sorted rows: a number that orders as the element does, and in the lower 32 bits the column it came from.
+    Equal numbers share their mean rank, and ``shares[i]`` is i / 2 / (n - 1).
     """
-    rows, size = ordered.shape
+    rows, size = keys.shape
     for row in range(rows):
+        own, ranked = keys[row], ranks[row]
         first = 0
         while first < size:
+            number = own[first] >> _U32
             stop = first + 1
-            while stop < size and ordered[row, stop] == ordered[row, first]:
+            while stop < size and own[stop] >> _U32 == number:
                 stop += 1
-            rank = np.float32(0.5) if size == 1 else np.float32((first + stop - 1) / (2.0 * (size - 1)))
+            rank = shares[first + stop - 1]
             for j in range(first, stop):
-                ranks[row, places[row, j]] = rank
+                ranked[np.int64(own[j] & np.uint64(0xFFFFFFFF))] = rank
             first = stop
