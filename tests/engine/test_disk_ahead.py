@@ -12,9 +12,11 @@ import pytest
 import alnico
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.source import Source
+from alnico.checkpoint.writer import OutputFiles
 from alnico.engine import disk_ahead
 from alnico.engine.disk_ahead import DiskAhead
 from alnico.errors import ModelError
+from alnico.plan.job import Job
 from made import family, read_model
 
 RUN = 16 << 10
@@ -72,7 +74,7 @@ def test_all_that_a_merge_reads_is_asked_for_once(
     recipe = alnico.make_recipe(tuned, method, base=None if method == "linear" else base)
     plan = alnico.plan(recipe)
     jobs = plan.jobs
-    ahead = DiskAhead(plan.sources)
+    ahead = DiskAhead(plan.sources, 0)
     with ahead.over(jobs):
         asked.wait_for(plan.bytes_to_read)
     ahead.close()
@@ -90,7 +92,7 @@ def test_all_that_a_merge_reads_is_asked_for_once(
     assert max(end - begin for _, begin, end in asked.requests) <= 3 * RUN
     assert len(asked.requests) <= 3 * plan.bytes_to_read / RUN  # small ones are joined
     alnico.merge(recipe, tmp_path / "with", threads=threads)
-    monkeypatch.setattr(DiskAhead, "_ask_all", lambda _: None)
+    monkeypatch.setattr(DiskAhead, "_work", lambda _: None)
     alnico.merge(recipe, tmp_path / "without", threads=threads)
     ours, theirs = read_model(tmp_path / "with"), read_model(tmp_path / "without")
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
@@ -102,7 +104,7 @@ def test_only_so_much_is_asked_for_before_it_is_read(
     asked = Asked(monkeypatch)
     monkeypatch.setattr(disk_ahead, "MOST_BYTES", 8 * RUN)
     plan = alnico.plan(alnico.make_recipe(models[1], "linear"))
-    ahead = DiskAhead(plan.sources)
+    ahead = DiskAhead(plan.sources, 0)
     run = 2 * RUN  # of each of two files
     with ahead.over(plan.jobs):
         asked.wait_for(8 * RUN)
@@ -132,8 +134,84 @@ def test_what_cannot_be_asked_for_is_reported_where_it_is_read(
 
     monkeypatch.setattr(FileModel, "ask_to_read", refused)
     plan = alnico.plan(alnico.make_recipe(models[1], "linear"))
-    ahead = DiskAhead(plan.sources)
+    ahead = DiskAhead(plan.sources, 0)
     with ahead.over(plan.jobs):
         assert tried.wait(10)
     ahead.close()
     alnico.merge(alnico.make_recipe(models[1], "linear"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+@pytest.mark.parametrize("missing_bytes", [0, 1])
+def test_tensors_that_are_done_leave_the_page_cache_where_it_is_too_small(
+    models: tuple[Path, list[Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    missing_bytes: int,
+) -> None:
+    base, tuned = models
+    recipe = alnico.make_recipe(tuned, method, base=None if method == "linear" else base)
+    plan = alnico.plan(recipe)
+    room = plan.bytes_to_read + plan.bytes_to_write - missing_bytes
+    done: set[str] = set()
+    read: list[int] = []
+    written: list[str] = []
+    finished, closed = DiskAhead.done, DiskAhead.close
+
+    def finish(self: DiskAhead, *jobs: Job) -> None:
+        done.update(job.name for job in jobs)
+        finished(self, *jobs)
+
+    def end(self: DiskAhead) -> None:
+        closed(self)
+        read.extend(last - first for _, first, last, _, _ in self._used)  # the thread had no time left for
+
+    def let_go(model: FileModel, path: Path, begin: int, end: int) -> None:
+        inside = [
+            n for n in model.tensors if (p := model.place_of(n)) and p[0] == path and begin <= p[1] < end
+        ]
+        assert inside
+        assert done.issuperset(inside)
+        read.append(end - begin)
+
+    monkeypatch.setattr(disk_ahead, "cache_bytes", lambda: room)
+    monkeypatch.setattr(disk_ahead, "WRITING_BYTES", RUN)
+    monkeypatch.setattr(DiskAhead, "done", finish)
+    monkeypatch.setattr(DiskAhead, "close", end)
+    monkeypatch.setattr(FileModel, "let_go", let_go)
+    monkeypatch.setattr(OutputFiles, "let_go", lambda _, name: written.append(name))
+    alnico.merge(recipe, tmp_path / "out", threads=2)
+    if not missing_bytes:
+        assert (read, written) == ([], [])
+        return
+    assert sum(read) == plan.bytes_to_read
+    assert len(written) == len(set(written))
+    left = [job.byte_size for job in plan.jobs if job.name not in written]
+    assert 0 < sum(left) < plan.bytes_to_write
+
+
+def test_an_output_leaves_the_page_cache_when_the_disk_has_had_time_to_write_it(
+    models: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = alnico.plan(alnico.make_recipe(models[1], "linear"))
+    after = [sum(job.byte_size for job in plan.jobs[i + 1 :]) for i in range(len(plan.jobs))]
+    expected = [job.name for job, later in zip(plan.jobs, after, strict=True) if later >= RUN]
+    assert 0 < len(expected) < len(plan.jobs) - 1
+    monkeypatch.setattr(disk_ahead, "cache_bytes", lambda: 0)
+    monkeypatch.setattr(disk_ahead, "WRITING_BYTES", RUN)
+    written: list[str] = []
+    changed = threading.Condition()
+
+    def forget(name: str) -> None:
+        with changed:
+            written.append(name)
+            changed.notify()
+
+    ahead = DiskAhead(plan.sources, 1, forget)
+    with ahead.over(plan.jobs), changed:
+        for job in plan.jobs:
+            ahead.done(job)
+        assert changed.wait_for(lambda: len(written) == len(expected), 10)
+    ahead.close()
+    assert written == expected

@@ -22,7 +22,7 @@ from alnico.checkpoint import header as headers
 from alnico.checkpoint.file_kinds import SAFETENSORS, SNIFFED_BYTES, refuse_other
 from alnico.checkpoint.files import OpenFiles, copy_fully, open_to_read, read_fully, read_side_by_side
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.page_cache import DiskReads, ask_to_read
+from alnico.checkpoint.page_cache import DiskReads, ask_to_read, let_go
 from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.remote.remote_weights import RemoteWeights, note_asked
 from alnico.checkpoint.sidecars import config_path
@@ -156,6 +156,11 @@ class FileModel:
         """Ask the system to read bytes of a file before they are needed. Errors: ModelError."""
         with self._files.descriptor(path) as descriptor:
             ask_to_read(descriptor, begin, end - begin)
+
+    def let_go(self, path: Path, begin: int, end: int) -> None:
+        """Tell the system that bytes of a file are not read again. Errors: ModelError."""
+        with self._files.descriptor(path) as descriptor:
+            let_go(descriptor, begin, end - begin)
 
     def read_whole(self, tensors: Sequence[tuple[str, memoryview]]) -> None:
         """Fill a buffer with each of some tensors. Those that lie side by side in a file are read together."""

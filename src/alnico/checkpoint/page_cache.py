@@ -42,6 +42,14 @@ def ask_to_read(descriptor: int, offset: int, size: int) -> None:
             advise(descriptor, start, min(step, offset + size - start), os.POSIX_FADV_WILLNEED)
 
 
+def let_go(descriptor: int, offset: int, size: int) -> None:
+    """Tell the system that bytes of a file are not read again. Pages that are not on the disk yet stay in its page cache."""
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is not None:
+        with suppress(OSError):
+            advise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+
+
 @functools.cache
 def _bytes_at_once(device: int) -> int:
     """How many bytes of a disk one request reads into the page cache."""

@@ -15,7 +15,7 @@ from alnico.checkpoint.durable import sync_directory
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import read_fully, write_fully
 from alnico.checkpoint.header import TensorInfo
-from alnico.checkpoint.page_cache import start_writeback
+from alnico.checkpoint.page_cache import let_go, start_writeback
 from alnico.checkpoint.shards import OutputShard
 from alnico.checkpoint.source import Source
 from alnico.errors import RunError
@@ -32,7 +32,7 @@ class OutputFiles:
     """The open output files of one merge. ``write`` is safe for threads.
 
     ``inside`` is a folder that is held open and contains ``directory``. ``are_made``: another process made the files, so they are
-    opened as they are, and none is made.
+    opened as they are, and none is made. ``are_sent``: they are read back to be sent to a URL.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class OutputFiles:
         inside: Folder | None = None,
         *,
         are_made: bool = False,
+        are_sent: bool = False,
     ) -> None:
+        self._are_sent = are_sent
         self.directory = directory
         self._inside = inside
         self._shards = shards
@@ -129,6 +131,13 @@ class OutputFiles:
                 return
             del self._waiting[shard]
         start_writeback(self._descriptors[shard], begin, end - begin)
+
+    def let_go(self, tensor: str) -> None:
+        """Tell the system that a tensor is not read back, unless it is sent."""
+        if self._are_sent:
+            return
+        shard, info = self._place[tensor]
+        let_go(self._descriptors[shard], info.begin, info.byte_size)
 
     def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
         """Read back bytes of a tensor that were written. Errors: RunError."""

@@ -7,8 +7,9 @@ merged. Where the system or the disk knows no such requests, everything is read 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from alnico.checkpoint.file_model import FileModel
@@ -17,13 +18,16 @@ from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.untied_model import UntiedModel
 from alnico.errors import AlnicoError
-from alnico.plan.job import Job
+from alnico.plan.job import Input, Job
 
 RUN_BYTES = 8 << 20
 """Bytes of one file that are asked for in a row, before those of the next file."""
 
 MOST_BYTES = 512 << 20
 """The most bytes that are asked for before they are used."""
+
+WRITING_BYTES = 64 << 20
+"""The bytes of outputs that the disk may still be writing."""
 
 Read = tuple[Path, int, int, FileModel, str]
 """A file, the first byte of it and the one after the last, and the model and the tensor that they belong to."""
@@ -32,19 +36,29 @@ Read = tuple[Path, int, int, FileModel, str]
 class DiskAhead:
     """A thread that asks for the bytes of local models in the order of the jobs that read them. Close it at the end.
 
-    It waits while so many bytes were asked for and not read yet.
+    It waits while so many bytes were asked for and not read yet. Where the page cache cannot hold all ``byte_size`` bytes that the
+    merge reads and writes, it lets go of the inputs and, by ``forget``, of the outputs of jobs that are done, so that they do not push
+    out what is still needed; otherwise they stay for whoever reads them next.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(
+        self, sources: Sequence[Source], byte_size: int, forget: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._sources = sources
-        self._most = min(MOST_BYTES, cache_bytes() // 4)
+        found = [unwrap(source) for source in sources]
+        self._models = [m for m in found if isinstance(m, FileModel) and not m.is_read_by_ranges]
+        cache = cache_bytes() if self._models else byte_size
+        self._most = min(MOST_BYTES, cache // 4)
+        self._forgets = byte_size > cache
+        self._forget = forget
         self._changed = threading.Condition()
         self._queue: Iterator[list[Read]] | None = None
-        models = dict.fromkeys(map(unwrap, sources))
-        self._models = [m for m in models if isinstance(m, FileModel) and not m.is_read_by_ranges]
         self._ahead = 0
         self._unread: dict[tuple[FileModel, str], int] = {}
         """Bytes of each tensor that were asked for and not read; below 0 for those that were read before."""
+        self._used: list[Read] = []
+        """What the jobs that are done have read."""
+        self._written: deque[Job] = deque()
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -59,7 +73,7 @@ class DiskAhead:
         for model in models:
             model.disk_reads = self
         if models and self._thread is None:
-            self._thread = threading.Thread(target=self._ask_all, name="alnico-disk", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="alnico-disk", daemon=True)
             self._thread.start()
         try:
             yield
@@ -71,10 +85,21 @@ class DiskAhead:
 
     def was_read(self, model: FileModel, name: str, size: int) -> None:
         """Take note that bytes of a tensor were read. Safe for threads."""
+        if self._queue is None:
+            return
         with self._changed:
             was_full = self._ahead >= self._most
             self._count(model, name, -size)
             if was_full and self._ahead < self._most:
+                self._changed.notify()
+
+    def done(self, *jobs: Job) -> None:
+        """Take note that jobs are done: nothing of them is read again. Safe for threads."""
+        if self._forgets:
+            with self._changed:
+                for job in jobs:
+                    self._used += _reads(job, self._sources)
+                self._written += jobs
                 self._changed.notify()
 
     def _count(self, model: FileModel, name: str, size: int) -> None:
@@ -83,28 +108,42 @@ class DiskAhead:
         after = self._unread[model, name] = before + size
         self._ahead += max(after, 0) - max(before, 0)
 
-    def _ask_all(self) -> None:
-        while (reads := self._following()) is not None:
-            try:
+    def _work(self) -> None:
+        while (following := self._following()) is not None:
+            used, written, reads = following
+            with suppress(AlnicoError, OSError):  # it is raised where the tensor is read
+                for model, path, begin, end in joined(used):
+                    model.let_go(path, begin, end)
+                for job in written:
+                    self._forget(job.name)
                 for model, path, begin, end in joined(reads):
                     model.ask_to_read(path, begin, end)
-            except (AlnicoError, OSError):
-                pass  # it is raised where the tensor is read
 
-    def _following(self) -> list[Read] | None:
-        """Wait until more may be asked for; None at the end."""
+    def _following(self) -> tuple[list[Read], list[Job], list[Read]] | None:
+        """Wait for what can be let go of, of inputs and of outputs, and for what may be asked for; None at the end."""
         with self._changed:
             while not self._is_closed:
+                reads = None
                 if self._queue is not None and self._ahead < self._most:
                     reads = next(self._queue, None)
                     if reads is None:
                         self._queue = None
-                        continue
-                    for _, begin, end, model, name in reads:
+                    for _, begin, end, model, name in reads or ():
                         self._count(model, name, end - begin)
-                    return reads
+                used, self._used = self._used, []
+                written = self._no_longer_written()
+                if reads or used or written:
+                    return used, written, reads or []
                 self._changed.wait()
         return None
+
+    def _no_longer_written(self) -> list[Job]:
+        """Jobs whose outputs should be on the disk by now: pages that are not stay."""
+        found = []
+        after = sum(job.byte_size for job in self._written)
+        while self._written and (after := after - self._written[0].byte_size) >= WRITING_BYTES:
+            found.append(self._written.popleft())
+        return found
 
     def close(self) -> None:
         """End the thread."""
@@ -115,18 +154,20 @@ class DiskAhead:
             self._thread.join()
 
 
-def joined(reads: Sequence[Read]) -> Iterator[tuple[FileModel, Path, int, int]]:
-    """Sort bytes by file and place, and join those that follow one another."""
-    waiting: tuple[FileModel, Path, int, int] | None = None
-    for path, begin, end, model, _ in sorted(reads, key=lambda read: read[:3]):
-        if waiting is not None and waiting[1] == path and waiting[3] >= begin:
-            waiting = (model, path, waiting[2], max(end, waiting[3]))
-            continue
-        if waiting is not None:
-            yield waiting
-        waiting = (model, path, begin, end)
-    if waiting is not None:
-        yield waiting
+def joined(reads: Iterable[Read]) -> Iterator[tuple[FileModel, Path, int, int]]:
+    """Sort the bytes of each file, and join those that follow one another."""
+    files: dict[Path, tuple[FileModel, list[tuple[int, int]]]] = {}
+    for path, begin, end, model, _ in reads:
+        files.setdefault(path, (model, []))[1].append((begin, end))
+    for path, (model, spans) in files.items():
+        spans.sort()
+        begin, end = spans[0]
+        for first, last in spans:
+            if first > end:
+                yield model, path, begin, end
+                begin = first
+            end = max(end, last)
+        yield model, path, begin, end
 
 
 def _in_runs(jobs: Sequence[Job], sources: Sequence[Source]) -> Iterator[list[Read]]:
@@ -134,37 +175,44 @@ def _in_runs(jobs: Sequence[Job], sources: Sequence[Source]) -> Iterator[list[Re
     reads: list[Read] = []
     size = 0
     for job in jobs:
-        places = []
-        for model, name in _stored(job, sources):
-            if (place := model.place_of(name)) is not None:
-                places.append((*place, model.tensors[name].byte_size, model, name))
-        largest = max((place[2] for place in places), default=0)
-        for first in range(0, largest, RUN_BYTES):
-            for path, begin, length, model, name in places:
-                if first < length:
-                    stop = min(first + RUN_BYTES, length)
-                    reads.append((path, begin + first, begin + stop, model, name))
-                    size += stop - first
-            if size >= RUN_BYTES * len(places):
+        whole = list(_reads(job, sources))
+        longest = max((end - begin for _, begin, end, _, _ in whole), default=0)
+        for offset in range(0, longest, RUN_BYTES):
+            for path, begin, end, model, name in whole:
+                first, last = begin + offset, min(begin + offset + RUN_BYTES, end)
+                if first < last:
+                    reads.append((path, first, last, model, name))
+                    size += last - first
+            if size >= RUN_BYTES * len(whole):
                 yield reads
                 reads, size = [], 0
     if reads:
         yield reads
 
 
-def _stored(job: Job, sources: Sequence[Source]) -> Iterator[tuple[FileModel, str]]:
-    """The tensors of files on this machine that a job reads as they are stored."""
+def _reads(job: Job, sources: Sequence[Source]) -> Iterator[Read]:
+    """All that a job reads of files on this machine as it is stored."""
     for tensor in job.read:
-        if tensor.is_difference:
-            continue
-        source, names = sources[tensor.model], [tensor.name]
-        while isinstance(source, (RenamedModel, UntiedModel)):
-            if isinstance(source, RenamedModel):
-                names = [n for name in names for n in source.stored_names(name)]
-            else:
-                names = [source.stored_name(name) for name in names]
-            source = source.wrapped
-        if isinstance(source, FileModel) and not source.is_read_by_ranges:
-            stored = sum(source.tensors[name].byte_size for name in names)
-            if stored == tensor.byte_size:  # else it reads a part of them
-                yield from ((source, name) for name in names)
+        source = sources[tensor.model]
+        if isinstance(source, FileModel):
+            names = [tensor.name]
+        elif not tensor.is_difference:
+            source, names = _stored(source, tensor)
+        if isinstance(source, FileModel) and source.remote is None:
+            for name in names:
+                if (place := source.place_of(name)) is not None:
+                    path, begin = place
+                    yield path, begin, begin + source.tensors[name].byte_size, source, name
+
+
+def _stored(source: Source, tensor: Input) -> tuple[Source, list[str]]:
+    """Return the model in which a tensor is stored, and under which names; without names if only parts of them are read."""
+    names = [tensor.name]
+    while isinstance(source, (RenamedModel, UntiedModel)):
+        if isinstance(source, RenamedModel):
+            names = [n for name in names for n in source.stored_names(name)]
+        else:
+            names = [source.stored_name(name) for name in names]
+        source = source.wrapped
+    stored = source.tensors
+    return source, names if sum(stored[name].byte_size for name in names) == tensor.byte_size else []

@@ -104,6 +104,10 @@ class Output(Protocol):
         """Read back bytes that were written."""
         ...
 
+    def let_go(self, tensor: str) -> None:
+        """Take note that this run does not read back a tensor that is done."""
+        ...
+
 
 class RunRecorder(Protocol):
     """Records finished tensors and facts of the whole model. ``failure`` is why it no longer can.
@@ -167,7 +171,7 @@ class MergeRun:
         self._crew = Crew(plan.memory.threads, watch)
         self._reads = reads_of(self.jobs, plan.sources) if spans is None else {}
         self._ahead = ReadingAhead(plan.memory.ahead_bytes, self._crew.check)
-        self._disk = DiskAhead(plan.sources)
+        self._disk = DiskAhead(plan.sources, plan.bytes_to_read + plan.bytes_to_write, output.let_go)
         self._draws = Arena(0)
         """Memory for what is drawn in a tensor that one thread makes."""
         self._room = MatrixRoom()
@@ -559,6 +563,7 @@ class MergeRun:
                     for i, raw in zip(job.read, raws, strict=True)
                 ]
                 records.append(self._record(job, digest_of(job.dtype, job.shape, out), read))
+        self._disk.done(*batch.jobs)
         self._crew.report(Advanced(batch.jobs[-1].name, batch.byte_size))
         self._finish(*records)
 
@@ -678,6 +683,7 @@ class MergeRun:
                 return
         job = state.job
         self._ahead.done(job.name)
+        self._disk.done(job)
         if not self.recorder.wants_digests:
             return
         self._finish(self._record(job, state.output.result(), [d.result() for d in state.inputs]))

@@ -289,7 +289,7 @@ def _private_files(shards: Sequence[OutputShard]) -> OutputFiles:
     Errors: RunError.
     """
     with tempfile.TemporaryDirectory(prefix="alnico-", ignore_cleanup_errors=True) as folder:
-        return OutputFiles(Path(folder), shards)
+        return OutputFiles(Path(folder), shards, are_sent=True)
 
 
 class _Collected:

@@ -187,7 +187,7 @@ def _make(
     abort_uploads(folder, {n: u for n, u in known.items() if n not in uploads and n not in completed})
     done = {*completed, *(name for name, upload in uploads.items() if upload.is_sent)}
     sent = {t.name for s in plan.shards if s.name in done for t in s.header.tensors}
-    files = OutputFiles(part.model, plan.shards, part.folder)
+    files = OutputFiles(part.model, plan.shards, part.folder, are_sent=True)
     kept = uploads | {name: known[name] for name in completed}
     state = JournalState(state.records, state.facts, state.norms, format_uploads(kept))
 
