@@ -118,6 +118,32 @@ def test_the_arrays_stay_the_same_while_the_layout_does(models: tuple[Path, list
         assert all(wide[name].nbytes == 2 * array.nbytes for name, array in first.items())
 
 
+def test_a_merge_is_made_where_it_is_scored_unless_its_bytes_are_kept(
+    models: tuple[Path, list[Path]],
+) -> None:
+    base, tuned = models
+    asked = [{**recipe, "dtype": "bfloat16"} for recipe in recipes(base, tuned)[:4]]
+    name = "model.embed_tokens.weight"
+    with Resident(open_model, run=RunOptions(threads=2)) as resident:
+        expected = [resident.merge(resident.plan(load_recipe(recipe)))[name].copy() for recipe in asked]
+        elements = expected[0].size // 2
+        first, second = (np.zeros(elements, np.float32) for _ in range(2))
+        resident.follow(name, [first, second])
+        for recipe, of in zip(asked, expected, strict=True):
+            resident.merge(resident.plan(load_recipe(recipe)))
+            wide = of.view("<u2").astype("<u4") << 16
+            assert name not in resident.arrays
+            assert (first.view("<u4") == wide).all()
+            assert (second.view("<u4") == wide).all()
+            assert (resident.bytes_of(name) == of).all()
+        kept = resident.bytes_of(name)
+        resident.keep(name)
+        resident.merge(resident.plan(load_recipe(asked[0])))
+        assert resident.bytes_of(name) is kept
+        assert (kept == expected[0]).all()
+        assert (first.view("<u4") == second.view("<u4")).all()
+
+
 def test_facts_are_measured_once_a_model(
     models: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ entry per model, so that a new density of one model keeps the thresholds of the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -38,6 +39,9 @@ from alnico.plan.job import Input, Job
 MOST_FACTS = 200_000
 """Most facts that are kept; the least recently used one goes first. A number with its key takes half a
 kilobyte."""
+
+MOST_REDUCED = 1024
+"""Most facts whose part for one model is kept: every tensor asks for it."""
 
 MOST_BYTES = 16 << 20
 """A larger fact (of many rows or columns) is not kept."""
@@ -222,6 +226,7 @@ def _is_of_each(fact: MeasuredFact) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=MOST_REDUCED)
 def _of_one(fact: MeasuredFact, model: int) -> MeasuredFact:
     """Reduce a fact to one model."""
     if isinstance(fact, KthLargest):

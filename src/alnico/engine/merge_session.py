@@ -37,6 +37,7 @@ from alnico.numerics.dtypes import DTYPES, MERGEABLE
 from alnico.output.journal import JournalState
 from alnico.plan.build import build_plan
 from alnico.plan.job import Job, Plan
+from alnico.plan.repeat import RepeatedPlans
 from alnico.recipe.schema import Recipe
 from alnico.run_options import DEFAULT_RUN, RunOptions
 
@@ -69,6 +70,7 @@ class Resident:
         self._room = SharedBudget(run.memory_bytes)
         self._rooms: dict[str, SharedBudget] = {}
         self._models: dict[str, ResidentModel] = {}
+        self._plans = RepeatedPlans(self._build)
         self._checked: set[frozenset[Source]] = set()
         self._store = FactStore(self._room)
         self._matrices = ResidentStore(self._room)
@@ -88,6 +90,9 @@ class Resident:
 
     def plan(self, recipe: Recipe) -> Plan:
         """Plan a recipe over the open models. Errors: as for :func:`alnico.plan.build.build_plan`."""
+        return self._plans.plan(recipe)
+
+    def _build(self, recipe: Recipe) -> Plan:
         return build_plan(recipe, open_source=self.model, run=self._run)
 
     def merge(self, plan: Plan) -> Mapping[str, Any]:
@@ -228,6 +233,7 @@ class Resident:
         for model in self._models.values():
             model.release()
         self._models.clear()
+        self._plans = RepeatedPlans(self._build)
         self._checked.clear()
         self._room = SharedBudget(self._run.memory_bytes)
         self._rooms.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from alnico.checkpoint.factors import is_factor, refuse_adapter
@@ -29,7 +29,7 @@ from alnico.plan import families
 from alnico.plan.compatibility import config_notes
 from alnico.plan.config import check_layers, layered_config, predictor_notes
 from alnico.plan.filters import unmatched_filters
-from alnico.plan.job import Job, Plan
+from alnico.plan.job import Job, MemoryPlan, Plan
 from alnico.plan.job_builder import JobBuilder
 from alnico.plan.licences import check_licences, licence_conflicts, model_licences
 from alnico.plan.memory import fit_memory
@@ -147,6 +147,26 @@ def _plan(
     ]
     if devices[0].is_gpu and any(job.kind == "mix" for job in jobs):
         import_extra("numba_cuda", f"a merge on {devices[0].name}", "cuda")
+
+    def memory_for(jobs: Sequence[Job]) -> MemoryPlan:
+        return fit_memory(
+            jobs,
+            run.memory_bytes,
+            run.threads,
+            sum(len(s.tensors) for s in sources),
+            sources,
+            devices,
+            keeps_factors=run.factor_cache is not None,
+            reserved_bytes=run.reserved_bytes,
+        )
+
+    def again(plan: Plan, other: Recipe) -> Plan | None:
+        made = builder.again(plan.jobs, other)
+        if made is None:
+            return None
+        pinned = _pinned(other, references, sources)
+        return dataclasses.replace(plan, recipe=pinned, jobs=made, memory=memory_for(made))
+
     plan = Plan(
         recipe=_pinned(recipe, references, sources),
         sources=tuple(sources),
@@ -162,22 +182,14 @@ def _plan(
             modules_of(sources[donor]),
         ),
         dtype=_only_dtype(jobs),
-        memory=fit_memory(
-            [*jobs, *measured],
-            run.memory_bytes,
-            run.threads,
-            sum(len(s.tensors) for s in sources),
-            sources,
-            devices,
-            keeps_factors=run.factor_cache is not None,
-            reserved_bytes=run.reserved_bytes,
-        ),
+        memory=memory_for([*jobs, *measured]),
         config=config,
         files=files,
         left=left,
         norm_weight_groups=groups,
         rules=builder.rules(),
         devices=devices,
+        again=again if builder.is_plain and not devices[0].is_gpu else None,
     )
     norms = known_norms(plan, (".", recipe.folder))
     return with_norms(plan, norms) if norms else plan

@@ -189,6 +189,9 @@ class Plan:
     """What the rules under ``methods`` do, in order."""
     devices: tuple[Device, ...] = field(default=(CPU,), compare=False)
     """Where tensors are computed: the processor, or one GPU or several."""
+    again: Callable[[Plan, Recipe], Plan | None] | None = field(default=None, compare=False, repr=False)
+    """Plans a recipe that differs from this plan's in numbers alone (:mod:`alnico.plan.repeat`); returns None where they make
+    another plan. None if the numbers of this plan's tensors differ from one another."""
     bytes_to_request: int = 0
     """Bytes of weights that are requested from servers, of models at URLs; see :mod:`alnico.engine.requested_bytes`."""
     stages: tuple[Plan, ...] = field(default=(), compare=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -333,6 +334,51 @@ class JobBuilder:
             self._merges[key] = chosen.method.bind(options, len(chosen.parts), in_places=True)
         return self._merges[key]
 
+    def again(self, jobs: Sequence[Job], recipe: Recipe) -> tuple[Job, ...] | None:
+        """Return the jobs of a recipe that differs from the own one in numbers alone, which are the same for all tensors.
+
+        None if some tensor is made in another way by these numbers. Errors: MethodError.
+        """
+        (section,) = self.sections.parts
+        ((_, before),) = self._merges.items()
+        parts = {
+            id(part): dataclasses.replace(part, entry=entry)
+            for part, entry in zip(section.listed, recipe.models, strict=True)
+        }
+        fresh = dataclasses.replace(
+            section,
+            listed=tuple(parts.values()),
+            base=parts.get(id(section.base), section.base),
+            shared=(recipe.parameters,),
+            _methods={},
+            _rules_by_name={},
+            _parts={},
+        )
+        name = next(job.name for job in jobs if job.merge is before)
+        chosen = fresh.method_for(name)
+        merge = chosen.method.bind(fresh.options(name, chosen), len(chosen.parts), in_places=True)
+        if not isinstance(merge, Merge) or merge.copies is not None:
+            return None
+        if isinstance(before, Merge) and _is_same(merge.mix, before.mix):
+            merge = dataclasses.replace(merge, mix=before.mix)  # its kernel is known
+        for real in {job.real for job in jobs if job.merge is before}:
+            merge.check_numbers(real)
+        made = tuple(dataclasses.replace(job, merge=merge) if job.merge is before else job for job in jobs)
+        return made if all(new.real == job.real for new, job in zip(made, jobs, strict=True)) else None
+
+    @property
+    def is_plain(self) -> bool:
+        """Does one method make all tensors that are mixed, with the same numbers, and without statistics?"""
+        merges = list(self._merges.values())
+        return (
+            len(self.sections.parts) == len(merges) == 1
+            and not self.recipe.methods
+            and not self._pending
+            and isinstance(merges[0], Merge)
+            and merges[0].copies is None
+            and any(job.merge is merges[0] for job in self.jobs.values())
+        )
+
     def _lines_factor(self, name: str) -> float:
         """Return the factor of LiNeS at a tensor's depth in the whole model."""
         lines = self.recipe.lines
@@ -363,6 +409,15 @@ class JobBuilder:
         own = part.names[name]
         tensor = self.sources[part.model].tensors[own]
         return Input(part.model, own, tensor.dtype, tensor.byte_size, digest)
+
+
+def _is_same(equation: Callable[..., float], other: Callable[..., float]) -> bool:
+    """Were two functions made by one definition, with the same objects around it?"""
+    code, captured = (
+        [getattr(f, "__code__", f) for f in (equation, other)],
+        [[cell.cell_contents for cell in getattr(f, "__closure__", None) or ()] for f in (equation, other)],
+    )
+    return code[0] is code[1] and all(a is b for a, b in zip(*captured, strict=True))
 
 
 def _new_job(
