@@ -114,11 +114,17 @@ def load(batch: Batch, sources: Sequence[Source], arena: Arena) -> list[LoadedTe
 
 
 def _alike(jobs: Iterable[Job]) -> Iterator[tuple[Job, ...]]:
-    """Divide jobs into runs that have the same merge and dtypes."""
+    """Divide jobs into runs that have the same merge, dtypes and width of the output."""
     run: list[Job] = []
     kind: object = None
     for job in jobs:
-        own = (id(job.merge), job.dtype, job.base is None, *(tensor.dtype for tensor in job.read))
+        own = (
+            id(job.merge),
+            job.dtype,
+            job.is_wide,
+            job.base is None,
+            *(tensor.dtype for tensor in job.read),
+        )
         if run and own != kind:
             yield tuple(run)
             run = []
