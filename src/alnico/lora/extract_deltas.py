@@ -35,6 +35,11 @@ def real_of(tuned: Source, base: Source, name: str) -> np.dtype[Any]:
     )
 
 
+def difference_kernel(real: np.dtype[Any], elements: int = 0) -> Any:
+    """Return what subtracts tensors in a working precision. ``elements`` are those that it is about to be run on."""
+    return kernel_for(DifferenceKernel("float64" if real == np.float64 else "float32"), elements)
+
+
 class Delta:
     """Fine-tune minus base of one tensor, as a matrix.
 
@@ -54,7 +59,7 @@ class Delta:
         self._squares: dict[int, float] = {}
         self.block_squares = 0.0
         """The sum of the squares of the block that was yielded last, in float64."""
-        self._kernel = kernel_for(DifferenceKernel(self._real.name), target.elements)  # type: ignore[arg-type]
+        self._kernel = difference_kernel(self._real)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield its rows in order, in blocks. A block is valid until the next one is requested."""

@@ -13,7 +13,7 @@ from alnico.devices import free_bytes
 from alnico.engine.arena import Arena
 from alnico.engine.matrix_gpu import GPU_SHARE, GpuTurns, MatrixGpu, MatrixRoom, whole_float32
 from alnico.events import Advanced, Reading
-from alnico.lora.extract_deltas import Delta, ExtractMemory, real_of, svd_bytes
+from alnico.lora.extract_deltas import Delta, ExtractMemory, difference_kernel, real_of, svd_bytes
 from alnico.lora.extract_options import Options
 from alnico.lora.extract_targets import ExtractTarget
 from alnico.lora.gpu_blocks import GpuBlocks, gpu_bytes
@@ -65,6 +65,8 @@ class FactorisingRun:
         # The largest first: otherwise one thread would still work on a large one while the others are idle.
         todo = sorted(targets, key=lambda s: (s.treatment != "factors", -s.elements))
         self._crew.report(Reading(len(todo), sum(self._bytes(s) for s in todo)))
+        for target in todo:
+            difference_kernel(real_of(self.tuned, self.base, target.name), target.elements)
         with one_blas_thread(), whole_float32(self._gpus.all):
             self._crew.run([(self._decompose, (target,)) for target in todo])
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from alnico.checkpoint.source import Source
 from alnico.engine.arena import Arena
 from alnico.events import Advanced
-from alnico.kernels.choice import kernel_for
 from alnico.kernels.constants import CODES
-from alnico.kernels.difference_kernel import DifferenceKernel
-from alnico.kernels.template import Real
-from alnico.lora.extract_deltas import CHECKED_ELEMENTS
+from alnico.lora.extract_deltas import CHECKED_ELEMENTS, difference_kernel, real_of
 from alnico.numerics.dtypes import DTYPES
 from alnico.threads import Crew
 
@@ -57,7 +53,7 @@ class FoldedDistances:
             for i in range(0, len(runs), RUNS)
         ]
         for name, runs in tensors:
-            self._kernel(name, CHECKED_ELEMENTS * len(runs))
+            difference_kernel(real_of(self._folded, self._tuned, name), CHECKED_ELEMENTS * len(runs))
         self._crew.run(calls)
 
     def _measure(self, name: str, runs: range) -> None:
@@ -78,13 +74,6 @@ class FoldedDistances:
         raws = self._arena.views([count * DTYPES[dtype].bytes for dtype in dtypes])
         for model, raw, dtype in zip(models, raws, dtypes, strict=True):
             model.read_into(name, first * DTYPES[dtype].bytes, memoryview(raw))
-        kernel, no_output, sums = self._kernel(name), np.empty(0, self._real(name)), np.empty(2)
-        kernel(raws[0], CODES[dtypes[0]], raws[1], CODES[dtypes[1]], no_output, sums)
+        real, sums = real_of(*models, name), np.empty(2)
+        difference_kernel(real)(raws[0], CODES[dtypes[0]], raws[1], CODES[dtypes[1]], np.empty(0, real), sums)
         return float(sums[0]), float(sums[1])
-
-    def _real(self, name: str) -> Real:
-        wide = "F64" in (self._folded.tensors[name].dtype, self._tuned.tensors[name].dtype)
-        return "float64" if wide else "float32"
-
-    def _kernel(self, name: str, elements: int = 0) -> Any:
-        return kernel_for(DifferenceKernel(self._real(name)), elements)
