@@ -23,6 +23,9 @@ from alnico.recipe.norm_weight import find_norm_weight, with_equal_weights, with
 from alnico.recipe.schema import NormWeight, Recipe
 from alnico.vocabulary.tables import find_tables
 
+IDENTITY = combine((1.0,), fixes_equal_inputs=True)
+"""Converts a tensor to another dtype. One for all, so that all have one kernel."""
+
 
 @dataclass(frozen=True)
 class _MatchedTensor:
@@ -398,8 +401,7 @@ class JobBuilder:
         source = self._input(origin, name)
         dtype = dtype or self.recipe.dtype or tensor.nominal
         if tensor.dtype in MERGEABLE and tensor.dtype != dtype:
-            identity = combine((1.0,), fixes_equal_inputs=True)
-            return _new_job("mix", name, dtype, tensor, (source,), merge=identity, why=f"{why}, as {dtype}")
+            return _new_job("mix", name, dtype, tensor, (source,), merge=IDENTITY, why=f"{why}, as {dtype}")
         return _new_job("copy", name, tensor.dtype, tensor, (source,), why=why)
 
     def _tensor(self, part: ModelPart, name: str) -> Tensor:
