@@ -1,6 +1,8 @@
-"""Whole processes in one run: `alnico lora extract` and mergekit-extract-lora on the same two models.
+"""Whole processes in turn: `alnico lora extract`, an older alnico and mergekit-extract-lora on the same two models, and both limits.
 
     python benchmarks/extraction.py --work /tmp/bench                      # 0.6 G parameters, bf16, rank 32
+    python benchmarks/extraction.py --work /tmp/bench --models smollm2     # SmolLM2-135M and a model trained from it
+    python benchmarks/extraction.py --work /tmp/bench --before OLD/src     # beside another version
     python benchmarks/extraction.py --work /tmp/bench --mergekit ENV/bin/mergekit-extract-lora
 
 Makes a Llama-shaped base and a fine-tune once (benchmarks/merge_speed.py's), of which the change is noise: the spectrum that falls
@@ -15,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import shutil
 import statistics
 import sys
@@ -23,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from merge_speed import LAYOUTS, make, tensors
-from processes import Failed, Run, beside, measured, seconds
+from merge_speed import LAYOUTS, make, merging, tensors
+from processes import Failed, Run, alternating, beside, cpu, limits, seconds, wall
+from search_speed import smollm2
 
 SAMPLE = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
 PREFIX = "base_model.model."
@@ -68,9 +70,8 @@ def kept(tuned: Path, base: Path, adapters: list[Path]) -> str:
 
 
 def row(program: str, runs: list[Run], first: float) -> str:
-    median = statistics.median
-    wall, cpu = median(r.wall for r in runs), median(r.cpu for r in runs)
-    return f"| {program} | {seconds(runs)} | {cpu:.1f} | {max(r.peak for r in runs) >> 20} | {wall / first:.1f} |"
+    peak = max(r.peak for r in runs)
+    return f"| {program} | {seconds(runs)} | {cpu(runs):.1f} | {peak >> 20} | {wall(runs) / first:.1f} |"
 
 
 def main() -> None:
@@ -80,58 +81,51 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for models and outputs; models are kept"
     )
+    parser.add_argument("--models", choices=["made", "smollm2"], default="made")
     parser.add_argument("--parameters", type=float, default=0.6e9)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--alnico", default=shutil.which("alnico") or "alnico", help="the command")
     parser.add_argument(
-        "--alnico", default=shutil.which("alnico") or "alnico", help="the command; may be several words"
+        "--before", type=Path, help="the src of another version, which runs in turn with this one"
     )
     parser.add_argument("--mergekit", help="mergekit-extract-lora of an environment of its own; run once")
     chosen = parser.parse_args()
-    layout = LAYOUTS["llama"](chosen.parameters)
-    count = sum(int(np.prod(s)) for s in layout.values())
-    home = chosen.work / f"llama-BF16-{count}"
-    for i in range(2):
-        beside(make, home / f"m{i}", layout, i, "BF16", max(count * 2 // 3, 1))
-    base, tuned, out, other = home / "m0", home / "m1", home / "adapter", home / "theirs"
-    measured(["sh", "-c", f"cat {base}/*.safetensors {tuned}/*.safetensors > /dev/null"])
-    command = [
-        *shlex.split(chosen.alnico),
-        "lora",
-        "extract",
-        str(tuned),
-        str(base),
-        str(out),
-        "--rank",
-        str(chosen.rank),
-        "--quiet",
-    ]
-    runs: dict[str, list[Run]] = {"alnico": [], "alnico, not verified": []}
-    for turn in range(chosen.repeat + 1):
-        for program, more in (("alnico, not verified", ["--no-verify"]), ("alnico", [])):
-            shutil.rmtree(out, ignore_errors=True)
-            run = measured([*command, *more])
-            runs[program] += [run] if turn else []  # the first run compiles kernels
+    if chosen.models == "smollm2":
+        home = chosen.work / "smollm2"
+        beside(smollm2, home)
+        base, tuned = home / "base", home / "a"
+    else:
+        layout = LAYOUTS["llama"](chosen.parameters)
+        made = sum(int(np.prod(s)) for s in layout.values())
+        home = chosen.work / f"llama-BF16-{made}"
+        for i in range(2):
+            beside(make, home / f"m{i}", layout, i, "BF16", max(made * 2 // 3, 1))
+        base, tuned = home / "m0", home / "m1"
+    files = [file for model in (base, tuned) for file in sorted(model.glob("*.safetensors"))]
+    shapes = {name: shape for file in files for name, shape in shapes_of(file).items()}
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    out, other = home / "adapter", home / "theirs"
+    command = [chosen.alnico, "lora", "extract", str(tuned), str(base), str(out), "--rank", str(chosen.rank)]
+    alone = [*command, "--quiet", "--no-verify"]
+    written = 4 * chosen.rank * sum(sum(s) for s in shapes.values() if len(s) == 2)
+    programs = limits(files, written, home / "limit")
+    if chosen.before:
+        programs["before, not verified"] = merging(alone, out, chosen.before)
+        programs["before"] = merging([*command, "--quiet"], out, chosen.before)
+    programs["alnico, not verified"] = merging(alone, out)
+    programs["alnico"] = merging([*command, "--quiet"], out)
+    runs = alternating(programs, chosen.repeat)
     if chosen.mergekit:
-        shutil.rmtree(other, ignore_errors=True)
-        options = [
-            "--model",
-            str(tuned),
-            "--base-model",
-            str(base),
-            "--out-path",
-            str(other),
-            "--max-rank",
-            str(chosen.rank),
-        ]
-        runs["mergekit"] = [measured([chosen.mergekit, *options, "--skip-undecomposable"])]
+        options = ["--model", tuned, "--base-model", base, "--out-path", other, "--max-rank", chosen.rank]
+        peer = [chosen.mergekit, *map(str, options), "--skip-undecomposable"]
+        runs["mergekit"] = [merging(peer, other)()]
     print(
         f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, BF16, rank {chosen.rank}\n"
     )
     print("| program | s | CPU s | peak MiB | x alnico |\n|---|---|---|---|---|")
-    first = statistics.median(r.wall for r in runs["alnico"])
     for program, found in runs.items():
-        print(row(program, found, first), flush=True)
+        print(row(program, found, wall(runs["alnico"])), flush=True)
     print(f"\n{beside(kept, tuned, base, [out, *([other] if chosen.mergekit else [])])}")
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(other, ignore_errors=True)

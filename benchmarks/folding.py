@@ -1,5 +1,5 @@
-"""Folding an adapter into its base, whole processes in one run: the limit (reading base and adapter and writing as many bytes as
-the output), alnico, and PEFT's merge_and_unload with what loads and saves the model.
+"""Folding an adapter into its base, whole processes in turn: both limits (see processes.py), alnico, an older alnico, and PEFT's
+merge_and_unload with what loads and saves the model.
 
     python benchmarks/folding.py --work /tmp/bench --rank 16
     python benchmarks/folding.py --work /tmp/bench --rank 16 --peft     # needs transformers and peft beside alnico
@@ -15,14 +15,13 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from merge_speed import LAYOUTS, differences, make
-from processes import Failed, beside, measured, seconds
+from merge_speed import LAYOUTS, differences, make, merging
+from processes import LIMITS, Failed, alternating, beside, cpu, limits, seconds, wall
 
 PEFT = """
 import sys, torch
@@ -90,6 +89,9 @@ def main() -> None:
     parser.add_argument("--dora", action="store_true")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--alnico", default=shutil.which("alnico") or "alnico")
+    parser.add_argument(
+        "--before", type=Path, help="the src of another version, which runs in turn with this one"
+    )
     parser.add_argument("--peft", action="store_true")
     chosen = parser.parse_args()
     layout = LAYOUTS["llama"](chosen.parameters)
@@ -99,37 +101,32 @@ def main() -> None:
     beside(make, base, layout, 0, "BF16", max(count * 2 // 3, 1))
     beside(make_adapter, adapter, layout, chosen.rank, chosen.dora)
     out, peer = home / "folded", home / "peft"
-    files = " ".join(str(f) for folder in (base, adapter) for f in sorted(folder.glob("*.safetensors")))
-    limit = f"cat {files} > /dev/null; dd if=/dev/zero of={home}/limit bs=4M count={-(-count * 2 // (4 << 20))} 2> /dev/null"
-    measured(["sh", "-c", limit])
-    limits, ours = [], []
-    for turn in range(chosen.repeat + 1):
-        shutil.rmtree(out, ignore_errors=True)
-        limits.append(measured(["sh", "-c", f"rm -f {home}/limit; {limit}"]))
-        (home / "limit").unlink()
-        ours.append(measured([chosen.alnico, "lora", "fold", str(base), str(adapter), str(out), "--quiet"]))
-        if turn == 0:
-            limits, ours = [], []  # the first run compiles the kernel
-    what = f"rank {chosen.rank}{', DoRA' * chosen.dora}"
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, BF16\n")
-    print(
-        "| adapter | limit s | alnico s | x limit | CPU s | peak MiB | PEFT s | CPU s | peak MiB | x faster |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    median = statistics.median
-    wall = median(r.wall for r in ours)
+    files = [file for folder in (base, adapter) for file in sorted(folder.glob("*.safetensors"))]
+    command = [chosen.alnico, "lora", "fold", str(base), str(adapter), str(out), "--quiet"]
+    programs = limits(files, count * 2, home / "limit")
+    if chosen.before:
+        programs["before"] = merging(command, out, chosen.before)
+    programs["alnico"] = merging(command, out)
+    found = alternating(programs, chosen.repeat)
+    ours = found["alnico"]
     theirs, apart = "| | | ", ""
     if chosen.peft:
-        shutil.rmtree(peer, ignore_errors=True)
-        run = measured(
-            [sys.executable, "-c", PEFT.format(threads=os.cpu_count()), str(base), str(adapter), str(peer)]
-        )
-        theirs = f"{run.wall:.1f} | {run.cpu:.1f} | {run.peak >> 20} | {run.wall / wall:.0f}"
+        merge = PEFT.format(threads=os.cpu_count())
+        run = merging([sys.executable, "-c", merge, str(base), str(adapter), str(peer)], peer)()
+        theirs = f"{run.wall:.1f} | {run.cpu:.1f} | {run.peak >> 20} | {run.wall / wall(ours):.0f}"
         apart = f"\nThe outputs are {beside(differences, out, peer)}."
         shutil.rmtree(peer, ignore_errors=True)
-    x = wall / median(r.wall for r in limits)
+    old = "before s | CPU s | " if chosen.before else ""
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, BF16\n")
     print(
-        f"| {what} | {seconds(limits)} | {seconds(ours)} | {x:.2f} | {median(r.cpu for r in ours):.2f} | {max(r.peak for r in ours) >> 20} | {theirs} |"
+        f"| adapter | limit s | synced limit s | {old}alnico s | x limit | x synced | CPU s | peak MiB | PEFT s | CPU s | peak MiB | x faster |"
+    )
+    print("|---" * (12 + 2 * bool(chosen.before)) + "|")
+    x, x_synced = (wall(ours) / wall(found[name]) for name in LIMITS)
+    before = f"{seconds(found['before'])} | {cpu(found['before']):.2f} | " if chosen.before else ""
+    print(
+        f"| rank {chosen.rank}{', DoRA' * chosen.dora} | {' | '.join(seconds(found[name]) for name in LIMITS)} | {before}{seconds(ours)} "
+        f"| {x:.2f} | {x_synced:.2f} | {cpu(ours):.2f} | {max(r.peak for r in ours) >> 20} | {theirs} |"
     )
     print(apart)
     shutil.rmtree(out, ignore_errors=True)

@@ -12,6 +12,7 @@ import torch
 
 import alnico
 import made
+from alnico.engine.mix import mix_kernel
 from alnico.errors import AlnicoError, ModelError, NonFiniteError
 from alnico.lora.fold import fold, fold_recipe
 from lora.peft_models import made_by_peft, tiny
@@ -455,3 +456,11 @@ def test_an_adapter_in_place_of_its_base_is_refused_with_the_order(tmp_path: Pat
     assert str(caught.value) == (
         f"{adapter}: is a LoRA adapter, and {base} is none; expected the base first, then its adapters. Exchange them."
     )
+
+
+@pytest.mark.usefixtures("two")
+def test_the_changed_tensors_of_a_fold_have_one_kernel(tmp_path: Path) -> None:
+    plan = alnico.plan(fold_recipe(tmp_path / "base", tmp_path / "a", dtype="float16"))
+    mixed = [job for job in plan.jobs if job.kind == "mix"]
+    assert len(mixed) > 1
+    assert len({mix_kernel(job) for job in mixed}) == 1
