@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from alnico.checkpoint.source import Model as Model
     from alnico.engine.norm_weights import NormWeights as NormWeights
     from alnico.engine.run import MergeResult as MergeResult
+    from alnico.engine.warm import WarmResult as WarmResult
+    from alnico.engine.warm import warm as warm
     from alnico.evaluation.compare import compare as compare
     from alnico.evaluation.evaluate import evaluate as evaluate
     from alnico.evaluation.scorecard import Scorecard as Scorecard
@@ -130,6 +132,7 @@ __all__ = make_lazy(
         "alnico.checkpoint.source": ["Model"],
         "alnico.engine.norm_weights": ["NormWeights"],
         "alnico.engine.run": ["MergeResult"],
+        "alnico.engine.warm": ["WarmResult", "warm"],
         "alnico.evaluation.compare": ["compare"],
         "alnico.evaluation.evaluate": ["evaluate"],
         "alnico.evaluation.scorecard": ["Scorecard"],

@@ -522,16 +522,53 @@ def test_choosing_features_for_numba_leaves_the_environment_as_it_was():
     assert ended.stdout == "False\n", ended.stderr
 
 
-def test_two_processes_at_once_both_compile(cache):
-    program = PROGRAM.format(folder=str(Path(__file__).parent))
+COUNTED = """
+import sys; sys.path.insert(0, {folder!r})
+import test_cache
+from alnico.kernels import build
+compiled = build._compile
+build._compile = lambda text: print("compiled") or compiled(text)
+print("works" if test_cache.works(test_cache.compile_anew()) else "is wrong")
+"""
+
+
+def test_of_two_processes_at_once_one_compiles_and_the_other_waits(cache):
+    program = COUNTED.format(folder=str(Path(__file__).parent))
     running = [
         subprocess.Popen(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
+    said = []
     for process in running:
-        out, errors = process.communicate(timeout=120)
-        assert (process.returncode, out, errors) == (0, "works\n", "")
-    assert len(kept(cache)) == 1
-    assert not list(cache.glob("*.tmp"))
+        out, errors = process.communicate(timeout=240)
+        assert (process.returncode, errors) == (0, "")
+        said += out.split()
+    assert sorted(said) == ["compiled", "works", "works"]
+    assert [path.suffix for path in cache.iterdir()] == [".kernel"]
+
+
+def test_a_process_that_died_or_takes_too_long_is_not_waited_for(cache, code, monkeypatch):
+    monkeypatch.setattr(build, "_compile", lambda _text: code)
+    key = build._key(build.text_of(KERNEL))
+    program = (
+        "import sys; from alnico.kernels.cache import making_kernel\n"
+        f"with making_kernel({key!r}):\n    print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "locked\n"
+        monkeypatch.setattr("alnico.kernels.cache.LONGEST_WAIT", 0.0)
+        assert works(compile_anew())  # although the other still has the lock
+        kept(cache)[0].unlink()
+        other.kill()
+        other.wait()
+        monkeypatch.setattr("alnico.kernels.cache.LONGEST_WAIT", 60.0)
+        assert works(compile_anew())
+    finally:
+        other.kill()
+        other.communicate()
+    assert [path.suffix for path in cache.iterdir()] == [".kernel"]

@@ -6,13 +6,21 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from numba import njit
 
+from alnico.kernels import tiles
 from alnico.kernels.array_tiles import encode as encode_by_numpy
 from alnico.kernels.constants import BF16, CODES, F16, F32, F64, WIDE_CODES
-from alnico.kernels.tiles import decode32, decode64, encode32, encode64, fill_noise
 from alnico.numerics.dtypes import FLOAT8
 from alnico.numerics.dtypes import decode as decode_by_numpy
 from alnico.numerics.noise import uniform
+
+# Functions of kernels have no form that Python can call.
+decode32 = njit(lambda raw, code, tile: tiles.decode32(raw, code, tile))
+decode64 = njit(lambda raw, code, tile: tiles.decode64(raw, code, tile))
+encode32 = njit(lambda tile, code, raw: tiles.encode32(tile, code, raw))
+encode64 = njit(lambda tile, code, raw: tiles.encode64(tile, code, raw))
+fill_noise = njit(lambda key, start, tile: tiles.fill_noise(key, start, tile))
 
 TORCH = {F64: torch.float64, F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 WIDTH = {F64: 8, F32: 4, F16: 2, BF16: 2}

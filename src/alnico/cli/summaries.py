@@ -5,6 +5,7 @@ SUMMARIES = {
     "plan": "Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk.",
     "methods": "Print the merge methods by name, with their options and documentation.",
     "schema": "Print the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults.",
+    "warm": "Compile the kernels of merge methods into the cache, so that later merges compile nothing.",
     "demo": "Merge two real models (all-MiniLM-L6-v2 and a fine-tune of it) by several methods, and show the results.",
     "inspect": "Summarize a model or a LoRA adapter from its headers.",
     "analyze": "Measure how far models are from their base, where, and how their task vectors relate to each other. The same command resumes an interrupted analysis.",

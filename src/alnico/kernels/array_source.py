@@ -70,6 +70,13 @@ def on_arrays(function: Callable[..., Any], types: Sequence[Type], models: int, 
     return ArrayFunction(names["of"], checker.steps)
 
 
+def types_inside(statements: Sequence[ast.stmt], known: dict[str, Type]) -> dict[str, Type]:
+    """Return the types of all variables of straight-line statements that call no function. Errors: NoArrayForm."""
+    names = dict(known)
+    _Checker({}, 1).block(statements, names)
+    return names
+
+
 class _Checker:
     """Gives each expression its type, and counts operations."""
 

@@ -16,9 +16,16 @@ import os
 import secrets
 import struct
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from alnico.folders import open_to_write, private_cache, reach, read_private
+from alnico.folders import Folder, open_to_write, private_cache, reach, read_private
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
 
 MAGIC = b"alnico kernel 2\n"
 KIND = "kernels"
@@ -27,6 +34,12 @@ KIND = "kernels"
 SUFFIX = ".kernel"
 SPENT = ".spent"
 """Ends the name of a file that holds a number of seconds as text."""
+
+MAKING = ".making"
+"""Ends the name of the file that a process locks while it compiles a kernel."""
+
+LONGEST_WAIT = 120.0
+"""Seconds that a process waits for another that compiles the same kernel."""
 
 MOST_BYTES = 64 << 20
 """The largest size that is read; kernels take tens of kilobytes."""
@@ -42,6 +55,47 @@ def write_kernel(key: str, name: str, code: bytes) -> bool:
     """Store a kernel under a key in one step; return whether it is stored. If that fails, on a full disk for
     example, nothing is stored."""
     return _write(key + SUFFIX, _packed(key, name, code))
+
+
+@contextlib.contextmanager
+def making_kernel(key: str) -> Iterator[None]:
+    """Wait until no other process of this machine makes the kernel under a key, then keep others from making it in a block.
+
+    The system ends the lock of a process that dies. Where files cannot be locked, or another process takes too long, nothing
+    is waited for: then the kernel is made twice.
+    """
+    with private_cache(KIND) as folder:
+        descriptor = None if folder is None or fcntl is None else _locked(key + MAKING, folder)
+        try:
+            yield
+        finally:
+            if folder is not None and descriptor is not None:
+                name, directory = reach(folder.path / (key + MAKING), folder)
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=directory)
+                os.close(descriptor)
+
+
+def _locked(name: str, folder: Folder) -> int | None:
+    """The descriptor of a file that this process has locked; None if it cannot."""
+    try:
+        descriptor = open_to_write(folder.path / name, folder, flags=os.O_CREAT, mode=0o600)
+    except OSError:
+        return None
+    end = time.monotonic() + LONGEST_WAIT
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(0.02)
+                continue
+        except OSError:  # a disk without locks
+            pass
+        else:
+            return descriptor
+        os.close(descriptor)
+        return None
 
 
 def read_spent(key: str) -> float:

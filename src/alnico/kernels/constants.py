@@ -16,10 +16,11 @@ GRAM_LANES = 512
 """Accumulators of an inner product in a leaf; element i of the tensor goes to lane i modulo this."""
 
 FEW_MODELS = 8
-"""Up to this many models LLVM unrolls the loops over models; above it, the kernel source writes them out."""
+"""Up to this many models an equation has a kernel for their number, in which LLVM unrolls the loops over models; above it,
+one kernel serves all numbers."""
 
 UNROLLED_MODELS = 64
-"""Up to this many models each model has its own vector; above it, the kernel loops over models."""
+"""Up to this many models a GPU's kernel keeps each in registers of its own; above it, it loops over models."""
 
 F64, F32, F16, BF16, E4M3, E5M2 = 0, 1, 2, 3, 4, 5
 CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16, "F8_E4M3": E4M3, "F8_E5M2": E5M2}

@@ -14,13 +14,13 @@ import numpy as np
 
 from alnico.kernels.array_source import NoArrayForm, Type, on_arrays, select, types_of
 from alnico.kernels.array_tiles import decode, encode, filled, is_bad, width_of
-from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, UNROLLED_MODELS
+from alnico.kernels.constants import GRAM_LANES, LANES, LEAF
 from alnico.kernels.difference_kernel import DifferenceKernel
 from alnico.kernels.four_bit_kernel import GROUP_BYTES, FourBitKernel
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
-from alnico.kernels.template import PARTS, ArgumentKind, Real
+from alnico.kernels.template import PARTS, ArgumentKind
 
 CHUNK = 16_384
 """Elements computed at a time: the arrays of one step stay in the second-level cache."""
@@ -84,9 +84,7 @@ class _Arguments:
 
 def _mix(kernel: MixKernel) -> tuple[Run, float]:
     models, real = kernel.models, np.dtype(kernel.real)
-    # With a vector per model, draws stay float32; in one vector of all models they have the kernel's precision.
-    precision: Real = kernel.real if models <= UNROLLED_MODELS else "float32"
-    types: list[Type] = ["reals", *types_of(kernel.kinds, precision, per_model=True)]
+    types: list[Type] = ["reals", *types_of(kernel.kinds, kernel.real, per_model=True)]
     mix = on_arrays(kernel.mix, types, models, kernel.real)
     sides = [a for a, kind in enumerate(kernel.kinds) if kind == "side"]
 
@@ -104,8 +102,7 @@ def _mix(kernel: MixKernel) -> tuple[Run, float]:
         if kind == "side":
             first = models * (1 + sides.index(a))
             return tuple(_decoded(raws[first + i], codes[first + i], span, real) for i in range(models))
-        values = tuple(arguments.of_model(a, i, start, span) for i in range(models))
-        return values if models <= UNROLLED_MODELS else tuple(v.astype(real) for v in values)
+        return tuple(arguments.of_model(a, i, start, span) for i in range(models))
 
     def run(
         raws: Sequence[np.ndarray], codes: np.ndarray, base: np.ndarray, base_code: int,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, TILE, UNROLLED_MODELS, WORD
+from alnico.kernels.array_source import NoArrayForm
+from alnico.kernels.constants import FEW_MODELS, GRAM_LANES, LANES, LEAF, TILE, WORD
 from alnico.kernels.scalar_source import straighten
 from alnico.kernels.template import (
     APART,
@@ -15,12 +17,14 @@ from alnico.kernels.template import (
     ArgumentKind,
     Interface,
     Real,
+    Scratch,
     argument_parameters,
     fill_statement,
     tile_type,
     tiled_arguments,
     value_of,
 )
+from alnico.kernels.tile_program import MOST_TILE, TileProgram
 
 Reduction = Literal["sum", "count", "sum of rows", "largest of rows", "values", "histogram", "bracket"]
 
@@ -39,7 +43,7 @@ OUTPUTS = {
 """The output parameters of ``run`` and those that go with them, each with one row per chosen model."""
 
 PLAIN = DECORATOR.format(options="")
-INLINE = DECORATOR.format(options='inline="always", ')
+INLINE = DECORATOR.format(options='inline="always"')
 COMMON = (("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"))
 """The first parameters of all kernels in this file."""
 
@@ -77,14 +81,16 @@ class MeasureKernel:
         }
         reduction |= {"sum of rows": self._rows, "largest of rows": self._rows}
         definitions, body = reduction.get(self.reduction, self._bracket)()
+        program = self._program()
+        functions = [f"{INLINE}\n{function}\n" for function in straighten(self.of, "of")]
         text = PREAMBLE.format(bits=self.real[-2:])
-        text += "".join(f"\n\n{INLINE}\n{function}\n" for function in straighten(self.of, "of"))
+        text += "".join(f"\n\n{f}" for f in (functions if program is None else program.functions))
         text += "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
         head = [
             f"def run({self.interface().signature()}):",
             "    base_width = width_of(base_code)",
-            "    width = width_of(codes[0])",
-            "    count = raws[0].size // width",
+            "    count = raws[0, 1] // width_of(codes[0])",
+            *(["    models = rows = raws.shape[0]", f"    length = {MOST_TILE}"] if program else []),
         ]
         return text + "\n\n" + PLAIN + "\n" + "\n".join(head + body) + "\n\n\n" + self.interface().entry()
 
@@ -98,35 +104,42 @@ class MeasureKernel:
             "histogram": ("int", "uint64*1", "int64*2"),
             "bracket": (f"{self.real}*1", f"{self.real}*1", "int64*2", f"{self.real}*2"),
         }[self.reduction]
-        scratch = [
-            ("values", (self.models if self.across else 1, TILE), "REAL"),
-            ("base_tile", (TILE,), "REAL"),
-        ]
+        program = self._program()
+        scratch: list[Scratch] = [("base_tile", (TILE,), "REAL")]
+        scratch += [(name, (MOST_TILE,), "REAL") for name in program.tiles()] if program else []
+        if program is None:
+            scratch.append(("values", (self.models if self.across else 1, TILE), "REAL"))
         scratch += [(f"filled{a}", (TILE,), tile_type(self.kinds[a])) for a in tiled_arguments(self.kinds)]
-        if self.across and self.models > UNROLLED_MODELS:
+        if self.across and program is None and self.models > FEW_MODELS:
             scratch.append(("x", (self.models,), "REAL"))
-        if self.reduction not in ("sum", "count", "values"):
+        if program is not None or self.reduction not in ("sum", "count", "values"):
             scratch.append(("measured", (TILE + WORD,), "REAL"))
         if self.reduction == "bracket":
-            scratch.append(("places", (MOST_SEARCHED * self.models,), "int64"))
+            scratch.append(("places", (-MOST_SEARCHED,), "int64"))
         if self.reduction not in ("values", "histogram", "bracket"):
-            scratch.append(
-                ("lanes", (self.models, LANES), "int64" if self.reduction == "count" else "float64")
-            )
+            scratch.append(("lanes", (-1, LANES), "int64" if self.reduction == "count" else "float64"))
+        if program is not None:
+            scratch.append(("room", (-MOST_TILE,), "REAL"))
         first = [
             *COMMON,
             ("start", "int"),
             ("chosen", "int64*1"),
             *zip(OUTPUTS[self.reduction], outputs, strict=True),
         ]
-        return Interface(
-            self.models, self.real, (*first, *argument_parameters(self.kinds, self.real)), tuple(scratch)
-        )
+        parameters = (*first, *argument_parameters(self.kinds, self.real))
+        return Interface(self.models, self.real, parameters, tuple(scratch), rows=self.models)
+
+    def _program(self) -> TileProgram | None:
+        """The equation for any number of models; None if it sees one or few, or has variables without known types."""
+        is_many = self.across and self.models > FEW_MODELS
+        return _program_of(self.of, self.kinds, self.real) if is_many else None
 
     def _tile(self, result: str, statement: str) -> str:
         """A loop over one tile; ``{value}`` in the statement is the result of ``of`` for an element."""
+        if self._program() is not None:  # has been computed
+            return f"def tile(v, {result}):\n    for j in range(v.size):\n        {statement.format(value='v[j]')}"
         prepare: list[str] = []
-        if self.across and self.models > UNROLLED_MODELS:
+        if self.across and self.models > FEW_MODELS:
             base = " - base[j]" if self.of_deltas else ""
             prepare = [f"        for i in range({self.models}):", f"            x[i] = every[i, j]{base}"]
         lines = [
@@ -159,7 +172,7 @@ class MeasureKernel:
         """The parameters of a loop over a tile."""
         heads = ["v", "base", result]
         if self.across:
-            few = self.models <= UNROLLED_MODELS
+            few = self.models <= FEW_MODELS
             heads += [f"v{i}" for i in range(self.models)] if few else ["every", "x"]
         for a, kind in enumerate(self.kinds):
             heads += [f"f{a}"] if a in tiled_arguments(self.kinds) else []
@@ -172,7 +185,7 @@ class MeasureKernel:
         passed = [f"v[{j}]{base}"]
         if self.across:
             every = f"({' '.join(f'v{i}[{j}]{base},' for i in range(self.models))})"
-            passed.append(every if self.models <= UNROLLED_MODELS else "x")
+            passed.append(every if self.models <= FEW_MODELS else "x")
         for a, kind in enumerate(self.kinds):
             passed.append(value_of(kind, f"f{a}[{j}]") if a in tiled_arguments(self.kinds) else f"a{a}")
         return f"of({', '.join(passed)})"
@@ -181,12 +194,23 @@ class MeasureKernel:
         """Statements for the tile ``s`` to ``e``: decode, then ``work`` for each model ``i``, the ``n``-th
         chosen one; of one that is chosen several times in a row, only ``again`` is repeated."""
         lines = [f"        {span}"]
+        fills = [
+            fill_statement(self.kinds, a, "i", f"filled{a}[:e - s]") for a in tiled_arguments(self.kinds)
+        ]
         if self.of_deltas:
             lines.append("        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
+        if (program := self._program()) is not None:
+            value = program.row("x", "r_")
+            fill = [f"v = {value}", "decode(part(raws, i, width_of(codes[i]), s, e), codes[i], v)"]
+            fill += ["subtract(v, base_tile[:size])"] if self.of_deltas else []
+            lines.append("        size = e - s")
+            return lines + [
+                f"        {line}" for line in program.statements(fill, fills, [*work, *(again or [])])
+            ]
         if self.across:
             lines.append(f"        for i in range({self.models}):")
             lines.append("            w = width_of(codes[i])")
-            lines.append("            decode(raws[i][w * s:w * e], codes[i], values[i, :e - s])")
+            lines.append("            decode(part(raws, i, w, s, e), codes[i], values[i, :e - s])")
         lines += ["        for n in range(chosen.size):", "            i = chosen[n]"]
         indent = " " * 12
         if again is not None:
@@ -194,17 +218,16 @@ class MeasureKernel:
             indent += "    "
         if not self.across:
             lines.append(f"{indent}w = width_of(codes[i])")
-            lines.append(f"{indent}decode(raws[i][w * s:w * e], codes[i], values[0, :e - s])")
-        lines += [
-            f"{indent}{fill_statement(self.kinds, a, 'i', f'filled{a}[:e - s]')}"
-            for a in tiled_arguments(self.kinds)
-        ]
-        return lines + [f"{indent}{line}" for line in work] + [f"            {line}" for line in again or []]
+            lines.append(f"{indent}decode(part(raws, i, w, s, e), codes[i], values[0, :e - s])")
+        lines += [f"{indent}{line}" for line in (*fills, *work)]
+        return lines + [f"            {line}" for line in again or []]
 
     def _call(self, result: str, begin: str, stop: str) -> str:
+        if self._program() is not None:
+            return f"tile(measured[{begin}:{stop}], {result})"
         own = "i" if self.across else "0"
         passed = [f"values[{own}, {begin}:{stop}]", f"base_tile[{begin}:{stop}]", result]
-        if self.across and self.models <= UNROLLED_MODELS:
+        if self.across and self.models <= FEW_MODELS:
             passed += [f"values[{i}, {begin}:{stop}]" for i in range(self.models)]
         elif self.across:
             passed += [f"values[:, {begin}:{stop}]", "x"]
@@ -214,10 +237,14 @@ class MeasureKernel:
                 passed.append(f"a{a}" if kind == "number" else f"a{a}[i]")
         return f"tile({', '.join(passed)})"
 
+    def _size(self) -> int:
+        """The elements of a tile."""
+        return TILE if self._program() is None else MOST_TILE
+
     def _tiles(self, work: list[str], again: list[str] | None = None) -> list[str]:
         return [
-            f"    for s in range(0, count, {TILE}):",
-            *self._each_model(f"e = min(s + {TILE}, count)", work, again),
+            f"    for s in range(0, count, {self._size()}):",
+            *self._each_model(f"e = min(s + {self._size()}, count)", work, again),
         ]
 
     def _values(self) -> tuple[list[str], list[str]]:
@@ -293,10 +320,12 @@ class MeasureKernel:
         body = [
             "    for leaf in range(leaves.shape[1]):",
             "        lanes[:] = 0",
-            f"        for s in range(leaf * {LEAF}, min((leaf + 1) * {LEAF}, count), {TILE}):",
+            f"        for s in range(leaf * {LEAF}, min((leaf + 1) * {LEAF}, count), {self._size()}):",
             *[
                 f"    {line}"
-                for line in self._each_model(f"e = min(s + {TILE}, min((leaf + 1) * {LEAF}, count))", work)
+                for line in self._each_model(
+                    f"e = min(s + {self._size()}, min((leaf + 1) * {LEAF}, count))", work
+                )
             ],
             "        for n in range(chosen.size):",
             f"            total = np.{kind}(0)",
@@ -305,6 +334,18 @@ class MeasureKernel:
             "            leaves[n, leaf] = total",
         ]
         return definitions, body
+
+
+@functools.lru_cache(maxsize=256)
+def _program_of(of: Callable[..., float], kinds: tuple[ArgumentKind, ...], real: Real) -> TileProgram | None:
+    try:
+        return TileProgram(of, kinds, real, lambda result: f"result = {result}\nout = REAL(result)", own=True)
+    except NoArrayForm:
+        return None
+
+
+GRAM_GROUP = 8
+"""Models of a group whose inner products with those of another are made at a time."""
 
 
 @dataclass(frozen=True)
@@ -322,6 +363,9 @@ class GramKernel:
     real: Real
 
     def text(self) -> str:
+        return self._text_of_few() if self.models <= FEW_MODELS else self._text_of_many()
+
+    def _text_of_few(self) -> str:
         pairs = self.models * (self.models + 1) // 2
         lines = [
             *_gram_head(self.interface()),
@@ -329,7 +373,7 @@ class GramKernel:
             f"    first = start // row + start // {LEAF}",
             f"    for s in range(0, count, {TILE}):",
             f"        e = min(s + {TILE}, count)",
-            *_gram_tile(self.models, self.of_deltas),
+            *_gram_tile(self.of_deltas, "0, models", "i", 8),
             "        a = s",
             "        while a < e:",
             "            place = start + a",
@@ -342,7 +386,7 @@ class GramKernel:
             f"                h = min(z, g + {GRAM_LANES} - lane)",
             *[
                 f"                {line}"
-                for line in _products(self.models, "g - s:h - s", "lane:lane + h - g")
+                for line in _products_of_few(self.models, "g - s:h - s", "lane:lane + h - g")
             ],
             "                g = h",
             "            if z - a == left:",
@@ -354,10 +398,56 @@ class GramKernel:
         apart = [_whole_product(len(a), len(b), a == b, self.real) for a, b in _groups(self.models)]
         return _gram_text([*PRODUCTS, FOLD], self.interface(), lines, apart)
 
+    def _text_of_many(self) -> str:
+        # The products of two groups of models at a time: their lanes stay in the second-level cache.
+        lines = [
+            *_gram_head(self.interface()),
+            f"    first = start // row + start // {LEAF}",
+            f"    for i0 in range(0, models, {GRAM_GROUP}):",
+            f"        i1 = min(i0 + {GRAM_GROUP}, models)",
+            f"        for j0 in range(i0, models, {GRAM_GROUP}):",
+            f"            j1 = min(j0 + {GRAM_GROUP}, models)",
+            f"            shift = 0 if i0 == j0 else {GRAM_GROUP}",
+            "            lanes[:] = 0.0",
+            f"            for s in range(0, count, {TILE}):",
+            f"                e = min(s + {TILE}, count)",
+            *_gram_tile(self.of_deltas, "i0, i1", "i - i0", 16),
+            "                if shift:",
+            *_gram_tile(self.of_deltas, "j0, j1", "shift + i - j0", 20)[self.of_deltas :],
+            "                a = s",
+            "                while a < e:",
+            "                    place = start + a",
+            f"                    left = min(row - place % row, {LEAF} - place % {LEAF}, count - a)",
+            "                    z = min(e, a + left)",
+            "                    g = a",
+            f"                    if z - a == {TILE} and i1 - i0 == j1 - j0 == {GRAM_GROUP}:",
+            *_whole_products_of_groups(24),
+            "                    while g < z:",
+            f"                        lane = (start + g) % {GRAM_LANES}",
+            f"                        h = min(z, g + {GRAM_LANES} - lane)",
+            "                        for i in range(i0, i1):",
+            *_products("i - i0", f"(i - i0) * {GRAM_GROUP} - j0", "g - s:h - s", "lane:lane + h - g", 28),
+            "                        g = h",
+            "                    if z - a == left:",
+            f"                        segment = place // row + place // {LEAF} - first",
+            "                        for i in range(i0, i1):",
+            "                            for j in range(max(i, j0), j1):",
+            "                                pair = i * models - i * (i + 1) // 2 + j",
+            f"                                sums[segment, pair] = fold(lanes[(i - i0) * {GRAM_GROUP} + j - j0])",
+            "                    a = z",
+        ]
+        apart = [_whole_product(GROUP, GROUP, is_same, self.real) for is_same in (True, False)]
+        return _gram_text([*PRODUCTS, FOLD], self.interface(), lines, apart)
+
     def interface(self) -> Interface:
         parameters = (*COMMON, ("start", "int"), ("row", "int"), ("sums", "float64*2"))
-        lanes = ("lanes", (self.models * (self.models + 1) // 2, GRAM_LANES), "float64")
-        return Interface(self.models, self.real, parameters, (*_gram_scratch(self.models), lanes))
+        few = self.models <= FEW_MODELS
+        rows, pairs = (
+            (self.models, self.models * (self.models + 1) // 2) if few else (2 * GRAM_GROUP, GRAM_GROUP**2)
+        )
+        scratch: list[Scratch] = [("values", (rows, TILE), "REAL"), ("base_tile", (TILE,), "REAL")]
+        scratch.append(("lanes", (pairs, GRAM_LANES), "float64"))
+        return Interface(self.models, self.real, parameters, tuple(scratch))
 
 
 @dataclass(frozen=True)
@@ -375,18 +465,16 @@ class ColumnGramKernel:
     def text(self) -> str:
         lines = [
             *_gram_head(self.interface()),
-            "    lanes, columns = sums, sums.shape[1]",
+            "    lanes, columns, shift, j0, j1 = sums, sums.shape[1], 0, 0, models",
             f"    for s in range(0, count, {TILE}):",
             f"        e = min(s + {TILE}, count)",
-            *_gram_tile(self.models, self.of_deltas),
+            *_gram_tile(self.of_deltas, "0, models", "i", 8),
             "        a = s",
             "        while a < e:",
             "            column = (start + a) % columns",
             "            z = min(e, a + columns - column)",
-            *[
-                f"            {line}"
-                for line in _products(self.models, "a - s:z - s", "column:column + z - a")
-            ],
+            "            for i in range(models):",
+            *_products("i", "i * models - i * (i + 1) // 2", "a - s:z - s", "column:column + z - a", 16),
             "            a = z",
         ]
         return _gram_text(PRODUCTS, self.interface(), lines)
@@ -396,7 +484,8 @@ class ColumnGramKernel:
             self.models,
             self.real,
             (*COMMON, ("start", "int"), ("sums", "float64*2")),
-            _gram_scratch(self.models),
+            (("base_tile", (TILE,), "REAL"), ("values", (-1, TILE), "REAL")),
+            rows=self.models,
         )
 
 
@@ -441,18 +530,10 @@ FOLD = (
 )
 
 
-def _products(models: int, elements: str, lanes: str) -> list[str]:
+def _products_of_few(models: int, elements: str, lanes: str) -> list[str]:
     """Statements that add the products of all pairs (0, 0), (0, 1), ... of a part of a tile to their
     lanes."""
     pairs = [(i, j) for i in range(models) for j in range(i, models)]
-    if models > UNROLLED_MODELS:
-        return [
-            "pair = 0",
-            f"for i in range({models}):",
-            f"    for j in range(i, {models}):",
-            f"        product1(values[i, {elements}], values[j, {elements}], lanes[pair, {lanes}])",
-            "        pair += 1",
-        ]
     lines = []
     for i in range(models):
         for first in range(i, models, MOST_OTHERS):
@@ -463,14 +544,22 @@ def _products(models: int, elements: str, lanes: str) -> list[str]:
     return lines
 
 
+def _products(own: str, pair: str, elements: str, lanes: str, indent: int) -> list[str]:
+    """Statements that add the products of model ``i``, in row ``own`` of the values, and of those from ``i`` and ``j0`` on to
+    ``j1``, in the rows from ``shift`` on, for a part of a tile. ``pair + j`` is the row of their lanes."""
+    lines = ["j = max(i, j0)", f"while j + {MOST_OTHERS - 1} < j1:"]
+    lines += [f"    {_product_call(MOST_OTHERS, own, pair, elements, lanes)}", f"    j += {MOST_OTHERS}"]
+    for others in range(1, MOST_OTHERS):
+        lines += [f"if j1 - j == {others}:", f"    {_product_call(others, own, pair, elements, lanes)}"]
+    return [" " * indent + line for line in lines]
+
+
 GROUP = 4
 """Models of a group: the products of two groups have an accumulator each that stays in a register."""
 
 
 def _groups(models: int) -> list[tuple[range, range]]:
-    """Groups of models whose products with each other make all pairs; none for very many models."""
-    if models > UNROLLED_MODELS:
-        return []
+    """Groups of models whose products with each other make all pairs."""
     groups = [range(g, min(g + GROUP, models)) for g in range(0, models, GROUP)]
     return [(a, b) for n, a in enumerate(groups) for b in groups[n:]]
 
@@ -512,31 +601,52 @@ def _whole_products(models: int) -> list[str]:
     return [f"            if z - a == {TILE}:", *lines, "                g = z"] if lines else []
 
 
-def _gram_scratch(models: int) -> tuple[tuple[str, tuple[int, ...], str], ...]:
-    return ("values", (models, TILE), "REAL"), ("base_tile", (TILE,), "REAL")
+def _product_call(others: int, own: str, pair: str, elements: str, lanes: str) -> str:
+    passed = [f"values[{own}, {elements}]"]
+    passed += [f"values[shift + j - j0 + {n}, {elements}]" for n in range(others)]
+    passed += [f"lanes[{pair} + j + {n}, {lanes}]" for n in range(others)]
+    return f"product{others}({', '.join(passed)})"
+
+
+def _whole_products_of_groups(indent: int) -> list[str]:
+    """Statements that add the products of two groups of models, or of all pairs of one, if a part is a whole tile."""
+    halves = range(0, GRAM_GROUP, GROUP)
+    lines = []
+    for is_same in (True, False):
+        lines.append("if not shift:" if is_same else "else:")
+        for a in halves:
+            for b in halves:
+                own = is_same and a == b
+                if is_same and a > b:
+                    continue
+                places = [
+                    (i, j) for i in range(a, a + GROUP) for j in range(b, b + GROUP) if not own or i <= j
+                ]
+                others = [] if own else [b + n + (0 if is_same else GRAM_GROUP) for n in range(GROUP)]
+                passed = [f"values[{i}]" for i in (*range(a, a + GROUP), *others)]
+                passed += [f"lanes[{i * GRAM_GROUP + j}]" for i, j in places]
+                lines.append(f"    whole{GROUP}_{GROUP}{'_same' if own else ''}({', '.join(passed)})")
+    return [" " * indent + line for line in (*lines, "g = z")]
 
 
 def _gram_head(interface: Interface) -> list[str]:
     return [
         f"def run({interface.signature()}):",
+        "    models = raws.shape[0]",
         "    base_width = width_of(base_code)",
-        "    width = width_of(codes[0])",
-        "    count = raws[0].size // width",
+        "    count = raws[0, 1] // width_of(codes[0])",
     ]
 
 
-def _gram_tile(models: int, of_deltas: bool) -> list[str]:
-    lines = (
-        ["        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])"]
-        if of_deltas
-        else []
-    )
+def _gram_tile(of_deltas: bool, models: str, row: str, indent: int) -> list[str]:
+    """Statements that decode the base, and some models into rows of the values."""
+    lines = ["decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])"] if of_deltas else []
     lines += [
-        f"        for i in range({models}):",
-        "            w = width_of(codes[i])",
-        "            decode(raws[i][w * s:w * e], codes[i], values[i, :e - s])",
+        f"for i in range({models}):",
+        f"    decode(part(raws, i, width_of(codes[i]), s, e), codes[i], values[{row}, :e - s])",
     ]
-    return lines + (["            subtract(values[i, :e - s], base_tile[:e - s])"] if of_deltas else [])
+    lines += [f"    subtract(values[{row}, :e - s], base_tile[:e - s])"] if of_deltas else []
+    return [" " * indent + line for line in lines]
 
 
 def _gram_text(

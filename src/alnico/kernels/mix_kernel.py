@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from alnico.kernels.constants import FEW_MODELS, TILE, UNROLLED_MODELS
+from alnico.kernels.array_source import NoArrayForm
+from alnico.kernels.constants import FEW_MODELS, TILE
 from alnico.kernels.scalar_source import straighten
 from alnico.kernels.template import (
     APART,
@@ -14,12 +16,14 @@ from alnico.kernels.template import (
     ArgumentKind,
     Interface,
     Real,
+    Scratch,
     argument_parameters,
     fill_statement,
     tile_type,
     tiled_arguments,
     value_of,
 )
+from alnico.kernels.tile_program import GROUP, LEAST_TILE, MOST_TILE, TileProgram, room_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class MixKernel:
     differences: bool = False
 
     def text(self) -> str:
-        unrolled = self.models <= UNROLLED_MODELS
+        if (program := self._program()) is not None:
+            return self._text_of_many(program)
+        unrolled = self.models <= FEW_MODELS
         models = range(self.models)
         names = [f"a{i}" for i, kind in enumerate(self.kinds) if kind in ("number", "numbers")]
         each = tiled_arguments(self.kinds)
@@ -92,13 +98,10 @@ class MixKernel:
         )
 
     def _preamble(self) -> str:
-        inline = DECORATOR.format(options='inline="always", ')
+        inline = DECORATOR.format(options='inline="always"')
         return (
             PREAMBLE.format(bits=self.real[-2:])
-            + "".join(
-                f"\n\n{inline}\n{function}\n"
-                for function in straighten(self.mix, "mix", self.models if self.models > FEW_MODELS else None)
-            )
+            + "".join(f"\n\n{inline}\n{function}\n" for function in straighten(self.mix, "mix"))
             + "\n\n"
         )
 
@@ -116,8 +119,9 @@ class MixKernel:
             "        bad = False",
         ]
         for i in models:
-            lines.append(f"        w = width_of(codes[{i}])")
-            lines.append(f"        bad |= decode(raws[{i}][w * s:w * e], codes[{i}], values[{i}, :e - s])")
+            lines.append(
+                f"        bad |= decode(part(raws, {i}, width_of(codes[{i}]), s, e), codes[{i}], values[{i}, :e - s])"
+            )
         if self.of_deltas:
             lines.append(
                 "        bad |= decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])"
@@ -150,25 +154,107 @@ class MixKernel:
         ]
         return DECORATOR.format(options="") + "\n" + "\n".join(lines) + "\n\n\n" + self.interface().entry()
 
+    def _program(self) -> TileProgram | None:
+        """The equation for any number of models; None for few, and for one whose variables have no known types."""
+        return (
+            None
+            if self.models <= FEW_MODELS
+            else _program_of(self.mix, self.kinds, self.real, self.of_deltas)
+        )
+
+    def _text_of_many(self, program: TileProgram) -> str:
+        each = tiled_arguments(self.kinds)
+        sides = [a for a in each if self.kinds[a] == "side"]
+        value = program.row("x", "r_")
+        fill = [f"v = {value}", "bad |= decode(part(raws, i, width_of(codes[i]), s, e), codes[i], v)"]
+        fill += ["add(v, base_tile[:size])"] if self.differences else []
+        fill += ["subtract(v, base_tile[:size])"] if self.of_deltas else []
+        fill += (
+            ["if i == 0:", "    for j in range(size):", "        first_tile[j] = v[j]"]
+            if program.uses_first
+            else []
+        )
+        for a in each:
+            raw = f"models * {1 + sides.index(a)} + i" if a in sides else None
+            fill.append(fill_statement(self.kinds, a, "i", program.row(f"t{a}", "r_"), raw))
+        interface = self.interface()
+        lines = [
+            f"def run({interface.signature()}):",
+            f"    models = raws.shape[0] // {1 + len(sides)}",
+            f"    rows = {program.rows()}",
+            "    width = width_of(out_code)",
+            "    base_width = width_of(base_code)",
+            "    count = out.size // width",
+            f"    length = min({MOST_TILE}, room.size // (rows * {1 + len(each)}) // {LEAST_TILE} * {LEAST_TILE})",
+            "    for s in range(0, count, length):",
+            "        e = min(s + length, count)",
+            "        size = e - s",
+            "        bad = False",
+        ]
+        if self.of_deltas:
+            lines.append(
+                "        bad |= decode(base[base_width * s:base_width * e], base_code, base_tile[:size])"
+            )
+        lines += [f"        {line}" for line in program.statements(fill)]
+        lines += [
+            "        bad |= encode(out_tile[:size], out_code, out[width * s:width * e])",
+            "        if bad:",
+            "            return s",
+            "    return -1",
+        ]
+        parts = [PREAMBLE.format(bits=self.real[-2:]), *program.functions]
+        return (
+            "\n\n".join([*parts, DECORATOR.format(options="") + "\n" + "\n".join(lines)])
+            + "\n\n\n"
+            + interface.entry()
+        )
+
     def interface(self) -> Interface:
         first = [
             ("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"), ("out", "uint8*1"), ("out_code", "int"),
             ("start", "int"), ("keep_equal", "int"),
         ]  # fmt: skip
         each = tiled_arguments(self.kinds)
+        raws = self.models * (1 + self.kinds.count("side"))
+        parameters = (*first, *argument_parameters(self.kinds, self.real))
+        if (program := self._program()) is not None:
+            tiles = [
+                "base_tile",
+                "out_tile",
+                *(["first_tile"] if program.uses_first else []),
+                *program.tiles(),
+            ]
+            rows = GROUP if program.is_single else self.models
+            scratch: list[Scratch] = [
+                *((t, (MOST_TILE,), "REAL") for t in tiles),
+                ("room", (-LEAST_TILE,), "REAL"),
+            ]
+            room = room_of(rows * (1 + len(each)), self.real)
+            return Interface(raws, self.real, parameters, tuple(scratch), returns=True, rows=room)
         scratch = [
             ("values", (self.models, TILE), "REAL"),
             ("base_tile", (TILE,), "REAL"),
             ("out_tile", (TILE,), "REAL"),
         ]
         scratch += [(f"filled{a}", (self.models, TILE), tile_type(self.kinds[a])) for a in each]
-        if self.models > UNROLLED_MODELS:
+        if self.models > FEW_MODELS:
             scratch += [("x", (self.models,), "REAL"), *[(f"t{a}", (self.models,), "REAL") for a in each]]
-        raws = self.models * (1 + self.kinds.count("side"))
-        return Interface(
-            raws,
-            self.real,
-            (*first, *argument_parameters(self.kinds, self.real)),
-            tuple(scratch),
-            returns=True,
+        return Interface(raws, self.real, parameters, tuple(scratch), returns=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _program_of(
+    mix: Callable[..., float], kinds: tuple[ArgumentKind, ...], real: Real, of_deltas: bool
+) -> TileProgram | None:
+    def finish(result: str) -> str:
+        chosen = (
+            "select(m == REAL(0.0), b, b + m)"
+            if of_deltas
+            else "select(keep_equal & (all_equal > REAL(0.0)), x[0], m)"
         )
+        return f"result = {result}\nm = REAL(result)\nout = {chosen}"
+
+    try:
+        return TileProgram(mix, kinds, real, finish, tracks_equal=not of_deltas)
+    except NoArrayForm:
+        return None

@@ -13,7 +13,6 @@ text is all that a cache has to know.
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
 import math
 import textwrap
@@ -25,9 +24,6 @@ from alnico.errors import MethodError
 from alnico.kernels.parse import parse
 
 BUILTINS = {"abs": abs, "min": min, "max": max, "len": len, "range": range}
-MOST_WRITTEN_OUT = 64
-"""The most rounds of a loop over models that are written out."""
-
 MATH = {"sqrt", "fabs", "copysign"}
 """Functions of ``math`` that round the same on every machine; exp, log and the like do not."""
 
@@ -65,12 +61,10 @@ def _check_pure(function: Callable[..., Any], callers: tuple[Callable[..., Any],
             )
 
 
-def straighten(function: Callable[..., Any], name: str, models: int | None = None) -> list[str]:
+def straighten(function: Callable[..., Any], name: str) -> list[str]:
     """Return the source of ``function`` as ``name``, after that of all functions it calls (as
     ``name_0_callee``, ...).
 
-    With ``models``, loops over as many models are written out: LLVM alone unrolls them only up to eight or
-    ten.
     Errors: MethodError for statements that have no straight-line form, with their line.
     """
     check_pure(function)
@@ -79,7 +73,7 @@ def straighten(function: Callable[..., Any], name: str, models: int | None = Non
     renamed = {callee: f"{name}_{i}_{callee}" for i, callee in enumerate(callees)}
     sources: list[str] = []
     for callee, body in callees.items():
-        sources += straighten(body, renamed[callee], models)
+        sources += straighten(body, renamed[callee])
     try:
         text = inspect.getsource(function)
     except (OSError, TypeError):
@@ -95,15 +89,12 @@ def straighten(function: Callable[..., Any], name: str, models: int | None = Non
         raise MethodError(
             f"{function.__name__}: expected a function written with def, without decorators, in a file."
         )
-    rewritten = _Straightener(function, renamed, models).function(tree, name)
+    rewritten = _Straightener(function, renamed).function(tree, name)
     return [*sources, ast.unparse(ast.fix_missing_locations(rewritten))]
 
 
 class _Straightener(ast.NodeTransformer):
-    def __init__(
-        self, function: FunctionType | Callable[..., Any], renamed: dict[str, str], models: int | None
-    ) -> None:
-        self.models = models
+    def __init__(self, function: FunctionType | Callable[..., Any], renamed: dict[str, str]) -> None:
         self.where = f"{function.__module__}.{function.__qualname__}"
         self.renamed = renamed
         self.conditions = 0
@@ -157,12 +148,6 @@ class _Straightener(ast.NodeTransformer):
                         node, "a loop inside an if has no straight-line form; put the if inside the loop."
                     )
                 bound.add(index.id)
-                if (steps := _steps(count.args, self.models)) is not None:
-                    return [
-                        s
-                        for step in steps
-                        for s in self.block(_with_index(body, index.id, step), None, bound)
-                    ]
                 return [ast.For(index, count, self.block(body, None, bound), [])]
             case ast.Return(value=ast.expr() as value):
                 if condition is not None:
@@ -281,38 +266,6 @@ class _Straightener(ast.NodeTransformer):
                 allowed = f"{', '.join(BUILTINS)}, math.{', math.'.join(sorted(MATH))} and pure functions"
                 raise self.refuse(node, f"calls {ast.unparse(node.func)}; it may call {allowed}.")
         return ast.Call(function, [self.visit(a) for a in node.args], [])
-
-
-def _steps(bounds: list[ast.expr], models: int | None) -> range | None:
-    """The values of a loop over models that is written out; None for one that stays a loop."""
-    if models is None:
-        return None
-    values = [_whole(bound, models) for bound in bounds]
-    steps = range(*values) if None not in values else range(MOST_WRITTEN_OUT + 1)  # type: ignore[arg-type]
-    return steps if len(steps) <= MOST_WRITTEN_OUT else None
-
-
-def _whole(node: ast.expr, models: int) -> int | None:
-    """The whole number that an expression of constants and lengths has."""
-    match node:
-        case ast.Constant(value=int(value)):
-            return value
-        case ast.Call(func=ast.Name(id="len")):
-            return models
-        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() as operator, right=right):
-            a, b = _whole(left, models), _whole(right, models)
-            return None if a is None or b is None else a + b if isinstance(operator, ast.Add) else a - b
-    return None
-
-
-def _with_index(body: list[ast.stmt], name: str, value: int) -> list[ast.stmt]:
-    """A copy of a loop's body for one value of its index."""
-
-    class Index(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:
-            return ast.copy_location(ast.Constant(value), node) if node.id == name else node
-
-    return [Index().visit(copy.deepcopy(statement)) for statement in body]
 
 
 def _assigned(statements: list[ast.stmt]) -> set[str]:

@@ -16,20 +16,20 @@ numbers of further raw inputs, one per model, which follow the models' in order.
 Real = Literal["float32", "float64"]
 
 Parameter = tuple[str, str]
-"""A parameter of ``run`` and what it is: ``raws`` (raw bytes of each input, a tuple), ``int``, ``real``, or
-``DTYPE*DIMENSIONS``."""
+"""A parameter of ``run`` and what it is: ``raws`` (address and size of the raw bytes of each input), ``int``,
+``real``, or ``DTYPE*DIMENSIONS``."""
 
-DECORATOR = '@njit({options}nogil=True, error_model="numpy")'
-APART = "pipeline_class=NoAliasCompiler, "
+DECORATOR = "@compiled({options})"
+APART = "apart=True"
 """For functions whose written arrays do not overlap: without it, loops over many arrays are not
 vectorised."""
 PREAMBLE = """\
 import math
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, types
 from alnico.kernels.tiles import decode{bits} as decode, encode{bits} as encode
-from alnico.kernels.tiles import NoAliasCompiler, add_product, double_of, draw, draw_ranked, fill_columns, fill_noise, fill_rows, keep_between, pointer, select, subtract, width_of
+from alnico.kernels.tiles import add, add_product, compiled, double_of, draw, draw_ranked, fill_columns, fill_noise, fill_rows, keep_between, part, pointer, select, subtract, width_of
 
 REAL = np.float{bits}
 ZERO = REAL(0.0)
@@ -54,7 +54,7 @@ FILLS = {
     "ranked": "draw_ranked(keys{a}[{m}], start + s, a{a}[{m}], steps{a}[{m}], ranks{a}[{m}, s:e], words{a}[{m}], known{a} != 0, {tile})",
     "rows": "fill_rows(a{a}[{m}], start + s, inner{a}, {tile})",
     "columns": "fill_columns(a{a}[{m}], start + s, inner{a}, {tile})",
-    "side": "bad |= decode(raws[{r}][width_of(codes[{r}]) * s:width_of(codes[{r}]) * e], codes[{r}], {tile})",
+    "side": "bad |= decode(part(raws, {r}, width_of(codes[{r}]), s, e), codes[{r}], {tile})",
 }
 """Kinds that have a number for each element: how a tile of them is filled, for argument ``a`` of model
 ``m``."""
@@ -66,7 +66,7 @@ def tiled_arguments(kinds: tuple[ArgumentKind, ...]) -> list[int]:
 
 
 def fill_statement(
-    kinds: tuple[ArgumentKind, ...], argument: int, model: object, tile: str, raw: int | None = None
+    kinds: tuple[ArgumentKind, ...], argument: int, model: object, tile: str, raw: object = None
 ) -> str:
     """The statement that fills ``tile`` with an argument's numbers for elements ``s`` to ``e`` of the block.
     ``raw`` is the place of a side's raw bytes among those of all inputs."""
@@ -103,30 +103,39 @@ def argument_parameters(kinds: tuple[ArgumentKind, ...], real: Real) -> list[Par
     ]
 
 
+Scratch = tuple[str, tuple[int, ...], str]
+"""An array that a kernel works in: its name, shape and dtype."""
+
+
 @dataclass(frozen=True)
 class Interface:
     """How a kernel is called: its parameters in order, and the arrays it works in, which it does not
     allocate.
 
-    Both follow the parameters of ``run``. ``returns``: whether ``run`` returns a number.
+    Both follow the parameters of ``run``. ``returns``: whether ``run`` returns a number. The first size of a scratch array may
+    be negative: then it is as many for each of ``rows``, which is not part of the text; such arrays come last.
     """
 
     models: int
     real: Real
     parameters: tuple[Parameter, ...]
-    scratch: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+    scratch: tuple[Scratch, ...] = ()
     returns: bool = False
+    rows: int = 0
 
     @property
     def scratch_bytes(self) -> int:
         """The bytes of the scratch arrays, each at a multiple of 64 bytes."""
-        return self._places()[-1]
+        fixed, each_row = self._places()[-1]
+        return fixed + each_row * self.rows
 
-    def _places(self) -> list[int]:
-        places = [0]
+    def _places(self) -> list[tuple[int, int]]:
+        """Where each scratch array begins, and where the last one ends: bytes, and bytes for each row."""
+        places = [(0, 0)]
         for _, shape, dtype in self.scratch:
             size = math.prod(shape) * np.dtype(self._dtype(dtype)).itemsize
-            places.append(places[-1] + -(-size // 64) * 64)
+            fixed, each_row = places[-1]
+            places.append((fixed, each_row - size) if size < 0 else (fixed + -(-size // 64) * 64, each_row))
         return places
 
     def _dtype(self, name: str) -> str:
@@ -139,32 +148,26 @@ class Interface:
     def entry(self) -> str:
         """The text of ``entry(t)``: turns a table of addresses, sizes and numbers into arrays and numbers,
         and calls ``run``."""
-        place = 1
+        place = 2
         lines = []
         for name, kind in self.parameters:
-            if kind == "raws":
-                for i in range(self.models):
-                    lines.append(f"raw{i} = carray(pointer(t[{place}]), (t[{place + 1}],), np.uint8)")
-                    place += 2
-                lines.append(f"{name} = ({' '.join(f'raw{i},' for i in range(self.models))})")
-            elif kind == "int":
+            if kind == "int":
                 lines.append(f"{name} = t[{place}]")
                 place += 1
             elif kind == "real":
                 lines.append(f"{name} = REAL(double_of(t[{place}]))")
                 place += 1
             else:
-                dtype, _, dimensions = kind.partition("*")
+                dtype, _, dimensions = ("int64*2" if kind == "raws" else kind).partition("*")
                 sizes = "".join(f"t[{place + 1 + d}], " for d in range(int(dimensions)))
                 lines.append(f"{name} = carray(pointer(t[{place}]), ({sizes}), np.{dtype})")
                 place += 1 + int(dimensions)
-        for (name, shape, dtype), offset in zip(self.scratch, self._places(), strict=False):
-            lines.append(
-                f"{name} = carray(pointer(t[0] + {offset}), {shape}, {'REAL' if dtype == 'REAL' else f'np.{dtype}'})"
-            )
+        for (name, shape, dtype), (fixed, each_row) in zip(self.scratch, self._places(), strict=False):
+            of_shape = [f"{-shape[0]} * t[1]" if shape[0] < 0 else str(shape[0]), *map(str, shape[1:])]
+            at = f"t[0] + {fixed}" + (f" + {each_row} * t[1]" if each_row else "")
+            kind = "REAL" if dtype == "REAL" else f"np.{dtype}"
+            lines.append(f"{name} = carray(pointer({at}), ({', '.join(of_shape)},), {kind})")
         call = f"run({self.signature()})"
         lines += [f"return {call}"] if self.returns else [call, "return 0"]
-        # No wrappers for Python: they refer to numba, which is not imported with a cached kernel.
-        wrappers = "no_cpython_wrapper=True, no_cfunc_wrapper=True, "
-        decorator = DECORATOR.format(options=f"types.int64(types.CPointer(types.int64)), {wrappers}")
+        decorator = DECORATOR.format(options="types.int64(types.CPointer(types.int64))")
         return decorator + "\ndef entry(t):\n" + "".join(f"    {line}\n" for line in lines)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
+from numba import carray, njit  # type: ignore[attr-defined, unused-ignore]
 from numba.core import cgutils, types
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
@@ -22,12 +23,46 @@ _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
 _U1, _U27, _U30, _U32, _U40 = (np.uint64(n) for n in (1, 27, 30, 32, 40))
 
 
-class NoAliasCompiler(Compiler):
-    """Compiles a function and declares that its arrays do not overlap."""
+class _Unfinished(JITCodeLibrary):
+    """Code that other functions include. It never runs by itself, so that no machine code is made of it."""
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, _name: str) -> int:
+        self._ensure_finalized()
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, *_: Any) -> None:
+        """Give Python's objects to machine code: there is none."""
+
+
+class _KernelCompiler(Compiler):
+    """Compiles a function up to the text of LLVM, from which ``build.py`` makes the code of a kernel."""
+
+    def define_pipelines(self) -> Any:
+        self.state.library = _Unfinished(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return super().define_pipelines()
+
+
+class _ApartCompiler(_KernelCompiler):
+    """Declares that the arrays of a function do not overlap: else loops over many arrays are not vectorised."""
 
     def define_pipelines(self) -> Any:
         self.state.flags.noalias = True
         return super().define_pipelines()
+
+
+def compiled(signature: Any = None, *, apart: bool = False, inline: str = "never") -> Any:
+    """Mark a function of a kernel: one that only other such functions call, without Python and its lock."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "inline": inline}
+    options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # not among those that numba declares
+    return njit(signature, pipeline_class=_ApartCompiler if apart else _KernelCompiler, **options)
 
 
 @intrinsic
@@ -182,7 +217,7 @@ def lowest_bit(_typing: Any, _word: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def keep_between(measured, count, low, high, gathered, place, counts):
     """Count the values above ``high`` and those in [``low``, ``high``] among the first ``count``, and put the latter into
     ``gathered`` from ``place`` on, while there is room for :data:`WORD`, unless both bounds are the same. Returns the next place.
@@ -251,12 +286,18 @@ def store_past_cache(_typing: Any, source: Any, target: Any, _first: Any) -> Any
     return types.void(source, target, types.int64), generate
 
 
+@compiled()
+def part(raws, i, width, s, e):
+    """The raw bytes of elements ``s`` to ``e`` of an input, out of a table of addresses."""
+    return carray(pointer(raws[i, 0] + width * s), (width * (e - s),), np.uint8)
+
+
 # The largest magnitude, as bits, shows whether a tile holds a NaN or an infinity: a reduction by max at the width of the
 # source takes a fifth of the time of comparing exponents (0.02 against 0.11 ns per element). Each sum and shift is cut back
 # to 32 bits: numba widens them to 64, and vectors then hold half as many elements.
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _largest8(raw):
     largest = np.uint8(0)
     for j in range(raw.size):
@@ -264,7 +305,7 @@ def _largest8(raw):
     return largest
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _largest16(raw):
     source = raw.view(np.uint16)
     largest = np.uint16(0)
@@ -273,7 +314,7 @@ def _largest16(raw):
     return largest
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _largest32(bits):
     largest = np.uint32(0)
     for j in range(bits.size):
@@ -281,7 +322,7 @@ def _largest32(bits):
     return largest
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _largest64(bits):
     largest = np.uint64(0)
     for j in range(bits.size):
@@ -289,15 +330,19 @@ def _largest64(bits):
     return largest
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _decode_bf16(raw, tile):
+    # In one loop: a second one over the bytes costs more than the wider maximum, most of all in short tiles.
     source, bits = raw.view(np.uint16), tile.view(np.uint32)
+    largest = np.uint32(0)
     for j in range(source.size):
-        bits[j] = np.uint32(source[j]) << np.uint32(16)
-    return _largest16(raw) >= 0x7F80
+        word = np.uint32(np.uint32(source[j]) << np.uint32(16))
+        bits[j] = word
+        largest = max(largest, np.uint32(word & np.uint32(0x7FFFFFFF)))
+    return largest >= 0x7F800000
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _decode_f16(raw, tile):
     # Multiplying by 2**112 moves the exponent. It is exact, and right for subnormals too.
     source, bits = raw.view(np.uint16), tile.view(np.uint32)
@@ -317,7 +362,7 @@ def _decode_f16(raw, tile):
     return bad
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _decode_f8(raw, shift, scale, limit, tile):
     # As for halves; ``scale`` is 2 to the difference of the exponents' biases. Magnitudes from ``limit`` on are not numbers.
     bits = tile.view(np.uint32)
@@ -337,7 +382,7 @@ def _decode_f8(raw, shift, scale, limit, tile):
     return bad
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _decode_f32(raw, tile):
     source, bits = raw.view(np.uint32), tile.view(np.uint32)
     for j in range(source.size):
@@ -345,19 +390,19 @@ def _decode_f32(raw, tile):
     return _largest32(bits) >= 0x7F800000
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def has_bad32(tile):
     """Whether a float32 is NaN or infinite."""
     return _largest32(tile.view(np.uint32)) >= 0x7F800000
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def has_bad64(tile):
     """Whether a float64 is NaN or infinite."""
     return _largest64(tile.view(np.uint64)) >= np.uint64(0x7FF << 52)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def width_of(code):
     """Bytes per element of a dtype."""
     if code == F64:
@@ -365,7 +410,7 @@ def width_of(code):
     return 4 if code == F32 or code >= WIDE_F16 else (2 if code <= BF16 else 1)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def decode32(raw, code, tile):
     """Fill a float32 tile from raw bytes. Returns whether a value is NaN or infinite."""
     if code == BF16:
@@ -381,7 +426,7 @@ def decode32(raw, code, tile):
     )  # E4M3 has no infinities
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def decode64(raw, code, tile):
     """Fill a float64 tile from raw bytes. Returns whether a value is NaN or infinite."""
     if code == F64:
@@ -398,7 +443,7 @@ def decode64(raw, code, tile):
     return bad
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _stream(bits, out):
     # Modules are larger than the cache: without reading their memory before it is written, a third less passes the bus.
     whole = 0
@@ -410,7 +455,7 @@ def _stream(bits, out):
         out[j] = bits[j]
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def encode32(tile, code, raw):
     """Round a float32 tile once, to nearest even, into raw bytes. Returns whether a result is NaN or infinite."""
     bits = tile.view(np.uint32)
@@ -448,7 +493,7 @@ def encode32(tile, code, raw):
     return largest >= 0x7F800000
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _encode_f16(tile, raw):
     # Below 2**-14 halves are multiples of 2**-24: adding 0.5, whose float32 spacing is 2**-24, rounds to them.
     bits, short = tile.view(np.uint32), raw.view(np.uint16)
@@ -465,7 +510,7 @@ def _encode_f16(tile, raw):
         short[j] = np.uint16(np.uint32(half | sign))
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def encode64(tile, code, raw):
     """Round a float64 tile once into raw bytes. Overwrites the tile. Returns whether a result is NaN or infinite."""
     if code == F64:
@@ -487,14 +532,14 @@ def encode64(tile, code, raw):
     return encode32(narrow, code, raw)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _upper_bits(z):
     """The upper 24 bits of what SplitMix64 makes of ``z``; its last step does not change them."""
     z = (z ^ (z >> _U30)) * _MIX_1
     return ((z ^ (z >> _U27)) * _MIX_2) >> _U40
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def fill_noise(key, start, tile):
     """Fill a tile with uniform numbers in [0, 1), for the elements from ``start`` on (see numerics.noise)."""
     z = key + (np.uint64(start) + _U1) * _GAMMA
@@ -503,7 +548,7 @@ def fill_noise(key, start, tile):
         z += _GAMMA
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def draw(key, start, chance, words, are_known, tile):
     """Fill a tile of uint8 with 1 where an element is drawn with a probability, else 0, for the elements from ``start`` on.
 
@@ -525,7 +570,7 @@ def draw(key, start, chance, words, are_known, tile):
         _write_bits(tile, kept)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def draw_ranked(key, start, low, step, ranks, words, are_known, tile):
     """Draw as :func:`draw` does, with probability ``low + step * rank``."""
     kept = words[start // WORD : -(-(start + tile.size) // WORD)]
@@ -541,7 +586,7 @@ def draw_ranked(key, start, low, step, ranks, words, are_known, tile):
         _write_bits(tile, kept)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _write_bits(tile, words):
     whole = tile.size // WORD
     for w in range(whole):
@@ -553,7 +598,7 @@ def _write_bits(tile, words):
         words[whole] = rest
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def _read_bits(words, tile):
     whole = tile.size // WORD
     for w in range(whole):
@@ -562,7 +607,7 @@ def _read_bits(words, tile):
         tile[j] = np.uint8((words[whole] >> np.uint64(j - WORD * whole)) & _U1)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def fill_rows(numbers, start, inner, tile):
     """Fill a tile with the number of each element's row; rows have ``inner`` elements."""
     row, left, j = start // inner, inner - start % inner, 0
@@ -573,7 +618,7 @@ def fill_rows(numbers, start, inner, tile):
         row, left, j = row + 1, inner, stop
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def fill_columns(numbers, start, inner, tile):
     """Fill a tile with the number of each element's column; there are ``inner`` columns."""
     column, j = start % inner, 0
@@ -585,14 +630,21 @@ def fill_columns(numbers, start, inner, tile):
         column, j = 0, stop
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
 def subtract(tile, base):
     """Subtract the base in place: values become task-vector entries."""
     for j in range(tile.size):
         tile[j] -= base[j]
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled()
+def add(tile, base):
+    """Add the base in place: differences become values."""
+    for j in range(tile.size):
+        tile[j] += base[j]
+
+
+@compiled()
 def rank_rows(keys, shares, ranks):
     """Fill ``ranks`` (rows, n) with the rank of each element in its row over n - 1: 0 the smallest, 1 the largest.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from alnico.checkpoint.source import Source
 from alnico.devices import CPU, Device, free_bytes
 from alnico.errors import ResourceError
-from alnico.kernels.constants import LEAF
+from alnico.kernels.constants import FEW_MODELS, LEAF, TILE
 from alnico.kernels.facts import Bernoulli, Gram, Largest, Sum
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job, MemoryPlan
@@ -21,6 +21,9 @@ BYTES_A_TENSOR = 2_000
 
 BLOCK_ELEMENTS = 4 * LEAF
 """Elements read, mixed and written at a time. The inputs and the output of a block fit the L2 cache."""
+
+WIDE_BYTES = 32
+"""From so many bytes for an element of all inputs and the output on, a block is one leaf: larger ones would leave the cache."""
 
 GPU_BLOCK_ELEMENTS = 32 * LEAF
 """The same on a GPU: a call of a kernel there takes as long as computing some hundred thousand elements."""
@@ -42,6 +45,9 @@ GPU_LIBRARY_BYTES = 256 << 20
 
 REMOTE_BYTES = 64 << 20
 """The memory of the libraries and connections by which models at URLs are read."""
+
+SCRATCH_BYTES = 8 * TILE
+"""What a kernel needs for each of many models: a tile of its values. The tiles of few are in the baseline."""
 
 LEAST_AHEAD_BYTES = 32 << 20
 MOST_AHEAD_BYTES = 1 << 30
@@ -92,6 +98,7 @@ def fit_memory(
     models = max((len(j.inputs) for j in jobs if j.is_computed), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
     counters += models * DRAWN_BYTES if any(_draws(j) for j in jobs) else 0
+    scratch = models * SCRATCH_BYTES if models > FEW_MODELS else 0
 
     def held_bytes(job: Job) -> int:
         return host_matrix_bytes(job, keeps_factors=keeps_factors) if on_gpu else whole_bytes(job)
@@ -101,8 +108,14 @@ def fit_memory(
     matrices = sum(j.matrix is not None for j in jobs)
     free = min(map(free_bytes, devices)) if on_gpu else 0
     for workers in range(max(threads, 1), 0, -1):
-        for block in (*((GPU_BLOCK_ELEMENTS,) if on_gpu else ()), BLOCK_ELEMENTS, LEAF):
-            worker = widest * block + counters + facts + max((_rank_bytes(j, block) for j in jobs), default=0)
+        for block in (*((GPU_BLOCK_ELEMENTS,) if on_gpu else ()), *_block_sizes(widest)):
+            worker = (
+                widest * block
+                + counters
+                + facts
+                + scratch
+                + max((_rank_bytes(j, block) for j in jobs), default=0)
+            )
             peak = fixed + workers * worker + min(workers, matrices) * whole
             needed, most = _gpu_bytes(jobs, workers, block, facts) if on_gpu else (0, 0)
             if peak <= budget_bytes and needed <= free:
@@ -117,6 +130,7 @@ def fit_memory(
         + widest * LEAF
         + counters
         + facts
+        + scratch
         + whole
         + max((_rank_bytes(j, LEAF) for j in jobs), default=0)
     )
@@ -131,6 +145,11 @@ def fit_memory(
         f"plan: the merge needs at least {format_size(least)} of memory, the budget is "
         f"{format_size(budget_bytes)}. Raise --memory to {enough}."
     )
+
+
+def _block_sizes(widest: int) -> tuple[int, ...]:
+    """The sizes of blocks to try, for elements of so many bytes in all inputs and the output."""
+    return (LEAF,) if widest >= WIDE_BYTES else (BLOCK_ELEMENTS, LEAF)
 
 
 def _gpu_bytes(jobs: Sequence[Job], workers: int, block: int, facts: int) -> tuple[int, int]:
@@ -221,6 +240,8 @@ def _fact_bytes(job: Job) -> int:
     numbers = 2 * models * models + 6 * models  # products, their square, cosines, coefficients
     count = {"row": job.elements // job.row, "column": job.columns}
     grams = sum(8 * numbers * (count[extent] + -(-job.elements // LEAF)) for extent in extents)
+    if models > FEW_MODELS and any(isinstance(f, Gram) for level in job.merge.levels() for f in level):
+        grams += 4 * models * (models + 1) * (-(-job.elements // LEAF) + 1)  # the parts of all leaves
     # Sums and largest values of rows: parts, results, and two steps of values derived from them.
     rows = sum(
         isinstance(f, Largest) or (isinstance(f, Sum) and f.over == "row")

@@ -101,7 +101,7 @@ def measure_text(
     body.append(f"return of({', '.join(passed)})")
     scratch = ["x"] if is_many else []
     words = [f"of_{address}" for address, _ in tensors]
-    texts = functions(kernel.of, "of", kernel.models, writes_out=False)
+    texts = functions(kernel.of, "of", kernel.models)
     head = f"@device\ndef value({', '.join(['j', *words, *scratch, *given])}):\n"
     texts.append(head + "".join(f"    {line}\n" for line in body))
     value = _MeasuredValue(real, (*scratch, *given), tuple(tensors), packed)

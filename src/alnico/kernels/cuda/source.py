@@ -17,14 +17,17 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alnico.kernels.constants import BF16, E4M3, E5M2, F16, F32, F64, FEW_MODELS, UNROLLED_MODELS
+from alnico.kernels.constants import BF16, E4M3, E5M2, F16, F32, F64, UNROLLED_MODELS
 from alnico.kernels.mix_kernel import MixKernel
 from alnico.kernels.parse import parse
-from alnico.kernels.scalar_source import MOST_WRITTEN_OUT, straighten
+from alnico.kernels.scalar_source import straighten
 from alnico.kernels.template import ArgumentKind, Real
 
 WORDS = {F64: "u64", F32: "u32", F16: "u16", BF16: "u16", E4M3: "u8", E5M2: "u8"}
 """What an element of each dtype is loaded as."""
+
+MOST_WRITTEN_OUT = 64
+"""The most rounds of a loop over models that are written out."""
 
 PACK = 4
 """Consecutive elements that a thread loads at once, where every address allows it."""
@@ -46,12 +49,9 @@ _CALLS = {
 }
 
 
-def functions(function: Callable[..., Any], name: str, models: int, *, writes_out: bool) -> list[str]:
-    """Return the text of a scalar function for a GPU, after that of those it calls. Errors: as :func:`straighten`.
-
-    ``writes_out``: as the processor's kernel does it, where the type of an index depends on it.
-    """
-    lines = straighten(function, name, models if writes_out else None)
+def functions(function: Callable[..., Any], name: str, models: int) -> list[str]:
+    """Return the text of a scalar function for a GPU, after that of those it calls. Errors: as :func:`straighten`."""
+    lines = straighten(function, name)
     return [f"@device\n{ast.unparse(_translated(text, models))}\n" for text in lines]
 
 
@@ -317,7 +317,7 @@ def mix_text(
         "if bad:",
         "    store_i64(flag, 0, 0)",
     ]
-    texts = functions(kernel.mix, "mix", kernel.models, writes_out=kernel.models > FEW_MODELS)
+    texts = functions(kernel.mix, "mix", kernel.models)
     names = [
         "count",
         "start",
@@ -339,10 +339,10 @@ def _mix_of_many(kernel: MixKernel, base_code: int, out_code: int) -> str:
     any_of = "decode_any" if real == "float32" else "decode_any_wide"
     sides = [a for a, kind in enumerate(kinds) if kind == "side"]
     each = [a for a, kind in enumerate(kinds) if kind != "number"]
-    local = [f"t{a}" for a in each]
+    local = {f"t{a}": "np.float32" if kinds[a] in ("noise", "ranked") else "REAL" for a in each}
     load = f"load_f{real[-2:]}"
     numbers, keys = many_slots(kinds, k)
-    run = [f"{name} = cuda.local.array({k}, REAL)" for name in ["x", *local]]
+    run = [f"{name} = cuda.local.array({k}, {of})" for name, of in {"x": "REAL", **local}.items()]
     for a, kind in enumerate(kinds):
         if kind == "number":
             run.append(f"t{a} = {load}(numbers, {numbers[a, 'a']})")
@@ -399,7 +399,7 @@ def _mix_of_many(kernel: MixKernel, base_code: int, out_code: int) -> str:
         "j += step",
     ]
     run += [f"    {line}" for line in body] + ["if bad:", "    store_i64(flag, 0, 0)"]
-    texts = functions(kernel.mix, "mix", k, writes_out=True)
+    texts = functions(kernel.mix, "mix", k)
     names = ["count", "start", "keep_equal", "out", "flag", "numbers", "keys", "base", "raws", "codes"]
     return module(real, texts, [*names, *extra_names(kinds)], run)
 
