@@ -1,7 +1,8 @@
-"""How long a plan takes, and how much memory: Llama 3.1 405B, from files that hold headers and holes.
+"""How long a plan takes, and how much memory: Llama 3.1 405B, or DeepSeek-V3, from files that hold headers and holes.
 
     python benchmarks/planning.py --work /tmp/bench                     # a base and two models of 191 shards each, ties
     python benchmarks/planning.py --work /tmp/bench --method linear --runs 9
+    python benchmarks/planning.py --work /tmp/bench --model 671b        # 45,395 tensors in 163 shards, most of them experts
 
 Each run is a process of its own that imports alnico, opens the models and plans; the table has medians, the spread and the peak resident
 size. The files are made once and take no more room than their headers.
@@ -19,7 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from limits.made_large import CONFIG_405B, llama_405b, save_sparse_model
+from limits.made_large import CONFIG_405B, CONFIG_671B, deepseek_671b, llama_405b, save_sparse_model
+
+MODELS = {"405b": (llama_405b, CONFIG_405B, 191), "671b": (deepseek_671b, CONFIG_671B, 163)}
+"""The tensors of each model, its config, and the number of its shards."""
 
 PLAN = """
 import json, resource, sys, time
@@ -37,12 +41,14 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--work", type=Path, required=True, help="folder for the models")
     words.add_argument("--method", default="ties")
+    words.add_argument("--model", choices=MODELS, default="405b")
     words.add_argument("--runs", type=int, default=5)
     given = words.parse_args()
-    folders = [given.work / f"405b-{name}" for name in ("base", "one", "other")]
+    shapes, config, shards = MODELS[given.model]
+    folders = [given.work / f"{given.model}-{name}" for name in ("base", "one", "other")]
     for folder in folders:
         if not (folder / "config.json").exists():
-            save_sparse_model(folder, llama_405b(), shards=191, config=CONFIG_405B)
+            save_sparse_model(folder, shapes(), shards=shards, config=config)
     base, *models = map(str, folders)
     recipe = json.dumps({"merge_method": given.method, "base_model": base, "models": models})
     found = []
@@ -56,7 +62,7 @@ def main() -> None:
         found.append(json.loads(ended.stdout))
     seconds, cpu, peaks, jobs, elements = zip(*found, strict=True)
     print(
-        f"{jobs[0]} tensors, {elements[0]:,} parameters, 3 models of 191 shards, {given.method}, {given.runs} runs"
+        f"{jobs[0]} tensors, {elements[0]:,} parameters, 3 models of {shards} shards, {given.method}, {given.runs} runs"
     )
     print("| | median | least | most |")
     print("|---|---|---|---|")

@@ -16,7 +16,6 @@ from alnico.cluster.work import Cluster
 from alnico.engine import measure
 from alnico.engine.merge_run import RunRecorder
 from alnico.engine.node_merge import (
-    PASS,
     CountUnit,
     MadeTensors,
     NormUnit,
@@ -32,7 +31,7 @@ from alnico.methods.base import MADE_HERE
 from alnico.output.journal import JournalState
 from alnico.output.remote_target import RemoteTarget
 from alnico.output.shard_uploads import ShardUploads
-from alnico.output.staging import PartDirectory
+from alnico.output.staging import PASS, PartDirectory
 from alnico.plan.job import Job, Norms, Plan
 from alnico.recipe.schema import Recipe
 

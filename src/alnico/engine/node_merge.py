@@ -34,13 +34,11 @@ from alnico.output.disk_space import DISK_MARGIN_BYTES, check_free
 from alnico.output.journal import JournalState, Record, fingerprint_changes, with_device
 from alnico.output.remote_target import RemoteTarget, opened_target
 from alnico.output.shard_uploads import ShardUpload, send_shard
+from alnico.output.staging import PASS
 from alnico.plan.job import Job, Norms, Plan
 from alnico.plan.norm_weights import with_norms
 from alnico.recipe.schema import Recipe
 from alnico.threads import Crew
-
-PASS = "nodes.pass"
-"""The file in the unfinished output that has the pass of the run that writes into it."""
 
 
 class RecipePlanner(Protocol):

@@ -17,8 +17,6 @@ from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.signatures import SignedInputs, check_key
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.statistics import StatisticsSource
-from alnico.cluster.nodes import processors_here
-from alnico.engine.cluster_merge import ClusterMerge
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.remote_run import run_plan_to
 from alnico.engine.requested_bytes import requested_bytes
@@ -156,6 +154,7 @@ class Planner:
             yield None
             return
         from alnico.cluster import connect
+        from alnico.engine.cluster_merge import ClusterMerge
 
         run = replace(self.run, watch=None, ray=None)
         planner = replace(self, run=run, signed=None, _checked=set())
@@ -166,6 +165,8 @@ class Planner:
         """Return this planner with the threads of the node that this is called on, unless the caller gave a number."""
         if not self.run.has_default_threads:
             return self
+        from alnico.cluster.nodes import processors_here
+
         return replace(self, run=replace(self.run, threads=processors_here()))
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.durable import sync_directory
 from alnico.checkpoint.file_model import file_states
 from alnico.checkpoint.output_path import Replace
 from alnico.checkpoint.remote.folder import FileVersion, RemoteFolder
 from alnico.checkpoint.writer import OutputFiles
-from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
 from alnico.engine.merge_run import MergeRun
-from alnico.engine.node_merge import StartMerge
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
 from alnico.engine.run import MergeResult, begin_nodes, earlier_state, finished_merge, make_tensors, run_plan
 from alnico.engine.workspace import open_gpus
@@ -49,6 +47,11 @@ from alnico.output.shard_uploads import (
     usable_uploads,
 )
 from alnico.plan.job import Plan
+
+if TYPE_CHECKING:
+    from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
+    from alnico.engine.node_merge import StartMerge
+
 
 RESUMES = "What was made is kept on this machine and at the URL: the same command resumes the merge."
 

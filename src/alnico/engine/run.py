@@ -7,17 +7,15 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.durable import sync_directory
 from alnico.checkpoint.file_model import FileModel, file_states
 from alnico.checkpoint.output_path import Replace, check_twins
 from alnico.checkpoint.remote.remote_weights import remote_models
 from alnico.checkpoint.writer import OutputFiles
-from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
 from alnico.engine.merge_run import MergeRun
 from alnico.engine.method_notes import sum_up
-from alnico.engine.node_merge import PASS, StartMerge
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
 from alnico.engine.workspace import open_gpus
@@ -43,9 +41,13 @@ from alnico.output.publish import (
 )
 from alnico.output.remote_target import RemoteTarget
 from alnico.output.shard_uploads import LEAVE_SECONDS, ShardUploads
-from alnico.output.staging import Hold, PartDirectory
+from alnico.output.staging import PASS, Hold, PartDirectory
 from alnico.plan.job import Plan
 from alnico.threads import Abandoned
+
+if TYPE_CHECKING:
+    from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
+    from alnico.engine.node_merge import StartMerge
 
 
 @dataclass(frozen=True)
@@ -294,6 +296,8 @@ def make_tensors(
                     settled, files, recorder, state, watch, factor_cache=factor_cache, groups=groups
                 )
             else:
+                from alnico.engine.cluster_merge import ClusterRun  # with what nodes need
+
                 run = ClusterRun(plan, nodes.cluster, start, recorder, state, watch, uploads)
             run.all()
             if uploads is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.output_path import (
     PART,
@@ -16,7 +16,6 @@ from alnico.checkpoint.output_path import (
     check_twin,
     check_twins,
 )
-from alnico.engine.cluster_merge import ClusterMerge
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.remote_run import run_plan_to
 from alnico.engine.run import MergeResult
@@ -43,6 +42,10 @@ from alnico.plan.planned_model import PlannedModel
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import Stage
 
+if TYPE_CHECKING:
+    from alnico.engine.cluster_merge import ClusterMerge
+
+
 WORK = ".alnico-stages"
 """The suffix of the folder of stages, next to the output."""
 
@@ -50,7 +53,7 @@ PlanStage = Callable[[Recipe, Mapping[str, Any], str | None], Plan]
 """Plans a recipe. Arguments: the recipe, the outputs of stages by name (a path or a planned model), and the
 name of the one output file."""
 
-MergeOnNodes = Callable[[Recipe, Mapping[str, Any], str | None], ClusterMerge]
+MergeOnNodes = Callable[[Recipe, Mapping[str, Any], str | None], "ClusterMerge"]
 """Says how nodes merge a recipe. Arguments: as of :data:`PlanStage`."""
 
 

@@ -33,6 +33,9 @@ from alnico.output.journal import with_device
 
 MARK = "published.json"
 
+PASS = "nodes.pass"
+"""The file in the unfinished output that has the pass of the run whose nodes write into it."""
+
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 """Errors of disks without locks."""
 
