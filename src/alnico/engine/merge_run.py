@@ -681,6 +681,7 @@ class MergeRun:
             state.remaining -= 1
             if state.remaining:
                 return
+        state.mixer, state.draws = None, {}  # the memory of the draws
         job = state.job
         self._ahead.done(job.name)
         self._disk.done(job)
