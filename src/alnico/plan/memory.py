@@ -34,7 +34,7 @@ CUDA_BYTES = 512 << 20
 HISTOGRAM_BYTES = 65_536 * 8
 """One model's counters while a kth largest magnitude is searched."""
 
-DRAWN_BYTES = 1 << 20
+DRAWN_BYTES = 1 << 19
 """The most bytes that one thread keeps of what was drawn for one model's tensor: a bit for each element."""
 
 BLAS_BYTES = 32 << 20
