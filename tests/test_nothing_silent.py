@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import alnico
+from alnico.checkpoint.file_model import open_shard
 from alnico.errors import MismatchError, VerificationError
 from made import Tensors, family, llama_config, llama_shapes, read_file, read_model, save_file, save_model
 
@@ -361,8 +362,7 @@ def test_a_tensor_that_was_not_written_is_found_before_the_output_has_its_name(
 
     for i, name in enumerate("ab"):
         model(name, i, layers=1)
-    whole = publish.open_shard
-    monkeypatch.setattr(publish, "open_shard", lambda *_: whole(Path("a/model.safetensors")))
+    monkeypatch.setattr(publish, "open_written", lambda *_: open_shard(Path("a/model.safetensors")))
     with pytest.raises(VerificationError, match="is not what the plan says"):
         alnico.merge({**LINEAR, "dtype": "bfloat16"}, "out")
     assert not Path("out").exists()

@@ -24,6 +24,7 @@ NOT_RUN = {
     "it needs the demo's download": "tests have no network",
     "it needs a GPU": "the suite runs on machines without one",
     "it needs several machines": "the suite runs on one; the same is run by the script for SLURM, on processes",
+    "it compiles for a minute": "tests/engine/test_warm.py runs it for few kernels",
     "it needs a Kubernetes cluster": "the suite has none; test_several_machines.py checks the manifest and runs its command",
 }
 """The reasons for which a block may be left out: ``<!-- not run: REASON -->``."""

@@ -92,9 +92,9 @@ def test_a_refusal_names_the_budget_that_does(job: Job, tensors: int) -> None:
 
 
 def test_less_memory_means_fewer_threads_and_smaller_blocks() -> None:
-    job = mix(50_000_000, 8, "F32")
+    job = mix(50_000_000, 5, "F32")
     fixed = BASELINE_BYTES + SELECTION_BYTES
-    wide, middle, tight = (fit_memory([job], fixed + size * MIB, 16, 9) for size in (20_000, 200, 15))
+    wide, middle, tight = (fit_memory([job], fixed + size * MIB, 16, 9) for size in (20_000, 200, 10))
     assert wide.threads == 16
     assert middle.threads == 16
     assert (tight.threads, tight.block_elements) == (1, LEAF)
