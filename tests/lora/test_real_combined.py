@@ -48,10 +48,8 @@ def gives_the_sum(base: Any, folder: Path, options: list[dict[str, Any]], inputs
         assert (outputs(loaded, inputs) - expected).abs().max() < 1e-4, name
 
 
-# `./check --all` has every case on MiniLM, and one on SmolLM2, which takes ten times as long.
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.nightly] if "embeddings" in c else []) for c in CASES]
-)
+@pytest.mark.nightly  # each run has every case on MiniLM
+@pytest.mark.parametrize("case", CASES)
 def test_combined_adapters_of_smollm2_give_the_logits_of_the_sum(tmp_path: Path, case: str) -> None:
     model, tokenizer = real.smollm2()
     # PEFT's forward applies an embedding's factors to the embedding alone, its merge to the head that is tied to it, too.
