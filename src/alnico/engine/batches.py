@@ -78,7 +78,7 @@ class LoadedTensors:
         return block_of(self.jobs[0], self.all_inputs)
 
 
-def load(batch: Batch, sources: Sequence[Source], arena: Arena) -> list[LoadedTensors]:
+def read_batch(batch: Batch, sources: Sequence[Source], arena: Arena) -> list[LoadedTensors]:
     """Read the inputs of a batch into the buffer of this thread, and provide memory for its outputs. Neighbours in a file are read by
     one call."""
     groups = list(_alike(batch.jobs))

@@ -17,7 +17,7 @@ from alnico.checkpoint.writer import OutputFiles
 from alnico.devices import CPU, Device
 from alnico.engine import measure, row_ranks
 from alnico.engine.arena import Arena
-from alnico.engine.batches import Batch, LoadedTensors, cut_into_batches, load
+from alnico.engine.batches import Batch, LoadedTensors, cut_into_batches, read_batch
 from alnico.engine.blocks import Block, Span, blocks, chunks, whole
 from alnico.engine.differences import as_differences, source_of
 from alnico.engine.disk_ahead import DiskAhead
@@ -552,7 +552,7 @@ class MergeRun:
         self._crew.check()
         assert isinstance(self.output, OutputFiles)
         records = []
-        for tensors in load(batch, self.plan.sources, self._spaces[CPU].arena):
+        for tensors in read_batch(batch, self.plan.sources, self._spaces[CPU].arena):
             self._mix_tensors(tensors)
             outputs = [memoryview(out) for out in tensors.outputs]
             names = [job.name for job in tensors.jobs]
