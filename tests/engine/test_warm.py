@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import alnico
-from alnico.engine.warm import warm
-from alnico.errors import MethodError, OutputError, RecipeError
+from alnico.engine.warm import _compile, warm
+from alnico.errors import MethodError, OutputError, RecipeError, RunError
 from alnico.kernels import build, choice
 
 MERGES = """
@@ -82,3 +82,13 @@ def test_what_cannot_be_is_refused(monkeypatch):
     with pytest.raises(OutputError, match="does not keep kernels"):
         warm(["linear"], models=[2], threads=1)
     assert alnico.warm is warm
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cache")
+def test_processes_that_compile_import_nothing_from_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yaml.py").write_text("open('imported', 'w')\n")
+    with pytest.raises(RunError):  # these are no kernels
+        _compile(["1", "2"], 2)
+    assert not (tmp_path / "imported").exists()

@@ -112,7 +112,7 @@ def warm(
     folder = cache_directory()
     if folder is None or not all(map(build.is_ready, missing)):
         raise OutputError(
-            f"warm: {'no folder for compiled kernels is ours alone' if folder is None else f'{folder} does not keep kernels'}; "
+            f"warm: {'there is no private folder for compiled kernels' if folder is None else f'{folder} does not keep kernels'}; "
             "expected a folder that only this user can write, on a disk with room. Set ALNICO_CACHE_DIR to one."
         )
     size = sum(map(build.size_of, texts))
@@ -173,9 +173,10 @@ def _compile(texts: Sequence[str], processes: int) -> None:
         for text in texts:
             build.make_ready(text)
         return
-    # Processes of their own, not threads: numba compiles one function at a time. Started anew, they run no code of a caller.
+    # Processes of their own, not threads: numba compiles one function at a time. They import nothing from the working directory,
+    # whose files may be a stranger's.
     children = [
-        subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-P", "-c", CHILD], stdin=subprocess.PIPE, text=True)
         for _ in range(count)
     ]
     try:
