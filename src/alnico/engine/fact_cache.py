@@ -19,9 +19,11 @@ import numpy as np
 
 from alnico.checkpoint.resident_model import SharedBudget, resident_bytes
 from alnico.checkpoint.source import Source
-from alnico.engine.kernel_arguments import KernelContext
-from alnico.engine.measure import OverModel
+from alnico.engine.draw_store import DrawStore
+from alnico.engine.kernel_arguments import Draws, KernelContext
+from alnico.engine.measure import OverModel, drawn
 from alnico.engine.sorted_values import MOST_ELEMENTS, SortedValues, sort_values
+from alnico.kernels.constants import WORD
 from alnico.kernels.facts import (
     Argument,
     Bernoulli,
@@ -53,6 +55,7 @@ class FactStore:
     def __init__(self, room: SharedBudget, most: int = MOST_FACTS) -> None:
         self._room = room
         self._most = most
+        self.draws = DrawStore(room)
         self._sorted: dict[Hashable, SortedValues | Literal["requested once"] | None] = {}
         self._facts: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -164,6 +167,14 @@ class FactCache:
                     self._store.put(self._key_of_one(fact, i, context), of_model)
             else:
                 self._store.put(self._key(fact, context), value)
+
+    def draws(self, context: KernelContext) -> dict[Bernoulli, Draws]:
+        """Look up what is drawn to mix one tensor on the processor, known or not, where it is kept."""
+        job = context.job
+        models, words = len(job.inputs), -(-job.elements // WORD)
+        about = context.seed, job.name, context.real, self._about(job.inputs), self._base(job)
+        found = {a: self._store.draws.draws((a, *about), models, words) for a in drawn(job)}
+        return {a: draws for a, draws in found.items() if draws is not None}
 
     def of_model(self, fact: OverModel, jobs: Sequence[Job]) -> dict[int, float]:
         """Look up a fact over all ``jobs``: the values of the models that have one, by their position."""

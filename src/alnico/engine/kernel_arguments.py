@@ -71,6 +71,8 @@ class Draws:
 
     words: np.ndarray
     are_known: bool = False
+    stay: bool = False
+    """Are they kept for later merges?"""
 
     def have(self, stop: int) -> bool:
         """Are the draws of the elements up to ``stop`` known?"""

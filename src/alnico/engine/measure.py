@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -99,15 +100,27 @@ def are_finite(facts: Mapping[MeasuredFact, Any]) -> bool:
     return all(np.isfinite(value).all() for fact, value in facts.items() if not isinstance(fact, KthLargest))
 
 
-def kept_draws(job: Job, threads: int, memory: Arena) -> dict[Bernoulli, Draws]:
-    """Make room for the draws of a job that are measured and then mixed, on so many threads."""
+def kept_draws(
+    job: Job, threads: int, memory: Arena, stored: Mapping[Bernoulli, Draws] = MappingProxyType({})
+) -> dict[Bernoulli, Draws]:
+    """Make room for the draws of a job that are measured and then mixed, on so many threads. Those that are ``stored`` have
+    room."""
     assert job.merge is not None
     measured = {a for level in job.merge.levels() for f in level for a in getattr(f, "arguments", ())}
     models, words = len(job.inputs), -(-job.elements // WORD)
     room = min(words, threads * DRAWN_BYTES // 8)
-    kept = [a for a in dict.fromkeys(job.merge.arguments) if isinstance(a, Bernoulli) and a in measured]
+    kept = [a for a in drawn(job) if a in measured and a not in stored]
     views = memory.views([8 * models * room] * len(kept))
-    return {a: Draws(view.view(np.uint64).reshape(models, room)) for a, view in zip(kept, views, strict=True)}
+    fresh = {
+        a: Draws(view.view(np.uint64).reshape(models, room)) for a, view in zip(kept, views, strict=True)
+    }
+    return fresh | dict(stored)
+
+
+def drawn(job: Job) -> list[Bernoulli]:
+    """What is drawn to mix a job."""
+    assert job.merge is not None
+    return [a for a in dict.fromkeys(job.merge.arguments) if isinstance(a, Bernoulli)]
 
 
 class _FactState:

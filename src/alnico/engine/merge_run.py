@@ -286,6 +286,7 @@ class MergeRun:
             elif job.kind != "mix":
                 calls += [(self._copy_chunk, (state, span)) for span in spans]
             elif job.merge is None or not job.merge.levels():
+                state.draws = self._stored_draws(state)
                 state.mixer = Mixer(self._context(state), self.plan.sources)
                 calls += [(self._mix_chunk, (state, span)) for span in spans]
             elif self._is_shared(job, spans):
@@ -419,7 +420,7 @@ class MergeRun:
         assert state.job.merge is not None
         if self._space(state.job).gpu is None:
             memory = self._draws if threads == 1 else Arena(0)
-            state.draws = measure.kept_draws(state.job, threads, memory)
+            state.draws = measure.kept_draws(state.job, threads, memory, self._stored_draws(state))
         for level in state.job.merge.levels():
             context = self._context(state)
             cached = self.cache.of_tensor(level, context) if self.cache is not None else CachedFacts()
@@ -442,8 +443,13 @@ class MergeRun:
             if self.cache is not None:
                 self.cache.keep(results, context)
             state.facts |= results
-        state.draws = {drawn: draws for drawn, draws in state.draws.items() if draws.are_known}
+        state.draws = {drawn: draws for drawn, draws in state.draws.items() if draws.are_known or draws.stay}
         state.mixer = Mixer(self._context(state), self.plan.sources)
+
+    def _stored_draws(self, state: _RunningJob) -> dict[Bernoulli, Draws]:
+        """What was drawn in a tensor by earlier merges, and room for what later ones read."""
+        is_whole = self._given_spans is None and self._space(state.job).gpu is None
+        return self.cache.draws(self._context(state)) if self.cache is not None and is_whole else {}
 
     def _sample(self, job: Job, runs: list[Span]) -> Block:
         """Read the elements of some spans, joined, on the processor."""
@@ -681,6 +687,8 @@ class MergeRun:
             state.remaining -= 1
             if state.remaining:
                 return
+        for draws in state.draws.values():
+            draws.are_known |= draws.stay  # all elements were mixed
         state.mixer, state.draws = None, {}  # the memory of the draws
         job = state.job
         self._ahead.done(job.name)

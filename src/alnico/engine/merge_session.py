@@ -1,7 +1,8 @@
 """Merges many recipes in memory over the same open models, and reuses what does not change.
 
 Models stay in memory (:mod:`alnico.checkpoint.resident_model`), facts are measured once
-(:mod:`alnico.engine.fact_cache`), matrices are decomposed once (:mod:`alnico.engine.matrix_store`), a result
+(:mod:`alnico.engine.fact_cache`), draws are kept (:mod:`alnico.engine.draw_store`), matrices are decomposed once
+(:mod:`alnico.engine.matrix_store`), a result
 reuses the arrays of the previous one if it has the same layout, and nothing is hashed. Kernels and order of arithmetic are those of :func:`alnico.engine.run.run_plan`, and so
 are the bits.
 """
@@ -114,6 +115,7 @@ class Resident:
         self._give_room(plan)
         cache = FactCache(plan.sources, self._store)
         self._matrices.begin()
+        self._store.draws.begin()
         settled = self._with_norms(plan, cache)
         origins = {job.name: _origin(job, plan.sources) for job in settled.jobs if not job.is_computed}
         left = tuple(
