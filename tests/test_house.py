@@ -245,7 +245,7 @@ def test_a_methods_docstring_has_the_parts_of_the_style(name: str) -> None:
 
 def test_importing_alnico_loads_neither_numba_nor_torch_nor_numpy() -> None:
     code = (
-        "import alnico, sys; heavy = {'numba', 'torch', 'numpy', 'yaml', 'typer', 'rich', 'transformers', 'huggingface_hub'}; "
+        "import alnico, sys; heavy = {'numba', 'torch', 'numpy', 'yaml', 'click', 'rich', 'transformers', 'huggingface_hub'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert (

@@ -295,7 +295,7 @@ def test_the_tables_say_what_matters(tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_wrong_words_are_a_mistake_of_the_command_line(words: list[str], told: str) -> None:
-    from typer.testing import CliRunner
+    from click.testing import CliRunner
 
     from alnico.cli.main import app
 

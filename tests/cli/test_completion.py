@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def completed(*words: str) -> list[str]:
-    """What bash is told to offer for the last word."""
+    """What bash is told to offer for the last word: words, or ``file`` for files."""
     asked = {
         "COMP_WORDS": " ".join(words),
         "COMP_CWORD": str(len(words) - 1),
-        "_ALNICO_COMPLETE": "complete_bash",
+        "_ALNICO_COMPLETE": "bash_complete",
     }
     done = subprocess.run(
         [sys.executable, "-m", "alnico"],
@@ -34,7 +34,8 @@ def completed(*words: str) -> list[str]:
         check=True,
     )
     assert done.stderr == ""
-    return done.stdout.split()
+    offered = [line.partition(",") for line in done.stdout.split()]
+    return [value if kind == "plain" else kind for kind, _, value in offered]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +52,10 @@ def completed(*words: str) -> list[str]:
         (("alnico", "methods", "sl"), ["slerp"]),
         (("alnico", "models/a", "models/b", "--dens"), ["--density"]),
         (("alnico", "lora", "fold", "--weig"), ["--weights"]),
-        (("alnico", "merge", "some"), []),
-        (("alnico", "nonsense", "x"), []),
+        (("alnico", "merge", "some"), ["file"]),
+        (("alnico", "merge", "a", "b", "--base", "some"), ["file"]),
+        (("alnico", "models/"), ["file"]),
+        (("alnico", "nonsense", "x"), ["file"]),
     ],
 )
 def test_bash_completes_commands_options_and_methods(words: tuple[str, ...], expected: list[str]) -> None:
@@ -66,7 +69,7 @@ def test_commands_are_completed_without_being_imported() -> None:
         "except SystemExit: pass\n"
         "print(sorted({n for n in sys.modules if n.startswith('alnico.cli.commands')} | {'numpy'} & set(sys.modules)))"
     )
-    asked = {"COMP_WORDS": "alnico s", "COMP_CWORD": "1", "_ALNICO_COMPLETE": "complete_bash"}
+    asked = {"COMP_WORDS": "alnico s", "COMP_CWORD": "1", "_ALNICO_COMPLETE": "bash_complete"}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=True
     )
@@ -87,8 +90,8 @@ def test_completion_is_installed_where_the_shell_finds_it(tmp_path: Path) -> Non
         text=True,
         check=True,
     )
-    assert shown.stdout == script.read_text() + "\n"
-    assert "_ALNICO_COMPLETE=complete_bash" in shown.stdout
+    assert shown.stdout == script.read_text()
+    assert "_ALNICO_COMPLETE=bash_complete" in shown.stdout
 
 
 def test_mergekits_command_merges(tmp_path: Path) -> None:

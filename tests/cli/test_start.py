@@ -30,6 +30,8 @@ HEAVY = (
     "tokenizers",
     "ray",
     "scipy",
+    "typer",
+    "pydantic",
 )
 """Libraries that it does not need: numpy runs kernels with little work."""
 

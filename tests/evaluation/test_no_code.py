@@ -355,6 +355,7 @@ LISTED = {
         "Unpickler(io.BytesIO(text), len(text), storages.find, storages.persistent, _set_state).load": 1,
     },  # alnico's own, which calls nothing
     "cli/command.py": {"importlib.import_module": 1},  # the public function of a command
+    "cli/completion.py": {"subprocess.run": 1},  # PowerShell, which alone knows where its profile is
     "cli/main.py": {"importlib.import_module": 1},  # the file of a command
     "kernels/build.py": {"compile": 1, "exec": 1, "ctypes.CDLL": 1},  # the code of merge methods, which are installed
     "kernels/array_source.py": {"compile": 1, "exec": 1},  # the same code, for numpy

@@ -346,6 +346,7 @@ OTHERS = {
     "checkpoint/remote/download_cache.py", "checkpoint/remote/remote_weights.py", "checkpoint/remote/fsspec_folder.py",  # new files in private folders
     "verification/output_at_url.py", "output/publish_remote.py",  # of the unfinished output and a temporary folder, which are ours alone
     "cluster/nodes.py",  # of /proc
+    "cli/completion.py",  # of /proc, and what the user's own shell reads when it starts
     "installation.py",  # what pip recorded, and the checkout that alnico was installed from
     "engine/factor_cache.py",  # of a folder of ours: no link is followed, no pipe waited for
     "demo/models.py",  # a wheel in a folder of ours, whose hash was compared

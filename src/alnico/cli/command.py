@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import typer
-from typer.core import TyperCommand
+import click
 
 from alnico.checkpoint.output_path import URL_AS_PATH, refuse_url
 from alnico.checkpoint.remote.open_folder import is_url
@@ -120,7 +119,7 @@ class CommandCall:
         say(f"took {time_text(self._seconds, self._compile_seconds)}", self.is_quiet or self.is_json)
 
 
-class AnswersOptions(TyperCommand):
+class AnswersOptions(click.Command):
     """A command that answers an unknown option with its own name of it, and a missing word with what it is."""
 
     listed: tuple[CommandParameter, ...] = ()
@@ -128,21 +127,33 @@ class AnswersOptions(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, self._in_own_words(args))
-        except Exception as raised:  # click's class is at another place in each typer
-            error: Any = raised
-            kind = type(error).__name__
-            words = (ctx.command_path, *self.collect_usage_pieces(ctx)[1:])
-            usage = " ".join(words).replace("{", "").replace("}", "")
-            if kind == "NoSuchOption":
-                from alnico.cli.other_options import answer
+        except click.NoSuchOption as error:
+            from alnico.cli.other_options import answer
 
-                hint = answer(error.option_name, self.listed, usage)
-                error.message, error.possibilities = f"{error.message}.{hint and ' ' + hint}", None
-            if kind == "MissingParameter" and error.param is not None:
-                missing = next((p for p in self.listed if p.name == error.param.name), None)
-                is_option = missing is not None and not missing.is_argument
-                error.message = f"Give {missing.given_as}" if missing and is_option else f"Write: {usage}."
-            raise
+            hint = answer(error.option_name, self.listed, self._usage(ctx))
+            message = f"No such option: {error.option_name}.{hint and ' ' + hint}"
+            raise click.NoSuchOption(error.option_name, message, ctx=ctx) from None
+        except click.MissingParameter as error:
+            missing = next((p for p in self.listed if error.param and p.name == error.param.name), None)
+            is_option = missing is not None and not missing.is_argument
+            message = f"Give {missing.given_as}" if missing and is_option else f"Write: {self._usage(ctx)}."
+            raise click.MissingParameter(message, ctx=ctx, param=error.param) from None
+
+    def _usage(self, ctx: Any) -> str:
+        """The form of the command, without marks of what is required."""
+        words = (ctx.command_path, *self.collect_usage_pieces(ctx)[1:])
+        return " ".join(words).replace("{", "").replace("}", "")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        listed = [(p, p.get_help_record(ctx)) for p in self.get_params(ctx)]
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            records = [record for p, record in listed if record and p.param_type_name == kind]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def format_arguments(self, ctx: Any, formatter: Any) -> None:
+        """Nothing: from version 8.5 on, click would write them a second time."""
 
     def _in_own_words(self, args: list[str]) -> list[str]:
         """The words of a command line with its own options in the place of synonyms; each is noted."""
@@ -225,20 +236,18 @@ class Command:
         resumes = f" The same command resumes an interrupted {self.resumes}." if self.resumes else ""
         return f"{self.summary or printed}{resumes}"
 
-    def build(self, name: str) -> Any:
+    def build(self, name: str) -> click.Command:
         """Return the command for click."""
 
-        def callback(ctx: typer.Context, **typed: Any) -> None:
-            given = {n for n in typed if getattr(ctx.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+        @click.pass_context
+        def callback(context: click.Context, /, **typed: Any) -> None:
+            sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in typed}
+            # Before version 8.3, click takes arguments that are missing, (), for typed ones.
+            given = {n for n, value in typed.items() if sources[n] == "COMMANDLINE" and value != ()}
             values = {p.name: p.value(typed[p.name]) for p in self.parameters}
             refuse_url_outputs(self.function, values)
             self.body(CommandCall(self, values, given))
 
-        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        listed = [context, *(p.typer_parameter() for p in self.parameters)]
-        callback.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
-        callback.__annotations__ = {p.name: p.annotation for p in listed}
-        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         arguments = [p for p in self.parameters if p.is_argument]
         kind: type[AnswersOptions] = (
             TakesModels if any(p.name == "models" for p in arguments) else AnswersOptions
@@ -246,8 +255,8 @@ class Command:
         if forms := [p.usage for p in arguments if p.flag.usage]:
             kind = type("TakesForms", (TakesForms,), {"usage": " ".join(forms)})
         kind = type(kind.__name__, (kind,), {"listed": self.parameters})
-        app.command(name, cls=kind, help=self.help)(callback)
-        return typer.main.get_command(app)
+        parameters = [p.click_parameter() for p in self.parameters]
+        return kind(name, params=parameters, help=self.help, callback=callback)
 
 
 WRITE_TO_URLS = ("alnico.merge_documents", "alnico.plan_documents", "alnico.lora.fold")

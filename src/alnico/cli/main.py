@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from typing import Annotated, Any
+import sys
+from typing import Any
 
-import typer
-from typer.core import TyperGroup
+import click
 
 from alnico.cli import printing, signals
 from alnico.cli.printing import interrupted, page, show_result
@@ -28,13 +28,13 @@ COMPLETE = "_ALNICO_COMPLETE"
 """The environment variable by which a shell asks for completions."""
 
 
-class CommandGroup(TyperGroup):
+class CommandGroup(click.Group):
     """Commands that are imported when they are used: their help in the list comes from :data:`SUMMARIES`."""
 
     prefix = ""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(subcommand_metavar="COMMAND [ARGS]...", **settings)
         words = [name.removeprefix(self.prefix) for name in SUMMARIES if name.startswith(self.prefix)]
         self.commands: dict[str, Any] = dict.fromkeys(word.split()[0] for word in words)
 
@@ -42,7 +42,7 @@ class CommandGroup(TyperGroup):
         name = f"{self.prefix}{cmd_name}"
         if name in GROUPS:
             kind = type("CommandGroup", (CommandGroup,), {"prefix": f"{name} "})
-            return kind(name=cmd_name, help=GROUPS[name], no_args_is_help=True, rich_markup_mode=None)
+            return kind(name=cmd_name, help=GROUPS[name], no_args_is_help=True)
         return load_command(name).build(cmd_name) if name in SUMMARIES else None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -58,13 +58,16 @@ class CommandGroup(TyperGroup):
         """Complete the name of a command from the summaries, or else an option."""
         if incomplete.startswith("-"):
             return super().shell_complete(ctx, incomplete)
-        from alnico.cli.completion import Completion
+        from alnico.cli import completion
 
         names = [name for name in self.commands if name.startswith(incomplete)]
         helps = {
             name: GROUPS.get(f"{self.prefix}{name}") or SUMMARIES[f"{self.prefix}{name}"] for name in names
         }
-        return [Completion(name, _sentence(text)) for name, text in helps.items()]
+        found = [completion.completion(name, _sentence(text)) for name, text in helps.items()]
+        return (
+            found if found or self.prefix else [completion.files(incomplete)]
+        )  # a merge may begin with a model
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
@@ -89,50 +92,64 @@ def load_command(name: str) -> Any:
     return importlib.import_module(f"alnico.cli.commands.{re.sub('[- ]', '_', name)}").run
 
 
-app = typer.Typer(
-    name="alnico",
-    cls=CommandGroup,
-    help=START,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    install_completion: Annotated[
-        bool,
-        typer.Option("--install-completion", help="Let your shell complete commands, options and methods."),
-    ] = False,
-    show_completion: Annotated[
-        bool, typer.Option("--show-completion", help="Print the completion script of your shell.")
-    ] = False,
-) -> None:
+@click.pass_context
+def _root(context: click.Context, version: bool, install_completion: bool, show_completion: bool) -> None:
     if install_completion or show_completion:
         from alnico.cli import completion
 
-        completion.install() if install_completion else completion.show(ctx)
+        (completion.install if install_completion else completion.show)(app)
+        context.exit()
     if version:
         from alnico._version import __version__
 
         show_result(page([f"alnico {__version__}"]))
-        raise typer.Exit
+        context.exit()
+
+
+def _switch(name: str, text: str) -> click.Option:
+    return click.Option([name], is_flag=True, default=False, help=text)
+
+
+app = CommandGroup(
+    name="alnico",
+    callback=_root,
+    params=[
+        _switch("--version", "Print the version."),
+        _switch("--install-completion", "Let your shell complete commands, options and methods."),
+        _switch("--show-completion", "Print the completion script of your shell."),
+    ],
+    help=START,
+    no_args_is_help=True,
+    invoke_without_command=True,
+)
+
+
+def _run_app() -> int:
+    """Run a command. Returns the exit code of one that ends early, or of a wrong command line.
+
+    click's own ``main`` would turn an interrupt into a message and an exit code of its own.
+    """
+    try:
+        with app.make_context("alnico", sys.argv[1:]) as context:
+            app.invoke(context)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    return 0
 
 
 def main() -> None:
     """Run a command and exit with the code of the error's class; a traceback is only for our own mistakes."""
     printing.begin()
-    if COMPLETE in os.environ:
-        from alnico.cli import completion
-
-        completion.begin()
     code: Any = 0
     try:
-        app(prog_name="alnico")
+        if os.environ.get(COMPLETE):
+            from alnico.cli import completion
+
+            raise SystemExit(completion.answer(app))
+        code = _run_app()
     except SystemExit as ended:
         code = ended.code or 0
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import typer
+import click
 
 from alnico.cli.command import CommandCall
 from alnico.cli.options import Flag
@@ -55,9 +55,9 @@ def check_flags(call: CommandCall) -> None:
     """Refuse flags for what alnico does not do, and note those that change nothing. Errors: a wrong command line."""
     for name, why in REFUSED.items():
         if call[name]:
-            raise typer.BadParameter(f"{_typed(name)}: {why}")
+            raise click.BadParameter(f"{_typed(name)}: {why}")
     if call["safe_serialization"] is False:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             "--no-safe-serialization: alnico writes safetensors only. Leave the option out."
         )
     for name, why in {**IGNORED, **IGNORED_VALUES}.items():
@@ -76,7 +76,7 @@ def with_device(call: CommandCall) -> CommandCall:
         typed = str(call["device"])
         if typed != device and not (device == "cuda" and typed.startswith("cuda")):
             names = " and ".join(map(_typed, meant))
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"{names} {'mean' if len(meant) > 1 else 'means'} --device {device}, and --device {typed} is given. Leave one out."
             )
         device = typed

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import typer
+import click
 
 REQUIRED = inspect.Parameter.empty
 
@@ -80,7 +80,7 @@ def size_of(text: str, option: str) -> int:
     try:
         return parse_size(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{option}: {error}.") from None
+        raise click.BadParameter(f"{option}: {error}.") from None
 
 
 def numbers_of(text: str, option: str) -> float | list[float]:
@@ -88,7 +88,7 @@ def numbers_of(text: str, option: str) -> float | list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{option}: {text!r} is not a list of numbers. Write them as 0.7,0.3."
         ) from None
     return numbers if len(numbers) > 1 else numbers[0]
@@ -103,7 +103,7 @@ def pairs_of(words: Sequence[str], _option: str) -> dict[str, str]:
 
 def seed_of(seed: int, option: str) -> int:
     if not -(1 << 63) <= seed < 1 << 63:
-        raise typer.BadParameter(f"{option}: {seed} has more than 64 bits. Choose a smaller seed.")
+        raise click.BadParameter(f"{option}: {seed} has more than 64 bits. Choose a smaller seed.")
     return seed
 
 
@@ -114,7 +114,7 @@ def device_of(text: str, option: str) -> str:
     try:
         return checked_device(text)
     except AlnicoError:
-        raise typer.BadParameter(f"{option} is {text[:100]!r}; expected {EXPECTED}.") from None
+        raise click.BadParameter(f"{option} is {text[:100]!r}; expected {EXPECTED}.") from None
 
 
 def is_ray_address(word: str) -> bool:
@@ -128,7 +128,7 @@ def is_ray_address(word: str) -> bool:
 
 def share_of(share: float, option: str) -> float:
     if not 0 < share <= 1:
-        raise typer.BadParameter(f"{option}: {share:g} is not a share in (0, 1]. The default is 0.2.")
+        raise click.BadParameter(f"{option}: {share:g} is not a share in (0, 1]. The default is 0.2.")
     return share
 
 

@@ -7,25 +7,26 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import typer
+import click
 
+from alnico.cli import click_parameters
 from alnico.cli.options import REQUIRED, SHARED, Flag, numbers_of, pairs_of, size_of
 from alnico.run_options import option_texts
 
 
 @dataclass(frozen=True)
 class CommandParameter:
-    """One argument or option of a command, as typer needs it."""
+    """One argument or option of a command, before click makes it."""
 
     name: str
     names: tuple[str, ...]
     help: str
     default: Any
     type: Any
+    """bool, str, int, float, list[str], or the words to choose from."""
     parse: Callable[[Any, str], Any] | None
     flag: Flag
 
@@ -59,29 +60,36 @@ class CommandParameter:
         word = f"{self.metavar}{'...' if self.type == list[str] else ''}"
         return self.flag.usage or (word if self.is_required else f"[{word}]")
 
-    def typer_parameter(self) -> inspect.Parameter:
-        limits = {"min": self.flag.least, "max": self.flag.most}
-        common: dict[str, Any] = {"help": self.help, "hidden": self.flag.is_hidden, **limits}
-        values = self.flag.complete
-        if values is not None:
-            common["autocompletion"] = lambda incomplete: [v for v in values() if v.startswith(incomplete)]
+    def click_parameter(self) -> click.Parameter:
+        """The same for click."""
         if self.is_argument:
-            info: Any = typer.Argument(metavar=self.metavar, show_default=False, **common)
-        else:
-            is_empty = self.default is None or self.default is False or self.default == ""
-            shows = not is_empty and not self.flag.is_count
-            more: dict[str, Any] = {"count": True} if self.flag.is_count else {}
-            more |= {"metavar": self.flag.metavar, "show_default": shows}
-            info = typer.Option(*self.names, **more, **common)  # type: ignore[misc]
-        kind = self.type if self.default is not None else Union[self.type, None]
-        return inspect.Parameter(
-            self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=Annotated[kind, info]
+            return click_parameters.argument(
+                self.name,
+                self.type,
+                metavar=self.metavar,
+                text=self.help,
+                default=self.default,
+                values=self.flag.complete,
+            )
+        is_empty = self.is_required or self.default is None or self.default is False or self.default == ""
+        return click_parameters.option(
+            self.name,
+            self.names,
+            self.type,
+            metavar=self.flag.metavar,
+            text=self.help,
+            default=self.default,
+            shows_default=not (is_empty or self.flag.is_count),
+            limits=(self.flag.least, self.flag.most),
+            is_count=self.flag.is_count,
+            is_hidden=self.flag.is_hidden,
+            values=self.flag.complete,
         )
 
     def value(self, typed: Any) -> Any:
         """Convert what was typed. Errors: a wrong command line."""
-        if isinstance(typed, StrEnum):
-            typed = typed.value
+        if isinstance(typed, tuple):  # click's values of a list, empty without any
+            typed = list(typed) or None
         return self.parse(typed, self.label) if self.parse is not None and typed is not None else typed
 
 
@@ -136,8 +144,6 @@ def _derived(parameter: inspect.Parameter, kind: Any, text: str, flag: Flag) -> 
         default = f"{default:g}"
     elif type_ == list[str] and default is not REQUIRED:
         default = None
-    elif isinstance(type_, type) and issubclass(type_, StrEnum) and isinstance(default, str):
-        default = type_(default)
     names = _names(name, flag, parameter.kind is parameter.POSITIONAL_OR_KEYWORD, default is True)
     text = flag.help or text[:1].upper() + text[1:]
     default = default if flag.default is None else flag.default
@@ -163,7 +169,7 @@ def _conversion(kind: Any) -> tuple[Any, Callable[[Any, str], Any] | None]:
         return str, size_of if int in kinds else None
     literals = [get_args(k) for k in kinds if get_origin(k) is Literal]
     if literals:
-        return StrEnum("Choice", {value: value for value in literals[0]}), None
+        return literals[0], None
     if bool in kinds:
         return bool, None
     if float in flat:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NewType, TextIO
 
-import typer
+import click
 
 from alnico.errors import INTERRUPTED, AlnicoError, RunError, visible
 
@@ -101,11 +101,11 @@ def is_terminal(stream: Any) -> bool:
         return False
 
 
-def interrupted(what: str | None) -> typer.Exit:
-    """Say that a signal ended a command, and what the same command resumes; typer would say nothing."""
+def interrupted(what: str | None) -> click.exceptions.Exit:
+    """Say that a signal ended a command, and what the same command resumes; click would say nothing."""
     _state["is_reported"] = True
     say("alnico: interrupted." + (f" The same command resumes the {what}." if what else ""))
-    return typer.Exit(INTERRUPTED)
+    return click.exceptions.Exit(INTERRUPTED)
 
 
 def is_reported() -> bool:

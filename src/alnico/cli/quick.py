@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import typer
+import click
 import yaml
 
 from alnico.checkpoint.lineage import LOCK
@@ -87,7 +87,7 @@ def read_words(call: CommandCall, out: str, *, needs_out: bool, has_out: bool = 
     _check_numbers(words, call)
     if has_out and not out and (needs_out or len(words) > 1):
         if needs_out and len(words) < 2:
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"the output is missing. Write it after {without_secrets(words[0])}, or give it with -o OUT."
             )
         if needs_out or not is_model(words[-1]):
@@ -101,17 +101,17 @@ def read_words(call: CommandCall, out: str, *, needs_out: bool, has_out: bool = 
         return MergeWords(None, tuple(words), out)
     if len(words) > 1:
         other = next((word for word in words if word != recipe), recipe)
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{recipe} is a recipe, and {other} is given, too; expected one recipe, or models alone. "
             f"Leave one of them out, or name the output with -o OUT.{_after_ray(call, out)}"
         )
     if given:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{given[0]} is an option of a merge of models, and {recipe} is a recipe. Write the setting into the "
             "recipe, or give models in its place."
         )
     if call["print_recipe"]:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"--print-recipe prints the recipe of models and options, and {words[0]} is a recipe already. "
             "Leave the option out."
         )
@@ -207,7 +207,7 @@ def _check_numbers(words: Sequence[str], call: CommandCall) -> None:
     lists = [name for name in ("weights", "density") if name in call.given]
     number = next((word for word in words if NUMBER.fullmatch(word) and not os.path.exists(word)), None)
     if lists and number is not None:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{number} is a number; expected a model or the output. Separate the numbers of an option by commas: "
             f"{_label(call, lists[0])} 0.7,0.3."
         )
@@ -222,7 +222,7 @@ def _take_output(words: list[str], out: str) -> str:
         return out
     near = near_path(last, accepts=may_hold_model)
     if near is None or not is_misspelling(last, near):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{last} is not a model, and `alnico plan` takes no output after models. Leave it "
             f"out, or write -o {last}."
         )
@@ -234,22 +234,22 @@ def _check_output(out: str, words: Sequence[str], call: CommandCall) -> None:
     if len(words) == 1 and is_recipe(words[0]):
         return
     if is_recipe(out) and os.path.isfile(out):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{out} is a recipe, but the last word is the output. Write the recipe first, then the output."
         )
     may_replace = call["overwrite"] or call["overwrite_anything"]
     if is_model(out) and not (may_replace and os.path.exists(out)):
         if os.path.isfile(os.path.join(out, LOCK)):
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"{out} is a finished merge, but the last word is the output. Name another output, or add "
                 f"--overwrite to replace {out}."
             )
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{out} is a model, but the last word is the output. Write the output after it, or name it with -o OUT; "
             f"--overwrite would replace {out}."
         )
     if is_hub_reference(out) and not os.path.isdir(os.path.dirname(out)) and any(map(_is_hub_model, words)):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{out} may be a model of the hub or the output. Name the output with -o OUT; ./{out} is a folder here."
         )
 
@@ -264,15 +264,15 @@ def further_options(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name or not text:
-            raise typer.BadParameter(f"--set: {word!r} is not NAME=VALUE. Write it as lambda=0.5.")
+            raise click.BadParameter(f"--set: {word!r} is not NAME=VALUE. Write it as lambda=0.5.")
         if name in options:
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"--set: {name} is given twice. Separate the values of several models by commas."
             )
         try:
             options[name] = _value_of(text)
         except yaml.YAMLError:
-            raise typer.BadParameter(
+            raise click.BadParameter(
                 f"--set: {text!r}, the value of {name}, is not YAML. Write a number, a word, or values separated by commas."
             ) from None
     return options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
+import click
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, QUIET, SCORING_DTYPE, Flag, method_names
@@ -41,7 +41,7 @@ def run(call: CommandCall) -> None:
     out = call["out"]
     options = further_options(call["set"] or ())
     if taken := next((name for name in options if name in call.values), None):
-        raise typer.BadParameter(f"--set: {taken} is an option of the command. Give --{taken}.")
+        raise click.BadParameter(f"--set: {taken} is an option of the command. Give --{taken}.")
     curve = call.invoke(**options)
     call.show(curve.data, lambda: curve_text(curve, call.verbose), besides=out)
     if out is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import typer
+import click
 
 from alnico.analysis.diff import Alone, FilePair, ModelDiff, TensorPair
 from alnico.checkpoint.factors import is_factor
@@ -41,7 +41,7 @@ def run(call: CommandCall) -> None:
     tells_by_code = EXIT_CODE if call["exit_code"] else None
     call.show(difference.data, lambda: difference_text(difference, call.verbose), besides=tells_by_code)
     if call["exit_code"] and not difference.is_equal:
-        raise typer.Exit(DIFFERENT)
+        raise click.exceptions.Exit(DIFFERENT)
 
 
 def difference_text(difference: ModelDiff, verbose: int) -> Page:

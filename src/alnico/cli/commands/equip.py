@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.merge import result_line
@@ -55,7 +55,7 @@ NAME = 26
 )
 def run(call: CommandCall) -> None:
     if call["out"] is None and not call["dry_run"]:
-        raise typer.BadParameter("the output is missing. Name it with -o OUT, or only plan with --dry-run.")
+        raise click.BadParameter("the output is missing. Name it with -o OUT, or only plan with --dry-run.")
     chosen = choose_vectors(call["vectors"], call["store"])
     pairs = interference_of(call["base"].rstrip("/") or "/", chosen, offline=call["offline"])
     say_page(page(vector_lines(chosen, pairs)), call.is_quiet or call.is_json)

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import typer
+import click
 
 from alnico.analysis.scores import Estimate
 from alnico.cli.command import CommandCall, command
@@ -44,7 +44,7 @@ def run(call: CommandCall) -> None:
     from alnico.checkpoint.overwrite import is_evaluation
 
     if not (call["models"] or call["merged"] or call["base"]):
-        raise typer.BadParameter("evaluate needs at least one model. Name one.")
+        raise click.BadParameter("evaluate needs at least one model. Name one.")
     file, folder = call["file"], call["out"]
     if file is not None and (os.path.isdir(file) or not os.path.isdir(Path(file).parent)):
         raise OutputError(

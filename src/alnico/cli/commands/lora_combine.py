@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
+import click
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.lora_fold import check_weights
@@ -78,7 +78,7 @@ def _method_option(text: str) -> tuple[str, Any]:
     except yaml.YAMLError:
         read = None
     if not equals or not name.strip().isidentifier() or read is None:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"--set: {text!r} is not an option; expected NAME=VALUE, such as density=0.5."
         )
     return name.strip(), read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typer
+import click
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.merge import show_merge
@@ -29,6 +29,6 @@ def check_weights(call: CommandCall, models: str) -> None:
     """Refuse a number of weights that is not that of the models. Errors: a wrong command line."""
     weights, count = call["weights"], len(call[models])
     if isinstance(weights, list) and len(weights) != count:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"--weights: there are {len(weights)} for {count} {models}. Give one for all, or one for each."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import typer
+import click
 
 from alnico.cli import quick
 from alnico.cli.command import CommandCall, command
@@ -44,7 +44,7 @@ OF_THE_MERGE = ("method", "dtype", "missing", "unrelated", "overwrite")
 )
 def run(call: CommandCall) -> None:
     if call["base"] in call["models"]:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{call['base']} is the base, not one of the models. Leave it out of the models."
         )
     if call["merge"] is not None:
@@ -52,7 +52,7 @@ def run(call: CommandCall) -> None:
         return
     idle = next((p.label for p in call.command.parameters if p.name in OF_THE_MERGE and call[p.name]), None)
     if idle is not None:
-        raise typer.BadParameter(f"{idle} is an option of a merge. Add --merge OUT, or leave it out.")
+        raise click.BadParameter(f"{idle} is an option of a merge. Add --merge OUT, or leave it out.")
     weights = call.invoke()
     call.note(weights.notes)
     call.show(weights.data, lambda: weights_text(weights))

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import typer
+import click
 
 from alnico.checkpoint.lora_model import repositories
 from alnico.checkpoint.output_path import check_publishable, existing_folder
@@ -106,7 +106,7 @@ def recipe_options(call: CommandCall, words: quick.MergeWords) -> dict[str, Any]
     options: dict[str, Any] = {"recipe": recipe}
     if call["out_shard_size"] is not None:
         if "max_shard_size" in call.given:
-            raise typer.BadParameter("--max-shard-size and --out-shard-size are one option. Leave one out.")
+            raise click.BadParameter("--max-shard-size and --out-shard-size are one option. Leave one out.")
         options["max_shard_size"] = call["out_shard_size"]
     return options
 
@@ -116,9 +116,9 @@ def check_signature_options(call: CommandCall) -> None:
     is_required = call.values.get("require_signed")
     if (is_required or call["allow_unsigned"]) and not call["verify_inputs"]:
         option = "--require-signed" if is_required else "--allow-unsigned"
-        raise typer.BadParameter(f"{option} needs a key to verify with. Give --verify-inputs KEY.")
+        raise click.BadParameter(f"{option} needs a key to verify with. Give --verify-inputs KEY.")
     if is_required and call["allow_unsigned"]:
-        raise typer.BadParameter("--require-signed allows no --allow-unsigned. Leave one out.")
+        raise click.BadParameter("--require-signed allows no --allow-unsigned. Leave one out.")
 
 
 def _recipe(reference: str) -> Any:

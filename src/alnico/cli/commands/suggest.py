@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
+import click
 
 from alnico.checkpoint.output_path import check_new_file, write_new_file
 from alnico.cli.command import CommandCall, command
@@ -24,7 +24,7 @@ def run(call: CommandCall) -> None:
             if call["analysis"] or not models
             else "--base is missing: the model that the others were tuned from. "
         )
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{missing}suggest needs --base and models, or --analysis alone. Give one or the other."
         )
     if out is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typer
+import click
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, QUIET, Flag
@@ -16,9 +16,9 @@ from alnico.verification.verify import Verification
 def run(call: CommandCall) -> None:
     for name, option in (("sample", "--sample"), ("inputs", "--input"), ("device", "--device")):
         if name in call.given and not call["against_inputs"]:
-            raise typer.BadParameter(f"{option} is for --against-inputs. Give both.")
+            raise click.BadParameter(f"{option} is for --against-inputs. Give both.")
     if not 0 < call["sample"] <= 1:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"--sample: {call['sample']:g} is not a share in (0, 1]. Give 0.01 for a hundredth of the blocks."
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typer
+import click
 
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, Flag, dtype_names, method_names
@@ -14,7 +14,7 @@ from alnico.numerics.sizes import format_size
 def _numbers(typed: str, option: str) -> tuple[int, ...]:
     parts = typed.split(",")
     if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{option} is {typed!r}; expected whole numbers from 1 on, as in {option} 2,3,4."
         )
     return tuple(map(int, parts))
@@ -24,7 +24,7 @@ def _names(typed: list[str], option: str) -> tuple[str, ...] | None:
     names = tuple(name for part in typed for name in part.split(","))
     wrong = next((name for name in names if name not in dtype_names()), None)
     if wrong is not None:
-        raise typer.BadParameter(f"{option} is {wrong!r}; expected {', '.join(dtype_names())}.")
+        raise click.BadParameter(f"{option} is {wrong!r}; expected {', '.join(dtype_names())}.")
     return names or None
 
 
