@@ -11,9 +11,10 @@ import pytest
 import alnico
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.resident_model import SharedBudget
-from alnico.engine import measure
+from alnico.engine import measure, mix
 from alnico.engine.merge_session import Resident
 from alnico.errors import MismatchError, NonFiniteError
+from alnico.kernels.constants import LEAF
 from alnico.recipe.load import load_recipe
 from alnico.run_options import RunOptions
 from made import family, llama_config, llama_shapes, read_file, save_model
@@ -142,6 +143,26 @@ def test_a_merge_is_made_where_it_is_scored_unless_its_bytes_are_kept(
         assert resident.bytes_of(name) is kept
         assert (kept == expected[0]).all()
         assert (first.view("<u4") == second.view("<u4")).all()
+
+
+def test_what_stays_in_memory_is_mixed_by_few_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[int] = []
+    call = mix.Mixer.__call__
+    monkeypatch.setattr(
+        mix.Mixer,
+        "__call__",
+        lambda self, start, block, out: (spans.append(start), call(self, start, block, out))[1],
+    )
+    random = np.random.default_rng(5)
+    values = random.standard_normal((3, 9, LEAF)).astype(np.float32)
+    files = [save_model(tmp_path / f"m{i}", {"w": ("BF16", v)}) for i, v in enumerate(values)]
+    linear = {"merge_method": "linear", "models": [str(file) for file in files], "unrelated": "allow"}
+    expected = on_disk(linear, tmp_path / "out")
+    assert sorted(spans) == [0, 4 * LEAF, 8 * LEAF]
+    spans.clear()
+    with Resident(open_model, run=RunOptions(threads=1)) as resident:
+        assert in_memory(resident, linear) == expected
+    assert spans == [0]
 
 
 def test_facts_are_measured_once_a_model(

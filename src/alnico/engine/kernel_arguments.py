@@ -95,6 +95,17 @@ class KernelContext:
     gpu: GpuMemory | None = None
     draws: Mapping[Bernoulli, Draws] = field(default_factory=dict)
     """Where draws are kept that several kernels use; others are drawn by each."""
+    _values: dict[int, tuple[Derived, Any]] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
+
+    def value(self, argument: Argument) -> Any:
+        """Return the value of an argument; what is derived from facts is derived once."""
+        if not isinstance(argument, Derived):
+            return resolve(argument, self.facts)
+        if id(argument) not in self._values:  # by identity, as 0.0 and -0.0 are equal
+            self._values[id(argument)] = argument, resolve(argument, self.facts)
+        return self._values[id(argument)][1]
 
     @property
     def real(self) -> Real:
@@ -109,7 +120,7 @@ class KernelContext:
                 continue
             if isinstance(argument, Side):
                 continue
-            value, kind = resolve(argument, self.facts), kind_of(argument)
+            value, kind = self.value(argument), kind_of(argument)
             flat.append(
                 np.dtype(self.real).type(value) if kind == "number" else np.array(value, self.real, order="C")
             )
@@ -160,7 +171,5 @@ def keeps_equal(job: Job, context: KernelContext) -> bool:
     assert job.merge is not None
     if job.merge.fixes_equal_inputs or job.merge.sums_to_one is None:
         return job.merge.fixes_equal_inputs
-    values = [
-        resolve(a, context.facts) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli, Side))
-    ]
+    values = [context.value(a) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli, Side))]
     return job.merge.sums_to_one(*values)

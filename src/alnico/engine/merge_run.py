@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from alnico.checkpoint.resident_model import resident_bytes
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.writer import OutputFiles
 from alnico.devices import CPU, Device
@@ -218,6 +219,18 @@ class MergeRun:
     def _blocks(self, job: Job, span: Span) -> Iterator[Span]:
         """Cut a span into the blocks that are in memory at once."""
         return blocks(span, MOST_AT_ONCE if self._is_at_once(job) else self.plan.memory.block_elements)
+
+    def _mixed_blocks(self, job: Job, span: Span) -> Iterator[Span]:
+        """Cut a span into the blocks that are mixed by one call: all of it, if nothing is copied by blocks."""
+        space = self._space(job)
+        is_in_place = (
+            space.gpu is None
+            and not self.recorder.wants_digests
+            and not (job.merge is not None and job.merge.uses_ranks)
+            and self.output.place(job.name, 0, 0) is not None
+            and all(resident_bytes(source_of(i, self.plan.sources), i.name) is not None for i in job.read)
+        )
+        return iter([span]) if is_in_place else self._blocks(job, span)
 
     def all(self) -> None:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
@@ -448,8 +461,10 @@ class MergeRun:
 
     def _stored_draws(self, state: _RunningJob) -> dict[Bernoulli, Draws]:
         """What was drawn in a tensor by earlier merges, and room for what later ones read."""
-        is_whole = self._given_spans is None and self._space(state.job).gpu is None
-        return self.cache.draws(self._context(state)) if self.cache is not None and is_whole else {}
+        job = state.job
+        if self.cache is None or self._given_spans is not None or not measure.drawn(job):
+            return {}
+        return self.cache.draws(self._context(state)) if self._space(job).gpu is None else {}
 
     def _sample(self, job: Job, runs: list[Span]) -> Block:
         """Read the elements of some spans, joined, on the processor."""
@@ -526,14 +541,14 @@ class MergeRun:
         width = job.width
         hashers = [self._hasher(d, span[0] * i.width) for d, i in zip(state.inputs, job.read, strict=True)]
         output = self._hasher(state.output, span[0] * width)
-        for start, stop in self._blocks(job, span):
+        for start, stop in self._mixed_blocks(job, span):
             self._crew.check()
             size = (stop - start) * width
             placed = self.output.place(job.name, start * width, size, space.gpu)
             is_there = space.gpu is not None and placed is not None
             with_ranks = needs_ranks(job, state.draws, stop)
             block, out = held or space.block(
-                job, (start, stop), 0 if is_there else size, with_ranks=with_ranks
+                job, (start, stop), 0 if placed is not None else size, with_ranks=with_ranks
             )
             if self.recorder.wants_digests:
                 raws = block.bytes_read(job.base is not None)
