@@ -65,6 +65,35 @@ def test_a_system_or_a_disk_without_such_hints_is_left_alone(
     page_cache.ask_to_read(descriptor, 0, 10)
 
 
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EOPNOTSUPP])
+def test_the_share_of_a_file_that_is_not_in_memory(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    monkeypatch.setattr(page_cache, "LOOKED_AT_BYTES", 3)
+    looked: list[int] = []
+
+    def preadv(_descriptor: int, buffers: list[bytearray], place: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        assert [len(buffer) for buffer in buffers] == [1]
+        looked.append(place)
+        if place == 6:
+            raise OSError(error, "no")
+        return 1
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert page_cache.missing_from_cache(descriptor, 10) == 1 / 4
+    assert looked == [0, 3, 6, 9]
+    assert page_cache.missing_from_cache(descriptor, 0) == 0
+
+
+def test_a_file_that_was_just_written_is_in_memory_where_the_system_says_so(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert page_cache.missing_from_cache(descriptor, 10) in (0.0, 1.0)
+    monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+    assert page_cache.missing_from_cache(descriptor, 10) == 1.0
+
+
 GROUPS = {
     "version 2": ("0::/a/b", {"a/memory.max": "3000\n", "a/b/memory.max": "max\n"}, 3000),
     "version 1": ("4:cpu,memory:/a", {"memory/a/memory.limit_in_bytes": "2000"}, 2000),

@@ -35,6 +35,7 @@ class Asked:
         self.changed = threading.Condition()
         monkeypatch.setattr(disk_ahead, "RUN_BYTES", RUN)
         monkeypatch.setattr(FileModel, "ask_to_read", lambda _, *request: self._note(request))
+        monkeypatch.setattr(FileModel, "missing_from_cache", lambda _: 1.0)
 
     def _note(self, request: tuple[Path, int, int]) -> None:
         with self.changed:
@@ -123,6 +124,24 @@ def test_only_so_much_is_asked_for_before_it_is_read(
     ahead.close()
 
 
+def test_a_model_that_is_in_memory_is_not_asked_for(
+    models: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(monkeypatch)
+    cached = models[1][0]
+    share = disk_ahead.NEGLIGIBLE_SHARE
+    monkeypatch.setattr(
+        FileModel, "missing_from_cache", lambda model: share if model.location == cached else 2 * share
+    )
+    plan = alnico.plan(alnico.make_recipe(models[1], "linear"))
+    ahead = DiskAhead(plan.sources, 0)
+    with ahead.over(plan.jobs):
+        asked.wait_for(plan.bytes_to_read // 2)
+    ahead.close()
+    assert {path.parent for path, _, _ in asked.requests} == {models[1][1]}
+    assert asked.bytes == plan.bytes_to_read // 2
+
+
 def test_what_cannot_be_asked_for_is_reported_where_it_is_read(
     models: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +152,7 @@ def test_what_cannot_be_asked_for_is_reported_where_it_is_read(
         raise ModelError("changed")
 
     monkeypatch.setattr(FileModel, "ask_to_read", refused)
+    monkeypatch.setattr(FileModel, "missing_from_cache", lambda _: 1.0)
     plan = alnico.plan(alnico.make_recipe(models[1], "linear"))
     ahead = DiskAhead(plan.sources, 0)
     with ahead.over(plan.jobs):

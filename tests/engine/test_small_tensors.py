@@ -87,9 +87,9 @@ def test_neighbours_are_read_and_written_by_one_call(tmp_path: Path, monkeypatch
     reads, writes = [], []
     read, write = os.preadv, os.pwrite
 
-    def noted_read(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+    def noted_read(descriptor: int, buffers: Sequence[Any], offset: int, flags: int = 0) -> int:
         reads.append(len(buffers))
-        return read(descriptor, buffers, offset)
+        return read(descriptor, buffers, offset, flags)
 
     def noted_write(descriptor: int, data: Any, offset: int) -> int:
         writes.append(len(data))

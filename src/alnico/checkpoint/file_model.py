@@ -20,9 +20,16 @@ from numpy.lib.stride_tricks import as_strided
 
 from alnico.checkpoint import header as headers
 from alnico.checkpoint.file_kinds import SAFETENSORS, SNIFFED_BYTES, refuse_other
-from alnico.checkpoint.files import OpenFiles, copy_fully, open_to_read, read_fully, read_side_by_side
+from alnico.checkpoint.files import (
+    OpenFiles,
+    copy_fully,
+    open_to_read,
+    read_fully,
+    read_side_by_side,
+    read_spans,
+)
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.page_cache import DiskReads, ask_to_read, let_go
+from alnico.checkpoint.page_cache import DiskReads, ask_to_read, let_go, missing_from_cache
 from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.remote.remote_weights import RemoteWeights, note_asked
 from alnico.checkpoint.sidecars import config_path
@@ -138,19 +145,40 @@ class FileModel:
         shard, tensor = self._locations[name]
         if self.is_read_by_ranges:
             self._read_remote(name, offset, buffer)
-        elif tensor.strides is not None:
-            buffer[:] = self._row_major(name)[offset : offset + len(buffer)]
-        elif not tensor.is_stored_as_is:
-            dtype = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
-            read_computed(offset, buffer, dtype, lambda first, out: self._read_negated(name, first, out))
-        else:
+        elif tensor.is_stored_as_is:
             with self._files.descriptor(shard.path) as descriptor:
                 read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
             self._note_read(name, len(buffer))
+        elif tensor.strides is not None:
+            buffer[:] = self._row_major(name)[offset : offset + len(buffer)]
+        else:
+            dtype = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
+            read_computed(offset, buffer, dtype, lambda first, out: self._read_negated(name, first, out))
+
+    def read_spans(self, name: str, spans: Sequence[tuple[int, int]], buffer: memoryview) -> None:
+        """Fill ``buffer`` with spans of a tensor's raw bytes, one after the other, as :meth:`read_into` does."""
+        shard, tensor = self._locations[name]
+        if self.is_read_by_ranges or not tensor.is_stored_as_is:
+            place = 0
+            for start, stop in spans:
+                self.read_into(name, start, buffer[place : place + stop - start])
+                place += stop - start
+            return
+        with self._files.descriptor(shard.path) as descriptor:
+            read_spans(descriptor, buffer, tensor.begin, spans, shard.path, name)
+        self._note_read(name, len(buffer))
 
     def _note_read(self, name: str, size: int) -> None:
         if (reads := self.disk_reads) is not None:
             reads.was_read(self, name, size)
+
+    def missing_from_cache(self) -> float:
+        """The share of its files that the system must read from the disk, as far as it says. Errors: ModelError."""
+        missing = 0.0
+        for shard in self.shards:
+            with self._files.descriptor(shard.path) as descriptor:
+                missing += shard.size * missing_from_cache(descriptor, shard.size)
+        return missing / max(sum(shard.size for shard in self.shards), 1)
 
     def ask_to_read(self, path: Path, begin: int, end: int) -> None:
         """Ask the system to read bytes of a file before they are needed. Errors: ModelError."""

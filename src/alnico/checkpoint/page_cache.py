@@ -21,6 +21,9 @@ LEAST_READ_BYTES = 128 << 10
 
 MOST_READ_BYTES = 8 << 20
 
+LOOKED_AT_BYTES = 4 << 20
+"""Of so many bytes of a file, one is looked up in the page cache."""
+
 
 class DiskReads(Protocol):
     """Counts what is read of files; see :mod:`alnico.engine.disk_ahead`."""
@@ -40,6 +43,23 @@ def ask_to_read(descriptor: int, offset: int, size: int) -> None:
     with suppress(OSError):  # a file system without a page cache
         for start in range(offset, offset + size, step):
             advise(descriptor, start, min(step, offset + size - start), os.POSIX_FADV_WILLNEED)
+
+
+def missing_from_cache(descriptor: int, size: int) -> float:
+    """The share of the first ``size`` bytes of a file that must be read from the disk, by one byte in each
+    :data:`LOOKED_AT_BYTES`; 1 where the system does not say."""
+    at_once = getattr(os, "RWF_NOWAIT", None)
+    if at_once is None:
+        return 1.0
+    places = range(0, size, LOOKED_AT_BYTES)
+    missing = 0
+    byte = bytearray(1)
+    for place in places:
+        try:
+            os.preadv(descriptor, [byte], place, at_once)
+        except OSError:  # BlockingIOError; or a file system that does not say
+            missing += 1
+    return missing / max(len(places), 1)
 
 
 def let_go(descriptor: int, offset: int, size: int) -> None:

@@ -29,6 +29,9 @@ MOST_BYTES = 512 << 20
 WRITING_BYTES = 64 << 20
 """The bytes of outputs that the disk may still be writing."""
 
+NEGLIGIBLE_SHARE = 1 / 16
+"""The share of a model that is read when it is needed, if the rest is in the page cache."""
+
 Read = tuple[Path, int, int, FileModel, str]
 """A file, the first byte of it and the one after the last, and the model and the tensor that they belong to."""
 
@@ -36,7 +39,7 @@ Read = tuple[Path, int, int, FileModel, str]
 class DiskAhead:
     """A thread that asks for the bytes of local models in the order of the jobs that read them. Close it at the end.
 
-    It waits while so many bytes were asked for and not read yet. Where the page cache cannot hold all ``byte_size`` bytes that the
+    Models that are in the page cache already are left out. It waits while so many bytes were asked for and not read yet. Where the page cache cannot hold all ``byte_size`` bytes that the
     merge reads and writes, it lets go of the inputs and, by ``forget``, of the outputs of jobs that are done, so that they do not push
     out what is still needed; otherwise they stay for whoever reads them next.
     """
@@ -65,14 +68,14 @@ class DiskAhead:
     @contextmanager
     def over(self, jobs: Sequence[Job]) -> Iterator[None]:
         """Ask for what jobs read, in their order, while the block runs."""
-        models = self._models if jobs else []
+        models = [model for model in self._models if not _is_cached(model)] if jobs else []
         with self._changed:
-            self._queue = _in_runs(jobs, self._sources)
+            self._queue = _in_runs(jobs, self._sources, models)
             self._unread, self._ahead = {}, 0
             self._changed.notify()
         for model in models:
             model.disk_reads = self
-        if models and self._thread is None:
+        if jobs and (models or self._forgets) and self._thread is None:
             self._thread = threading.Thread(target=self._work, name="alnico-disk", daemon=True)
             self._thread.start()
         try:
@@ -170,12 +173,21 @@ def joined(reads: Iterable[Read]) -> Iterator[tuple[FileModel, Path, int, int]]:
         yield model, path, begin, end
 
 
-def _in_runs(jobs: Sequence[Job], sources: Sequence[Source]) -> Iterator[list[Read]]:
-    """What jobs read, in their order, cut and collected into runs of about :data:`RUN_BYTES` of each file."""
+def _is_cached(model: FileModel) -> bool:
+    """Is so little of a model read from the disk that asking for it takes longer than it saves?"""
+    with suppress(AlnicoError, OSError):  # it is raised where the model is read
+        return model.missing_from_cache() <= NEGLIGIBLE_SHARE
+    return False
+
+
+def _in_runs(
+    jobs: Sequence[Job], sources: Sequence[Source], models: Sequence[FileModel]
+) -> Iterator[list[Read]]:
+    """What jobs read of some models, in their order, cut and collected into runs of about :data:`RUN_BYTES` of each file."""
     reads: list[Read] = []
     size = 0
     for job in jobs:
-        whole = list(_reads(job, sources))
+        whole = [read for read in _reads(job, sources) if read[3] in models]
         longest = max((end - begin for _, begin, end, _, _ in whole), default=0)
         for offset in range(0, longest, RUN_BYTES):
             for path, begin, end, model, name in whole:
