@@ -12,9 +12,7 @@ import re
 import stat
 import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -45,6 +43,35 @@ SHELL_PIPE = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+")
 """Paths of the pipes that a shell passes to a command."""
 
 
+class _OpenFile:
+    """A descriptor, how many read from it now, when it was last lent, and whether its file was closed meanwhile."""
+
+    __slots__ = ("descriptor", "is_closed", "last_lent", "readers")
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.readers = 0
+        self.last_lent = 0
+        self.is_closed = False
+
+
+class _Lent:
+    """Lends a descriptor for a block. A class, since each block of each tensor is read in one."""
+
+    __slots__ = ("_file", "_files", "_path")
+
+    def __init__(self, files: OpenFiles, path: Path) -> None:
+        self._files = files
+        self._path = path
+
+    def __enter__(self) -> int:
+        self._file = self._files.lend(self._path)
+        return self._file.descriptor
+
+    def __exit__(self, *_: object) -> None:
+        self._files.give_back(self._file)
+
+
 class OpenFiles:
     """Descriptors of input files, opened when first read and closed when too many are open. Safe for threads.
 
@@ -57,25 +84,31 @@ class OpenFiles:
         self._limit = limit
         self._on_open = on_open
         self._lock = threading.Lock()
-        self._open: OrderedDict[Path, list[int]] = OrderedDict()  # path -> [descriptor, readers now]
+        self._open: dict[Path, _OpenFile] = {}
+        self._lent = 0
 
-    @contextmanager
-    def descriptor(self, path: Path) -> Iterator[int]:
+    def descriptor(self, path: Path) -> _Lent:
         """Lend the file's descriptor; it stays open at least until the block ends."""
+        return _Lent(self, path)
+
+    def lend(self, path: Path) -> _OpenFile:
         with self._lock:
-            entry = self._open.get(path)
-            if entry is None:
-                entry = self._open[path] = [self._new(path), 0]
-            self._open.move_to_end(path)
-            entry[1] += 1
-            self._close_surplus()
-        try:
-            yield entry[0]
-        finally:
-            with self._lock:
-                entry[1] -= 1
-                if entry[1] == 0 and self._open.get(path) is not entry:
-                    os.close(entry[0])  # close() was called during the read
+            file = self._open.get(path)
+            if file is None:
+                file = self._open[path] = _OpenFile(self._new(path))
+                file.readers = 1
+                self._close_surplus()
+            else:
+                file.readers += 1
+            self._lent += 1
+            file.last_lent = self._lent
+        return file
+
+    def give_back(self, file: _OpenFile) -> None:
+        with self._lock:
+            file.readers -= 1
+            if file.readers == 0 and file.is_closed:
+                os.close(file.descriptor)  # close() was called during the read
 
     def _new(self, path: Path) -> int:
         descriptor = open_to_read(path)
@@ -88,12 +121,13 @@ class OpenFiles:
         return descriptor
 
     def _close_surplus(self) -> None:
-        if len(self._open) <= self._limit:
+        """Close files that nobody reads, those lent longest ago first."""
+        surplus = len(self._open) - self._limit
+        if surplus <= 0:
             return
-        for path in [p for p, (_, readers) in self._open.items() if readers == 0]:
-            if len(self._open) <= self._limit:
-                return
-            os.close(self._open.pop(path)[0])
+        unread = [path for path, file in self._open.items() if file.readers == 0]
+        for path in sorted(unread, key=lambda path: self._open[path].last_lent)[:surplus]:
+            os.close(self._open.pop(path).descriptor)
 
     def close(self) -> None:
         """Close all files.
@@ -101,9 +135,10 @@ class OpenFiles:
         A file that is being read is closed afterwards, so that its number is not reused too early.
         """
         with self._lock:
-            for descriptor, readers in self._open.values():
-                if readers == 0:
-                    os.close(descriptor)
+            for file in self._open.values():
+                file.is_closed = True
+                if file.readers == 0:
+                    os.close(file.descriptor)
             self._open.clear()
 
 
@@ -286,6 +321,18 @@ def read_fully(descriptor: int, buffer: memoryview, offset: int, *where: object)
                 f"{offset}. It was changed while it was read; merge again from a complete file."
             )
         done += count
+
+
+def read_spans(
+    descriptor: int, buffer: memoryview, begin: int, spans: Iterable[tuple[int, int]], *where: object
+) -> None:
+    """Fill ``buffer`` with spans of bytes, one after the other, that are counted from byte ``begin``. Errors: as for
+    :func:`read_fully`."""
+    place = 0
+    for start, stop in spans:
+        end = place + stop - start
+        read_fully(descriptor, buffer[place:end], begin + start, *where)
+        place = end
 
 
 def read_side_by_side(descriptor: int, buffers: Sequence[memoryview], offset: int, *where: object) -> None:

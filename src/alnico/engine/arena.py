@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from alnico.checkpoint.resident_model import resident_bytes
+from alnico.checkpoint.file_model import FileModel
+from alnico.checkpoint.resident_model import ResidentModel, resident_bytes
 from alnico.checkpoint.source import Source
 from alnico.engine.blocks import Span
 from alnico.engine.differences import source_of
@@ -17,6 +18,15 @@ from alnico.plan.job import Job
 ALIGNMENT = 64
 
 NO_BYTES = np.empty(0, np.uint8)
+
+
+class _Input(NamedTuple):
+    """A tensor that a job reads: its source, its name there, the bytes of an element, and whether it stays in memory."""
+
+    source: Source
+    name: str
+    width: int
+    stays: bool
 
 
 def plain_memory(byte_size: int) -> np.ndarray:
@@ -56,22 +66,40 @@ class Arena:
         With ``out_bytes``, one more view of that size follows, for the output. One span of a model that stays
         in memory is a view of its memory; everything else is read into this thread's buffer.
         """
-        sizes = [sum(stop - start for start, stop in spans) * tensor.width for tensor in job.read]
-        resident = [
-            resident_bytes(source_of(tensor, sources), tensor.name) if len(spans) == 1 else None
-            for tensor in job.read
-        ]
-        own = [size if whole is None else 0 for size, whole in zip(sizes, resident, strict=True)]
+        inputs = self._inputs(job, sources)
+        elements = sum(stop - start for start, stop in spans)
+        one = spans[0] if len(spans) == 1 else None
+        resident = [resident_bytes(i.source, i.name) if one and i.stays else None for i in inputs]
+        own = [elements * i.width if whole is None else 0 for i, whole in zip(inputs, resident, strict=True)]
         views = self.views(own if out_bytes is None else [*own, out_bytes])
-        for i, (tensor, whole) in enumerate(zip(job.read, resident, strict=True)):
-            if whole is not None:
-                start, stop = spans[0]
-                views[i] = whole[start * tensor.width : stop * tensor.width]
-                continue
-            place = 0
-            for start, stop in spans:
-                end = place + (stop - start) * tensor.width
-                part = memoryview(views[i][place:end])
-                source_of(tensor, sources).read_into(tensor.name, start * tensor.width, part)
-                place = end
+        for i, (tensor, whole) in enumerate(zip(inputs, resident, strict=True)):
+            width = tensor.width
+            if one is None:
+                _read_spans(tensor, spans, memoryview(views[i]))
+            elif whole is None:
+                tensor.source.read_into(tensor.name, one[0] * width, memoryview(views[i]))
+            else:
+                views[i] = whole[one[0] * width : one[1] * width]
         return views
+
+    def _inputs(self, job: Job, sources: Sequence[Source]) -> list[_Input]:
+        """What a job reads. A thread reads many blocks of one job in a row, so the last answer is kept."""
+        if getattr(self._own, "job", None) is not job or self._own.sources is not sources:
+            self._own.inputs = [
+                _Input(source := source_of(i, sources), i.name, i.width, isinstance(source, ResidentModel))
+                for i in job.read
+            ]
+            self._own.job, self._own.sources = job, sources
+        inputs: list[_Input] = self._own.inputs
+        return inputs
+
+
+def _read_spans(tensor: _Input, spans: Sequence[Span], buffer: memoryview) -> None:
+    parts = [(start * tensor.width, stop * tensor.width) for start, stop in spans]
+    if isinstance(tensor.source, FileModel):
+        tensor.source.read_spans(tensor.name, parts, buffer)
+        return
+    place = 0
+    for start, stop in parts:
+        tensor.source.read_into(tensor.name, start, buffer[place : place + stop - start])
+        place += stop - start
