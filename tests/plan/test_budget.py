@@ -122,9 +122,13 @@ def test_ten_thousand_tensors_cost_memory_too() -> None:
     assert many.peak_bytes - few.peak_bytes == 10_000 * BYTES_A_TENSOR
 
 
-def test_more_models_need_more_memory() -> None:
-    peaks = [fit_memory([mix(1000, k)], 2 << 30, 1, 0).peak_bytes for k in range(1, 9)]
-    assert peaks == sorted(set(peaks))
+def test_more_models_need_more_memory_until_their_blocks_become_shorter() -> None:
+    plans = [fit_memory([mix(1000, k)], 2 << 30, 1, 0) for k in range(1, 20)]
+    of_block: dict[int, list[int]] = {}
+    for plan in plans:
+        of_block.setdefault(plan.block_elements, []).append(plan.peak_bytes)
+    assert list(of_block) == [8 * LEAF, 4 * LEAF, LEAF]
+    assert all(peaks == sorted(set(peaks)) for peaks in of_block.values())
 
 
 @pytest.mark.parametrize("threads", [0, -3])

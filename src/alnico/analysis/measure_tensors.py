@@ -28,12 +28,15 @@ from alnico.kernels.constants import LANES, LEAF, TILE
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job
-from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, GPU_LIBRARY_BYTES
+from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, GPU_LIBRARY_BYTES
 from alnico.run_options import RunOptions
 from alnico.threads import Crew
 
 TABLE_BYTES = 65_536 * 4
 """Memory of one histogram of a thread."""
+
+BLOCK_ELEMENTS = 4 * LEAF
+"""Elements that are read and measured at a time; the blocks of all models fit the cache."""
 
 MOST_SLOTS = 2 * (len(LEVELS) - 2)
 """Most bins of one model that contain the quantiles of a tensor."""

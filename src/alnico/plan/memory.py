@@ -19,11 +19,12 @@ BASELINE_BYTES = 330 << 20
 BYTES_A_TENSOR = 2_000
 """Python objects for one input tensor and its job; measured."""
 
-BLOCK_ELEMENTS = 4 * LEAF
-"""Elements read, mixed and written at a time. The inputs and the output of a block fit the L2 cache."""
+BLOCK_ELEMENTS = 8 * LEAF
+"""The most elements that are read, mixed and written at a time on the processor."""
 
-WIDE_BYTES = 32
-"""From so many bytes for an element of all inputs and the output on, a block is one leaf: larger ones would leave the cache."""
+BLOCK_BYTES = 8 << 20
+"""A block has fewer bytes than this in all inputs and the output together, unless it is one leaf: a larger one would leave the
+cache."""
 
 GPU_BLOCK_ELEMENTS = 32 * LEAF
 """The same on a GPU: a call of a kernel there takes as long as computing some hundred thousand elements."""
@@ -147,9 +148,10 @@ def fit_memory(
     )
 
 
-def _block_sizes(widest: int) -> tuple[int, ...]:
+def _block_sizes(widest: int) -> list[int]:
     """The sizes of blocks to try, for elements of so many bytes in all inputs and the output."""
-    return (LEAF,) if widest >= WIDE_BYTES else (BLOCK_ELEMENTS, LEAF)
+    sizes = (BLOCK_ELEMENTS, BLOCK_ELEMENTS // 2)
+    return [*(size for size in sizes if size * widest < BLOCK_BYTES), LEAF]
 
 
 def _gpu_bytes(jobs: Sequence[Job], workers: int, block: int, facts: int) -> tuple[int, int]:
