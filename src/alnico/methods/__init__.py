@@ -11,10 +11,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from alnico.errors import MethodError, near_name
@@ -22,21 +21,53 @@ from alnico.methods.base import MADE_HERE, Method
 from alnico.methods.shared.other_words import METHOD_SYNONYMS, find_word
 
 
+class InstalledMethods(Mapping[str, Method]):
+    """Methods by name, ours first.
+
+    A file of ours is imported when its method is asked for: a merge needs one of forty. Entry points are read when a name is
+    none of ours, or all are listed, so that a broken package stops only those who use it.
+    Errors: MethodError for two methods of one name.
+    """
+
+    @functools.cached_property
+    def _own(self) -> tuple[str, ...]:
+        return tuple(
+            sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name != "base")
+        )
+
+    @functools.cached_property
+    def _others(self) -> Mapping[str, Method]:
+        import importlib.metadata  # a tenth of the imports of a small merge
+
+        others: dict[str, Method] = {}
+        for entry in importlib.metadata.entry_points(group="alnico.methods"):
+            loaded = entry.load()
+            if not isinstance(loaded, Method) or loaded.name in (*self._own, *others):
+                raise MethodError(
+                    f"entry point {entry.name} ({entry.value}) is not a Method, or its name is taken; uninstall that package."
+                )
+            others[loaded.name] = loaded
+        return others
+
+    def __getitem__(self, name: str) -> Method:
+        if name in self._own:
+            return getattr(importlib.import_module(f"{__name__}.{name}"), name)  # type: ignore[no-any-return]
+        return self._others[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._own, *self._others))
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._others)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in self._others
+
+
 @functools.cache
 def registry() -> Mapping[str, Method]:
-    """Return the installed methods by name, ours first. Errors: MethodError for two methods of one name."""
-    methods: dict[str, Method] = {}
-    for module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg):
-        if module != "base":
-            methods[module] = getattr(importlib.import_module(f"{__name__}.{module}"), module)
-    for entry in importlib.metadata.entry_points(group="alnico.methods"):
-        loaded = entry.load()
-        if not isinstance(loaded, Method) or loaded.name in methods:
-            raise MethodError(
-                f"entry point {entry.name} ({entry.value}) is not a Method, or its name is taken; uninstall that package."
-            )
-        methods[loaded.name] = loaded
-    return methods
+    """Return the installed methods by name, ours first."""
+    return InstalledMethods()
 
 
 def _hint(name: str, methods: Mapping[str, Method]) -> str:
