@@ -239,7 +239,7 @@ def test_a_whole_matrix_of_task_vectors_is_added_to_the_base_whose_bits_stay_whe
         return MatrixMethod(make, lambda rows, columns, *_: 3 * rows * columns, combine((0.0, 0.0)), (0.5,))
 
     toy = method(space="delta", source="an example")(halves)
-    monkeypatch.setitem(registry(), "halves", toy)  # type: ignore[arg-type]
+    monkeypatch.setitem(registry().others, "halves", toy)
     paths = two(tmp_path)
     random = np.random.default_rng(5)
     start = {n: random.standard_normal(v.shape).astype(np.float32) for n, v in read_model(paths[0]).items()}

@@ -35,7 +35,7 @@ def test_a_method_that_computes_something_else_there_breaks_it(
         )
 
     made = method(space="delta", models=(2, 2), source="an example")(halves)
-    monkeypatch.setitem(registry(), "halves", made)  # type: ignore[arg-type]
+    monkeypatch.setitem(registry().others, "halves", made)
 
     class Laws(MethodLaws):
         method = made

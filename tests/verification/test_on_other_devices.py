@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -258,7 +258,7 @@ def test_a_gpu_that_is_too_small_is_refused_before_anything_is_made() -> None:
 
 def test_without_numba_cuda_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     before = left()
-    real = builtins.__import__
+    real = importlib.import_module
 
     def refuse(name: str, *rest: Any) -> Any:
         if name.partition(".")[0] == "numba_cuda":

@@ -20,7 +20,7 @@ ALIGNMENT = 64
 NO_BYTES = np.empty(0, np.uint8)
 
 
-class _Input(NamedTuple):
+class _InputBytes(NamedTuple):
     """A tensor that a job reads: its source, its name there, the bytes of an element, and whether it stays in memory."""
 
     source: Source
@@ -82,19 +82,21 @@ class Arena:
                 views[i] = whole[one[0] * width : one[1] * width]
         return views
 
-    def _inputs(self, job: Job, sources: Sequence[Source]) -> list[_Input]:
+    def _inputs(self, job: Job, sources: Sequence[Source]) -> list[_InputBytes]:
         """What a job reads. A thread reads many blocks of one job in a row, so the last answer is kept."""
         if getattr(self._own, "job", None) is not job or self._own.sources is not sources:
             self._own.inputs = [
-                _Input(source := source_of(i, sources), i.name, i.width, isinstance(source, ResidentModel))
+                _InputBytes(
+                    source := source_of(i, sources), i.name, i.width, isinstance(source, ResidentModel)
+                )
                 for i in job.read
             ]
             self._own.job, self._own.sources = job, sources
-        inputs: list[_Input] = self._own.inputs
+        inputs: list[_InputBytes] = self._own.inputs
         return inputs
 
 
-def _read_spans(tensor: _Input, spans: Sequence[Span], buffer: memoryview) -> None:
+def _read_spans(tensor: _InputBytes, spans: Sequence[Span], buffer: memoryview) -> None:
     parts = [(start * tensor.width, stop * tensor.width) for start, stop in spans]
     if isinstance(tensor.source, FileModel):
         tensor.source.read_spans(tensor.name, parts, buffer)

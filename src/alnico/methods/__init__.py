@@ -36,7 +36,7 @@ class InstalledMethods(Mapping[str, Method]):
         )
 
     @functools.cached_property
-    def _others(self) -> Mapping[str, Method]:
+    def others(self) -> Mapping[str, Method]:
         import importlib.metadata  # a tenth of the imports of a small merge
 
         others: dict[str, Method] = {}
@@ -52,20 +52,20 @@ class InstalledMethods(Mapping[str, Method]):
     def __getitem__(self, name: str) -> Method:
         if name in self._own:
             return getattr(importlib.import_module(f"{__name__}.{name}"), name)  # type: ignore[no-any-return]
-        return self._others[name]
+        return self.others[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*self._own, *self._others))
+        return iter((*self._own, *self.others))
 
     def __len__(self) -> int:
-        return len(self._own) + len(self._others)
+        return len(self._own) + len(self.others)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in self._others
+        return name in self._own or name in self.others
 
 
 @functools.cache
-def registry() -> Mapping[str, Method]:
+def registry() -> InstalledMethods:
     """Return the installed methods by name, ours first."""
     return InstalledMethods()
 
