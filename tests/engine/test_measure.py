@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,6 +149,22 @@ def test_a_block_with_more_inside_than_fits_is_found_by_histogram(monkeypatch: p
     values = normal(np.random.default_rng(3)).astype(np.float32)
     result, passes = measured(KthLargest((0.3,)), [values])
     assert (result, passes) == ((exact(values, 0.3),), 3)
+
+
+def test_a_search_by_histogram_that_no_plan_foresaw_counts_towards_compiling_its_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elements: dict[str, int] = {}
+    choose = measure.kernel_for
+
+    def noted(kernel: Any, count: int = 0, **more: Any) -> Any:
+        elements[kernel.reduction] = elements.get(kernel.reduction, 0) + count
+        return choose(kernel, count, **more)
+
+    monkeypatch.setattr(measure, "kernel_for", noted)
+    values = hidden_from_the_sample(np.random.default_rng(2)).astype(np.float32)
+    measured(KthLargest((0.3,)), [values])
+    assert elements["histogram"] == 2 * values.size  # both of its passes
 
 
 def test_no_more_is_kept_than_the_plan_allows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -318,9 +318,10 @@ class _BySelection(_KthLargestSearch):
 class _ByHistogram(_KthLargestSearch):
     """KthLargest of a large tensor, by counting."""
 
-    def __init__(self, fact: KthLargest, context: KernelContext) -> None:
+    def __init__(self, fact: KthLargest, context: KernelContext, unplanned_elements: int = 0) -> None:
         super().__init__(fact, context)
-        self.run = kernel_for(_kernel(fact, context.job, "histogram"), gpu=context.gpu)
+        kernel = _kernel(fact, context.job, "histogram")
+        self.run = kernel_for(kernel, unplanned_elements, gpu=context.gpu)
         self.digits = _Digits(self.rank, self.real)
         self.lock = threading.Lock()
 
@@ -552,7 +553,10 @@ class _ByBracket(_FactState):
             for n, search in enumerate(self.searches):
                 own = [value for value, owner in zip(values, self.owner, strict=True) if owner is search]
                 if None in own:
-                    self.searches[n] = _ByHistogram(search.fact, self.context)
+                    passes = 8 * self.real.itemsize // 16
+                    self.searches[n] = _ByHistogram(
+                        search.fact, self.context, unplanned_elements=passes * self.job.elements
+                    )
                 elif own:
                     search.finish([value for value in own if value is not None])
         else:
