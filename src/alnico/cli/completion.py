@@ -96,7 +96,9 @@ def _written(path: Path, text: str) -> Path:
 
 
 def _append(path: Path, line: str) -> None:
-    """Append a line to a file that lacks it."""
+    """Append a line to a file that lacks it. What the file has is not written again."""
     text = path.read_text() if path.is_file() else ""
     if line not in text:
-        _written(path, f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{line}\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{'' if text.endswith(chr(10)) or not text else chr(10)}{line}\n")
