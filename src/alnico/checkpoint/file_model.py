@@ -159,13 +159,14 @@ class FileModel:
         """Fill ``buffer`` with spans of a tensor's raw bytes, one after the other, as :meth:`read_into` does."""
         shard, tensor = self._locations[name]
         if self.is_read_by_ranges or not tensor.is_stored_as_is:
-            place = 0
-            for start, stop in spans:
-                self.read_into(name, start, buffer[place : place + stop - start])
-                place += stop - start
+            read_spans(lambda start, part: self.read_into(name, start, part), spans, buffer)
             return
         with self._files.descriptor(shard.path) as descriptor:
-            read_spans(descriptor, buffer, tensor.begin, spans, shard.path, name)
+            read_spans(
+                lambda start, part: read_fully(descriptor, part, tensor.begin + start, shard.path, name),
+                spans,
+                buffer,
+            )
         self._note_read(name, len(buffer))
 
     def _note_read(self, name: str, size: int) -> None:

@@ -324,14 +324,13 @@ def read_fully(descriptor: int, buffer: memoryview, offset: int, *where: object)
 
 
 def read_spans(
-    descriptor: int, buffer: memoryview, begin: int, spans: Iterable[tuple[int, int]], *where: object
+    read: Callable[[int, memoryview], None], spans: Iterable[tuple[int, int]], buffer: memoryview
 ) -> None:
-    """Fill ``buffer`` with spans of bytes, one after the other, that are counted from byte ``begin``. Errors: as for
-    :func:`read_fully`."""
+    """Fill ``buffer`` with spans of bytes, one after the other: ``read`` fills a part of it from a byte on."""
     place = 0
     for start, stop in spans:
         end = place + stop - start
-        read_fully(descriptor, buffer[place:end], begin + start, *where)
+        read(start, buffer[place:end])
         place = end
 
 

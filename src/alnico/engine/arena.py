@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alnico.checkpoint.file_model import FileModel
+from alnico.checkpoint.files import read_spans
 from alnico.checkpoint.resident_model import ResidentModel, resident_bytes
 from alnico.checkpoint.source import Source
 from alnico.engine.blocks import Span
@@ -101,7 +102,4 @@ def _read_spans(tensor: _InputBytes, spans: Sequence[Span], buffer: memoryview) 
     if isinstance(tensor.source, FileModel):
         tensor.source.read_spans(tensor.name, parts, buffer)
         return
-    place = 0
-    for start, stop in parts:
-        tensor.source.read_into(tensor.name, start, buffer[place : place + stop - start])
-        place += stop - start
+    read_spans(lambda start, part: tensor.source.read_into(tensor.name, start, part), parts, buffer)
