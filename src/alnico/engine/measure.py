@@ -395,10 +395,15 @@ def model_kernel(fact: OverModel, jobs: Sequence[Job]) -> MeasureKernel:
     return MeasureKernel("histogram", fact.fact.of, len(fact.models), fact.base is not None, (), real)
 
 
+def histogram_passes(real: np.dtype[Any] | str) -> int:
+    """The number of passes that find a value of a dtype by 16 of its bits at a time."""
+    return 8 * np.dtype(real).itemsize // 16
+
+
 def model_passes(fact: OverModel, jobs: Sequence[Job]) -> int:
     """The number of passes over all ``jobs`` that measure a fact."""
     is_measured = any(share < 1 for share in fact.fact.share) and any(job.elements for job in jobs)
-    return 8 * np.dtype(model_kernel(fact, jobs).real).itemsize // 16 if is_measured else 0
+    return histogram_passes(model_kernel(fact, jobs).real) if is_measured else 0
 
 
 class ModelMeasurement:
@@ -553,10 +558,8 @@ class _ByBracket(_FactState):
             for n, search in enumerate(self.searches):
                 own = [value for value, owner in zip(values, self.owner, strict=True) if owner is search]
                 if None in own:
-                    passes = 8 * self.real.itemsize // 16
-                    self.searches[n] = _ByHistogram(
-                        search.fact, self.context, unplanned_elements=passes * self.job.elements
-                    )
+                    elements = histogram_passes(self.real) * self.job.elements
+                    self.searches[n] = _ByHistogram(search.fact, self.context, unplanned_elements=elements)
                 elif own:
                     search.finish([value for value in own if value is not None])
         else:
