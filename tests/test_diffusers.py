@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import alnico
-from alnico.errors import ModelError
 from made import save_file as save_any
 
 UNET = {"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.42.1"}
@@ -96,13 +95,6 @@ def test_variants_and_their_indices_are_not_carried(tmp_path):
         (folder / name).write_bytes(b"{}")
     alnico.merge({**RECIPE, "models": [str(folder)]}, tmp_path / "out")
     assert not [p.name for p in (tmp_path / "out").iterdir() if "fp16" in p.name]
-
-
-def test_a_whole_pipeline_is_told_from_its_parts(tmp_path):
-    part(tmp_path / "a" / "unet", 0, "diffusion_pytorch_model.safetensors", UNET)
-    (tmp_path / "a" / "model_index.json").write_text("{}")
-    with pytest.raises(ModelError, match="is a pipeline of diffusers, expected one of its parts"):
-        alnico.plan({**RECIPE, "models": [str(tmp_path / "a")]})
 
 
 PLACES = "cond_stage_model.transformer.text_model.embeddings.position_ids"

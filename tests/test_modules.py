@@ -254,7 +254,7 @@ def test_names_with_slashes_of_no_module_stay_in_the_models_file():
         [("a/b.w", "F32", (2,)), ("2_Dense/w", "F32", (2,)), ("c", "F32", (2,))],
         100,
         None,
-        folders=["2_Dense"],
+        folders={"2_Dense": "model"},
     )
     assert {s.name: [t.name for t in s.header.tensors] for s in shards} == {
         "model.safetensors": ["a/b.w", "c"], "2_Dense/model.safetensors": ["2_Dense/w"],

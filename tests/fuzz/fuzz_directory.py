@@ -16,6 +16,7 @@ NAMES = (
     "config.json",
     "modules.json",
     "README.md",
+    "model_index.json",
 )
 SHARDS = {"a.safetensors": "w", "deep/b.safetensors": "v", "1_Pooling/model.safetensors": "p"}
 

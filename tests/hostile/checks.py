@@ -14,7 +14,7 @@ from typing import Any
 from test_house import SOURCE
 
 READERS = (
-    "checkpoint/header.py", "checkpoint/file_kinds.py", "checkpoint/files.py", "checkpoint/json_files.py", "checkpoint/source.py", "checkpoint/weight_files.py", "checkpoint/file_model.py", "checkpoint/factors.py",
+    "checkpoint/header.py", "checkpoint/file_kinds.py", "checkpoint/files.py", "checkpoint/json_files.py", "checkpoint/source.py", "checkpoint/weight_files.py", "checkpoint/pipelines.py", "checkpoint/file_model.py", "checkpoint/factors.py",
     "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
     "checkpoint/adapter_changes.py", "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/open_model.py",
     "checkpoint/statistics.py", "checkpoint/task_vector_file.py",

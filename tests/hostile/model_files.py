@@ -178,6 +178,21 @@ def pipeline(folder: Path) -> Read:
     return reading(folder)
 
 
+def parts(**others: Any):
+    """A pipeline whose U-Net is whole; of each other part it has the config, or no folder."""
+
+    def make(folder: Path) -> Read:
+        listed = {part: ["diffusers", "A"] for part in ("unet", *others)}
+        save_json(folder / "model_index.json", listed)
+        save(folder / "unet" / "diffusion_pytorch_model.safetensors", ONE)
+        for part, config in others.items():
+            if config is not None:
+                save_json(folder / part / "config.json", config)
+        return reading(folder)
+
+    return make
+
+
 def forgotten(folder: Path) -> Read:
     for i in (1, 2):
         save(folder / f"m-0000{i}-of-00002.safetensors", {f"w{i}": ("F32", [2])})
@@ -242,7 +257,9 @@ MODEL_FILES = (
     Malformed("is a LoRA adapter, expected a whole model", "is a LoRA adapter", adapter),
     Malformed("is an adapter ({} of its {} tensors", "is an adapter (2 of its 2 tensors", factors),
     Malformed("a difference of models; expected a whole model", "is a task vector of base", header(__metadata__={"alnico.kind": "task vector", "alnico.base": "base"}, w=entry())),
-    Malformed("is a pipeline of diffusers", "is a pipeline of diffusers", pipeline),
+    Malformed("lists no part of a pipeline that has weights", "lists no part of a pipeline that has weights", pipeline),
+    Malformed("lists the part {}, which has no folder", "lists the part 'vae', which has no folder", parts(vae=None)),
+    Malformed("has config.json and no .safetensors or .bin file", "vae: has config.json and no .safetensors", parts(vae={"_class_name": "AutoencoderKL"})),
     Malformed("has no .safetensors or .bin file", "has no .safetensors or .bin file", lambda folder: reading(folder)),
     Malformed("has {} checkpoints ({}), expected one", "has 2 checkpoints", pickles),
     Malformed("shards of one model, or an index", "m-00002-of-00002.safetensors is missing", directory(**{"m-00001-of-00002": ONE})),

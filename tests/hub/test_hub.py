@@ -19,6 +19,7 @@ from compiling import without_compiling
 from hub.stub import Hub, serving
 from made import family, model_bytes, save_file, save_model
 from made_cluster import ThreadCluster
+from made_pipelines import pipeline
 
 Run = Callable[..., tuple[int, str, str]]
 TIES = "merge_method: ties\nbase_model: {}\nmodels: [{}, {}]\nparameters: {{density: 0.5}}\n"
@@ -488,6 +489,23 @@ def test_the_weights_of_modules_come_from_the_hub_and_are_merged(hub: Hub) -> No
     with alnico.open_model("out") as out:
         assert out.read("2_Dense/linear.weight").tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert not any(r.path.endswith(".bin") for r in hub.requests)
+
+
+def test_a_pipeline_comes_from_the_hub_without_the_checkpoint_beside_its_parts(hub: Hub) -> None:
+    for i in range(2):
+        local = Path(pipeline(Path(f"p{i}"), i))
+        save_file(local / "v1-5.safetensors", {"w": ("F32", np.zeros((2, 2), np.float32))})
+        hub.add(
+            f"org/p{i}",
+            {p.relative_to(local).as_posix(): p.read_bytes() for p in local.rglob("*") if p.is_file()},
+        )
+    recipe = {"merge_method": "linear", "models": ["org/p0", "org/p1"], "unrelated": "allow"}
+    alnico.merge(recipe, "out")
+    alnico.merge({**recipe, "models": ["p0", "p1"]}, "local-out")
+    for path in Path("local-out").rglob("*"):
+        if path.is_file() and path.name not in ("README.md", "alnico.lock.json", "mergekit_config.yml"):
+            assert path.read_bytes() == (Path("out") / path.relative_to("local-out")).read_bytes()
+    assert not any(r.path.endswith("v1-5.safetensors") for r in hub.requests)
 
 
 @pytest.mark.parametrize("length", [1 << 62, 1 << 30, 100])

@@ -20,6 +20,7 @@ from alnico.events import Started, TensorDone
 from counting_folder import ADDRESS, Elsewhere
 from how_to.page_models import DEMO_MODELS
 from made import family, read_file, save_file
+from made_pipelines import pipeline
 from made_tokenizers import save_family
 from real import installed
 from web_server import WebServer
@@ -122,6 +123,17 @@ def test_a_server_that_lists_no_files_is_asked_for_the_usual_names(
     with alnico.open_model(models[0]) as model:
         assert len(model.shards) == 2
         assert model.config["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("lists_files", [True, False])
+def test_a_pipeline_at_a_url_is_one_model(elsewhere: Elsewhere, tmp_path: Path, lists_files: bool) -> None:
+    for i in range(2):
+        pipeline(elsewhere.root / f"p{i}", i)
+    elsewhere.lists_files = lists_files
+    recipe = {"merge_method": "linear", "unrelated": "allow"}
+    alnico.merge({**recipe, "models": [f"{ADDRESS}/p{i}" for i in range(2)]}, tmp_path / "out")
+    alnico.merge({**recipe, "models": [str(elsewhere.root / f"p{i}") for i in range(2)]}, tmp_path / "local")
+    assert contents(tmp_path / "out") == contents(tmp_path / "local")
 
 
 def test_a_web_server_without_a_model_there_is_no_folder_without_files(web_server: WebServer) -> None:

@@ -14,6 +14,7 @@ from alnico.checkpoint.file_model import FileModel, check_index, open_shard
 from alnico.checkpoint.lora_adapter import Adapter, adapter_names, adapter_of, open_adapter
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.near_paths import near_path, suggestion
+from alnico.checkpoint.pipelines import is_pipeline
 from alnico.checkpoint.reference import (
     HUB_ADDRESS,
     check_urls,
@@ -124,7 +125,8 @@ def _open_files(label: str, location: Path, access: Access) -> FileModel:
         check_kinds(location)
         check_links(location)
         modules = module_weights(location)
-        shards = [open_shard(p) for p in _shard_paths(location, bool(modules))]
+        own = [] if modules and is_pipeline(location) else _shard_paths(location, bool(modules))
+        shards = [open_shard(p) for p in own]
         shards += [
             open_shard(location / folder / name, f"{folder}/")
             for folder, names in modules.items()

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from types import MappingProxyType
 
 from alnico.checkpoint.header import Header, add_prefix, build
@@ -35,14 +36,14 @@ def split_into_shards(
     max_shard_bytes: int,
     single_name: str | None,
     stem: str = STEM,
-    folders: Collection[str] = (),
+    folders: Mapping[str, str] = MappingProxyType({}),
     metadata: Mapping[str, str] = MappingProxyType({"format": "pt"}),
 ) -> tuple[OutputShard, ...]:
     """Split tensors (name, dtype, shape), in order, into shards of at most ``max_shard_bytes`` of data.
 
     A larger tensor gets its own shard. A single shard is called ``STEM.safetensors``; ``single_name`` puts
     all tensors into one file of that name. A tensor whose name begins with one of ``folders``, such as
-    ``2_Dense/linear.weight``, goes into files of that folder. Within a shard wider dtypes come first, so that
+    ``2_Dense/linear.weight``, goes into files of that folder, whose names begin with the stem that ``folders`` has for it. Within a shard wider dtypes come first, so that
     every tensor is aligned to its element size. Each file has the ``metadata``.
     """
     parts: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
@@ -52,7 +53,7 @@ def split_into_shards(
     shards: list[OutputShard] = []
     for prefix, inside in parts.items() or {"": []}.items():
         groups = _groups(inside, max_shard_bytes if single_name is None else None)
-        own, count = STEM if prefix else stem, len(groups)
+        own, count = _stem_of_folder(prefix, folders) if prefix else stem, len(groups)
         names = [f"{own}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
         if count == 1:
             names = [single_name or f"{own}.safetensors"]
@@ -60,6 +61,12 @@ def split_into_shards(
             start, header = build(sorted(group, key=lambda t: -DTYPES[t[1]].bits), metadata)
             shards.append(OutputShard(prefix + name, start, add_prefix(header, prefix), prefix))
     return tuple(shards)
+
+
+def _stem_of_folder(prefix: str, folders: Mapping[str, str]) -> str:
+    """The first part of the names of files in a folder: that of the nearest folder above which is listed."""
+    path = PurePosixPath(prefix)
+    return next(folders[str(p)] for p in (path, *path.parents) if str(p) in folders)
 
 
 def _prefix(name: str, folders: Collection[str]) -> str:

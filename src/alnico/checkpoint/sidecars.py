@@ -23,9 +23,18 @@ from alnico.checkpoint.files import (
     read_small,
 )
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, read_json
+from alnico.checkpoint.pipelines import PIPELINE, check_parts, is_pipeline, parts_of
 from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.source import Source
-from alnico.checkpoint.weight_files import INDEX, NO_WEIGHTS, holds_weights, is_inside, shard_names
+from alnico.checkpoint.weight_files import (
+    DIFFUSERS_STEM,
+    INDEX,
+    NO_WEIGHTS,
+    STEM,
+    holds_weights,
+    is_inside,
+    shard_names,
+)
 from alnico.errors import ModelError, RunError
 from alnico.folders import Folder, make_folders
 from alnico.numerics.dtypes import CONFIG_NAMES
@@ -73,7 +82,8 @@ READ_ONLY = ("adapter_config.json", INDEX)
 def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
     """Return (carried, left): relative paths of the files that are copied to an output, and of the others.
 
-    Carried are the files next to the weights, and those in the folders of sentence-transformers' modules.
+    Carried are the files next to the weights, and those in the folders of sentence-transformers' modules and of a
+    pipeline's parts.
     Left are weights (they are merged and written again), indices, hidden files and other folders.
     """
     carried: list[Path] = []
@@ -123,10 +133,21 @@ def modules_of(source: Source) -> list[str]:
     return module_folders(source.directory) if source.directory is not None else []
 
 
+def module_stems(source: Source) -> dict[str, str]:
+    """Return the folders of a model's modules, each with the first part of the names of its weight files."""
+    return {folder: _stem_in(source.directory / folder) for folder in modules_of(source) if source.directory}
+
+
+def _stem_in(folder: Path) -> str:
+    path = folder / "config.json"
+    is_diffusers = path.exists() and "_diffusers_version" in read_json(path)
+    return DIFFUSERS_STEM if is_diffusers else STEM
+
+
 def module_weights(directory: Path) -> dict[str, list[str]]:
     """Return the weight files in each module's folder.
 
-    Errors: ModelError, as ``weight_files.shard_names``.
+    Errors: ModelError, as ``weight_files.shard_names``, and for a pipeline without one of its parts.
     """
     modules = module_folders(directory)
     tops = dict.fromkeys(folder.split("/")[0] for folder in modules)
@@ -151,7 +172,7 @@ def _files_of_module(folder: Path, directory: Path) -> list[Path]:
 
 
 def modules_among(directory: Path, files: Collection[str], modules: Collection[str]) -> dict[str, list[str]]:
-    """Return the weight files in each module's folder; ``files`` are all files of the model."""
+    """Return the weight files in each module's folder; ``files`` are all files of the model. Errors: as for :func:`module_weights`."""
     folders: dict[str, list[str]] = {}
     for file in files:
         path = PurePosixPath(file)
@@ -162,7 +183,7 @@ def modules_among(directory: Path, files: Collection[str], modules: Collection[s
         ):
             folders.setdefault(path.parent.as_posix(), []).append(path.name)
     existing = set(files)
-    return {
+    found = {
         folder: shard_names(
             str(directory / folder),
             names,
@@ -172,6 +193,9 @@ def modules_among(directory: Path, files: Collection[str], modules: Collection[s
         for folder, names in sorted(folders.items())
         if holds_weights(n for n in names if not n.startswith("adapter_"))
     }
+    if is_pipeline(directory):
+        check_parts(directory, files, found)
+    return found
 
 
 def weight_files_of(
@@ -191,7 +215,7 @@ def weight_files_of(
     if modules:  # their configs and indices
         fetch_small(f for f in files if "/" in f and any(f.startswith(f"{m}/") for m in modules))
     of_modules = modules_among(directory, list(files), modules)
-    top = [f for f in files if "/" not in f]
+    top = [f for f in files if "/" not in f and not (of_modules and is_pipeline(directory))]
     is_there = exists if exists is not None else files.__contains__
     names = [] if of_modules and not holds_weights(top) else choose(label, top, directory, is_there)
     in_modules = {f"{folder}/{name}": f"{folder}/" for folder, found in of_modules.items() for name in found}
@@ -357,7 +381,7 @@ def _copy_error(path: Path, error: OSError) -> RunError:
 
 
 def module_folders(directory: Path) -> list[str]:
-    """Return the module folders that sentence-transformers' ``modules.json`` or a router's config lists."""
+    """Return the folders that sentence-transformers' ``modules.json`` or a router's config lists, or diffusers' ``model_index.json``."""
     names: list[str] = []
     with suppress(ModelError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         if (directory / MODULES).exists():
@@ -368,6 +392,8 @@ def module_folders(directory: Path) -> list[str]:
             ]
             if (directory / ROUTER).exists():
                 names += [str(name) for name in read_json(directory / ROUTER)["types"]]
+        if is_pipeline(directory):
+            names += parts_of(directory)
     paths = (PurePosixPath(name) for name in names if is_inside(name) and is_text(name))
     return list(
         dict.fromkeys(path.as_posix() for path in paths if path.parts and not path.parts[0].startswith("."))
@@ -375,11 +401,13 @@ def module_folders(directory: Path) -> list[str]:
 
 
 def config_path(location: Path) -> Path | None:
-    """Return the path of a model's config: in its directory, or in that of its first transformer module."""
+    """Return the path of a model's config: in its directory, a pipeline's list of parts, or that of the first transformer module."""
     if not location.is_dir():
         return None
     own = location / "config.json"
     if own.exists():
         return own
+    if (location / PIPELINE).exists():
+        return location / PIPELINE
     paths = (location / folder / "config.json" for folder in module_folders(location))
     return next((path for path in paths if path.exists() and "model_type" in read_json(path)), None)

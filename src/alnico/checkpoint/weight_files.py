@@ -92,9 +92,8 @@ def shard_names(where: str, names: Collection[str], folder: Path, exists: Callab
     weights = _weights_among(where, pickles, ["pytorch_model.bin", f"{DIFFUSERS_STEM}.bin"])
     if not weights and "model_index.json" in names:
         raise ModelError(
-            f"{where}: is a pipeline of diffusers, expected one of its parts. Merge each part separately, by "
-            "its folder (unet, transformer, vae, text_encoder), and put the results into a copy of the "
-            "pipeline."
+            f"{where}: model_index.json lists no part of a pipeline that has weights; expected some (unet, transformer, vae, "
+            "text_encoder). Complete the download."
         )
     if not weights:
         raise ModelError(

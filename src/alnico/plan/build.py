@@ -14,7 +14,7 @@ from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, split_into_shards
-from alnico.checkpoint.sidecars import check_carried, modules_of
+from alnico.checkpoint.sidecars import check_carried, module_stems
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.task_vectors.equipped_model import EquippedModel, allow_base_mismatch
 from alnico.checkpoint.task_vectors.stored_vector import StoredVector
@@ -179,7 +179,7 @@ def _plan(
             max_shard_bytes,
             single_file,
             stem_of(sources[donor]),
-            modules_of(sources[donor]),
+            module_stems(sources[donor]),
         ),
         dtype=_only_dtype(jobs),
         memory=memory_for([*jobs, *measured]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -351,7 +352,8 @@ def check_modules(jobs: Sequence[Job], sources: Sequence[Source], donor: int) ->
                 continue
             folder_of_donor, folder_of_model = roots[0] / folder, roots[1] / folder
             labels = f"{sources[donor].label} and {sources[model].label}"
-            if (differs := _vocabulary_difference(folder_of_donor, folder_of_model)) is not None:
+            vocabularies = [_vocabulary_folder(root, folder) for root in (roots[0], roots[1])]
+            if (differs := _vocabulary_difference(*vocabularies)) is not None:
                 raise MismatchError(
                     f"{folder}: {labels} have different vocabularies ({differs}); expected equal ones, "
                     f"because rows are merged by position ({merged[0].name}). Use models with one "
@@ -364,6 +366,12 @@ def check_modules(jobs: Sequence[Job], sources: Sequence[Source], donor: int) ->
                     f"{sources[donor].label}."
                 )
     return notes
+
+
+def _vocabulary_folder(root: Path, folder: str) -> Path:
+    """The folder of a module's tokenizer: a pipeline has ``tokenizer_2`` for ``text_encoder_2``."""
+    own = root / re.sub("^text_encoder", "tokenizer", folder)
+    return own if own.is_dir() else root / folder
 
 
 def _vocabulary_difference(folder: Path, other: Path) -> str | None:

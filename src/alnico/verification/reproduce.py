@@ -22,7 +22,7 @@ from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.output_path import check_twins
 from alnico.checkpoint.shards import split_into_shards
-from alnico.checkpoint.sidecars import SIGNATURE, modules_of
+from alnico.checkpoint.sidecars import SIGNATURE, module_stems
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.weight_files import stem_of
 from alnico.devices import DEFAULT_DEVICE
@@ -258,7 +258,7 @@ def _cut_like(model: FileModel, plan: Plan) -> Plan:
     donor = plan.sources[plan.donor]
     tensors = [(j.name, j.dtype, j.shape) for j in plan.jobs]
     return dataclasses.replace(
-        plan, shards=split_into_shards(tensors, max(limit, 1), None, stem_of(donor), modules_of(donor))
+        plan, shards=split_into_shards(tensors, max(limit, 1), None, stem_of(donor), module_stems(donor))
     )
 
 

@@ -30,7 +30,13 @@ from alnico.checkpoint.sidecars import (
     weight_files_of,
 )
 from alnico.checkpoint.source import Shard
-from alnico.checkpoint.weight_files import INDICES, PICKLE_INDICES, is_inside, shard_names
+from alnico.checkpoint.weight_files import (
+    DIFFUSERS_STEM,
+    INDICES,
+    PICKLE_INDICES,
+    is_inside,
+    shard_names,
+)
 from alnico.errors import HubError, ModelError
 from alnico.folders import temporary_files
 from alnico.numerics.sizes import format_size
@@ -58,7 +64,11 @@ WEIGHT_FILES = (
 )  # fmt: skip
 """Names of weight files, indices and adapters that are looked for there."""
 
-FILES_OF_A_MODULE = ("config.json", "model.safetensors", *INDICES, "pytorch_model.bin")
+FILES_OF_A_MODULE = (
+    "config.json", "model.safetensors", f"{DIFFUSERS_STEM}.safetensors", *INDICES, "pytorch_model.bin", f"{DIFFUSERS_STEM}.bin",
+    "scheduler_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json",
+    "vocab.json", "merges.txt", "spiece.model",
+)  # fmt: skip
 
 
 def open_remote_model(
