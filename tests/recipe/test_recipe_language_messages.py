@@ -126,7 +126,7 @@ LANGUAGE = {
     ),
     "a rule without a filter": (
         "merge_method: linear\nmodels: [a]\nmethods: [{merge_method: linear}]",
-        "3: methods[0].filter is missing; expected the tensors: part of a name, = and the whole name, re: and a regular expression, or * for all.",
+        "3: methods[0].filter is missing; expected the tensors: part of a name, = and the whole name, re: and a regular expression, block: and blocks of an image model, or * for all.",
     ),
     "a rule without a method": (
         "merge_method: linear\nmodels: [a]\nmethods: [{filter: mlp}]",

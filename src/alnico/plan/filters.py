@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 
+from alnico.checkpoint.image_blocks import BLOCK
 from alnico.errors import RecipeError
 from alnico.plan.sections import Section
 from alnico.recipe.options import matches_filter
@@ -66,9 +67,12 @@ def _idle(setting: Setting, names: dict[str, None], place: str) -> Iterator[tupl
     setting = setting.share if isinstance(setting, PairWeight) else setting
     if not isinstance(setting, Cases):
         return
+    is_by_block = any(c.filter.startswith(BLOCK) and _any(c.filter, names) for c in setting.cases)
     for i, case in enumerate(setting.cases):
         where = f"{place}[{i}]"
         inside = dict.fromkeys(n for n in names if matches_filter(case.filter, n))
+        if not inside and is_by_block and case.filter.startswith(BLOCK):
+            continue  # a list of blocks has those of models with more blocks, too
         if not inside:
             yield f"{where}.filter", case.filter, names
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from alnico.checkpoint.image_blocks import LISTS, PRESETS
 from alnico.methods import registry
 from alnico.methods.base import Between, Method, Option
 from alnico.methods.shared.other_words import METHOD_SYNONYMS, OPTION_SYNONYMS
@@ -12,6 +13,7 @@ from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.numerics.numbers import complement
 from alnico.recipe import dialect
 from alnico.recipe.keys import (
+    BLOCKS,
     CASE,
     ENTRY,
     LINES,
@@ -324,6 +326,14 @@ def _setting(key: str, takers: Takers) -> Schema:
     varied: Schema = {"anyOf": [*shapes, *({"const": low} for low in lowest)]}
     value = {"anyOf": [nested, *({"const": low} for low in lowest)]} if lowest else nested
     case = _object(CASE, {"filter": _or_null(FILTER), "value": value}, ("value",))
+    blocks: Schema = {
+        "anyOf": [
+            {"enum": [*PRESETS]},
+            {"type": "array", "items": value, "minItems": min(LISTS), "maxItems": max(LISTS)},
+            {"type": "object", "minProperties": 1, "additionalProperties": value},
+        ]
+    }
+    by_block = _object(BLOCKS, {"blocks": blocks, "value": value}, ("blocks",))
     is_weight = key == "weight" and all(takes_norms(option) for _, option in takers)
     measured = [_ref("norm_weight")] if is_weight else []
     return {
@@ -331,6 +341,7 @@ def _setting(key: str, takers: Takers) -> Schema:
         "anyOf": [
             scalar,
             case,
+            by_block,
             *measured,
             {"type": "array", "minItems": 1, "items": varied},
             {

@@ -62,7 +62,7 @@ MODULE: Keys = {
 }
 
 RULE: Keys = {
-    "filter": "The tensors: part of a name, = and the whole name, re: and a regular expression, or * for all.",
+    "filter": "The tensors: part of a name, = and the whole name, re: and a regular expression, block: and blocks of an image model, or * for all.",
     "merge_method": "The method of these tensors.",
     "parameters": "Options of this method. They override all others except those under models of the rule. A list has one value per model, in order.",
     "model": "For a method that takes one model: that model's reference, or base.",
@@ -79,6 +79,11 @@ RULE_MODEL: Keys = {
 CASE: Keys = {
     "filter": RULE["filter"],
     "value": "The value for these tensors: a single value, a list over the layers, or nested filters.",
+}
+
+BLOCKS: Keys = {
+    "blocks": "The values by block of an image model: the name of a preset, a list with a number for each block, or blocks with values.",
+    "value": "The value of all other tensors.",
 }
 
 NORM_WEIGHT: Keys = {

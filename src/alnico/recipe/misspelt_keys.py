@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from alnico.methods import known_methods
 from alnico.recipe import dialect
-from alnico.recipe.keys import CASE, ENTRY, MODULE, NORM_WEIGHT, RULE, SLICE, SOURCE, TOP
+from alnico.recipe.keys import BLOCKS, CASE, ENTRY, MODULE, NORM_WEIGHT, RULE, SLICE, SOURCE, TOP
 from alnico.recipe.scalars import misspelt_key
 from alnico.recipe.yaml_nodes import Node, ParseContext, holds_anchors, one_line, shorten
 
@@ -68,7 +68,9 @@ def correct_keys(root: Node, reading: ParseContext, more: Iterable[str] = ()) ->
             return node
         if "from" in node.value:
             return _corrected(node, where, NORM_WEIGHT, reading)
-        kinds = CASE if node.value.keys() & CASE.keys() else (*CASE, "from", "search", "choice")
+        if "blocks" in node.value:
+            return _corrected(node, where, BLOCKS, reading)
+        kinds = CASE if node.value.keys() & CASE.keys() else (*CASE, "blocks", "from", "search", "choice")
         node = _corrected(node, where, kinds, reading)
         held = {k: option(v, f"{where}.value") if k == "value" else v for k, v in node.value.items()}
         return replace(node, value=held)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alnico.checkpoint import patterns
+from alnico.checkpoint.image_blocks import BLOCK, matches_blocks
 from alnico.errors import MethodError, RecipeError
 from alnico.methods.base import Method, Option
 from alnico.numerics.numbers import complement
@@ -137,6 +138,8 @@ def matches_filter(pattern: str, name: str) -> bool:
     """
     if pattern.startswith("="):
         return name == pattern[1:]
+    if pattern.startswith(BLOCK):
+        return matches_blocks(pattern[len(BLOCK) :], name)
     if pattern.startswith("re:"):
         try:
             return patterns.fits(pattern[3:], name)

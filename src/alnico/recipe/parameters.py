@@ -7,11 +7,13 @@ import re
 from collections.abc import Sequence
 
 from alnico.checkpoint import patterns
+from alnico.checkpoint.image_blocks import BLOCK, are_blocks
 from alnico.errors import near_name
 from alnico.methods.base import Method, Option
 from alnico.methods.shared.other_words import OPTION_SYNONYMS
 from alnico.numerics.numbers import complement
 from alnico.recipe import dialect, scalars
+from alnico.recipe.block_weights import read_blocks
 from alnico.recipe.context import Context
 from alnico.recipe.keys import CASE, TOP
 from alnico.recipe.norm_weight import read_norm_weight
@@ -273,6 +275,12 @@ def _setting(
         return None
     if _is_measured(node):
         return read_norm_weight(node, where, takers, context)
+    if isinstance(node.value, dict) and "blocks" in node.value:
+
+        def read(value: Node, place: str) -> Setting | None:
+            return _setting(value, place, takers, key, context, is_rule=is_rule, in_places=True)
+
+        return read_blocks(node, where, read, context)
     if isinstance(node.value, dict):
         return _cases([node], [where], takers, key, context, is_rule=is_rule)
     if not isinstance(node.value, list):
@@ -389,6 +397,13 @@ def parse_filter(node: Node, where: str, reading: ParseContext) -> str | None:
         )
         return None
     pattern = scalars.text(node, where, reading)
+    if pattern is not None and pattern.startswith(BLOCK) and not are_blocks(pattern[len(BLOCK) :]):
+        reading.wrong(
+            node.line,
+            f"{where} is {quote(pattern)}; expected blocks of an image model, as in block:IN04, block:IN00-IN05,MID or block:OUT. Correct the "
+            "names.",
+        )
+        return None
     if pattern is None or not pattern.startswith("re:"):
         return pattern
     try:
