@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import threading
@@ -77,12 +78,18 @@ def test_an_output_at_a_url_is_the_one_on_the_disk(
     assert left_in(cache) == []
 
 
-def test_a_file_at_a_url_is_the_one_on_the_disk(
+def test_a_file_at_a_url_is_the_one_on_the_disk_but_for_the_hashes_of_its_models(
     s3_server: S3Server, recipe: Path, tmp_path: Path, cache: Path
 ) -> None:
     merged(recipe, tmp_path / "one.safetensors")
     merged(recipe, f"{s3_server.url}/models/one.safetensors")
-    assert there(s3_server, "models") == {"one.safetensors": (tmp_path / "one.safetensors").read_bytes()}
+    (sent,), here = there(s3_server, "models").values(), (tmp_path / "one.safetensors").read_bytes()
+    headers = [json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]) for data in (sent, here)]
+    inputs = [json.loads(header["__metadata__"].pop("alnico.inputs")) for header in headers]
+    assert headers[0] == headers[1]
+    assert inputs[0] == [{"model": entry["model"]} for entry in inputs[1]]
+    data = [d[8 + int.from_bytes(d[:8], "little") :] for d in (sent, here)]
+    assert data[0] == data[1]
     with pytest.raises(OutputError, match="exists and is not empty"):
         merged(recipe, f"{s3_server.url}/models/one.safetensors")
     merged(recipe, f"{s3_server.url}/models/one.safetensors", overwrite=True)

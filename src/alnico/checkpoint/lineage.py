@@ -35,6 +35,9 @@ MAX_MODELS = 1_000
 LICENCE_NAME = re.compile(r"[\w.+-]{1,80}")
 """A licence's name, safe in a table."""
 
+TASK = re.compile(r"[a-z0-9-]{1,60}")
+"""What a model is for, as the hub calls it: ``text-generation``."""
+
 MODEL_NAME = re.compile(r"[\w.+-]{1,96}(/[\w.+-]{1,96})?")
 """A model's name, safe in a card."""
 
@@ -45,7 +48,7 @@ LICENCE_FILE = re.compile(r"(licen[cs]e|copying|use_policy|notice)(\.(md|txt))?"
 class Lineage:
     """A model and its stated origin. ``licence`` has the keys ``license``, ``license_name`` and
     ``license_link``, as cards do; it is empty if none is stated. ``bases`` are hub ids. ``parents`` are the
-    models of a merge, or a base and its adapter."""
+    models of a merge, or a base and its adapter. ``task`` is the card's ``pipeline_tag``."""
 
     name: str
     licence: Mapping[str, str]
@@ -53,6 +56,7 @@ class Lineage:
     has_licence_file: bool = False
     parents: tuple[Lineage, ...] = ()
     is_merge: bool = False
+    task: str | None = None
 
     def data(self) -> dict[str, Any]:
         """The statements as plain data for the lock; without those that are absent."""
@@ -120,6 +124,7 @@ def _read_folder(folder: Path, *_: tuple[int, int]) -> Lineage:
         _has_licence_file(folder),
         parents or (),
         is_merge=parents is not None,
+        task=_task(front),
     )
 
 
@@ -186,6 +191,11 @@ def _bases(front: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(b for b in listed[:MAX_MODELS] if isinstance(b, str) and MODEL_NAME.fullmatch(b))
     )
+
+
+def _task(front: Mapping[str, Any]) -> str | None:
+    value = front.get("pipeline_tag")
+    return value if isinstance(value, str) and TASK.fullmatch(value) else None
 
 
 def _has_licence_file(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from alnico.engine.run import MergeResult
 from alnico.engine.stages import MergeOnNodes, close
 from alnico.errors import AlnicoError
 from alnico.numerics.sizes import bytes_of
+from alnico.output.file_metadata import with_metadata
 from alnico.output.remote_target import RemoteTarget
 from alnico.output.shard_uploads import UPLOAD_BYTES
 from alnico.plan.build import build_plan
@@ -45,6 +46,8 @@ class Planner:
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
     strict_license: bool = False
     signed: SignedInputs | None = None
+    has_hashes: bool = True
+    """Can the hashes of the inputs be written into the metadata of an output of one file?"""
     _checked: set[str] = field(default_factory=set)
     """Inputs whose signatures were checked."""
 
@@ -94,6 +97,8 @@ class Planner:
         )
         if self.signed is not None:
             self._check_other_inputs(self.signed, plan)
+        if single_file is not None:
+            plan = with_metadata(plan, has_hashes=self.has_hashes)
         requested = sum(requested_bytes(plan).values())
         return replace(plan, bytes_to_request=requested) if requested else plan
 
@@ -113,7 +118,7 @@ class Planner:
         """Return the planner of an output: one at a URL needs memory to send it."""
         if not isinstance(out, RemoteTarget):
             return self
-        return replace(self, run=replace(self.run, reserved_bytes=UPLOAD_BYTES))
+        return replace(self, run=replace(self.run, reserved_bytes=UPLOAD_BYTES), has_hashes=False)
 
     def merge(
         self, recipe: Recipe, out: Path | RemoteTarget, *, overwrite: Replace, restart: bool

@@ -65,7 +65,7 @@ def format_card(plan: Plan) -> str:
     lineages = [lineage_of(parent.source) for parent in parents]
     licence = _common_licence(lineages)
     notes = [*_licence_notes(lineages, licence), *_ancestors(names, lineages), *_weights(plan)]
-    local = {p.reference: name for p, name in zip(parents, names, strict=True) if not _is_public(p.source)}
+    local = _local_names(parents)
     return CARD_TEMPLATE.format(
         front_matter=_front_matter(plan, parents, licence),
         names=", ".join(names),
@@ -76,7 +76,7 @@ def format_card(plan: Plan) -> str:
         notes="".join(f"{line}\n" for line in notes),
         size=f"{len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}, seed {plan.recipe.seed}.",
         lock=LOCK,
-        recipe=_public_recipe(plan, local),
+        recipe=public_recipe(plan),
         recipe_file=RECIPE,
         places=_places(plan, list(local.values())),
     )
@@ -99,9 +99,12 @@ def _install_line() -> str:
 def _front_matter(plan: Plan, parents: Sequence[Parent], licence: Mapping[str, str]) -> str:
     ids = dict.fromkeys(place.name for parent in parents for place in repositories(parent.source))
     library = _library(plan)
+    tasks = {lineage_of(parent.source).task for parent in parents}
+    task = tasks.pop() if len(tasks) == 1 else None
     entries: dict[str, Any] = {
         **({"base_model": list(ids), "base_model_relation": "merge"} if ids else {}),
         **({"library_name": library} if library else {}),
+        **({"pipeline_tag": task} if task else {}),
         "tags": ["merge", "alnico"],
         **licence,
     }
@@ -141,9 +144,15 @@ def _licence_notes(lineages: Sequence[Lineage], licence: Mapping[str, str]) -> l
     return lines
 
 
-def _public_recipe(plan: Plan, local: Mapping[str, str]) -> str:
-    """The recipe without the paths of this disk: only their last parts. ``local`` are public names of local
-    models, by reference."""
+def _local_names(parents: Sequence[Parent]) -> dict[str, str]:
+    """Public names of the models on this disk, by reference."""
+    names = public_names([parent.source for parent in parents])
+    return {p.reference: name for p, name in zip(parents, names, strict=True) if not _is_public(p.source)}
+
+
+def public_recipe(plan: Plan) -> str:
+    """Return the recipe without the paths of this disk: only their last parts."""
+    local = _local_names(parents_of(plan))
     # A reference that is written as a mapping has its paths apart.
     paths = [part for reference in local for part in re.split(r"[+@]", reference) if part != reference]
     paths += [weighing.setting.path for weighing in plan.norm_weight_groups]

@@ -22,6 +22,7 @@ from alnico.errors import (
 from alnico.folders import Folder, remove
 from alnico.numerics.digest import PIECE, PieceHasher, TensorDigest
 from alnico.output.card import format_card
+from alnico.output.file_metadata import write_hashes
 from alnico.output.journal import Record, read_journal
 from alnico.output.lock import describe_files, format_lock
 from alnico.output.publish_remote import UploadDirectory
@@ -126,6 +127,8 @@ def complete_output(
             f"{absent[0]}: was not finished ({len(absent)} such tensors); alnico is at fault. Merge again."
         )
     if single is not None:
+        if isinstance(part, PartDirectory):
+            write_hashes(files.path(single), plan, records)
         return
     _remove_others(part.model, {files.path(shard.name) for shard in plan.shards}, part.folder)
     donor = plan.sources[plan.donor]
