@@ -257,6 +257,48 @@ def small_models(folder: Path) -> None:
         path.rename(folder / "models" / name)
 
 
+MODELSPEC = {
+    "modelspec.sai_model_spec": "1.0.0",
+    "modelspec.architecture": "stable-diffusion-xl-v1-base",
+    "modelspec.resolution": "1024x1024",
+}
+
+
+@prepares("merge-image-models")
+def image_models(folder: Path) -> None:
+    """Two models as pipelines of diffusers, and as checkpoints in one file."""
+    from safetensors.numpy import save_file as save
+
+    names = [
+        "time_embed.0", *(f"input_blocks.{i}.0.in_layers.2" for i in range(1, 9)), "middle_block.1.proj_in",
+        *(f"output_blocks.{i}.0.in_layers.2" for i in range(9)), "out.2",
+    ]  # fmt: skip
+    single = [
+        *(f"model.diffusion_model.{name}.weight" for name in names),
+        "first_stage_model.decoder.conv_in.weight",
+    ]
+    parts = {"text_encoder": "model.safetensors"} | dict.fromkeys(
+        ("unet", "vae"), "diffusion_pytorch_model.safetensors"
+    )
+    base = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    for seed, model in enumerate(("photo", "anime"), 1):
+        random = np.random.default_rng(seed)
+
+        def tuned(random: np.random.Generator = random) -> np.ndarray:
+            return base + (0.05 * random.standard_normal(base.shape)).astype(np.float32)
+
+        index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}
+        for part, file in parts.items():
+            is_text = part == "text_encoder"
+            config = {"architectures": ["CLIPTextModel"]} if is_text else {"_diffusers_version": "0.42.1"}
+            index[part] = ["transformers" if is_text else "diffusers", "A"]
+            (folder / "models" / model / part).mkdir(parents=True)
+            (folder / "models" / model / part / "config.json").write_text(json.dumps(config))
+            save({f"block.{i}.weight": tuned() for i in range(3)}, folder / "models" / model / part / file)
+        (folder / "models" / model / "model_index.json").write_text(json.dumps(index, indent=2))
+        save({name: tuned() for name in single}, folder / "models" / f"{model}.safetensors", MODELSPEC)
+
+
 @contextmanager
 def prepared(page: str, folder: Path) -> Iterator[dict[str, str]]:
     """A page's folder, filled; yields variables for its commands."""

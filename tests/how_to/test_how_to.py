@@ -38,6 +38,7 @@ TITLES = {
     "merge-a-lora": "Merge a LoRA into a base",
     "merge-large-models": "Merge 70B models on a 32 GB machine",
     "models-by-url": "Merge models on S3 or a web server",
+    "merge-image-models": "Merge image models",
     "stack-layers": "Put layers together (frankenmerge)",
     "different-tokenizers": "Merge models with different tokenizers",
     "choose-a-method": "Which method, which weights",
