@@ -121,7 +121,6 @@ def test_a_damaged_safetensors_file_keeps_its_own_message(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("llama.Q4_K_M.gguf", "a GGUF file (llama.cpp's format). Use the model that it was converted from"),
         ("flax_model.msgpack", "a Flax checkpoint (.msgpack). Load it with from_flax=True"),
         ("tf_model.h5", "an HDF5 file, as Keras and TensorFlow write. Convert it"),
         ("model.onnx", "an ONNX model. Use the model that it was exported from"),

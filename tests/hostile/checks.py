@@ -19,6 +19,8 @@ READERS = (
     "checkpoint/adapter_changes.py", "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/open_model.py",
     "checkpoint/statistics.py", "checkpoint/task_vector_file.py",
     "checkpoint/task_vectors/manifest.py", "checkpoint/task_vectors/stored_vector.py", "checkpoint/task_vectors/saved_difference.py", "checkpoint/task_vectors/index_places.py", "checkpoint/task_vectors/delta_chain.py",
+    "checkpoint/gguf/value_reader.py", "checkpoint/gguf/file_header.py", "checkpoint/gguf/metadata.py", "checkpoint/gguf/families.py",
+    "checkpoint/gguf/model_config.py", "checkpoint/gguf/tokenizer_files.py", "checkpoint/gguf/gguf_model.py", "checkpoint/gguf/open_gguf.py",
     "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",
 )  # fmt: skip
 

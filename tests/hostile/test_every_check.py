@@ -9,6 +9,7 @@ import pytest
 from alnico.errors import AlnicoError
 from hostile.adapter_files import ADAPTER_FILES
 from hostile.checks import READERS, Check, checks_of, without
+from hostile.gguf_files import GGUF_FILES
 from hostile.malformed import Malformed
 from hostile.model_files import FP8_FILES, MODEL_FILES
 from hostile.pickle_files import PICKLE_FILES
@@ -22,6 +23,7 @@ FILES: tuple[Malformed, ...] = (
     *ADAPTER_FILES,
     *TOKENIZER_FILES,
     *VECTOR_FILES,
+    *GGUF_FILES,
 )
 CHECKS = [check for reader in READERS for check in checks_of(reader)]
 

@@ -34,9 +34,11 @@ class FileKind:
 
 GGUF = FileKind(
     "a GGUF file (llama.cpp's format)",
-    "Use the model that it was converted from, as safetensors: a GGUF file mostly holds quantised weights.",
+    "Give the path of a file on this machine whose name ends in .gguf.",
 )
-GGML = FileKind("a GGML file (an old format of llama.cpp)", GGUF.advice)
+GGML = FileKind(
+    "a GGML file (an old format of llama.cpp)", "Use the model that it was converted from, as safetensors."
+)
 SAFETENSORS = FileKind("a safetensors file", "Rename it to end in .safetensors.")
 TORCH_ZIP = FileKind("a PyTorch checkpoint (a pickle in a zip archive)", "Rename it to end in .bin.")
 PICKLE = FileKind("a Python pickle, as old versions of PyTorch write", "Rename it to end in .bin.")

@@ -11,6 +11,8 @@ from alnico.checkpoint.dequantised_model import DequantisedModel, is_decodable
 from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.file_model import FileModel, check_index, open_shard
+from alnico.checkpoint.gguf.gguf_model import GgufModel
+from alnico.checkpoint.gguf.open_gguf import gguf_path, open_gguf
 from alnico.checkpoint.lora_adapter import Adapter, adapter_names, adapter_of, open_adapter
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.near_paths import near_path, suggestion
@@ -43,8 +45,8 @@ from alnico.run_options import OFFLINE, ONLINE, Access
 def open_model(
     reference: str | os.PathLike[str], *, access: Access = ONLINE, may_be_adapter: bool = False
 ) -> Model:
-    """Open a model directory, a file, a model on the hub, or ``base+adapter``; reads headers only, and checks
-    them.
+    """Open a model directory, a file (also GGUF), a model on the hub, or ``base+adapter``; reads headers only, and
+    checks them.
 
     An existing path wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over
     the ``+`` of an adapter or a task vector. ``RUN@STEP`` is a step of a training run with anchors and deltas. With ``offline`` only the hub's cache is used. With ``may_be_adapter`` an
@@ -64,7 +66,10 @@ def open_model(
             return open_chain(label, *chain)
         if os.path.lexists(os.path.join(os.path.expanduser(label), MANIFEST)):
             return _inspected(label, access, may_be_adapter)
-        model = _open_files(label, Path(os.path.expanduser(label)), access)
+        location = Path(os.path.expanduser(label))
+        if (file := gguf_path(label, location)) is not None:
+            return open_gguf(label, file)
+        model = _open_files(label, location, access)
     except OSError as error:
         raise ModelError(
             f"{label}: cannot be read ({error.strerror}). Check the path and its permissions."
@@ -259,4 +264,4 @@ def _open_addition_elsewhere(reference: str, access: Access) -> FileModel:
     return open_from_hub(reference, access=access, choose=choose)
 
 
-MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, EquippedModel, DeltaChain)
+MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, GgufModel, EquippedModel, DeltaChain)

@@ -74,7 +74,7 @@ def check_urls(reference: str) -> None:
 
 def may_hold_model(path: Path) -> bool:
     """Is a path a folder, or a file of a format that holds models?"""
-    return path.is_dir() or path.suffix in (".safetensors", *PICKLES)
+    return path.is_dir() or path.suffix in (".safetensors", ".gguf", *PICKLES)
 
 
 def refuse_misspelt(reference: str, folder: str = ".") -> None:
@@ -152,7 +152,7 @@ def is_hub_reference(reference: str) -> bool:
     [True, True, False, False, False, False, False]
     """
     name = reference.partition("@")[0]
-    is_file = name.endswith((".safetensors", *PICKLES))
+    is_file = name.endswith((".safetensors", ".gguf", *PICKLES))
     return (
         re.fullmatch(r"[^./~\\+$%:][^/\\+$%:]*/[^./\\+$%:][^/\\+$%:]*", name) is not None
         and not is_file

@@ -37,6 +37,13 @@ PICKLE_INDICES = (PICKLE_INDEX, f"{DIFFUSERS_STEM}.bin.index.json")
 SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
 
 
+GGUF_ENDING = ".gguf"
+
+
+GGUF_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""The name of a file of a GGUF model that was split."""
+
+
 NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 """Files that trainers write next to the weights."""
 
@@ -66,6 +73,22 @@ def holds_weights(names: Iterable[str]) -> bool:
         n.endswith((".safetensors", *PICKLES)) and not NO_WEIGHTS.fullmatch(n) and not n.startswith(".")
         for n in names
     )
+
+
+def gguf_files(names: Iterable[str]) -> list[str]:
+    """Return the names of GGUF models among the files of a folder, of a split one its first file alone; none if the folder holds weights
+    of another format. Files of vision towers (`mmproj`) are no models.
+
+    >>> gguf_files(["a-00002-of-00002.gguf", "a-00001-of-00002.gguf", "mmproj-a.gguf", "README.md"])
+    ['a-00001-of-00002.gguf']
+    """
+    names = list(names)
+    found = [
+        n for n in names if n.endswith(GGUF_ENDING) and not n.startswith(".") and "mmproj" not in n.lower()
+    ]
+    if not found or holds_weights(names):
+        return []
+    return sorted(n for n in found if (match := GGUF_SPLIT.fullmatch(n)) is None or int(match["number"]) == 1)
 
 
 def shard_names(where: str, names: Collection[str], folder: Path, exists: Callable[[str], bool]) -> list[str]:

@@ -22,7 +22,7 @@ from alnico.checkpoint.reference import (
     may_hold_model,
     split_adapter,
 )
-from alnico.checkpoint.weight_files import holds_weights
+from alnico.checkpoint.weight_files import gguf_files, holds_weights
 from alnico.cli.command import CommandCall
 from alnico.cli.options import REQUIRED, Flag, dtype_names, method_names
 from alnico.errors import AlnicoError, without_secrets
@@ -186,7 +186,7 @@ def is_model(word: str) -> bool:
     """Does a word name an existing model: a folder with weights, a weight file, or a base with adapters?"""
     if os.path.isdir(word):
         try:
-            return holds_weights(os.listdir(word))
+            return holds_weights(names := os.listdir(word)) or bool(gguf_files(names))
         except OSError:
             return False
     return (os.path.isfile(word) and word.endswith(MODELS)) or split_adapter(word, is_path) is not None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.file_model import FileModel
+from alnico.checkpoint.gguf.open_gguf import gguf_path
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import unwrap_module
 from alnico.checkpoint.open_model import open_model
@@ -49,9 +50,9 @@ def open_subject(
     placement: ModulePlacement = ON_THE_PROCESSOR,
     watch: Watcher | None = None,
 ) -> EvaluatedModel:
-    """Open a transformers checkpoint for scoring: a directory, a hub model, or ``base+adapter``.
+    """Open a transformers checkpoint for scoring: a directory, a hub model, ``base+adapter``, or a GGUF model.
 
-    A hub model is downloaded; ``base+adapter`` is folded into a temporary checkpoint that lives as long as the result.
+    A hub model is downloaded; ``base+adapter`` and a GGUF model are written as a temporary checkpoint that lives as long as the result.
     Modules are loaded on first use and cached: where and in the dtype that ``placement`` says, by default on the
     processor in float32. No code of a model is run. With ``may_be_plain`` a file or a folder without a config is accepted,
     for tasks that are your own functions. ``label`` names the model in results; default: the reference. ``watch`` receives
@@ -61,9 +62,14 @@ def open_subject(
     place = os.fspath(reference)
     label = label or place
     path = Path(os.path.expanduser(place))
-    if may_be_plain and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file())):
+    is_gguf = gguf_path(label, path) is not None
+    if (
+        may_be_plain
+        and not is_gguf
+        and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file()))
+    ):
         return _Plain(label, place, offline, placement, watch)
-    if not path.is_dir() and (is_at_url(place) or split_adapter(place, is_path) is not None):
+    if is_gguf or (not path.is_dir() and (is_at_url(place) or split_adapter(place, is_path) is not None)):
         folder = _folded(place, offline)
         subject = _Checkpoint(label, folder / "model", placement, watch)
         weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)

@@ -17,7 +17,7 @@ from alnico.checkpoint.files import open_named
 from alnico.checkpoint.near_paths import MAX_ENTRIES, suggestion
 from alnico.checkpoint.remote.open_folder import is_url
 from alnico.checkpoint.sidecars import RECIPE_FILE
-from alnico.checkpoint.weight_files import holds_weights
+from alnico.checkpoint.weight_files import gguf_files, holds_weights
 from alnico.errors import RecipeError
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -131,7 +131,7 @@ def _recipe_in(folder: Path) -> str:
         recipes = [name for name in names if name.endswith((".yml", ".yaml"))]
         if recipes:
             return f"It holds {' and '.join(recipes[:2])}: give one file."
-        if holds_weights(names):
+        if holds_weights(names) or gguf_files(names):
             return (
                 "It is a model. Merge models without a recipe by `alnico merge A B OUT`, or look at this one "
                 "with `alnico inspect`."

@@ -1,0 +1,1 @@
+"""Reads GGUF files, llama.cpp's format, as Hugging Face models."""

@@ -1,0 +1,80 @@
+"""Decodes GGUF's blocks of 32 elements with one scale: ``d * code``, or ``d * code + m``.
+
+Layouts, in bytes: Q4_0 ``d 2 | codes 16``; Q4_1 ``d 2 | m 2 | codes 16``; Q5_0 ``d 2 | fifth bits 4 | codes 16``;
+Q5_1 ``d 2 | m 2 | fifth bits 4 | codes 16``; Q8_0 ``d 2 | codes 32``. d and m are float16. Of 16 bytes of codes the low
+halves are elements 0 to 15, the high halves 16 to 31.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from alnico.checkpoint.gguf.block_types import nibbles, scales_of
+
+
+def decode_q4_0(blocks: np.ndarray, out: np.ndarray) -> None:
+    """``d * (code - 8)``, codes of 4 bits."""
+    codes = nibbles(blocks[:, 2:], 16).view(np.int8)
+    codes -= 8
+    out[:] = codes
+    out *= scales_of(blocks, 0)
+
+
+def decode_q4_1(blocks: np.ndarray, out: np.ndarray) -> None:
+    """``d * code + m``, codes of 4 bits."""
+    out[:] = nibbles(blocks[:, 4:], 16)
+    out *= scales_of(blocks, 0)
+    out += scales_of(blocks, 2)
+
+
+def decode_q5_0(blocks: np.ndarray, out: np.ndarray) -> None:
+    """``d * (code - 16)``, codes of 5 bits."""
+    codes = _five_bits(blocks[:, 6:], blocks[:, 2:6]).view(np.int8)
+    codes -= 16
+    out[:] = codes
+    out *= scales_of(blocks, 0)
+
+
+def decode_q5_1(blocks: np.ndarray, out: np.ndarray) -> None:
+    """``d * code + m``, codes of 5 bits."""
+    out[:] = _five_bits(blocks[:, 8:], blocks[:, 4:8])
+    out *= scales_of(blocks, 0)
+    out += scales_of(blocks, 2)
+
+
+def decode_q8_0(blocks: np.ndarray, out: np.ndarray) -> None:
+    """``d * code``, codes of 8 bits with a sign."""
+    out[:] = blocks[:, 2:].view(np.int8)
+    out *= scales_of(blocks, 0)
+
+
+def _five_bits(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Join four bits with the fifth; bit i of the 32 is that of element i."""
+    codes = nibbles(low, 16)
+    fifth = np.unpackbits(np.ascontiguousarray(high), axis=1, bitorder="little")
+    fifth <<= 4
+    codes |= fifth
+    return codes
+
+
+def encode_q8_0(values: np.ndarray) -> np.ndarray:
+    """Encode float32 (blocks, 32) as Q8_0, uint8 (blocks, 34): ``d = max |x| / 127``, ``code = round(x * (1 / d))``.
+
+    Halves are rounded away from zero, and d itself to float16 after the codes were made of it, as llama.cpp does.
+
+    >>> encode_q8_0(np.full((1, 32), 127, np.float32))[0, :4].view(np.int8)
+    array([  0,  60, 127, 127], dtype=int8)
+    """
+    out = np.empty((len(values), 34), np.uint8)
+    largest = np.abs(np.maximum(values.max(axis=1), -values.min(axis=1)))  # of zeros it may be -0
+    d = largest / np.float32(127)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
+    scaled = values * inverse[:, None]
+    # The largest float32 below a half, with the number's sign: then cutting off the fraction rounds halves away from zero, and
+    # nothing else that is below a half.
+    scaled += np.copysign(np.float32(0.49999997), scaled)
+    with np.errstate(over="ignore"):
+        out[:, :2] = d.astype(np.float16).view(np.uint8).reshape(-1, 2)
+    out[:, 2:] = scaled.astype(np.int8).view(np.uint8)
+    return out
