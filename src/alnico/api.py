@@ -54,7 +54,7 @@ def plan(
 
     Options:
         recipe: YAML file of the recipe; - reads standard input on the command line.
-        single_file: name of the one output file, which ends in .safetensors; default: files cut at
+        single_file: name of the one output file, which ends in .safetensors or .gguf; default: files cut at
             max_shard_size.
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: RecipeError, ModelError, MismatchError, ResourceError, HubError; VerificationError and
@@ -113,7 +113,7 @@ def merge(
 
     Options:
         recipe: YAML file of the recipe; - reads standard input on the command line.
-        out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors makes one file.
+        out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors or .gguf makes one file.
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: all of ``alnico.errors``.
     """
@@ -178,7 +178,7 @@ def merge_documents(
 
     Options:
         recipe: YAML file of the recipe; - reads standard input on the command line.
-        out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors makes one file.
+        out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors or .gguf makes one file.
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: as for :func:`merge`.
     """
@@ -242,7 +242,7 @@ def plan_documents(
 
     Options:
         recipe: YAML file of the recipe; - reads standard input on the command line.
-        single_file: name of the one output file, which ends in .safetensors; default: files cut at
+        single_file: name of the one output file, which ends in .safetensors or .gguf; default: files cut at
             max_shard_size.
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: as for :func:`plan`.

@@ -296,12 +296,12 @@ def test_mistakes_of_a_call_are_named_in_its_words(arguments: dict[str, object],
 
 
 def test_an_output_of_another_format_is_refused_before_the_merge(run: Run) -> None:
-    for name in ("out.gguf", "out.BIN"):
+    for name in ("out.onnx", "out.BIN"):
         code, _, stderr = run("merge", "models/a", "models/b", name)
         assert (code, Path(name).exists()) == (8, False)
         assert stderr == (
-            f"alnico: {name}: ends in {name[3:]}, but alnico writes safetensors only; expected a folder or a name that "
-            "ends in .safetensors. Write out or out.safetensors.\n"
+            f"alnico: {name}: ends in {name[3:]}, but alnico writes safetensors and GGUF; expected a folder or a name that "
+            "ends in .safetensors or .gguf. Write out or out.safetensors.\n"
         )
     Path("v1.pt").mkdir()
     assert run("merge", "models/a", "models/b", "v1.pt")[0] == 0

@@ -130,7 +130,7 @@ KEYS = {
     "dtype integer": (
         "merge_method: linear\ndtype: int8" + TAIL,
         "2: dtype is 'int8'; expected bfloat16, float16, float32 or float64. "
-        "Merge in one of these, and quantise the output with another program.",
+        "Merge in one of these, and quantise the output with another program; q8_0 is for an OUT.gguf.",
     ),
     "dtype a number": (
         "merge_method: linear\ndtype: 16" + TAIL,
@@ -143,7 +143,7 @@ KEYS = {
     "out_dtype unknown": (
         "merge_method: linear\nout_dtype: int8" + TAIL,
         "2: out_dtype is 'int8'; expected bfloat16, float16, float32 or float64. "
-        "Merge in one of these, and quantise the output with another program.",
+        "Merge in one of these, and quantise the output with another program; q8_0 is for an OUT.gguf.",
     ),
     "seed text": (
         "merge_method: linear\nseed: lucky" + TAIL,

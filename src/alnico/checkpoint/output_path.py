@@ -38,8 +38,11 @@ TWINS = (
 )
 """Endings of the folders ``.NAME.alnico-...`` that alnico makes next to an output NAME."""
 
+SINGLE_FILES = (".safetensors", ".gguf")
+"""Endings of outputs of a merge that are one file."""
+
 OTHER_FORMATS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5")
-"""Endings of files of models in formats that alnico does not write."""
+"""Endings of files of models in formats that alnico does not write, but for merges into GGUF."""
 
 SHOWN = 3
 """Entries of a folder that a message names at most."""
@@ -67,20 +70,22 @@ def check_place(out: Path, inputs: Iterable[Path] = (), overwrite: Replace = Fal
     """
     check_inputs(out, inputs)
     with _output_errors(out):
-        _check_name(out, f"{PART}-gone")
+        _check_name(out, f"{PART}-gone", may_be_gguf=True)
         _check_parent(out)
         check_replaceable(out, overwrite)
 
 
-def check_publishable(out: Path, *, twin: str = f"{PART}-gone", is_tried: bool = True) -> None:
+def check_publishable(
+    out: Path, *, twin: str = f"{PART}-gone", is_tried: bool = True, may_be_gguf: bool = False
+) -> None:
     """Refuse a path that no output can get, whatever the recipe, before a model is opened.
 
     ``twin`` is the longest ending of a folder made next to the output. ``is_tried`` makes such a folder and
-    removes it, which detects quotas, full inode tables and names that the file system refuses.
+    removes it, which detects quotas, full inode tables and names that the file system refuses. ``may_be_gguf``: the output is a merge.
     Errors: OutputError; ResourceError if the disk or a quota is full.
     """
     with _output_errors(out):
-        _check_name(out, twin)
+        _check_name(out, twin, may_be_gguf=may_be_gguf)
         _check_kind(out)
         folder = _check_parent(out)
         if is_tried:
@@ -117,6 +122,11 @@ def check_empty(out: Path) -> None:
 
 def _is_occupied(out: Path) -> bool:
     return os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir()))
+
+
+def is_single_file(out: Path) -> bool:
+    """Is an output one file, by its name? An existing folder is none."""
+    return out.suffix in SINGLE_FILES and not (out.suffix == ".gguf" and out.is_dir())
 
 
 def existing_folder(out: Path) -> Path:
@@ -328,13 +338,19 @@ def _check_text(out: Path) -> None:
         ) from None
 
 
-def _check_name(out: Path, twin: str) -> None:
+def _check_name(out: Path, twin: str, *, may_be_gguf: bool = False) -> None:
     """Refuse a name that is not possible, is that of another format, or leads to a folder that must not be replaced."""
     _check_text(out)
-    if out.suffix.casefold() in OTHER_FORMATS and not out.is_dir():
+    is_gguf = may_be_gguf and out.suffix == ".gguf"
+    if out.suffix.casefold() in OTHER_FORMATS and not out.is_dir() and not is_gguf:
+        formats, endings = (
+            ("safetensors and GGUF", ".safetensors or .gguf")
+            if may_be_gguf
+            else ("safetensors only", ".safetensors")
+        )
         raise OutputError(
-            f"{out}: ends in {out.suffix}, but alnico writes safetensors only; expected a folder or a name that ends "
-            f"in .safetensors. Write {out.with_suffix('')} or {out.with_suffix('.safetensors')}."
+            f"{out}: ends in {out.suffix}, but alnico writes {formats}; expected a folder or a name that ends in {endings}. "
+            f"Write {out.with_suffix('')} or {out.with_suffix('.safetensors')}."
         )
     target = Path(os.path.realpath(out))
     if target == target.parent:
@@ -570,7 +586,7 @@ def _read_mounts() -> list[tuple[str, str]]:
 
 def _free_path(folder: Path, out: Path) -> str:
     """Return a path in a folder that an output could use, as a suggestion in a message."""
-    ending = out.suffix if out.suffix == ".safetensors" else ""
+    ending = out.suffix if out.suffix in SINGLE_FILES else ""
     names = (f"merged{f'-{n}' if n > 1 else ''}{ending}" for n in range(1, 1000))
     path = next(
         (folder / name for name in names if not os.path.lexists(folder / name)), folder / f"merged{ending}"

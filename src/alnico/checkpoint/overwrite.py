@@ -122,13 +122,15 @@ def foreign_entries(path: Path) -> list[str]:
 
 
 def is_weights(path: Path) -> bool:
-    """Is a file safetensors weights? An empty file may be replaced too."""
+    """Is a file weights, safetensors or GGUF? An empty file may be replaced too."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
         with open_binary(path) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
+            if start.startswith(b"GGUF"):
+                return True
             length = header.parse_length(start, size, str(path)) if size else 0
             entries = json.loads(file.read(length)) if size else {}
     except (AlnicoError, OSError, ValueError, RecursionError):

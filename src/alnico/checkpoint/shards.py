@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from types import MappingProxyType
+from typing import Protocol
 
 from alnico.checkpoint.header import Header, add_prefix, build
 from alnico.checkpoint.weight_files import STEM
 from alnico.numerics.dtypes import DTYPES
 
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
+
+
+class StoredLayout(Protocol):
+    """How the bytes of a tensor stand in a file that has them in another form."""
+
+    @property
+    def is_encoded(self) -> bool:
+        """Are they others, so that they cannot be read back? Otherwise they stand in other places alone."""
+        ...
+
+    def stored(self, tensor: str, offset: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+        """Yield places in the tensor's bytes in the file, and what stands there of ``data``, which begins at byte ``offset``."""
+        ...
+
+    def places(self, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the place in the file of bytes [begin, end) of ``size`` bytes from ``offset`` on: place, begin, end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,6 +43,8 @@ class OutputShard:
     header: Header
     prefix: str = ""
     """Folder of the module that the tensors belong to, ending in ``/``; empty for the model's own."""
+    layouts: Mapping[str, StoredLayout] = field(default_factory=dict)
+    """How tensors stand in the file whose bytes are others there than they are computed."""
 
     @property
     def byte_size(self) -> int:

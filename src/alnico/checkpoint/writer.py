@@ -58,6 +58,7 @@ class OutputFiles:
         self._place: dict[str, tuple[str, TensorInfo]] = {
             t.name: (s.name, t) for s in shards for t in s.header.tensors
         }
+        self._layouts = {name: layout for shard in shards for name, layout in shard.layouts.items()}
         try:
             if are_made:
                 for shard in shards:
@@ -80,10 +81,12 @@ class OutputFiles:
         return self.directory / (shard + UNFINISHED)
 
     def write(self, tensor: str, offset: int, data: memoryview) -> None:
-        """Write ``data`` at byte ``offset`` of a tensor. Errors: RunError."""
+        """Write ``data`` at byte ``offset`` of a tensor. Errors: RunError; NonFiniteError for what the file's type cannot hold."""
         shard, info = self._place[tensor]
-        write_fully(self._descriptors[shard], data, info.begin + offset, self._paths[shard], tensor)
-        self._start_writeback(shard, info.begin + offset, len(data))
+        layout = self._layouts.get(tensor)
+        for place, part in [(offset, data)] if layout is None else layout.stored(tensor, offset, data):
+            write_fully(self._descriptors[shard], part, info.begin + place, self._paths[shard], tensor)
+            self._start_writeback(shard, info.begin + place, len(part))
 
     def write_several(
         self, tensors: Sequence[str], parts: Sequence[memoryview], together: memoryview
@@ -92,6 +95,10 @@ class OutputFiles:
 
         Errors: RunError.
         """
+        if self._layouts:
+            for tensor, part in zip(tensors, parts, strict=True):
+                self.write(tensor, 0, part)
+            return
         places = [self._place[tensor] for tensor in tensors]
         begin, done = 0, 0
         for i, part in enumerate(parts):
@@ -113,7 +120,7 @@ class OutputFiles:
 
         Errors: RunError.
         """
-        if not isinstance(source, FileModel):
+        if not isinstance(source, FileModel) or tensor in self._layouts:
             return False
         shard, info = self._place[tensor]
         if not source.copy_to(name, offset, size, self._descriptors[shard], info.begin + offset):
@@ -142,7 +149,17 @@ class OutputFiles:
     def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
         """Read back bytes of a tensor that were written. Errors: RunError."""
         shard, info = self._place[tensor]
-        read_fully(self._descriptors[shard], buffer, info.begin + offset, self._paths[shard], tensor)
+        layout = self._layouts.get(tensor)
+        for place, begin, end in (
+            [(offset, 0, len(buffer))] if layout is None else layout.places(offset, len(buffer))
+        ):
+            read_fully(
+                self._descriptors[shard], buffer[begin:end], info.begin + place, self._paths[shard], tensor
+            )
+
+    def can_be_compared(self, tensor: str) -> bool:
+        """Can the bytes that were written be read back? Not where the file has blocks of another type."""
+        return tensor not in self._layouts or not self._layouts[tensor].is_encoded
 
     def read_file(self, shard: str, offset: int, buffer: memoryview) -> None:
         """Read bytes of a file as it will be when it is complete, its header included. Errors: RunError."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alnico.checkpoint.lora_model import repositories
-from alnico.checkpoint.output_path import Replace, existing_folder
+from alnico.checkpoint.output_path import Replace, existing_folder, is_single_file
 from alnico.checkpoint.source import Source
 from alnico.events import Fetched, Fetching, Watcher
 from alnico.output.disk_space import (
@@ -47,7 +47,7 @@ def fetch_inputs(
     :func:`alnico.output.disk_space.check_place_at`. Errors: OutputError, ResourceError,
     HubError.
     """
-    is_single = out.single_file is not None if isinstance(out, RemoteTarget) else out.suffix == ".safetensors"
+    is_single = out.single_file is not None if isinstance(out, RemoteTarget) else is_single_file(out)
     absent = absent_files(plan, side_files=not is_single)
     total = sum(sum(files.values()) for files in absent)
     if not any(absent):

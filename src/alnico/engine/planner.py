@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.output_path import Replace, check_publishable
+from alnico.checkpoint.output_path import Replace, check_publishable, is_single_file
 from alnico.checkpoint.reference import Paths, path_list
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.signatures import SignedInputs, check_key
@@ -28,6 +28,7 @@ from alnico.output.file_metadata import with_metadata
 from alnico.output.remote_target import RemoteTarget
 from alnico.output.shard_uploads import UPLOAD_BYTES
 from alnico.plan.build import build_plan
+from alnico.plan.gguf_output import is_gguf_file
 from alnico.plan.job import Plan
 from alnico.plan.norm_weights import analysis_files
 from alnico.recipe.reference import resolve_reference
@@ -97,7 +98,7 @@ class Planner:
         )
         if self.signed is not None:
             self._check_other_inputs(self.signed, plan)
-        if single_file is not None:
+        if single_file is not None and not is_gguf_file(single_file):
             plan = with_metadata(plan, has_hashes=self.has_hashes)
         requested = sum(requested_bytes(plan).values())
         return replace(plan, bytes_to_request=requested) if requested else plan
@@ -128,7 +129,7 @@ class Planner:
         Errors: all of ``alnico.errors``.
         """
         if isinstance(out, Path):
-            check_publishable(out)
+            check_publishable(out, may_be_gguf=True)
         single_file = single_file_of(out)
         planner = self.for_output(out)
         plan = planner.plan(recipe, single_file=single_file)
@@ -179,7 +180,7 @@ def single_file_of(out: Path | RemoteTarget) -> str | None:
     """Return the name of the one output file, if ``out`` is a file."""
     if isinstance(out, RemoteTarget):
         return out.single_file
-    return out.name if out.suffix == ".safetensors" else None
+    return out.name if is_single_file(out) else None
 
 
 def signed_inputs(keys: Paths, unsigned: Paths, is_required: bool) -> SignedInputs | None:

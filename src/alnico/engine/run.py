@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.durable import sync_directory
 from alnico.checkpoint.file_model import FileModel, file_states
-from alnico.checkpoint.output_path import Replace, check_twins
+from alnico.checkpoint.output_path import Replace, check_twins, is_single_file
 from alnico.checkpoint.remote.remote_weights import remote_models
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.merge_run import MergeRun
@@ -128,7 +128,7 @@ def run_plan(
     begin = time.perf_counter()
     open_gpus(plan)
     out = Path(out)
-    single = plan.shards[0].name if out.suffix == ".safetensors" else None
+    single = plan.shards[0].name if is_single_file(out) else None
     fingerprint = plan.fingerprint()
     try:
         check_twins(out, needed_paths(plan), (".alnico-old",))  # an old output gets its name back

@@ -15,6 +15,7 @@ from alnico.checkpoint.output_path import (
     check_publishable,
     check_twin,
     check_twins,
+    is_single_file,
 )
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.remote_run import run_plan_to
@@ -102,13 +103,7 @@ def run_stages(
     skipped. ``nodes`` make the tensors, in place of this machine. Errors: see ``errors``.
     """
     final = [stage for stage in stages if not stage.is_intermediate]
-    single = (
-        out.single_file
-        if isinstance(out, RemoteTarget)
-        else out.name
-        if out.suffix == ".safetensors"
-        else None
-    )
+    single = out.single_file if isinstance(out, RemoteTarget) else out.name if is_single_file(out) else None
     if single is not None and len(final) > 1:
         raise RecipeError(
             f"{out}: one file cannot hold the outputs of {len(final)} merges. Give a directory."
@@ -119,7 +114,7 @@ def run_stages(
     work = _work_folder(out)
     for target in targets.values():
         if isinstance(target, Path):
-            check_publishable(target)
+            check_publishable(target, may_be_gguf=True)
     if isinstance(out, Path):
         check_twin(out, WORK + "-gone")
     for stage in stages:

@@ -77,7 +77,7 @@ def fold(
     Options:
         base: The model that the adapters were trained on.
         adapters: LoRA adapters: directories, URLs, or owner/name@revision on the hub.
-        out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors makes one file.
+        out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors or .gguf makes one file.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; 1 applies an adapter as trained, a
             negative weight subtracts it.
         config: Config of a dict of LoRA tensors, with r and lora_alpha; a list has one per adapter.
@@ -133,7 +133,7 @@ def fold(
         return _returned(inner, opened, run)
     target = output_place(out, work_dir)
     if isinstance(target, Path):
-        check_publishable(target)
+        check_publishable(target, may_be_gguf=True)
     else:
         run = replace(run, reserved_bytes=UPLOAD_BYTES)
     try:

@@ -83,6 +83,9 @@ TORCH_NAMES = {
 }
 """Names a recipe may use for an output dtype (``torch.`` before them is allowed too)."""
 
+Q8_0 = "Q8_0"
+"""The blocks of GGUF files that a recipe may ask for as a dtype; what becomes blocks is computed as F32."""
+
 CONFIG_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 """The name of an output dtype in ``config.json``."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from alnico.checkpoint.output_path import Replace, check_inputs, check_place, existing_folder
+from alnico.checkpoint.output_path import Replace, check_inputs, check_place, existing_folder, is_single_file
 from alnico.checkpoint.quota import quota_left
 from alnico.checkpoint.remote.fsspec_folder import FsspecFolder
 from alnico.checkpoint.sidecars import side_files
@@ -123,7 +123,7 @@ def _sizes_beside(plan: Plan, out: Path) -> list[int]:
     """List the sizes of the files other than weights: side files, config, recipe, index, lock, and the
     journal, which grows like the lock."""
     entries = sum(len(job.name) + 200 + sum(len(i.name) + 100 for i in job.read) for job in plan.jobs)
-    if out.suffix == ".safetensors":
+    if is_single_file(out):
         return [entries]
     entries += 1_000 + 200 * (len(plan.shards) + sum(len(source.paths()) for source in plan.sources))
     entries += sum(len(dropped.name) + len(dropped.why) + 100 for dropped in plan.dropped)

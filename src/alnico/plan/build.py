@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.renamed_model import with_names_of
-from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, split_into_shards
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, OutputShard, split_into_shards
 from alnico.checkpoint.sidecars import check_carried, module_stems
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.task_vectors.equipped_model import EquippedModel, allow_base_mismatch
@@ -29,6 +30,7 @@ from alnico.plan import families
 from alnico.plan.compatibility import config_notes
 from alnico.plan.config import check_layers, layered_config, predictor_notes
 from alnico.plan.filters import unmatched_filters
+from alnico.plan.gguf_output import check_type, computed_dtype, gguf_shard, is_gguf_file
 from alnico.plan.job import Job, MemoryPlan, Plan
 from alnico.plan.job_builder import JobBuilder
 from alnico.plan.licences import check_licences, licence_conflicts, model_licences
@@ -55,7 +57,7 @@ def build_plan(
 ) -> Plan:
     """Open the models of a recipe (headers only), match their tensors and lay out the output.
 
-    ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Licences that do not go
+    ``single_file`` names the one output file of an OUT that ends in ``.safetensors`` or ``.gguf``. Licences that do not go
     together are notes, with ``strict_license`` a MismatchError. Errors: ModelError, MismatchError,
     MethodError, ResourceError, HubError; see ``errors``. Values are read only if names do not match (packed
     experts, tied copies), and nothing is written except the hub's cache.
@@ -112,6 +114,8 @@ def _plan(
     max_shard_bytes: int,
     single_file: str | None,
 ) -> Plan:
+    check_type(recipe, single_file)
+    is_gguf = is_gguf_file(single_file)
     donor = references.index(recipe.base_model) if recipe.base_model else 0
     sources = _adapted_sources(recipe, sources, donor)
     vocabulary = _vocabulary(recipe, references, sources, donor)
@@ -120,7 +124,8 @@ def _plan(
     sections = build_sections(recipe, references, sources, donor)
     filter_notes = unmatched_filters(recipe, sections.parts)
     new_rows = [t.rows for t in vocabulary.tables] if vocabulary is not None else ()
-    builder = JobBuilder(recipe, sources, donor, sections, new_rows)
+    dtype_of = functools.partial(computed_dtype, recipe) if is_gguf else None
+    builder = JobBuilder(recipe, sources, donor, sections, new_rows, dtype_of)
     jobs = _checked_jobs(builder)
     groups = builder.norm_weight_groups()
     notes = [
@@ -167,6 +172,17 @@ def _plan(
         pinned = _pinned(other, references, sources)
         return dataclasses.replace(plan, recipe=pinned, jobs=made, memory=memory_for(made))
 
+    shards: tuple[OutputShard, ...]
+    if is_gguf and single_file is not None:
+        shards = (gguf_shard(recipe, jobs, sources[donor], config, files, left, single_file),)
+    else:
+        shards = split_into_shards(
+            [(j.name, j.dtype, j.shape) for j in jobs],
+            max_shard_bytes,
+            single_file,
+            stem_of(sources[donor]),
+            module_stems(sources[donor]),
+        )
     plan = Plan(
         recipe=_pinned(recipe, references, sources),
         sources=tuple(sources),
@@ -174,13 +190,7 @@ def _plan(
         jobs=tuple(jobs),
         dropped=tuple(builder.dropped(jobs)),
         notes=(*notes, *more_notes),
-        shards=split_into_shards(
-            [(j.name, j.dtype, j.shape) for j in jobs],
-            max_shard_bytes,
-            single_file,
-            stem_of(sources[donor]),
-            module_stems(sources[donor]),
-        ),
+        shards=shards,
         dtype=_only_dtype(jobs),
         memory=memory_for([*jobs, *measured]),
         config=config,

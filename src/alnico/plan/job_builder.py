@@ -38,7 +38,10 @@ class _MatchedTensor:
 
 
 class JobBuilder:
-    """Builds the jobs of all sections, in the order of the donor's tensors, then of the other models'."""
+    """Builds the jobs of all sections, in the order of the donor's tensors, then of the other models'.
+
+    ``dtype_of`` says in which dtype a tensor is written, if it is not the recipe's; None leaves it to the models.
+    """
 
     def __init__(
         self,
@@ -47,8 +50,10 @@ class JobBuilder:
         donor: int,
         sections: Sections,
         new_rows: Sequence[Collection[str]] = (),
+        dtype_of: Callable[[Tensor], str | None] | None = None,
     ) -> None:
         self.recipe = recipe
+        self._dtype_of = dtype_of or (lambda _: recipe.dtype)
         self.sources = sources
         self.donor = donor
         self.sections = sections
@@ -252,7 +257,7 @@ class JobBuilder:
         digests = applied.digests or ("",) * len(chosen.parts)
         inputs = tuple(self._input(p, name, digest) for p, digest in zip(chosen.parts, digests, strict=True))
         base = self._input(chosen.base, name) if chosen.base is not None else None
-        if not (dtype := dtype or self.recipe.dtype):
+        if not (dtype := dtype or self._dtype_of(self._tensor(chosen.parts[0], name))):
             parts = (*chosen.parts, *([chosen.base] if chosen.base is not None else []))
             dtype = promote([self._tensor(p, name).nominal for p in parts])
         tensor = self._tensor(chosen.parts[0], name)
@@ -399,7 +404,7 @@ class JobBuilder:
     def _copy_job(self, name: str, origin: ModelPart, why: str, dtype: str | None = None) -> Job:
         tensor = self._tensor(origin, name)
         source = self._input(origin, name)
-        dtype = dtype or self.recipe.dtype or tensor.nominal
+        dtype = dtype or self._dtype_of(tensor) or tensor.nominal
         if tensor.dtype in MERGEABLE and tensor.dtype != dtype:
             return _new_job("mix", name, dtype, tensor, (source,), merge=IDENTITY, why=f"{why}, as {dtype}")
         return _new_job("copy", name, tensor.dtype, tensor, (source,), why=why)

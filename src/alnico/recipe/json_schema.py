@@ -9,7 +9,7 @@ from alnico.checkpoint.image_blocks import LISTS, PRESETS
 from alnico.methods import registry
 from alnico.methods.base import Between, Method, Option
 from alnico.methods.shared.other_words import METHOD_SYNONYMS, OPTION_SYNONYMS
-from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
+from alnico.numerics.dtypes import CONFIG_NAMES, Q8_0, TORCH_NAMES
 from alnico.numerics.numbers import complement
 from alnico.recipe import dialect
 from alnico.recipe.keys import (
@@ -115,7 +115,7 @@ def _shared_keys() -> dict[str, Schema]:
 
 def _top_keys(shared: Mapping[str, Schema]) -> dict[str, Schema]:
     """The schemas of the top-level keys."""
-    dtypes = [*TORCH_NAMES, *(f"torch.{name}" for name in TORCH_NAMES), *CONFIG_NAMES]
+    dtypes = [*TORCH_NAMES, *(f"torch.{name}" for name in TORCH_NAMES), *CONFIG_NAMES, Q8_0.lower(), Q8_0]
     factor: Schema = {"anyOf": [_number(Between()), NUMBER_AS_TEXT]}
     keys: dict[str, Schema] = {
         **shared,

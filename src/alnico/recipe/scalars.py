@@ -11,7 +11,7 @@ from typing import Any
 from alnico.errors import MethodError, near_name
 from alnico.methods import find
 from alnico.methods.base import Method
-from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
+from alnico.numerics.dtypes import CONFIG_NAMES, Q8_0, TORCH_NAMES
 from alnico.recipe import dialect
 from alnico.recipe.schema import MismatchPolicy, Missing, UnrelatedPolicy
 from alnico.recipe.yaml_nodes import MAX_SHOWN, Node, ParseContext, quote, shorten
@@ -153,7 +153,7 @@ def dtype(node: Node | None, where: str, reading: ParseContext) -> str | None:
     if node is None or name is None:
         return None
     plain = name.removeprefix("torch.").lower()
-    canonical = TORCH_NAMES.get(plain) or (plain.upper() if plain.upper() in CONFIG_NAMES else None)
+    canonical = TORCH_NAMES.get(plain) or (plain.upper() if plain.upper() in (*CONFIG_NAMES, Q8_0) else None)
     if canonical is None:
         prefixed = [n for n in TORCH_NAMES if plain and n.startswith(plain)]
         near = prefixed or difflib.get_close_matches(name[:MAX_SHOWN], TORCH_NAMES, 1)
@@ -163,7 +163,7 @@ def dtype(node: Node | None, where: str, reading: ParseContext) -> str | None:
         elif plain in ("auto", "none", "same", "default"):
             hint = " Leave dtype out: the output then has the dtype of the inputs."
         elif QUANTISED.match(plain):
-            hint = " Merge in one of these, and quantise the output with another program."
+            hint = " Merge in one of these, and quantise the output with another program; q8_0 is for an OUT.gguf."
         reading.wrong(
             node.line, f"{where} is {quote(name)}; expected bfloat16, float16, float32 or float64.{hint}"
         )

@@ -27,7 +27,7 @@ RATED_BYTES = 50_000_000
     resumes="merge",
     fills=("recipe", "models"),
     out=Flag(
-        "Directory or URL (s3://bucket/model) for the model, or one file, if it ends in .safetensors; default: the last word.",
+        "Directory or URL (s3://bucket/model) for the model, or one file, if it ends in .safetensors or .gguf; default: the last word.",
         is_option=True,
         also=("-o",),
         default="",

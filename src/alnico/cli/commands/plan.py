@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from alnico.checkpoint.lora_model import repositories
-from alnico.checkpoint.output_path import check_publishable, existing_folder
+from alnico.checkpoint.output_path import check_publishable, existing_folder, is_single_file
 from alnico.cli import quick
 from alnico.cli.command import CommandCall, command
 from alnico.cli.options import JSON, VERBOSE, Flag, size_of
@@ -72,7 +72,7 @@ def print_recipe(call: CommandCall, words: quick.MergeWords) -> bool:
 def show_plan(call: CommandCall, words: quick.MergeWords) -> None:
     """Plan a merge and print the plan."""
     out = words.out
-    single_file = Path(out).name if out.endswith(".safetensors") else None
+    single_file = Path(out).name if is_single_file(Path(out)) else None
     options = recipe_options(call, words)
     with quick.words_of_options(words):
         plans = call.invoke(**options, single_file=single_file)
@@ -80,7 +80,7 @@ def show_plan(call: CommandCall, words: quick.MergeWords) -> None:
     disk = place.unfinished if isinstance(place, RemoteTarget) else place
     if disk is not None:
         if not isinstance(place, RemoteTarget):
-            check_publishable(disk, is_tried=False)
+            check_publishable(disk, is_tried=False, may_be_gguf=True)
         for plan in plans:
             (check_disk_at if isinstance(place, RemoteTarget) else check_disk)(plan, disk)
     call.show(
