@@ -104,11 +104,12 @@ def test_the_tied_model_s_embedding_is_the_head_where_the_donor_is_not_tied() ->
     assert [i.name for j in plan.jobs if j.name == HEAD for i in j.inputs] == [HEAD, EMBED]
 
 
-def test_a_head_of_its_own_is_named_as_dropped_where_the_donor_is_tied() -> None:
+def test_a_head_of_its_own_is_merged_where_the_donor_is_tied() -> None:
     a, b = model("a", 0, tied=True), model("b", 1, tied=False)
     plan = alnico.merge(LINEAR, "out").plan
-    check_equal(read_model(Path("out")), mean(a, {n: v for n, v in b.items() if n != HEAD}))
-    assert [(d.model, d.name) for d in plan.dropped] == [(1, HEAD)]
+    check_equal(read_model(Path("out")), mean({**a, HEAD: a[EMBED]}, b))
+    assert config_of()["tie_word_embeddings"] is False
+    assert not plan.dropped
 
 
 def test_a_head_that_is_written_though_the_config_ties_it_is_told() -> None:

@@ -121,3 +121,88 @@ def test_a_config_that_unties_the_head_is_believed(tmp_path: Path, monkeypatch: 
     written("a", untied, **{"wte.weight": table(0)})
     written("b", untied, **{"wte.weight": table(1), "lm_head.weight": table(1)})
     assert "lm_head.weight: b has it, a lacks it" in refused("a", "b")
+
+
+# ---- heads of their own -----------------------------------------------------------------------------------------------
+
+
+def base_and_tuned(name: str) -> Any:
+    """Write a tied model, and one tuned from it whose head was trained by itself; returns the tuned one."""
+    base = architectures.make(name, tie_word_embeddings=True).eval()
+    base.save_pretrained("base")
+    tuned = architectures.make(name, tie_word_embeddings=False).eval()
+    tied = dict(base.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for place, parameter in tuned.named_parameters():
+            parameter.copy_(tied[place] + 0.01 * torch.randn(parameter.shape))
+    tuned.save_pretrained("tuned")
+    return tuned
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "GPTNeoXForCausalLM"])
+def test_a_head_that_a_fine_tune_unties_is_in_the_output_and_used(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tuned = base_and_tuned(name)
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": ["tuned"],
+        "parameters": {"weight": 1.0},
+    }
+    plan = alnico.merge(recipe, "out").plan
+    assert not plan.dropped
+    loaded = type(tuned).from_pretrained("out").eval()
+    tokens = torch.arange(6)[None]
+    assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
+    alnico.merge({"merge_method": "linear", "models": ["base", "tuned"]}, "mean")
+    base, own, got = (load_file(f"{folder}/model.safetensors") for folder in ("base", "tuned", "mean"))
+    assert got.keys() == own.keys()
+    (head,) = own.keys() - base.keys()
+    (embedding,) = (n for n, v in base.items() if v.shape == own[head].shape and "embed" in n or "wte" in n)
+    expected = (base[embedding].astype(np.float64) + own[head]) / 2
+    np.testing.assert_array_equal(got[head], expected.astype(np.float32))
+
+
+LLAMA = '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": %s}'
+
+
+def test_an_untied_head_with_the_bytes_of_its_embedding_stays_tied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written("a", LLAMA % "true", **{"model.embed_tokens.weight": table(0)})
+    same = {"model.embed_tokens.weight": table(1), "lm_head.weight": table(1)}
+    written("b", LLAMA % "false", **same)
+    plan = alnico.plan({"merge_method": "linear", "models": ["a", "b"]})
+    assert [job.name for job in plan.jobs] == ["model.embed_tokens.weight"]
+    assert [d.name for d in plan.dropped] == ["lm_head.weight"]
+    assert plan.config["tie_word_embeddings"] is True
+    assert not [note for note in plan.notes if "lm_head" in note]
+
+
+def test_a_head_of_its_own_unties_a_donor_that_stores_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written("a", LLAMA % "true", **{"model.embed_tokens.weight": table(0), "lm_head.weight": table(0)})
+    written("b", LLAMA % "false", **{"model.embed_tokens.weight": table(1), "lm_head.weight": table(2)})
+    plan = alnico.plan({"merge_method": "linear", "models": ["a", "b"]})
+    assert {job.name for job in plan.jobs} == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert plan.config["tie_word_embeddings"] is False
+
+
+def test_values_of_a_head_that_its_own_config_ties_are_named_when_they_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written("a", LLAMA % "true", **{"model.embed_tokens.weight": table(0)})
+    written("b", LLAMA % "true", **{"model.embed_tokens.weight": table(1), "lm_head.weight": table(2)})
+    plan = alnico.plan({"merge_method": "linear", "models": ["a", "b"]})
+    assert [d.name for d in plan.dropped] == ["lm_head.weight"]
+    assert (
+        "lm_head.weight: b stores values that differ from model.embed_tokens.weight, but its config ties the two, so "
+        "they are left out, as programs that follow the config ignore them. If this head was trained, set "
+        "tie_word_embeddings to false in the config.json of b."
+    ) in plan.notes

@@ -36,6 +36,7 @@ from alnico.plan.job_builder import JobBuilder
 from alnico.plan.licences import check_licences, licence_conflicts, model_licences
 from alnico.plan.memory import fit_memory
 from alnico.plan.norm_weights import known_norms, with_norms
+from alnico.plan.own_heads import untie_heads
 from alnico.plan.sections import Sections, build_sections
 from alnico.plan.tensor_matching import check_factors, check_modules
 from alnico.recipe.reference import replace_references, resolve_reference
@@ -210,6 +211,7 @@ def _adapted_sources(recipe: Recipe, sources: list[Source], donor: int) -> list[
     sources = untie(sources, [s for s in sources if getattr(s, "unties", False)])
     if not recipe.modules:
         sources = [s if s is sources[donor] else with_names_of(s, sources[donor]) for s in sources]
+    sources = untie_heads(sources, donor)
     if recipe.tokenizer is not None:
         # A row that a tied head lacks comes from another model's head, not from its own embedding.
         sources = untie(sources, [sources[donor]])

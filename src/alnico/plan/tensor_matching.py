@@ -19,6 +19,7 @@ from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.plan import families
 from alnico.plan.compatibility import NEARLY_ALL, Misfit, explain_mismatch
 from alnico.plan.job import Job
+from alnico.plan.own_heads import has_own_values
 from alnico.plan.sections import ModelPart, Section, TensorMethod
 from alnico.recipe.schema import Missing
 from alnico.vocabulary.compare import (
@@ -99,6 +100,7 @@ class TensorMatcher:
                 else None
             )
         if name in self.tied:
+            self._note_own_heads(name, holders)
             self._drop(
                 name,
                 [*holders, *([donor] if donor else [])],
@@ -248,6 +250,19 @@ class TensorMatcher:
             originals.add(named.get(original) if original is not None else None)
         self.copies += 1
         return originals.pop() if len(originals) == 1 else None
+
+    def _note_own_heads(self, head: str, parts: Sequence[ModelPart]) -> None:
+        """Note heads that are dropped as tied, by the configs of their models, and have values of their own."""
+        embedding = self.tied[head]
+        for part in parts:
+            source = self.sources[part.model]
+            stored = part.names.get(embedding, embedding)
+            if has_own_values(source, part.names[head], stored):
+                self.notes.append(
+                    f"{head}: {source.label} stores values that differ from {embedding}, but its config ties the "
+                    "two, so they are left out, as programs that follow the config ignore them. If this head was "
+                    f"trained, set tie_word_embeddings to false in the config.json of {source.label}."
+                )
 
     def _drop(self, name: str, parts: Sequence[ModelPart], why: str) -> None:
         self.dropped += dict.fromkeys((p.model, p.names[name], why) for p in parts)
