@@ -33,6 +33,7 @@ from alnico.plan.filters import unmatched_filters
 from alnico.plan.gguf_output import check_type, computed_dtype, gguf_shard, is_gguf_file
 from alnico.plan.job import Job, MemoryPlan, Plan
 from alnico.plan.job_builder import JobBuilder
+from alnico.plan.left_out import config_without
 from alnico.plan.licences import check_licences, licence_conflicts, model_licences
 from alnico.plan.memory import fit_memory
 from alnico.plan.norm_weights import known_norms, with_norms
@@ -141,6 +142,9 @@ def _plan(
         *_duplicate_models(sources),
     ]
     config, files, more_notes = _config_and_files(recipe, sources, donor, sections, jobs, vocabulary)
+    if builder.left_out:
+        config, left_notes = config_without(config, builder.left_out, builder.jobs)
+        more_notes += left_notes
     left = vocabulary.excluded if vocabulary is not None else frozenset()
     folder = sources[donor].directory
     if folder is not None and single_file is None:

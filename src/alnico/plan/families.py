@@ -85,7 +85,13 @@ COUNTS = (
 DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
 """The decoder's keys in a config that also has an encoder. The others belong to the encoder there."""
 
-FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers")
+FURTHER_LAYERS = (
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "mtp_num_hidden_layers",
+    "mtp_num_layers",
+    "num_mtp_modules",
+)
 """Keys that count multi-token prediction layers."""
 
 TEXT_CONFIGS = tied_weights.TEXT_CONFIGS
@@ -475,6 +481,15 @@ def comes_first(name: str) -> bool:
     return any(BEFORE_LAYERS.search(word) for word in words) and not any(
         word.startswith(AFTER_LAYERS) for word in words
     )
+
+
+def is_predictor(name: str) -> bool:
+    """Does a tensor belong to a module for multi-token prediction, by a word in its name?
+
+    >>> [is_predictor(n) for n in ("mtp.fc.weight", "model.mtp_block.0.norm.weight", "model.layers.0.mlp.up_proj.weight")]
+    [True, True, False]
+    """
+    return any(word.startswith("mtp") for word in name.split("."))
 
 
 def is_vision(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,8 @@ class JobBuilder:
         self.jobs: dict[str, Job] = {}
         self._rules: dict[str, int] = {}
         """Positions of the rules that make tensors, by the tensors' names."""
+        self._left_out: dict[str, int] = {}
+        """Positions of the rules that drop tensors, by the tensors' names."""
         self.notes: list[str] = []
         self._merges: dict[Any, Merge | MatrixMethod] = {}
         self._checked: dict[tuple[int, str], Merge] = {}
@@ -73,6 +76,9 @@ class JobBuilder:
         matched: list[_MatchedTensor] = []
         for section in self.sections.parts:
             for name in section.names:
+                if section.drops(name):
+                    self._leave_out(name, section)
+                    continue
                 chosen = section.method_for(name)
                 action = self.matcher.match(name, section, chosen)
                 if action is not None:
@@ -95,6 +101,12 @@ class JobBuilder:
             n for s in (self.sources[self.donor], *self.sources) for n in s.tensors if n in self.jobs
         )
         return [self.jobs[name] for name in (*order, *(n for n in self.jobs if n not in order))]
+
+    def _leave_out(self, name: str, section: Section) -> None:
+        """Drop a tensor of all models, as a rule says."""
+        position = next(i for i, rule in enumerate(self.recipe.methods) if rule is section.rule_of(name))
+        self.matcher.leave_out(name, section, f"methods[{position}] drops it")
+        self._left_out[name] = position
 
     def _note_gradients(self, matched: Sequence[_MatchedTensor]) -> None:
         """Note that tensors outside of layers get a gradient's first value, even those after the layers."""
@@ -154,16 +166,22 @@ class JobBuilder:
                 f"{donor.label}, whose config the output has. Make sure that the output can be loaded.{more}"
             )
 
+    @property
+    def left_out(self) -> Collection[str]:
+        """The tensors of the output that rules drop, in order."""
+        return self._left_out.keys()
+
     def rules(self) -> tuple[RuleUse, ...]:
         """Return what each rule does: its tensors, and the models that they are read from."""
         jobs: dict[int, list[Job]] = {}
         for name, position in self._rules.items():
             jobs.setdefault(position, []).append(self.jobs[name])
+        counts = Counter(self._left_out.values())
         return tuple(
             RuleUse(
                 rule.filter,
                 rule.merge_method,
-                len(made := jobs.get(i, [])),
+                len(made := jobs.get(i, [])) + counts[i],
                 tuple(dict.fromkeys(given.model for job in made for given in job.inputs)),
                 next((job.base.model for job in made if job.base is not None), None),
             )

@@ -116,6 +116,17 @@ class Section:
             self._rules_by_name[name] = first_rule(self.rules, name)
         return self._rules_by_name[name]
 
+    def drops(self, name: str) -> bool:
+        """Does a rule leave the tensor ``name`` out?"""
+        rule = self.rule_of(name)
+        return rule is not None and rule.drops
+
+    def holders(self, name: str) -> tuple[ModelPart, ...]:
+        """Return every part of the section that has the tensor ``name``."""
+        given = (self.base, *self.listed, self.donor)
+        parts = {part.place: part for part in given if part is not None and name in part.names}
+        return tuple(parts.values())
+
     def method_for(self, name: str) -> TensorMethod:
         """Return the method that makes the tensor ``name``, with its models."""
         rule = self.rule_of(name)
@@ -394,6 +405,8 @@ class _SectionBuilder:
         """Yield the tensors, in addition to ``names``, that rules make of models that only they name."""
         rules_by_model: dict[str, list[Rule]] = {}
         for rule in self.recipe.methods:
+            if rule.drops:
+                continue
             method = find(rule.merge_method)
             uses_base = method.space == "delta" or method.base == "first"
             named = [entry.reference for entry in rule.models]
@@ -607,7 +620,7 @@ class _SectionBuilder:
                     base=None,
                     shared=(),
                     preset=None,
-                    rules=(),
+                    rules=tuple(rule for rule in self.recipe.methods if rule.drops),
                     make=lambda _: only,
                     donor=only,
                     named_base=None,

@@ -139,6 +139,11 @@ class TensorMatcher:
         )
         return None
 
+    def leave_out(self, name: str, section: Section, why: str) -> None:
+        """Drop a tensor of every model of a section."""
+        self.matched += 1
+        self._drop(name, section.holders(name), why)
+
     def refuse(self) -> None:
         """Raise the mismatches, if there are any. Errors: MismatchError."""
         if self.problems:

@@ -9,7 +9,7 @@ from alnico.errors import near_name
 from alnico.methods.base import Method
 from alnico.recipe import dialect, scalars
 from alnico.recipe.keys import MAY_BE_EMPTY, TOKENIZER, TOP
-from alnico.recipe.schema import ModelEntry, Parameters, Rule
+from alnico.recipe.schema import DROP, ModelEntry, Parameters, Rule
 from alnico.recipe.yaml_nodes import Node, ParseContext, holds_anchors, shorten
 
 
@@ -148,14 +148,15 @@ def _misplaced_key_hint(key: str, node: Node, where: str, keys: Iterable[str]) -
 def read_context(keys: Mapping[str, Node], reading: ParseContext) -> Context:
     """Collect the methods that a document names."""
     rules = [n for n in _items(keys.get("methods")) if isinstance(n.value, dict)]
-    nodes = [*_methods_named(keys), *(r.value["merge_method"] for r in rules if "merge_method" in r.value)]
+    of_rules = [r.value["merge_method"] for r in rules if "merge_method" in r.value]
+    nodes = [*_methods_named(keys), *(node for node in of_rules if node.value != DROP)]
     methods = [(node, scalars.named_method(node)) for node in nodes]
     used = {m.name: m for _, m in methods if m is not None}
-    of_rules = [scalars.named_method(r.value.get("merge_method")) for r in rules]
+    chosen = map(scalars.named_method, of_rules)
     return Context(
         reading,
         used,
-        tuple(dict.fromkeys(m for m in of_rules if m is not None)),
+        tuple(dict.fromkeys(m for m in chosen if m is not None)),
         bool(methods) and all(m is not None for _, m in methods),
     )
 

@@ -34,6 +34,7 @@ from alnico.recipe.keys import (
 from alnico.recipe.models import MAX_DIGITS, MAX_MODELS
 from alnico.recipe.norm_weight import CHOICES, NUMBERS, takes_norms
 from alnico.recipe.scalars import SEEDS
+from alnico.recipe.schema import DROP
 
 Schema = dict[str, Any]
 Takers = list[tuple[Method, Option]]
@@ -155,6 +156,7 @@ def _model_definitions(shared: Mapping[str, Schema], one_of: list[Schema]) -> di
     of_module = {**shared, **{key: _or_null(shared[key]) for key in ("models", "slices")}}
     of_rule = {
         **shared,
+        "merge_method": {**shared["merge_method"], "enum": [*shared["merge_method"]["enum"], DROP]},
         "models": {**LISTED, "items": {"anyOf": [TEXT, _ref("rule_model")]}},
         "base_model": _or_null(_ref("reference")),
     }
@@ -167,6 +169,8 @@ def _model_definitions(shared: Mapping[str, Schema], one_of: list[Schema]) -> di
         "rule": {
             **_object(RULE, of_rule, ("filter", "merge_method"), idle),
             "not": {"anyOf": [{"required": ["model", key]} for key in ("models", "base_model")]},
+            "if": {"properties": {"merge_method": {"const": DROP}}},
+            "then": {"properties": {key: key in ("filter", "merge_method") for key in RULE}},
         },
         "rule_model": _object(RULE_MODEL, entry, ("model",), idle),
     }

@@ -63,7 +63,7 @@ MODULE: Keys = {
 
 RULE: Keys = {
     "filter": "The tensors: part of a name, = and the whole name, re: and a regular expression, block: and blocks of an image model, or * for all.",
-    "merge_method": "The method of these tensors.",
+    "merge_method": "The method of these tensors; drop leaves them out of the output.",
     "parameters": "Options of this method. They override all others except those under models of the rule. A list has one value per model, in order.",
     "model": "For a method that takes one model: that model's reference, or base.",
     "models": "The models of this rule, in its order, in place of the recipe's. They need not be among those.",

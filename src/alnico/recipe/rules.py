@@ -11,12 +11,12 @@ from alnico.recipe.keys import LINES, RULE, RULE_MODEL
 from alnico.recipe.models import MAX_MODELS, read_entries, read_reference
 from alnico.recipe.options import starts_from_a_model
 from alnico.recipe.parameters import read_filter, read_parameters
-from alnico.recipe.schema import Lines, ModelEntry, Rule
+from alnico.recipe.schema import DROP, Lines, ModelEntry, Rule
 from alnico.recipe.yaml_nodes import Node, quote
 
 
-def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, int]]:
-    """Read the rules, each with its method and line."""
+def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method | None, int]]:
+    """Read the rules, each with its method (None if it drops tensors) and line."""
     if node is None:
         return []
     reading = context.reading
@@ -26,7 +26,7 @@ def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, 
             node.line, f"methods is {actual}; expected a list of mappings with `filter` and `merge_method`."
         )
         return []
-    rules = []
+    rules: list[tuple[Rule, Method | None, int]] = []
     for i, item in enumerate(node.value):
         where = f"methods[{i}]"
         if not isinstance(item.value, dict):
@@ -42,6 +42,10 @@ def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, 
                     item.line, f"{where}.{key} is missing; expected {RULE[key][0].lower()}{RULE[key][1:]}"
                 )
         pattern = read_filter(keys.get("filter"), f"{where}.filter", context)
+        if "merge_method" in keys and keys["merge_method"].value == DROP:
+            if pattern is not None and _is_bare(keys, where, context):
+                rules.append((Rule(pattern, DROP), None, item.line))
+            continue
         method = scalars.method(keys.get("merge_method"), f"{where}.merge_method", reading)
         if method is None or pattern is None:
             continue
@@ -68,6 +72,18 @@ def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, 
                 _own_part(rule, where, (keys["models"].line, item.line, lines), method, context)
             )
     return rules
+
+
+def _is_bare(keys: Mapping[str, Node], where: str, context: Context) -> bool:
+    """Check that a rule that drops tensors has no settings of a merge."""
+    others = [key for key in keys if key in RULE and key not in ("filter", "merge_method")]
+    for key in others:
+        context.reading.wrong(
+            keys[key].line,
+            f"{where} has {key}, but its merge_method is drop, which leaves the tensors out; expected a filter alone. "
+            f"Remove {key}, or name a merge method.",
+        )
+    return not others
 
 
 def _models(

@@ -13,7 +13,7 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.numerics.dtypes import CONFIG_NAMES, Q8_0, TORCH_NAMES
 from alnico.recipe import dialect
-from alnico.recipe.schema import MismatchPolicy, Missing, UnrelatedPolicy
+from alnico.recipe.schema import DROP, MismatchPolicy, Missing, UnrelatedPolicy
 from alnico.recipe.yaml_nodes import MAX_SHOWN, Node, ParseContext, quote, shorten
 
 MAX_TEXT = 4_096
@@ -124,6 +124,13 @@ def method(node: Node | None, where: str, reading: ParseContext) -> Method | Non
         return None
     name = text(node, where, reading)
     if node is None or name is None:
+        return None
+    if name == DROP:
+        reading.wrong(
+            node.line,
+            f"{where} is drop, which leaves tensors out of the output; expected a merge method. Write drop into a "
+            "rule under methods, with a filter.",
+        )
         return None
     try:
         found = find(name)

@@ -17,6 +17,9 @@ Scalar = Union[float, bool, str]
 
 Missing = Literal["error", "copy", "drop"]
 
+DROP = "drop"
+"""The ``merge_method`` of a rule that leaves its tensors out of the output. It is no merge method."""
+
 PAIR_KEY = "alpha"
 """The key that a recipe writes for :class:`PairWeight`."""
 
@@ -152,7 +155,7 @@ class Rule:
     """A separate method for the tensors whose name matches ``filter``.
 
     ``model`` is the model that passthrough copies. ``models`` are merged in place of those that the recipe
-    lists; empty for the latter.
+    lists; empty for the latter. A rule whose ``merge_method`` is :data:`DROP` leaves the tensors out.
     """
 
     filter: str
@@ -164,6 +167,11 @@ class Rule:
     models: tuple[ModelEntry, ...] = ()
     base_model: str | None = None
     """A reference; empty for no base, None for that of the recipe."""
+
+    @property
+    def drops(self) -> bool:
+        """Does the rule leave its tensors out?"""
+        return self.merge_method == DROP
 
     def base_of(self, base: str | None, starts_from_a_model: bool) -> str | None:
         """Return the base of the rule, where the recipe's is ``base``.
@@ -311,7 +319,7 @@ class Recipe:
         for module in self.modules:
             own = module.merge_method or self.merge_method
             named += [s.merge_method or own for s in module.slices] or [own]
-        return tuple(dict.fromkeys([*named, *(r.merge_method for r in self.methods)]))
+        return tuple(dict.fromkeys([*named, *(r.merge_method for r in self.methods if not r.drops)]))
 
     @property
     def references(self) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from alnico.recipe.schema import (
 Placed = tuple[tuple[str, Parameters], ...]
 
 
-def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Context) -> None:
+def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method | None, int]], context: Context) -> None:
     """Report mistakes that only the whole recipe shows."""
     reading = context.reading
     for part in context.parts:
@@ -55,6 +55,8 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
         _check_pair(part, shared, context)
         _note_list_over_layers(part.method, part, recipe.parameters, context)
     for i, (rule, method, line) in enumerate(rules):
+        if method is None:
+            continue
         _check_rule(rule, method, f"methods[{i}]", line, recipe, context)
     if reading.mistakes:
         return

@@ -22,7 +22,7 @@ from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.recipe.load import load_recipe, load_recipes
 from alnico.recipe.reference import resolve_reference
-from alnico.recipe.schema import Recipe
+from alnico.recipe.schema import DROP, Recipe
 from alnico.run_options import DEFAULT_RUN, RunOptions
 
 
@@ -65,7 +65,7 @@ def recipe_in(lock: Lock, options: ReplanOptions) -> Recipe:
     models = {name for model in lock.models for name in (model.label, *model.label.split("+"))}
     moved = {old: new for old, new in options.places.items() if old not in models}
     for name in _methods_in(lock.recipe):
-        if name not in known_methods():
+        if name not in known_methods() and name != DROP:
             raise UncheckedError(
                 f"{lock.path}: its recipe needs the merge method {name}, which this version of alnico does not "
                 f"have. Use alnico {lock.version}, or install the package of the method. If it was made by "

@@ -29,6 +29,7 @@ from alnico.output.remote_target import RemoteTarget, output_place
 from alnico.plan.job import Plan, count_by_reason
 from alnico.plan.layers import layer_position
 from alnico.recipe.load import MAX_BYTES, decode_recipes
+from alnico.recipe.schema import DROP
 
 WORDS = {"mix": "merged", "matrix": "merged", "copy": "copied", "equal": "copied"}
 
@@ -236,7 +237,8 @@ def _rules(plan: Plan) -> list[str]:
         models = " and ".join(plan.sources[m].label for m in rule.models)
         base = f" with base {plan.sources[rule.base].label}" if rule.base is not None else ""
         made = f" of {models}{base}" if models else ""
-        lines.append(f"methods[{i}] ({rule.filter}): {count} by {rule.merge_method}{made}")
+        how = "dropped" if rule.merge_method == DROP else f"by {rule.merge_method}{made}"
+        lines.append(f"methods[{i}] ({rule.filter}): {count} {how}")
     return lines
 
 
