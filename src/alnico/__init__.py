@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from alnico.api import plan_documents as plan_documents
     from alnico.api import schema as schema
     from alnico.checkpoint.source import Model as Model
+    from alnico.engine.complete import complete as complete
     from alnico.engine.norm_weights import NormWeights as NormWeights
     from alnico.engine.run import MergeResult as MergeResult
     from alnico.engine.warm import WarmResult as WarmResult
@@ -130,6 +131,7 @@ __all__ = make_lazy(
             "schema",
         ],
         "alnico.checkpoint.source": ["Model"],
+        "alnico.engine.complete": ["complete"],
         "alnico.engine.norm_weights": ["NormWeights"],
         "alnico.engine.run": ["MergeResult"],
         "alnico.engine.warm": ["WarmResult", "warm"],

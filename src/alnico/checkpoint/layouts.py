@@ -14,7 +14,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import Shape
@@ -454,7 +454,7 @@ class Layout:
     ``stored`` maps each wanted name to the pieces that make up the tensor, in row-major order. ``missing``
     are wanted names that are not stored, ``unused`` stored names that are not wanted. ``title`` says how the
     names differ, '' if they do not. ``halves`` are the packed tensors whose two matrices, gate and up, were
-    paired by their order alone.
+    paired by their order alone. ``respelled`` maps unused names to the spelling of the wanted ones, where that is known.
     """
 
     title: str
@@ -462,6 +462,7 @@ class Layout:
     missing: tuple[str, ...]
     unused: tuple[str, ...]
     halves: tuple[str, ...] = ()
+    respelled: Mapping[str, str] = field(default_factory=dict)
 
     def whole(self, name: str) -> str | None:
         """The stored tensor that is the whole of a wanted one; None if that is a part of one or made of
@@ -719,7 +720,10 @@ class _LayoutMatch:
         title = _join_titles(
             self.title, "some tensors packed in one model and separate in the other" if is_repacked else ""
         )
-        return Layout(title, stored, missing, tuple(n for n in self.have if n not in used), tuple(halves))
+        unused = tuple(n for n in self.have if n not in used)
+        is_canonical = all(self.of_want(name) == name for name in self.want)
+        respelled = {n: spelled for n in unused if (spelled := self.of_have(n)) != n} if is_canonical else {}
+        return Layout(title, stored, missing, unused, tuple(halves), respelled)
 
     def _stored_name(self, canonical: str, shape: Shape) -> str | None:
         matches = self._names.get(canonical, ())

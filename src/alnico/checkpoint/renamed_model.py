@@ -27,7 +27,7 @@ MAX_ELEMENTS = 1 << 16
 class RenamedModel(SourceWrapper):
     """A source under other names. Made by :func:`with_names_of`; closing it closes the model.
 
-    Tensors that the other model does not have keep their own names.
+    Tensors that the other model does not have get its spelling, if the layout knows it, and else keep their own names.
     """
 
     def __init__(self, source: Source, layout: Layout, like: Mapping[str, Tensor]) -> None:
@@ -49,14 +49,17 @@ class RenamedModel(SourceWrapper):
             else:
                 tensors[name] = TensorSpec(first.dtype, like[name].shape, first.nominal)
             self._pieces[name] = pieces
-        for name in layout.unused:
+        spelled = {layout.respelled.get(name, name): name for name in layout.unused}
+        if len(spelled) < len(layout.unused) or spelled.keys() & tensors.keys():
+            spelled = {name: name for name in layout.unused}
+        for name, own in spelled.items():
             if name in tensors:
                 raise MismatchError(
                     f"{source.label}: has a tensor {name!r} and another that has this name in the other "
                     f"model ({layout.title}); expected one. Rename the tensors of one model."
                 )
-            tensors[name] = source.tensors[name]
-            self._pieces[name] = (Piece(name, 0, source.tensors[name].elements),)
+            tensors[name] = source.tensors[own]
+            self._pieces[name] = (Piece(own, 0, source.tensors[own].elements),)
         order = {name: i for i, name in enumerate(source.tensors)}
         names = sorted(tensors, key=lambda n: (order[self._pieces[n][0].name], self._pieces[n][0].first))
         self.tensors: Mapping[str, Tensor] = {name: tensors[name] for name in names}

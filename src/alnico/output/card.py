@@ -224,6 +224,9 @@ def parents_of(plan: Plan) -> list[Parent]:
             if i in used or (is_measured and reference != stage.recipe.base_model):
                 is_base = reference == stage.recipe.base_model
                 parts["base" if is_base else "merged" if i in merged else "base of some tensors"] = None
+            if reference == stage.recipe.complete_from:
+                parts.pop("merged", None)
+                parts["completes the output"] = None
             if stage is donor and i == donor.donor:
                 parts["config, tokenizer"] = None
     return [Parent(r, source, tuple(parts) or ("tokens",)) for r, (source, parts) in models.items()]

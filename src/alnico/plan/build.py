@@ -28,6 +28,13 @@ from alnico.installation import import_extra
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan import families
 from alnico.plan.compatibility import config_notes
+from alnico.plan.completion import (
+    Completion,
+    check_completion,
+    gives_config,
+    plan_completion,
+    refuse_complete,
+)
 from alnico.plan.config import check_layers, layered_config, predictor_notes
 from alnico.plan.filters import unmatched_filters
 from alnico.plan.gguf_output import check_type, computed_dtype, gguf_shard, is_gguf_file
@@ -118,8 +125,10 @@ def _plan(
 ) -> Plan:
     check_type(recipe, single_file)
     is_gguf = is_gguf_file(single_file)
-    donor = references.index(recipe.base_model) if recipe.base_model else 0
+    donor = _donor(recipe, references, sources)
     sources = _adapted_sources(recipe, sources, donor)
+    if recipe.complete_from:
+        check_completion(*_completed(recipe, references, sources))
     vocabulary = _vocabulary(recipe, references, sources, donor)
     if vocabulary is not None:
         sources = _with_rows(sources, vocabulary)
@@ -142,10 +151,14 @@ def _plan(
         *_duplicate_models(sources),
     ]
     config, files, more_notes = _config_and_files(recipe, sources, donor, sections, jobs, vocabulary)
+    left = vocabulary.excluded if vocabulary is not None else frozenset()
+    if recipe.complete_from:
+        completion = _completion(recipe, references, sources, donor, jobs, config)
+        config, files, left = completion.config, {**completion.files, **files}, left | completion.left
+        more_notes += completion.notes
     if builder.left_out:
         config, left_notes = config_without(config, builder.left_out, builder.jobs)
         more_notes += left_notes
-    left = vocabulary.excluded if vocabulary is not None else frozenset()
     folder = sources[donor].directory
     if folder is not None and single_file is None:
         check_carried(folder, files.keys() | left)
@@ -208,6 +221,44 @@ def _plan(
     )
     norms = known_norms(plan, (".", recipe.folder))
     return with_norms(plan, norms) if norms else plan
+
+
+def _donor(recipe: Recipe, references: list[str], sources: list[Source]) -> int:
+    """Return the position of the model that gives config, tokenizer and side files."""
+    if recipe.base_model:
+        return references.index(recipe.base_model)
+    if recipe.complete_from:
+        completing = references.index(recipe.complete_from)
+        return completing if gives_config(sources[:1], sources[completing]) else 0
+    return 0
+
+
+def _completed(
+    recipe: Recipe, references: list[str], sources: list[Source]
+) -> tuple[list[Source], Source]:
+    """Return the models that are merged whole, and the one that completes their output."""
+    assert recipe.complete_from is not None
+    listed = dict.fromkeys(references.index(entry.reference) for entry in recipe.models)
+    completing = references.index(recipe.complete_from)
+    return [sources[i] for i in listed if i != completing], sources[completing]
+
+
+def _completion(
+    recipe: Recipe,
+    references: list[str],
+    sources: list[Source],
+    donor: int,
+    jobs: Sequence[Job],
+    config: Mapping[str, Any],
+) -> Completion:
+    """Return what the model of ``complete_from`` adds. Errors: MismatchError if one model alone lacks nothing."""
+    assert recipe.complete_from is not None
+    position = references.index(recipe.complete_from)
+    own = None if recipe.base_model == recipe.complete_from else sources[0 if donor == position else donor]
+    completion = plan_completion(own, sources[position], jobs, position, config, is_donor=donor == position)
+    if recipe.base_model is None and len(recipe.models) == 1 and own is not None and not completion.adds:
+        refuse_complete(own, sources[position])
+    return completion
 
 
 def _adapted_sources(recipe: Recipe, sources: list[Source], donor: int) -> list[Source]:
@@ -377,6 +428,8 @@ def _unused_models(
         and (reference not in of_rules or reference == recipe.base_model)
         and (reference not in tokenizer_models or reference == recipe.base_model)
         and reference not in parts
+        and reference not in parts
+        and reference != recipe.complete_from
     ]
     notes += [
         f"{reference} is named by methods[{of_rules[reference]}] alone, which uses none of its tensors."

@@ -107,6 +107,8 @@ class Section:
     names: tuple[str, ...]
     """Names of the output tensors that the section may make, in order."""
     depth: Mapping[str, float]
+    completing: ModelPart | None = None
+    """The model that provides tensors that no model of the section has."""
     _methods: dict[int, TensorMethod] = field(default_factory=dict)
     _rules_by_name: dict[str, Rule | None] = field(default_factory=dict)
     _parts: dict[str, ModelPart] = field(default_factory=dict)
@@ -123,7 +125,7 @@ class Section:
 
     def holders(self, name: str) -> tuple[ModelPart, ...]:
         """Return every part of the section that has the tensor ``name``."""
-        given = (self.base, *self.listed, self.donor)
+        given = (self.base, *self.listed, self.donor, self.completing)
         parts = {part.place: part for part in given if part is not None and name in part.names}
         return tuple(parts.values())
 
@@ -395,10 +397,24 @@ class _SectionBuilder:
         base = self._base(listed, named, part, None)
         names = dict.fromkeys([*own.names.values(), *(n for p in listed for n in p.names)])
         names |= dict.fromkeys(self._names_of_rules(names, functools.partial(_part_of, part, None)))
+        completing = None
+        if self.recipe.complete_from is not None:
+            completing = part(ModelEntry(self.recipe.complete_from))
+            names |= dict.fromkeys(completing.names)
         donor = part(ModelEntry(self.references[self.donor]))
         label = module.name if module else ""
         self._add(
-            label, method, listed, base, donor, named, self.shared(None, module), part, names, depths(names)
+            label,
+            method,
+            listed,
+            base,
+            donor,
+            named,
+            self.shared(None, module),
+            part,
+            names,
+            depths(names),
+            completing,
         )
 
     def _names_of_rules(self, names: Container[str], make: Callable[[str], ModelPart]) -> Iterator[str]:
@@ -574,6 +590,7 @@ class _SectionBuilder:
         part: Callable[[ModelEntry], ModelPart],
         names: Iterable[str],
         depth: Mapping[str, float],
+        completing: ModelPart | None = None,
     ) -> None:
         ranges = {p.entry.layers for p in listed}
         layers = next(iter(ranges)) if len(ranges) == 1 else None
@@ -600,6 +617,7 @@ class _SectionBuilder:
                 named_base=named_base,
                 names=tuple(names),
                 depth=depth,
+                completing=completing,
             )
         )
 

@@ -14,11 +14,14 @@ from alnico.checkpoint.factors import is_factor
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.sidecars import modules_of
 from alnico.checkpoint.source import Source, Tensor
+from alnico.checkpoint.tied_weights import tied_copies
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.plan import families
 from alnico.plan.compatibility import NEARLY_ALL, Misfit, explain_mismatch
+from alnico.plan.completion import counted_groups
 from alnico.plan.job import Job
+from alnico.plan.layers import count_layers
 from alnico.plan.own_heads import has_own_values
 from alnico.plan.sections import ModelPart, Section, TensorMethod
 from alnico.recipe.schema import Missing
@@ -85,6 +88,10 @@ class TensorMatcher:
         donor = section.donor if section.donor is not None and name in section.donor.names else None
         if not holders and donor is None and chosen.rule is not None and chosen.rule.models:
             donor = next((p for p in section.listed if name in p.names), None)  # not lost silently
+        completing = section.completing
+        others = [p for p in holders if completing is None or p.model != completing.model]
+        given = completing if completing is not None and not others and name in completing.names else None
+        donor = donor or given
         if not holders and donor is None:
             return None  # only a base that the method does not use has it
         if not lacking:
@@ -107,7 +114,7 @@ class TensorMatcher:
                 f"tied to {self.tied[name]} in the config, and {self._lack(lacking)} it",
             )
             return None
-        original = self._original(name, holders, donor, lacking)
+        original = None if self._cannot_be_copy(name, given) else self._original(name, holders, donor, lacking)
         if original is not None:
             self._drop(
                 name,
@@ -115,6 +122,9 @@ class TensorMatcher:
                 f"a tied copy of {original}, which {self._labels_with(lacking, 'store')} once",
             )
             return None
+        if given is not None:
+            why = f"{self._lack(lacking)} it; copied from {self._label(given)}"
+            return TensorAction("from one", given, why)
         if self.missing == "drop":
             self._drop(
                 name, holders or [reference], f"{self._lack(lacking)} it, and the recipe sets missing: drop"
@@ -147,13 +157,17 @@ class TensorMatcher:
     def refuse(self) -> None:
         """Raise the mismatches, if there are any. Errors: MismatchError."""
         if self.problems:
-            if (explained := explain_mismatch(self.misfits, self.sources)) is not None:
+            offers = self._offers()
+            if not offers and (explained := explain_mismatch(self.misfits, self.sources)) is not None:
                 raise MismatchError(*explained)
             more = len(self.problems) - MAX_SHOWN
             rest = [f"... and {more} more tensors that do not match."] if more > 0 else []
             lines = self.problems[:MAX_SHOWN] + rest
             lacking = sum(None in m.shapes.values() for m in self.misfits)
-            if lacking > NEARLY_ALL * self.matched:
+            if offers:
+                advice = f" Use models of one architecture{OR_MISSING}"
+                lines = [*(line.replace(advice, "") for line in lines), *offers]
+            elif lacking > NEARLY_ALL * self.matched:
                 nothing = (
                     f"{lacking} of {self.matched} tensors are not in all models, so missing: drop would leave "
                     "almost nothing"
@@ -163,6 +177,29 @@ class TensorMatcher:
                     f"{nothing}. Compare the names: one model may have a prefix that the others lack."
                 )
             raise MismatchError(*lines)
+
+    def _offers(self) -> list[str]:
+        """Say how to take tensors from another model that a program left out when it saved a model.
+
+        Only where a model lacks some, has none that others lack, and all shapes fit.
+        """
+        if len(self.misfits) < len(self.problems) or any(None not in m.shapes.values() for m in self.misfits):
+            return []
+        offers = []
+        for model in dict.fromkeys(m for misfit in self.misfits for m in misfit.shapes):
+            involved = [misfit for misfit in self.misfits if model in misfit.shapes]
+            if any(misfit.shapes[model] is not None for misfit in involved):
+                continue
+            holder = next(m for m, shape in involved[0].shapes.items() if shape is not None)
+            names = [misfit.name for misfit in involved]
+            if _are_often_left_out(names):
+                label, other = self.sources[model].label, self.sources[holder].label
+                offers.append(
+                    f"{label} lacks {counted_groups(names)} that {other} has; programs that train often leave these out "
+                    f"when they save. Set missing: copy in the recipe to take them from {other}, or complete {label} "
+                    f"first: alnico complete {label} --from {other} OUT."
+                )
+        return offers
 
     def refuse_empty_output(self, jobs: Collection[Job]) -> None:
         """Refuse an output without weights.
@@ -232,6 +269,16 @@ class TensorMatcher:
             "or one integer dtype. Convert the model that differs."
         )
         return None
+
+    def _cannot_be_copy(self, name: str, given: ModelPart | None) -> bool:
+        """Is a tensor, given by a model that completes the output, none that its config ties to another?
+
+        Values of these alone are compared: the model may be on the hub, where others need not be downloaded.
+        """
+        if given is None:
+            return False
+        source = self.sources[given.model]
+        return given.names[name] not in tied_copies(source.config, source.tensors)
 
     def _original(
         self, name: str, holders: Sequence[ModelPart], donor: ModelPart | None, lacking: Sequence[ModelPart]
@@ -342,6 +389,18 @@ class TensorMatcher:
                     f"{count} added tokens of {donor.label} have another row in {source.label}; the output "
                     f"has the tokenizer of {donor.label}."
                 )
+
+
+def _are_often_left_out(names: Sequence[str]) -> bool:
+    """Is all that a model lacks part of layers for multi-token prediction, or of vision and audio towers?"""
+    layers = count_layers(names)
+    return all(
+        families.is_predictor(name)
+        or families.is_vision(name)
+        or families.is_tower(name)
+        or layers.predictor_place(name) is not None
+        for name in names
+    )
 
 
 def check_factors(jobs: Iterable[Job], sources: Sequence[Source]) -> None:

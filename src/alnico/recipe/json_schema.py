@@ -131,6 +131,7 @@ def _top_keys(shared: Mapping[str, Schema]) -> dict[str, Schema]:
         "missing": {"enum": ["error", "copy", "drop"]},
         "unrelated": {"enum": ["error", "allow"]},
         "base_mismatch": {"enum": ["error", "allow"]},
+        "complete_from": _ref("reference"),
         "seed": {"type": "integer", "minimum": SEEDS.start, "maximum": SEEDS.stop - 1},
         "name": TEXT,
     }

@@ -252,6 +252,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
         missing=scalars.missing(keys.get("missing"), reading),
         unrelated=scalars.unrelated(keys.get("unrelated"), reading),
         base_mismatch=scalars.base_mismatch(keys.get("base_mismatch"), reading),
+        complete_from=_completing(keys, reading),
         slices=slices,
         modules=modules,
         methods=tuple(rule for rule, _, _ in rules),
@@ -268,6 +269,21 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
     if len(reading.mistakes) > before:
         return None
     return dataclasses.replace(recipe, notes=tuple(reading.notes), written_seed=recipe.seed)
+
+
+def _completing(keys: dict[str, Node], reading: ParseContext) -> str | None:
+    """Read the model that completes the output of models that are merged whole."""
+    node = keys.get("complete_from")
+    if node is None:
+        return None
+    parts = next((key for key in ("slices", "modules") if key in keys), None)
+    if parts is not None:
+        reading.wrong(
+            node.line,
+            f"complete_from completes models that are merged whole; found {parts}. Merge these first, and complete the "
+            "output: alnico complete OUT --from MODEL COMPLETED.",
+        )
+    return read_reference(node, "complete_from", 0, reading)
 
 
 def _method(keys: dict[str, Node], root: Node, context: Context) -> tuple[Method | None, int]:

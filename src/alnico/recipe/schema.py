@@ -247,6 +247,8 @@ class Recipe:
     missing: Missing = "error"
     unrelated: UnrelatedPolicy = "error"
     base_mismatch: MismatchPolicy = "error"
+    complete_from: str | None = None
+    """The model that gives tensors, keys of the config and side files that no merged model has."""
     slices: tuple[Slice, ...] = ()
     modules: tuple[Module, ...] = ()
     methods: tuple[Rule, ...] = ()
@@ -323,7 +325,8 @@ class Recipe:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """All models without repetition, as in ``Plan.sources``: listed models, bases, tokenizer models."""
+        """All models without repetition, as in ``Plan.sources``: listed models, bases, tokenizer models, the one that
+        completes the output."""
         named = [e.reference for e in self._entries()]
         named += [s.base_model for s in self._slices() if s.base_model]
         named += [r.model for r in self.methods if r.model and r.model != "base"]
@@ -332,6 +335,8 @@ class Recipe:
             named.append(self.base_model)
         if self.tokenizer is not None:
             named += self.tokenizer.references
+        if self.complete_from:
+            named.append(self.complete_from)
         return tuple(dict.fromkeys(named))
 
     def canonical(self) -> dict[str, Any]:
@@ -372,6 +377,7 @@ class Recipe:
         data |= {"missing": self.missing} if self.missing != "error" else {}
         data |= {"unrelated": self.unrelated} if self.unrelated != "error" else {}
         data |= {"base_mismatch": self.base_mismatch} if self.base_mismatch != "error" else {}
+        data |= {"complete_from": self.complete_from} if self.complete_from else {}
         return {**data, "seed": self.seed}
 
 
