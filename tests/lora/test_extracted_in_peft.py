@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file as save_numpy
 
 import real
-from alnico.lora import extract
+from alnico.lora import extract, fold
 from lora.peft_models import tiny
 from real import BASE, TUNED
 
@@ -149,3 +152,118 @@ def test_peft_gives_the_outputs_of_minilms_fine_tune_at_full_rank(tmp_path: Path
     assert (outputs(base) - wanted).abs().max() > 0.01
     for got in in_peft(base, tmp_path / "out"):
         assert (got - wanted).abs().max() < 1e-4
+
+
+# ---- experts packed into one parameter --------------------------------------------------------------------------------
+
+LEFT_ALONE = ("gate_up_proj_bias", "down_proj_bias")
+"""Parameters of two dimensions that are no weight of a module: extraction leaves them out."""
+
+
+def packed(kind: str, folder: Path, *, is_moved: bool) -> Any:
+    """A mixture of experts with its experts packed in the file, as in the module; moved where extraction follows."""
+    from safetensors.torch import save_file
+
+    model = tiny(kind)
+    if is_moved:
+        still = {name: p.clone() for name, p in model.named_parameters() if name.endswith(LEFT_ALONE)}
+        moved(model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in still:
+                    parameter.copy_(still[name])
+    folder.mkdir()
+    model.config.save_pretrained(folder)
+    state = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
+def changes(base: Any, tuned: Any) -> dict[str, np.ndarray]:
+    """What changed of each stack of experts, in float64."""
+    before, after = base.state_dict(), tuned.state_dict()
+    names = [n for n in before if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]
+    return {n: (after[n].double() - before[n].double()).numpy() for n in names}
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_packed_experts_become_factors_of_a_parameter_that_peft_loads(tmp_path: Path, kind: str) -> None:
+    base = packed(kind, tmp_path / "base", is_moved=False)
+    tuned = packed(kind, tmp_path / "tuned", is_moved=True)
+    wanted, before = outputs(tuned), outputs(base)
+    found = extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "out", rank=1000)
+    stacks = changes(base, tuned)
+    assert len(stacks) == 4
+    assert {t.name for t in found.of("factors")} >= stacks.keys()
+    assert found.is_verified
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_parameters"] == ["experts.down_proj", "experts.gate_up_proj"]
+    assert (before - wanted).abs().max() > 0.05
+    for got in in_peft(base, tmp_path / "out"):
+        assert (got - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_factors_of_packed_experts_are_the_best_of_their_rank_and_fold_as_peft_merges_them(
+    tmp_path: Path, kind: str
+) -> None:
+    from peft import PeftModel
+
+    base = packed(kind, tmp_path / "base", is_moved=False)
+    tuned = packed(kind, tmp_path / "tuned", is_moved=True)
+    stacks = changes(base, tuned)
+    found = extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "out", rank=3, exact=True)
+    for t in found.tensors:
+        if t.name in stacks:
+            tails = [np.linalg.svd(matrix, compute_uv=False)[3:] for matrix in stacks[t.name]]
+            best = np.sqrt(sum(float(np.sum(tail**2)) for tail in tails))
+            assert t.rank == 3
+            assert t.expected == pytest.approx(best, rel=1e-5)
+            assert t.measured == pytest.approx(best, rel=1e-4)
+    fold(tmp_path / "base", [tmp_path / "out"], tmp_path / "folded")
+    merged = PeftModel.from_pretrained(base, tmp_path / "out").merge_and_unload().state_dict()
+    folded = load_file(tmp_path / "folded" / "model.safetensors")
+    for name in stacks:
+        largest = float(merged[name].abs().max())
+        assert np.abs(folded[name] - merged[name].numpy()).max() <= 1e-6 * largest
+
+
+def test_ranks_of_packed_experts_follow_energy_and_size(tmp_path: Path) -> None:
+    base = packed("mixtral", tmp_path / "base", is_moved=False)
+    tuned = packed("mixtral", tmp_path / "tuned", is_moved=True)
+    stacks = changes(base, tuned)
+    found = extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "energy", energy=0.5, exact=True)
+    for t in found.tensors:
+        if t.name in stacks:
+            assert 0.5 <= t.energy < 0.9
+    found = extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "size", size="60kB", exact=True)
+    assert found.byte_size <= 60_000
+    written = (tmp_path / "size" / "adapter_model.safetensors").stat().st_size
+    assert written == found.byte_size
+
+
+def test_packed_experts_in_memory_have_factors_of_three_dimensions(tmp_path: Path) -> None:
+    base, tuned = (packed("mixtral", tmp_path / n, is_moved=n == "tuned") for n in ("base", "tuned"))
+    triples = extract(tuned, base, rank=2, exact=True)
+    for name, change in changes(base, tuned).items():
+        a, b, scale = triples[name]
+        product = scale * (b.double() @ a.double()).numpy()
+        left, values, right = np.linalg.svd(change)
+        best = (left[:, :, :2] * values[:, None, :2]) @ right[:, :2]
+        np.testing.assert_allclose(product, best, atol=1e-5)
+
+
+def test_a_stack_that_did_not_change_is_no_target(tmp_path: Path) -> None:
+    base = packed("mixtral", tmp_path / "base", is_moved=False)
+    tuned = packed("mixtral", tmp_path / "tuned", is_moved=True)
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    state = load_file(tmp_path / "tuned" / "model.safetensors")
+    state[name] = load_file(tmp_path / "base" / "model.safetensors")[name]
+    save_numpy(state, tmp_path / "tuned" / "model.safetensors")
+    extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "out", rank=1000)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_parameters"] == ["experts.down_proj", "model.layers.0.mlp.experts.gate_up_proj"]
+    tuned.load_state_dict({n: torch.from_numpy(v) for n, v in state.items()})
+    wanted = outputs(tuned)
+    for got in in_peft(base, tmp_path / "out"):
+        assert (got - wanted).abs().max() < 1e-5

@@ -19,7 +19,10 @@ from alnico.checkpoint.tied_weights import architectures, tied_copies, untied_co
 from alnico.errors import ModelError
 from alnico.numerics import dtypes
 
-TRANSPOSED_EXPERTS = ("gpt_oss", "llama4", "llama4_text")
+TRANSPOSED_MODULES = ("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
+"""Model types whose modules have experts as (experts, in, out) and say so, which PEFT follows."""
+
+TRANSPOSED_EXPERTS = (*TRANSPOSED_MODULES, "llama4", "llama4_text")
 """Model types that store experts as (experts, in, out). Used only where a square shape leaves it open."""
 
 CONV1D_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")

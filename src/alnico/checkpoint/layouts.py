@@ -427,9 +427,9 @@ PACKED = {
 """Packed parameters of experts, ``(experts, rows, columns)``: the matrices of each expert, in the order of
 rows."""
 
-_PACKED_NAME = re.compile(
-    r"(?P<stem>.+\.experts)\.(?P<parameter>gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?"
-)
+PACKED_EXPERTS = re.compile(r"(?P<stem>.+\.experts)\.(?P<parameter>gate_up_proj|gate_proj|up_proj|down_proj)")
+"""Matches the packed parameters of experts in transformers' modules."""
+_PACKED_NAME = re.compile(PACKED_EXPERTS.pattern + r"(?:\.weight)?")
 _EXPERT_NAME = re.compile(
     r"(?P<stem>.+\.experts)\.(?P<expert>\d+)\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight"
 )

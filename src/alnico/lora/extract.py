@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -58,6 +59,7 @@ from alnico.lora.factorise import FactorisingRun
 from alnico.lora.folded_distances import FoldedDistances, runs_of
 from alnico.lora.ranks import Spectrum, ranks_of_size
 from alnico.lora.triples import triples_on
+from alnico.lora.packed_experts import depths_of, packed_factors, target_parameters
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule, target_modules
 from alnico.models.open_models import name_model, open_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -144,8 +146,9 @@ def extract(
         dtype: Dtype of the adapter: float32, bfloat16 or float16.
         seed: Seed of the random directions.
         verify: Fold the adapter back and measure what is lost.
-    Edge cases: an unchanged tensor is left out and named; a stack of experts in one tensor is left out and
-        named.
+    Edge cases: an unchanged tensor is left out and named. Experts packed into one tensor are a parameter
+        (``target_parameters``) whose experts each have factors of the same rank; in memory A and B then have
+        three dimensions.
     Errors: RecipeError for an option out of its range; MismatchError for models of different kinds, for
         unrelated models, and for equal models, which leave nothing to extract; NonFiniteError; ResourceError;
         OutputError; VerificationError; those of reading and HubError.
@@ -215,7 +218,7 @@ def extract(
         )
         check_space(
             target,
-            2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(targets.compared, caps, strict=True)) + saved,
+            2 * sum(4 * cap * sum(s.sides) for s, cap in zip(targets.compared, caps, strict=True)) + saved,
         )
         fetch_files(models, [m.absent(list(m.tensors), True) for m in models], run.watch)
         _check_related(models[0], models[1], targets)
@@ -309,7 +312,7 @@ class _ExtractRun:
             ).factorise(todo)
         else:
             results = [
-                sum(s.matrix) * real_of(self.tuned, self.base, s.name).itemsize * self.options.cap(s)
+                sum(s.sides) * real_of(self.tuned, self.base, s.name).itemsize * self.options.cap(s)
                 if s.treatment == "factors"
                 else 0
                 for s in todo
@@ -387,7 +390,7 @@ class _ExtractRun:
         """Return the rank of each matrix selected for factors; 0 for an unchanged one."""
         factored = self.targets.factored
         width = DTYPES[self.options.dtype].bytes
-        spectra = [Spectrum(*store.spectrum(s.name), sum(s.matrix) * width) for s in factored]
+        spectra = [Spectrum(*store.spectrum(s.name), sum(s.sides) * width) for s in factored]
         if self.options.size is None:
             return {s.name: len(spectrum.values) for s, spectrum in zip(factored, spectra, strict=True)}
         most = {s.name: len(spectrum.values) for s, spectrum in zip(factored, spectra, strict=True)}
@@ -410,7 +413,7 @@ class _ExtractRun:
         return saved_of(
             self.base,
             changed,
-            {s.module for s in self.targets.factored if ranks[s.name]},
+            Counter(s.module for s in self.targets.factored if ranks[s.name]),
             self.targets.tied,
         )
 
@@ -431,7 +434,7 @@ class _ExtractRun:
                 max(squares - float(np.sum(values[:rank] ** 2)), 0.0) if treatment == "factors" else squares
             )
             size = (
-                rank * sum(s.matrix) * width
+                rank * sum(s.sides) * width
                 if treatment == "factors"
                 else s.elements * width
                 if treatment == "saved"
@@ -454,17 +457,24 @@ class _ExtractRun:
 
     def _adapter(
         self, ranks: Mapping[str, int], saved: SavedTensors, reference: str
-    ) -> tuple[OutputAdapter, dict[str, ExtractTarget]]:
-        """Return the adapter's contents, and the target of each of its modules."""
-        modules: dict[str, ExtractTarget] = {s.module: s for s in self.targets.factored if ranks[s.name]}
-        outputs = [
-            replace(_module(s, ranks[s.name]), module=self._spelled[s.name].rpartition(".")[0])
-            for s in modules.values()
-        ]
+    ) -> tuple[OutputAdapter, list[ExtractTarget]]:
+        """Return the adapter's contents, and the target of each of its updates."""
         spelled = self._spelled
+        chosen = [s for s in self.targets.factored if ranks[s.name]]
+        depths = depths_of([spelled[s.name] for s in chosen if s.kind == "parameter"])
+        outputs = [
+            replace(
+                _module(s, ranks[s.name]),
+                module=spelled[s.name].rpartition(".")[0],
+                parameter=spelled[s.name].rpartition(".")[2] if s.kind == "parameter" else "",
+                depth=depths.get(spelled[s.name], 0),
+            )
+            for s in chosen
+        ]
         words = [spelled[name].split(".") for name in self.base.tensors]
         every = {".".join(w[:i]) for w in words for i in range(1, len(w))}
-        named = {spelled[s.name].rpartition(".")[0] for s in modules.values()}
+        named = {spelled[s.name].rpartition(".")[0] for s in chosen if s.kind != "parameter"}
+        stacks = [spelled[s.name] for s in chosen if s.kind == "parameter"]
         kinds = architectures(self.base.config)
         is_causal = any(k.endswith("ForCausalLM") for k in kinds)
         is_both = bool(self.base.config.get("is_encoder_decoder")) and any(
@@ -476,15 +486,16 @@ class _ExtractRun:
             "base_model_name_or_path": origin.name if origin is not None else reference,
             "revision": origin.commit if origin is not None else None,
             "target_modules": target_modules(sorted(named), sorted(every - named)),
+            **({"target_parameters": target_parameters(stacks, spelled.values())} if stacks else {}),
             "modules_to_save": module_names(list(spelled.values()), self._spelled_modules(saved)) or None,
             "bias": "all" if saved.has_biases else "none",
-            "fan_in_fan_out": any(s.is_turned and s.kind == "linear" for s in modules.values()),
+            "fan_in_fan_out": any(s.is_turned and s.kind == "linear" for s in chosen),
         }
         shapes = {
             self._written(name, written): self.base.tensors[name].shape
             for name, written in saved.names.items()
         }
-        return OutputAdapter(outputs, shapes, self.options.dtype, settings), modules
+        return OutputAdapter(outputs, shapes, self.options.dtype, settings), chosen
 
     @functools.cached_property
     def _spelled(self) -> dict[str, str]:
@@ -501,19 +512,21 @@ class _ExtractRun:
     def _written(self, name: str, written: str) -> str:
         """Return the adapter's name of a saved tensor; ``written`` is that in the file's names."""
         module, _, parameter = self._spelled[name].rpartition(".")
-        return f"{module}.base_layer.{parameter}" if written != name else self._spelled[name]
+        return f"{module}{'.base_layer' * written.count('.base_layer')}.{parameter}"
 
     def _write(
         self, part: PartDirectory, store: FactorStore, extraction: Extraction, reference: str
     ) -> AdapterFiles:
         ranks = {t.name: t.rank for t in extraction.tensors}
         saved = self._saved(store, ranks)
-        adapter, modules = self._adapter(ranks, saved, reference)
+        adapter, chosen = self._adapter(ranks, saved, reference)
         with AdapterFiles(part, adapter) as files:
-            for module, target in zip(adapter.modules, modules.values(), strict=True):
+            for module, target in zip(adapter.modules, chosen, strict=True):
                 factors = store.read(target.name, module.rank)
                 left, right = factors.left, factors.right
-                if target.is_turned:
+                if target.kind == "parameter":
+                    left, right = packed_factors(left, right, target.experts, is_turned=target.is_turned)
+                elif target.is_turned:
                     left, right = right.T, left.T
                 of_left, of_right = module.names
                 files.write(of_right, np.ascontiguousarray(right))
@@ -646,4 +659,5 @@ def _module(target: ExtractTarget, rank: int) -> OutputModule:
         )
     if target.is_turned:
         rows, columns = columns, rows
-    return OutputModule(target.module, target.kind, rank, (rows, rank), (rank, columns))
+    width = rank * target.experts
+    return OutputModule(target.module, target.kind, rank, (rows, width), (width, columns))

@@ -45,7 +45,7 @@ class Options:
         return min(
             self.max_rank or MOST_RANK,
             side,
-            self.size // (sum(target.matrix) * DTYPES[self.dtype].bytes),
+            self.size // (sum(target.sides) * DTYPES[self.dtype].bytes),
         )
 
     def data(self) -> dict[str, Any]:

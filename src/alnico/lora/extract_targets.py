@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from alnico.checkpoint.adapter_changes import is_transposed_linear
-from alnico.checkpoint.layouts import transformers_names
+from alnico.checkpoint.adapter_changes import TRANSPOSED_EXPERTS, TRANSPOSED_MODULES, is_transposed_linear
+from alnico.checkpoint.layouts import PACKED_EXPERTS, transformers_names
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.tied_weights import architectures
 from alnico.errors import MismatchError, RecipeError
@@ -26,7 +26,11 @@ EmbeddingsChoice = Literal["lora", "save", "leave"]
 
 @dataclass(frozen=True)
 class ExtractTarget:
-    """A tensor of both models, with its planned treatment; an unchanged tensor is always left out."""
+    """A tensor of both models, with its planned treatment; an unchanged tensor is always left out.
+
+    One of kind ``parameter`` is a stack of matrices, those of the experts of a layer, (experts, rows, columns). Each has
+    factors of its own, all of one rank.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +38,9 @@ class ExtractTarget:
     why: str = ""
     kind: ModuleKind = "linear"
     is_turned: bool = False
-    """Stored (in, out): an embedding, or GPT-2's linear layer."""
+    """Stored (in, out): an embedding, GPT-2's linear layer, or the experts of gpt-oss."""
+    first: int = 0
+    """The element of the stored tensor at which it begins: a matrix of a stack begins after those before it."""
 
     @property
     def module(self) -> str:
@@ -50,9 +56,30 @@ class ExtractTarget:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Rows and columns as stored; the other dimensions of a convolution are flattened into columns."""
+        """Rows and columns as stored, of one matrix of a stack; the other dimensions of a convolution are flattened into
+        columns."""
+        if self.kind == "parameter":
+            return self.shape[1], self.shape[2]
         rows = self.shape[0] if self.shape else 1
         return rows, self.elements // max(rows, 1)
+
+    @property
+    def experts(self) -> int:
+        """The number of matrices."""
+        return self.shape[0] if self.kind == "parameter" else 1
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of all matrices: what a rank more costs in numbers of the two factors."""
+        rows, columns = self.matrix
+        return self.experts * rows, self.experts * columns
+
+    def matrices(self) -> list[ExtractTarget]:
+        """Return each matrix of a stack as a target of its own; a single one unchanged."""
+        if self.kind != "parameter":
+            return [self]
+        size = self.elements // self.experts
+        return [replace(self, shape=self.shape[1:], kind="linear", first=i * size) for i in range(self.experts)]
 
 
 @dataclass(frozen=True)
@@ -133,7 +160,9 @@ def find_targets(
                     "be saved",
                 )
             turned = kind == "embedding" or (kind == "linear" and is_transposed_linear(name, base.config))
+            turned |= kind == "parameter" and _stores_inputs_first(base)
             compared.append(ExtractTarget(name, tensor.shape, treatment, why, kind, turned))
+    compared = _without_ambiguous(compared, base)
     unmatched += [
         UnmatchedTensor(name, f"{base.label} has no such tensor")
         for name in tuned.tensors
@@ -171,6 +200,8 @@ def _treatment(
         return "factors", "", "linear"
     if is_weight and len(shape) in (3, 4, 5) and shape[1] > 1:
         return "factors", "", "convolution"
+    if PACKED_EXPERTS.fullmatch(name) and len(shape) == 3 and min(shape) > 0:
+        return "factors", "", "parameter"
     if sum(n > 1 for n in shape) > 1 and not is_weight:
         return (
             "left out",
@@ -182,6 +213,37 @@ def _treatment(
         if others == "save"
         else ("left out", "not a matrix, left out (others: leave)", "linear")
     )
+
+
+def _stores_inputs_first(base: Source) -> bool:
+    """Are a model's stacks of experts (experts, in, out), in its module too?"""
+    parts = (base.config, *base.config.values())
+    return any(isinstance(part, Mapping) and part.get("model_type") in TRANSPOSED_MODULES for part in parts)
+
+
+def _without_ambiguous(compared: Sequence[ExtractTarget], base: Source) -> list[ExtractTarget]:
+    """Leave out stacks of experts of which an adapter could not say to which parameter their factors belong.
+
+    Factors of one module's parameters are told apart by their shapes alone, and those of a square matrix by the type of
+    the model, which programs read in two ways for Llama 4.
+    """
+    stacks: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for target in compared:
+        if target.kind == "parameter":
+            stacks.setdefault((target.module, tuple(sorted(target.matrix))), []).append(target.name)
+    same = {name for names in stacks.values() if len(names) > 1 for name in names}
+    kinds = {str(p.get("model_type")) for p in (base.config, *base.config.values()) if isinstance(p, Mapping)}
+    is_unclear = bool(kinds & (set(TRANSPOSED_EXPERTS) - set(TRANSPOSED_MODULES)))
+    why = "a stack of experts of the shape of another in its module: an adapter does not say which is whose"
+    unclear = "a stack of square matrices, which programs turn in different ways"
+    return [
+        replace(t, treatment="left out", why=why, kind="linear")
+        if t.name in same
+        else replace(t, treatment="left out", why=unclear, kind="linear")
+        if t.kind == "parameter" and is_unclear and t.shape[1] == t.shape[2]
+        else t
+        for t in compared
+    ]
 
 
 def _check_filters(base: Source, include: Sequence[str], exclude: Sequence[str]) -> None:
@@ -248,9 +310,10 @@ class SavedTensors:
 
 
 def saved_of(
-    base: Source, changed: Collection[str], factored: Collection[str], tied: Collection[str]
+    base: Source, changed: Collection[str], factored: Mapping[str, int], tied: Collection[str]
 ) -> SavedTensors:
-    """Decide how to store the ``changed`` tensors for PEFT; ``factored`` are the modules with factors.
+    """Decide how to store the ``changed`` tensors for PEFT; ``factored`` counts the parameters with factors of
+    each module.
 
     The bias of a module with factors is stored through ``bias: all``. A module with only a weight and a bias
     is stored whole, through ``modules_to_save``. Any other tensor keeps its own name, and PEFT loads it into
@@ -273,7 +336,7 @@ def saved_of(
             for n in tensors_of[module]
         )
         if module in factored:
-            names[name] = f"{module}.base_layer.{parameter}"
+            names[name] = f"{module}{'.base_layer' * factored[module]}.{parameter}"
             has_biases |= parameter == "bias"
         elif is_leaf and plain and name not in tied:
             modules[module] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -74,6 +75,18 @@ class FactorisingRun:
         real = real_of(self.tuned, self.base, target.name)
         cap = self.options.cap(target) if target.treatment == "factors" else 0
         gpu = self._gpus.mine() if cap else None
+        parts = [self._low_rank(matrix, cap, gpu, real) for matrix in target.matrices()]
+        factors = parts[0] if len(parts) == 1 else _stacked(parts)
+        if not math.isfinite(factors.squares):
+            Delta(self.tuned, self.base, target, self._arena).refuse()
+        self._crew.check()  # a later run may write to the same place
+        self._put(target.name, factors)
+        self._crew.report(Advanced(target.name, self._bytes(target)))
+
+    def _low_rank(
+        self, target: ExtractTarget, cap: int, gpu: MatrixGpu | None, real: np.dtype[Any]
+    ) -> LowRankFactors:
+        """Decompose the task vector of one matrix; only measure it if the largest rank, ``cap``, is 0."""
         is_held = cap > 0 and gpu is None and self.room.holds(target, real)
         delta = Delta(self.tuned, self.base, target, self._arena, is_held=is_held)
         if gpu is not None:
@@ -86,13 +99,9 @@ class FactorisingRun:
             factors = LowRankFactors(
                 np.zeros((rows, 0), real), np.zeros((0, columns), real), np.zeros(0), squares
             )
-        if not math.isfinite(factors.squares):
-            delta.refuse()
         if not factors.squares and real == np.float64:
             delta.refuse_tiny()
-        self._crew.check()  # a later run may write to the same place
-        self._put(target.name, factors)
-        self._crew.report(Advanced(target.name, self._bytes(target)))
+        return factors
 
     def _blocks(self, delta: Delta) -> Blocks:
         def blocks() -> Iterator[np.ndarray]:
@@ -120,7 +129,8 @@ class FactorisingRun:
         shape = target.matrix
         if self.options.exact:
             return self._cut_to_energy(exact_svd(blocks, shape, cap, squares_of=squares_of))
-        seed = (self.options.seed % (1 << 64), xxhash.xxh3_64_intdigest(target.name.encode()))
+        place = f"{target.name}[{target.first}]" if target.first else target.name
+        seed = (self.options.seed % (1 << 64), xxhash.xxh3_64_intdigest(place.encode()))
         if self.options.energy is None:
             return randomized_svd(blocks, shape, cap, seed=seed, squares_of=squares_of)
         rank = min(FIRST_RANK, cap)
@@ -142,3 +152,19 @@ class FactorisingRun:
 
     def _bytes(self, target: ExtractTarget) -> int:
         return sum(model.tensors[target.name].byte_size for model in (self.tuned, self.base))
+
+
+def _stacked(parts: Sequence[LowRankFactors]) -> LowRankFactors:
+    """Join the factors of the matrices of a stack: left factors below one another, right ones side by side.
+
+    All get the largest rank among them, with zeros. The values are those of the stack as a whole: the root of the sum of
+    the squares at each position.
+    """
+    rank = max(part.rank for part in parts)
+    left = [np.pad(part.left, ((0, 0), (0, rank - part.rank))) for part in parts]
+    right = [np.pad(part.right, ((0, rank - part.rank), (0, 0))) for part in parts]
+    values = np.zeros(rank)
+    for part in parts:
+        values[: part.rank] += part.values**2
+    squares = math.fsum(part.squares for part in parts)
+    return LowRankFactors(np.vstack(left), np.hstack(right), np.sqrt(values), squares)

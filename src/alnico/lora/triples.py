@@ -397,9 +397,11 @@ def _triple_of(
     adapter: Adapter, update: Update, gives_torch: bool, *, is_transposed: bool
 ) -> tuple[Any, Any, float]:
     wide = adapter.files.tensors[update.right].dtype == "F64"
-    (left,), (right,) = adapter.matrices(update, np.dtype(np.float64 if wide else np.float32))
+    left, right = adapter.matrices(update, np.dtype(np.float64 if wide else np.float32))
     if is_transposed:
-        left, right = right.T, left.T
+        left, right = right.swapaxes(1, 2), left.swapaxes(1, 2)
+    if update.experts == 1:
+        left, right = left[0], right[0]
     return _array(right, gives_torch), _array(left, gives_torch), update.scale
 
 
