@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,13 +176,17 @@ def experts_packed(stem: str = "model.layers.0.mlp.experts") -> dict[str, tuple[
 
 @pytest.mark.parametrize(
     "stored",
-    [experts_one_by_one(), experts_one_by_one("model.layers.0.block_sparse_moe.experts", ("w1", "w3", "w2"))],
-    ids=["qwen", "mixtral"],
+    [
+        experts_one_by_one(),
+        experts_one_by_one("model.layers.0.block_sparse_moe.experts", ("w1", "w3", "w2")),
+        experts_one_by_one("mtp.layers.0.mlp.experts"),
+    ],
+    ids=["qwen", "mixtral", "mtp"],
 )
 def test_packed_experts_are_made_of_those_stored_one_by_one_and_the_other_way_round(
     stored: dict[str, tuple[int, ...]],
 ) -> None:
-    packed = experts_packed()
+    packed = experts_packed("mtp.layers.0.mlp.experts") if "mtp" in next(iter(stored)) else experts_packed()
     rng = np.random.default_rng(0)
     values = {n: rng.standard_normal(s) for n, s in stored.items()}
     whole = {
@@ -240,6 +245,8 @@ MADE = {
     "bailing_hybrid": "BailingHybridForCausalLM",
     "hrm_text": "HrmTextForCausalLM",
     "hy_v4": "HYV4ForCausalLM",
+    "glm": "GlmForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "bert": "EsmForMaskedLM",
     "gte": "GteForMaskedLM",
     "jina_embeddings_v3": "JinaEmbeddingsV3ForMaskedLM",
@@ -259,11 +266,52 @@ MADE = {
 }
 """For each line of the table an architecture that it is needed for."""
 
-FAST = ("llava", "qwen2_vl", "mixtral", "vit")
+FAST = ("llava", "qwen2_vl", "mixtral", "vit", "glm", "phi3")
 
 
 def test_every_line_of_the_table_has_a_model_here() -> None:
     assert [s.types[0] for s in SPELLINGS] == list(MADE)
+
+
+def as_chatglm(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a GLM under the names of its first repositories, whose code fuses queries, keys and values."""
+    names = {
+        "model.embed_tokens.": "transformer.embedding.word_embeddings.",
+        "model.layers.": "transformer.encoder.layers.",
+        "model.norm.": "transformer.encoder.final_layernorm.",
+        "lm_head.": "transformer.output_layer.",
+        ".self_attn.o_proj.": ".self_attention.dense.",
+        ".self_attn.q_proj.": ".self_attention.query_key_value.",
+        ".mlp.gate_up_proj.": ".mlp.dense_h_to_4h.",
+        ".mlp.down_proj.": ".mlp.dense_4h_to_h.",
+    }
+    old = {}
+    for name, values in stored.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            values = np.concatenate([stored[name.replace(".q_proj.", f".{p}_proj.")] for p in "qkv"])
+        for new, before in names.items():
+            name = name.replace(new, before)
+        old[name] = values
+    return old
+
+
+def apart(stored: dict[str, np.ndarray], config: Any) -> dict[str, np.ndarray]:
+    """The tensors of a Phi-3 as programs for Llama store them: each projection apart."""
+    head = config.hidden_size // config.num_attention_heads
+    rows = [n * head for n in (config.num_attention_heads, *[config.num_key_value_heads] * 2)]
+    single = {}
+    for name, values in stored.items():
+        if ".qkv_proj." in name:
+            cuts = np.split(values, np.cumsum(rows)[:-1])
+            single |= {name.replace(".qkv_proj.", f".{p}_proj."): v for p, v in zip("qkv", cuts, strict=True)}
+        elif ".gate_up_proj." in name:
+            halves = zip(("gate", "up"), np.split(values, 2), strict=True)
+            single |= {name.replace(".gate_up_proj.", f".{p}_proj."): v for p, v in halves}
+        else:
+            single[name] = values
+    return single
 
 
 @pytest.mark.parametrize(
@@ -284,6 +332,10 @@ def test_every_parameter_of_a_module_is_found_in_its_file_with_its_values(kind: 
             n.replace(k, old[k]) if (k := next((k for k in old if n.endswith(k)), "")) else n: v
             for n, v in stored.items()
         }
+    if kind == "glm":
+        stored = as_chatglm(stored)
+    if kind == "phi3":
+        stored = apart(stored, module.config)
     tied = set(getattr(module, "all_tied_weights_keys", None) or {})
     layout = find_layout(shapes_of(stored), shapes_of(held))
     assert set(stored) != set(held) - tied, "names agree: this model shows nothing"
@@ -377,3 +429,58 @@ def test_a_packed_tensor_is_read_from_any_byte_on(tmp_path: Path) -> None:
                     buffer = bytearray(size)
                     translated.read_into(name, offset, memoryview(buffer))
                     assert bytes(buffer) == raw[offset : offset + size]
+
+
+# ---- Stacks of transposes, as Llama 4 and gpt-oss have them --------------------------------------------------------------------
+
+
+def stack(one_by_one: dict[str, np.ndarray], *, is_turned: bool) -> dict[str, np.ndarray]:
+    """Pack experts, gate first: (experts, out, in), or (experts, in, out)."""
+    packed = pack(one_by_one, "gate_proj", "up_proj")
+    return {n: np.ascontiguousarray(v.swapaxes(1, 2)) for n, v in packed.items()} if is_turned else packed
+
+
+FORMS: dict[str, Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]] = {
+    "one by one": lambda experts: experts,
+    "out first": lambda experts: stack(experts, is_turned=False),
+    "in first": lambda experts: stack(experts, is_turned=True),
+}
+
+
+@pytest.mark.parametrize("other", FORMS)
+@pytest.mark.parametrize("base", FORMS)
+def test_a_stack_of_transposes_meets_every_other_form(base: str, other: str, tmp_path: Path) -> None:
+    before = experts(0)
+    tuned = {n: v + np.float32(0.1) * experts(1)[n] for n, v in before.items()}
+    mean = FORMS[base]({n: (before[n].astype(float) + tuned[n]) / 2 for n in before})
+    rest = {f"model.layers.0.self_attn.{p}_proj.weight": np.eye(4, dtype=np.float32) for p in "qkvo"}
+    save_file({**FORMS[base](before), **rest}, tmp_path / "a.safetensors")
+    save_file({**FORMS[other](tuned), **rest}, tmp_path / "b.safetensors")
+    models = [str(tmp_path / n) for n in ("a.safetensors", "b.safetensors")]
+    result = alnico.merge({"merge_method": "linear", "models": models}, tmp_path / "out.safetensors")
+    got = load_file(tmp_path / "out.safetensors")
+    assert set(got) == {*mean, *rest}
+    for name in mean:
+        np.testing.assert_allclose(got[name], mean[name], atol=1e-6)
+    notes = [note for note in result.plan.notes if "experts are turned" in note]
+    assert bool(notes) == (base != other and "in first" in (base, other))
+
+
+@pytest.mark.parametrize("form", ["one by one", "out first"])
+def test_a_turned_tensor_is_read_from_any_byte_on(form: str, tmp_path: Path) -> None:
+    before = experts(0)
+    save_file(FORMS[form](before), tmp_path / "one.safetensors")
+    save_file(FORMS["in first"](before), tmp_path / "turned.safetensors")
+    with (
+        alnico.open_model(tmp_path / "one.safetensors") as one,
+        alnico.open_model(tmp_path / "turned.safetensors") as turned,
+    ):
+        for source, like in ((one, turned), (turned, one)):
+            translated = with_names_of(source, like)
+            assert translated.reading_bytes > source.reading_bytes
+            for name in like.tensors:
+                raw = like.read(name).tobytes()
+                for first in range(0, len(raw), 12):
+                    part = bytearray(20 if first + 20 <= len(raw) else len(raw) - first)
+                    translated.read_into(name, first, memoryview(part))
+                    assert bytes(part) == raw[first : first + len(part)], (name, first)

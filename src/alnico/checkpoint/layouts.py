@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from alnico.errors import MismatchError
@@ -51,6 +51,7 @@ class Spelling:
 
 
 _QKV = ("q_proj", "k_proj", "v_proj")
+_GATE_UP = ("gate_up_proj", ("gate_proj", "up_proj"))
 _CONVOLUTIONS = (("conv1d", ("q_conv1d", "k_conv1d", "v_conv1d")),)
 _MIXTRAL = (
     (r"\.block_sparse_moe\.", ".mlp."),
@@ -285,7 +286,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         ("hrm_text",),
         ((r"\.attn\.", ".self_attn."),),
-        (("gqkv_proj", ("gate_proj", *_QKV)), ("gate_up_proj", ("gate_proj", "up_proj"))),
+        (("gqkv_proj", ("gate_proj", *_QKV)), _GATE_UP),
     ),
     Spelling(
         ("hy_v4",),
@@ -298,6 +299,22 @@ SPELLINGS: tuple[Spelling, ...] = (
             (r"\.hc_head_(fn|base|scale)$", r".hc_\1"),
         ),
     ),
+    # Fused projections, which other programs store apart. The order of rows is that of the parts.
+    Spelling(
+        ("glm",),
+        (
+            (r"^transformer\.embedding\.word_embeddings\.", "model.embed_tokens."),
+            (r"^transformer\.encoder\.layers\.", "model.layers."),
+            (r"^transformer\.encoder\.final_layernorm\.", "model.norm."),
+            (r"^transformer\.output_layer\.", "lm_head."),
+            (r"\.self_attention\.query_key_value\.", ".self_attn.qkv_proj."),
+            (r"\.self_attention\.dense\.", ".self_attn.o_proj."),
+            (r"\.mlp\.dense_h_to_4h\.", ".mlp.gate_up_proj."),
+            (r"\.mlp\.dense_4h_to_h\.", ".mlp.down_proj."),
+        ),
+        (("qkv_proj", _QKV), _GATE_UP),
+    ),
+    Spelling(("phi3", "phi4_multimodal", "glm4"), (), (("qkv_proj", _QKV), _GATE_UP)),
     # Encoders.
     Spelling(
         ("bert", "esm", "roberta"),
@@ -434,17 +451,36 @@ _EXPERT_NAME = re.compile(
     r"(?P<stem>.+\.experts)\.(?P<expert>\d+)\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight"
 )
 
+PACKING = "some tensors packed in one model and separate in the other"
+"""How a title says that tensors are made of several, or are parts of one."""
+
 MIN_SHARE = 0.5
 """Smallest share of the smaller model's tensors that a layout must match."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of consecutive elements of a stored tensor, in row-major order."""
+    """A run of consecutive elements of a stored tensor, in row-major order.
+
+    With ``of`` it is a run of a transpose: these pieces, stacked, are a matrix of ``columns`` columns, and ``first`` counts
+    the elements of its transpose, (columns, rows). ``name`` is then the tensor of the first of them.
+    """
 
     name: str
     first: int
     elements: int
+    of: tuple[Piece, ...] = ()
+    columns: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stored tensors that it is read from."""
+        return tuple(dict.fromkeys(piece.name for piece in self.of)) if self.of else (self.name,)
+
+    @property
+    def matrix_elements(self) -> int:
+        """The elements of the matrix whose transpose it is a run of; 0 if it is a plain run."""
+        return sum(piece.elements for piece in self.of)
 
 
 @dataclass(frozen=True)
@@ -469,7 +505,9 @@ class Layout:
         several."""
         pieces = self.stored.get(name, ())
         return (
-            pieces[0].name if len(pieces) == 1 and pieces[0].first == 0 and name not in self._parts else None
+            pieces[0].name
+            if len(pieces) == 1 and pieces[0].first == 0 and not pieces[0].of and name not in self._parts
+            else None
         )
 
     @functools.cached_property
@@ -477,8 +515,8 @@ class Layout:
         """Wanted names that share their stored tensor with another."""
         users: dict[str, list[str]] = {}
         for name, pieces in self.stored.items():
-            for piece in pieces:
-                users.setdefault(piece.name, []).append(name)
+            for stored in {stored for piece in pieces for stored in piece.names}:
+                users.setdefault(stored, []).append(name)
         return frozenset(name for names in users.values() if len(names) > 1 for name in names)
 
     @property
@@ -524,7 +562,7 @@ def find_layout(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped
             if other.stored.get(n) != layouts[0].stored[n]
         )
         readings = [
-            " and ".join(dict.fromkeys(p.name for p in pieces_of_one)) or "nothing"
+            " and ".join(dict.fromkeys(stored for p in pieces_of_one for stored in p.names)) or "nothing"
             for pieces_of_one in (pieces, others_pieces)
         ]
         raise MismatchError(
@@ -635,8 +673,10 @@ def _spellings(have: Collection[str], want: Collection[str]) -> Iterator[tuple[s
         if title:
             yield title, first, second, ()
         for spelling in SPELLINGS:
-            if any(spelling(first(n)) != first(n) for n in have) or any(
-                spelling(second(n)) != second(n) for n in want
+            if (
+                any(spelling(first(n)) != first(n) for n in have)
+                or any(spelling(second(n)) != second(n) for n in want)
+                or _is_fused(spelling, have, want)
             ):
                 yield (
                     _join_titles(title, spelling.title),
@@ -644,6 +684,14 @@ def _spellings(have: Collection[str], want: Collection[str]) -> Iterator[tuple[s
                     _chain(second, spelling),
                     spelling.joined,
                 )
+
+
+def _is_fused(spelling: Spelling, have: Iterable[str], want: Iterable[str]) -> bool:
+    """Does a spelling that renames nothing have a module that only one of two models stores fused?"""
+    if spelling.renames:
+        return False
+    first, second = ({name.split(".")[-2] for name in names if "." in name} for names in (have, want))
+    return any((fused in first) != (fused in second) for fused, _ in spelling.joined)
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
@@ -710,16 +758,16 @@ class _LayoutMatch:
             pieces, is_halved = self._pieces(self.of_want(name), shape, swapped)
             if pieces:
                 stored[name] = pieces
-                used.update(p.name for p in pieces)
+                used.update(stored for p in pieces for stored in p.names)
                 if is_halved:
                     halves.append(name)
         missing = tuple(n for n in self.want if n not in stored)
         is_repacked = any(
             self.have[p.name] != self.want[n] for n, pieces in stored.items() for p in pieces[:1]
         )
-        title = _join_titles(
-            self.title, "some tensors packed in one model and separate in the other" if is_repacked else ""
-        )
+        is_turned = any(p.of for pieces in stored.values() for p in pieces)
+        packing = "experts are turned, (in, out) in one model and (out, in) in the other" if is_turned else PACKING
+        title = _join_titles(self.title, packing if is_repacked else "")
         unused = tuple(n for n in self.have if n not in used)
         is_canonical = all(self.of_want(name) == name for name in self.want)
         respelled = {n: spelled for n in unused if (spelled := self.of_have(n)) != n} if is_canonical else {}
@@ -777,25 +825,58 @@ class _LayoutMatch:
     def _packed_pieces(
         self, stem: str, matrices: tuple[str, ...], shape: Shape, swapped: bool
     ) -> tuple[tuple[Piece, ...], bool]:
-        experts, rows, columns = shape
-        if rows % len(matrices):
-            return (), False
+        """Where a wanted stack of experts is stored: as single matrices, or as a stack of their transposes."""
+        turned = self._turned_stack(stem, matrices, shape)
+        if turned:
+            return turned, False
         order = matrices[::-1] if swapped else matrices
+        for experts_of in (self._stacked_pieces, self._turned_pieces):
+            pieces = experts_of(stem, order, shape)
+            if pieces:
+                return pieces, len(matrices) > 1
+        return (), False
+
+    def _stacked_pieces(self, stem: str, order: Sequence[str], shape: Shape) -> tuple[Piece, ...]:
+        """The single matrices of a wanted stack (experts, rows, columns), in the order of its rows."""
+        experts, rows, columns = shape
+        if rows % len(order):
+            return ()
         pieces = []
         for expert in range(experts):
             for matrix in order:
-                match = self._expert_matrix(
-                    stem, expert, matrix, (rows // len(matrices), columns), False, is_packed_wanted=True
-                )
+                part = (rows // len(order), columns)
+                match = self._expert_matrix(stem, expert, matrix, part, False, is_packed_wanted=True)
                 if match is None:
-                    return (), False
+                    return ()
                 pieces.append(match[0])
-        return tuple(pieces), len(matrices) > 1
+        return tuple(pieces)
+
+    def _turned_pieces(self, stem: str, order: Sequence[str], shape: Shape) -> tuple[Piece, ...]:
+        """The same for a wanted stack (experts, columns, rows): that of the transposes, as Llama 4 stores it."""
+        experts, columns, rows = shape
+        stacked = self._stacked_pieces(stem, order, (experts, rows, columns))
+        width = len(order)
+        if any(piece.of for piece in stacked):
+            return ()
+        each = [stacked[i : i + width] for i in range(0, len(stacked), width)]
+        return tuple(Piece(of[0].name, 0, rows * columns, tuple(of), columns) for of in each)
+
+    def _turned_stack(self, stem: str, matrices: tuple[str, ...], shape: Shape) -> tuple[Piece, ...]:
+        """A wanted stack (experts, rows, columns) of which the stack of the transposes is stored."""
+        experts, rows, columns = shape
+        parameter = next(p for p, of in PACKED.items() if of == matrices)
+        size = rows * columns
+        for canonical in (f"{stem}.{parameter}", f"{stem}.{parameter}.weight"):
+            name = self._stored_name(canonical, (experts, columns, rows))
+            if name is not None:
+                blocks = [Piece(name, expert * size, size) for expert in range(experts)]
+                return tuple(Piece(name, 0, size, (block,), rows) for block in blocks)
+        return ()
 
     def _expert_matrix(
         self, stem: str, expert: int, matrix: str, shape: Shape, swapped: bool, is_packed_wanted: bool = False
     ) -> tuple[Piece, bool] | None:
-        """Where the matrix of one expert is stored: separately, or as rows of a packed tensor."""
+        """Where the matrix of one expert is stored: separately, or as rows of a packed tensor, or of the transpose of one."""
         rows, columns = shape
         separate = self._stored_name(f"{stem}.{expert}.{matrix}.weight", shape)
         if separate is not None:
@@ -803,17 +884,18 @@ class _LayoutMatch:
         for parameter, matrices in PACKED.items():
             if matrix not in matrices or (is_packed_wanted and len(matrices) > 1):
                 continue
+            order = matrices[::-1] if swapped else matrices
+            height, row = rows * len(matrices), order.index(matrix) * rows
             for name in (f"{stem}.{parameter}", f"{stem}.{parameter}.weight"):
                 matches = self._names.get(name, ())
-                height = rows * len(matrices)
-                if (
-                    len(matches) == 1
-                    and len(of := self.have[matches[0]]) == 3
-                    and of[1:] == (height, columns)
-                    and expert < of[0]
-                ):
-                    order = matrices[::-1] if swapped else matrices
-                    return Piece(
-                        matches[0], (expert * height + order.index(matrix) * rows) * columns, rows * columns
-                    ), len(matrices) > 1
+                of = self.have[matches[0]] if len(matches) == 1 else ()
+                if len(of) != 3 or expert >= of[0]:
+                    continue
+                if of[1:] == (height, columns):
+                    first = (expert * height + row) * columns
+                    return Piece(matches[0], first, rows * columns), len(matrices) > 1
+                if of[1:] == (columns, height):
+                    block = Piece(matches[0], expert * height * columns, height * columns)
+                    turned = Piece(matches[0], row * columns, rows * columns, (block,), height)
+                    return turned, len(matrices) > 1
         return None

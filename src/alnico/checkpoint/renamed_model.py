@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -33,14 +34,21 @@ class RenamedModel(SourceWrapper):
     def __init__(self, source: Source, layout: Layout, like: Mapping[str, Tensor]) -> None:
         self.wrapped = source
         self.layout = layout
+        self._turned = threading.local()
+        """The matrix that a thread turned last: blocks follow one another."""
         self._pieces: dict[str, tuple[Piece, ...]] = {}
         tensors: dict[str, Tensor] = {}
         for name, pieces in layout.stored.items():
-            codes = {source.tensors[p.name].dtype for p in pieces}
+            codes = {source.tensors[stored].dtype for p in pieces for stored in p.names}
             if len(codes) > 1:
                 raise MismatchError(
                     f"{source.label}: {name} is made of {len(pieces)} tensors of different dtypes "
                     f"({', '.join(sorted(codes))}); expected one. Convert the model to one dtype."
+                )
+            if any(p.of for p in pieces) and dtypes.DTYPES[source.tensors[pieces[0].name].dtype].bits % 8:
+                raise MismatchError(
+                    f"{source.label}: {name} is {source.tensors[pieces[0].name].dtype}, of less than a byte for a number, and "
+                    "would have to be turned; expected a wider dtype. Convert the model to one."
                 )
             whole = layout.whole(name)
             first = source.tensors[pieces[0].name]
@@ -63,6 +71,8 @@ class RenamedModel(SourceWrapper):
         order = {name: i for i, name in enumerate(source.tensors)}
         names = sorted(tensors, key=lambda n: (order[self._pieces[n][0].name], self._pieces[n][0].first))
         self.tensors: Mapping[str, Tensor] = {name: tensors[name] for name in names}
+        turned = [(p.matrix_elements, tensors[n].dtype) for n, pieces in self._pieces.items() for p in pieces if p.of]
+        self._turned_bytes = max((count * dtypes.DTYPES[code].bytes for count, code in turned), default=0)
         self.notes = [
             *getattr(source, "notes", ()),
             f"{source.label}: its tensors have different names than the output's ({layout.title}); it is "
@@ -71,11 +81,21 @@ class RenamedModel(SourceWrapper):
 
     def stored_names(self, name: str) -> tuple[str, ...]:
         """The wrapped model's tensors that a tensor consists of."""
-        return tuple(dict.fromkeys(p.name for p in self._pieces[name]))
+        return tuple(dict.fromkeys(stored for p in self._pieces[name] for stored in p.names))
 
     def pieces(self, name: str) -> tuple[Piece, ...]:
         """The pieces of the wrapped model's tensors that a tensor consists of."""
         return self._pieces[name]
+
+    @property
+    def is_turned(self) -> bool:
+        """Are some of its tensors transposes of stored ones, so that their bytes are in another order?"""
+        return self._turned_bytes > 0
+
+    @property
+    def reading_bytes(self) -> int:
+        """The same, and room to turn the largest matrix, which is kept while its blocks are read."""
+        return self.wrapped.reading_bytes + 2 * self._turned_bytes
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return self.wrapped.absent(
@@ -86,7 +106,7 @@ class RenamedModel(SourceWrapper):
         pieces = self._pieces[name]
         bits = dtypes.DTYPES[self.tensors[name].dtype].bits
         if len(pieces) == 1:
-            self.wrapped.read_into(pieces[0].name, pieces[0].first * bits // 8 + offset, buffer)
+            self._read_piece(pieces[0], bits, offset, buffer)
             return
         ends = list(accumulate(p.elements * bits // 8 for p in pieces))
         position, stop = offset, offset + len(buffer)
@@ -95,9 +115,20 @@ class RenamedModel(SourceWrapper):
                 break
             begin = ends[i - 1] if i else 0
             last = min(stop, ends[i])
-            first_byte = pieces[i].first * bits // 8 + position - begin
-            self.wrapped.read_into(pieces[i].name, first_byte, buffer[position - offset : last - offset])
+            self._read_piece(pieces[i], bits, position - begin, buffer[position - offset : last - offset])
             position = last
+
+    def _read_piece(self, piece: Piece, bits: int, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the bytes of a piece, from its byte ``offset`` on."""
+        first = piece.first * bits // 8 + offset
+        if not piece.of:
+            self.wrapped.read_into(piece.name, first, buffer)
+            return
+        held = getattr(self._turned, "matrix", None)
+        if held is None or held[0] != (piece.of, piece.columns):
+            self._turned.matrix = None  # two of them at once need no room
+            held = self._turned.matrix = (piece.of, piece.columns), _turned(self.wrapped, piece, bits // 8)
+        buffer[:] = memoryview(held[1])[first : first + len(buffer)]
 
     def identity(self) -> list[dict[str, Any]]:
         return [*self.wrapped.identity(), {"layout": self.layout.title}]
@@ -111,7 +142,7 @@ def with_names_of(source: Source, like: Source) -> Source:
     fit and differ, or where the values do not decide.
     """
     mine, others = source.tensors.keys(), like.tensors.keys()
-    if mine <= others or mine >= others:
+    if (mine <= others or mine >= others) and not _has_turned(source, like):
         return source
     layout = find_layout(shapes_of(source.tensors), shapes_of(like.tensors))
     if layout.is_identity:
@@ -119,6 +150,28 @@ def with_names_of(source: Source, like: Source) -> Source:
     if layout.halves and _is_swapped(source, layout, like):
         layout = find_layout(shapes_of(source.tensors), shapes_of(like.tensors), swapped=True)
     return RenamedModel(source, layout, like.tensors)
+
+
+def _has_turned(source: Source, like: Source) -> bool:
+    """Has a stack of matrices its two last dimensions exchanged in another model?"""
+    return any(
+        len(shape := tensor.shape) == 3
+        and shape[1] != shape[2]
+        and (other := like.tensors.get(name)) is not None
+        and other.shape == (shape[0], shape[2], shape[1])
+        for name, tensor in source.tensors.items()
+    )
+
+
+def _turned(source: Source, piece: Piece, width: int) -> np.ndarray:
+    """Read the matrix of a piece and return the bytes of its transpose, ``width`` to an element."""
+    raw = np.empty(piece.matrix_elements * width, np.uint8)
+    at = 0
+    for run in piece.of:
+        end = at + run.elements * width
+        source.read_into(run.name, run.first * width, memoryview(raw)[at:end])
+        at = end
+    return np.ascontiguousarray(raw.reshape(-1, piece.columns, width).swapaxes(0, 1)).reshape(-1)
 
 
 def _is_swapped(source: Source, layout: Layout, like: Source) -> bool:
@@ -149,15 +202,21 @@ def _half_pairs(
     for name in layout.halves:
         shape = like.tensors[name].shape
         if len(shape) == 3:
-            half = shape[1] // 2 * shape[2]
+            half = shape[1] * shape[2] // 2
             own = [Piece(name, i * half, half) for i in range(2)]
-            others = [_piece_at(layout.stored[name], i * half) for i in range(2)]
+            stored = layout.stored[name]
+            if stored[0].of:  # the halves of the turned stack are columns of its matrices
+                block = (Piece(name, 0, 2 * half),)
+                own = [Piece(name, i * half, half, block, shape[2]) for i in range(2)]
+                others = list(stored[0].of)
+            else:
+                others = [_piece_at(stored, i * half) for i in range(2)]
             pairs.append((own, others))
         else:
             singles.append((layout.stored[name][0], name))
-    singles.sort(key=lambda half: (half[0].name, half[0].first))
+    singles.sort(key=lambda half: (half[0].name, half[0].of[0].first if half[0].of else 0, half[0].first))
     for (first, first_name), (second, second_name) in zip(singles[::2], singles[1::2], strict=False):
-        if first.name == second.name:
+        if first.name == second.name and first.of == second.of:
             pairs.append(([Piece(n, 0, first.elements) for n in (first_name, second_name)], [first, second]))
     step = max(len(pairs) // MAX_PAIRS, 1)
     for own, others in pairs[::step][:MAX_PAIRS]:
@@ -172,11 +231,14 @@ def _piece_at(pieces: Sequence[Piece], first: int) -> Piece:
 
 def _values(source: Source, piece: Piece) -> np.ndarray:
     """The first values of a piece, in float64."""
-    source.fetch(source.absent([piece.name], False))
+    source.fetch(source.absent(list(piece.names), False))
     code = source.tensors[piece.name].dtype
     if code not in dtypes.MERGEABLE:
         return np.zeros(0)
     width = dtypes.DTYPES[code].bytes
+    if piece.of:
+        whole = _turned(source, piece, width)[piece.first * width :]
+        return dtypes.decode(whole[: min(piece.elements, MAX_ELEMENTS) * width], code).astype(np.float64)
     raw = np.empty(min(piece.elements, MAX_ELEMENTS) * width, np.uint8)
     source.read_into(piece.name, piece.first * width, memoryview(raw))
     return dtypes.decode(raw, code).astype(np.float64)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alnico.checkpoint.layouts import closest_names, find_layout
+from alnico.checkpoint.layouts import Piece, closest_names, find_layout
 from alnico.checkpoint.memory_model import unwrap_module
 from alnico.errors import MismatchError, ModelError
 from alnico.evaluation.extras import quiet_transformers
@@ -197,10 +197,27 @@ def _by_layout(
     for name, pieces in layout.stored.items():
         start = 0
         for piece in pieces:
-            at, of = slice(start, start + piece.elements), slice(piece.first, piece.first + piece.elements)
-            parts.setdefault(name, []).append((piece.name, at, of))
+            if piece.of:
+                parts.setdefault(name, []).extend(_turned_parts(piece, start))
+            else:
+                at, of = slice(start, start + piece.elements), slice(piece.first, piece.first + piece.elements)
+                parts.setdefault(name, []).append((piece.name, at, of))
             start += piece.elements
     yield parts
+
+
+def _turned_parts(piece: Piece, start: int) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the parts of a piece that is a run of a transpose, and begins at element ``start`` of the module's tensor."""
+    import torch
+
+    turned = torch.arange(piece.matrix_elements).reshape(-1, piece.columns).T.reshape(-1)
+    held = turned[piece.first : piece.first + piece.elements]
+    begin = 0
+    for run in piece.of:
+        at = ((held >= begin) & (held < begin + run.elements)).nonzero().reshape(-1)
+        if len(at):
+            yield run.name, at + start, held[at] - begin + run.first
+        begin += run.elements
 
 
 def _checked(

@@ -62,6 +62,8 @@ def remote_reads(job: Job, sources: Sequence[Source]) -> RemoteReads:
 def _is_plain(source: Source) -> bool:
     """Does a source read the bytes of its tensors out of files as they are?"""
     while isinstance(source, (RenamedModel, UntiedModel)):
+        if isinstance(source, RenamedModel) and source.is_turned:
+            return False
         source = source.wrapped
     return isinstance(source, FileModel)
 

@@ -13,7 +13,7 @@ import numpy as np
 from alnico.checkpoint.dequantised_model import DequantisedModel
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.layouts import find_layout, shapes_of
+from alnico.checkpoint.layouts import Piece, find_layout, shapes_of
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, check_config
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.renamed_model import RenamedModel
@@ -606,11 +606,17 @@ def _places(source: Source, name: str) -> tuple[tuple[Path, ...], str]:
         return ((place[0],), name) if place is not None else (tuple(source.paths()), name)
     if isinstance(source, RenamedModel) and isinstance(source.wrapped, FileModel):
         pieces = source.pieces(name)
-        files = dict.fromkeys(path for p in pieces for path in _places(source.wrapped, p.name)[0])
-        return tuple(files), " ".join(f"{p.name}[{p.first}:{p.first + p.elements}]" for p in pieces)
+        files = dict.fromkeys(path for p in pieces for n in p.names for path in _places(source.wrapped, n)[0])
+        return tuple(files), " ".join(map(_run_text, pieces))
     if isinstance(source, DequantisedModel):
         return tuple(source.paths()), f"dequantised {name}"
     return (), name
+
+
+def _run_text(piece: Piece) -> str:
+    """Name what a piece is read from, so that no two pieces have one text."""
+    run = f"{piece.name}[{piece.first}:{piece.first + piece.elements}]"
+    return f"{run} of {' '.join(map(_run_text, piece.of))} turned, {piece.columns}" if piece.of else run
 
 
 def _with_rows(config: Mapping[str, Any], before: int, now: int) -> Mapping[str, Any]:
