@@ -157,7 +157,7 @@ def test_analyses_and_differences_read_a_wrapped_model_too(
 
 # ---- Experts -----------------------------------------------------------------------------------------------------------------
 
-EXPERTS, INNER, WIDTH = 3, 2, 4
+EXPERTS, INNER, WIDTH = 3, 3, 4
 
 
 def experts_one_by_one(
