@@ -1,4 +1,4 @@
-"""Every family that transformers converts when it loads a file: the table of layouts finds its file's tensors in its module."""
+"""The table of layouts finds the tensors of every family that transformers converts on loading."""
 
 from __future__ import annotations
 

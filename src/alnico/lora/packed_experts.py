@@ -1,4 +1,4 @@
-"""Lays out factors of experts that are packed into one parameter, as PEFT stores them (``target_parameters``)."""
+"""Lays out factors of experts packed into one parameter, as PEFT stores them (``target_parameters``)."""
 
 from __future__ import annotations
 

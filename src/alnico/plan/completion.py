@@ -1,4 +1,4 @@
-"""Completes an output by what its models lack and another model has: tensors, keys of the config, side files."""
+"""Completes an output by what its models lack and another has: tensors, keys of the config, side files."""
 
 from __future__ import annotations
 

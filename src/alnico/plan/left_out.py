@@ -1,4 +1,4 @@
-"""Makes the output's config agree with the tensors that rules leave out, as far as it can, and notes the rest."""
+"""Makes the config agree with the tensors that rules leave out, as far as it can; notes the rest."""
 
 from __future__ import annotations
 
