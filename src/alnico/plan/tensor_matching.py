@@ -363,13 +363,13 @@ class TensorMatcher:
         labels = dict.fromkeys(self._label(p) for p in parts)
         return f"{' and '.join(labels)} {verb}{'' if len(labels) > 1 else 's'}"
 
-    def check_vocabularies(self, models: Sequence[int]) -> None:
-        """Compare the vocabularies of ``models`` with the donor's."""
+    def check_vocabularies(self, models: Sequence[int], own: int) -> None:
+        """Compare the vocabularies of ``models`` with that of the model whose tokenizer the output has, ``own``."""
         reference = None
-        donor = self.sources[self.donor]
+        donor = self.sources[own]
         for model in models:
             source = self.sources[model]
-            if model == self.donor or same_files(donor.directory, source.directory):
+            if model == own or same_files(donor.directory, source.directory):
                 continue
             reference = reference or read_vocabulary(donor.directory)
             other = read_vocabulary(source.directory)
