@@ -1,4 +1,4 @@
-"""Models whose layers differ (Nemotron-NAS, ``block_configs``): merged, and laid out as the config says."""
+"""Models whose layers differ (Nemotron-NAS, ``block_configs``): merged, and laid out as the config says.
 
 Loading them needs the code of their repository, so names and shapes are held against what the config says of each layer.
 """

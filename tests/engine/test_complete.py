@@ -63,17 +63,21 @@ def test_tensors_of_the_base_are_added_by_name_and_byte_for_byte() -> None:
     assert stored("out") == {**tuned, **{name: base[name] for name in (*MTP, *VISION)}}
     assert config_of("out") == {**config_of("tuned"), "num_nextn_predict_layers": 1}
     assert {job.kind for job in result.plan.jobs} == {"copy"}
-    assert "base completes the output: 3 tensors mtp.*, 2 tensors model.visual.*." in result.plan.notes
+    assert "base completes the output: 2 tensors model.visual.*, 3 tensors mtp.*." in result.plan.notes
     assert "config.json: num_nextn_predict_layers comes from base." in result.plan.notes
     assert not result.plan.dropped
     assert alnico.verify("out", against_inputs=True).unchecked == ()
-    assert alnico.reproduce("out").tensors == 23
+    assert alnico.reproduce("out").tensors == 25
     card = Path("out/README.md").read_text()
     assert "completes the output" in card
 
 
 def test_side_files_are_added_where_the_fine_tune_has_none_of_their_name() -> None:
-    files = {"preprocessor_config.json": "{}", "chat_template.jinja": "{{ base }}", "tokenizer.json": '{"of": "base"}'}
+    files = {
+        "preprocessor_config.json": "{}",
+        "chat_template.jinja": "{{ base }}",
+        "tokenizer.json": '{"of": "base"}',
+    }
     written("base", 0, {**llama_shapes(), **MTP}, files=files)
     written("tuned", 1, llama_shapes())
     alnico.complete("tuned", "base", "out")
@@ -162,7 +166,11 @@ def test_names_of_another_version_are_known() -> None:
 
 def test_a_text_decoder_is_completed_to_the_whole_model() -> None:
     whole = llava(llama_shapes(), "model.language_model.")
-    config = {"model_type": "two", "architectures": ["TwoForConditionalGeneration"], "text_config": llama_config()}
+    config = {
+        "model_type": "two",
+        "architectures": ["TwoForConditionalGeneration"],
+        "text_config": llama_config(),
+    }
     tokens = {"tokenizer.json": '{"of": "base"}', "vocab.json": "{}"}
     written("base", 0, {**whole, **VISION, **MTP}, config, {"preprocessor_config.json": "{}", **tokens})
     written("tuned", 1, llama_shapes(), {"model_type": "two_text"}, {"tokenizer.json": '{"of": "tuned"}'})
@@ -185,7 +193,13 @@ def test_a_merge_of_fine_tunes_is_completed_by_a_line_of_the_recipe() -> None:
         written(name, seed + 1, llama_shapes())
     for more in ({}, {"base_model": "base"}):
         method = "task_arithmetic" if more else "linear"
-        recipe = {"merge_method": method, "models": ["a", "b"], "complete_from": "base", "unrelated": "allow", **more}
+        recipe = {
+            "merge_method": method,
+            "models": ["a", "b"],
+            "complete_from": "base",
+            "unrelated": "allow",
+            **more,
+        }
         result = alnico.merge(recipe, "out", overwrite=True)
         kinds = {job.name: job.kind for job in result.plan.jobs}
         assert {kinds[name] for name in MTP} == {"copy"}
@@ -225,14 +239,14 @@ def test_a_plan_offers_to_copy_what_a_program_left_out() -> None:
         alnico.plan({"merge_method": "linear", "models": ["base", "tuned"]})
     assert caught.value.args == (
         "mtp.fc.weight: base has it, tuned lacks it; expected it in all models.",
-        "mtp.norm.weight: base has it, tuned lacks it; expected it in all models.",
         "mtp.layers.0.mlp.up_proj.weight: base has it, tuned lacks it; expected it in all models.",
+        "mtp.norm.weight: base has it, tuned lacks it; expected it in all models.",
         "tuned lacks 3 tensors mtp.* that base has; programs that train often leave these out when they save. Set "
         "missing: copy in the recipe to take them from base, or complete tuned first: alnico complete tuned --from base "
         "OUT.",
     )
     offered = alnico.plan({"merge_method": "linear", "models": ["base", "tuned"], "missing": "copy"})
-    assert [job.name for job in offered.jobs if job.kind == "copy"] == list(MTP)
+    assert [job.name for job in offered.jobs if job.kind == "copy"] == sorted(MTP)
 
 
 def test_the_offer_is_in_the_words_of_the_command(run: Run) -> None:
@@ -240,7 +254,9 @@ def test_the_offer_is_in_the_words_of_the_command(run: Run) -> None:
     written("tuned", 1, llama_shapes())
     code, _, stderr = run("plan", "base", "tuned")
     assert code == 5
-    assert "Set --missing copy to take them from base, or complete tuned first: alnico complete tuned" in stderr
+    assert (
+        "Set --missing copy to take them from base, or complete tuned first: alnico complete tuned" in stderr
+    )
 
 
 @pytest.mark.parametrize("own", [{"extra.weight": (2, 2)}, {"model.layers.2.mlp.up_proj.weight": (48, 16)}])

@@ -56,7 +56,7 @@ def test_a_rule_drops_its_tensors_from_all_models_and_says_so_in_plan_and_lock()
     notes = [note for note in result.plan.notes if "mtp" in note]
     assert notes == [
         "config.json: num_nextn_predict_layers is 0 in the output, since rules leave out all tensors for multi-token "
-        "prediction (mtp.fc.weight, mtp.norm.weight, mtp.layers.0.mlp.up_proj.weight)."
+        "prediction (mtp.fc.weight, mtp.layers.0.mlp.up_proj.weight, mtp.norm.weight)."
     ]
     assert alnico.verify("out", against_inputs=True).unchecked == ()
 
@@ -75,7 +75,9 @@ def test_some_layers_for_further_tokens_leave_the_config_and_a_note() -> None:
         model(name, seed, MTP, {"num_nextn_predict_layers": 1})
     plan = alnico.plan(dropping("=mtp.norm.weight"))
     assert plan.config["num_nextn_predict_layers"] == 1
-    assert [n for n in plan.notes if "is not changed for the tensors that rules leave out (mtp.norm.weight)" in n]
+    assert [
+        n for n in plan.notes if "is not changed for the tensors that rules leave out (mtp.norm.weight)" in n
+    ]
 
 
 def test_moving_averages_are_dropped_without_a_word_on_the_config() -> None:

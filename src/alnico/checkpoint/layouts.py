@@ -766,7 +766,9 @@ class _LayoutMatch:
             self.have[p.name] != self.want[n] for n, pieces in stored.items() for p in pieces[:1]
         )
         is_turned = any(p.of for pieces in stored.values() for p in pieces)
-        packing = "experts are turned, (in, out) in one model and (out, in) in the other" if is_turned else PACKING
+        packing = (
+            "experts are turned, (in, out) in one model and (out, in) in the other" if is_turned else PACKING
+        )
         title = _join_titles(self.title, packing if is_repacked else "")
         unused = tuple(n for n in self.have if n not in used)
         is_canonical = all(self.of_want(name) == name for name in self.want)

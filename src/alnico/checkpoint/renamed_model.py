@@ -71,7 +71,12 @@ class RenamedModel(SourceWrapper):
         order = {name: i for i, name in enumerate(source.tensors)}
         names = sorted(tensors, key=lambda n: (order[self._pieces[n][0].name], self._pieces[n][0].first))
         self.tensors: Mapping[str, Tensor] = {name: tensors[name] for name in names}
-        turned = [(p.matrix_elements, tensors[n].dtype) for n, pieces in self._pieces.items() for p in pieces if p.of]
+        turned = [
+            (p.matrix_elements, tensors[n].dtype)
+            for n, pieces in self._pieces.items()
+            for p in pieces
+            if p.of
+        ]
         self._turned_bytes = max((count * dtypes.DTYPES[code].bytes for count, code in turned), default=0)
         self.notes = [
             *getattr(source, "notes", ()),

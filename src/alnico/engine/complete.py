@@ -16,7 +16,7 @@ from alnico.output.remote_target import output_place
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, RunOptions, Size
 
-IN_MEMORY = "alnico.merge_models merges models in memory, with missing=\"copy\"."
+IN_MEMORY = 'alnico.merge_models merges models in memory, with missing="copy".'
 
 
 @counts_compiling

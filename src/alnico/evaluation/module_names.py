@@ -200,7 +200,10 @@ def _by_layout(
             if piece.of:
                 parts.setdefault(name, []).extend(_turned_parts(piece, start))
             else:
-                at, of = slice(start, start + piece.elements), slice(piece.first, piece.first + piece.elements)
+                at, of = (
+                    slice(start, start + piece.elements),
+                    slice(piece.first, piece.first + piece.elements),
+                )
                 parts.setdefault(name, []).append((piece.name, at, of))
             start += piece.elements
     yield parts

@@ -88,7 +88,9 @@ class Delta:
                 out = flat[at : at + piece]
                 parts = [raw[: out.size * width] for raw, width in zip(raws, widths, strict=True)]
                 for source, part, width in zip(self._sources, parts, widths, strict=True):
-                    source.read_into(self.target.name, (self.target.first + first * columns + at) * width, memoryview(part))
+                    source.read_into(
+                        self.target.name, (self.target.first + first * columns + at) * width, memoryview(part)
+                    )
                 self._kernel(parts[0], CODES[dtypes[0]], parts[1], CODES[dtypes[1]], out, sums)
                 self.block_squares += float(sums[0])
             self._squares[first] = self.block_squares
@@ -179,7 +181,9 @@ def fit_extraction(
     reading = tuned.reading_bytes + base.reading_bytes
     most = max(needs, default=0)
     worker = max(most, 16 * CHECKED_ELEMENTS + 3 * max(factors, default=0)) + reading + BLAS_BYTES
-    largest = max((s.elements // max(s.experts, 1) * real_of(tuned, base, s.name).itemsize for s in targets), default=0)
+    largest = max(
+        (s.elements // max(s.experts, 1) * real_of(tuned, base, s.name).itemsize for s in targets), default=0
+    )
     for workers in range(run.threads, 0, -1):
         room = (run.memory_bytes - fixed) // workers - worker
         if room >= 0:
@@ -203,7 +207,9 @@ def _work_bytes(tuned: Source, base: Source, target: ExtractTarget, cap: int) ->
     if target.treatment != "factors" or not cap:
         return reading
     work = svd_bytes((rows, columns), cap, item)
-    stacked = 2 * item * cap * sum(target.sides) if target.experts > 1 else 0  # the factors of all its matrices
+    stacked = (
+        2 * item * cap * sum(target.sides) if target.experts > 1 else 0
+    )  # the factors of all its matrices
     return reading + work + stacked + (16 * block if is_whole((rows, columns), cap) else 0)
 
 

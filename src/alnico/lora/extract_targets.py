@@ -79,7 +79,9 @@ class ExtractTarget:
         if self.kind != "parameter":
             return [self]
         size = self.elements // self.experts
-        return [replace(self, shape=self.shape[1:], kind="linear", first=i * size) for i in range(self.experts)]
+        return [
+            replace(self, shape=self.shape[1:], kind="linear", first=i * size) for i in range(self.experts)
+        ]
 
 
 @dataclass(frozen=True)

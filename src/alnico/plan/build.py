@@ -233,9 +233,7 @@ def _donor(recipe: Recipe, references: list[str], sources: list[Source]) -> int:
     return 0
 
 
-def _completed(
-    recipe: Recipe, references: list[str], sources: list[Source]
-) -> tuple[list[Source], Source]:
+def _completed(recipe: Recipe, references: list[str], sources: list[Source]) -> tuple[list[Source], Source]:
     """Return the models that are merged whole, and the one that completes their output."""
     assert recipe.complete_from is not None
     listed = dict.fromkeys(references.index(entry.reference) for entry in recipe.models)

@@ -63,7 +63,9 @@ def check_completion(models: Sequence[Source], completing: Source) -> None:
         heads = {*tied, *families.tied_heads(completing.config, has, named)}
         others = [name for name in model.tensors if name not in has and name not in heads]
         if others:
-            near = difflib.get_close_matches(others[0], [n for n in has if n not in model.tensors], 1, 0.6)
+            shape = model.tensors[others[0]].shape
+            alike = [n for n, tensor in has.items() if n not in model.tensors and tensor.shape == shape]
+            near = difflib.get_close_matches(others[0], alike, 1, 0.6)
             hint = f" It has {near[0]!r}." if near else ""
             raise MismatchError(
                 f"{others[0]}: {model.label} has it, {completing.label} lacks it ({len(others)} such tensors); expected "
@@ -94,7 +96,11 @@ def plan_completion(
     output's so far.
     """
     added = [job for job in jobs if {tensor.model for tensor in job.inputs} == {position}]
-    notes = [f"{completing.label} completes the output: {counted_groups([job.name for job in added])}."] if added else []
+    notes = (
+        [f"{completing.label} completes the output: {counted_groups([job.name for job in added])}."]
+        if added
+        else []
+    )
     if own is None:
         return Completion(config, {}, frozenset(), tuple(notes), adds=bool(added))
     changed = dict(config)

@@ -85,7 +85,9 @@ class JobBuilder:
                     matched.append(_MatchedTensor(name, section, chosen, action))
         if not self.matcher.problems and self.recipe.tokenizer is None:
             is_completed = self.recipe.complete_from is not None and not self.recipe.base_model
-            own = 0 if is_completed else self.donor  # the first model has its tokenizer, even if its config is completed
+            own = (
+                0 if is_completed else self.donor
+            )  # the first model has its tokenizer, even if its config is completed
             self.matcher.check_vocabularies(self._models_with_embeddings(matched), own)
         self.matcher.refuse()
         positions = {id(rule): i for i, rule in enumerate(self.recipe.methods)}

@@ -114,7 +114,9 @@ class TensorMatcher:
                 f"tied to {self.tied[name]} in the config, and {self._lack(lacking)} it",
             )
             return None
-        original = None if self._cannot_be_copy(name, given) else self._original(name, holders, donor, lacking)
+        original = (
+            None if self._cannot_be_copy(name, given) else self._original(name, holders, donor, lacking)
+        )
         if original is not None:
             self._drop(
                 name,
