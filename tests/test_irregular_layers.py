@@ -55,7 +55,7 @@ def config(blocks: tuple[dict[str, Any], ...] = BLOCKS) -> dict[str, Any]:
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """What a config says of each layer: DeciLM's widths are two thirds of the multiple, rounded up to 256."""
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    hidden = config["hidden_size"]
     found = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     for i, block in enumerate(config["block_configs"]):
         at, attention, ffn = f"model.layers.{i}.", block["attention"], block["ffn"]

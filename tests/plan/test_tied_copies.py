@@ -160,7 +160,7 @@ def test_a_head_that_a_fine_tune_unties_is_in_the_output_and_used(
     base, own, got = (load_file(f"{folder}/model.safetensors") for folder in ("base", "tuned", "mean"))
     assert got.keys() == own.keys()
     (head,) = own.keys() - base.keys()
-    (embedding,) = (n for n, v in base.items() if v.shape == own[head].shape and "embed" in n or "wte" in n)
+    (embedding,) = (n for n, v in base.items() if v.shape == own[head].shape and ("embed" in n or "wte" in n))
     expected = (base[embedding].astype(np.float64) + own[head]) / 2
     np.testing.assert_array_equal(got[head], expected.astype(np.float32))
 

@@ -57,9 +57,9 @@ from alnico.lora.extract_targets import (
 from alnico.lora.factor_store import FactorStore
 from alnico.lora.factorise import FactorisingRun
 from alnico.lora.folded_distances import FoldedDistances, runs_of
+from alnico.lora.packed_experts import depths_of, packed_factors, target_parameters
 from alnico.lora.ranks import Spectrum, ranks_of_size
 from alnico.lora.triples import triples_on
-from alnico.lora.packed_experts import depths_of, packed_factors, target_parameters
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule, target_modules
 from alnico.models.open_models import name_model, open_models, path_of
 from alnico.numerics.arithmetic import ieee_arithmetic
