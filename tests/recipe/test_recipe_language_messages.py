@@ -130,7 +130,7 @@ LANGUAGE = {
     ),
     "a rule without a method": (
         "merge_method: linear\nmodels: [a]\nmethods: [{filter: mlp}]",
-        "3: methods[0].merge_method is missing; expected the method of these tensors.",
+        "3: methods[0].merge_method is missing; expected the method of these tensors; drop leaves them out of the output.",
     ),
     "an option beside a filter": (
         "merge_method: linear\nbase_model: b\nmodels: [a]\nmethods: [{filter: mlp, merge_method: ties, density: 1}]",

@@ -192,9 +192,9 @@ class TensorMatcher:
             involved = [misfit for misfit in self.misfits if model in misfit.shapes]
             if any(misfit.shapes[model] is not None for misfit in involved):
                 continue
-            holder = next(m for m, shape in involved[0].shapes.items() if shape is not None)
             names = [misfit.name for misfit in involved]
-            if _are_often_left_out(names):
+            holder = next((m for m, shape in involved[0].shapes.items() if shape is not None), self.donor)
+            if names[0] in self.sources[holder].tensors and _are_often_left_out(names):
                 label, other = self.sources[model].label, self.sources[holder].label
                 offers.append(
                     f"{label} lacks {counted_groups(names)} that {other} has; programs that train often leave these out "
