@@ -890,7 +890,9 @@ class _LayoutMatch:
             height, row = rows * len(matrices), order.index(matrix) * rows
             for name in (f"{stem}.{parameter}", f"{stem}.{parameter}.weight"):
                 matches = self._names.get(name, ())
-                of: Shape = self.have[matches[0]] if len(matches) == 1 else ()
+                if len(matches) != 1:
+                    continue
+                of = self.have[matches[0]]
                 if len(of) != 3 or expert >= of[0]:
                     continue
                 if of[1:] == (height, columns):
