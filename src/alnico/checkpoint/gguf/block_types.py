@@ -84,8 +84,9 @@ BLOCK_TYPES: dict[int, BlockType] = {
 
 
 def scales_of(blocks: np.ndarray, begin: int) -> np.ndarray:
-    """The float16 at a byte of each block, as float32 (blocks, 1)."""
-    return blocks[:, begin : begin + 2].copy().view(np.float16).astype(np.float32)
+    """The float16 at an even byte of each block, as float32 (blocks, 1)."""
+    scales: np.ndarray = blocks.view(np.float16)[:, begin // 2, None].astype(np.float32)
+    return scales
 
 
 def nibbles(packed: np.ndarray, width: int) -> np.ndarray:
