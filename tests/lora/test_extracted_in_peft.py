@@ -201,7 +201,7 @@ def test_packed_experts_become_factors_of_a_parameter_that_peft_loads(tmp_path: 
     assert found.is_verified
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["target_parameters"] == ["experts.down_proj", "experts.gate_up_proj"]
-    assert (before - wanted).abs().max() > 0.05
+    assert (before - wanted).abs().max() > 0.02  # gpt-oss of these sizes moves less than Mixtral
     for got in in_peft(base, tmp_path / "out"):
         assert (got - wanted).abs().max() < 1e-5
 
