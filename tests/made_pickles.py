@@ -57,6 +57,11 @@ class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
     def save(self, thing, save_persistent_id=True):
         if isinstance(thing, Name):
             self.write(pickle.GLOBAL + f"{thing.place[0]}\n{thing.place[1]}\n".encode())
+        elif isinstance(thing, Built):
+            self.save(thing.name)
+            self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+            self.save(thing.state)
+            self.write(pickle.BUILD)
         elif isinstance(thing, Call):
             self.save(thing.name)
             self.save(thing.arguments)
@@ -73,6 +78,13 @@ class Call:
 
     def __init__(self, name: Name, *arguments: object) -> None:
         self.name, self.arguments = name, arguments
+
+
+class Built:
+    """Pickles as an object of a class that has a state."""
+
+    def __init__(self, name: Name, state: object) -> None:
+        self.name, self.state = name, state
 
 
 class Stored:

@@ -351,8 +351,9 @@ LISTED = {
     "checkpoint/quota.py": {"ctypes.CDLL": 1},  # the C library
     "cluster/pool.py": {"pickle.loads": 2},  # what the driver of the same user sends over Ray
     "checkpoint/pickles.py": {
-        "Unpickler": 2, "load": 5, "Unpickler(file, size, storages.find, storages.persistent, _set_state).load": 1,
+        "Unpickler": 3, "load": 5, "Unpickler(file, size, storages.find, storages.persistent, _set_state).load": 1,
         "Unpickler(io.BytesIO(text), len(text), storages.find, storages.persistent, _set_state).load": 1,
+        "Unpickler(io.BytesIO(data), len(data), names.find, names.persistent, _set_state).load": 1,
     },  # alnico's own, which calls nothing
     "cli/command.py": {"importlib.import_module": 1},  # the public function of a command
     "cli/completion.py": {"subprocess.run": 1},  # PowerShell, which alone knows where its profile is

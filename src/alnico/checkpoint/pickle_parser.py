@@ -27,6 +27,37 @@ class AllowedGlobal:
         self.call = call
 
 
+class PickledObject:
+    """An object of a class that is known by its name alone: what it was made from, and its state.
+
+    Nothing of the class is run or imported. As a key of a dict it is equal to itself only.
+    """
+
+    __slots__ = ("arguments", "name", "state")
+
+    def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.state: Any = None
+
+    def fields(self) -> dict[Any, Any]:
+        """The attributes in the state: a dict, or one of attributes and one of slots."""
+        parts = self.state if isinstance(self.state, tuple) and len(self.state) == 2 else (self.state,)
+        found: dict[Any, Any] = {}
+        for part in parts:
+            if isinstance(part, dict):
+                found |= part
+        return found
+
+
+class PickledClass(AllowedGlobal):
+    """A class whose objects are read as :class:`PickledObject`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(lambda *arguments: PickledObject(name, arguments))
+        self.name = name
+
+
 class Unpickler:
     """Reads one pickle from the current position of ``file``, which has ``size`` bytes. ``find`` resolves a
     name, ``persistent`` an identifier, and ``build`` applies a state to an object. Errors: UnpicklingError,
@@ -170,10 +201,10 @@ class Unpickler:
 
 
 def put_pairs(target: dict[Any, Any], pairs: Iterable[tuple[Any, Any]]) -> None:
-    """Add pairs to a dict, with plain keys only: hashing nested tuples that share members takes exponential
-    time."""
+    """Add pairs to a dict. Keys are plain, or objects known by name, which are equal to themselves only: hashing nested
+    tuples that share members takes exponential time."""
     for key, value in pairs:
-        if not isinstance(key, (str, bytes, int, float, type(None))):
+        if not isinstance(key, (str, bytes, int, float, type(None), PickledObject)):
             raise UnpicklingError(f"a key of the type {type(key).__name__}")
         target[key] = value
 
@@ -222,8 +253,9 @@ STEPS: dict[bytes, Callable[[Unpickler], None]] = {
     pickle.GLOBAL: Unpickler._global,
     pickle.STACK_GLOBAL: Unpickler._stack_global,
     pickle.REDUCE: Unpickler._reduce,
+    pickle.NEWOBJ: Unpickler._reduce,  # an allowed name makes the object, or what stands for it
     pickle.BUILD: Unpickler._build,
     pickle.BINPERSID: Unpickler._persistent_id,
 }
-"""What each opcode does. Left out are those that create objects of classes, and those of the text protocols 0
+"""What each opcode does. Left out are those that create objects with keywords, and those of the text protocols 0
 and 1."""

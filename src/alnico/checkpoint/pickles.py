@@ -14,20 +14,30 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import numpy as np
 import xxhash
 
 from alnico.checkpoint.file_kinds import PICKLE, SNIFFED_BYTES, TORCH_ZIP, ZIP, refuse_other
+from alnico.checkpoint.file_part import part_of_file
 from alnico.checkpoint.files import open_to_read
 from alnico.checkpoint.header import MAX_DIMENSIONS, Header, TensorInfo
-from alnico.checkpoint.pickle_parser import MAX_PICKLE_BYTES, AllowedGlobal, Unpickler, put_pairs
+from alnico.checkpoint.pickle_parser import (
+    MAX_PICKLE_BYTES,
+    AllowedGlobal,
+    PickledClass,
+    PickledObject,
+    Unpickler,
+    put_pairs,
+)
 from alnico.checkpoint.source import Shard
+from alnico.checkpoint.training.averaged_weights import average_notes, choose_part
 from alnico.errors import ModelError
 from alnico.numerics.dtypes import DTYPES
 
@@ -63,7 +73,7 @@ TORCH_DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Storage:
+class PickledStorage:
     """Bytes that tensors share. ``count`` counts elements of ``dtype``; or bytes, where the tensors give the
     dtype and this one is ''."""
 
@@ -73,10 +83,10 @@ class _Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class _PickledTensor:
+class PickledTensor:
     """A view of a storage, in elements. ``attributes`` are the Python attributes set on the tensor."""
 
-    storage: _Storage
+    storage: PickledStorage
     dtype: str
     offset: int
     shape: tuple[int, ...]
@@ -94,42 +104,101 @@ class _NumpyType:
         self.order = "<"
 
 
-class _NumpyArray:
+class NumpyArray:
     """A numpy array, such as a saved generator state: not a tensor."""
 
 
-def open_pickle(path: Path) -> Shard:
+@dataclass(frozen=True)
+class Pickle:
+    """What a pickle holds; its tensors are not located yet. ``storages`` are the bytes (begin, end) of each storage in the file."""
+
+    value: Any
+    storages: Mapping[str, tuple[int, int]]
+    size: int
+    mtime_ns: int
+    digest: str
+
+
+def open_pickle(path: Path, part: str = "") -> Shard:
     """Locate the tensors of a pickled checkpoint. Reads the pickle, not the tensors.
 
-    Errors: ModelError for a pickle with anything except tensors and plain values, one without tensors, views
+    ``part`` is what to read in place of the state dict: ``ema``, or a key. Errors: ModelError for a pickle with anything except tensors and plain values, one without tensors, views
     outside their storage, and damaged files.
     """
+    where = str(path)
+    loaded = load_pickle(path)
+    with damage_refused(where):
+        state = _unwrap(loaded.value, where)[0]
+        if part:
+            value, notes = choose_part(loaded.value, state, part, _is_tensor, where)
+            tensors, more = select_tensors(value, where)
+        else:
+            tensors, more = select_tensors(loaded.value, where)
+            notes = average_notes(loaded.value, state, _is_tensor, where)
+    return shard_of(path, loaded, tensors, (*more, *notes))
+
+
+def load_pickle(path: Path, classes: re.Pattern[str] | None = None) -> Pickle:
+    """Read the pickle of a torch checkpoint, not its tensors.
+
+    Objects whose class is in a module that ``classes`` matches are read as :class:`PickledObject`. Errors: ModelError.
+    """
+    with damage_refused(str(path)), os.fdopen(open_to_read(path), "rb") as file:
+        status = os.fstat(file.fileno())
+        start = file.read(SNIFFED_BYTES)
+        refuse_other(start, path, "a torch checkpoint", TORCH_ZIP, PICKLE, ZIP)
+        file.seek(0)
+        read = _read_zip if start.startswith(b"PK\x03\x04") else _read_legacy
+        value, storages, digest = read(file, status.st_size, str(path), classes)
+        return Pickle(value, storages, status.st_size, status.st_mtime_ns, digest)
+
+
+def load_pickle_inside(descriptor: int, begin: int, size: int, where: str, file_size: int) -> Pickle:
+    """Read the pickle of a torch checkpoint that is the bytes ``begin`` to ``begin + size`` of a file, which has ``file_size``. Its
+    tensors are then located in that file. Errors: ModelError."""
+    with damage_refused(where):
+        value, places, digest = _read_zip(part_of_file(descriptor, begin, size), size, where, None)
+        storages = {key: (begin + first, begin + end) for key, (first, end) in places.items()}
+        return Pickle(value, storages, file_size, os.fstat(descriptor).st_mtime_ns, digest)
+
+
+def shard_of(
+    path: Path, loaded: Pickle, tensors: Mapping[str, PickledTensor], notes: tuple[str, ...] = ()
+) -> Shard:
+    """Locate tensors of a pickle in its file. Errors: ModelError."""
+    with damage_refused(str(path)):
+        infos = [
+            locate_tensor(name, tensor, loaded.storages, loaded.size, str(path))
+            for name, tensor in tensors.items()
+        ]
+    infos.sort(key=lambda t: (t.begin, t.end, t.name))
+    return Shard(path, Header(tuple(infos), {}, 0), loaded.size, loaded.mtime_ns, loaded.digest, notes)
+
+
+def load_objects(data: bytes, where: str, classes: re.Pattern[str]) -> Any:
+    """Read a pickle without tensors, such as an index of them; ``classes`` as for :func:`load_pickle`. Errors: ModelError."""
+    names = _Storages(where, classes)
+    with damage_refused(where):
+        return Unpickler(io.BytesIO(data), len(data), names.find, names.persistent, _set_state).load()
+
+
+@contextmanager
+def damage_refused(where: str) -> Iterator[None]:
+    """Refuse a checkpoint whose reading fails in any way. Errors: ModelError."""
     try:
-        with os.fdopen(open_to_read(path), "rb") as file:
-            status = os.fstat(file.fileno())
-            start = file.read(SNIFFED_BYTES)
-            refuse_other(start, path, "a torch checkpoint", TORCH_ZIP, PICKLE, ZIP)
-            is_zip = start.startswith(b"PK\x03\x04")
-            file.seek(0)
-            loaded, storages, digest = (_read_zip if is_zip else _read_legacy)(
-                file, status.st_size, str(path)
-            )
-            tensors, notes = _select_tensors(loaded, str(path))
-            infos = [
-                _locate(name, tensor, storages, status.st_size, str(path)) for name, tensor in tensors.items()
-            ]
+        yield
     except ModelError:
         raise
     except (Exception, MemoryError) as error:  # a damaged or hostile file may cause any error
         raise ModelError(
-            f"{path}: is not a readable torch checkpoint ({type(error).__name__}: {str(error)[:120]}). "
+            f"{where}: is not a readable torch checkpoint ({type(error).__name__}: {str(error)[:120]}). "
             "The file is damaged or of another format; download it again, or get the model as safetensors."
         ) from None
-    infos.sort(key=lambda t: (t.begin, t.end, t.name))
-    return Shard(path, Header(tuple(infos), {}, 0), status.st_size, status.st_mtime_ns, digest, notes)
 
 
-def _read_zip(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
+def _read_zip(
+    file: IO[bytes], size: int, where: str, classes: re.Pattern[str] | None
+) -> tuple[Any, dict[str, tuple[int, int]], str]:
     """Return the pickled value, the bytes (begin, end) of each storage in the file, and the pickle's
     digest."""
     with zipfile.ZipFile(file) as archive:
@@ -155,7 +224,7 @@ def _read_zip(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tu
                 f"{where}: was written by a big-endian machine; expected little-endian. Convert it to "
                 "safetensors."
             )
-    storages = _Storages(where)
+    storages = _Storages(where, classes)
     loaded = Unpickler(io.BytesIO(text), len(text), storages.find, storages.persistent, _set_state).load()
     places = {}
     for key in storages.by_key:
@@ -172,10 +241,12 @@ def _read_zip(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tu
     return loaded, places, xxhash.xxh3_128_hexdigest(text)
 
 
-def _read_legacy(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
+def _read_legacy(
+    file: IO[bytes], size: int, where: str, classes: re.Pattern[str] | None
+) -> tuple[Any, dict[str, tuple[int, int]], str]:
     """Do the same for the format before torch 1.6: five pickles, then each storage's number of elements and
     bytes."""
-    storages = _Storages(where)
+    storages = _Storages(where, classes)
 
     def load() -> Any:
         return Unpickler(file, size, storages.find, storages.persistent, _set_state).load()
@@ -208,17 +279,24 @@ def _read_legacy(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str,
 
 
 class _Storages:
-    """Collects the storages that a pickle names, and resolves its other names."""
+    """Collects the storages that a pickle names, and resolves its other names. Objects of ``classes`` are known by name
+    only."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, classes: re.Pattern[str] | None = None) -> None:
         self._where = where
-        self.by_key: dict[str, _Storage] = {}
+        self._classes = classes
+        self.by_key: dict[str, PickledStorage] = {}
 
     def find(self, module: str, name: str) -> Any:
         if module == "torch" and name in TORCH_DTYPES:
             return TORCH_DTYPES[name]
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
+        if self._classes is not None:
+            if (module, name) in SUBCLASS_NAMES:
+                return SUBCLASS_NAMES[module, name]
+            if self._classes.match(module):
+                return PickledClass(f"{module}.{name}")
         if (module, name) in ALLOWED_NAMES:
             return ALLOWED_NAMES[module, name]
         if CALLBACKS.match(module):  # Lightning saves the state of callbacks under their classes
@@ -235,17 +313,17 @@ class _Storages:
             "machine where you trust the file."
         )
 
-    def persistent(self, identifier: Any) -> _Storage:
+    def persistent(self, identifier: Any) -> PickledStorage:
         kind, dtype, key, _, count, *rest = identifier
         if (
             kind != "storage"
             or not isinstance(dtype, str)
             or not isinstance(key, str)
-            or not _is_size(count)
+            or not is_size(count)
             or any(rest)
         ):
             raise UnpicklingError("a storage of an unknown kind")
-        storage = _Storage(key, dtype, count)
+        storage = PickledStorage(key, dtype, count)
         if self.by_key.setdefault(key, storage) != storage:
             raise UnpicklingError(f"storage {key!r} is described in two ways")
         return storage
@@ -259,9 +337,9 @@ def _rebuild(
     _grad: object = False,
     _hooks: object = None,
     bits: object = None,
-) -> _PickledTensor:
+) -> PickledTensor:
     return _view(
-        storage, storage.dtype if isinstance(storage, _Storage) else "", offset, shape, strides, bits
+        storage, storage.dtype if isinstance(storage, PickledStorage) else "", offset, shape, strides, bits
     )
 
 
@@ -274,14 +352,14 @@ def _rebuild_typed(
     _hooks: object,
     dtype: object,
     bits: object = None,
-) -> _PickledTensor:
+) -> PickledTensor:
     return _view(storage, dtype, offset, shape, strides, bits)
 
 
 def _view(
     storage: object, dtype: object, offset: object, shape: object, strides: object, bits: object
-) -> _PickledTensor:
-    """Build a tensor from a pickle's description; :func:`_locate` checks that it is inside the file.
+) -> PickledTensor:
+    """Build a tensor from a pickle's description; :func:`locate_tensor` checks that it is inside the file.
 
     ``bits`` is what torch calls metadata: the values are the negative (``neg``) or the complex conjugate
     (``conj``) of the stored ones.
@@ -293,7 +371,11 @@ def _view(
                 f"a tensor without a shape and strides of at most {MAX_DIMENSIONS} dimensions"
             )
         numbers += sizes
-    if not isinstance(storage, _Storage) or not isinstance(dtype, str) or not all(map(_is_size, numbers)):
+    if (
+        not isinstance(storage, PickledStorage)
+        or not isinstance(dtype, str)
+        or not all(map(is_size, numbers))
+    ):
         raise UnpicklingError("a tensor without a storage, a dtype and non-negative sizes")
     bits_set = bits or {}
     if (
@@ -305,7 +387,7 @@ def _view(
     negated, conjugated = bits_set.get("neg", False), bits_set.get("conj", False)
     if (negated and dtype not in NEGATABLE) or (conjugated and dtype != "C64"):
         raise UnpicklingError(f"a tensor of {dtype[:20] or 'bytes'} that is negated or conjugated")
-    return _PickledTensor(storage, dtype, offset, tuple(shape), tuple(strides), negated, conjugated)  # type: ignore[arg-type]  # checked above
+    return PickledTensor(storage, dtype, offset, tuple(shape), tuple(strides), negated, conjugated)  # type: ignore[arg-type]  # checked above
 
 
 def _rebuild_parameter(
@@ -313,7 +395,7 @@ def _rebuild_parameter(
 ) -> object:
     """Return a parameter's tensor, with the names of the attributes in its state."""
     attributes = state[0] if isinstance(state, tuple) and state else state
-    if isinstance(tensor, _PickledTensor) and isinstance(attributes, dict):
+    if isinstance(tensor, PickledTensor) and isinstance(attributes, dict):
         return replace(tensor, attributes=tuple(str(key)[:80] for key in attributes))
     return tensor
 
@@ -325,9 +407,34 @@ def _rebuild_from_type(rebuild: object, kind: object, arguments: object, state: 
     return _rebuild_parameter(rebuild.call(*arguments), state=state)
 
 
+def _rebuild_subclass(rebuild: object, kind: object, arguments: object, state: object) -> object:
+    """A tensor of a subclass, such as one rank's part of a distributed tensor, as an object known by its class's name."""
+    if not isinstance(kind, PickledClass):
+        return _rebuild_from_type(rebuild, kind, arguments, state)
+    made = PickledObject(kind.name, arguments if isinstance(arguments, tuple) else ())
+    made.state = state
+    return made
+
+
+def _rebuild_wrapper(kind: object, *arguments: object) -> object:
+    name = kind.name if isinstance(kind, PickledClass) else "torch.Tensor"
+    return PickledObject(name, (kind, *arguments))
+
+
+def _class_attribute(kind: object, name: object) -> object:
+    """A class in a class, or a member of an enumeration, which Python 3.11 pickles so."""
+    if not isinstance(kind, PickledClass) or not isinstance(name, str):
+        raise UnpicklingError("an attribute of something that is not a known class")
+    return PickledClass(f"{kind.name}.{name}")
+
+
+def _ignore_layout(*_: object) -> None:
+    """Ignore a layout: only strided tensors have values here."""
+
+
 def _rebuild_from_cpu(tensor: object, dtype: object, _device: object, _grad: object) -> object:
     """A tensor that was saved from a device without storages, such as a TPU, through the CPU."""
-    if not isinstance(tensor, _PickledTensor) or tensor.dtype != dtype:
+    if not isinstance(tensor, PickledTensor) or tensor.dtype != dtype:
         raise UnpicklingError("a tensor of a device saved with a different dtype")
     return tensor
 
@@ -349,32 +456,36 @@ def _numpy_scalar(kind: object, data: object) -> object:
     return np.frombuffer(data, kind.order + kind.name)[0].item()
 
 
-def _numpy_array(*_: object) -> _NumpyArray:
-    return _NumpyArray()
+def _numpy_array(*_: object) -> NumpyArray:
+    return NumpyArray()
 
 
 def _set_state(target: object, state: object) -> None:
     """Apply a pickled state: a numpy dtype takes its byte order from it; numpy arrays and dicts ignore it
     (for a dict it is the metadata of a state dict). It is refused for a tensor: torch would build a different
     tensor from it."""
-    if (
+    if isinstance(target, PickledObject):
+        target.state = state
+    elif (
         isinstance(target, _NumpyType)
         and isinstance(state, tuple)
         and len(state) > 1
         and state[1] in ("<", ">", "|")
     ):
         target.order = state[1]
-    elif not isinstance(target, (dict, _NumpyType, _NumpyArray)):
+    elif not isinstance(target, (dict, _NumpyType, NumpyArray)):
         raise UnpicklingError(f"a state for {_type_of(target)}")
 
 
 def _type_of(value: object) -> str:
     """What a value is, for messages."""
-    if isinstance(value, _PickledTensor):
+    if isinstance(value, PickledTensor):
         return "a tensor"
+    if isinstance(value, PickledObject):
+        return f"a {value.name[:80]}"
     if isinstance(value, AllowedGlobal):
         return "a name"
-    return "a numpy array" if isinstance(value, _NumpyArray) else f"a {type(value).__name__}"
+    return "a numpy array" if isinstance(value, NumpyArray) else f"a {type(value).__name__}"
 
 
 def _make_dict(*arguments: Any) -> dict[Any, Any]:
@@ -447,6 +558,14 @@ ALLOWED_NAMES: dict[tuple[str, str], AllowedGlobal | str] = {
     },
 }
 
+SUBCLASS_NAMES: dict[tuple[str, str], AllowedGlobal] = {
+    ("torch._tensor", "_rebuild_from_type_v2"): AllowedGlobal(_rebuild_subclass),
+    ("torch._utils", "_rebuild_wrapper_subclass"): AllowedGlobal(_rebuild_wrapper),
+    **{(module, "getattr"): AllowedGlobal(_class_attribute) for module in ("builtins", "__builtin__")},
+    ("torch.serialization", "_get_layout"): AllowedGlobal(_ignore_layout),
+}
+"""Names that are allowed besides where objects are known by their class's name."""
+
 UNSUPPORTED_TENSORS = {
     "_rebuild_sparse_tensor": ("a sparse tensor", "Make it dense with to_dense()"),
     "_rebuild_qtensor": ("a quantised tensor", "Use the model in full precision, or dequantize() it"),
@@ -462,8 +581,12 @@ UNSUPPORTED_TENSORS = {
 """Tensors that are not supported, by torch's function in ``torch._utils``: what they are, and what to do."""
 
 
-def _select_tensors(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor], tuple[str, ...]]:
-    """Return the tensors of the state dict, without wrappers, and notes on what was left out."""
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, PickledTensor)
+
+
+def _unwrap(loaded: Any, where: str) -> tuple[Mapping[Any, Any], list[str], list[str]]:
+    """Return the state dict in what was saved, its wrappers, and the names of what is next to it. Errors: ModelError."""
     wrappers: list[str] = []
     ignored: list[str] = []
     while isinstance(loaded, Mapping):
@@ -484,12 +607,18 @@ def _select_tensors(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor],
             f"{where}: holds {_type_of(loaded)}; expected tensors by name. Save the model's state_dict() and "
             "use that file."
         )
+    return loaded, wrappers, ignored
+
+
+def select_tensors(loaded: Any, where: str) -> tuple[dict[str, PickledTensor], tuple[str, ...]]:
+    """Return the tensors of the state dict, without wrappers, and notes on what was left out."""
+    loaded, wrappers, ignored = _unwrap(loaded, where)
     tensors = {
         key: value
         for key, value in loaded.items()
-        if isinstance(key, str) and isinstance(value, _PickledTensor)
+        if isinstance(key, str) and isinstance(value, PickledTensor)
     }
-    arrays = [str(key) for key, value in loaded.items() if isinstance(value, _NumpyArray)]
+    arrays = [str(key) for key, value in loaded.items() if isinstance(value, NumpyArray)]
     if arrays:
         raise ModelError(
             f"{where}: {arrays[0][:80]} is a numpy array; expected a tensor. Convert it with "
@@ -506,21 +635,21 @@ def _select_tensors(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor],
     if wrappers:
         notes.append(f"{where}: the tensors are those under {'.'.join(wrappers)}.")
     if ignored:
-        notes.append(f"{where}: left out, as they are not tensors of the model: {_list_some(ignored)}.")
+        notes.append(f"{where}: left out, as they are not tensors of the model: {list_some(ignored)}.")
     if attributes := [f"{name}.{a}" for name, tensor in tensors.items() for a in tensor.attributes]:
         notes.append(
             f"{where}: left out, as they are attributes of tensors, which tensor files cannot store: "
-            f"{_list_some(attributes)}."
+            f"{list_some(attributes)}."
         )
     return tensors, tuple(notes)
 
 
-def _list_some(names: list[str]) -> str:
+def list_some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _locate(
-    name: str, tensor: _PickledTensor, storages: Mapping[str, tuple[int, int]], size: int, where: str
+def locate_tensor(
+    name: str, tensor: PickledTensor, storages: Mapping[str, tuple[int, int]], size: int, where: str
 ) -> TensorInfo:
     """Return where a tensor is in the file, after checking that."""
 
@@ -575,5 +704,5 @@ def _contiguous(shape: tuple[int, ...]) -> list[int]:
     return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
 
 
-def _is_size(value: object) -> bool:
+def is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
