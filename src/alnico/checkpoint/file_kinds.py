@@ -52,7 +52,11 @@ TFLITE = FileKind("a TensorFlow Lite model", ONNX.advice)
 COREML = FileKind("a Core ML model", ONNX.advice)
 RUST = FileKind("a checkpoint of rust-bert (.ot)", "Use the model that it was converted from.")
 PADDLE = FileKind("a PaddlePaddle checkpoint (.pdparams)", CONVERT)
-NEMO = FileKind("a NeMo archive (.nemo)", "Convert it to a Hugging Face checkpoint with NeMo's scripts.")
+NEMO = FileKind("a NeMo archive (.nemo)", "Download it, and give the path of the file.")
+DISTCP = FileKind(
+    "a shard of a distributed checkpoint of torch",
+    "Give a folder that has .metadata and the files of all ranks: the checkpoint is incomplete without them.",
+)
 EXPORTED = FileKind("an exported PyTorch program (.pt2 or .pte)", ONNX.advice)
 ZIP = FileKind("a zip archive", UNPACK)
 TAR = FileKind("a tar archive", UNPACK)
@@ -101,7 +105,7 @@ MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
 
 ENDINGS: dict[str, FileKind] = {
     ".gguf": GGUF, ".ggml": GGML, ".h5": HDF5, ".keras": KERAS, ".msgpack": FLAX, ".onnx": ONNX, ".onnx_data": ONNX, ".tflite": TFLITE,
-    ".mlmodel": COREML, ".ot": RUST, ".pdparams": PADDLE, ".nemo": NEMO, ".pt2": EXPORTED, ".pte": EXPORTED, ".npy": NUMPY, ".npz": NUMPY_ZIP,
+    ".mlmodel": COREML, ".ot": RUST, ".pdparams": PADDLE, ".nemo": NEMO, ".pt2": EXPORTED, ".pte": EXPORTED, ".npy": NUMPY, ".npz": NUMPY_ZIP, ".distcp": DISTCP,
     ".pkl": PICKLE, ".pickle": PICKLE, ".zip": ZIP, ".tar": TAR, ".gz": COMPRESSED, ".tgz": COMPRESSED, ".xz": COMPRESSED, ".zst": COMPRESSED, ".7z": COMPRESSED,
 }  # fmt: skip
 """What a file is by its name, where it may hold weights that alnico does not read."""

@@ -37,6 +37,8 @@ from alnico.checkpoint.task_vectors.equipped_model import EquippedModel
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, read_manifest
 from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference
 from alnico.checkpoint.task_vectors.stored_vector import StoredVector, files_on_hub, open_vector
+from alnico.checkpoint.training.open_training import open_trained
+from alnico.checkpoint.training.sharded_model import ShardedModel
 from alnico.checkpoint.weight_files import _shard_paths
 from alnico.errors import ModelError
 from alnico.run_options import OFFLINE, ONLINE, Access
@@ -49,7 +51,8 @@ def open_model(
     checks them.
 
     An existing path wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over
-    the ``+`` of an adapter or a task vector. ``RUN@STEP`` is a step of a training run with anchors and deltas. With ``offline`` only the hub's cache is used. With ``may_be_adapter`` an
+    the ``+`` of an adapter or a task vector. ``RUN@STEP`` is a step of a training run with anchors and deltas; ``PATH@PART`` is a
+    part of a trainer's checkpoint, such as ``last.ckpt@ema``, its averaged weights. With ``offline`` only the hub's cache is used. With ``may_be_adapter`` an
     adapter's factors, and the tensors of a task vector, are opened as plain tensors, for inspection. Errors: ModelError for a missing path,
     files that are not a model, an adapter, an index that does not match its files or points outside the
     directory, a wrong header, a pickle with more than tensors, an adapter that does not fit its base, and
@@ -69,12 +72,13 @@ def open_model(
         location = Path(os.path.expanduser(label))
         if (file := gguf_path(label, location)) is not None:
             return open_gguf(label, file)
-        model = _open_files(label, location, access)
+        trained = open_trained(label)
+        model = _open_files(label, location, access) if trained is None else trained
     except OSError as error:
         raise ModelError(
             f"{label}: cannot be read ({error.strerror}). Check the path and its permissions."
         ) from None
-    if is_decodable(model.config):
+    if isinstance(model, FileModel) and is_decodable(model.config):
         from alnico.checkpoint.dequantised_model import DequantisedModel
 
         try:
@@ -188,7 +192,7 @@ def _open_files(label: str, location: Path, access: Access) -> FileModel:
     return model
 
 
-def _refuse_quantised(model: FileModel) -> None:
+def _refuse_quantised(model: FileModel | ShardedModel) -> None:
     quantisation = model.config.get("quantization_config")
     scales = [
         n for n in model.tensors if n.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".absmax"))
@@ -264,4 +268,4 @@ def _open_addition_elsewhere(reference: str, access: Access) -> FileModel:
     return open_from_hub(reference, access=access, choose=choose)
 
 
-MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, GgufModel, EquippedModel, DeltaChain)
+MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, GgufModel, EquippedModel, DeltaChain, ShardedModel)

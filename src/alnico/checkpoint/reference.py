@@ -11,6 +11,7 @@ from alnico.checkpoint.file_arguments import model_paths
 from alnico.checkpoint.near_paths import is_misspelling, near_path
 from alnico.checkpoint.remote.open_folder import checked_url, is_url
 from alnico.checkpoint.task_vectors.store_folder import PREFIX
+from alnico.checkpoint.training.recognise import training_folder
 from alnico.errors import ModelError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -33,9 +34,9 @@ ANCHORS = "anchors"
 
 
 def is_path(reference: str) -> bool:
-    """Does a reference lead to something on this machine: a path, or a step of a training run?"""
+    """Does a reference lead to something on this machine: a path, a step of a training run, or a part of a checkpoint?"""
     try:
-        return Path(os.path.expanduser(reference)).exists() or split_step(reference) is not None
+        return Path(os.path.expanduser(reference)).exists() or is_inside_path(reference)
     except PermissionError:  # in another user's folder: opening it gives the error
         return True
 
@@ -47,6 +48,27 @@ def split_step(reference: str) -> tuple[str, int] | None:
     if match is None or not Path(os.path.expanduser(match["run"]), ANCHORS).is_dir():
         return None
     return match["run"], int(match["step"])
+
+
+PART = re.compile(r"(?P<path>.+)@(?P<part>[A-Za-z_][\w.-]{0,200})", re.DOTALL)
+
+
+def split_part(reference: str) -> tuple[str, str] | None:
+    """Return the path and the part of ``PATH@PART``, where PATH is a trainer's checkpoint on this machine: a pickle, or a folder of
+    shards. None for everything else, such as an existing path with this name."""
+    match = PART.fullmatch(reference)
+    if match is None or os.path.lexists(os.path.expanduser(reference)):
+        return None
+    path = Path(os.path.expanduser(match["path"]))
+    is_checkpoint = (
+        path.suffix in PICKLES if path.is_file() else path.is_dir() and training_folder(path) is not None
+    )
+    return (match["path"], match["part"]) if is_checkpoint else None
+
+
+def is_inside_path(reference: str) -> bool:
+    """Is a reference a step of a training run, or a part of a checkpoint, on this machine?"""
+    return split_step(reference) is not None or split_part(reference) is not None
 
 
 def is_store_reference(reference: str) -> bool:
@@ -74,7 +96,7 @@ def check_urls(reference: str) -> None:
 
 def may_hold_model(path: Path) -> bool:
     """Is a path a folder, or a file of a format that holds models?"""
-    return path.is_dir() or path.suffix in (".safetensors", ".gguf", *PICKLES)
+    return path.is_dir() or path.suffix in (".safetensors", ".gguf", ".nemo", *PICKLES)
 
 
 def refuse_misspelt(reference: str, folder: str = ".") -> None:
@@ -152,7 +174,7 @@ def is_hub_reference(reference: str) -> bool:
     [True, True, False, False, False, False, False]
     """
     name = reference.partition("@")[0]
-    is_file = name.endswith((".safetensors", ".gguf", *PICKLES))
+    is_file = name.endswith((".safetensors", ".gguf", ".nemo", *PICKLES))
     return (
         re.fullmatch(r"[^./~\\+$%:][^/\\+$%:]*/[^./\\+$%:][^/\\+$%:]*", name) is not None
         and not is_file

@@ -41,7 +41,7 @@ from alnico.numerics.dtypes import CONFIG_NAMES
 
 WEIGHTS = (
     ".safetensors", ".gguf", ".ggml", ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".npz", ".npy", ".pkl", ".pickle", ".pdparams",
-    ".nemo", ".pt2", ".pte", ".mlmodel", *PICKLES,
+    ".nemo", ".pt2", ".pte", ".mlmodel", ".distcp", *PICKLES,
 )  # fmt: skip
 """Endings of files that may hold weights. None is copied to an output, which has its own weights."""
 ASIDE = (".bak", ".old", ".orig", ".data", ".part", ".tmp")

@@ -76,7 +76,13 @@ class SignedInputs:
                 "the whole model, and give its path."
             )
         else:
-            for path in {source.directory} if source.directory is not None else source.paths():
+            folder = source.directory
+            places = dict.fromkeys([folder] if folder is not None else [])
+            # Weights may lie beside the folder of the config, as the shards of a trainer do.
+            places |= dict.fromkeys(
+                p for p in source.paths() if folder is None or not p.is_relative_to(folder)
+            )
+            for path in places:
                 self.check_path(path, source.label, reference)
 
     def check_path(self, path: Path, label: str, reference: str = "") -> None:

@@ -13,6 +13,7 @@ from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.source import Source
+from alnico.checkpoint.training.recognise import training_folder
 from alnico.errors import ModelError
 
 STEM = "model"
@@ -156,7 +157,8 @@ def _models_below(folder: Path) -> list[str]:
             found += [
                 path.relative_to(folder).as_posix()
                 for path in inside
-                if path.is_dir() and holds_weights(p.name for p in _entries(path))
+                if path.is_dir()
+                and (holds_weights(p.name for p in _entries(path)) or training_folder(path) is not None)
             ]
     return found
 

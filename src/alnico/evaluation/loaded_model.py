@@ -19,6 +19,7 @@ from alnico.checkpoint.memory_model import unwrap_module
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.reference import is_at_url, is_path, split_adapter
 from alnico.checkpoint.sidecars import check_kinds
+from alnico.checkpoint.training.recognise import training_folder
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.run import run_plan
 from alnico.engine.stages import close
@@ -69,7 +70,9 @@ def open_subject(
         and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file()))
     ):
         return _Plain(label, place, offline, placement, watch)
-    if is_gguf or (not path.is_dir() and (is_at_url(place) or split_adapter(place, is_path) is not None)):
+    is_in_shards = path.is_dir() and training_folder(path) is not None
+    is_elsewhere = not path.is_dir() and (is_at_url(place) or split_adapter(place, is_path) is not None)
+    if is_gguf or is_in_shards or is_elsewhere:
         folder = _folded(place, offline)
         subject = _Checkpoint(label, folder / "model", placement, watch)
         weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import yaml
 
 from alnico.checkpoint.reference import (
+    is_inside_path,
     is_path,
     is_store_reference,
     refuse_misspelt,
     split_adapter,
-    split_step,
     split_weight,
 )
 from alnico.errors import ModelError
@@ -27,8 +27,8 @@ def resolve_reference(reference: str, folder: str) -> str:
     """Return the path of a reference: relative to the working directory, or else to the recipe's folder."""
     in_folder = Path(folder) / reference
     try:
-        exists = Path(reference).expanduser().exists() or split_step(reference) is not None
-        exists_in_folder = in_folder.exists() or split_step(os.fspath(in_folder)) is not None
+        exists = Path(reference).expanduser().exists() or is_inside_path(reference)
+        exists_in_folder = in_folder.exists() or is_inside_path(os.fspath(in_folder))
     except (OSError, RuntimeError) as error:  # a name that is too long; ~ of an unknown user
         why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise ModelError(f"model {reference!r}: is not a path ({why}). Use the path of a model.") from None

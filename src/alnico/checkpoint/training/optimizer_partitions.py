@@ -1,0 +1,431 @@
+"""Reads a model from the partitions of DeepSpeed's ZeRO optimizer, stages 1 to 3: the float32 master weights.
+
+    zero_pp_rank_R_mp_rank_00_optim_states.pt     rank R's part of the optimizer, among others its part of the weights
+    mp_rank_00_model_states.pt                    stages 1 and 2: names and shapes, buffers, frozen parameters
+    zero_pp_rank_R_mp_rank_00_model_states.pt     stage 3: the same, and rank R's part of the frozen parameters
+
+Stages 1 and 2 lay the parameters of an optimizer group one after the other, fill up the end, and cut the whole into a run
+for each of W ranks. Stage 3 cuts each parameter of n elements into W runs of ``ceil(n / W)``, the last filled up; a rank's runs
+follow on each other.
+Format: https://deepspeed.readthedocs.io/en/latest/model-checkpointing.html
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.file_model import FileModel
+from alnico.checkpoint.files import check_inside, is_text
+from alnico.checkpoint.header import MAX_DIMENSIONS
+from alnico.checkpoint.pickle_parser import PickledObject
+from alnico.checkpoint.pickles import Pickle, PickledTensor, is_size, load_pickle, shard_of
+from alnico.checkpoint.source import Shard
+from alnico.checkpoint.training.piece_table import PieceTable, flat_table
+from alnico.checkpoint.training.recognise import PARTITION
+from alnico.checkpoint.training.sharded_model import ShardedModel
+from alnico.checkpoint.training.trainer_names import choose_model, list_groups
+from alnico.errors import ModelError
+
+CLASSES = re.compile(r"(deepspeed|torch\.distributed)(\.|$)")
+"""Modules of what DeepSpeed saves besides tensors, such as its loss scaler. Known by name; nothing of them is run."""
+
+GROUPS = ("single_partition_of_fp32_groups", "fp32_flat_groups")
+"""Keys of a rank's master weights: of stages 1 and 2, and of stage 3."""
+
+MODEL_FILE = "mp_rank_00_model_states.pt"
+OTHER_PARALLELISM = re.compile(
+    r"layer_.*_states\.pt|expp_rank_.*\.pt|(?!.*mp_rank_00)(zero_pp_rank_\d+_)?mp_rank_\d+_model_states\.pt"
+)
+"""Files of a model that is divided in other ways, too: into layers, experts, or parts of matrices."""
+
+
+@dataclass(frozen=True)
+class RankOptimizer:
+    """What one rank's optimizer holds: master weights of each group, and where DeepSpeed says that parameters are in them."""
+
+    path: Path
+    pickle: Pickle
+    groups: tuple[PickledTensor, ...]
+    is_stage_3: bool
+    partitions: int
+    slices: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """What a file of model states holds."""
+
+    path: Path
+    pickle: Pickle
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...]
+    """Names and shapes of the parameters of each optimizer group, in order."""
+    frozen: Mapping[str, tuple[int, ...]]
+    fragments: Mapping[str, PickledTensor]
+    module: Mapping[str, PickledTensor]
+    shared: Mapping[str, str]
+    step: object
+    others: Sequence[str]
+
+
+FlatRun = tuple[str, int, int]
+"""Elements of a stored tensor: its name, the first, and how many."""
+
+MAX_RANKS = 1_000_000
+
+
+def open_partitions(label: str, folder: Path, part: str = "") -> ShardedModel:
+    """Open the partitions of all ranks as one model; reads the pickles, not the tensors.
+
+    Trained parameters are read in float32, frozen ones and buffers as they are stored. Errors: ModelError for a missing rank,
+    ranks of different runs or steps, partitions that do not hold the parameters, models that are divided among devices, too,
+    and a pickle with more than data.
+    """
+    ranks = _open_ranks(label, folder)
+    states = _open_states(label, folder, ranks)
+    stored = _PartitionTensors()
+    tables = _trained(label, ranks, states[0], stored)
+    trained = len(tables)
+    tables |= _frozen(label, states if ranks[0].is_stage_3 else states[:1], stored)
+    copied = _others(states[0], tables, stored, is_stage_3=ranks[0].is_stage_3)
+    tables |= copied
+    tables |= {alias: tables[name] for alias, name in states[0].shared.items() if name in tables}
+    chosen = choose_model(list(tables), {}, part, label)
+    files = FileModel(label, folder, stored.shards([*ranks, *states]))
+    kept = [name for name, table in copied.items() if name not in states[0].shared and table.pieces]
+    left = ["the optimizer's states", *([list_groups(states[0].others)] if states[0].others else [])]
+    notes = [
+        *chosen.notes(label),
+        f"{label}: {trained} tensors are the master weights that {len(ranks)} ranks of ZeRO "
+        f"{'3' if ranks[0].is_stage_3 else '1 or 2'} keep, in float32; the output is float32, too, unless the recipe says otherwise.",
+        *([f"{label}: read as the file of the model has them: {list_groups(kept)}."] if kept else []),
+        f"{label}: left out, as they are not tensors of the model: {', '.join(left)}.",
+    ]
+    try:
+        own = {name: tables[saved] for name, saved in chosen.names.items()}
+        return ShardedModel(label, folder, files, own, notes)
+    except BaseException:
+        files.close()
+        raise
+
+
+def _trained(
+    label: str, ranks: Sequence[RankOptimizer], states: ModelStates, stored: _PartitionTensors
+) -> dict[str, PieceTable]:
+    """The trained parameters. Errors: ModelError."""
+    runs = _trained_runs(label, ranks, states, stored)
+    dtype = ranks[0].groups[0].dtype if ranks[0].groups else "F32"
+    shapes = {name: shape for group in states.shapes for name, shape in group.items()}
+    return {name: flat_table(dtype, shapes[name], own) for name, own in runs.items()}
+
+
+def _frozen(label: str, states: Sequence[ModelStates], stored: _PartitionTensors) -> dict[str, PieceTable]:
+    """The parameters that are not trained: whole in one file, or a run in the file of each rank. Errors: ModelError."""
+    tables = {}
+    for name, shape in states[0].frozen.items():
+        fragments = [state.fragments.get(name) for state in states]
+        count, first = math.prod(shape), fragments[0]
+        share = -(-count // len(states))
+        if first is None or any(
+            f is None or math.prod(f.shape) != share or f.dtype != first.dtype for f in fragments
+        ):
+            found = [None if f is None else list(f.shape) for f in fragments]
+            raise ModelError(
+                f"{label}: the frozen parameter {name[:80]} {list(shape)} has the parts {str(found)[:120]}; expected {share} elements of one "
+                f"dtype in each of {len(states)} files. The files are of different runs; copy the checkpoint again."
+            )
+        runs = [
+            (stored.add(state.path, f"frozen/{name}", fragment), 0, max(0, min(share, count - rank * share)))
+            for rank, (state, fragment) in enumerate(zip(states, fragments, strict=True))
+            if fragment is not None
+        ]
+        tables[name] = flat_table(first.dtype, shape, runs)
+    return tables
+
+
+def _others(
+    states: ModelStates, tables: Mapping[str, PieceTable], stored: _PartitionTensors, *, is_stage_3: bool
+) -> dict[str, PieceTable]:
+    """What the file of the model has besides: buffers, and weights that are the same tensor as a trained one.
+
+    In stage 3 the file has empty tensors in place of what is partitioned.
+    """
+    found = {}
+    trained = {tensor: name for name, tensor in states.module.items() if name in tables}
+    for name, tensor in states.module.items():
+        if name in tables or name in states.shared or (is_stage_3 and not math.prod(tensor.shape)):
+            continue
+        if tensor in trained:
+            found[name] = tables[trained[tensor]]
+        else:
+            run = (stored.add(states.path, name, tensor), 0, math.prod(tensor.shape))
+            found[name] = flat_table(tensor.dtype, tensor.shape, [run])
+    return found
+
+
+class _PartitionTensors:
+    """The stored tensors that are read, by the file that has them."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[Path, dict[str, PickledTensor]] = {}
+
+    def add(self, path: Path, name: str, tensor: PickledTensor) -> str:
+        """Read a tensor of a file; returns a name for it that no other has."""
+        unique = f"{path.name}/{name}"
+        self._tensors.setdefault(path, {})[unique] = tensor
+        return unique
+
+    def shards(self, files: Sequence[RankOptimizer | ModelStates]) -> list[Shard]:
+        """Locate the tensors in their files. Errors: ModelError."""
+        return [shard_of(f.path, f.pickle, self._tensors[f.path]) for f in files if f.path in self._tensors]
+
+
+def _open_ranks(label: str, folder: Path) -> list[RankOptimizer]:
+    """Read the optimizers of all ranks. Errors: ModelError."""
+    names = sorted(os.listdir(folder))
+    found = [match for name in names if (match := PARTITION.fullmatch(name)) is not None]
+    other = next((name for name in names if OTHER_PARALLELISM.fullmatch(name)), None) or next(
+        (match[0] for match in found if int(match["model_rank"])), None
+    )
+    if other is not None:
+        raise ModelError(
+            f"{label}: has {other}, so the model is divided into layers, experts or parts of matrices, too; expected data parallelism "
+            "alone (mp_rank_00). Convert it with the tool of its trainer."
+        )
+    by_rank = {int(match["rank"]): folder / match[0] for match in found}
+    ranks = [_open_rank(by_rank[rank], folder) for rank in sorted(by_rank)]
+    count = max(rank.partitions for rank in ranks)
+    missing = [rank for rank in range(min(count, MAX_RANKS)) if rank not in by_rank]
+    if missing or len(by_rank) != count or len(by_rank) != len(found):
+        what = f"no file of rank {missing[0]}" if missing else f"{len(found)} files of optimizers"
+        raise ModelError(
+            f"{label}: has {what}; expected one *_optim_states.pt for each of {count} ranks. Copy the checkpoint again, with the files "
+            "of all ranks and of one run."
+        )
+    first = ranks[0]
+    for rank in ranks:
+        kinds = [(r.is_stage_3, len(r.groups), *(g.dtype for g in r.groups)) for r in (first, rank)]
+        if kinds[0] != kinds[1]:
+            raise ModelError(
+                f"{label}: {rank.path.name} has {len(rank.groups)} groups of master weights of ZeRO {'3' if rank.is_stage_3 else '1 or 2'}, "
+                f"{first.path.name} {len(first.groups)} of ZeRO {'3' if first.is_stage_3 else '1 or 2'}; expected the ranks of one run. Copy "
+                "the checkpoint again."
+            )
+    return ranks
+
+
+def _open_rank(path: Path, folder: Path) -> RankOptimizer:
+    """Read one rank's optimizer. Errors: ModelError."""
+    check_inside(path, folder)
+    loaded = load_pickle(path, CLASSES)
+    state = loaded.value.get("optimizer_state_dict") if isinstance(loaded.value, dict) else None
+    state = state if isinstance(state, dict) else {}
+    key = next((k for k in GROUPS if k in state), "")
+    groups = state.get(key)
+    counts = state.get("partition_count")
+    count = max((c for c in counts if is_size(c)), default=0) if isinstance(counts, list) else counts
+    listed = groups if isinstance(groups, (list, tuple)) else []
+    flat = [g for g in listed if isinstance(g, PickledTensor) and len(g.shape) == 1]
+    is_flat = bool(flat) and len(flat) == len(listed) and len({g.dtype for g in flat}) == 1
+    if not is_flat or not is_size(count) or not count:
+        raise ModelError(
+            f"{path}: has no flat master weights with a number of partitions (keys: {', '.join(map(str, list(state)[:6]))[:120] or 'none'}); "
+            "expected an optimizer of ZeRO 1, 2 or 3. Convert the checkpoint with the zero_to_fp32.py that is next to it."
+        )
+    slices = state.get("param_slice_mappings")
+    return RankOptimizer(
+        path, loaded, tuple(flat), key == GROUPS[1], count, slices if isinstance(slices, list) else ()
+    )
+
+
+def _open_states(label: str, folder: Path, ranks: Sequence[RankOptimizer]) -> list[ModelStates]:
+    """Read the model states: one file, or one of each rank in stage 3. Errors: ModelError."""
+    if ranks[0].is_stage_3:
+        names = [r.path.name.removeprefix("bf16_").replace("_optim_states", "_model_states") for r in ranks]
+    else:
+        names = [MODEL_FILE]
+    absent = next((name for name in names if not os.path.lexists(folder / name)), None)
+    if absent is not None:
+        raise ModelError(
+            f"{label}: {absent} is missing, which has the names of the parameters; expected it next to the optimizers of {len(ranks)} ranks. "
+            "Copy the checkpoint again."
+        )
+    states = [_open_state(folder / name, folder) for name in names]
+    for state in states:
+        if (state.shapes, state.frozen, state.step) != (states[0].shapes, states[0].frozen, states[0].step):
+            raise ModelError(
+                f"{label}: {state.path.name} is of step {str(state.step)[:20]} and {states[0].path.name} of step {str(states[0].step)[:20]}, or "
+                "they have other parameters; expected the ranks of one step. Copy the checkpoint again."
+            )
+    return states
+
+
+def _open_state(path: Path, folder: Path) -> ModelStates:
+    """Read one file of model states. Errors: ModelError."""
+    check_inside(path, folder)
+    loaded = load_pickle(path, CLASSES)
+    state = loaded.value if isinstance(loaded.value, dict) else {}
+    groups = state.get("param_shapes")
+    shapes = [_shapes(group) for group in (groups if isinstance(groups, (list, tuple)) else [groups])]
+    frozen = _shapes(state.get("frozen_param_shapes") or {})
+    fragments, shared = state.get("frozen_param_fragments") or {}, state.get("shared_params") or {}
+    pairs = (
+        shared.items()
+        if isinstance(shared, dict)
+        else [p for p in shared if isinstance(p, (list, tuple)) and len(p) == 2]
+    )
+    if frozen is None or None in shapes or not isinstance(fragments, dict):
+        raise ModelError(
+            f"{path}: has no param_shapes that name the parameters of each group with their sizes; expected the model states of ZeRO. "
+            "Convert the checkpoint with the zero_to_fp32.py that is next to it."
+        )
+    used = (
+        "module",
+        "param_shapes",
+        "frozen_param_shapes",
+        "frozen_param_fragments",
+        "shared_params",
+        "buffer_names",
+    )
+    return ModelStates(
+        path,
+        loaded,
+        tuple(shape for shape in shapes if shape is not None),
+        frozen,
+        _tensors(fragments),
+        _tensors(state.get("module")),
+        {a: b for a, b in pairs if isinstance(a, str) and isinstance(b, str)},
+        state.get("global_steps"),
+        [str(key) for key in state if key not in used and state[key] is not None],
+    )
+
+
+def _shapes(group: Any) -> Mapping[str, tuple[int, ...]] | None:
+    """Names and sizes of parameters; None for anything else."""
+    if not isinstance(group, dict):
+        return None
+    for name, shape in group.items():
+        is_shape = (
+            isinstance(shape, (tuple, list)) and len(shape) <= MAX_DIMENSIONS and all(map(is_size, shape))
+        )
+        if not isinstance(name, str) or not is_text(name) or not is_shape or math.prod(shape) >= 1 << 60:
+            return None
+    return {name: tuple(shape) for name, shape in group.items()}
+
+
+def _tensors(value: Any) -> dict[str, PickledTensor]:
+    """The tensors of a dict by name."""
+    items = value.items() if isinstance(value, dict) else ()
+    return {name: t for name, t in items if isinstance(name, str) and isinstance(t, PickledTensor)}
+
+
+def _trained_runs(
+    label: str, ranks: Sequence[RankOptimizer], states: ModelStates, stored: _PartitionTensors
+) -> dict[str, list[FlatRun]]:
+    """Where the elements of each trained parameter are. Errors: ModelError."""
+    flat = [
+        [(stored.add(rank.path, str(i), group), group.shape[0]) for i, group in enumerate(rank.groups)]
+        for rank in ranks
+    ]
+    if ranks[0].is_stage_3:
+        merged = {name: shape for group in states.shapes for name, shape in group.items()}
+        return _runs_of_stage_3(label, merged, flat)
+    runs: dict[str, list[FlatRun]] = {}
+    if len(states.shapes) != len(ranks[0].groups):
+        raise ModelError(
+            f"{label}: has master weights of {len(ranks[0].groups)} groups and the names of {len(states.shapes)}; expected as many. The files "
+            "are of different runs; copy the checkpoint again."
+        )
+    for i, shapes in enumerate(states.shapes):
+        own = _runs_of_group(label, shapes, [groups[i] for groups in flat])
+        for rank, groups in zip(ranks, flat, strict=True):
+            _check_slices(label, rank, i, groups[i][0], own)
+        runs |= own
+    return runs
+
+
+def _runs_of_group(
+    label: str, shapes: Mapping[str, tuple[int, ...]], partitions: Sequence[tuple[str, int]]
+) -> dict[str, list[FlatRun]]:
+    """Stages 1 and 2: parameters one after the other, cut into the partitions. Errors: ModelError."""
+    line = _Line(partitions)
+    needed = sum(map(math.prod, shapes.values()))
+    # The end is filled up to a multiple of twice the ranks, and the last partition may be saved without that.
+    step = 2 * len(partitions)
+    if needed > line.elements or -(-needed // step) != -(-line.elements // step):
+        raise ModelError(
+            f"{label}: the master weights of {len(partitions)} ranks have {line.elements} elements, the parameters {needed}; expected as many, "
+            f"filled up to a multiple of {step}. The files are of different runs; copy the checkpoint again."
+        )
+    runs, begin = {}, 0
+    for name, shape in shapes.items():
+        runs[name] = list(line.runs(begin, math.prod(shape)))
+        begin += math.prod(shape)
+    return runs
+
+
+def _runs_of_stage_3(
+    label: str, shapes: Mapping[str, tuple[int, ...]], flat: Sequence[Sequence[tuple[str, int]]]
+) -> dict[str, list[FlatRun]]:
+    """Stage 3: each parameter cut into a run of each rank. Errors: ModelError."""
+    lines = [_Line(groups) for groups in flat]
+    needed = sum(-(-math.prod(shape) // len(lines)) for shape in shapes.values())
+    for line in lines:
+        if line.elements != needed:
+            raise ModelError(
+                f"{label}: a rank has {line.elements} elements of master weights; expected {needed}, its part of the parameters for "
+                f"{len(lines)} ranks. The files are of different runs; copy the checkpoint again."
+            )
+    runs: dict[str, list[FlatRun]] = {}
+    begin = 0
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        share = -(-count // len(lines))
+        left = [max(0, min(share, count - rank * share)) for rank in range(len(lines))]
+        runs[name] = [run for line, n in zip(lines, left, strict=True) for run in line.runs(begin, n)]
+        begin += share
+    return runs
+
+
+class _Line:
+    """Flat tensors that follow on each other."""
+
+    def __init__(self, parts: Sequence[tuple[str, int]]) -> None:
+        self._names = [name for name, count in parts if count]
+        self._begins = [0, *itertools.accumulate(count for _, count in parts if count)]
+
+    @property
+    def elements(self) -> int:
+        return self._begins[-1]
+
+    def runs(self, begin: int, count: int) -> Iterator[FlatRun]:
+        """The stored elements of ``count`` elements from ``begin`` on."""
+        end = begin + count
+        i = bisect_right(self._begins, begin) - 1
+        while begin < end:
+            stop = min(end, self._begins[i + 1])
+            yield self._names[i], begin - self._begins[i], stop - begin
+            begin, i = stop, i + 1
+
+
+def _check_slices(
+    label: str, rank: RankOptimizer, group: int, stored: str, runs: Mapping[str, Sequence[FlatRun]]
+) -> None:
+    """Compare with where DeepSpeed says that parameters are in a rank's partition. Errors: ModelError."""
+    stated = rank.slices[group] if group < len(rank.slices) else None
+    for name, place in stated.items() if isinstance(stated, dict) else ():
+        fields = place.fields() if isinstance(place, PickledObject) else {}
+        own = [(first, count) for of, first, count in runs.get(name, ()) if of == stored]
+        if [(fields.get("start"), fields.get("numel"))] != own:
+            raise ModelError(
+                f"{label}: {rank.path.name} says that {str(name)[:80]} is {str(fields.get('numel'))[:20]} elements from "
+                f"{str(fields.get('start'))[:20]} on; expected {own or 'none'}, by the order of the parameters. The files are of different runs; "
+                "copy the checkpoint again."
+            )
