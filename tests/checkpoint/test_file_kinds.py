@@ -127,7 +127,7 @@ def test_a_damaged_safetensors_file_keeps_its_own_message(tmp_path: Path) -> Non
         ("model.zip", "a zip archive. Unpack it"),
         ("weights.npz", "an archive of numpy arrays (.npz). Save the model as safetensors"),
         ("rust_model.ot", "a checkpoint of rust-bert (.ot)."),
-        ("model.nemo", "a NeMo archive (.nemo). Convert it"),
+        ("model.nemo", "a NeMo archive (.nemo). Download it"),
         ("model.safetensors.incomplete", "an unfinished download. Complete the download."),
     ],
 )

@@ -14,6 +14,7 @@ from hostile.malformed import Malformed
 from hostile.model_files import FP8_FILES, MODEL_FILES
 from hostile.pickle_files import PICKLE_FILES
 from hostile.tokenizer_files import TOKENIZER_FILES
+from hostile.training_files import TRAINING_FILES
 from hostile.vector_files import VECTOR_FILES
 
 FILES: tuple[Malformed, ...] = (
@@ -22,6 +23,7 @@ FILES: tuple[Malformed, ...] = (
     *PICKLE_FILES,
     *ADAPTER_FILES,
     *TOKENIZER_FILES,
+    *TRAINING_FILES,
     *VECTOR_FILES,
     *GGUF_FILES,
 )

@@ -388,6 +388,7 @@ GUARDS = (
     "np.load(packed",
     "ZipFile(packed",
     "ZipFile(file)",
+    "part_of_file(",  # of a file that the guard opened
     "np.memmap(file",
     "np.load(io.",
     "self.open(",

@@ -69,8 +69,21 @@ def checkpoints(folder: Path) -> None:
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
             torch.save({"step": number}, checkpoint / name)
         (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": number}))
+        save_shards(model, tokenizer, folder / "sharded" / f"checkpoint-{number}")
     for part, seed in (("valid", 1), ("test", 2)):
         made_tasks.save_texts(folder / f"pets.{part}.jsonl", made_tasks.texts("pets", 400, seed))
+
+
+def save_shards(model: Any, tokenizer: Any, checkpoint: Path) -> None:
+    """A checkpoint as Accelerate leaves it with FSDP."""
+    import warnings
+
+    import torch.distributed.checkpoint as dcp
+
+    model.config.save_pretrained(checkpoint)
+    tokenizer.save_pretrained(checkpoint)
+    with warnings.catch_warnings(action="ignore"):  # that there is one process
+        dcp.save({"model": model.state_dict()}, checkpoint_id=checkpoint / "pytorch_model_fsdp_0")
 
 
 def training(base: Path, task: str, steps: int, rate: float, batch: int) -> Iterator[tuple[int, Any, Any]]:
