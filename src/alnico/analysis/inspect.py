@@ -8,7 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
+from alnico.checkpoint.lora_adapter import CONFIG, Adapter
+from alnico.checkpoint.open_adapter import open_adapter
 from alnico.checkpoint.remote.open_remote_model import is_adapter_at_url
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.task_vector_file import base_in_header, is_task_vector_file

@@ -66,7 +66,6 @@ def refuse_adapter(label: str, names: Collection[str]) -> None:
         raise ModelError(
             f"{label}: is an adapter ({len(factors)} of its {len(names)} tensors are factors of updates, "
             f"such as {factors[0]}); expected a whole model. The mean of factors is not the mean of their "
-            "products. Fold each PEFT adapter into its base (`alnico lora fold BASE ADAPTER OUT`, or "
-            "BASE+ADAPTER in place of a model), or combine them into one with `alnico lora combine`; "
-            "convert other formats to PEFT's first."
+            "products. Fold it into its base (`alnico lora fold BASE ADAPTER OUT`, or BASE+ADAPTER in place of a "
+            "model), or combine several into one with `alnico lora combine`."
         )

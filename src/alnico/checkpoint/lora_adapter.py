@@ -9,29 +9,20 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alnico.checkpoint import patterns
-from alnico.checkpoint.file_kinds import kind_by_name
-from alnico.checkpoint.file_model import FileModel, open_shard
-from alnico.checkpoint.files import check_inside
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.memory_model import MemoryModel
-from alnico.checkpoint.near_paths import suggestion
-from alnico.checkpoint.reference import is_at_url, is_hub_reference
-from alnico.checkpoint.sidecars import check_kinds
-from alnico.checkpoint.source import read_tensor
-from alnico.checkpoint.weight_files import holds_weights
-from alnico.errors import ModelError, NonFiniteError
+from alnico.checkpoint.lora_dialects.factor_names import Dialect
+from alnico.checkpoint.source import FactorSource, read_finite
+from alnico.errors import ModelError
 from alnico.numerics import dtypes
-from alnico.run_options import ONLINE, Access
 
 CONFIG = "adapter_config.json"
 SAFE_WEIGHTS = "adapter_model.safetensors"
@@ -94,6 +85,10 @@ class Update:
     bias: str = ""
     """Added to the module's bias, times ``scale``."""
     is_embedding: bool = False
+    difference: str = ""
+    """The tensor that holds ``left @ right``, where reading that is less work than computing the product; '' where there is none."""
+    is_magnitude_by_input: bool = False
+    """Is a norm of DoRA that of all weights of an input, and not of an output?"""
     parameters: tuple[str, ...] = ("weight",)
     """The module's parameter; several where the config names several and only the base's shapes can
     decide."""
@@ -119,6 +114,16 @@ class Rows:
     indices: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class AddedVector:
+    """A whole difference of a vector, such as a bias: ``vector + scale * difference``. ``name`` is the adapter's tensor."""
+
+    module: str
+    parameter: str
+    name: str
+    scale: float = 1.0
+
+
 @dataclass
 class _UpdateParts:
     """The tensors of an update, while they are collected."""
@@ -135,20 +140,27 @@ class _UpdateParts:
 
 class Adapter:
     """An open adapter: its config, its updates by parameter, and the tensors it replaces. Made by
-    :func:`open_adapter`."""
+    :func:`alnico.checkpoint.open_adapter.open_adapter`."""
 
     def __init__(
         self,
-        files: FileModel | MemoryModel,
+        files: FactorSource,
         config: Mapping[str, Any],
         updates: Mapping[str, Update] | None = None,
         replaced: Mapping[str, str] | None = None,
+        *,
+        vectors: Mapping[str, AddedVector] | None = None,
+        dialect: Dialect | None = None,
     ) -> None:
-        """Read what the names of tensors say, unless ``updates`` and ``replaced`` say it."""
+        """Read what the names of tensors say, unless ``updates`` and ``replaced`` say it. ``dialect`` is that of a file without a config."""
         self.label = files.label
         self.files = files
         self.config = config
         self.rows: dict[str, Rows] = {}
+        self.vectors = dict(vectors or {})
+        self.dialect = dialect
+        self.blocks = ""
+        """The strengths of its blocks, as a reference writes them."""
         if updates is None:
             self.updates, self.replaced, self.rows = _parse_tensors(files, config)
         else:
@@ -174,15 +186,7 @@ class Adapter:
 
     def read(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
         """Read a tensor. Errors: NonFiniteError, naming tensor and index, for a NaN or an infinity."""
-        values = read_tensor(self.files, name).astype(dtype)
-        if not np.isfinite(values).all():
-            index = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
-            value = "NaN" if np.isnan(values[tuple(index)]) else "an infinity"
-            raise NonFiniteError(
-                f"{self.label}: {name}{index or ''} has {value}; expected finite numbers. Fix this adapter "
-                "or leave it out."
-            )
-        return values
+        return read_finite(self.files, name, dtype)
 
     def shape(self, update: Update) -> tuple[int, int]:
         """Rows and columns of one expert's update: outputs and inputs."""
@@ -207,80 +211,7 @@ class Adapter:
         return f"<adapter {self.label}: {len(self.updates)} updates, {len(self.replaced)} replaced tensors>"
 
 
-def open_adapter(reference: str, *, access: Access = ONLINE) -> Adapter:
-    """Open a LoRA adapter in a directory or on the hub. Reads headers only, and checks them.
-
-    Errors: ModelError for something that is not an adapter, a config option that is not supported, a missing
-    factor, or a rank that differs between config and tensors; HubError.
-    """
-    try:
-        files = _open(reference, access)
-    except OSError as error:
-        raise ModelError(
-            f"adapter {reference}: cannot be read ({error.strerror}). Check the path and its permissions."
-        ) from None
-    return adapter_of(files)
-
-
-def adapter_of(files: FileModel) -> Adapter:
-    """Return an adapter of its files, which are closed if it is none. Errors: ModelError, as for :func:`open_adapter`."""
-    try:
-        return Adapter(files, _checked_config(files))
-    except BaseException:
-        files.close()
-        raise
-
-
-def _open(reference: str, access: Access) -> FileModel:
-    location = Path(os.path.expanduser(reference))
-    if location.is_dir():
-        check_kinds(location)
-        names = adapter_names(reference, [p.name for p in location.iterdir()])
-        for name in (CONFIG, *names):
-            check_inside(location / name, location)
-        return FileModel(reference, location, [open_shard(location / n) for n in names])
-    if not location.exists() and is_at_url(reference):
-        from alnico.checkpoint.remote.open_remote_model import open_remote_model
-
-        return open_remote_model(
-            reference,
-            access=access,
-            choose=lambda where, names, *_: adapter_names(where, names),
-            is_whole=True,
-        )
-    if not location.exists() and is_hub_reference(reference):
-        from alnico.checkpoint.hub import open_from_hub
-
-        return open_from_hub(
-            reference, access=access, choose=lambda where, names, *_: adapter_names(where, names)
-        )
-    advice = suggestion(reference, "Check the path.", accepts=Path.is_dir)
-    if location.is_file() and (location.parent / CONFIG).is_file():
-        advice = f"Give the folder: {location.parent}."
-    raise ModelError(
-        f"{reference}: is not a directory; expected that of a LoRA adapter, with {CONFIG} and {WEIGHTS[0]}. "
-        f"{advice}"
-    )
-
-
-def adapter_names(where: str, names: Collection[str]) -> list[str]:
-    """Return the names of the weight files of an adapter, among those of a folder. Errors: ModelError."""
-    weights = [n for n in WEIGHTS if n in names]
-    if CONFIG not in names or not weights:
-        lacking = CONFIG if CONFIG not in names else f"{WEIGHTS[0]} and no {WEIGHTS[1]}"
-        advice = "Check the path."
-        if CONFIG not in names and holds_weights(n for n in names if n not in WEIGHTS):
-            advice = (
-                "It is a whole model: merge it by a recipe, or make an adapter of it with "
-                "`alnico lora extract`."
-            )
-        elif (unread := kind_by_name(names)) is not None:
-            advice = f"It has {unread[0]}, {unread[1].name}: use the adapter that it was converted from."
-        raise ModelError(f"{where}: has no {lacking}, expected a LoRA adapter as PEFT saves it. {advice}")
-    return weights[:1]
-
-
-def _checked_config(files: FileModel) -> Mapping[str, Any]:
+def checked_config(files: FileModel) -> Mapping[str, Any]:
     """Read the adapter's config. Errors: ModelError for an option that changes the result and is not
     supported."""
     config = read_json(files.location / CONFIG)
@@ -289,7 +220,7 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], where: str, tensors: int) -> None:
-    """Check the config of an adapter of some tensors. Errors: ModelError, as for :func:`open_adapter`."""
+    """Check the config of an adapter of some tensors. Errors: ModelError, as for :func:`alnico.checkpoint.open_adapter.open_adapter`."""
     kind, init = config.get("peft_type"), config.get("init_lora_weights", True)
     if kind != "LORA":
         raise ModelError(
@@ -350,7 +281,7 @@ def _check_patterns(where: str, key: str, keys: Collection[str], tensors: int) -
 
 
 def _parse_tensors(
-    files: FileModel | MemoryModel, config: Mapping[str, Any]
+    files: FactorSource, config: Mapping[str, Any]
 ) -> tuple[dict[str, Update], dict[str, str], dict[str, Rows]]:
     """Return the updates by key, the replaced tensors (base's name to adapter's name), and the tensors with
     trained rows."""
@@ -403,9 +334,7 @@ def _parse_tensors(
     )
 
 
-def _indices(
-    files: FileModel | MemoryModel, config: Mapping[str, Any], module: str, name: str
-) -> tuple[int, ...]:
+def _indices(files: FactorSource, config: Mapping[str, Any], module: str, name: str) -> tuple[int, ...]:
     """The rows that ``trainable_token_indices`` names for a module: one list for the input embedding, or a
     list per end of a module's name."""
     named = config.get("trainable_token_indices")
@@ -495,7 +424,7 @@ def _matches(pattern: str, name: str, how: patterns.How, written: str, key: str)
 
 
 def _update(
-    files: FileModel | MemoryModel,
+    files: FactorSource,
     parts: _UpdateParts,
     config: Mapping[str, Any],
     parameters: tuple[str, ...],
@@ -526,7 +455,7 @@ def _update(
         is_attention_projection=parts.is_attention_projection,
     )
     try:
-        rank, scale = _scale(update, config)
+        rank, scale = scale_of(update, config)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise ModelError(
             f"{where}: {CONFIG}: the rank or alpha of {parts.module} cannot be determined ({error}). Check "
@@ -568,7 +497,7 @@ def _parameters(parts: _UpdateParts, config: Mapping[str, Any]) -> tuple[str, ..
 
 
 def _assign_parameters(
-    files: FileModel | MemoryModel, parts: Mapping[str, _UpdateParts], config: Mapping[str, Any]
+    files: FactorSource, parts: Mapping[str, _UpdateParts], config: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
     """The parameters that each update may belong to. Where the ranks of a module's parameters differ, they
     decide which update is whose.
@@ -633,7 +562,7 @@ def _matches_end(pattern: str, name: str, key: str) -> bool:
     return end == pattern or all(p in (".", c) for p, c in zip(pattern, end, strict=True))
 
 
-def _scale(update: Update, config: Mapping[str, Any]) -> tuple[int, float]:
+def scale_of(update: Update, config: Mapping[str, Any]) -> tuple[int, float]:
     """The rank of an update and its scale: alpha / r, or alpha / sqrt(r) for rsLoRA. Patterns match the end
     of a module's or parameter's name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections import OrderedDict
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.adapter_changes import AdapterEffect, TensorUpdate, adapter_effect, short_name
-from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows
+from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows, Update
+from alnico.checkpoint.lora_dialects.base_modules import dialect_effect
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.source import Model, Origin, Shard, Source, Tensor, TensorSpec, read_tensor, unwrap
 from alnico.checkpoint.virtual_read import CHUNK, read_computed
@@ -93,7 +95,8 @@ class AdaptedModel:
         self.base = base
         self.adapter = adapter
         self.weight = weight
-        self._effect: AdapterEffect = effect or adapter_effect(label, base, adapter)
+        effect_of = adapter_effect if adapter.dialect is None else dialect_effect
+        self._effect: AdapterEffect = effect or effect_of(label, base, adapter)
         self._changes = self._effect.changes
         self._scratch = threading.local()
         self._factors = _FactorCache(self._read_factors)
@@ -130,8 +133,9 @@ class AdaptedModel:
             )
 
     def weighted(self, name: str) -> str:
-        """Write the adapter with its weight as a reference does, under the given name."""
-        return name if self.weight == 1 else f"{self.weight!r}*{name}"
+        """Write the adapter with its weight and the strengths of its blocks as a reference does, under the given name."""
+        blocks = f"[{self.adapter.blocks}]" if self.adapter.blocks else ""
+        return f"{self.weight!r}{blocks}*{name}" if blocks or self.weight != 1 else name
 
     @property
     def unties(self) -> bool:
@@ -179,7 +183,14 @@ class AdaptedModel:
     def _parts(change: TensorUpdate) -> list[str]:
         """The tensors of the adapter that a change computes with."""
         update = change.update
-        of_update = [update.left, update.right, update.magnitude] if update is not None else []
+        factors = (
+            []
+            if update is None
+            else [update.difference]
+            if update.difference
+            else [update.left, update.right]
+        )
+        of_update = [*factors, update.magnitude] if update is not None else []
         of_update += [name for part, _ in change.joined for name in (part.left, part.right)]
         others = [
             change.added.bias if change.added is not None else "",
@@ -278,6 +289,9 @@ class AdaptedModel:
                 out += factors.added[first : first + out.size]
             if change.rows is not None:
                 self._replace_rows(change.rows, factors, self.tensors[name].shape[1], first, out)
+        elif update is not None and update.difference:
+            out[:] = dtypes.decode(raw, code)
+            self._add_difference(change, update, factors.right.shape[2], first, out, is_weighted=is_plain)
         else:
             rows, columns = factors.left.shape[1], factors.right.shape[2]
             width = dtypes.DTYPES[code].bytes
@@ -312,6 +326,25 @@ class AdaptedModel:
                 out += original
             is_finite = False
         return is_finite
+
+    def _add_difference(
+        self,
+        change: TensorUpdate,
+        update: Update,
+        columns: int,
+        first: int,
+        out: np.ndarray,
+        *,
+        is_weighted: bool,
+    ) -> None:
+        """Add to ``out`` elements from ``first`` on of a difference that the adapter holds, or computes, as a whole."""
+        files = self.adapter.files
+        start = first + (change.part[0] * columns if change.part is not None else 0)
+        raw = self._read_raw(files, update.difference, start, out.size, 2)
+        added = dtypes.decode(raw, files.tensors[update.difference].dtype).astype(out.dtype)
+        with np.errstate(all="ignore"):  # an overflow gives an infinity, which is refused
+            added *= out.dtype.type(update.scale * (self.weight if is_weighted else 1.0))
+            out += added
 
     @staticmethod
     def _replace_rows(rows: Rows, factors: _LoadedFactors, columns: int, first: int, out: np.ndarray) -> None:
@@ -371,12 +404,14 @@ class AdaptedModel:
         added = None
         if change.added is not None:
             scale = change.added.scale * (self.weight if not change.replaced else 1.0)
-            added = self.adapter.read(change.added.bias, dtype) * dtype.type(scale)
+            added = self.adapter.read(change.added.bias, dtype).reshape(-1) * dtype.type(scale)
         if change.joined:
             return self._join_factors(change, tensor.shape[0], dtype)
         if change.update is None:
             rows = self.adapter.read(change.rows.name, dtype) if change.rows is not None else None
             return _LoadedFactors(NO_FACTOR, NO_FACTOR, added, rows=rows)
+        if change.update.difference:
+            return self._with_norms(name, self._shape_alone(tensor.shape, dtype), dtype)
         left, right = self.adapter.matrices(change.update, dtype)
         if change.twin_update is not None:
             other = self.adapter.matrices(change.twin_update, dtype)
@@ -395,11 +430,26 @@ class AdaptedModel:
         if change.is_transposed:
             left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
         factors = _LoadedFactors(np.ascontiguousarray(left), np.ascontiguousarray(right))
-        if not change.update.magnitude:
+        return self._with_norms(name, factors, dtype)
+
+    @staticmethod
+    def _shape_alone(shape: tuple[int, ...], dtype: np.dtype[Any]) -> _LoadedFactors:
+        """Factors of rank 0 of a tensor whose difference is read by blocks."""
+        rows, columns = shape[0], math.prod(shape[1:])
+        return _LoadedFactors(np.empty((1, rows, 0), dtype), np.empty((1, 0, columns), dtype))
+
+    def _with_norms(self, name: str, factors: _LoadedFactors, dtype: np.dtype[Any]) -> _LoadedFactors:
+        """Add DoRA's factors, magnitude / norm, if the update has magnitudes. Errors: ModelError for a norm of 0."""
+        change = self._changes[name]
+        update = change.update
+        assert update is not None
+        if not update.magnitude:
             return factors
         if name not in self._dora:
             with np.errstate(all="ignore"):
-                magnitude = self.adapter.read(change.update.magnitude, dtype).reshape(-1).astype(np.float64)
+                magnitude = self.adapter.read(update.magnitude, dtype).reshape(-1).astype(np.float64)
+                if change.part is not None:
+                    magnitude = magnitude[slice(*change.part)]
                 factor = (magnitude / self._norms(name, factors)).astype(dtype)
             if not np.isfinite(factor).all():
                 raise ModelError(
@@ -408,8 +458,11 @@ class AdaptedModel:
                 )
             self._dora[name] = factor
         factor = self._dora[name]
+        if update.is_magnitude_by_input:
+            factor = np.repeat(factor, factors.right.shape[2] // factor.size)
+        is_by_column = change.is_transposed or update.is_magnitude_by_input
         return _LoadedFactors(
-            factors.left, factors.right, None, *((None, factor) if change.is_transposed else (factor, None))
+            factors.left, factors.right, None, *((None, factor) if is_by_column else (factor, None))
         )
 
     def _join_factors(self, change: TensorUpdate, rows: int, dtype: np.dtype[Any]) -> _LoadedFactors:
@@ -429,10 +482,12 @@ class AdaptedModel:
         )
 
     def _norms(self, name: str, factors: _LoadedFactors) -> np.ndarray:
-        """The norm of each row of ``W + s B A``, or of each column if the tensor is transposed: one pass, in
-        float64."""
+        """The norm of each row of ``W + s B A``, of each column if the tensor is transposed, or of all columns of
+        each input: one pass, in float64."""
         rows, columns = factors.left.shape[1], factors.right.shape[2]
-        by_column = self._changes[name].is_transposed
+        change = self._changes[name]
+        by_input = change.update is not None and change.update.is_magnitude_by_input
+        by_column = change.is_transposed or by_input
         squares = np.zeros(columns if by_column else rows)
         # Fixed blocks: the sums do not depend on which part of the tensor is read.
         height, width = max(CHUNK // columns, 1), min(CHUNK, columns)
@@ -447,6 +502,8 @@ class AdaptedModel:
                     squares[first : first + part.shape[1]] += part.sum(0)
                 else:
                     squares[row:stop] += part.sum(1)
+        if by_input:
+            squares = squares.reshape(self.tensors[name].shape[1], -1).sum(1)
         norms: np.ndarray = np.sqrt(squares)
         return norms
 
@@ -464,10 +521,12 @@ class AdaptedModel:
         sizes = []
         for name, change in self._changes.items():
             width = dtypes.DTYPES[self.tensors[name].dtype].bytes
+            by_blocks = change.update.difference if change.update is not None else ""
+            held = [p for p in self._parts(change) if p != by_blocks]
             sizes.append(
                 width
                 * max(len(change.joined), 1) ** 2
-                * sum(self.adapter.files.tensors[p].elements for p in self._parts(change))
+                * sum(self.adapter.files.tensors[p].elements for p in held)
             )
         return sorted(sizes, reverse=True)
 
@@ -495,7 +554,9 @@ class AdaptedModel:
             if any(c.update and c.update.magnitude for c in self._changes.values())
             else 0
         )
-        return self.base.reading_bytes + 3 * 8 * CHUNK + 2 * largest + norms
+        blocks = 2 * 8 * CHUNK if any(c.update and c.update.difference for c in self._changes.values()) else 0
+        factors = self.adapter.files.reading_bytes
+        return self.base.reading_bytes + factors + 3 * 8 * CHUNK + 2 * largest + norms + blocks
 
     def close(self) -> None:
         self.base.close()

@@ -13,9 +13,11 @@ from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.file_model import FileModel, check_index, open_shard
 from alnico.checkpoint.gguf.gguf_model import GgufModel
 from alnico.checkpoint.gguf.open_gguf import gguf_path, open_gguf
-from alnico.checkpoint.lora_adapter import Adapter, adapter_names, adapter_of, open_adapter
+from alnico.checkpoint.lora_adapter import Adapter
+from alnico.checkpoint.lora_dialects.block_strengths import parse_blocks, with_strengths
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.near_paths import near_path, suggestion
+from alnico.checkpoint.open_adapter import adapter_names, adapter_of, open_adapter
 from alnico.checkpoint.pipelines import is_pipeline
 from alnico.checkpoint.reference import (
     HUB_ADDRESS,
@@ -26,6 +28,7 @@ from alnico.checkpoint.reference import (
     is_store_reference,
     may_hold_model,
     split_adapter,
+    split_blocks,
     split_step,
     split_weight,
 )
@@ -211,19 +214,28 @@ def _refuse_quantised(model: FileModel | ShardedModel) -> None:
 def open_adapted(
     label: str, base: str, adapter: str, *, access: Access = ONLINE
 ) -> AdaptedModel | EquippedModel:
-    """Open a base with an adapter or a task vector, which may have a weight before it (``0.5*adapter``); reads headers only.
+    """Open a base with an adapter or a task vector, which may have a weight before it (``0.5*adapter``), and an adapter also strengths by
+    block (``0.5[IN04=0.5,MID=0]*adapter``); reads headers only.
 
     Errors: ModelError for something that is neither, a config option that this version does not apply,
     tensors that match none of the base's, and shapes that do not fit; MismatchError for a task vector of another base;
     HubError; what :func:`open_model` raises for the base.
     """
     weight, reference = split_weight(adapter)
+    blocks = split_blocks(adapter)
     base_model = open_model(base, access=access)
     try:
         files = _open_addition(reference, access)
         try:
             if isinstance(files, StoredVector):
+                if blocks:
+                    raise ModelError(
+                        f"{label}: {reference} is a task vector, and [{blocks}] are strengths of blocks; expected an adapter. Leave them "
+                        "out."
+                    )
                 return EquippedModel(label, base_model, files, weight)
+            if blocks:
+                files = with_strengths(files, parse_blocks(blocks))
             return AdaptedModel(label, base_model, files, weight)
         except BaseException:
             files.close()

@@ -154,7 +154,10 @@ def split_adapter(reference: str, exists: Callable[[str], bool]) -> tuple[str, s
     return max(splits, key=lambda parts: exists(parts[0]) + is_there(split_weight(parts[1])[1]), default=None)
 
 
-WEIGHT = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(?P<adapter>.+)")
+WEIGHT = re.compile(
+    r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\[(?P<blocks>[\w.=,-]+)\])?\*(?P<adapter>.+)"
+)
+"""What may stand before an adapter: a weight, and strengths by block."""
 
 
 def split_weight(adapter: str) -> tuple[float, str]:
@@ -165,6 +168,16 @@ def split_weight(adapter: str) -> tuple[float, str]:
     """
     match = None if is_path(adapter) else WEIGHT.fullmatch(adapter)
     return (float(match["weight"]), match["adapter"]) if match else (1.0, adapter)
+
+
+def split_blocks(adapter: str) -> str:
+    """Return the strengths by block that a reference writes before an adapter; '' if it writes none, or the whole text is a path.
+
+    >>> split_blocks("0.5[IN04=0.5,MID=0]*a"), split_blocks("0.5*a"), split_weight("0.5[MID=0]*a")
+    ('IN04=0.5,MID=0', '', (0.5, 'a'))
+    """
+    match = None if is_path(adapter) else WEIGHT.fullmatch(adapter)
+    return (match["blocks"] or "") if match else ""
 
 
 def is_hub_reference(reference: str) -> bool:

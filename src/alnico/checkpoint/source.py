@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from alnico.checkpoint import header as headers
-from alnico.errors import ModelError
+from alnico.errors import ModelError, NonFiniteError
 from alnico.numerics import dtypes
 
 
@@ -169,6 +169,20 @@ class Model(Source, Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+class FactorSource(Source, Protocol):
+    """The tensors of an adapter: in files, in memory, or computed from those."""
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """The files, with their headers."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks for the user on how the files were read."""
+        ...
+
+
 @dataclass(frozen=True)
 class Shard:
     """One input file with its checked header; size and mtime are those at the time the header was read.
@@ -206,6 +220,19 @@ def read_tensor(source: Source, name: str) -> np.ndarray:
         raise ModelError(f"{source.label}: {name}: {tensor.dtype} cannot be read as numbers, only copied.")
     values = raw.view(storage).reshape(tensor.shape)
     return values.astype(bool) if tensor.dtype == "BOOL" else values
+
+
+def read_finite(source: Source, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+    """Read a tensor of an adapter in ``dtype``. Errors: NonFiniteError, naming tensor and index, for a NaN or an infinity."""
+    values = read_tensor(source, name).astype(dtype)
+    if not np.isfinite(values).all():
+        index = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
+        value = "NaN" if np.isnan(values[tuple(index)]) else "an infinity"
+        raise NonFiniteError(
+            f"{source.label}: {name}{index or ''} has {value}; expected finite numbers. Fix this adapter "
+            "or leave it out."
+        )
+    return values
 
 
 class SourceWrapper(Protocol):

@@ -19,9 +19,10 @@ import numpy as np
 from alnico.checkpoint.durable import write_file
 from alnico.checkpoint.layouts import transformers_names
 from alnico.checkpoint.lineage import lineage_of
-from alnico.checkpoint.lora_adapter import PREFIX, open_adapter
+from alnico.checkpoint.lora_adapter import PREFIX
 from alnico.checkpoint.lora_model import AdaptedModel, repositories
 from alnico.checkpoint.memory_model import MemoryModel
+from alnico.checkpoint.open_adapter import open_adapter
 from alnico.checkpoint.open_model import open_adapted, open_model
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.renamed_model import with_names_of

@@ -9,6 +9,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.lora_dialects.block_strengths import (
+    BlockInput,
+    BlockStrengths,
+    block_list,
+    with_strengths,
+)
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.memory_model import import_torch, is_torch_module, unwrap_module
 from alnico.checkpoint.output_path import check_publishable, replace_mode
@@ -44,6 +50,7 @@ def fold(
     out: str | os.PathLike[str] | None = None,
     *,
     weights: float | Sequence[float] = 1.0,
+    blocks: BlockInput | None = None,
     config: Any = None,
     at_once: bool = False,
     dtype: Any = None,
@@ -76,10 +83,12 @@ def fold(
 
     Options:
         base: The model that the adapters were trained on.
-        adapters: LoRA adapters: directories, URLs, or owner/name@revision on the hub.
+        adapters: LoRA adapters: directories, files of kohya, ComfyUI, diffusers and others, URLs, or owner/name@revision on the hub.
         out: Directory to create, or a URL such as s3://bucket/model; a name that ends in .safetensors or .gguf makes one file.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; 1 applies an adapter as trained, a
             negative weight subtracts it.
+        blocks: Strengths by block of an image model, for all adapters or one each: IN04-IN08=0.5,MID=0, or the usual list of 12, 17, 20 or 26
+            numbers.
         config: Config of a dict of LoRA tensors, with r and lora_alpha; a list has one per adapter.
         at_once: Apply every adapter to the base itself. Without it each adapter changes the result of the
             ones before it, as PEFT's merge_and_unload does; this differs for DoRA and for tensors that
@@ -115,7 +124,9 @@ def fold(
     if out is not None and not in_memory:
         paths = [path_of(a) or "" for a in listed or ()]
         start = path_of(base) or ""
-        recipe = load_recipe(fold_recipe(start, paths, weights=weights, at_once=at_once, dtype=dtype))
+        recipe = load_recipe(
+            fold_recipe(start, paths, weights=weights, blocks=blocks, at_once=at_once, dtype=dtype)
+        )
         planner = Planner.of(run, max_shard_size)
         return planner.merge(recipe, output_place(out, work_dir), overwrite=may_replace, restart=restart)
     inner, listed = _own_base(base, listed)
@@ -124,6 +135,7 @@ def fold(
         inner,
         listed,
         numbers,
+        block_list(blocks, len(listed)),
         config,
         at_once=at_once,
         dtype=dtype,
@@ -171,6 +183,7 @@ def _open_folded(
     base: Any,
     adapters: list[Any],
     weights: Sequence[float],
+    blocks: Sequence[BlockStrengths | None],
     config: Any,
     *,
     at_once: bool,
@@ -186,10 +199,12 @@ def _open_folded(
             start.config = {"model_type": kind}  # decides how square matrices are stored
         found = open_adapters(adapters, config, access=access)
         each = [w for w, n in zip(weights, found.counts, strict=True) for _ in range(n)]
+        strengths = [s for s, n in zip(blocks, found.counts, strict=True) for _ in range(n)]
         models: dict[str, Source] = {}
         source = start
-        parts = zip(found.adapters, found.keys, each, strict=True)
-        for number, (adapter, keys, weight) in enumerate(parts):
+        parts = zip(found.adapters, found.keys, each, strengths, strict=True)
+        for number, (opened_adapter, keys, weight, strength) in enumerate(parts):
+            adapter = opened_adapter if strength is None else with_strengths(opened_adapter, strength)
             effect = effect_on(start, adapter, keys, opened.tied)
             part = start if at_once else source
             factor = 1.0 if at_once else weight
@@ -233,6 +248,7 @@ def fold_recipe(
     adapters: Paths,
     *,
     weights: float | Sequence[float] = 1.0,
+    blocks: BlockInput | None = None,
     at_once: bool = False,
     dtype: str | None = None,
 ) -> dict[str, Any]:
@@ -252,11 +268,12 @@ def fold_recipe(
             "Exchange them."
         )
     numbers = _numbers(weights, len(references))
+    strengths = [f"[{s.text}]" if s is not None else "" for s in block_list(blocks, len(references))]
     output = {"dtype": dtype_name(dtype)} if dtype is not None else {}
     if at_once and len(references) > 1:
         models = [
-            {"model": f"{start}+{a}", "parameters": {"weight": w}}
-            for a, w in zip(references, numbers, strict=True)
+            {"model": f"{start}+{_written(a, 1.0, s)}", "parameters": {"weight": w}}
+            for a, w, s in zip(references, numbers, strengths, strict=True)
         ]
         return {
             "merge_method": "task_arithmetic",
@@ -265,8 +282,17 @@ def fold_recipe(
             "unrelated": "allow",
             **output,
         }
-    chain = "".join(f"+{a}" if w == 1 else f"+{w!r}*{a}" for a, w in zip(references, numbers, strict=True))
+    chain = "".join(f"+{_written(*part)}" for part in zip(references, numbers, strengths, strict=True))
     return {"merge_method": "passthrough", "models": [start + chain], **output}
+
+
+def _written(adapter: str, weight: float, blocks: str) -> str:
+    """Write an adapter with its weight and strengths as a reference does.
+
+    >>> _written("a", 1.0, ""), _written("a", 0.5, ""), _written("a", 1.0, "[MID=0.0]")
+    ('a', '0.5*a', '1.0[MID=0.0]*a')
+    """
+    return f"{weight!r}{blocks}*{adapter}" if blocks or weight != 1 else adapter
 
 
 def _numbers(weights: Any, adapters: int) -> list[float]:

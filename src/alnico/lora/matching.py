@@ -15,6 +15,9 @@ from alnico.errors import MismatchError, ModelError
 from alnico.lora.writer import ModuleKind
 from alnico.numerics.dtypes import MERGEABLE
 
+UpdateShape = tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]
+"""The kind of a module, its experts and rows, and the shapes of A and B without the rank."""
+
 
 @dataclass(frozen=True)
 class SharedModule:
@@ -98,6 +101,13 @@ def match_updates(adapters: Sequence[Adapter]) -> list[SharedModule]:
                 "adapter cannot hold. Merge it with a recipe instead, as BASE+ADAPTER, with the base as "
                 "base_model (for example task_arithmetic)."
             )
+    without = next((a for a in adapters if a.dialect is not None), None)
+    of_peft = next((a for a in adapters if a.dialect is None), None)
+    if without is not None and of_peft is not None:
+        raise MismatchError(
+            f"{of_peft.label} is an adapter of PEFT, {without.label} a LoRA file without a config; expected adapters of one kind, whose "
+            "modules have names in common. Convert one of them, or fold both into their base."
+        )
     named = {
         a.label: sorted(a.config.get("target_parameters") or [])
         for a in adapters
@@ -121,7 +131,9 @@ def _module(adapters: Sequence[Adapter], key: str) -> SharedModule:
     shape = _shape_of(adapter, update)
     for other, other_update in others:
         other_shape = _shape_of(other, other_update)
-        if other_shape != shape:
+        if other.dialect is not None and _is_flattened(shape, other_shape):
+            shape = max(shape, other_shape, key=lambda s: len(s[3]))
+        elif other_shape != shape:
             raise MismatchError(
                 f"{update.module}: {adapter.label} changes {_describe(shape)}, {other.label} "
                 f"{_describe(other_shape)}; expected the same parameter in both. Combine adapters of one "
@@ -140,9 +152,16 @@ def _module(adapters: Sequence[Adapter], key: str) -> SharedModule:
     )
 
 
-def _shape_of(
-    adapter: Adapter, update: Update
-) -> tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]:
+def _is_flattened(shape: UpdateShape, other: UpdateShape) -> bool:
+    """Do two shapes differ in whether the kernel of a convolution is a dimension? LoHa and LoKr store it as columns."""
+    return (
+        shape[1:3] == other[1:3]
+        and math.prod(shape[3]) == math.prod(other[3])
+        and 1 in (len(shape[3]), len(other[3]))
+    )
+
+
+def _shape_of(adapter: Adapter, update: Update) -> UpdateShape:
     left, right = adapter.files.tensors[update.left].shape, adapter.files.tensors[update.right].shape
     kind: ModuleKind = "linear"
     if update.parameters != ("weight",):
@@ -154,7 +173,7 @@ def _shape_of(
     return kind, update.experts, left[0], tuple(right[1:]), tuple(left[2:])
 
 
-def _describe(shape: tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]) -> str:
+def _describe(shape: UpdateShape) -> str:
     kind, experts, rows, right, _ = shape
     what = (
         "a linear layer"

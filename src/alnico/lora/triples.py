@@ -17,7 +17,8 @@ import numpy as np
 
 from alnico.checkpoint.adapter_changes import AdapterEffect, TensorUpdate, adapter_effect
 from alnico.checkpoint.factors import is_factor
-from alnico.checkpoint.lora_adapter import Adapter, Update, check_config, open_adapter
+from alnico.checkpoint.lora_adapter import Adapter, Update, check_config
+from alnico.checkpoint.lora_dialects.dialect_adapter import adapter_without_config, is_dialect
 from alnico.checkpoint.memory_model import (
     MemoryModel,
     import_torch,
@@ -25,6 +26,7 @@ from alnico.checkpoint.memory_model import (
     is_torch_tensor,
     unwrap_module,
 )
+from alnico.checkpoint.open_adapter import open_adapter
 from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError, ModelError, near_name
 from alnico.models.open_models import path_of
@@ -231,6 +233,8 @@ def _of_mapping(value: Any, config: Any, label: str) -> tuple[Adapter, dict[str,
             f"{label}: has no LoRA factors, such as fc1.lora_A.weight (its first tensor is {next(iter(entries))}); "
             f"expected {KINDS}. Pass a model as base, or make triples of it with alnico.lora.extract(tuned, base)."
         )
+    if config is None and is_dialect(map(str, entries)):
+        return adapter_without_config(MemoryModel(label, entries)), {}
     if config is None:
         raise ModelError(
             f"{label}: is a dict of LoRA tensors without a config, which its scale (alpha / r) depends on; expected "

@@ -84,9 +84,13 @@ def whole_updates(
     sources = []
     for i, adapter in enumerate(adapters):
         own = copy.copy(adapter)
-        own.replaced = {}
+        own.replaced, own.vectors, own.dialect = (
+            {},
+            {},
+            None,
+        )  # the names of the zeros are those of the updates
         own.updates = {
-            module.key: dataclasses.replace(update, parameters=(module.parameter,))
+            module.key: dataclasses.replace(update, module=module.module, parameters=(module.parameter,))
             for module in modules
             if (update := module.updates[i]) is not None
         }

@@ -9,7 +9,8 @@ from alnico._version import __version__
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lineage import MODEL_NAME, licence_name, lineage_of
-from alnico.checkpoint.lora_adapter import CONFIG, SAFE_WEIGHTS, open_adapter
+from alnico.checkpoint.lora_adapter import CONFIG, SAFE_WEIGHTS
+from alnico.checkpoint.open_adapter import open_adapter
 from alnico.checkpoint.reference import COMMIT
 from alnico.checkpoint.task_vectors.manifest import Manifest, ModelIdentity
 from alnico.errors import ModelError

@@ -16,8 +16,9 @@ from alnico.checkpoint.adapter_changes import adapter_effect
 from alnico.checkpoint.dequantised_model import DequantisedModel
 from alnico.checkpoint.duplicate_tensors import find_original
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
+from alnico.checkpoint.lora_adapter import CONFIG, Adapter
 from alnico.checkpoint.lora_model import AdaptedModel
+from alnico.checkpoint.open_adapter import open_adapter
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.renamed_model import with_names_of
@@ -198,9 +199,13 @@ def find_adapter(finetuned: Any, run: RunOptions) -> Adapter | None:
         open_model(path, access=run.access).close()
     except ModelError as error:
         try:
-            return open_adapter(path, access=run.access)
+            adapter = open_adapter(path, access=run.access)
         except ModelError:
             raise error from None
+        if adapter.dialect is None:
+            return adapter
+        adapter.close()
+        raise
     return None
 
 

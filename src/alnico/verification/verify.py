@@ -12,7 +12,8 @@ from typing import Any
 from alnico.checkpoint.file_arguments import merge_path
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lineage import LOCK
-from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
+from alnico.checkpoint.lora_adapter import CONFIG
+from alnico.checkpoint.open_adapter import open_adapter
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.remote.open_folder import is_url
 from alnico.checkpoint.signatures import check_signature
