@@ -22,7 +22,7 @@ SUMMARIES = {
     "statistics fisher": "Measure the Fisher information of a model on tasks, as files for merge_method: fisher.",
     "statistics gram": "Measure Gram matrices of models' linear layers on tasks, as files for merge_method: regmean.",
     "lora fold": "Fold LoRA adapters into their base and write the model: W + sum of weight * (the adapted W - W). The same command resumes an interrupted fold.",
-    "lora combine": "Combine LoRA adapters of one base into one adapter that PEFT loads, from their files alone.",
+    "lora combine": "Combine LoRA adapters of one base into one adapter, from their files alone.",
     "lora extract": "Write what a fine-tune changed of its base as a LoRA adapter: B A near tuned - base. The same command resumes an interrupted extraction.",
     "store create": "Make the task vector of a fine-tune and its base, and keep it in a store.",
     "store list": "List the task vectors of a store, by name: the latest version of each.",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.lora_adapter import PREFIX, Adapter
+from alnico.checkpoint.lora_dialects.block_strengths import BlockInput, block_list, with_strengths
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.reference import Paths
 from alnico.devices import DEFAULT_DEVICE
@@ -36,6 +37,7 @@ from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.kernels.clock import counts_compiling
 from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, check_options
+from alnico.lora.dialect_output import FILE, dialect_notes, header_of, shared_vectors, spelled_factors
 from alnico.lora.matching import SharedModule, SharedSavedTensor, check_bases, match_updates, saved_tensors
 from alnico.lora.reduce import (
     Combine,
@@ -136,6 +138,7 @@ def combine(
     *,
     config: Any = None,
     weights: float | Sequence[float] | None = None,
+    blocks: BlockInput | None = None,
     method: str | Method = "svd",
     rank: int | None = None,
     energy: float | None = None,
@@ -153,18 +156,21 @@ def combine(
     watch: Watcher | None = None,
     **options: Any,
 ) -> Any:
-    """Combine LoRA adapters of one base into one adapter that PEFT loads, from their files alone.
+    """Combine LoRA adapters of one base into one adapter, from their files alone.
 
-    The base is not needed. In Python adapters may be in memory: PEFT modules, dicts of triples (A, B, scale)
+    The base is not needed. The output is an adapter that PEFT loads; of LoRA files without a config (kohya, ComfyUI, diffusers, ...), it is
+    such a file, with the names of the first. In Python adapters may be in memory: PEFT modules, dicts of triples (A, B, scale)
     by the names of the base's tensors, or dicts of LoRA tensors with ``config``. Without ``out`` the result is
     an :class:`alnico.lora.Triples`, with the numbers of the adapter on disk. ``watch`` receives the number of updates done (:class:`alnico.events.Counted`). If
     the call fails, it leaves nothing behind.
 
     Options:
-        adapters: LoRA adapters: directories, URLs, or owner/name@revision on the hub.
-        out: Directory to create.
+        adapters: LoRA adapters: directories, files of kohya and others, URLs, or owner/name@revision on the hub.
+        out: Directory to create; of files without a config, a name that ends in .safetensors makes one file.
         config: Config of a dict of LoRA tensors, with r and lora_alpha; a list has one per adapter.
         weights: Weight of each adapter, or one for all, such as 0.7,0.3; default: 1.
+        blocks: Strengths by block of an image model, for all adapters or one each: IN04-IN08=0.5,MID=0, or the usual list of 12, 17, 20 or 26
+            numbers.
         method: How updates are combined: svd is the weighted sum, as close as its rank allows; cat is the
             exact sum, with the sum of the ranks; also any method of task vectors (ties, tsv, ...), or a name of
             PEFT's.
@@ -199,7 +205,7 @@ def combine(
         with tempfile.TemporaryDirectory(prefix="alnico-") as folder:
             place = Path(folder, "combined")
             combined = combine(
-                listed, place, config=config, weights=weights, method=method, rank=rank, energy=energy,
+                listed, place, config=config, weights=weights, blocks=blocks, method=method, rank=rank, energy=energy,
                 space=space, saved=saved, unrelated=unrelated, dtype=dtype, seed=seed, memory=memory,
                 threads=threads, offline=offline, device=device, watch=watch, **options,
             )  # fmt: skip
@@ -219,8 +225,11 @@ def combine(
     may_replace = replace_mode(overwrite, overwrite_anything)
     with ExitStack() as stack:
         opened = _opened(listed, config, run, stack)
+        strengths = block_list(blocks, len(opened))
+        opened = [a if s is None else with_strengths(a, s) for a, s in zip(opened, strengths, strict=True)]
+        is_dialect = all(a.dialect is not None for a in opened)
         check_output_place(target, needed_files([a.files for a in opened]), may_replace)
-        if target.suffix == ".safetensors":
+        if target.suffix == ".safetensors" and not is_dialect:
             raise OutputError(
                 f"{target}: ends in .safetensors; expected a directory, for the adapter's config and "
                 "tensors. Give a name without .safetensors."
@@ -231,6 +240,7 @@ def combine(
             *check_bases(opened, unrelated),
         ]
         modules = match_updates(opened)
+        vectors = shared_vectors(opened, combination) if is_dialect else []
         if not modules:
             raise ModelError(
                 f"{opened[0].label}: has no LoRA update; expected at least one. Merge whole modules with a "
@@ -266,26 +276,34 @@ def combine(
                     make = _on(gpu, make, lambda module: _needed_on_gpu(module, combination, choice))
                 updates = _with_equal_ranks(modules, _combine_all(modules, make, part, run))
                 notes += sum_up(said, {m.name: i for i, m in enumerate(modules)})
-                output = OutputAdapter(
-                    [_module(m, update, opened) for m, update in zip(modules, updates, strict=True)],
-                    {s.written: s.shape for s, _ in saved_modules},
-                    wide,
-                    config_of(opened, modules, [s for s, _ in saved_modules]),
-                )
+                written = [_module(m, update, opened) for m, update in zip(modules, updates, strict=True)]
+                given = [s.text if s is not None else "" for s in strengths] if any(strengths) else []
+                if is_dialect:
+                    notes += dialect_notes(opened)
+                    made = {**combination.data(), **({"blocks": given} if given else {})}
+                    name = target.name if target.suffix == ".safetensors" else FILE
+                    held = {v.name: v.shape for v in vectors}
+                    output = OutputAdapter(written, held, wide, metadata=header_of(opened, made), file=name)
+                else:
+                    saved_shapes = {s.written: s.shape for s, _ in saved_modules}
+                    settings = config_of(opened, modules, [s for s, _ in saved_modules])
+                    output = OutputAdapter(written, saved_shapes, wide, settings)
                 error, combined = _errors(modules, updates)
                 notes += _rank_notes(combination, rank, energy)
                 card_and_text = card(opened), text(opened, combination, output, rank, energy, error, notes)
                 errors = {m.name: m.error for m in combined}
-                locked = lock(opened, combination, rank, energy, saved, seed, kind_of(gpus), errors)
+                locked = lock(opened, combination, rank, energy, saved, given, seed, kind_of(gpus), errors)
                 with AdapterFiles(part, output) as files:
                     for module, update in zip(output.modules, updates, strict=True):
                         _write(files, module, update, Path(update.path), part.folder)
                     for tensor, values in saved_modules:
                         files.write(PREFIX + tensor.written, values(opened))
+                    for vector in vectors:
+                        files.write(vector.name, vector.values())
                     files.finish(*card_and_text)
                     files.lock(locked)
                     byte_size = files.byte_size
-            part.publish(None, may_replace)
+            part.publish(target.name if target.suffix == ".safetensors" else None, may_replace)
     return Combined(
         target, combination.method, combined, error, byte_size, tuple(notes), time.perf_counter() - begin
     )
@@ -375,6 +393,11 @@ def _write(
     remove(path, inside)
     missing = update.rank - left.shape[2]
     left, right = np.pad(left, ((0, 0), (0, 0), (0, missing))), np.pad(right, ((0, 0), (0, missing), (0, 0)))
+    spelled = module.spelled
+    if spelled is not None and spelled.alpha:
+        files.write(spelled.alpha, np.array(update.scale * update.rank))
+    elif spelled is not None:
+        left = left * update.scale
     files.write(name_of_right, right)
     files.write(name_of_left, left.transpose(1, 2, 0))
     if module.bias:
@@ -450,6 +473,7 @@ def _module(module: SharedModule, update: _WrittenUpdate, adapters: Sequence[Ada
         depth=module.depth,
         bias=biased,
         parameter=module.target,
+        spelled=spelled_factors(adapters, module) if adapters[0].dialect is not None else None,
     )
 
 

@@ -12,6 +12,7 @@ from alnico._version import __version__
 from alnico.checkpoint.lineage import LOCK, lineage_of
 from alnico.checkpoint.lora_adapter import Adapter, is_saved_module
 from alnico.checkpoint.reference import is_hub_reference
+from alnico.checkpoint.source import unwrap
 from alnico.checkpoint.statistics import compute_digest
 from alnico.lora.combine_options import CombineOptions
 from alnico.lora.matching import SharedModule, SharedSavedTensor
@@ -79,7 +80,7 @@ def card(adapters: Sequence[Adapter]) -> dict[str, Any]:
     licences = [lineage_of(a.files).licence for a in adapters]
     return {
         **({"base_model": base, "base_model_relation": "adapter"} if is_hub_reference(base) else {}),
-        "library_name": "peft",
+        "library_name": "peft" if adapters[0].dialect is None else "diffusers",
         "tags": ["lora", "merge", "alnico"],
         **(licences[0] if all(licence == licences[0] for licence in licences) else {}),
     }
@@ -144,7 +145,15 @@ def _shown(value: Any) -> str:
 
 
 def _range(numbers: Sequence[int]) -> str:
+    if not numbers:
+        return "none"
     return f"{numbers[0]}" if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
+
+
+def _digests(adapter: Adapter) -> dict[str, str]:
+    """The hashes of the tensors of an adapter as its files hold them."""
+    stored = unwrap(adapter.files)
+    return {name: compute_digest(stored, name) for name in sorted(stored.tensors)}
 
 
 def lock(
@@ -153,6 +162,7 @@ def lock(
     rank: int | None,
     energy: float | None,
     saved: str,
+    blocks: Sequence[str],
     seed: int,
     device: str,
     errors: Mapping[str, float],
@@ -165,6 +175,7 @@ def lock(
             **({"rank": rank} if rank is not None else {}),
             **({"energy": energy} if energy is not None else {}),
             "saved": saved,
+            **({"blocks": list(blocks)} if blocks else {}),
         },
         "seed": seed,
         "device": device,
@@ -182,7 +193,7 @@ def lock(
                     for f in a.files.identity()
                 ],
                 "config": xxhash.xxh3_128_hexdigest(json.dumps(dict(a.config), sort_keys=True).encode()),
-                "tensors": {name: compute_digest(a.files, name) for name in sorted(a.files.tensors)},
+                "tensors": _digests(a),
             }
             for a in adapters
         ],

@@ -1,4 +1,4 @@
-"""Writes adapters in PEFT's format, next to their final path, and renames them when complete."""
+"""Writes adapters in PEFT's format or as a file without a config, and renames them when complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alnico._version import __version__
 from alnico.checkpoint.durable import sync_tree, write_file
 from alnico.checkpoint.file_model import open_shard
 from alnico.checkpoint.lineage import CARD, LOCK
-from alnico.checkpoint.lora_adapter import CONFIG, PREFIX, WEIGHTS
+from alnico.checkpoint.lora_adapter import CONFIG, PREFIX, SAFE_WEIGHTS
 from alnico.checkpoint.shards import OutputShard, split_into_shards
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.matrix import rounding_kernel
@@ -33,6 +33,16 @@ ModuleKind = Literal["linear", "embedding", "convolution", "parameter"]
 
 BLOCK = 262_144
 """Number of elements rounded at a time."""
+
+
+@dataclass(frozen=True)
+class SpelledFactors:
+    """The names of the tensors of a module in a LoRA file without a config; '' for an alpha that the file does not have."""
+
+    left: str
+    right: str
+    alpha: str
+    bias: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class OutputModule:
     bias: bool = False
     parameter: str = ""
     """The parameter, if it is not the weight: PEFT then also looks up its rank and alpha under this name."""
+    spelled: SpelledFactors | None = None
+    """The names in a file without a config; None for PEFT's."""
 
     @property
     def target(self) -> str:
@@ -62,6 +74,8 @@ class OutputModule:
     @property
     def names(self) -> tuple[str, str]:
         """The names of the tensors of B and of A."""
+        if self.spelled is not None:
+            return self.spelled.left, self.spelled.right
         at = PREFIX + self.module + ".base_layer" * self.depth
         if self.kind == "embedding":
             return f"{at}.lora_embedding_B", f"{at}.lora_embedding_A"
@@ -69,7 +83,7 @@ class OutputModule:
 
     @property
     def bias_name(self) -> str:
-        return f"{PREFIX}{self.module}.lora_B.bias"
+        return self.spelled.bias if self.spelled is not None else f"{PREFIX}{self.module}.lora_B.bias"
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,14 @@ class OutputAdapter:
     dtype: str = "F32"
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the config other than ranks and alphas: target_modules, modules_to_save, bias, base_model_name_or_path, task_type, ..."""
+    metadata: Mapping[str, str] | None = None
+    """The header's metadata of a file without a config; None for PEFT's folder."""
+    file: str = SAFE_WEIGHTS
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of ``saved`` in the file."""
+        return PREFIX if self.metadata is None else ""
 
     def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """Return name, dtype and shape of every tensor, in order."""
@@ -90,7 +112,9 @@ class OutputAdapter:
             tensors += [(right, self.dtype, module.right_shape), (left, self.dtype, module.left_shape)]
             if module.bias:
                 tensors.append((module.bias_name, self.dtype, (module.left_shape[0],)))
-        return tensors + [(PREFIX + name, self.dtype, shape) for name, shape in self.saved.items()]
+            if module.spelled is not None and module.spelled.alpha:
+                tensors.append((module.spelled.alpha, "F32", ()))
+        return tensors + [(self.prefix + name, self.dtype, shape) for name, shape in self.saved.items()]
 
     def config(self) -> dict[str, Any]:
         """Return the config: the most common rank and alpha for all modules, and patterns for the others."""
@@ -132,7 +156,8 @@ class AdapterFiles:
         self.adapter = adapter
         self._part = part
         self._tensors = {name: (dtype, shape) for name, dtype, shape in adapter.tensors()}
-        self._shard: OutputShard = split_into_shards(adapter.tensors(), 1, WEIGHTS[0])[0]
+        metadata = {"format": "pt"} if adapter.metadata is None else adapter.metadata
+        self._shard: OutputShard = split_into_shards(adapter.tensors(), 1, adapter.file, metadata=metadata)[0]
         self.digests: dict[str, str] = {}
         try:
             make_folder(part.model, part.folder)
@@ -162,13 +187,14 @@ class AdapterFiles:
         self.digests[name] = digest.result()
 
     def finish(self, card: Mapping[str, Any], text: str) -> None:
-        """Write the config and the card: its front matter, then ``text``."""
+        """Write the config, if the adapter has one, and the card: its front matter, then ``text``."""
         absent = [name for name in self._tensors if name not in self.digests]
         assert not absent, f"{absent[0]} was not written"
         self._files.sync()
         self._files.finish()
         front = yaml.safe_dump(dict(card), sort_keys=False, allow_unicode=True)
-        self._put(CONFIG, json.dumps(self.adapter.config(), indent=2, sort_keys=True) + "\n")
+        if self.adapter.metadata is None:
+            self._put(CONFIG, json.dumps(self.adapter.config(), indent=2, sort_keys=True) + "\n")
         self._put(CARD, f"---\n{front}---\n\n{text.rstrip()}\n")
 
     def lock(self, done: Mapping[str, Any]) -> None:
@@ -177,7 +203,7 @@ class AdapterFiles:
             name: {"dtype": dtype, "shape": list(shape), "digest": self.digests[name]}
             for name, (dtype, shape) in self._tensors.items()
         }
-        files = describe_files(self._part.model, [open_shard(self._part.model / WEIGHTS[0])])
+        files = describe_files(self._part.model, [open_shard(self._part.model / self.adapter.file)])
         whole = {
             "alnico": __version__,
             "arithmetic": ARITHMETIC,
