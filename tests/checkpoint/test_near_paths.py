@@ -119,7 +119,7 @@ MISSPELT: dict[str, tuple[Callable[[], object], str]] = {
     "a model seen from the recipe": (lambda: from_a_folder("../models/sree"), "model '../models/sree': no such directory or file; ../models/sre is there (seen from recipes). Did you mean ../models/sre?"),
     "an adapter seen from the recipe": (lambda: from_a_folder("../models/base+0.5*../adaptr"), "model '../adaptr': no such directory or file; ../adapter is there (seen from recipes)."),
     "an analysis": (lambda: alnico.read_analysis("modles"), "modles: no such file or folder; expected an analysis by `alnico analyze`. Did you mean models?"),
-    "a file of an adapter": (lambda: alnico.open_model("models/base+adapter/adapter_model.safetensors"), "expected that of a LoRA adapter, with adapter_config.json and adapter_model.safetensors. Give the folder: adapter."),
+    "a file of an adapter": (lambda: alnico.open_model("models/base+adapter/adapter_model.safetensors"), "expected that of a LoRA adapter, with adapter_config.json and adapter_model.safetensors, or a file of LoRA factors. Give the folder: adapter."),
     "a recipe": (lambda: alnico.load_recipe("linaer.yml"), "linaer.yml: cannot be read (No such file or directory). Did you mean linear.yml?"),
     "a file of tasks": (lambda: read_tasks("tsks.yml"), "tsks.yml: cannot be read (No such file or directory). Did you mean tasks.yml?"),
     "an encoder of a task": (lambda: encoder_from_a_folder("../models/sree"), "tasks[0].encoder: model '../models/sree': no such directory or file; ../models/sre is there (seen from tasks)."),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import alnico
 from alnico.checkpoint import patterns
-from alnico.checkpoint.lora_adapter import open_adapter
+from alnico.checkpoint.open_adapter import open_adapter
 from alnico.checkpoint.patterns import PatternError, check_pattern, fits
 from alnico.errors import ModelError, RecipeError
 from hostile.malformed import save, save_json
@@ -170,7 +170,7 @@ def adapter(folder: Path, config: dict[str, object], module: str = "a" * 80 + ".
 )
 def test_an_adapter_with_slow_patterns_is_read_at_once(tmp_path: Path, config: dict[str, object]) -> None:
     folder = adapter(tmp_path / "a", config)
-    code = f"from alnico.checkpoint.lora_adapter import open_adapter; print(open_adapter({str(folder)!r}).updates)"
+    code = f"from alnico.checkpoint.open_adapter import open_adapter; print(open_adapter({str(folder)!r}).updates)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
 
 

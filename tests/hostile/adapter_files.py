@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import made
-from alnico.checkpoint.lora_adapter import open_adapter
+from alnico.checkpoint.open_adapter import open_adapter
 from hostile.malformed import Malformed, Read, reading, save, save_json
 
 BASE = {
@@ -57,9 +57,9 @@ def weighted(folder: Path) -> Read:
 
 
 def a_file(folder: Path) -> Read:
-    save(folder / "base" / "model.safetensors", BASE)
-    save(folder / "adapter.safetensors", LORA)
-    return reading(f"{folder / 'base'}+{folder / 'adapter.safetensors'}")
+    """The weights of an adapter, whose config is next to it."""
+    adapted()(folder)
+    return reading(f"{folder / 'base'}+{folder / 'adapter' / 'adapter_model.safetensors'}")
 
 
 def without_config(folder: Path) -> Read:

@@ -16,7 +16,8 @@ from test_house import SOURCE
 READERS = (
     "checkpoint/header.py", "checkpoint/file_kinds.py", "checkpoint/files.py", "checkpoint/json_files.py", "checkpoint/source.py", "checkpoint/weight_files.py", "checkpoint/pipelines.py", "checkpoint/file_model.py", "checkpoint/factors.py",
     "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
-    "checkpoint/adapter_changes.py", "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/open_model.py",
+    "checkpoint/adapter_changes.py", "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/open_adapter.py", "checkpoint/open_model.py",
+    "checkpoint/lora_dialects/dialect_adapter.py", "checkpoint/lora_dialects/base_modules.py", "checkpoint/lora_dialects/unfolded_factors.py",
     "checkpoint/statistics.py", "checkpoint/task_vector_file.py",
     "checkpoint/task_vectors/manifest.py", "checkpoint/task_vectors/stored_vector.py", "checkpoint/task_vectors/saved_difference.py", "checkpoint/task_vectors/index_places.py", "checkpoint/task_vectors/delta_chain.py",
     "checkpoint/gguf/value_reader.py", "checkpoint/gguf/file_header.py", "checkpoint/gguf/metadata.py", "checkpoint/gguf/families.py",

@@ -10,6 +10,7 @@ from alnico.errors import AlnicoError
 from hostile.adapter_files import ADAPTER_FILES
 from hostile.checks import READERS, Check, checks_of, without
 from hostile.gguf_files import GGUF_FILES
+from hostile.lora_files import LORA_FILES
 from hostile.malformed import Malformed
 from hostile.model_files import FP8_FILES, MODEL_FILES
 from hostile.pickle_files import PICKLE_FILES
@@ -22,6 +23,7 @@ FILES: tuple[Malformed, ...] = (
     *FP8_FILES,
     *PICKLE_FILES,
     *ADAPTER_FILES,
+    *LORA_FILES,
     *TOKENIZER_FILES,
     *TRAINING_FILES,
     *VECTOR_FILES,
