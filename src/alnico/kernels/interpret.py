@@ -17,6 +17,7 @@ from alnico.kernels.array_tiles import decode, encode, filled, is_bad, width_of
 from alnico.kernels.constants import GRAM_LANES, LANES, LEAF
 from alnico.kernels.difference_kernel import DifferenceKernel
 from alnico.kernels.four_bit_kernel import GROUP_BYTES, FourBitKernel
+from alnico.kernels.lookup_kernel import LookupKernel
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
@@ -54,6 +55,8 @@ def run_of(kernel: Any) -> tuple[Run, float]:
         return functools.partial(_difference, np.dtype(kernel.real)), 20.0
     if isinstance(kernel, FourBitKernel):
         return _four_bit, 6.0
+    if isinstance(kernel, LookupKernel):
+        return functools.partial(_lookup, kernel), 33.0
     raise NoArrayForm(f"{type(kernel).__name__} has no array form")
 
 
@@ -432,3 +435,18 @@ def _four_bit(codes: np.ndarray, scales: np.ndarray, minimums: np.ndarray, out: 
     values *= scales[:, None]
     values += minimums[:, None]
     out[: 2 * codes.size] = values.reshape(-1)[: 2 * codes.size]
+
+
+def _lookup(
+    kernel: LookupKernel, codes: np.ndarray, table: np.ndarray, zeros: np.ndarray, scales: np.ndarray, group: int, offset: int, out: np.ndarray
+) -> None:  # fmt: skip
+    rows, columns = out.shape
+    if kernel.order == "byte":
+        values = table[codes]
+    else:
+        low, high = codes & np.uint8(15), codes >> np.uint8(4)
+        halves = (low, high) if kernel.order == "low half first" else (high, low)
+        values = table[np.stack(halves, axis=-1).reshape(rows, -1)[:, :columns]]
+    groups = (np.arange(columns) + offset) // group
+    values -= zeros[:, groups]
+    np.multiply(values, scales[:, groups], out=out)
