@@ -289,8 +289,8 @@ def test_damaged_json_is_refused_by_name(tmp_path, name, text, message):
 # Quantised weights.
 
 QUANTISED = (
-    "its weights are quantised ({}); expected floating-point values. "
-    "Use the full-precision model. Of quantised models, only fp8 with block scales is decoded."
+    "its weights are quantised ({}) in a way that is not read; expected one of those in docs/formats.md. "
+    "Use the full-precision model."
 )
 
 

@@ -167,8 +167,8 @@ def test_a_pickle_checkpoint(run: Run) -> None:
 def test_a_quantised_model(run: Run) -> None:
     Path("b/config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
     assert refused(run, 4) == (
-        "b: its weights are quantised (config.json says 'gptq'); expected floating-point values. "
-        "Use the full-precision model. Of quantised models, only fp8 with block scales is decoded."
+        "b: its weights are quantised (config.json says 'gptq') in a way that is not read; expected one of those in "
+        "docs/formats.md. Use the full-precision model."
     )
 
 

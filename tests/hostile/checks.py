@@ -15,7 +15,9 @@ from test_house import SOURCE
 
 READERS = (
     "checkpoint/header.py", "checkpoint/file_kinds.py", "checkpoint/files.py", "checkpoint/json_files.py", "checkpoint/source.py", "checkpoint/weight_files.py", "checkpoint/pipelines.py", "checkpoint/file_model.py", "checkpoint/factors.py",
-    "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
+    "checkpoint/quantised/stored_tensors.py", "checkpoint/quantised/coded_rows.py", "checkpoint/quantised/transposed_rows.py", "checkpoint/quantised/fp8.py", "checkpoint/quantised/fp4.py",
+    "checkpoint/quantised/integers.py", "checkpoint/quantised/bitsandbytes.py", "checkpoint/quantised/gptq.py", "checkpoint/quantised/awq.py", "checkpoint/quantised/formats.py", "checkpoint/quantised/dequantised_model.py",
+    "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
     "checkpoint/adapter_changes.py", "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/open_adapter.py", "checkpoint/open_model.py",
     "checkpoint/lora_dialects/dialect_adapter.py", "checkpoint/lora_dialects/base_modules.py", "checkpoint/lora_dialects/unfolded_factors.py",
     "checkpoint/statistics.py", "checkpoint/task_vector_file.py",

@@ -12,7 +12,18 @@ from alnico.checkpoint.open_model import open_model
 from fuzz.harness import header_of, put_header
 
 Read = Callable[[], object]
-WIDTHS = {"F32": 4, "BF16": 2, "I32": 4, "F64": 8, "U8": 1, "F8_E8M0": 1, "F8_E4M3": 1}
+WIDTHS = {
+    "F32": 4,
+    "BF16": 2,
+    "I32": 4,
+    "F64": 8,
+    "U8": 1,
+    "F8_E8M0": 1,
+    "F8_E4M3": 1,
+    "I8": 1,
+    "I64": 8,
+    "F16": 2,
+}
 
 
 @dataclass(frozen=True)

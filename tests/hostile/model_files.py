@@ -269,7 +269,6 @@ MODEL_FILES = (
     Malformed("lists {}, which does not exist", "which does not exist. Complete", directory(model=ONE, index={"weight_map": {"w": "x.safetensors"}})),
     Malformed("says that {} is in {}, which does not hold it", "which does not hold it", directory(a=ONE, index={"weight_map": {"w": "a.safetensors", "v": "a.safetensors"}})),
     Malformed("holds {}, which {} does not list", "does not list (1 such tensors)", directory(a={**ONE, "v": ONE["w"]}, index={"weight_map": {"w": "a.safetensors"}})),
-    Malformed("its weights are quantised", "its weights are quantised (config.json says 'gptq')", directory(model=ONE, config={"quantization_config": {"quant_method": "gptq"}})),
     # statistics.py
     Malformed("has no {} of {}; expected what `alnico statistics {}`", "has no rows of w", statistics(measured(), number="rows")),
     Malformed("statistics {}: {}; expected a directory written by `alnico statistics`. {}", "does not exist; expected", lambda folder: lambda: open_statistics(str(folder / "none"))),
@@ -284,29 +283,3 @@ def circle(folder: Path) -> Path:
     if not path.is_symlink():
         path.symlink_to("circle")
     return path
-
-
-def in_fp8(scale: tuple[str, tuple[int, ...]] | None, block: object = (2, 2)):
-    """A model of one fp8 matrix of (4, 4), with a scale for each block or without."""
-
-    def make(folder: Path) -> Read:
-        tensors = {"q.weight": ("F8_E4M3", (4, 4))} | ({"q.weight_scale_inv": scale} if scale else {})
-        save(folder / "model.safetensors", tensors)
-        save_json(
-            folder / "config.json",
-            {"quantization_config": {"quant_method": "fp8", "weight_block_size": block}},
-        )
-        return reading(folder)
-
-    return make
-
-
-FP8_FILES = (
-    Malformed(
-        "config.json has the weight_block_size", "weight_block_size [0, 2]", in_fp8(("F32", (2, 2)), (0, 2))
-    ),
-    Malformed("is F8_E4M3 without", "is F8_E4M3 without q.weight_scale_inv", in_fp8(None)),
-    Malformed(
-        "its scales are {} {}; expected floating-point", "its scales are F32 (2, 3)", in_fp8(("F32", (2, 3)))
-    ),
-)

@@ -12,15 +12,16 @@ from hostile.checks import READERS, Check, checks_of, without
 from hostile.gguf_files import GGUF_FILES
 from hostile.lora_files import LORA_FILES
 from hostile.malformed import Malformed
-from hostile.model_files import FP8_FILES, MODEL_FILES
+from hostile.model_files import MODEL_FILES
 from hostile.pickle_files import PICKLE_FILES
+from hostile.quantised_files import QUANTISED_FILES
 from hostile.tokenizer_files import TOKENIZER_FILES
 from hostile.training_files import TRAINING_FILES
 from hostile.vector_files import VECTOR_FILES
 
 FILES: tuple[Malformed, ...] = (
     *MODEL_FILES,
-    *FP8_FILES,
+    *QUANTISED_FILES,
     *PICKLE_FILES,
     *ADAPTER_FILES,
     *LORA_FILES,

@@ -15,6 +15,7 @@ from how_to.page_blocks import ROOT, blocks_of, programs_of
 from hub.stub import Hub
 from limits.made_large import CONFIG_70B, llama_70b, save_sparse_model
 from made import family, llama_config, llama_shapes, read_model, save_file, save_model
+from made_quantised import NF4, pairs
 from made_tokenizers import entry, save_tokenizer
 from real import installed
 
@@ -122,18 +123,30 @@ def adapters(folder: Path) -> None:
         (("sql", 8, {}), ("poems", 4, {"use_rslora": True}), ("laws", 4, {"use_dora": True}))
     ):
         save_adapter(folder / "adapters" / name, base, rank, seed, **keys)
-    four_bits = save_model(
-        folder / "models" / "base-4bit",
-        {"model.norm.weight": ("F32", np.ones(32, np.float32))},
-        {
-            **llama_config(**SHAPE),
-            "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
-        },
-    )
-    save_file(
-        four_bits / "model.safetensors",
-        {"model.layers.0.mlp.up_proj.weight": ("U8", np.zeros((1536, 1), np.uint8))},
-    )
+    save_in_four_bits(folder / "models" / "base-4bit", base)
+
+
+def save_in_four_bits(folder: Path, base: Path) -> None:
+    """Write a base as bitsandbytes stores it in nf4: of the matrices of its layers a code for each number, and a factor for 64."""
+    stored: dict[str, Any] = {}
+    for name, values in read_model(base).items():
+        if ".layers." not in name or values.ndim != 2:
+            stored[name] = ("BF16", values)
+            continue
+        blocks = values.reshape(-1, 64)
+        factors = np.abs(blocks).max(1)
+        distances = np.abs((blocks / factors[:, None])[:, :, None] - np.array(NF4))
+        state = json.dumps(
+            {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [*values.shape]}
+        )
+        stored |= {
+            name: ("U8", pairs(distances.argmin(-1).reshape(-1), high_first=True)[:, None]),
+            f"{name}.absmax": ("F32", factors),
+            f"{name}.quant_map": ("F32", np.array(NF4, np.float32)),
+            f"{name}.quant_state.bitsandbytes__nf4": ("U8", np.frombuffer(state.encode(), np.uint8)),
+        }
+    quantisation = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    save_model(folder, stored, {**llama_config(**SHAPE), "quantization_config": quantisation})
 
 
 def save_adapter(folder: Path, base: Path, rank: int, seed: int, **keys: Any) -> None:

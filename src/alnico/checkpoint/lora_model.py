@@ -17,6 +17,7 @@ from alnico.checkpoint.adapter_changes import AdapterEffect, TensorUpdate, adapt
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows, Update
 from alnico.checkpoint.lora_dialects.base_modules import dialect_effect
 from alnico.checkpoint.memory_model import MemoryModel
+from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
 from alnico.checkpoint.source import Model, Origin, Shard, Source, Tensor, TensorSpec, read_tensor, unwrap
 from alnico.checkpoint.virtual_read import CHUNK, read_computed
 from alnico.errors import ModelError, NonFiniteError, RecipeError
@@ -106,19 +107,8 @@ class AdaptedModel:
         self.tensors: Mapping[str, Tensor] = {name: self._describe(name) for name in (*from_base, *added)}
         self._check_weight()
         self.notes = [*base.notes, *adapter.files.notes, *self._effect.notes]
-        named = adapter.trained_on
-        of_base = getattr(base, "innermost", base).label
-        if named and QUANTISED.sub("", short_name(named)) == short_name(of_base) != short_name(named):
-            self.notes.append(
-                f"{label}: the adapter was trained on {named}, a quantised model; here it is applied to the "
-                f"full-precision {of_base}, as is usual. What it learned to correct of the quantisation "
-                "error stays in it."
-            )
-        elif named and short_name(named) != short_name(of_base):
-            self.notes.append(
-                f"{label}: the adapter was trained on {named}, here it is applied to {of_base}. Check that "
-                "this is intended."
-            )
+        if note := _note_on_base(label, adapter.trained_on, getattr(base, "innermost", base)):
+            self.notes.append(note)
 
     def _check_weight(self) -> None:
         """Errors: RecipeError for a weight that becomes 0 or infinity in float32."""
@@ -583,6 +573,35 @@ def repositories(source: Source) -> list[Origin]:
 def _kernel(dtype: np.dtype[Any], terms: int) -> Callable[..., int]:
     """The kernel that adds a product to a matrix, of which ``terms`` products of two numbers are still to be added."""
     return kernel_for(FoldKernel("float64" if dtype == np.float64 else "float32"), terms)
+
+
+def _note_on_base(label: str, named: str, base: Source) -> str:
+    """Say whether an adapter is applied to the model that it names as its base; empty if it is, or names none."""
+    of_adapter, of_base = short_name(named), short_name(base.label)
+    is_decoded = isinstance(base, DequantisedModel)
+    if not named or (of_adapter == of_base and not is_decoded):
+        return ""
+    if of_adapter == of_base:
+        return (
+            f"{label}: the adapter was trained on {named}, whose decoded weights it is applied to: the result is the "
+            "model that was trained. On the full-precision model the result is another one."
+        )
+    if is_decoded and QUANTISED.sub("", of_base) == of_adapter:
+        return (
+            f"{label}: the adapter was trained on {named}, here it is applied to {Path(base.label).name}, which is "
+            "quantised: the error of quantisation stays in the result. Use the model that it was trained on, unless "
+            "that was quantised while it was trained (QLoRA)."
+        )
+    if QUANTISED.sub("", of_adapter) == of_base and not is_decoded:
+        return (
+            f"{label}: the adapter was trained on {named}, a quantised model; here it is applied to the "
+            f"full-precision {base.label}, as is usual. What it learned to correct of the quantisation "
+            "error stays in it."
+        )
+    return (
+        f"{label}: the adapter was trained on {named}, here it is applied to {base.label}. Check that "
+        "this is intended."
+    )
 
 
 def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, int, int]]:

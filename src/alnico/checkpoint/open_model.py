@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from alnico.checkpoint.dequantised_model import DequantisedModel, is_decodable
 from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.file_model import FileModel, check_index, open_shard
@@ -19,6 +18,7 @@ from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.near_paths import near_path, suggestion
 from alnico.checkpoint.open_adapter import adapter_names, adapter_of, open_adapter
 from alnico.checkpoint.pipelines import is_pipeline
+from alnico.checkpoint.quantised.dequantised_model import DequantisedModel, may_be_quantised
 from alnico.checkpoint.reference import (
     HUB_ADDRESS,
     check_urls,
@@ -59,7 +59,7 @@ def open_model(
     adapter's factors, and the tensors of a task vector, are opened as plain tensors, for inspection. Errors: ModelError for a missing path,
     files that are not a model, an adapter, an index that does not match its files or points outside the
     directory, a wrong header, a pickle with more than tensors, an adapter that does not fit its base, and
-    quantised weights; HubError.
+    weights that are quantised in a way that is not read; HubError.
     """
     label = model_path(reference, "model")
     try:
@@ -81,23 +81,19 @@ def open_model(
         raise ModelError(
             f"{label}: cannot be read ({error.strerror}). Check the path and its permissions."
         ) from None
-    if isinstance(model, FileModel) and is_decodable(model.config):
-        from alnico.checkpoint.dequantised_model import DequantisedModel
-
-        try:
-            return DequantisedModel(model)
-        except BaseException:
-            model.close()
-            raise
+    opened: Model = model
     try:
-        _refuse_quantised(model)
-        if not may_be_adapter:
+        if isinstance(model, FileModel) and may_be_quantised(model):
+            from alnico.checkpoint.quantised.formats import open_quantised  # with all formats
+
+            opened = open_quantised(model)
+        if not may_be_adapter and opened is model:
             refuse_task_vector(model)
             refuse_adapter(label, model.tensors)
     except BaseException:
         model.close()
         raise
-    return model
+    return opened
 
 
 def _inspected(label: str, access: Access, may_be_adapter: bool) -> Model:
@@ -193,22 +189,6 @@ def _open_files(label: str, location: Path, access: Access) -> FileModel:
             f"{suggestion(label, otherwise, accepts=may_hold_model)}"
         )
     return model
-
-
-def _refuse_quantised(model: FileModel | ShardedModel) -> None:
-    quantisation = model.config.get("quantization_config")
-    scales = [
-        n for n in model.tensors if n.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".absmax"))
-    ]
-    if quantisation is None and not scales:
-        return
-    evidence = f"it has {scales[0]!r}" if scales else "config.json has a quantization_config"
-    if isinstance(quantisation, dict):
-        evidence = f"config.json says {quantisation.get('quant_method')!r}"
-    raise ModelError(
-        f"{model.label}: its weights are quantised ({evidence}); expected floating-point values. "
-        "Use the full-precision model. Of quantised models, only fp8 with block scales is decoded."
-    )
 
 
 def open_adapted(

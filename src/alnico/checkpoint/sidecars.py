@@ -58,8 +58,9 @@ ROUTER = "router_config.json"
 
 DTYPE_KEYS = frozenset(("dtype", "torch_dtype"))
 
-NOT_CARRIED = ("adapter_config.json",)
-"""With it, a loader would load an adapter and that adapter's base instead of the merged weights."""
+NOT_CARRIED = ("adapter_config.json", "hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""With the first, a loader would load an adapter and that adapter's base instead of the merged weights; with the others (of
+ModelOpt, GPTQ and AWQ) it would take the weights for codes."""
 
 READ_WHILE_PLANNING = (".json", ".txt", ".model", ".jinja", "README.md")
 """Endings of small files that are fetched before the weights: config, index, tokenizer, template, card."""

@@ -17,6 +17,8 @@ from alnico.checkpoint.gguf.open_gguf import gguf_path
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import unwrap_module
 from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
+from alnico.checkpoint.quantised.stored_tensors import quantisation_of
 from alnico.checkpoint.reference import is_at_url, is_path, split_adapter
 from alnico.checkpoint.sidecars import check_kinds
 from alnico.checkpoint.training.recognise import training_folder
@@ -53,7 +55,8 @@ def open_subject(
 ) -> EvaluatedModel:
     """Open a transformers checkpoint for scoring: a directory, a hub model, ``base+adapter``, or a GGUF model.
 
-    A hub model is downloaded; ``base+adapter`` and a GGUF model are written as a temporary checkpoint that lives as long as the result.
+    A hub model is downloaded; ``base+adapter``, a GGUF model and a quantised model are written as a temporary checkpoint that lives
+    as long as the result.
     Modules are loaded on first use and cached: where and in the dtype that ``placement`` says, by default on the
     processor in float32. No code of a model is run. With ``may_be_plain`` a file or a folder without a config is accepted,
     for tasks that are your own functions. ``label`` names the model in results; default: the reference. ``watch`` receives
@@ -73,10 +76,7 @@ def open_subject(
     is_in_shards = path.is_dir() and training_folder(path) is not None
     is_elsewhere = not path.is_dir() and (is_at_url(place) or split_adapter(place, is_path) is not None)
     if is_gguf or is_in_shards or is_elsewhere:
-        folder = _folded(place, offline)
-        subject = _Checkpoint(label, folder / "model", placement, watch)
-        weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)
-        return subject
+        return _written(label, place, offline, placement, watch)
     if not path.is_dir():
         path = _fetched(place, offline)
     check_kinds(path)
@@ -88,11 +88,25 @@ def open_subject(
         raise ModelError(
             f"{label}: has no config.json; expected a transformers checkpoint. Give the directory of one."
         )
+    if quantisation_of(
+        read_json(path / "config.json")
+    ):  # its codes are decoded as in a merge, without the library of its format
+        return _written(label, os.fspath(path), offline, placement, watch)
     return _Checkpoint(label, path, placement, watch)
 
 
+def _written(
+    label: str, place: str, offline: bool, placement: ModulePlacement, watch: Watcher | None
+) -> _Checkpoint:
+    """Write what transformers cannot load itself as a checkpoint, and open that. It lives as long as the result."""
+    folder = _folded(place, offline)
+    subject = _Checkpoint(label, folder / "model", placement, watch)
+    weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)
+    return subject
+
+
 def _folded(label: str, offline: bool) -> Path:
-    """Write a base with its adapters as a checkpoint; returns its folder."""
+    """Write a base with its adapters, or a quantised model, as a checkpoint; returns its folder."""
     with temporary_files():
         folder = Path(tempfile.mkdtemp(prefix="alnico-"))
     try:
@@ -112,7 +126,7 @@ def _folded(label: str, offline: bool) -> Path:
 
 def _fetched(label: str, offline: bool) -> Path:
     with closing(open_model(label, access=Access(offline))) as model:
-        if not isinstance(model, FileModel) or model.directory is None:
+        if not isinstance(model, (FileModel, DequantisedModel)) or model.directory is None:
             raise ModelError(
                 f"{label}: is not a directory; tasks score transformers checkpoints. Create one with `alnico merge` first."
             )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alnico.checkpoint.quantised.dequantised_model import quantised_kinds
 from alnico.checkpoint.source import Source
 from alnico.numerics.dtypes import Shape
 
@@ -203,3 +204,17 @@ def _join(words: Sequence[str]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def quantisation_notes(models: Sequence[Source]) -> list[str]:
+    """Return a note if models that are merged with one another are quantised in different ways, or only some of them are."""
+    kinds = [quantised_kinds(model) for model in models]
+    first = next((i for i, kind in enumerate(kinds) if kind), None)
+    other = next((i for i, kind in enumerate(kinds) if first is not None and kind != kinds[first]), None)
+    if first is None or other is None:
+        return []
+    return [
+        f"{models[first].label} holds {' and '.join(sorted(kinds[first]))} and {models[other].label} holds "
+        f"{' and '.join(sorted(kinds[other])) or 'none'}: what is between them is also the error of quantisation, which is as large as "
+        "many a fine-tune's change. Use models of one precision, best the full one."
+    ]

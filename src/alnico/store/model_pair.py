@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.adapter_changes import adapter_effect
-from alnico.checkpoint.dequantised_model import DequantisedModel
 from alnico.checkpoint.duplicate_tensors import find_original
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_adapter import open_adapter
 from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
 from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Origin, Source, Tensor, TensorSpec, unwrap

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.dequantised_model import DequantisedModel
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.layouts import Piece, find_layout, shapes_of
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, check_config
 from alnico.checkpoint.lora_model import AdaptedModel
+from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
 from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Origin, Shard, Source, Tensor, TensorSpec, read_tensor
 from alnico.checkpoint.task_vectors.addition import combine

@@ -1,0 +1,147 @@
+"""Decodes matrices whose codes have inputs as rows and are read with outputs as rows (GPTQ, AWQ)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from alnico.checkpoint.quantised.coded_rows import (
+    prepare_kernel,
+    rectangles,
+    refuse_zero_scales,
+    run_lookup,
+)
+from alnico.checkpoint.quantised.stored_tensors import PANEL_BYTES, StoredTensors
+from alnico.kernels.lookup_kernel import CodeOrder
+from alnico.numerics import dtypes
+from alnico.numerics.dtypes import Shape
+
+ALIGNED = 32
+"""A panel begins at a multiple of so many outputs, so that words of packed zero points are whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class CodePanel:
+    """Some outputs of a matrix, turned round: ``codes`` (outputs, bytes), ``scales`` and ``zeros`` (outputs, groups).
+
+    Input i belongs to group ``i // group``, or to ``groups[i]`` where that is another one.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray
+    group: int
+    groups: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TransposedRows:
+    """A matrix (outputs, inputs) of which a thread keeps a panel, which ``make(stored, begin, end)`` reads: some outputs."""
+
+    title: str
+    shape: Shape
+    stored: tuple[str, ...]
+    order: CodeOrder
+    table: np.ndarray
+    row_bytes: int
+    scales: str
+    make: Callable[[StoredTensors, int, int], CodePanel]
+
+    @property
+    def _outputs(self) -> int:
+        """The outputs of a panel."""
+        most = PANEL_BYTES // self.row_bytes // ALIGNED * ALIGNED
+        return min(max(most, ALIGNED), self.shape[0])
+
+    @property
+    def kept_bytes(self) -> int:
+        """A panel, what it is turned round from, and its scales and zero points."""
+        return self._outputs * (2 * self.row_bytes + 6 * 4 * self.shape[1] // 16)
+
+    def decode(self, stored: StoredTensors, first: int, out: np.ndarray) -> None:
+        if not first:
+            prepare_kernel(self.order, math.prod(self.shape))
+        for row, rows, column, width, at in rectangles(first, out.size, self.shape[1]):
+            done = 0
+            while done < rows:
+                number, place = divmod(row + done, self._outputs)
+                count = min(rows - done, self._outputs - place)
+                begin = at + done * width
+                part = out[begin : begin + count * width].reshape(count, width)
+                self._decode(stored, self._panel(stored, number), place, column, part)
+                done += count
+
+    def _panel(self, stored: StoredTensors, number: int) -> CodePanel:
+        begin = number * self._outputs
+        end = min(begin + self._outputs, self.shape[0])
+        panel: CodePanel = stored.kept((self.stored[0], number), lambda: self.make(stored, begin, end))
+        return panel
+
+    def _decode(
+        self, stored: StoredTensors, panel: CodePanel, row: int, column: int, out: np.ndarray
+    ) -> None:
+        """Decode a rectangle of a panel."""
+        rows, width = out.shape
+        per_byte = 1 if self.order == "byte" else 2
+        if column % per_byte:
+            wider = np.empty((rows, width + 1), np.float32)
+            self._decode(stored, panel, row, column - 1, wider)
+            out[:] = wider[:, 1:]
+            return
+        of_rows = slice(row, row + rows)
+        codes = panel.codes[of_rows, column // per_byte : -(-(column + width) // per_byte)]
+        if panel.groups is not None:
+            zeros, ones = np.zeros((rows, 1), np.float32), np.ones((rows, 1), np.float32)
+            run_lookup(self.order, codes, self.table, zeros, ones, width, 0, out)
+            groups = panel.groups[column : column + width]
+            scales = panel.scales[of_rows][:, groups]
+            out -= panel.zeros[of_rows][:, groups]
+            if not scales.all() and bool((out[scales == 0] != 0).any()):
+                stored.refuse_zero(self.scales)
+            out *= scales
+            return
+        group = panel.group
+        first, last = column // group, -(-(column + width) // group)
+        scales, zeros = panel.scales[of_rows, first:last], panel.zeros[of_rows, first:last]
+        offset = column - first * group
+        run_lookup(self.order, codes, self.table, zeros, scales, group, offset, out)
+        if not scales.all():
+            refuse_zero_scales(
+                stored, self.scales, self.order, codes, self.table, zeros, scales, group, offset, out
+            )
+
+
+def scales_of_outputs(stored: StoredTensors, name: str, begin: int, end: int) -> np.ndarray:
+    """Read the scales of some outputs, which are stored as (groups, outputs): (outputs, groups) float32.
+
+    Errors: ModelError for one that is not finite.
+    """
+    tensor = stored.tensors[name]
+    width = dtypes.DTYPES[tensor.dtype].bytes
+    raw = stored.read_columns(name, tensor.shape[0], begin * width, end * width)
+    scales = dtypes.decode(raw.reshape(-1), tensor.dtype).astype(np.float32).reshape(tensor.shape[0], -1)
+    stored.check_finite(name, scales)
+    return np.ascontiguousarray(scales.T)
+
+
+def group_size(stored: StoredTensors, inputs: int, groups: int) -> int:
+    """Return how many inputs share a scale, by the config or by the shapes; 0 if neither says it."""
+    size = stored.config.get("group_size")
+    if isinstance(size, int) and size > 0 and -(-inputs // size) == groups:
+        return size
+    return inputs // groups if groups and inputs % groups == 0 else 0
+
+
+def unpack_halves(raw: np.ndarray) -> np.ndarray:
+    """Unpack bytes (rows, bytes) that hold two codes each, the first in the low half: (rows, codes) uint8.
+
+    >>> unpack_halves(np.array([[0x21, 0x43]], np.uint8))
+    array([[1, 2, 3, 4]], dtype=uint8)
+    """
+    codes = np.empty((len(raw), 2 * raw.shape[1]), np.uint8)
+    np.bitwise_and(raw, np.uint8(15), out=codes[:, ::2])
+    np.right_shift(raw, np.uint8(4), out=codes[:, 1::2])
+    return codes
