@@ -13,7 +13,7 @@ from alnico.checkpoint.source import Model
 from alnico.devices import DEFAULT_DEVICE
 from alnico.engine.planner import Planner
 from alnico.engine.run import MergeResult
-from alnico.engine.stages import plan_stages, run_stages
+from alnico.engine.stages import close, plan_stages
 from alnico.errors import RecipeError
 from alnico.events import Watcher
 from alnico.kernels.clock import counts_compiling
@@ -24,6 +24,7 @@ from alnico.output.remote_target import output_place
 from alnico.plan.job import Plan
 from alnico.recipe.json_schema import json_schema
 from alnico.recipe.load import RecipeLike, Recipes, load_recipe, load_recipes
+from alnico.recipe.requantise import requantised, with_requantising
 from alnico.recipe.stages import order_stages
 from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, RunOptions, Size
 
@@ -75,7 +76,12 @@ def plan(
         verify_inputs,
         allow_unsigned,
     )
-    return planner.plan(load_recipe(recipe, seed=seed), single_file=single_file)
+    documents = with_requantising((load_recipe(recipe, seed=seed),))
+    if len(documents) == 1:
+        return planner.plan(documents[0], single_file=single_file)
+    plans = plan_stages(order_stages(documents), planner.plan, single_file)
+    close(plans[:-1])
+    return plans[-1]
 
 
 @counts_compiling
@@ -88,6 +94,7 @@ def merge(
     threads: int | None = None,
     max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
     seed: int | None = None,
+    requantise: str | None = None,
     overwrite: bool = False,
     overwrite_anything: bool = False,
     restart: bool = False,
@@ -137,9 +144,8 @@ def merge(
         require_signed,
     )
     may_replace = replace_mode(overwrite, overwrite_anything)
-    return planner.merge(
-        load_recipe(recipe, seed=seed), output_place(out, work_dir), overwrite=may_replace, restart=restart
-    )
+    one = requantised(load_recipe(recipe, seed=seed), requantise)
+    return planner.merge_one(one, output_place(out, work_dir), overwrite=may_replace, restart=restart)
 
 
 @counts_compiling
@@ -152,6 +158,7 @@ def merge_documents(
     threads: int | None = None,
     max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
     seed: int | None = None,
+    requantise: str | None = None,
     overwrite: bool = False,
     overwrite_anything: bool = False,
     restart: bool = False,
@@ -201,23 +208,9 @@ def merge_documents(
         allow_unsigned,
         require_signed,
     )
-    recipes = load_recipes(recipe, seed=seed)
-    place = output_place(out, work_dir)
+    recipes = [requantised(one, requantise) for one in load_recipes(recipe, seed=seed)]
     may_replace = replace_mode(overwrite, overwrite_anything)
-    if len(recipes) == 1:
-        return (planner.merge(recipes[0], place, overwrite=may_replace, restart=restart),)
-    planner = planner.for_output(place)
-    with planner.nodes() as nodes:
-        return run_stages(
-            order_stages(recipes),
-            planner.plan,
-            place,
-            overwrite=may_replace,
-            restart=restart,
-            watch=watch,
-            factor_cache=planner.run.factor_cache,
-            nodes=nodes,
-        )
+    return planner.merge_all(recipes, output_place(out, work_dir), overwrite=may_replace, restart=restart)
 
 
 @ieee_arithmetic()
@@ -229,6 +222,7 @@ def plan_documents(
     max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
     single_file: str | None = None,
     seed: int | None = None,
+    requantise: str | None = None,
     offline: bool = False,
     stream: bool = False,
     download_cache: str | os.PathLike[str] | None = None,
@@ -262,7 +256,8 @@ def plan_documents(
         verify_inputs,
         allow_unsigned,
     )
-    return plan_stages(order_stages(load_recipes(recipe, seed=seed)), planner.plan, single_file)
+    recipes = [requantised(one, requantise) for one in load_recipes(recipe, seed=seed)]
+    return plan_stages(order_stages(with_requantising(recipes)), planner.plan, single_file)
 
 
 @ieee_arithmetic()

@@ -197,6 +197,8 @@ SHARED_OPTIONS: Mapping[str, str] = MappingProxyType(
         "may be repeated.",
         "require_signed": "With verify_inputs: every input must be signed; allow_unsigned is refused.",
         "unrelated": "What to do with models that were not tuned from one base: error or allow.",
+        "requantise": "Write the output in the format that the base is stored in, with new scales: fp8. The report says how much of each "
+        "tensor's change survived rounding.",
         "top_share": "Share of the entries that count as a model's largest parameters, in (0, 1].",
         "inputs": "Where an input is now: NAME=PATH, with its name as in the lock; may be repeated.",
     }

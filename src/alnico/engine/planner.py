@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,8 +21,8 @@ from alnico.engine.fetch import fetch_inputs
 from alnico.engine.remote_run import run_plan_to
 from alnico.engine.requested_bytes import requested_bytes
 from alnico.engine.run import MergeResult
-from alnico.engine.stages import MergeOnNodes, close
-from alnico.errors import AlnicoError
+from alnico.engine.stages import MergeOnNodes, close, run_stages
+from alnico.errors import AlnicoError, OutputError
 from alnico.numerics.sizes import bytes_of
 from alnico.output.file_metadata import with_metadata
 from alnico.output.remote_target import RemoteTarget
@@ -32,7 +32,9 @@ from alnico.plan.gguf_output import is_gguf_file
 from alnico.plan.job import Plan
 from alnico.plan.norm_weights import analysis_files
 from alnico.recipe.reference import resolve_reference
+from alnico.recipe.requantise import with_requantising
 from alnico.recipe.schema import Recipe
+from alnico.recipe.stages import order_stages
 from alnico.run_options import DEFAULT_RUN, RunOptions, Size
 
 NO_STAGES: Mapping[str, str | Source] = MappingProxyType({})
@@ -149,6 +151,40 @@ class Planner:
                 )
         finally:
             close([plan])
+
+    def merge_all(
+        self, recipes: Sequence[Recipe], out: Path | RemoteTarget, *, overwrite: Replace, restart: bool
+    ) -> tuple[MergeResult, ...]:
+        """Merge all documents of a file into ``out``, with those that requantising them needs.
+
+        Returns what is no stage and was not finished before. Errors: all of ``alnico.errors``.
+        """
+        recipes = with_requantising(recipes)
+        if len(recipes) == 1:
+            return (self.merge(recipes[0], out, overwrite=overwrite, restart=restart),)
+        planner = self.for_output(out)
+        with planner.nodes() as nodes:
+            return run_stages(
+                order_stages(recipes),
+                planner.plan,
+                out,
+                overwrite=overwrite,
+                restart=restart,
+                watch=self.run.watch,
+                factor_cache=self.run.factor_cache,
+                nodes=nodes,
+            )
+
+    def merge_one(
+        self, recipe: Recipe, out: Path | RemoteTarget, *, overwrite: Replace, restart: bool
+    ) -> MergeResult:
+        """Merge one recipe into ``out``, see :meth:`merge_all`. Errors: all of ``alnico.errors``."""
+        results = self.merge_all((recipe,), out, overwrite=overwrite, restart=restart)
+        if not results:  # an earlier run ended after it published the output
+            raise OutputError(
+                f"{out}: is finished already; expected a merge to do. Use it, or merge with restart."
+            )
+        return results[0]
 
     @contextmanager
     def nodes(self) -> Iterator[MergeOnNodes | None]:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from alnico.checkpoint.durable import sync_directory
 from alnico.checkpoint.file_model import FileModel, file_states
 from alnico.checkpoint.output_path import Replace, check_twins, is_single_file
+from alnico.checkpoint.quantised.requantised_model import RequantisedModel, kept_note
 from alnico.checkpoint.remote.remote_weights import remote_models
+from alnico.checkpoint.source import unwrap
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.merge_run import MergeRun
 from alnico.engine.method_notes import sum_up
@@ -67,6 +69,8 @@ class MergeResult:
     digests: dict[str, str] = field(repr=False)
     compile_seconds: float = field(default=0.0, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    kept: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    """Of an output that is requantised: by tensor, the share of the energy of its change that survived rounding."""
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -193,7 +197,12 @@ def finished_merge(
     digests = {name: record.digest for name, record in run.records.items()}
     notes = sum_up(run.notes, {job.name: i for i, job in enumerate(plan.jobs)})
     notes += (run.factor_fault,) if run.factor_fault is not None else ()
-    return MergeResult(out, plan, seconds, run.resumed, digests, notes=notes)
+    kept: dict[str, float] = {}
+    for source in plan.sources:
+        if isinstance(source := unwrap(source), RequantisedModel):
+            kept = source.kept
+            notes += (kept_note(source.base.label, kept),)
+    return MergeResult(out, plan, seconds, run.resumed, digests, notes=notes, kept=kept)
 
 
 def earlier_state(

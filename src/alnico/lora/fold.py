@@ -39,6 +39,7 @@ from alnico.output.remote_target import output_place
 from alnico.output.shard_uploads import UPLOAD_BYTES
 from alnico.recipe.from_options import dtype_name
 from alnico.recipe.load import load_recipe
+from alnico.recipe.requantise import requantised
 from alnico.run_options import DEFAULT_BUDGET_BYTES, DEFAULT_DOWNLOAD_CACHE_BYTES, Access, RunOptions, Size
 
 
@@ -54,6 +55,7 @@ def fold(
     config: Any = None,
     at_once: bool = False,
     dtype: Any = None,
+    requantise: str | None = None,
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
@@ -128,7 +130,12 @@ def fold(
             fold_recipe(start, paths, weights=weights, blocks=blocks, at_once=at_once, dtype=dtype)
         )
         planner = Planner.of(run, max_shard_size)
-        return planner.merge(recipe, output_place(out, work_dir), overwrite=may_replace, restart=restart)
+        recipe = requantised(recipe, requantise)
+        return planner.merge_one(recipe, output_place(out, work_dir), overwrite=may_replace, restart=restart)
+    if requantise is not None:
+        raise AlnicoError(
+            "requantise is given for models in memory; expected paths of files, and out. Save the models, or leave it out."
+        )
     inner, listed = _own_base(base, listed)
     numbers = _numbers(weights, len(listed))
     opened = _open_folded(

@@ -13,6 +13,8 @@ from alnico.checkpoint.factors import is_factor, refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
+from alnico.checkpoint.quantised.requantised_model import RequantisedModel
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, OutputShard, split_into_shards
 from alnico.checkpoint.sidecars import check_carried, module_stems
@@ -23,11 +25,11 @@ from alnico.checkpoint.tied_weights import tied_copies
 from alnico.checkpoint.untied_model import untie
 from alnico.checkpoint.weight_files import stem_of
 from alnico.devices import Device, devices_for
-from alnico.errors import ModelError
+from alnico.errors import MismatchError, ModelError, RecipeError
 from alnico.installation import import_extra
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan import families
-from alnico.plan.compatibility import config_notes
+from alnico.plan.compatibility import config_notes, quantisation_notes
 from alnico.plan.completion import (
     Completion,
     check_completion,
@@ -48,6 +50,7 @@ from alnico.plan.own_heads import untie_heads
 from alnico.plan.sections import Sections, build_sections
 from alnico.plan.tensor_matching import check_factors, check_modules
 from alnico.recipe.reference import replace_references, resolve_reference
+from alnico.recipe.requantise import is_requantising
 from alnico.recipe.schema import Recipe, Rule
 from alnico.run_options import DEFAULT_RUN, RunOptions
 from alnico.vocabulary.chat_template import check_setting, plan_chat_template
@@ -71,6 +74,11 @@ def build_plan(
     MethodError, ResourceError, HubError; see ``errors``. Values are read only if names do not match (packed
     experts, tied copies), and nothing is written except the hub's cache.
     """
+    if recipe.requantise is not None and not is_requantising(recipe):
+        raise RecipeError(
+            f"{recipe.name}: has requantise, which rounds a merge in files; expected a recipe without it. Merge by `alnico merge`, or "
+            "leave it out."
+        )
     devices = devices_for("merging", run.device)
     if recipe.chat_template is not None:
         check_setting(recipe.chat_template)
@@ -126,6 +134,8 @@ def _plan(
     check_type(recipe, single_file)
     is_gguf = is_gguf_file(single_file)
     donor = _donor(recipe, references, sources)
+    if is_requantising(recipe):
+        sources, donor = _requantised_sources(recipe, references, sources), 0
     sources = _adapted_sources(recipe, sources, donor)
     if recipe.complete_from:
         check_completion(*_completed(recipe, references, sources))
@@ -139,15 +149,25 @@ def _plan(
     builder = JobBuilder(recipe, sources, donor, sections, new_rows, dtype_of)
     jobs = _checked_jobs(builder)
     groups = builder.norm_weight_groups()
+    merged = _merged_models(sources, jobs, sections)
     notes = [
         *recipe.notes,
         *filter_notes,
-        *(note for s in sources for note in getattr(s, "notes", ())),
+        *(
+            note
+            for s in (sources[:1] if is_requantising(recipe) else sources)
+            for note in getattr(s, "notes", ())
+        ),
         *builder.matcher.notes,
         *builder.notes,
         *check_modules(jobs, sources, donor),
-        *_unused_models(recipe, references, sections, jobs, {group.base for group in groups}),
-        *config_notes(_merged_models(sources, jobs, sections), sources[donor]),
+        *(
+            []
+            if is_requantising(recipe)
+            else _unused_models(recipe, references, sections, jobs, {group.base for group in groups})
+        ),
+        *config_notes(merged, sources[donor]),
+        *quantisation_notes(merged),
         *_duplicate_models(sources),
     ]
     config, files, more_notes = _config_and_files(recipe, sources, donor, sections, jobs, vocabulary)
@@ -257,6 +277,16 @@ def _completion(
     if recipe.base_model is None and len(recipe.models) == 1 and own is not None and not completion.adds:
         refuse_complete(own, sources[position])
     return completion
+
+
+def _requantised_sources(recipe: Recipe, references: list[str], sources: list[Source]) -> list[Source]:
+    """Return the one model in the fp8 of the base, and the base. Errors: MismatchError for a base that is not stored in fp8."""
+    base = sources[references.index(recipe.base_model or "")]
+    if not isinstance(base, DequantisedModel):
+        raise MismatchError(
+            f"{base.label}: is not quantised; expected a base that is stored in fp8, for requantise. Leave out requantise."
+        )
+    return [RequantisedModel(sources[0], base), *sources[1:]]
 
 
 def _adapted_sources(recipe: Recipe, sources: list[Source], donor: int) -> list[Source]:

@@ -132,6 +132,7 @@ def _top_keys(shared: Mapping[str, Schema]) -> dict[str, Schema]:
         "unrelated": {"enum": ["error", "allow"]},
         "base_mismatch": {"enum": ["error", "allow"]},
         "complete_from": _ref("reference"),
+        "requantise": {"enum": ["fp8"]},
         "seed": {"type": "integer", "minimum": SEEDS.start, "maximum": SEEDS.stop - 1},
         "name": TEXT,
     }

@@ -25,6 +25,7 @@ TOP: Keys = {
     "unrelated": "What to do with models that do not share one base: error or allow.",
     "base_mismatch": "What to do with a stored task vector on another base than its own: error or allow.",
     "complete_from": "A model that gives what no merged model has: tensors, by name, keys of the config and side files.",
+    "requantise": "Write the output in fp8, as the base is stored: fp8. The base, or else the first model, must be stored in it.",
     "seed": "The seed of random methods, an integer of at most 64 bits; default 0.",
     "name": "The name of this document among several. Others refer to its output by this name.",
 }

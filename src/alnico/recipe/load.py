@@ -253,6 +253,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
         unrelated=scalars.unrelated(keys.get("unrelated"), reading),
         base_mismatch=scalars.base_mismatch(keys.get("base_mismatch"), reading),
         complete_from=_completing(keys, reading),
+        requantise=scalars.requantise(keys.get("requantise"), out_dtype or dtype, reading),
         slices=slices,
         modules=modules,
         methods=tuple(rule for rule, _, _ in rules),

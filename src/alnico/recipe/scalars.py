@@ -13,7 +13,7 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.numerics.dtypes import CONFIG_NAMES, Q8_0, TORCH_NAMES
 from alnico.recipe import dialect
-from alnico.recipe.schema import DROP, MismatchPolicy, Missing, UnrelatedPolicy
+from alnico.recipe.schema import DROP, MismatchPolicy, Missing, Requantise, UnrelatedPolicy
 from alnico.recipe.yaml_nodes import MAX_SHOWN, Node, ParseContext, quote, shorten
 
 MAX_TEXT = 4_096
@@ -207,6 +207,19 @@ def base_mismatch(node: Node | None, reading: ParseContext) -> MismatchPolicy:
     if node is not None and node.value not in ("error", "allow"):
         reading.wrong(node.line, f"base_mismatch is {node.kind}; expected error or allow.")
     return "allow" if node is not None and node.value == "allow" else "error"
+
+
+def requantise(node: Node | None, dtype: str | None, reading: ParseContext) -> Requantise | None:
+    if node is None:
+        return None
+    if node.value != "fp8":
+        reading.wrong(node.line, f"requantise is {node.kind}; expected fp8.")
+    elif dtype is not None:
+        reading.wrong(
+            node.line,
+            "requantise and dtype are both given; expected one of them: a requantised output has the dtypes of its base. Remove one.",
+        )
+    return "fp8"
 
 
 MISSPELT = 0.7

@@ -26,6 +26,8 @@ PAIR_KEY = "alpha"
 UnrelatedPolicy = Literal["error", "allow"]
 MismatchPolicy = Literal["error", "allow"]
 """What to do with models that do not share one base."""
+Requantise = Literal["fp8"]
+"""The quantised format that an output is written in, with scales as those of its base."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ class Recipe:
     base_mismatch: MismatchPolicy = "error"
     complete_from: str | None = None
     """The model that gives tensors, keys of the config and side files that no merged model has."""
+    requantise: Requantise | None = None
     slices: tuple[Slice, ...] = ()
     modules: tuple[Module, ...] = ()
     methods: tuple[Rule, ...] = ()
@@ -378,6 +381,7 @@ class Recipe:
         data |= {"unrelated": self.unrelated} if self.unrelated != "error" else {}
         data |= {"base_mismatch": self.base_mismatch} if self.base_mismatch != "error" else {}
         data |= {"complete_from": self.complete_from} if self.complete_from else {}
+        data |= {"requantise": self.requantise} if self.requantise else {}
         return {**data, "seed": self.seed}
 
 

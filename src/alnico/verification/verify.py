@@ -14,7 +14,8 @@ from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.lora_adapter import CONFIG
 from alnico.checkpoint.open_adapter import open_adapter
-from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.open_model import open_headers, open_model
+from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
 from alnico.checkpoint.remote.open_folder import is_url
 from alnico.checkpoint.signatures import check_signature
 from alnico.devices import DEFAULT_DEVICE
@@ -283,6 +284,9 @@ def open_output(out: Path) -> FileModel:
         )
     except ModelError as error:
         raise VerificationError(f"{out}: is damaged: {error}") from None
+    if isinstance(model, DequantisedModel):  # a requantised output is what its files hold
+        model.close()
+        return open_headers(out)
     assert isinstance(model, FileModel)
     return model
 

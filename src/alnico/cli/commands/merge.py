@@ -104,5 +104,6 @@ def result_data(result: MergeResult) -> dict[str, Any]:
             else {}
         ),
         "notes": [*result.plan.notes, *result.notes],
+        **({"kept": {name: round(share, 4) for name, share in result.kept.items()}} if result.kept else {}),
         "digests": result.digests,
     }
