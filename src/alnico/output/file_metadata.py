@@ -12,6 +12,7 @@ import xxhash
 
 from alnico.checkpoint.header import build
 from alnico.checkpoint.source import Source, unwrap
+from alnico.folders import Folder, open_to_write
 from alnico.output.card import public_names, public_recipe
 from alnico.output.journal import Record
 from alnico.plan.job import Plan
@@ -52,7 +53,7 @@ def with_metadata(plan: Plan, *, has_hashes: bool) -> Plan:
     return dataclasses.replace(plan, shards=(dataclasses.replace(shard, start=start, header=header),))
 
 
-def write_hashes(path: Path, plan: Plan, records: Mapping[str, Record]) -> None:
+def write_hashes(path: Path, plan: Plan, records: Mapping[str, Record], inside: Folder) -> None:
     """Replace the placeholders in the file of an output by the hashes of the models. Errors: OSError.
 
     The hash of a model is the xxh3-128 of lines with the name and the hash of each tensor that was read, sorted by name.
@@ -70,7 +71,7 @@ def write_hashes(path: Path, plan: Plan, records: Mapping[str, Record]) -> None:
             start = start.replace(entry["hash"].encode(), xxhash.xxh3_128_hexdigest(lines.encode()).encode())
     if start == shard.start:
         return
-    descriptor = os.open(path, os.O_WRONLY)
+    descriptor = open_to_write(path, inside, flags=0)
     try:
         os.pwrite(descriptor, start, 0)
         os.fsync(descriptor)

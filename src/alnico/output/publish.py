@@ -130,7 +130,7 @@ def complete_output(
         )
     if single is not None:
         if isinstance(part, PartDirectory):
-            write_hashes(files.path(single), plan, records)
+            write_hashes(files.path(single), plan, records, part.folder)
         return
     _remove_others(part.model, {files.path(shard.name) for shard in plan.shards}, part.folder)
     donor = plan.sources[plan.donor]
