@@ -91,6 +91,8 @@ TWO_FLOATS = {"w": values((2,), "0")}
 TRAINING_FILES = (
     # pickles.py
     Malformed("an attribute of something that is not a known class", "an attribute of something that is not a known class", folder_of({".metadata": pickled(Call(Name("builtins", "getattr"), 3, "real"))})),
+    # quantised/formats.py
+    Malformed("in shards of a trainer; expected floating-point values", "its weights are quantised (it has 'w.weight_scale')", one("w.weight_scale")),
     # trainer_names.py
     Malformed("expected {}. Name the one to read: PATH@KEY", "has tensors under actor, critic; expected one model", two_models()),
     # distributed_checkpoint.py

@@ -83,10 +83,16 @@ def open_model(
         ) from None
     opened: Model = model
     try:
-        if isinstance(model, FileModel) and may_be_quantised(model):
-            from alnico.checkpoint.quantised.formats import open_quantised  # with all formats
+        if may_be_quantised(model):
+            from alnico.checkpoint.quantised.formats import (
+                open_quantised,
+                refuse_quantised,
+            )  # with all formats
 
-            opened = open_quantised(model)
+            if isinstance(model, FileModel):
+                opened = open_quantised(model)
+            else:
+                refuse_quantised(model)
         if not may_be_adapter and opened is model:
             refuse_task_vector(model)
             refuse_adapter(label, model.tensors)

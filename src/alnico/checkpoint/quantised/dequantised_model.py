@@ -163,7 +163,7 @@ MARKS = (
 """Ends of the names of tensors that may belong to codes."""
 
 
-def may_be_quantised(model: FileModel) -> bool:
+def may_be_quantised(model: Source) -> bool:
     """Could a model have codes in place of weights, by its config or the names of its tensors?"""
     keys = (
         key for part in (model.config, *model.config.values()) if isinstance(part, Mapping) for key in part

@@ -13,6 +13,7 @@ from alnico.checkpoint.quantised.fp8 import find_fp8
 from alnico.checkpoint.quantised.gptq import find_gptq
 from alnico.checkpoint.quantised.integers import find_integers
 from alnico.checkpoint.quantised.stored_tensors import QuantisedTensor, StoredTensors
+from alnico.checkpoint.source import Source
 from alnico.errors import ModelError
 
 FORMATS: tuple[Callable[[StoredTensors], Iterator[tuple[str, QuantisedTensor]]], ...] = (
@@ -45,6 +46,17 @@ def open_quantised(model: FileModel) -> FileModel | DequantisedModel:
                 claimed.update(tensor.stored)
     _refuse_others(stored, claimed)
     return DequantisedModel(model, stored, found) if found else model
+
+
+def refuse_quantised(model: Source) -> None:
+    """Refuse a model in a trainer's shards whose weights are quantised. Errors: ModelError."""
+    codes = [name for name in model.tensors if name.endswith(UNREAD)]
+    if codes or "quantization_config" in model.config:
+        evidence = f"it has {codes[0]!r}" if codes else "config.json has a quantization_config"
+        raise ModelError(
+            f"{model.label}: its weights are quantised ({evidence}), in shards of a trainer; expected floating-point values. "
+            "Save the model as safetensors with its trainer."
+        )
 
 
 def _refuse_others(stored: StoredTensors, claimed: set[str]) -> None:
