@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.file_model import FileModel, check_index, open_shard
-from alnico.checkpoint.gguf.gguf_model import GgufModel
-from alnico.checkpoint.gguf.open_gguf import gguf_path, open_gguf
 from alnico.checkpoint.lora_adapter import Adapter
 from alnico.checkpoint.lora_dialects.block_strengths import parse_blocks, with_strengths
 from alnico.checkpoint.lora_model import AdaptedModel
@@ -42,7 +41,7 @@ from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference
 from alnico.checkpoint.task_vectors.stored_vector import StoredVector, files_on_hub, open_vector
 from alnico.checkpoint.training.open_training import open_trained
 from alnico.checkpoint.training.sharded_model import ShardedModel
-from alnico.checkpoint.weight_files import _shard_paths
+from alnico.checkpoint.weight_files import _shard_paths, gguf_path
 from alnico.errors import ModelError
 from alnico.run_options import OFFLINE, ONLINE, Access
 
@@ -74,6 +73,8 @@ def open_model(
             return _inspected(label, access, may_be_adapter)
         location = Path(os.path.expanduser(label))
         if (file := gguf_path(label, location)) is not None:
+            from alnico.checkpoint.gguf.open_gguf import open_gguf
+
             return open_gguf(label, file)
         trained = open_trained(label)
         model = _open_files(label, location, access) if trained is None else trained
@@ -266,4 +267,10 @@ def _open_addition_elsewhere(reference: str, access: Access) -> FileModel:
     return open_from_hub(reference, access=access, choose=choose)
 
 
-MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, GgufModel, EquippedModel, DeltaChain, ShardedModel)
+MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel, EquippedModel, DeltaChain, ShardedModel)
+
+
+def is_opened_model(value: object) -> bool:
+    """Is a value a model that :func:`open_model` opened? The type for GGUF is imported with the first such model."""
+    gguf = sys.modules.get("alnico.checkpoint.gguf.gguf_model")
+    return isinstance(value, MODEL_TYPES) or (gguf is not None and isinstance(value, gguf.GgufModel))

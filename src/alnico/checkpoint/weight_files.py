@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from alnico.checkpoint.file_kinds import kind_by_name
-from alnico.checkpoint.files import check_inside
+from alnico.checkpoint.files import MAX_ENTRIES, check_inside
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.source import Source
@@ -66,6 +67,31 @@ def _shard_paths(directory: Path, has_modules: bool) -> list[Path]:
     for name in weights:
         check_inside(directory / name, directory)
     return [directory / name for name in weights]
+
+
+def gguf_path(label: str, location: Path) -> Path | None:
+    """Return the file of a GGUF model: one whose name says so, or the only one of a folder without other weights; None for all else.
+
+    Errors: ModelError for a folder of several.
+    """
+    if not location.is_dir():
+        return location if location.suffix == GGUF_ENDING and location.is_file() else None
+    with os.scandir(location) as entries:
+        names = [entry.name for entry in itertools.islice(entries, MAX_ENTRIES) if not entry.is_dir()]
+    found = gguf_files(names)
+    if len(found) > 1:
+        raise ModelError(
+            f"{label}: has {len(found)} GGUF models ({', '.join(found[:SHOWN])}); expected one. Give the path of the file to use."
+        )
+    if not found:
+        return None
+    check_inside(location / found[0], location)
+    return location / found[0]
+
+
+def is_gguf_file(single_file: str | None) -> bool:
+    """Is the output one GGUF file?"""
+    return single_file is not None and single_file.endswith(GGUF_ENDING)
 
 
 def holds_weights(names: Iterable[str]) -> bool:

@@ -17,6 +17,7 @@ from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.signatures import SignedInputs, check_key
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.statistics import StatisticsSource
+from alnico.checkpoint.weight_files import is_gguf_file
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.remote_run import run_plan_to
 from alnico.engine.requested_bytes import requested_bytes
@@ -28,7 +29,6 @@ from alnico.output.file_metadata import with_metadata
 from alnico.output.remote_target import RemoteTarget
 from alnico.output.shard_uploads import UPLOAD_BYTES
 from alnico.plan.build import build_plan
-from alnico.plan.gguf_output import is_gguf_file
 from alnico.plan.job import Plan
 from alnico.plan.norm_weights import analysis_files
 from alnico.recipe.reference import resolve_reference

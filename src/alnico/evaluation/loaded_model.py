@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.gguf.open_gguf import gguf_path
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import unwrap_module
 from alnico.checkpoint.open_model import open_model
@@ -22,6 +21,7 @@ from alnico.checkpoint.quantised.stored_tensors import quantisation_of
 from alnico.checkpoint.reference import is_at_url, is_path, split_adapter
 from alnico.checkpoint.sidecars import check_kinds
 from alnico.checkpoint.training.recognise import training_folder
+from alnico.checkpoint.weight_files import gguf_path
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.run import run_plan
 from alnico.engine.stages import close

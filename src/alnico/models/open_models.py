@@ -28,7 +28,7 @@ from alnico.checkpoint.memory_model import (
     unwrap_module,
     why_unreadable,
 )
-from alnico.checkpoint.open_model import MODEL_TYPES, open_model
+from alnico.checkpoint.open_model import is_opened_model, open_model
 from alnico.checkpoint.source import Source
 from alnico.engine.in_memory import run_in_memory
 from alnico.errors import AlnicoError, MismatchError, ModelError, RecipeError, visible
@@ -74,8 +74,8 @@ class OpenModels:
 
 def path_of(model: Any) -> str | None:
     """Return the path or hub id of a model, or None for a model in memory."""
-    if isinstance(model, MODEL_TYPES):
-        return model.label
+    if is_opened_model(model):
+        return str(model.label)
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 
 
@@ -96,7 +96,8 @@ def is_task_vector(value: object) -> bool:
 def is_model(value: object) -> bool:
     """Can a value represent a model?"""
     return (
-        isinstance(value, (str, os.PathLike, Mapping, *MODEL_TYPES))
+        isinstance(value, (str, os.PathLike, Mapping))
+        or is_opened_model(value)
         or is_torch_module(value)
         or is_lazy_model(value)
         or is_task_vector(value)

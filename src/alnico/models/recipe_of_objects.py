@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.memory_model import is_torch_module, is_torch_tensor
-from alnico.checkpoint.open_model import MODEL_TYPES
+from alnico.checkpoint.open_model import is_opened_model
 from alnico.models.open_models import is_lazy_model, is_task_vector, path_of
 
 BASE = "base"
@@ -53,7 +53,7 @@ def is_object(value: Any, where: str = "base_model") -> bool:
 
 
 def _without_objects(value: Any, where: str, models: dict[str, Any]) -> Any:
-    if isinstance(value, MODEL_TYPES):
+    if is_opened_model(value):
         return path_of(value)
     if is_object(value, where):
         label = next((name for name, model in models.items() if model is value), where.removesuffix(".model"))

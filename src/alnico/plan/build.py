@@ -23,11 +23,11 @@ from alnico.checkpoint.task_vectors.equipped_model import EquippedModel, allow_b
 from alnico.checkpoint.task_vectors.stored_vector import StoredVector
 from alnico.checkpoint.tied_weights import tied_copies
 from alnico.checkpoint.untied_model import untie
-from alnico.checkpoint.weight_files import stem_of
+from alnico.checkpoint.weight_files import is_gguf_file, stem_of
 from alnico.devices import Device, devices_for
 from alnico.errors import MismatchError, ModelError, RecipeError
 from alnico.installation import import_extra
-from alnico.numerics.dtypes import MERGEABLE
+from alnico.numerics.dtypes import MERGEABLE, Q8_0
 from alnico.plan import families
 from alnico.plan.compatibility import config_notes, quantisation_notes
 from alnico.plan.completion import (
@@ -39,7 +39,6 @@ from alnico.plan.completion import (
 )
 from alnico.plan.config import check_layers, layered_config, predictor_notes
 from alnico.plan.filters import unmatched_filters
-from alnico.plan.gguf_output import check_type, computed_dtype, gguf_shard, is_gguf_file
 from alnico.plan.job import Job, MemoryPlan, Plan
 from alnico.plan.job_builder import JobBuilder
 from alnico.plan.left_out import config_without
@@ -131,8 +130,11 @@ def _plan(
     max_shard_bytes: int,
     single_file: str | None,
 ) -> Plan:
-    check_type(recipe, single_file)
     is_gguf = is_gguf_file(single_file)
+    if is_gguf or recipe.dtype == Q8_0:
+        from alnico.plan.gguf_output import check_type
+
+        check_type(recipe, single_file)
     donor = _donor(recipe, references, sources)
     if is_requantising(recipe):
         sources, donor = _requantised_sources(recipe, references, sources), 0
@@ -145,7 +147,11 @@ def _plan(
     sections = build_sections(recipe, references, sources, donor)
     filter_notes = unmatched_filters(recipe, sections.parts)
     new_rows = [t.rows for t in vocabulary.tables] if vocabulary is not None else ()
-    dtype_of = functools.partial(computed_dtype, recipe) if is_gguf else None
+    dtype_of = None
+    if is_gguf:
+        from alnico.plan.gguf_output import computed_dtype
+
+        dtype_of = functools.partial(computed_dtype, recipe)
     builder = JobBuilder(recipe, sources, donor, sections, new_rows, dtype_of)
     jobs = _checked_jobs(builder)
     groups = builder.norm_weight_groups()
@@ -212,6 +218,8 @@ def _plan(
 
     shards: tuple[OutputShard, ...]
     if is_gguf and single_file is not None:
+        from alnico.plan.gguf_output import gguf_shard
+
         shards = (gguf_shard(recipe, jobs, sources[donor], config, files, left, single_file),)
     else:
         shards = split_into_shards(

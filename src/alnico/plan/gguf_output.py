@@ -19,7 +19,7 @@ from alnico.checkpoint.gguf.written_keys import (
 from alnico.checkpoint.shards import OutputShard
 from alnico.checkpoint.sidecars import copy_side_files
 from alnico.checkpoint.source import Source, Tensor
-from alnico.checkpoint.weight_files import GGUF_ENDING
+from alnico.checkpoint.weight_files import GGUF_ENDING, is_gguf_file
 from alnico.errors import MismatchError, ModelError, RecipeError
 from alnico.folders import temporary_files
 from alnico.numerics.dtypes import DTYPES, Q8_0
@@ -31,11 +31,6 @@ from alnico.vocabulary.tokenizer import read_tokenizer
 
 QUANTISATION_VERSION = 2
 """Of the blocks, as ggml counts them."""
-
-
-def is_gguf_file(single_file: str | None) -> bool:
-    """Is the output one GGUF file?"""
-    return single_file is not None and single_file.endswith(GGUF_ENDING)
 
 
 def check_type(recipe: Recipe, single_file: str | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.memory_model import MemoryModel, is_torch_module, is_torch_tensor
-from alnico.checkpoint.open_model import MODEL_TYPES, open_model
+from alnico.checkpoint.open_model import is_opened_model, open_model
 from alnico.checkpoint.task_vector_file import is_task_vector_file
 from alnico.checkpoint.task_vectors.manifest import MANIFEST, read_manifest
 from alnico.errors import AlnicoError, ModelError, visible
@@ -65,7 +65,7 @@ class Operand:
         if self.place is None:
             return None
         path = str(path_of(self.value))
-        return path if isinstance(self.value, MODEL_TYPES) or _place(path) == self.place else self.place
+        return path if is_opened_model(self.value) or _place(path) == self.place else self.place
 
 
 NOTHING = Operand(None, None)
@@ -81,7 +81,7 @@ def _place(path: str) -> str:
 
 
 def is_model(value: object) -> bool:
-    return isinstance(value, (str, os.PathLike, Mapping, *MODEL_TYPES)) or is_torch_module(value)
+    return isinstance(value, (str, os.PathLike, Mapping)) or is_opened_model(value) or is_torch_module(value)
 
 
 def operand(value: Any, argument: str = "the model") -> Operand:

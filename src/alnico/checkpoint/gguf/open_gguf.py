@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 
@@ -11,35 +10,15 @@ import xxhash
 from alnico.checkpoint import header as headers
 from alnico.checkpoint.file_kinds import GGUF, SNIFFED_BYTES, refuse_other
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.files import MAX_ENTRIES, check_inside, open_to_read, read_fully
+from alnico.checkpoint.files import open_to_read, read_fully
 from alnico.checkpoint.gguf.file_header import GgufHeader, GgufTensor, read_header
 from alnico.checkpoint.gguf.gguf_model import GgufModel
 from alnico.checkpoint.gguf.metadata import Metadata
 from alnico.checkpoint.source import Shard
-from alnico.checkpoint.weight_files import GGUF_ENDING, GGUF_SPLIT, gguf_files
+from alnico.checkpoint.weight_files import GGUF_SPLIT
 from alnico.errors import ModelError
 
 SHOWN = 3
-
-
-def gguf_path(label: str, location: Path) -> Path | None:
-    """Return the file of a GGUF model: one whose name says so, or the only one of a folder without other weights; None for all else.
-
-    Errors: ModelError for a folder of several.
-    """
-    if not location.is_dir():
-        return location if location.suffix == GGUF_ENDING and location.is_file() else None
-    with os.scandir(location) as entries:
-        names = [entry.name for entry in itertools.islice(entries, MAX_ENTRIES) if not entry.is_dir()]
-    found = gguf_files(names)
-    if len(found) > 1:
-        raise ModelError(
-            f"{label}: has {len(found)} GGUF models ({', '.join(found[:SHOWN])}); expected one. Give the path of the file to use."
-        )
-    if not found:
-        return None
-    check_inside(location / found[0], location)
-    return location / found[0]
 
 
 def open_gguf(label: str, path: Path) -> GgufModel:
