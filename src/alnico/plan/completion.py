@@ -150,7 +150,8 @@ def counted_groups(names: Collection[str]) -> str:
     """
     groups = _grouped(names)
     return ", ".join(
-        f"{len(group)} tensor{'s' if len(group) > 1 else ''} {start}" for start, group in groups.items()
+        f"{len(group)} tensors {start}" if len(group) > 1 else f"1 tensor {group[0]}"
+        for start, group in groups.items()
     )
 
 
