@@ -58,6 +58,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             config,
         )
 
+    blocks = [f"model.diffusion_model.input_blocks.{i}.0.weight" for i in range(1, 3)]
+    start = {n: random.standard_normal((4, 4)).astype(np.float32) for n in blocks}
+    for name in ("photo", "anime"):
+        moved = {
+            n: ("F32", v + np.float32(0.01) * random.standard_normal((4, 4)).astype(np.float32))
+            for n, v in start.items()
+        }
+        save_file(models / f"{name}.safetensors", moved)
+
     adapter = root / "adapters" / "sql"
     at = "base_model.model.model.layers.3.self_attn.q_proj.lora_"
     low = {at + "A.weight": (2, HIDDEN), at + "B.weight": (HIDDEN, 2)}
@@ -97,7 +106,7 @@ def test_every_recipe_of_the_page_is_one() -> None:
 def test_every_line_of_the_table_of_what_recipes_can_do_is_a_recipe() -> None:
     table = PAGE.partition("| what | in the recipe |\n")[2].partition("\n\n")[0]
     rows = table.splitlines()[1:]
-    assert len(rows) == 10
+    assert len(rows) == 12
     for row in rows:
         given = [yaml.safe_load(code) for code in re.findall(r"`([^`]+)`", row.split(" | ")[-1])]
         recipe = {key: value for keys in given if keys for key, value in keys.items()}

@@ -87,7 +87,7 @@ def test_a_killed_driver_and_a_lost_node_cost_no_byte(
     capfd.readouterr()
     alnico.merge("recipe.yml", "out", ray=ray_nodes.address, watch=watch, max_shard_size="40KB")
     assert capfd.readouterr() == ("", "")
-    assert 0 < resumed[0] <= 9
+    assert 0 < resumed[0] <= 10  # the last one may be in the journal before the kill
     assert lost
     assert model_bytes(Path("out")) == model_bytes(Path("alone"))
 

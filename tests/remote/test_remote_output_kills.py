@@ -131,10 +131,9 @@ def test_a_kill_before_any_operation_leaves_no_half_model_and_is_taken_up(
 @pytest.mark.slow
 def test_a_kill_leaves_a_file_whole_or_absent(place: Place) -> None:
     url, out = "s3://bucket/models/one.safetensors", place.tmp_path / "store" / "models" / "one.safetensors"
-    merged(place.recipe, place.tmp_path / "one.safetensors")
-    expected = (place.tmp_path / "one.safetensors").read_bytes()
     place.store.done.clear()
     merged(place.recipe, url)
+    expected = out.read_bytes()
     for number in range(1, len(place.store.done) + 1):
         out.unlink()
         assert place.is_killed_before(number, url)
