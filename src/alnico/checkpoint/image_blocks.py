@@ -53,40 +53,36 @@ def _places() -> list[tuple[re.Pattern[str], _Place]]:
         (_ORIGINAL + r"input_blocks\.(\d{1,2})\.", _numbered("IN")),
         (_ORIGINAL + r"output_blocks\.(\d{1,2})\.", _numbered("OUT")),
         (_ORIGINAL + r"middle_block\.", "MID"),
-        (_ORIGINAL + r"double_blocks\.(\d{1,2})\.", _numbered("D")),
-        (_ORIGINAL + r"single_blocks\.(\d{1,2})\.", _numbered("S")),
+        (_ORIGINAL + r"double_blocks[._](\d{1,3})[._]", _numbered("D")),
+        (_ORIGINAL + r"single_blocks[._](\d{1,3})[._]", _numbered("S")),
         (_ORIGINAL + r"(?:time_embed|label_emb|img_in|txt_in|time_in|vector_in|guidance_in)\.", FIRST),
-        (_ORIGINAL + r"(?:out|final_layer)\.", LAST),
-        (_UNET + r"conv_in\.", "IN00"),
-        (_UNET + r"down_blocks\.(\d{1,2})\.(?:resnets|attentions)\.(\d{1,2})\.", _in_level("IN", 1)),
-        (_UNET + r"down_blocks\.(\d{1,2})\.downsamplers\.", _after_level("IN", 1)),
-        (_UNET + r"up_blocks\.(\d{1,2})\.(?:resnets|attentions)\.(\d{1,2})\.", _in_level("OUT", 0)),
-        (_UNET + r"up_blocks\.(\d{1,2})\.upsamplers\.", _after_level("OUT", 0)),
-        (_UNET + r"mid_block\.", "MID"),
-        (_UNET + r"(?:time_embedding|add_embedding|class_embedding)\.", FIRST),
-        (_UNET + r"(?:conv_norm_out|conv_out)\.", LAST),
-        (_TRANSFORMER + r"transformer_blocks\.(\d{1,2})\.", _numbered("D")),
-        (_TRANSFORMER + r"single_transformer_blocks\.(\d{1,2})\.", _numbered("S")),
-        (_TRANSFORMER + r"(?:x_embedder|context_embedder|time_text_embed)\.", FIRST),
-        (_TRANSFORMER + r"(?:norm_out|proj_out)\.", LAST),
+        (_ORIGINAL + r"out\.", LAST),
+        (_ORIGINAL + r"final_layer[._]", LAST),
+        (_UNET + r"conv_in(?:[._]|$)", "IN00"),
+        (_UNET + r"down_blocks[._](\d{1,3})[._](?:resnets|attentions)[._](\d{1,3})[._]", _in_level("IN", 1)),
+        (_UNET + r"down_blocks[._](\d{1,3})[._]downsamplers[._]", _after_level("IN", 1)),
+        (_UNET + r"up_blocks[._](\d{1,3})[._](?:resnets|attentions)[._](\d{1,3})[._]", _in_level("OUT", 0)),
+        (_UNET + r"up_blocks[._](\d{1,3})[._]upsamplers[._]", _after_level("OUT", 0)),
+        (_UNET + r"mid_block[._]", "MID"),
+        (_UNET + r"(?:time_embedding|add_embedding|class_embedding)(?:[._]|$)", FIRST),
+        (_UNET + r"(?:conv_norm_out|conv_out)(?:[._]|$)", LAST),
+        (_TRANSFORMER + r"transformer_blocks[._](\d{1,3})[._]", _numbered("D")),
+        (_TRANSFORMER + r"single_transformer_blocks[._](\d{1,3})[._]", _numbered("S")),
+        (_TRANSFORMER + r"(?:x_embedder|context_embedder|time_text_embed)(?:[._]|$)", FIRST),
+        (_TRANSFORMER + r"(?:norm_out|proj_out)(?:[._]|$)", LAST),
     )
     return [(re.compile(pattern), place) for pattern, place in places]
 
 
-_SD = (*(f"IN{i:02d}" for i in range(12)), "MID", *(f"OUT{i:02d}" for i in range(12)))
-_SDXL = (*(f"IN{i:02d}" for i in range(9)), "MID", *(f"OUT{i:02d}" for i in range(9)))
-_FLUX = (*(f"D{i:02d}" for i in range(19)), *(f"S{i:02d}" for i in range(38)))
-_WITH_ATTENTION_SD = (
-    "IN01",
-    "IN02",
-    "IN04",
-    "IN05",
-    "IN07",
-    "IN08",
-    "MID",
-    *(f"OUT{i:02d}" for i in range(3, 12)),
+IN, OUT, DOUBLE, SINGLE = (
+    tuple(f"{letters}{i:02d}" for i in range(count))
+    for letters, count in (("IN", 12), ("OUT", 12), ("D", 19), ("S", 38))
 )
-_WITH_ATTENTION_SDXL = ("IN04", "IN05", "IN07", "IN08", "MID", *(f"OUT{i:02d}" for i in range(6)))
+_SD = (*IN, "MID", *OUT)
+_SDXL = (*IN[:9], "MID", *OUT[:9])
+_FLUX = (*DOUBLE, *SINGLE)
+_WITH_ATTENTION_SD = (*IN[1:3], *IN[4:6], *IN[7:9], "MID", *OUT[3:])
+_WITH_ATTENTION_SDXL = (*IN[4:6], *IN[7:9], "MID", *OUT[:6])
 
 LISTS: Mapping[int, tuple[str, ...]] = {
     len(blocks): blocks
@@ -111,6 +107,8 @@ RANGE = re.compile(r"(IN|OUT|D|S)(\d{1,2})-(?:IN|OUT|D|S)?(\d{1,2})")
 def block_of(name: str) -> str:
     """Return the block of a tensor: ``IN00`` to ``IN11``, ``MID``, ``OUT00`` to ``OUT11``, ``D00``, ``S00`` and so on; ``FIRST`` for what
     comes before the blocks, ``LAST`` for what comes after them, ``BASE`` for what is outside of the U-Net or transformer.
+
+    Names of diffusers' modules may have ``_`` in place of points, as in LoRA files.
 
     >>> block_of("model.diffusion_model.input_blocks.4.1.proj_in.weight"), block_of("unet/down_blocks.1.attentions.0.proj_in.weight")
     ('IN04', 'IN04')

@@ -5,14 +5,13 @@ The lists of numbers are those that are common for LoRA: 17 and 26 numbers for S
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 from alnico.checkpoint import image_blocks
-from alnico.checkpoint.image_blocks import BASE, BLOCKS_PER_LEVEL, FIRST, LAST
+from alnico.checkpoint.image_blocks import BASE, DOUBLE, FIRST, IN, LAST, OUT, SINGLE
 from alnico.checkpoint.lora_adapter import Adapter
 from alnico.checkpoint.lora_dialects.canonical_names import canonical_name
 from alnico.checkpoint.lora_dialects.factor_names import ANY, DENOISER, TEXT_ENCODERS, THIRD_TEXT
@@ -21,10 +20,6 @@ from alnico.numerics.numbers import finite_number
 
 MID, CLIP, T5 = "MID", "CLIP", "T5"
 """The middle of a U-Net; the text encoders of each kind."""
-IN, OUT, DOUBLE, SINGLE = (
-    tuple(f"{word}{i:02}" for i in range(count))
-    for word, count in (("IN", 12), ("OUT", 12), ("D", 19), ("S", 38))
-)
 GROUPS = {"IN": IN, "OUT": OUT, "D": DOUBLE, "S": SINGLE, "M00": (MID,), "MID00": (MID,)}
 """Words for several blocks, and other words for one."""
 LISTS: dict[int, tuple[str, ...]] = {
@@ -36,20 +31,6 @@ blocks has the number of the first block and of the last."""
 LABELS = (BASE, CLIP, T5, FIRST, *IN, MID, *OUT, *DOUBLE, *SINGLE, LAST)
 OTHERS = "OTHERS"
 """In a reference: the strength of blocks that are not named."""
-
-PLACES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"conv_in$"), IN[0]),
-    (re.compile(r"down_blocks_(\d{1,3})_(?:resnets|attentions)_(\d{1,3})_"), "IN"),
-    (re.compile(r"down_blocks_(\d{1,3})_downsamplers_"), "after IN"),
-    (re.compile(r"mid_block_"), MID),
-    (re.compile(r"up_blocks_(\d{1,3})_(?:resnets|attentions)_(\d{1,3})_"), "OUT"),
-    (re.compile(r"up_blocks_(\d{1,3})_upsamplers_"), "after OUT"),
-    (re.compile(r"(?:double_blocks|transformer_blocks)_(\d{1,3})_"), "D"),
-    (re.compile(r"(?:single_blocks|single_transformer_blocks)_(\d{1,3})_"), "S"),
-    (re.compile(r"(?:time_embedding|add_embedding|class_embedding|x_embedder|context_embedder|time_text_embed)(?:_|$)"), FIRST),
-    (re.compile(r"(?:conv_norm_out$|conv_out$|proj_out$|norm_out_|final_layer_)"), LAST),
-)  # fmt: skip
-"""How the canonical names of a block's modules begin."""
 
 BlockInput = str | Mapping[str, float] | Sequence[float] | Sequence[str | Mapping[str, float] | None]
 """Strengths as a caller gives them: for all adapters, or a list with those of each."""
@@ -87,19 +68,8 @@ def labels_of(component: str, canonical: str) -> tuple[str, ...]:
     if component in TEXT_ENCODERS or is_text:
         is_t5 = component == THIRD_TEXT or canonical.startswith("encoder_block_")
         return (T5 if is_t5 else CLIP, BASE)
-    for pattern, place in PLACES:
-        if (match := pattern.match(canonical)) is not None:
-            return (_label(place, [int(n) for n in match.groups()]),)
-    return ()
-
-
-def _label(place: str, numbers: Sequence[int]) -> str:
-    """The block of a match: a level of a U-Net has three blocks, and IN00 comes before the first."""
-    letters = place.removeprefix("after ")
-    if letters in ("IN", "OUT"):
-        inside = BLOCKS_PER_LEVEL - 1 if place != letters else numbers[1]
-        return f"{letters}{BLOCKS_PER_LEVEL * numbers[0] + inside + (letters == 'IN'):02}"
-    return f"{place}{numbers[0]:02}" if numbers else place
+    block = image_blocks.block_of(canonical)
+    return (block,) if block != BASE else ()
 
 
 def parse_blocks(blocks: Any) -> BlockStrengths:
