@@ -141,22 +141,17 @@ class CodedRows:
             np.zeros_like(scales) if self.zeros is None else self.zeros.part(stored, row, rows, first, last)
         )
         offset = column - first * group
-        run_lookup(self.order, codes, self.table, zeros, scales, group, offset, out)
-        if not self.may_be_zero and not scales.all():
-            refuse_zero_scales(
-                stored, self.scales.name, self.order, codes, self.table, zeros, scales, group, offset, out
-            )
+        decode_groups(
+            stored, self.scales.name, self.order, codes, self.table, zeros, scales, group, offset, out,
+            may_be_zero=self.may_be_zero,
+        )  # fmt: skip
 
     def _decode_by_columns(
         self, stored: StoredTensors, codes: np.ndarray, row: int, rows: int, column: int, out: np.ndarray
     ) -> None:
         """Decode a rectangle whose columns have a scale each."""
-        ones, zeros = np.ones((rows, 1), np.float32), np.zeros((rows, 1), np.float32)
-        run_lookup(self.order, codes, self.table, zeros, ones, out.shape[1], 0, out)
         scales = self.scales.part(stored, row, rows, column, column + out.shape[1])
-        if not scales.all() and bool((out[scales == 0] != 0).any()):
-            stored.refuse_zero(self.scales.name)
-        out *= scales
+        decode_columns(stored, self.scales.name, self.order, codes, self.table, None, scales, out)
 
     def _decode_by_index(
         self, stored: StoredTensors, codes: np.ndarray, row: int, rows: int, column: int, out: np.ndarray
@@ -170,14 +165,9 @@ class CodedRows:
         if index is None:
             return False
         groups = index[column : column + out.shape[1]]
-        ones, nothing = np.ones((rows, 1), np.float32), np.zeros((rows, 1), np.float32)
-        run_lookup(self.order, codes, self.table, nothing, ones, out.shape[1], 0, out)
-        if self.zeros is not None:
-            out -= self.zeros.part(stored, row, rows, 0, count)[:, groups]
+        zeros = None if self.zeros is None else self.zeros.part(stored, row, rows, 0, count)[:, groups]
         scales = self.scales.part(stored, row, rows, 0, count)[:, groups]
-        if not scales.all() and bool((out[scales == 0] != 0).any()):
-            stored.refuse_zero(self.scales.name)
-        out *= scales
+        decode_columns(stored, self.scales.name, self.order, codes, self.table, zeros, scales, out)
         return True
 
 
@@ -223,7 +213,34 @@ def run_lookup(
     )
 
 
-def refuse_zero_scales(
+def look_up(order: CodeOrder, codes: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """Fill ``out`` (rows, columns) with the numbers that a table has for codes."""
+    rows, columns = out.shape
+    zeros, ones = np.zeros((rows, 1), np.float32), np.ones((rows, 1), np.float32)
+    run_lookup(order, codes, table, zeros, ones, columns, 0, out)
+
+
+def decode_columns(
+    stored: StoredTensors,
+    name: str,
+    order: CodeOrder,
+    codes: np.ndarray,
+    table: np.ndarray,
+    zeros: np.ndarray | None,
+    scales: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Decode codes whose columns have a scale each, and may have a zero point. ``name`` is the tensor of the scales. Errors: ModelError for
+    a scale of 0 over a number that is not 0."""
+    look_up(order, codes, table, out)
+    if zeros is not None:
+        out -= zeros
+    if not scales.all() and bool((out[scales == 0] != 0).any()):
+        stored.refuse_zero(name)
+    out *= scales
+
+
+def decode_groups(
     stored: StoredTensors,
     name: str,
     order: CodeOrder,
@@ -234,12 +251,19 @@ def refuse_zero_scales(
     group: int,
     offset: int,
     out: np.ndarray,
+    *,
+    may_be_zero: bool = False,
 ) -> None:
-    """Refuse scales of 0 whose values are not 0 with any other scale: the scales are lost. Errors: ModelError."""
+    """Decode codes with a scale and a zero point for each group of columns. ``name`` is the tensor of the scales.
+
+    Errors: ModelError for a scale of 0 over numbers that are not 0 with any other: the scales are lost.
+    """
+    run_lookup(order, codes, table, zeros, scales, group, offset, out)
+    if may_be_zero or scales.all():
+        return
     others = np.empty_like(out)
-    run_lookup(
-        order, codes, table, zeros, np.where(scales == 0, np.float32(1), scales), group, offset, others
-    )
+    changed = np.where(scales == 0, np.float32(1), scales)
+    run_lookup(order, codes, table, zeros, changed, group, offset, others)
     if not np.array_equal(others, out):
         stored.refuse_zero(name)
 

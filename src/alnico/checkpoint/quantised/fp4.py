@@ -18,9 +18,9 @@ from alnico.checkpoint.quantised.coded_rows import (
     FP4_VALUES,
     CodedRows,
     ScaleGrid,
+    look_up,
     prepare_kernel,
     rectangles,
-    run_lookup,
 )
 from alnico.checkpoint.quantised.fp8 import COMFY
 from alnico.checkpoint.quantised.stored_tensors import PANEL_BYTES, QuantisedTensor, StoredTensors
@@ -182,8 +182,7 @@ def _decode_panel(panel: _Panel, place: int, column: int, out: np.ndarray) -> No
     for row in range(rows):
         word, part = divmod(place + row, 8)
         codes[row] = panel.codes[word, column : column + width] >> np.uint32(4 * part) & np.uint32(15)
-    ones, zeros = np.ones((rows, 1), np.float32), np.zeros((rows, 1), np.float32)
-    run_lookup("byte", codes, FP4_VALUES, zeros, ones, width, 0, out)
+    look_up("byte", codes, FP4_VALUES, out)
     for group in range(place // MX_GROUP, -(-(place + rows) // MX_GROUP)):
         of_group = slice(max(group * MX_GROUP - place, 0), (group + 1) * MX_GROUP - place)
         out[of_group] *= panel.scales[group, column : column + width]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from alnico.checkpoint.quantised.coded_rows import (
+    decode_columns,
+    decode_groups,
     prepare_kernel,
     rectangles,
-    refuse_zero_scales,
-    run_lookup,
 )
 from alnico.checkpoint.quantised.stored_tensors import PANEL_BYTES, StoredTensors
 from alnico.kernels.lookup_kernel import CodeOrder
@@ -94,24 +94,15 @@ class TransposedRows:
         of_rows = slice(row, row + rows)
         codes = panel.codes[of_rows, column // per_byte : -(-(column + width) // per_byte)]
         if panel.groups is not None:
-            zeros, ones = np.zeros((rows, 1), np.float32), np.ones((rows, 1), np.float32)
-            run_lookup(self.order, codes, self.table, zeros, ones, width, 0, out)
             groups = panel.groups[column : column + width]
-            scales = panel.scales[of_rows][:, groups]
-            out -= panel.zeros[of_rows][:, groups]
-            if not scales.all() and bool((out[scales == 0] != 0).any()):
-                stored.refuse_zero(self.scales)
-            out *= scales
+            scales, zeros = panel.scales[of_rows][:, groups], panel.zeros[of_rows][:, groups]
+            decode_columns(stored, self.scales, self.order, codes, self.table, zeros, scales, out)
             return
         group = panel.group
         first, last = column // group, -(-(column + width) // group)
         scales, zeros = panel.scales[of_rows, first:last], panel.zeros[of_rows, first:last]
         offset = column - first * group
-        run_lookup(self.order, codes, self.table, zeros, scales, group, offset, out)
-        if not scales.all():
-            refuse_zero_scales(
-                stored, self.scales, self.order, codes, self.table, zeros, scales, group, offset, out
-            )
+        decode_groups(stored, self.scales, self.order, codes, self.table, zeros, scales, group, offset, out)
 
 
 def scales_of_outputs(stored: StoredTensors, name: str, begin: int, end: int) -> np.ndarray:
