@@ -12,17 +12,19 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alnico.checkpoint import patterns
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.lora_dialects.factor_names import Dialect
 from alnico.checkpoint.source import FactorSource, read_finite
 from alnico.errors import ModelError
 from alnico.numerics import dtypes
+
+if TYPE_CHECKING:
+    from alnico.checkpoint.lora_dialects.factor_names import Dialect
 
 CONFIG = "adapter_config.json"
 SAFE_WEIGHTS = "adapter_model.safetensors"

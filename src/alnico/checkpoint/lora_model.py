@@ -15,7 +15,6 @@ import numpy as np
 
 from alnico.checkpoint.adapter_changes import AdapterEffect, TensorUpdate, adapter_effect, short_name
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows, Update
-from alnico.checkpoint.lora_dialects.base_modules import dialect_effect
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
 from alnico.checkpoint.source import Model, Origin, Shard, Source, Tensor, TensorSpec, read_tensor, unwrap
@@ -75,6 +74,15 @@ class _FactorCache:
             return factors[0]
 
 
+def _effect_of(label: str, base: Model | MemoryModel, adapter: Adapter) -> AdapterEffect:
+    """What an adapter changes of a base. Names without a config are matched by code that is imported for them."""
+    if adapter.dialect is None:
+        return adapter_effect(label, base, adapter)
+    from alnico.checkpoint.lora_dialects.base_modules import dialect_effect
+
+    return dialect_effect(label, base, adapter)
+
+
 class AdaptedModel:
     """A base and an adapter as one source: ``W + weight * (the adapted W - W)``. Made by
     :func:`open_adapted`.
@@ -96,8 +104,7 @@ class AdaptedModel:
         self.base = base
         self.adapter = adapter
         self.weight = weight
-        effect_of = adapter_effect if adapter.dialect is None else dialect_effect
-        self._effect: AdapterEffect = effect or effect_of(label, base, adapter)
+        self._effect: AdapterEffect = effect or _effect_of(label, base, adapter)
         self._changes = self._effect.changes
         self._scratch = threading.local()
         self._factors = _FactorCache(self._read_factors)

@@ -11,7 +11,6 @@ from alnico.checkpoint.file_kinds import kind_by_name
 from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.lora_adapter import CONFIG, WEIGHTS, Adapter, checked_config
-from alnico.checkpoint.lora_dialects.factor_names import split_ending
 from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.reference import PICKLES, is_at_url, is_hub_reference
 from alnico.checkpoint.sidecars import check_kinds
@@ -44,13 +43,14 @@ def adapter_of(files: FileModel) -> Adapter:
     try:
         if os.path.lexists(files.location / CONFIG):
             return Adapter(files, checked_config(files))
+        from alnico.checkpoint.lora_dialects.dialect_adapter import adapter_without_config
+        from alnico.checkpoint.lora_dialects.factor_names import split_ending
+
         if not adapter_factors(files.tensors) and not all(map(split_ending, files.tensors)):
             raise ModelError(
                 f"{files.label}: has no {CONFIG} and no factors of LoRA; expected a LoRA adapter. It is a whole model: merge "
                 "it by a recipe, or make an adapter of it with `alnico lora extract`."
             )
-        from alnico.checkpoint.lora_dialects.dialect_adapter import adapter_without_config
-
         return adapter_without_config(files)
     except BaseException:
         files.close()

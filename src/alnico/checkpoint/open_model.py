@@ -12,7 +12,6 @@ from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.file_arguments import model_path
 from alnico.checkpoint.file_model import FileModel, check_index, open_shard
 from alnico.checkpoint.lora_adapter import Adapter
-from alnico.checkpoint.lora_dialects.block_strengths import parse_blocks, with_strengths
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.near_paths import near_path, suggestion
 from alnico.checkpoint.open_adapter import adapter_names, adapter_of, open_adapter
@@ -222,6 +221,8 @@ def open_adapted(
                     )
                 return EquippedModel(label, base_model, files, weight)
             if blocks:
+                from alnico.checkpoint.lora_dialects.block_strengths import parse_blocks, with_strengths
+
                 files = with_strengths(files, parse_blocks(blocks))
             return AdaptedModel(label, base_model, files, weight)
         except BaseException:

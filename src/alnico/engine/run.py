@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from alnico.checkpoint.durable import sync_directory
 from alnico.checkpoint.file_model import FileModel, file_states
 from alnico.checkpoint.output_path import Replace, check_twins, is_single_file
-from alnico.checkpoint.quantised.requantised_model import RequantisedModel, kept_note
 from alnico.checkpoint.remote.remote_weights import remote_models
 from alnico.checkpoint.source import unwrap
 from alnico.checkpoint.writer import OutputFiles
@@ -45,6 +44,7 @@ from alnico.output.remote_target import RemoteTarget
 from alnico.output.shard_uploads import LEAVE_SECONDS, ShardUploads
 from alnico.output.staging import PASS, Hold, PartDirectory
 from alnico.plan.job import Plan
+from alnico.recipe.requantise import is_requantising
 from alnico.threads import Abandoned
 
 if TYPE_CHECKING:
@@ -198,10 +198,13 @@ def finished_merge(
     notes = sum_up(run.notes, {job.name: i for i, job in enumerate(plan.jobs)})
     notes += (run.factor_fault,) if run.factor_fault is not None else ()
     kept: dict[str, float] = {}
-    for source in plan.sources:
-        if isinstance(source := unwrap(source), RequantisedModel):
-            kept = source.kept
-            notes += (kept_note(source.base.label, kept),)
+    if is_requantising(plan.recipe):
+        from alnico.checkpoint.quantised.requantised_model import RequantisedModel, kept_note
+
+        for source in plan.sources:
+            if isinstance(source := unwrap(source), RequantisedModel):
+                kept = source.kept
+                notes += (kept_note(source.base.label, kept),)
     return MergeResult(out, plan, seconds, run.resumed, digests, notes=notes, kept=kept)
 
 

@@ -14,7 +14,6 @@ from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
-from alnico.checkpoint.quantised.requantised_model import RequantisedModel
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, OutputShard, split_into_shards
 from alnico.checkpoint.sidecars import check_carried, module_stems
@@ -294,6 +293,8 @@ def _requantised_sources(recipe: Recipe, references: list[str], sources: list[So
         raise MismatchError(
             f"{base.label}: is not quantised; expected a base that is stored in fp8, for requantise. Leave out requantise."
         )
+    from alnico.checkpoint.quantised.requantised_model import RequantisedModel  # with the codes
+
     return [RequantisedModel(sources[0], base), *sources[1:]]
 
 
