@@ -48,6 +48,8 @@ def undecided(models: list[np.ndarray], base: np.ndarray, options: dict) -> np.n
         given = options.get("density", [0.001] * len(models))
         shares = [d for d, w in zip(given, options.get("weight", [1.0] * len(models)), strict=True) if w]
         for m, share, own in zip(inner, shares, ss, strict=True):
+            if m.size:
+                m[np.abs(m) < 1e-12 * np.abs(m).max()] = 0  # as `merge` does: rounding errors tie at random
             sizes = np.sort(np.abs(m), axis=None)[::-1]
             count = max(int(share * m.size), len(own), 1)
             if count < m.size:
