@@ -371,6 +371,17 @@ def test_a_quantised_base_of_a_model_that_is_not_is_noted(tmp_path: Path) -> Non
     ) in plan.notes
 
 
+def test_models_of_two_formats_are_noted(tmp_path: Path) -> None:
+    for name, kind in (("base", "fp8 in blocks"), ("tuned", "nf4")):
+        save_quantised(tmp_path / name, {"a": random_matrix(kind)}, {})
+    plan = alnico.plan({"merge_method": "linear", "models": [f"{tmp_path}/tuned", f"{tmp_path}/base"]})
+    assert (
+        f"{tmp_path}/tuned holds nf4 tensors of bitsandbytes and {tmp_path}/base holds fp8 tensors with scales per 128 x 128 block: what is "
+        "between them is also the error of quantisation, which is as large as many a fine-tune's change. Use models of one precision, best the "
+        "full one."
+    ) in plan.notes
+
+
 def test_models_of_one_format_are_not_noted(tmp_path: Path) -> None:
     for seed, name in enumerate(("base", "tuned")):
         save_quantised(tmp_path / name, {"a": random_matrix("nf4", seed)}, {})

@@ -95,6 +95,7 @@ TRAINING_FILES = (
     Malformed("in shards of a trainer; expected floating-point values", "its weights are quantised (it has 'w.weight_scale')", one("w.weight_scale")),
     # trainer_names.py
     Malformed("expected {}. Name the one to read: PATH@KEY", "has tensors under actor, critic; expected one model", two_models()),
+    Malformed("is a flat parameter of FSDP", "_flat_param is a flat parameter of FSDP", folder_of(rank_files({"_flat_param": values((2,))}))),
     # distributed_checkpoint.py
     Malformed("is not the metadata of a distributed checkpoint", "is not the metadata of a distributed checkpoint", folder_of({".metadata": pickled({})})),
     Malformed("for this rank, and {}", "w is F32 [5, 3] for this rank, and F32 [4, 3] for another", of_two_ranks((4, 3), (5, 3))),
@@ -127,10 +128,12 @@ TRAINING_FILES = (
     Malformed("the master weights of {} ranks have {} elements", "the master weights of 2 ranks have 12 elements, the parameters 60", folder_of({**STAGE_2, MODEL: model_states([{"w": (6, 10)}])})),
     Malformed("a rank has {} elements of master weights", "a rank has 5 elements of master weights; expected 2", folder_of(partitions([values((5,))], [values((5,))], shapes=[{"w": (4,)}], stage=3))),
     Malformed("says that {} is {} elements from {} on", "says that w is 6 elements from 3 on; expected [(0, 6)]", folder_of({**STAGE_2, FIRST: optimizer([values((6,))], 2, param_slice_mappings=SLICES)})),
+    Malformed("has {} {}, {} {}; expected the ranks of one step", "step 8, zero_pp_rank_0_mp_rank_00_optim_states.pt 7; expected the ranks of one step", folder_of({**STAGE_2, **{n: optimizer([values((6,))], 2, base_optimizer_state={"step": 7 + r}) for r, n in enumerate((FIRST, SECOND))}})),
     # averaged_weights.py
     Malformed("has nothing like a state dict under {}", "has nothing like a state dict under teacher", checkpoint({"state_dict": TWO_FLOATS}, "teacher")),
     Malformed("averaged weights (EMA): {}; expected them under one key", "averaged weights (EMA): none", checkpoint({"state_dict": TWO_FLOATS}, "ema")),
     # nemo_archive.py, open_training.py
     Malformed("at its top ({}); expected a NeMo archive", "has no model_weights.ckpt at its top (other)", nemo),
+    Malformed("holds the flat parameters of each rank of FSDP", "holds the flat parameters of each rank", folder_of({"pytorch_model_fsdp_rank0.bin": zipped(pickled(TWO_FLOATS))})),
     Malformed("is a part that one rank saved", "is a part that one rank saved", folder_of(ROWS, inside="__0_0.distcp")),
 )  # fmt: skip

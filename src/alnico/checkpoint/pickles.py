@@ -38,6 +38,7 @@ from alnico.checkpoint.pickle_parser import (
 )
 from alnico.checkpoint.source import Shard
 from alnico.checkpoint.training.averaged_weights import average_notes, choose_part
+from alnico.checkpoint.training.trainer_names import refuse_flat
 from alnico.errors import ModelError
 from alnico.numerics.dtypes import DTYPES
 
@@ -135,6 +136,7 @@ def open_pickle(path: Path, part: str = "") -> Shard:
         else:
             tensors, more = select_tensors(loaded.value, where)
             notes = average_notes(loaded.value, state, _is_tensor, where)
+        refuse_flat(tensors, where)
     return shard_of(path, loaded, tensors, (*more, *notes))
 
 

@@ -302,6 +302,59 @@ def test_ranks_of_different_steps_are_refused(tmp_path: Path) -> None:
     assert "is of step 9 and zero_pp_rank_0_mp_rank_00_model_states.pt of step 7" in refusal(tmp_path / "a")
 
 
+def set_step(place: str, file: dict[str, Any], step: int) -> None:
+    """State a step in a rank's file, as optimizers, their wrappers and DeepSpeed do."""
+    state = file["optimizer_state_dict"]
+    if place == "stage 3":
+        state["optimizer_state_dict"]["state"] = {0: {"step": torch.tensor(step), "exp_avg": torch.ones(3)}}
+        return
+    base = state["base_optimizer_state"]
+    if place == "a number":
+        base["state"][0]["step"] = step
+    elif place == "a tensor":
+        base["state"][0]["step"] = torch.tensor(float(step))
+    elif place == "a group":
+        base["param_groups"][0]["step"] = step
+    elif place == "the rate":
+        base["param_groups"][0]["lr"] = 0.1 / step
+    elif place == "a lean state":
+        state["base_optimizer_state"] = [{"step": step, "exp_avg": torch.ones(3)}]
+    elif place == "the loss scaler":
+        state["loss_scaler"].cur_iter = step
+    else:
+        file["ds_version"] = f"0.{step}.0"
+
+
+STEP_PLACES = ("a number", "a tensor", "a group", "the rate", "a lean state", "the loss scaler", "the version", "stage 3")  # fmt: skip
+
+
+@pytest.mark.parametrize("place", STEP_PLACES)
+def test_optimizers_of_different_steps_with_equal_shapes_are_refused(tmp_path: Path, place: str) -> None:
+    (save_stage_3 if place == "stage 3" else save_stage_2)(tmp_path, groups(), 3)
+    for steps, message in (((8, 8, 8), ""), ((8, 8, 9), "expected the ranks of one step")):
+        for rank, step in enumerate(steps):
+            path = tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+            file = torch.load(path, weights_only=False)
+            set_step(place, file, step)
+            torch.save(file, path)
+        if message:
+            assert message in refusal(tmp_path)
+        else:
+            open_model(tmp_path).close()
+
+
+def test_the_message_names_what_the_ranks_state(tmp_path: Path) -> None:
+    save_stage_2(tmp_path, groups(), 2)
+    path = tmp_path / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    file = torch.load(path, weights_only=False)
+    set_step("a number", file, 9)
+    torch.save(file, path)
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: {path.name} has optimizer_state_dict.base_optimizer_state.state.0.step 9, zero_pp_rank_0_mp_rank_00_optim_states.pt 7; "
+        "expected the ranks of one step. Copy the checkpoint again."
+    )
+
+
 def test_another_order_of_the_parameters_is_noticed(tmp_path: Path) -> None:
     save_stage_2(tmp_path, groups(), 2)
     path = tmp_path / "mp_rank_00_model_states.pt"

@@ -8,7 +8,7 @@ from pathlib import Path
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.reference import split_part
 from alnico.checkpoint.sidecars import check_kinds
-from alnico.checkpoint.training.recognise import is_rank_file, training_folder
+from alnico.checkpoint.training.recognise import LOCAL_FILE, is_rank_file, training_folder
 from alnico.checkpoint.training.sharded_model import ShardedModel
 from alnico.errors import ModelError
 
@@ -27,6 +27,8 @@ def open_trained(label: str) -> ShardedModel | FileModel | None:
         if found is None:
             return None
         check_kinds(found.folder)
+        if found.kind == "local":
+            _refuse_local(label)
         if found.kind == "distributed":
             from alnico.checkpoint.training.distributed_checkpoint import open_distributed_checkpoint
 
@@ -38,6 +40,8 @@ def open_trained(label: str) -> ShardedModel | FileModel | None:
         from alnico.checkpoint.training.optimizer_partitions import open_partitions
 
         return open_partitions(label, found.folder, part)
+    if LOCAL_FILE.fullmatch(location.name) and location.is_file():
+        _refuse_local(label)
     if location.is_file() and is_rank_file(location.name):
         raise ModelError(
             f"{label}: is a part that one rank saved; expected the parts of all ranks. Give the folder that it is in: "
@@ -52,3 +56,11 @@ def open_trained(label: str) -> ShardedModel | FileModel | None:
 
         return FileModel(label, Path(f"{location}@{part}"), [open_pickle(location, part)])
     return None
+
+
+def _refuse_local(label: str) -> None:
+    """Refuse what FSDP's LOCAL_STATE_DICT leaves. Errors: ModelError."""
+    raise ModelError(
+        f"{label}: holds the flat parameters of each rank of FSDP (LOCAL_STATE_DICT), which do not say what they are made of; expected "
+        "tensors by name. Save the model with SHARDED_STATE_DICT or FULL_STATE_DICT."
+    )

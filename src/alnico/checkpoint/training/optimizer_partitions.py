@@ -28,6 +28,7 @@ from alnico.checkpoint.header import MAX_DIMENSIONS
 from alnico.checkpoint.pickle_parser import PickledObject
 from alnico.checkpoint.pickles import Pickle, PickledTensor, is_size, load_pickle, shard_of
 from alnico.checkpoint.source import Shard
+from alnico.checkpoint.training.optimizer_steps import stated_steps
 from alnico.checkpoint.training.piece_table import PieceTable, flat_table
 from alnico.checkpoint.training.recognise import PARTITION
 from alnico.checkpoint.training.sharded_model import ShardedModel
@@ -57,6 +58,8 @@ class RankOptimizer:
     is_stage_3: bool
     partitions: int
     slices: Sequence[Any]
+    steps: Mapping[str, str]
+    """What the file states of its step, by the keys that lead to it."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,18 @@ def _open_ranks(label: str, folder: Path) -> list[RankOptimizer]:
                 f"{first.path.name} {len(first.groups)} of ZeRO {'3' if first.is_stage_3 else '1 or 2'}; expected the ranks of one run. Copy "
                 "the checkpoint again."
             )
+        _check_step(label, first, rank)
     return ranks
+
+
+def _check_step(label: str, first: RankOptimizer, other: RankOptimizer) -> None:
+    """Refuse a rank of another step than the first. Errors: ModelError."""
+    for key, stated in first.steps.items():
+        if other.steps.get(key, stated) != stated:
+            raise ModelError(
+                f"{label}: {other.path.name} has {key} {other.steps[key]}, {first.path.name} {stated}; expected the ranks of one "
+                "step. Copy the checkpoint again."
+            )
 
 
 def _open_rank(path: Path, folder: Path) -> RankOptimizer:
@@ -241,7 +255,13 @@ def _open_rank(path: Path, folder: Path) -> RankOptimizer:
         )
     slices = state.get("param_slice_mappings")
     return RankOptimizer(
-        path, loaded, tuple(flat), key == GROUPS[1], count, slices if isinstance(slices, list) else ()
+        path,
+        loaded,
+        tuple(flat),
+        key == GROUPS[1],
+        count,
+        slices if isinstance(slices, list) else (),
+        stated_steps(path, loaded),
     )
 
 

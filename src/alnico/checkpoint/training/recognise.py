@@ -22,6 +22,8 @@ PARTITION = re.compile(
     r"(bf16_)?zero_pp_rank_(?P<rank>\d{1,6})_mp_rank_(?P<model_rank>\d{1,4})_optim_states\.pt"
 )
 """One rank's partition of the optimizer of DeepSpeed."""
+LOCAL_FILE = re.compile(r"pytorch_model_fsdp(_\d{1,3})?_rank\d{1,6}\.bin")
+"""The flat parameters of one rank of FSDP (LOCAL_STATE_DICT), as Accelerate saves them."""
 FSDP_FOLDER = re.compile(r"pytorch_model_fsdp_\d{1,3}")
 """The folder in a checkpoint of Accelerate that holds the model's shards."""
 LATEST = "latest"
@@ -29,12 +31,14 @@ LATEST = "latest"
 LATEST_NAME = re.compile(r"(?!\.)[\w.-]{1,200}")
 MAX_LATEST_BYTES = 1_000
 
-ORDINARY = re.compile(r"(?!adapter_|\.).*\.safetensors|pytorch_model.*\.bin|.*\.safetensors\.index\.json")
+ORDINARY = re.compile(
+    r"(?!adapter_|\.).*\.safetensors|pytorch_model(?!_fsdp(_\d{1,3})?_rank\d).*\.bin|.*\.safetensors\.index\.json"
+)
 """Files of a model that is read as such, whatever lies next to it."""
 MAX_ENTRIES = 100_000
 """Most names of a folder that are looked at."""
 
-Kind = Literal["distributed", "ranks", "partitions"]
+Kind = Literal["distributed", "ranks", "partitions", "local"]
 
 
 class TrainingFolder(NamedTuple):
@@ -80,7 +84,9 @@ def _kind_of(names: Collection[str]) -> Kind | None:
         return "distributed"
     if any(RANK_FILE.fullmatch(name) for name in names):
         return "ranks"
-    return "partitions" if any(PARTITION.fullmatch(name) for name in names) else None
+    if any(PARTITION.fullmatch(name) for name in names):
+        return "partitions"
+    return "local" if any(LOCAL_FILE.fullmatch(name) for name in names) else None
 
 
 def _names(folder: Path) -> set[str]:

@@ -25,6 +25,9 @@ MODEL_KEYS = ("model", "module", "state_dict", "model_state_dict", "net", "netwo
 UNDER_A_KEY = ("model.model.", "model.lm_head.", "model.transformer.", "model.module.", "model.base_model.")
 """Beginnings of names in which ``model`` is a key of the trainer, not a part of the model."""
 
+FLAT = ("flat_param", "_flat_param")
+"""What FSDP calls the tensors of a module in one, in its own state dicts."""
+
 SHOWN = 8
 
 
@@ -71,9 +74,20 @@ def choose_model(
     if not all(name.startswith(prefix) for name in names):  # keys that the names do not begin with
         prefix = ""
     bare = {name: name.removeprefix(prefix) for name in names}
+    refuse_flat(names, label)
     more = common_wrapper(list(bare.values()), is_under_key=bool(chosen))
     found = {short.removeprefix(more): name for name, short in bare.items()}
     return ChosenTensors(found, (prefix + more).rstrip("."), left)
+
+
+def refuse_flat(names: Collection[str], where: str) -> None:
+    """Refuse flat parameters of FSDP, which are no tensors of a model. Errors: ModelError."""
+    flat = next((name for name in names if name.rpartition(".")[2].startswith(FLAT)), None)
+    if flat is not None:
+        raise ModelError(
+            f"{where}: {flat[:80]} is a flat parameter of FSDP, all tensors of a module in one (LOCAL_STATE_DICT); expected tensors by name. "
+            "Save the model with SHARDED_STATE_DICT or FULL_STATE_DICT."
+        )
 
 
 def _keys(name: str, paths: Mapping[str, Sequence[object]]) -> tuple[str, ...]:
