@@ -24,6 +24,7 @@ READERS = (
     "checkpoint/task_vectors/manifest.py", "checkpoint/task_vectors/stored_vector.py", "checkpoint/task_vectors/saved_difference.py", "checkpoint/task_vectors/index_places.py", "checkpoint/task_vectors/delta_chain.py",
     "checkpoint/gguf/value_reader.py", "checkpoint/gguf/file_header.py", "checkpoint/gguf/metadata.py", "checkpoint/gguf/families.py",
     "checkpoint/gguf/model_config.py", "checkpoint/gguf/tokenizer_files.py", "checkpoint/gguf/gguf_model.py", "checkpoint/gguf/open_gguf.py",
+    "checkpoint/gguf/written_keys.py", "checkpoint/gguf/gguf_layout.py", "vocabulary/gguf_vocabulary.py", "plan/gguf_output.py",
     "checkpoint/training/trainer_names.py", "checkpoint/training/distributed_checkpoint.py", "checkpoint/training/rank_files.py", "checkpoint/training/optimizer_partitions.py",
     "checkpoint/training/averaged_weights.py", "checkpoint/training/nemo_archive.py", "checkpoint/training/open_training.py",
     "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",

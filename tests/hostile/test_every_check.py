@@ -10,6 +10,7 @@ from alnico.errors import AlnicoError
 from hostile.adapter_files import ADAPTER_FILES
 from hostile.checks import READERS, Check, checks_of, without
 from hostile.gguf_files import GGUF_FILES
+from hostile.gguf_output_files import GGUF_OUTPUT_FILES
 from hostile.lora_files import LORA_FILES
 from hostile.malformed import Malformed
 from hostile.model_files import MODEL_FILES
@@ -29,6 +30,7 @@ FILES: tuple[Malformed, ...] = (
     *TRAINING_FILES,
     *VECTOR_FILES,
     *GGUF_FILES,
+    *GGUF_OUTPUT_FILES,
 )
 CHECKS = [check for reader in READERS for check in checks_of(reader)]
 

@@ -31,6 +31,7 @@ from alnico.vocabulary.tokenizer import read_tokenizer
 
 QUANTISATION_VERSION = 2
 """Of the blocks, as ggml counts them."""
+EMBEDDING = "token_embd.weight"
 
 
 def check_type(recipe: Recipe, single_file: str | None) -> None:
@@ -76,6 +77,11 @@ def gguf_shard(
 ) -> OutputShard:
     """Lay out the file. Errors: ModelError for a family, tensors or a tokenizer that are not written; MismatchError for experts of which
     some are missing."""
+    if donor.directory is None:
+        raise ModelError(
+            f"{donor.label}: has no folder, and so neither config nor tokenizer; expected both for the GGUF file. Write another output, or give "
+            "the folder of the model."
+        )
     family = written_family(config, donor.label)
     keys, constants = config_keys(config, family, donor.label)
     groups: dict[str, list[tuple[GgufPlace, Job]]] = {}
@@ -87,15 +93,25 @@ def gguf_shard(
     for name, group in groups.items():
         inside = _in_order(group)
         first = inside[0]
+        if first.dtype not in FILE_TYPES:
+            raise ModelError(
+                f"{donor.label}: {first.name} is {first.dtype}; a GGUF file has F32, F16 or BF16. Name a dtype in the recipe, or write another "
+                "output."
+            )
         is_encoded = recipe.dtype == Q8_0 and first.dtype == "F32" and not is_vector(first.shape)
         shape = first.shape if group[0][0].expert is None else (len(inside), *first.shape)
         if name.endswith("ffn_gate_inp_shexp.weight"):
             shape = shape[-1:]  # without its only row
         tensors.append((name, Q8_0 if is_encoded else first.dtype, shape))
-        heads = group[0][0].heads
+        heads, height = group[0][0].heads, (*first.shape, 0)[0]
+        if heads is not None and (not heads or not height or height % (2 * heads)):
+            raise ModelError(
+                f"{donor.label}: {first.name} has {height} rows, config.json {heads} heads; expected an even number of rows for "
+                "each. Check the model."
+            )
         parts.append(
             [
-                (job.name, job.dtype, GgufLayout(job.shape, DTYPES[job.dtype].bytes, is_encoded, heads))
+                (job.name, job.dtype, GgufLayout(job.shape, DTYPES[job.dtype].bytes, is_encoded, heads or 0))
                 for job in inside
             ]
         )
@@ -103,11 +119,17 @@ def gguf_shard(
     head: dict[str, Any] = {
         "general.architecture": family.architecture,
         "general.type": "model",
-        "general.name": single_file.removesuffix(GGUF_ENDING),
+        "general.name": single_file.removesuffix(GGUF_ENDING).encode("utf-8", "replace").decode(),
         "general.file_type": FILE_TYPES[kind],
         **({"general.quantization_version": QUANTISATION_VERSION} if kind == Q8_0 else {}),
     }
-    vocabulary = _vocabulary(donor, files, left, keys[f"{family.architecture}.vocab_size"])
+    rows = keys[f"{family.architecture}.vocab_size"]
+    embedding = next((shape for name, _, shape in tensors if name == EMBEDDING), (0,))
+    if embedding[0] != rows:
+        raise ModelError(
+            f"{donor.label}: config.json has the vocab_size {rows}, the embedding {embedding[0]} rows; expected one number. Check the model."
+        )
+    vocabulary = _vocabulary(donor.label, donor.directory, files, left, rows)
     return lay_out(single_file, head | keys | vocabulary, tensors, constants, parts)
 
 
@@ -126,23 +148,19 @@ def _in_order(group: Sequence[tuple[GgufPlace, Job]]) -> list[Job]:
     return [job for _, job in ordered]
 
 
-def _vocabulary(donor: Source, files: Mapping[str, bytes], left: frozenset[str], rows: int) -> dict[str, Any]:
-    """The keys of the output's tokenizer: the donor's, or that of the plan's ``files``."""
-    if donor.directory is None:
-        raise ModelError(
-            f"{donor.label}: has no folder, and so no tokenizer; expected one for the GGUF file. Write another output, or give the folder of "
-            "the model."
-        )
+def _vocabulary(
+    label: str, folder: Path, files: Mapping[str, bytes], left: frozenset[str], rows: int
+) -> dict[str, Any]:
+    """The keys of the output's tokenizer: that of the donor's folder, or of the plan's ``files``. Errors: ModelError."""
     with temporary_files(), tempfile.TemporaryDirectory(prefix="alnico-") as made:
-        folder = donor.directory
         if files:
-            folder = Path(made)
-            copy_side_files(donor.directory, folder, left | set(files))
+            folder, donors = Path(made), folder
+            copy_side_files(donors, folder, left | set(files))
             for name, data in files.items():
                 (folder / name).write_bytes(data)
         tokenizer = read_tokenizer(folder)
         if tokenizer is None:
             raise ModelError(
-                f"{donor.label}: has no tokenizer that can be read; expected a tokenizer.json for the GGUF file. Write another output."
+                f"{label}: has no tokenizer that can be read; expected a tokenizer.json for the GGUF file. Write another output."
             )
-        return gguf_vocabulary(tokenizer, rows, template_of(folder), donor.label)
+        return gguf_vocabulary(tokenizer, rows, template_of(folder), label)

@@ -58,7 +58,7 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int, template: str | None, label
         types[i] = BYTE if is_pieces and BYTES.fullmatch(token) else NORMAL
     for entry in tokenizer.added.values():
         types[entry["id"]] = CONTROL if entry.get("special") else USER_DEFINED
-    merges = [m.split(" ", 1) if isinstance(m, str) else m for m in model.get("merges") or []]
+    merges = _merges(model.get("merges") or [], label)
     keys: dict[str, Any] = {
         "tokenizer.ggml.model": "llama" if is_pieces else "gpt2",
         "tokenizer.ggml.tokens": tokens,
@@ -83,6 +83,21 @@ def gguf_vocabulary(tokenizer: Tokenizer, rows: int, template: str | None, label
     return keys
 
 
+def _merges(stored: Any, label: str) -> list[Sequence[str]]:
+    """The pairs of tokens that are merged, in order. Errors: ModelError for anything else."""
+    pairs = (
+        [m.split(" ", 1) if isinstance(m, str) else m for m in stored]
+        if isinstance(stored, list)
+        else [stored]
+    )
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(token, str) for token in pair):
+            raise ModelError(
+                f"{label}: its tokenizer.json has the merge {str(pair)[:40]!r}; expected two tokens. Download the file again."
+            )
+    return pairs
+
+
 def _scores(tokens: Sequence[str], merges: Sequence[Sequence[str]]) -> np.ndarray:
     """Scores that give the merges their order: the negative position of the first merge that makes a token; lower for those that none
     makes."""
@@ -99,7 +114,10 @@ def _steps(part: Any, listed: str) -> list[Mapping[str, Any]]:
     """The steps of a part of ``tokenizer.json``, which may be a sequence."""
     if not isinstance(part, dict):
         return []
-    return list(part.get(listed) or []) if part.get("type") == "Sequence" else [part]
+    if part.get("type") != "Sequence":
+        return [part]
+    inside = part.get(listed)
+    return [step if isinstance(step, dict) else {} for step in (inside if isinstance(inside, list) else [])]
 
 
 def _has_prefix(document: Mapping[str, Any]) -> bool:

@@ -19,8 +19,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 """``general.file_type``: the type that most tensors have."""
 NAMED: Mapping[str, str] = {
     "max_position_embeddings": "context_length", "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
-    "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon", "vocab_size": "vocab_size",
+    "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count", "vocab_size": "vocab_size",
 }  # fmt: skip
 """Keys that every config of these model types has, and their names in GGUF, after that of the family."""
 OPTIONAL: Mapping[str, str] = {
@@ -31,6 +30,11 @@ ROPE_KEYS = frozenset(
     ("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "partial_rotary_factor")
 )  # fmt: skip
 """Keys of rotary embeddings that are written."""
+LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+MOST_WHOLE, MOST_REAL = (1 << 32) - 1, 3.4e38
+"""The largest numbers of the types that keys have here, u32 and float32."""
+MOST_HEAD = 1 << 16
+"""Widest head whose frequencies are computed."""
 IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(.+)")
 
@@ -42,7 +46,7 @@ class GgufPlace:
 
     name: str
     expert: int | None = None
-    heads: int = 0
+    heads: int | None = None
 
 
 def written_family(config: Mapping[str, Any], label: str) -> GgufFamily:
@@ -63,34 +67,46 @@ def config_keys(
 
     Errors: ModelError for a key that is missing or no number, and for a scaling of rotary embeddings that GGUF cannot express.
     """
-    values = {gguf: _number(config, name, label) for name, gguf in NAMED.items()}
+    values: dict[str, Any] = {gguf: _number(config, name, label) for name, gguf in NAMED.items()}
     values |= {
         gguf: _number(config, name, label) for name, gguf in OPTIONAL.items() if config.get(name) is not None
     }
-    values["attention.layer_norm_rms_epsilon"] = float(values["attention.layer_norm_rms_epsilon"])
+    values["attention.layer_norm_rms_epsilon"] = float(_number(config, "rms_norm_eps", label, is_whole=False))
     values.setdefault("attention.head_count_kv", values["attention.head_count"])
-    head = config.get("head_dim") or values["embedding_length"] // max(values["attention.head_count"], 1)
-    if config.get("head_dim"):
-        values["attention.key_length"] = values["attention.value_length"] = head
+    head = values["embedding_length"] // max(values["attention.head_count"], 1)
+    if config.get("head_dim") is not None:
+        head = values["attention.key_length"] = values["attention.value_length"] = _number(
+            config, "head_dim", label
+        )
     if family.architecture == "llama":
         values["rope.dimension_count"] = head
-    theta, scaling = _rope(config)
+    if family.model_type == "mistral" and config.get("sliding_window") is not None:
+        values["attention.sliding_window"] = _number(config, "sliding_window", label)
+    scaling = _rope(config)
+    theta = 10000.0
+    if config.get("rope_theta") or scaling.get("rope_theta"):
+        theta = float(
+            _number(config if config.get("rope_theta") else scaling, "rope_theta", label, is_whole=False)
+        )
     values["rope.freq_base"] = theta
     constants: dict[str, np.ndarray] = {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    is_known = kind == "default"
     if kind in ("linear", "yarn"):
         values["rope.scaling.type"] = kind
-        values["rope.scaling.factor"] = float(scaling["factor"])
-        if "original_max_position_embeddings" in scaling:
-            values["rope.scaling.original_context_length"] = int(scaling["original_max_position_embeddings"])
-    elif kind == "llama3":
-        constants["rope_freqs.weight"] = llama3_factors(scaling, theta, head).astype(np.float32)
+        values["rope.scaling.factor"] = float(_number(scaling, "factor", label, is_whole=False))
+        is_known = True
+        if scaling.get("original_max_position_embeddings") is not None:
+            values["rope.scaling.original_context_length"] = _number(
+                scaling, "original_max_position_embeddings", label
+            )
+    elif kind == "llama3" and head <= MOST_HEAD:
+        numbers = {key: _number(scaling, key, label, is_whole=False) for key in LLAMA3_KEYS}
+        with np.errstate(all="ignore"):
+            constants["rope_freqs.weight"] = llama3_factors(numbers, theta, head).astype(np.float32)
+        is_known = bool(np.isfinite(constants["rope_freqs.weight"]).all())
     others = [key for key in scaling if key not in ROPE_KEYS and scaling[key] is not None]
-    if (
-        kind not in ("default", "linear", "yarn", "llama3")
-        or others
-        or scaling.get("partial_rotary_factor", 1.0) != 1.0
-    ):
+    if not is_known or others or scaling.get("partial_rotary_factor", 1.0) != 1.0:
         raise ModelError(
             f"{label}: its rotary embeddings are {str(kind)[:40]!r}{f' with {others[0][:40]}' if others else ''}; as GGUF, whole ones are written, "
             "scaled by linear, yarn or llama3. Write a folder, and convert that with llama.cpp."
@@ -98,21 +114,26 @@ def config_keys(
     return {f"{family.architecture}.{key}": value for key, value in values.items()}, constants
 
 
-def _number(config: Mapping[str, Any], name: str, label: str) -> Any:
+def _number(config: Mapping[str, Any], name: str, label: str, *, is_whole: bool = True) -> Any:
+    """A number of a config that GGUF holds: a whole one in 32 bits, or one that float32 holds. Errors: ModelError."""
     value = config.get(name)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+    if type(value) is not int and (is_whole or type(value) is not float):
+        fits = False
+    else:
+        fits = 0 <= value <= (MOST_WHOLE if is_whole else MOST_REAL)
+    if not fits:
         raise ModelError(
-            f"{label}: config.json has the {name} {str(value)[:40]}; expected a number for the GGUF file. Check the model."
+            f"{label}: config.json has the {name} {str(value)[:40]}; expected a {'whole ' if is_whole else ''}number for the GGUF file. Check "
+            "the model."
         )
     return value
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The base and the scaling of rotary embeddings, as transformers 4 and 5 spell them."""
     parameters = config.get("rope_parameters")
     scaling = config.get("rope_scaling")
-    found = parameters if isinstance(parameters, dict) else scaling if isinstance(scaling, dict) else {}
-    return float(config.get("rope_theta") or found.get("rope_theta") or 10000.0), found
+    return parameters if isinstance(parameters, dict) else scaling if isinstance(scaling, dict) else {}
 
 
 def place_of(name: str, family: GgufFamily, config: Mapping[str, Any], label: str) -> GgufPlace:
@@ -134,7 +155,7 @@ def place_of(name: str, family: GgufFamily, config: Mapping[str, Any], label: st
     at = f"blk.{match[1]}."
     if packed in experts and expert is not None:
         return GgufPlace(f"{at}{experts[packed]}.{match[3]}", expert=int(expert[2]))
-    heads = 0
+    heads = None
     if family.is_reordered and layers[stem] in ("attn_q", "attn_k"):
         heads = config["num_attention_heads"]
         if layers[stem] == "attn_k":
