@@ -138,9 +138,9 @@ def test_experts_with_a_scale_per_column_and_per_expert(tmp_path: Path) -> None:
         np.testing.assert_allclose(model.read("down"), weight.double() * by_expert.double(), rtol=1e-7)
 
 
-@pytest.mark.parametrize("kind", FEW)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_merges_and_folds_are_those_of_the_decoded_copy(tmp_path: Path, kind: str) -> None:
-    made_one, tuned = random_matrix(kind), random_matrix(kind, 1)
+    made_one, tuned = (random_matrix(kind, seed, HIDDEN, HIDDEN) for seed in range(2))
     name = f"a{made_one.name}"
     for which, one in (("base", made_one), ("tuned", tuned)):
         save_quantised(tmp_path / which, {"a": one}, OTHERS)
@@ -409,23 +409,51 @@ def test_an_adapter_of_the_full_model_on_a_quantised_base_is_noted(tmp_path: Pat
         )
 
 
-def test_a_quantised_model_has_the_scores_of_its_decoded_copy(tmp_path: Path) -> None:
-    config = made.llama_config(hidden=32, layers=1)
-    shapes = made.llama_shapes(hidden=32, layers=1)
+HIDDEN = 64
+
+
+def save_causal(folder: Path, kind: str) -> None:
+    """A Llama of one layer whose matrices in the layer are quantised."""
+    config = made.llama_config(hidden=HIDDEN, layers=1)
     random = np.random.default_rng(0)
     parts, others = {}, {}
-    for name, shape in shapes.items():
+    for name, shape in made.llama_shapes(hidden=HIDDEN, layers=1).items():
         if ".layers." in name and len(shape) == 2:
-            parts[name.removesuffix(".weight")] = FORMATS["nf4"](random, *shape)
+            parts[name.removesuffix(".weight")] = FORMATS[kind](random, *shape)
         else:
             others[name] = torch.from_numpy(
                 random.standard_normal(shape) * 0.1 + (len(shape) == 1)
             ).bfloat16()
-    save_quantised(tmp_path / "quantised", parts, others, config)
+    save_quantised(folder, parts, others, config)
+
+
+def save_gpt_oss(folder: Path, kind: str) -> None:
+    """A gpt-oss of one layer, whose experts are its only quantised weights."""
+    import transformers
+
+    config = transformers.GptOssConfig(
+        hidden_size=HIDDEN, intermediate_size=HIDDEN, num_local_experts=2, num_experts_per_tok=1, num_hidden_layers=1, head_dim=16,
+        num_attention_heads=4, num_key_value_heads=2, vocab_size=32, layer_types=["full_attention"], architectures=["GptOssForCausalLM"], dtype="bfloat16",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    module = transformers.GptOssForCausalLM(config).bfloat16()
+    random = np.random.default_rng(0)
+    rows = {"gate_up_proj": 2 * HIDDEN, "down_proj": HIDDEN}
+    stems = {
+        f"model.layers.0.mlp.experts.{part}": FORMATS[kind](random, n, HIDDEN) for part, n in rows.items()
+    }
+    others = {name: part.clone() for name, part in module.state_dict().items() if name not in stems}
+    save_quantised(folder, stems, others, config.to_dict())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_quantised_model_has_the_scores_of_its_decoded_copy(tmp_path: Path, kind: str) -> None:
+    (save_gpt_oss if kind == "mxfp4 of gpt-oss" else save_causal)(tmp_path / "quantised", kind)
     alnico.merge({"merge_method": "passthrough", "models": [f"{tmp_path}/quantised"]}, tmp_path / "copy")
     scores = []
     for name in ("quantised", "copy"):
         subject = open_subject(tmp_path / name, offline=True)
         with torch.no_grad():
             scores.append(subject.model()(torch.arange(12)[None]).logits)
+    assert torch.isfinite(scores[0]).all()
     assert torch.equal(*scores)
