@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,8 +145,33 @@ def partitions(*groups: object, shapes: object, stage: int = 2, **more: object) 
     return files | {"mp_rank_00_model_states.pt": model_states(shapes, **more)}
 
 
+def universal(weights: Mapping[str, object], shapes: object, **more: object) -> dict[str, bytes]:
+    """A universal checkpoint of DeepSpeed."""
+    files = {f"zero/{name}/fp32.pt": zipped(pickled(value)) for name, value in weights.items()}
+    return files | {"mp_rank_00_model_states.pt": model_states(shapes, **more)}
+
+
+def storage_shard(parts: Mapping[str, tuple[Shape, Shape]], stated: object = None) -> bytes:
+    """One rank's safetensors file with zeros in float32, by name: offsets and sizes. ``stated`` is claimed in place of them."""
+    places = {name: {"saved_offsets": list(offsets)} for name, (offsets, _) in parts.items()}
+    head: dict[str, Any] = {
+        "__metadata__": {"DCP_SHARDING_INFO": json.dumps(places if stated is None else stated)}
+    }
+    end = 0
+    for name, (_, sizes) in parts.items():
+        begin, end = end, end + 4 * math.prod(sizes)
+        head[name] = {"dtype": "F32", "shape": list(sizes), "data_offsets": [begin, end]}
+    text = json.dumps(head).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(end)
+
+
+def storage_name(rank: int, count: int = 1) -> str:
+    return f"shard-{rank + 1:05d}-model-00001-of-{count:05d}.safetensors"
+
+
 def put_files(folder: Path, files: Mapping[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder

@@ -28,25 +28,31 @@ from made_shards import (
     rank_files,
     shard,
     sharded_tensor,
+    storage_name,
+    storage_shard,
     two_rows,
+    universal,
     values,
 )
 
-METADATA, CHUNK, RANK, OPTIMIZER, MODEL, STAGE_3, AVERAGE, ARCHIVE = range(8)
+METADATA, CHUNK, RANK, OPTIMIZER, MODEL, STAGE_3, AVERAGE, ARCHIVE, UNIVERSAL, STORAGE = range(10)
 MOST_READ = 1 << 16
 ENTRIES, PLACES, SHARDS = two_rows()
 SHAPES = [{"w": (2, 3), "b": (4,)}]
 ROW = {"w": dtensor((2,), (4,), (1,), shard()), "v": sharded_tensor((1,), (2,), (1,)), "n": values((3,))}
 ZERO = partitions([values((6,))], [values((6,))], shapes=SHAPES)
 THREE = partitions([values((5,))], [values((5,))], shapes=SHAPES, stage=3)
+WHOLE = universal({"w": values((2, 3)), "b": values((4,))}, SHAPES)
+HALF = storage_shard({"w": ((2, 0), (2, 3))})
 
 
 def read(data: bytes, folder: Path) -> None:
-    kind, rest = (data[0] % 8, data[1:]) if data else (METADATA, b"")
+    kind, rest = (data[0] % 10, data[1:]) if data else (METADATA, b"")
     place_of_it = folder / "c"
     place_of_it.mkdir(exist_ok=True)
-    for left in place_of_it.iterdir():
-        left.unlink()
+    for left in place_of_it.rglob("*"):
+        if left.is_file():
+            left.unlink()
     packed = zipped(rest)
     made: dict[int, dict[str, bytes]] = {
         METADATA: {".metadata": rest, **SHARDS},
@@ -57,6 +63,8 @@ def read(data: bytes, folder: Path) -> None:
         STAGE_3: {**THREE, "zero_pp_rank_0_mp_rank_00_model_states.pt": packed},
         AVERAGE: {"m.ckpt": packed},
         ARCHIVE: {"m.nemo": rest},
+        UNIVERSAL: {**WHOLE, "zero/w/fp32.pt": packed},
+        STORAGE: {storage_name(0): rest, storage_name(1): HALF},
     }
     put_files(place_of_it, made[kind])
     inside = {AVERAGE: "/m.ckpt@ema", ARCHIVE: "/m.nemo"}.get(kind, "")
@@ -101,6 +109,9 @@ def seeds() -> list[bytes]:
         (AVERAGE, pickled({"state_dict": {"w": values((2,))}, "callbacks": {"EMA": {"ema_state_dict": {"w": values((2,), "1")}}}})),
         (AVERAGE, pickled({"state_dict": {"model.a.w": values((2,)), "model_ema.aw": values((2,), "1")}})),
         (ARCHIVE, archive()),
+        (UNIVERSAL, pickled({"param": values((6,)), "cat_dim": 0})),
+        (UNIVERSAL, pickled(values((2, 3)))),
+        (STORAGE, storage_shard({"w": ((0, 0), (2, 3)), "v": ((0,), (4,))})),
     ]  # fmt: skip
     return [bytes([kind]) + text for kind, text in inputs]
 
@@ -108,7 +119,7 @@ def seeds() -> list[bytes]:
 def mutate(data: bytes, draw: random.Random, words: Sequence[str]) -> bytes | None:
     """Put a word of pickles at some place, or let the file be another one's."""
     if draw.random() < 0.05:
-        return bytes([draw.randrange(8)]) + data[1:]
+        return bytes([draw.randrange(10)]) + data[1:]
     return mutate_pickle(data, draw, words)
 
 

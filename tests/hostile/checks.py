@@ -25,7 +25,8 @@ READERS = (
     "checkpoint/gguf/value_reader.py", "checkpoint/gguf/file_header.py", "checkpoint/gguf/metadata.py", "checkpoint/gguf/families.py",
     "checkpoint/gguf/model_config.py", "checkpoint/gguf/tokenizer_files.py", "checkpoint/gguf/gguf_model.py", "checkpoint/gguf/open_gguf.py",
     "checkpoint/gguf/written_keys.py", "checkpoint/gguf/gguf_layout.py", "vocabulary/gguf_vocabulary.py", "plan/gguf_output.py",
-    "checkpoint/training/trainer_names.py", "checkpoint/training/distributed_checkpoint.py", "checkpoint/training/rank_files.py", "checkpoint/training/optimizer_partitions.py",
+    "checkpoint/training/trainer_names.py", "checkpoint/training/distributed_checkpoint.py", "checkpoint/training/rank_files.py", "checkpoint/training/model_states.py", "checkpoint/training/optimizer_partitions.py",
+    "checkpoint/training/universal_checkpoint.py", "checkpoint/training/storage_shards.py",
     "checkpoint/training/averaged_weights.py", "checkpoint/training/nemo_archive.py", "checkpoint/training/open_training.py",
     "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",
 )  # fmt: skip

@@ -25,7 +25,10 @@ from made_shards import (
     rank_files,
     shard,
     sharded_tensor,
+    storage_name,
+    storage_shard,
     two_rows,
+    universal,
     values,
 )
 
@@ -88,6 +91,9 @@ MODEL = "mp_rank_00_model_states.pt"
 SLICES = [{"w": Built(Name("deepspeed.utils.tensor_fragment", "fragment_address"), {"start": 3, "numel": 6})}]
 TWO_FLOATS = {"w": values((2,), "0")}
 
+WHOLE = {"w": values((2, 3)), "b": values((4,))}
+HALVES = {storage_name(r): storage_shard({"w": ((2 * r, 0), (2, 3))}) for r in range(2)}
+
 TRAINING_FILES = (
     # pickles.py
     Malformed("an attribute of something that is not a known class", "an attribute of something that is not a known class", folder_of({".metadata": pickled(Call(Name("builtins", "getattr"), 3, "real"))})),
@@ -115,7 +121,7 @@ TRAINING_FILES = (
     Malformed("or of a division that is not read", "rank 0 has [3] of F32 [4] placed as Shard(0); expected [2]", folder_of(rank_files(*({"w": dtensor((3,), (4,), (r,), shard())} for r in range(2))))),
     Malformed("the parts of {} {} of {} ranks leave a gap or overlap", "the parts of w [4] of 2 ranks leave a gap or overlap", folder_of(rank_files(*({"w": sharded_tensor((2,), (4,), (0,))} for _ in range(2))))),
     Malformed("is a plain tensor that differs between rank 0 and rank {}", "w is a plain tensor that differs between rank 0 and rank 1", folder_of({**rank_files(TWO_FLOATS, TWO_FLOATS), "model_world_size_2_rank_1.pt": zipped(pickled(TWO_FLOATS), {"m/data/0": b"\1" * 64})})),
-    # optimizer_partitions.py
+    # model_states.py, optimizer_partitions.py
     Malformed("so the model is divided into layers", "has mp_rank_01_model_states.pt, so the model is divided", folder_of({**STAGE_2, "mp_rank_01_model_states.pt": b""})),
     Malformed("expected one *_optim_states.pt for each of {} ranks", "has no file of rank 1", folder_of({n: d for n, d in STAGE_2.items() if n != SECOND})),
     Malformed("groups of master weights of ZeRO {}, {} {} of ZeRO {}", "has 2 groups of master weights of ZeRO 1 or 2", folder_of({**STAGE_2, SECOND: optimizer([values((3,)), values((3,))], 2)})),
@@ -129,6 +135,13 @@ TRAINING_FILES = (
     Malformed("a rank has {} elements of master weights", "a rank has 5 elements of master weights; expected 2", folder_of(partitions([values((5,))], [values((5,))], shapes=[{"w": (4,)}], stage=3))),
     Malformed("says that {} is {} elements from {} on", "says that w is 6 elements from 3 on; expected [(0, 6)]", folder_of({**STAGE_2, FIRST: optimizer([values((6,))], 2, param_slice_mappings=SLICES)})),
     Malformed("has {} {}, {} {}; expected the ranks of one step", "step 8, zero_pp_rank_0_mp_rank_00_optim_states.pt 7; expected the ranks of one step", folder_of({**STAGE_2, **{n: optimizer([values((6,))], 2, base_optimizer_state={"step": 7 + r}) for r, n in enumerate((FIRST, SECOND))}})),
+    # universal_checkpoint.py
+    Malformed("{}; expected the weights of the {} parameters", "zero/b/fp32.pt is missing; expected the weights of the 2 parameters", folder_of(universal({"w": values((2, 3))}, SHAPES))),
+    Malformed("holds {}; expected {} {}. The files are of different runs", "holds a tensor of [3, 2]; expected w [2, 3]", folder_of(universal({**WHOLE, "w": values((3, 2))}, SHAPES))),
+    # storage_shards.py
+    Malformed("has shards of models of {} and of {} files", "has shards of models of 1 and of 2 files", folder_of({**HALVES, storage_name(2, 2): storage_shard({"v": ((0,), (1,))})})),
+    Malformed("does not say where {} {} begins in the whole tensor", "does not say where w [2, 3] begins in the whole tensor", folder_of({**HALVES, storage_name(0): storage_shard({"w": ((0, 0), (2, 3))}, {"w": {"saved_offsets": [-1, 0]}})})),
+    Malformed("leave a gap or overlap; expected parts of one dtype", "the 2 parts of w (F32 [2, 3] at [0, 0], F32 [2, 3] at [3, 0]) leave a gap or overlap", folder_of({**HALVES, storage_name(1): storage_shard({"w": ((3, 0), (2, 3))})})),
     # averaged_weights.py
     Malformed("has nothing like a state dict under {}", "has nothing like a state dict under teacher", checkpoint({"state_dict": TWO_FLOATS}, "teacher")),
     Malformed("averaged weights (EMA): {}; expected them under one key", "averaged weights (EMA): none", checkpoint({"state_dict": TWO_FLOATS}, "ema")),

@@ -42,6 +42,7 @@ def main(rank: int, folder: Path) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed._shard.sharded_tensor import Shard as LocalShard
     from torch.distributed._shard.sharded_tensor import init_from_local_shards
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict import get_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -54,6 +55,12 @@ def main(rank: int, folder: Path) -> None:
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
 
     def save(way: str, state: dict[str, object], model: dict[str, object]) -> None:
+        writer = HuggingFaceStorageWriter(
+            str(folder / f"{way}-storage"),
+            {name: 1 + i % 2 for i, name in enumerate(model)},
+            save_distributed=True,
+        )
+        dcp.save(model, storage_writer=writer)
         dcp.save(state, checkpoint_id=folder / way)
         (folder / f"{way}-ranks").mkdir(exist_ok=True)
         torch.save(model, folder / f"{way}-ranks" / f"model_world_size_{RANKS}_rank_{rank}.pt")

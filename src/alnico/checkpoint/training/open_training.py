@@ -37,6 +37,14 @@ def open_trained(label: str) -> ShardedModel | FileModel | None:
             from alnico.checkpoint.training.rank_files import open_rank_files
 
             return open_rank_files(label, found.folder, part)
+        if found.kind == "universal":
+            from alnico.checkpoint.training.universal_checkpoint import open_universal
+
+            return open_universal(label, found.folder, part)
+        if found.kind == "storage":
+            from alnico.checkpoint.training.storage_shards import open_storage_shards
+
+            return open_storage_shards(label, found.folder, part)
         from alnico.checkpoint.training.optimizer_partitions import open_partitions
 
         return open_partitions(label, found.folder, part)

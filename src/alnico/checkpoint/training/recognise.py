@@ -22,23 +22,31 @@ PARTITION = re.compile(
     r"(bf16_)?zero_pp_rank_(?P<rank>\d{1,6})_mp_rank_(?P<model_rank>\d{1,4})_optim_states\.pt"
 )
 """One rank's partition of the optimizer of DeepSpeed."""
+MODEL_STATES = re.compile(r"(zero_pp_rank_\d{1,6}_)?mp_rank_\d{1,4}_model_states\.pt")
+"""What DeepSpeed saves of a model beside its optimizer."""
+UNIVERSAL_FOLDER = "zero"
+"""The folder of a universal checkpoint of DeepSpeed that has one for each parameter."""
+STORAGE_SHARD = re.compile(r"shard-(?P<shard>\d{5})-model-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+"""One rank's safetensors file, as torch's HuggingFaceStorageWriter names it."""
+STORAGE_FOLDER = "sharded"
+"""The folder in which it keeps them until they are consolidated."""
 LOCAL_FILE = re.compile(r"pytorch_model_fsdp(_\d{1,3})?_rank\d{1,6}\.bin")
 """The flat parameters of one rank of FSDP (LOCAL_STATE_DICT), as Accelerate saves them."""
 FSDP_FOLDER = re.compile(r"pytorch_model_fsdp_\d{1,3}")
 """The folder in a checkpoint of Accelerate that holds the model's shards."""
-LATEST = "latest"
-"""The file in which DeepSpeed names the folder of its newest step."""
+LATEST = ("latest", "latest_universal")
+"""The files in which DeepSpeed names the folder of its newest step, and of its newest universal checkpoint."""
 LATEST_NAME = re.compile(r"(?!\.)[\w.-]{1,200}")
 MAX_LATEST_BYTES = 1_000
 
 ORDINARY = re.compile(
-    r"(?!adapter_|\.).*\.safetensors|pytorch_model(?!_fsdp(_\d{1,3})?_rank\d).*\.bin|.*\.safetensors\.index\.json"
+    r"(?!adapter_|\.|shard-\d{5}-model-\d{5}-of-).*\.safetensors|pytorch_model(?!_fsdp(_\d{1,3})?_rank\d).*\.bin|.*\.safetensors\.index\.json"
 )
 """Files of a model that is read as such, whatever lies next to it."""
 MAX_ENTRIES = 100_000
 """Most names of a folder that are looked at."""
 
-Kind = Literal["distributed", "ranks", "partitions", "local"]
+Kind = Literal["distributed", "ranks", "partitions", "universal", "storage", "local"]
 
 
 class TrainingFolder(NamedTuple):
@@ -49,7 +57,7 @@ class TrainingFolder(NamedTuple):
 
 
 def training_folder(folder: Path) -> TrainingFolder | None:
-    """Recognise a trainer's checkpoint; None for any other folder. Reads names, and the file ``latest``.
+    """Recognise a trainer's checkpoint; None for any other folder. Reads names, and DeepSpeed's file ``latest``.
 
     The weights are in the folder itself, or in the one inside that Accelerate or DeepSpeed made for them.
     """
@@ -58,9 +66,9 @@ def training_folder(folder: Path) -> TrainingFolder | None:
         return None
     if (kind := _kind_of(names)) is not None:
         return TrainingFolder(kind, folder)
-    inside = [name for name in sorted(names) if FSDP_FOLDER.fullmatch(name)]
-    latest = _latest(folder) if LATEST in names else None
-    for name in [latest] if latest in names else inside if len(inside) == 1 else []:
+    inside = [name for name in sorted(names) if FSDP_FOLDER.fullmatch(name) or name == STORAGE_FOLDER]
+    latest = [name for file in LATEST if file in names and (name := _latest(folder / file)) in names]
+    for name in latest or (inside if len(inside) == 1 else []):
         if (kind := _kind_of(_names(folder / name))) is not None:
             return TrainingFolder(kind, folder / name)
     return None
@@ -68,13 +76,15 @@ def training_folder(folder: Path) -> TrainingFolder | None:
 
 def is_rank_file(name: str) -> bool:
     """Is a file, by its name, what one rank of many saved?"""
-    return name.endswith(".distcp") or any(p.fullmatch(name) for p in (RANK_FILE, PARTITION, RANK_METADATA))
+    return name.endswith(".distcp") or any(
+        p.fullmatch(name) for p in (RANK_FILE, PARTITION, RANK_METADATA, STORAGE_SHARD)
+    )
 
 
-def _latest(folder: Path) -> str:
+def _latest(path: Path) -> str:
     """The folder that DeepSpeed's file names; an empty text where it names none."""
     with suppress(ModelError, UnicodeDecodeError):
-        text = read_small(folder / LATEST, MAX_LATEST_BYTES, "the name of a folder").decode("ascii").strip()
+        text = read_small(path, MAX_LATEST_BYTES, "the name of a folder").decode("ascii").strip()
         return text if LATEST_NAME.fullmatch(text) else ""
     return ""
 
@@ -86,6 +96,10 @@ def _kind_of(names: Collection[str]) -> Kind | None:
         return "ranks"
     if any(PARTITION.fullmatch(name) for name in names):
         return "partitions"
+    if UNIVERSAL_FOLDER in names and any(MODEL_STATES.fullmatch(name) for name in names):
+        return "universal"
+    if any(STORAGE_SHARD.fullmatch(name) for name in names):
+        return "storage"
     return "local" if any(LOCAL_FILE.fullmatch(name) for name in names) else None
 
 
