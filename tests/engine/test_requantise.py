@@ -151,6 +151,23 @@ def test_a_fold_onto_fp8_is_written_in_fp8_and_verified(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.parametrize("requantise", ["fp8", None])
+def test_the_file_of_modelopts_quantiser_stays_with_its_codes(tmp_path: Path, requantise: str | None) -> None:
+    merged(tmp_path, "fp8 of ModelOpt", 0.1)
+    text = '{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}\n'
+    (tmp_path / "base" / "hf_quant_config.json").write_text(text)
+    recipe = {
+        "merge_method": "linear",
+        "models": [f"{tmp_path}/base", f"{tmp_path}/tuned"],
+        "unrelated": "allow",
+    }
+    alnico.merge(recipe, tmp_path / "again", requantise=requantise)
+    file = tmp_path / "again" / "hf_quant_config.json"
+    assert (file.read_text() if file.exists() else None) == (text if requantise else None)
+    if requantise:
+        alnico.verify(tmp_path / "again", against_inputs=True)
+
+
 def test_memory_and_threads_change_no_bit(tmp_path: Path) -> None:
     merged(tmp_path, "fp8 in blocks", 0.1)
     recipe = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,19 @@ import pytest
 import tokenizers
 import torch
 import transformers
+import xxhash
+import yaml
 
 import alnico
+from alnico.checkpoint.gguf.file_header import read_header
+from alnico.checkpoint.gguf.gguf_layout import GgufLayout
+from alnico.checkpoint.gguf.output_file import lay_out, with_keys
 from alnico.checkpoint.gguf.simple_blocks import encode_q8_0
 from alnico.errors import AlnicoError, ModelError, NonFiniteError, RecipeError, RunError
 from alnico.events import Event, TensorDone
+from alnico.output.file_metadata import _general
 from gguf_models import MODELS, SIZES, as_metadata, bpe_keys, piece_keys
+from hostile.gguf_output_files import written
 from made import save_model
 from made_gguf import converted
 from made_tokenizers import save_tokenizer
@@ -175,6 +183,82 @@ def test_the_scaling_of_llama_3_goes_into_the_file_and_out_again(tmp_path: Path)
         assert (model.config["rope_scaling"], model.config["rope_theta"]) == (scaling, 500000.0)
 
 
+def test_the_recipe_and_the_models_are_keys_of_the_file(tmp_path: Path) -> None:
+    for i in range(2):
+        checkpoint(tmp_path / f"m{i}", seed=i)
+        (tmp_path / f"m{i}" / "README.md").write_text("---\nlicense: mit\n---\n")
+    models = [str(tmp_path / f"m{i}") for i in range(2)]
+    recipe = {"merge_method": "linear", "models": models, "unrelated": "allow"}
+    alnico.merge(recipe, tmp_path / "out.gguf")
+    alnico.merge(recipe, tmp_path / "folder")
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "out.gguf").fields.items()}
+    assert list(fields)[3:5] == ["general.architecture", "general.type"]  # after those of the reader's own
+    assert {name: value for name, value in fields.items() if name.startswith("general.")} == {
+        "general.architecture": "llama", "general.type": "model", "general.name": "out", "general.file_type": 0, "general.license": "mit",
+        "general.tags": ["merge", "alnico"], "general.base_model.count": 2, "general.base_model.0.name": "m0", "general.base_model.1.name": "m1",
+    }  # fmt: skip
+    lock = json.loads((tmp_path / "folder" / "alnico.lock.json").read_text())
+    hashes = [
+        xxhash.xxh3_128_hexdigest("".join(f"{n} {d}\n" for n, d in sorted(i["tensors"].items())).encode())
+        for i in lock["inputs"]
+    ]
+    assert json.loads(fields["alnico.inputs"]) == [
+        {"model": f"m{i}", "hash": digest} for i, digest in enumerate(hashes)
+    ]
+    assert yaml.safe_load(fields["alnico.recipe"])["models"] == ["m0", "m1"]
+    assert str(tmp_path) not in str(fields)
+
+
+def test_a_model_of_the_hub_is_named_with_its_address() -> None:
+    class FromHub:
+        origin = types.SimpleNamespace(name="org/base", commit="0" * 40)
+        directory = None
+        label = "org/base"
+
+    assert _general([FromHub()], ["org/base"]) == {  # type: ignore[list-item]
+        "general.tags": ["merge", "alnico"], "general.base_model.count": 1, "general.base_model.0.name": "base",
+        "general.base_model.0.version": "0" * 40, "general.base_model.0.organization": "org",
+        "general.base_model.0.repo_url": "https://huggingface.co/org/base",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("length", range(0, 40, 7))
+def test_keys_are_added_without_moving_a_tensor_in_its_step(length: int) -> None:
+    values = np.arange(5, dtype=np.float32)
+    first = {"general.architecture": "llama", "llama.block_count": 1}
+    layout = GgufLayout((2, 3), 4)
+    shard = lay_out("m.gguf", first, [("w", "F32", (2, 3))], {"c": values}, [[("a", "F32", layout)]])
+    more = with_keys(shard, {"general.tags": ["x"], "alnico.recipe": "r" * length}, {"k": "v"})
+    data = more.start + bytes(more.byte_size - len(more.start))
+    header = read_header(lambda offset, count: data[offset : offset + count], len(data), "m.gguf")
+    assert header.metadata == {
+        **first,
+        "general.tags": ["x"],
+        "alnico.recipe": header.metadata["alnico.recipe"],
+    }
+    assert header.metadata["alnico.recipe"].rstrip("\n") == "r" * length
+    assert [(t.name, t.begin) for t in header.tensors] == [
+        ("c", more.header.data_begin),
+        ("w", more.header.tensors[0].begin),
+    ]
+    assert data[header.tensors[0].begin : header.tensors[0].end] == values.tobytes()
+    assert more.header.metadata == {"k": "v"}
+
+
+def test_the_window_of_mistral_goes_into_the_file_and_out_again(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "m", "mistral")
+    path = tmp_path / "m" / "config.json"
+    for window in (4096, None):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": window}))
+        passthrough(tmp_path / "m", tmp_path / "m.gguf", overwrite=True)
+        passthrough(tmp_path / "m.gguf", tmp_path / "again", overwrite=True)
+        fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+        assert ("llama.attention.sliding_window" in fields) == (window is not None)
+        config = json.loads((tmp_path / "again" / "config.json").read_text())
+        assert config.get("sliding_window") == window
+        assert config["model_type"] == ("mistral" if window else "llama")
+
+
 def test_sentencepiece_keeps_its_merges(tmp_path: Path) -> None:
     checkpoint(tmp_path / "m")
     keys = piece_keys("llama")
@@ -316,6 +400,44 @@ def test_a_tokenizer_that_cuts_text_in_another_way_is_refused(tmp_path: Path) ->
     (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(document))
     assert "its tokenizer cuts text before BPE by Split, ByteLevel, which has no name in GGUF" in refusal(
         tmp_path / "m"
+    )
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+NO_SCALING = "as GGUF, whole ones are written, scaled by linear, yarn or llama3. Write a folder, and convert that with llama.cpp."
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"hidden_size": None}}, "config.json has the hidden_size None; expected a whole number for the GGUF file. Check the model."),
+        ({"config": {"vocab_size": 1 << 32}}, "config.json has the vocab_size 4294967296; expected a whole number for the GGUF file. Check the model."),
+        ({"config": {"rope_theta": "1e4"}}, "config.json has the rope_theta 1e4; expected a number for the GGUF file. Check the model."),
+        ({"config": {"rope_scaling": {"type": "linear"}}}, "config.json has the factor None; expected a number for the GGUF file. Check the model."),
+        ({"config": {"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0, "factor": 0}}}, f"its rotary embeddings are 'llama3'; {NO_SCALING}"),
+        ({"config": {"rope_scaling": {**LLAMA3, "mscale": 2}}}, f"its rotary embeddings are 'llama3' with mscale; {NO_SCALING}"),
+        ({"config": {"num_attention_heads": 3}}, "model.layers.0.self_attn.q_proj.weight has 8 rows, config.json 3 heads; expected an even number of rows for each. Check the model."),
+        ({"config": {"vocab_size": 7}}, "config.json has the vocab_size 7, the embedding 6 rows; expected one number. Check the model."),
+        ({"tensors": {"model.norm.weight": ("I64", (8,))}}, "model.norm.weight is I64; a GGUF file has F32, F16 or BF16. Name a dtype in the recipe, or write another output."),
+        ({"tokenizer": {"model": {"type": "WordLevel", "vocab": {"a": 0}}}}, "its tokenizer is not a tokenizer.json of BPE; expected that for the GGUF file. Write a folder, and convert that with llama.cpp."),
+        ({"tokenizer": {"model": {"type": "BPE", "vocab": {"a": 6}}}}, "its tokenizer has the id 6, the embedding 6 rows; expected a row for each token. Check the model."),
+        ({"tokenizer": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["ab"]}}}, "its tokenizer.json has the merge \"['ab']\"; expected two tokens. Download the file again."),
+    ],
+)  # fmt: skip
+def test_what_a_gguf_file_cannot_hold_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AlnicoError) as caught:
+        written(**changes)(tmp_path)()
+    assert str(caught.value) == f"{tmp_path}/m: {message}"
+
+
+def test_one_file_without_its_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        written(is_file=True)(tmp_path)()
+    assert str(caught.value) == (
+        f"{tmp_path}/m/model.safetensors: has no folder, and so neither config nor tokenizer; expected both for the GGUF file. Write another "
+        "output, or give the folder of the model."
     )
 
 

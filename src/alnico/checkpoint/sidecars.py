@@ -58,7 +58,10 @@ ROUTER = "router_config.json"
 
 DTYPE_KEYS = frozenset(("dtype", "torch_dtype"))
 
-NOT_CARRIED = ("adapter_config.json", "hf_quant_config.json", "quantize_config.json", "quant_config.json")
+QUANTISER = "hf_quant_config.json"
+"""What ModelOpt's quantiser did, which its loaders read."""
+
+NOT_CARRIED = ("adapter_config.json", QUANTISER, "quantize_config.json", "quant_config.json")
 """With the first, a loader would load an adapter and that adapter's base instead of the merged weights; with the others (of
 ModelOpt, GPTQ and AWQ) it would take the weights for codes."""
 
@@ -334,6 +337,14 @@ def copy_side_files(
             copy_file(source / relative, target / relative, inside)
         except OSError as error:
             raise _copy_error(source / relative, error) from None
+
+
+def quantiser_files(directory: Path | None) -> dict[str, bytes]:
+    """Return the file of ModelOpt's quantiser in a model's folder, for an output with the same codes. Errors: ModelError."""
+    if directory is None or not (directory / QUANTISER).exists():
+        return {}
+    check_inside(directory / QUANTISER, directory)
+    return {QUANTISER: read_small(directory / QUANTISER, MAX_JSON_BYTES, "a small JSON file")}
 
 
 def write_config(

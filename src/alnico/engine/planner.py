@@ -17,7 +17,6 @@ from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.signatures import SignedInputs, check_key
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.statistics import StatisticsSource
-from alnico.checkpoint.weight_files import is_gguf_file
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.remote_run import run_plan_to
 from alnico.engine.requested_bytes import requested_bytes
@@ -100,7 +99,7 @@ class Planner:
         )
         if self.signed is not None:
             self._check_other_inputs(self.signed, plan)
-        if single_file is not None and not is_gguf_file(single_file):
+        if single_file is not None:
             plan = with_metadata(plan, has_hashes=self.has_hashes)
         requested = sum(requested_bytes(plan).values())
         return replace(plan, bytes_to_request=requested) if requested else plan

@@ -63,7 +63,7 @@ def format_card(plan: Plan) -> str:
     parents = parents_of(plan)
     names = public_names([parent.source for parent in parents])
     lineages = [lineage_of(parent.source) for parent in parents]
-    licence = _common_licence(lineages)
+    licence = common_licence(lineages)
     notes = [*_licence_notes(lineages, licence), *_ancestors(names, lineages), *_weights(plan)]
     local = _local_names(parents)
     return CARD_TEMPLATE.format(
@@ -128,7 +128,7 @@ def _parent_row(name: str, parent: Parent, lineage: Lineage) -> str:
     if origin:
         model = f"[{name}](https://huggingface.co/{name}/tree/{origin.commit})"
         commit = f"`{origin.commit[:12]}`"
-    licence = licence_name(lineage.licence or _common_licence([lineage])) or "not stated in its card"
+    licence = licence_name(lineage.licence or common_licence([lineage])) or "not stated in its card"
     return f"| {model} | {commit} | {'; '.join(parent.parts)} | {licence} |"
 
 
@@ -253,7 +253,7 @@ def public_names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def _common_licence(lineages: Sequence[Lineage]) -> Mapping[str, str]:
+def common_licence(lineages: Sequence[Lineage]) -> Mapping[str, str]:
     """The licence, if all models that are merged in the end state the same one."""
     stated = [model.licence for lineage in lineages for model in lineage.stated()]
     return stated[0] if all(licence == stated[0] for licence in stated) else {}

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from alnico.checkpoint.header import build
+from alnico.checkpoint.lineage import lineage_of
+from alnico.checkpoint.remote.open_folder import is_url
 from alnico.checkpoint.source import Source, unwrap
+from alnico.checkpoint.weight_files import is_gguf_file
 from alnico.folders import Folder, open_to_write
-from alnico.output.card import public_names, public_recipe
+from alnico.output.card import common_licence, public_names, public_recipe
 from alnico.output.journal import Record
 from alnico.plan.job import Plan
 
@@ -24,6 +28,15 @@ INPUTS_KEY = "alnico.inputs"
 MODELSPEC = "modelspec."
 """The beginning of the keys of ModelSpec, by which programs for image models know architecture and resolution."""
 
+LICENCE_KEYS = {
+    "general.license": "license",
+    "general.license.name": "license_name",
+    "general.license.link": "license_link",
+}
+"""Keys of GGUF for a licence, and those of a model card."""
+
+HUB = "https://huggingface.co"
+
 OF_ONE_MODEL = frozenset(
     MODELSPEC + key for key in ("title", "date", "hash_sha256", "thumbnail", "description", "merged_from")
 )
@@ -31,7 +44,8 @@ OF_ONE_MODEL = frozenset(
 
 
 def with_metadata(plan: Plan, *, has_hashes: bool) -> Plan:
-    """Give the only file of an output its metadata: the recipe, the models, and the keys of ModelSpec in which they agree.
+    """Give the only file of an output its metadata: the recipe, the models, and the keys of ModelSpec in which they agree; those of
+    GGUF in a GGUF file.
 
     The hashes of the models are known when all tensors have been read; until then the file holds others of the same length. Without
     ``has_hashes`` the models are listed without them.
@@ -42,11 +56,16 @@ def with_metadata(plan: Plan, *, has_hashes: bool) -> Plan:
     inputs = [
         {"model": name} | ({"hash": _placeholder(i, name)} if has_hashes else {}) for i, name in names.items()
     ]
+    own = {INPUTS_KEY: json.dumps(inputs, ensure_ascii=False), RECIPE_KEY: public_recipe(plan)}
+    if is_gguf_file(shard.name):
+        from alnico.checkpoint.gguf.output_file import with_keys  # with the writer
+
+        keys = {**_general(list(models.values()), list(names.values())), **own}
+        return dataclasses.replace(plan, shards=(with_keys(shard, keys, own),))
     metadata = {
         **shard.header.metadata,
         **_modelspec(list(models.values()), list(names.values())),
-        INPUTS_KEY: json.dumps(inputs, ensure_ascii=False),
-        RECIPE_KEY: public_recipe(plan),
+        **own,
     }
     tensors = [(t.name, t.dtype, t.shape) for t in shard.header.tensors]
     start, header = build(tensors, metadata)
@@ -98,6 +117,29 @@ def _modelspec(models: list[Source], names: list[str]) -> dict[str, str]:
         if key.startswith(MODELSPEC) and key not in OF_ONE_MODEL and all(s.get(key) == value for s in stated)
     }
     return common | ({f"{MODELSPEC}merged_from": ", ".join(names)} if common else {})
+
+
+def _general(models: Sequence[Source], names: Sequence[str]) -> dict[str, Any]:
+    """The keys by which GGUF names the models that a file is made of, and the licence on which they agree."""
+    licence = common_licence([lineage_of(model) for model in models])
+    keys: dict[str, Any] = {
+        **{key: licence[card] for key, card in LICENCE_KEYS.items() if isinstance(licence.get(card), str)},
+        "general.tags": ["merge", "alnico"],
+        "general.base_model.count": len(models),
+    }
+    for i, (model, name) in enumerate(zip(models, names, strict=True)):
+        at = f"general.base_model.{i}"
+        origin = unwrap(model).origin
+        keys[f"{at}.name"] = name if origin is None else name.rpartition("/")[2]
+        if origin is not None:
+            keys |= {
+                f"{at}.version": origin.commit,
+                f"{at}.organization": origin.name.partition("/")[0],
+                f"{at}.repo_url": f"{HUB}/{origin.name}",
+            }
+        elif is_url(name):
+            keys[f"{at}.url"] = name
+    return keys
 
 
 def _metadata(model: Source) -> Mapping[str, str]:

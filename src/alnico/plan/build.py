@@ -16,7 +16,7 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, OutputShard, split_into_shards
-from alnico.checkpoint.sidecars import check_carried, module_stems
+from alnico.checkpoint.sidecars import check_carried, module_stems, quantiser_files
 from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.task_vectors.equipped_model import EquippedModel, allow_base_mismatch
 from alnico.checkpoint.task_vectors.stored_vector import StoredVector
@@ -176,6 +176,8 @@ def _plan(
         *_duplicate_models(sources),
     ]
     config, files, more_notes = _config_and_files(recipe, sources, donor, sections, jobs, vocabulary)
+    if is_requantising(recipe):
+        files |= quantiser_files(sources[references.index(recipe.base_model or "")].directory)
     left = vocabulary.excluded if vocabulary is not None else frozenset()
     if recipe.complete_from:
         completion = _completion(recipe, references, sources, donor, jobs, config)

@@ -131,7 +131,7 @@ KNOWN = tuple(dict.fromkeys(f.architecture for f in FAMILIES))
 
 
 def family_of(metadata: Metadata) -> GgufFamily:
-    """Return the family of a file by its architecture; Mistral and Mixtral are ``llama`` in GGUF.
+    """Return the family of a file by its architecture; Mistral, which may have a window, and Mixtral are ``llama`` in GGUF.
 
     Errors: ModelError for an unknown one.
     """
@@ -146,7 +146,7 @@ def family_of(metadata: Metadata) -> GgufFamily:
     if metadata.integer(".expert_count", 0):
         return found[2]
     name = f"{metadata.text('general.name', '')} {metadata.text('general.basename', '')}".lower()
-    return found[1] if "mistral" in name else found[0]
+    return found[1] if "mistral" in name or ".attention.sliding_window" in metadata else found[0]
 
 
 def file_rows(rows: np.ndarray, head: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import numpy as np
 from alnico.checkpoint.gguf.block_types import BLOCK_TYPES
 from alnico.checkpoint.gguf.file_header import DEFAULT_ALIGNMENT, MAGIC
 from alnico.checkpoint.gguf.gguf_layout import GgufLayout
-from alnico.checkpoint.gguf.value_reader import ARRAY, STRING
+from alnico.checkpoint.gguf.value_reader import ARRAY, STRING, ValueReader
 from alnico.checkpoint.header import Header, TensorInfo
 from alnico.checkpoint.shards import OutputShard
 
 VERSION = 3
+COUNTS = struct.Struct("<QQ")
+"""The numbers of tensors and of keys."""
 CODES = {kind.name: kind.code for kind in BLOCK_TYPES.values()}
 ARRAY_TYPES = {"<i4": 5, "<f4": 6}
 """The types of arrays that are written, by numpy's spelling."""
@@ -47,7 +50,7 @@ def lay_out(
     for size in sizes:
         offsets.append(position)
         position += _padded(size)
-    head = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(described), len(keys)))
+    head = bytearray(MAGIC + struct.pack("<I", VERSION) + COUNTS.pack(len(described), len(keys)))
     for key, value in keys.items():
         head += _text(key) + _value(value)
     for (name, kind, shape), offset in zip(described, offsets, strict=True):
@@ -68,6 +71,37 @@ def lay_out(
                 layouts[name] = layout
             begin += layout.byte_size
     return OutputShard(file, bytes(head), Header(tuple(infos), {}, data_begin), layouts=layouts)
+
+
+def with_keys(shard: OutputShard, keys: Mapping[str, Any], metadata: Mapping[str, str]) -> OutputShard:
+    """Return a file of :func:`lay_out` with more keys, after the first ones that begin with ``general.``, and the ``metadata`` in its header.
+
+    The last of the keys is text. Newlines are added to it until the keys take whole steps of the alignment, so that nothing else moves
+    within its step.
+    """
+    content = list(keys.items())
+    key, text = content[-1]
+    block = b"".join(_text(name) + _value(value) for name, value in content)
+    filled = text + "\n" * (-len(block) % DEFAULT_ALIGNMENT)
+    block = b"".join(_text(name) + _value(value) for name, value in [*content[:-1], (key, filled)])
+    reader = ValueReader(
+        lambda offset, count: shard.start[offset : offset + count], len(shard.start), shard.name
+    )
+    for code in ("4s", "I"):
+        reader.number(code)
+    tensor_count, key_count = reader.number("Q"), reader.number("Q")
+    place = reader.position
+    for _ in range(key_count):
+        name = reader.string("a key")
+        if not name.startswith("general."):
+            break
+        reader.value(reader.number("I"), name)
+        place = reader.position
+    start = shard.start[: len(MAGIC) + 4] + COUNTS.pack(tensor_count, key_count + len(content))
+    start += shard.start[len(start) : place] + block + shard.start[place:]
+    infos = [replace(t, begin=t.begin + len(block), end=t.end + len(block)) for t in shard.header.tensors]
+    header = Header(tuple(infos), metadata, shard.header.data_begin + len(block))
+    return replace(shard, start=start, header=header)
 
 
 def _padded(size: int) -> int:
