@@ -642,7 +642,7 @@ def test_an_error_of_the_hub_names_a_similar_path_first(hub: Hub) -> None:
 def test_a_model_of_another_format_on_the_hub_is_named(hub: Hub) -> None:
     hub.add("org/quantised", {"m.Q4_K_M.gguf": b"GGUF", "config.json": b"{}"})
     assert (
-        "It has m.Q4_K_M.gguf, a GGUF file (llama.cpp's format). Give the path of a file on this machine whose name ends in .gguf."
+        "It has m.Q4_K_M.gguf, a GGUF file (llama.cpp's format). Give the path or the URL of a file whose name ends in .gguf."
         in (told(lambda: alnico.open_model("org/quantised"), ModelError))
     )
     for content, what in (

@@ -34,7 +34,7 @@ class FileKind:
 
 GGUF = FileKind(
     "a GGUF file (llama.cpp's format)",
-    "Give the path of a file on this machine whose name ends in .gguf.",
+    "Give the path or the URL of a file whose name ends in .gguf.",
 )
 GGML = FileKind(
     "a GGML file (an old format of llama.cpp)", "Use the model that it was converted from, as safetensors."

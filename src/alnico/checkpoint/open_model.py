@@ -40,7 +40,7 @@ from alnico.checkpoint.task_vectors.saved_difference import is_saved_difference
 from alnico.checkpoint.task_vectors.stored_vector import StoredVector, files_on_hub, open_vector
 from alnico.checkpoint.training.open_training import open_trained
 from alnico.checkpoint.training.sharded_model import ShardedModel
-from alnico.checkpoint.weight_files import _shard_paths, gguf_path
+from alnico.checkpoint.weight_files import GGUF_ENDING, _shard_paths, gguf_path
 from alnico.errors import ModelError
 from alnico.run_options import OFFLINE, ONLINE, Access
 
@@ -75,6 +75,10 @@ def open_model(
             from alnico.checkpoint.gguf.open_gguf import open_gguf
 
             return open_gguf(label, file)
+        if label.endswith(GGUF_ENDING) and is_at_url(label):
+            from alnico.checkpoint.gguf.open_gguf import open_gguf_at_url
+
+            return open_gguf_at_url(label, access)
         trained = open_trained(label)
         model = _open_files(label, location, access) if trained is None else trained
     except OSError as error:

@@ -109,10 +109,10 @@ class GgufModel:
         return self._files.shards
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
-        return {}
+        return self._files.absent([self._parts[name].stored.name for name in tensors], False)
 
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
-        """Everything is on this machine."""
+        """Nothing is fetched: weights at a URL are read by ranges."""
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         part = self._parts[name]

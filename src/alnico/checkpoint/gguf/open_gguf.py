@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -15,10 +17,12 @@ from alnico.checkpoint.gguf.file_header import GgufHeader, GgufTensor, read_head
 from alnico.checkpoint.gguf.gguf_model import GgufModel
 from alnico.checkpoint.gguf.metadata import Metadata
 from alnico.checkpoint.source import Shard
-from alnico.checkpoint.weight_files import GGUF_SPLIT
+from alnico.checkpoint.weight_files import GGUF_ENDING, GGUF_SPLIT
 from alnico.errors import ModelError
+from alnico.run_options import Access
 
-SHOWN = 3
+if TYPE_CHECKING:
+    from alnico.checkpoint.remote.remote_weights import RemoteWeights
 
 
 def open_gguf(label: str, path: Path) -> GgufModel:
@@ -27,39 +31,60 @@ def open_gguf(label: str, path: Path) -> GgufModel:
     Errors: ModelError for a wrong header, a file of a split model that is missing or of another, and for what is no model of a family
     that is known.
     """
-    paths = _all_files(path)
-    read = [_read_file(one) for one in paths]
-    for one, (_, header) in zip(paths, read, strict=True):
-        count = (
-            Metadata(header.metadata, str(one)).integer("split.count", 0) or 1
-        )  # 0 of files that were joined again
-        if count != len(paths):
-            raise ModelError(
-                f"{one}: is of a model of {count} files by its key split.count; expected {len(paths)}, as their names say. Get "
-                "all files of the model, with their names."
-            )
-    files = FileModel(label, path, [shard for shard, _ in read])
+    names = _all_files(str(path), path.name, lambda name: (path.parent / name).is_file())
+    read = [_read_file(path.parent / name) for name in names]
+    return _opened(FileModel(label, path, [shard for shard, _ in read]), [header for _, header in read])
+
+
+def open_gguf_at_url(label: str, access: Access) -> GgufModel:
+    """Open a GGUF model at a URL, by that of its file, or of one of its files: headers are read, weights by ranges when they are asked for.
+
+    Errors: as for :func:`open_gguf`; HubError.
+    """
+    from alnico.checkpoint.remote.open_remote_model import open_remote_weights  # with what reads URLs
+
+    remote, file = open_remote_weights(label, (GGUF_ENDING,), access=access)
     try:
-        return GgufModel(files, [header for _, header in read])
+        names = _all_files(label, file, lambda name: remote.version(name) is not None)
+        read = [_read_remote(remote, name) for name in names]
+    except BaseException:
+        remote.close()
+        raise
+    files = FileModel(label, remote.directory / file, [shard for shard, _ in read], remote=remote)
+    return _opened(files, [header for _, header in read])
+
+
+def _opened(files: FileModel, headers: Sequence[GgufHeader]) -> GgufModel:
+    """Open the files of a model, which are closed where that fails. Errors: ModelError."""
+    try:
+        for shard, header in zip(files.shards, headers, strict=True):
+            # 0 of files that were joined again
+            count = Metadata(header.metadata, str(shard.path)).integer("split.count", 0) or 1
+            if count != len(headers):
+                raise ModelError(
+                    f"{shard.path}: is of a model of {count} files by its key split.count; expected {len(headers)}, as their names say. Get "
+                    "all files of the model, with their names."
+                )
+        return GgufModel(files, headers)
     except BaseException:
         files.close()
         raise
 
 
-def _all_files(path: Path) -> list[Path]:
-    """Return all files of a model. Errors: ModelError for one that is missing."""
-    match = GGUF_SPLIT.fullmatch(path.name)
+def _all_files(where: str, file: str, is_there: Callable[[str], bool]) -> list[str]:
+    """Return the names of all files of a model. Errors: ModelError for one that is missing."""
+    match = GGUF_SPLIT.fullmatch(file)
     if match is None:
-        return [path]
+        return [file]
     count = int(match["count"])
     names = [f"{match['stem']}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
-    missing = [name for name in names if not (path.parent / name).is_file()]
+    missing = [name for name in names if not is_there(name)]
     if missing or not names:
         raise ModelError(
-            f"{path}: is one of {count} files of a model; {len(missing)} of the others are missing, such as {missing[0] if missing else names}. "
+            f"{where}: is one of {count} files of a model; {len(missing)} of the others are missing, such as {missing[0] if missing else names}. "
             "Complete the download."
         )
-    return [path.parent / name for name in names]
+    return names
 
 
 def _read_file(path: Path) -> tuple[Shard, GgufHeader]:
@@ -72,14 +97,31 @@ def _read_file(path: Path) -> tuple[Shard, GgufHeader]:
             read_fully(descriptor, memoryview(data), offset, path)
             return bytes(data)
 
-        refuse_other(read(0, min(SNIFFED_BYTES, status.st_size)), path, "a GGUF file", GGUF)
-        header = read_header(read, status.st_size, str(path))
+        return _read_shard(path, str(path), status.st_size, status.st_mtime_ns, read)
     finally:
         os.close(descriptor)
+
+
+def _read_remote(remote: RemoteWeights, file: str) -> tuple[Shard, GgufHeader]:
+    def read(offset: int, count: int) -> bytes:
+        data = bytearray(count)
+        remote.request(file, offset, memoryview(data))
+        return bytes(data)
+
+    size = remote.versions[file].size
+    return _read_shard(remote.directory / file, f"{remote.address}/{file}", size, 0, read)
+
+
+def _read_shard(
+    path: Path, where: str, size: int, mtime_ns: int, read: Callable[[int, int], bytes]
+) -> tuple[Shard, GgufHeader]:
+    """Read the header of a file through ``read(offset, count)``. Errors: ModelError."""
+    refuse_other(read(0, min(SNIFFED_BYTES, size)), where, "a GGUF file", GGUF)
+    header = read_header(read, size, where)
     tensors = tuple(_stored(tensor) for tensor in header.tensors)
     digest = xxhash.xxh3_128_hexdigest(header.start)
     stored = headers.Header(tensors, {}, tensors[0].begin if tensors else len(header.start))
-    return Shard(path, stored, status.st_size, status.st_mtime_ns, digest), header
+    return Shard(path, stored, size, mtime_ns, digest), header
 
 
 def _stored(tensor: GgufTensor) -> headers.TensorInfo:

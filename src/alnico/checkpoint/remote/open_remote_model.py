@@ -84,6 +84,21 @@ def open_remote_model(
     ``is_whole`` the weight files are copied into the private folder, too: for adapters, whose factors are all in use. Errors:
     HubError; ModelError for what :func:`alnico.checkpoint.open_model.open_model` refuses.
     """
+    remote, file = open_remote_weights(label, (".safetensors",), access=access, is_whole=is_whole)
+    try:
+        return _open_file(label, file, remote) if file else _open_folder(label, remote, choose)
+    except BaseException:
+        remote.close()
+        raise
+
+
+def open_remote_weights(
+    label: str, endings: tuple[str, ...], *, access: Access, is_whole: bool = False
+) -> tuple[RemoteWeights, str]:
+    """Open the folder at a URL, and return it with the name of the file that the URL is of, by its ending; an empty name for a folder.
+
+    Errors: HubError; ModelError for a URL that is refused.
+    """
     url = checked_url(label)
     if access.offline:
         raise HubError(
@@ -92,22 +107,23 @@ def open_remote_model(
         )
     place, _, file = url.rpartition("/")
     refuse_pickles(label, [file])
-    is_file = file.endswith(".safetensors")
+    is_file = file.endswith(endings)
     folder = open_remote_folder(place if is_file else url)
     try:
         with temporary_files():
             directory = Path(tempfile.mkdtemp(prefix="alnico-"))
-        remote = RemoteWeights(
-            folder, directory, [file] if is_file else [], kept=download_cache(access), is_whole=is_whole
-        )
+        names = [file] if is_file else []
+        weights = RemoteWeights(folder, directory, names, kept=download_cache(access), is_whole=is_whole)
     except BaseException:
         folder.close()
         raise
     try:
-        return _open_file(label, file, remote) if is_file else _open_folder(label, remote, choose)
+        if is_file and weights.version(file) is None:
+            raise ModelError(f"{label}: there is no such file; expected the file of a model. Check the URL.")
     except BaseException:
-        remote.close()
+        weights.close()
         raise
+    return weights, file if is_file else ""
 
 
 def is_adapter_at_url(reference: str, access: Access) -> bool:
@@ -154,8 +170,6 @@ def download_cache(access: Access) -> PieceFiles | None:
 
 
 def _open_file(label: str, file: str, remote: RemoteWeights) -> FileModel:
-    if remote.version(file) is None:
-        raise ModelError(f"{label}: there is no such file; expected the file of a model. Check the URL.")
     return FileModel(label, remote.directory / file, [_shard(remote, file, "")], remote=remote)
 
 
