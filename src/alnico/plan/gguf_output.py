@@ -152,15 +152,20 @@ def _vocabulary(
     label: str, folder: Path, files: Mapping[str, bytes], left: frozenset[str], rows: int
 ) -> dict[str, Any]:
     """The keys of the output's tokenizer: that of the donor's folder, or of the plan's ``files``. Errors: ModelError."""
+    if not files:
+        return _keys_of_folder(label, folder, rows)
     with temporary_files(), tempfile.TemporaryDirectory(prefix="alnico-") as made:
-        if files:
-            folder, donors = Path(made), folder
-            copy_side_files(donors, folder, left | set(files))
-            for name, data in files.items():
-                (folder / name).write_bytes(data)
-        tokenizer = read_tokenizer(folder)
-        if tokenizer is None:
-            raise ModelError(
-                f"{label}: has no tokenizer that can be read; expected a tokenizer.json for the GGUF file. Write another output."
-            )
-        return gguf_vocabulary(tokenizer, rows, template_of(folder), label)
+        copy_side_files(folder, Path(made), left | set(files))
+        for name, data in files.items():
+            (Path(made) / name).write_bytes(data)
+        return _keys_of_folder(label, Path(made), rows)
+
+
+def _keys_of_folder(label: str, folder: Path, rows: int) -> dict[str, Any]:
+    """The keys of the tokenizer in a folder. Errors: ModelError."""
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
+        raise ModelError(
+            f"{label}: has no tokenizer that can be read; expected a tokenizer.json for the GGUF file. Write another output."
+        )
+    return gguf_vocabulary(tokenizer, rows, template_of(folder), label)
