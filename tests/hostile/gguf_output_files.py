@@ -77,6 +77,7 @@ GGUF_OUTPUT_FILES = (
     Malformed("expected an even number of rows for each. Check the model", "has 8 rows, config.json 3 heads", written({"num_attention_heads": 3})),
     Malformed("config.json has the vocab_size {}, the embedding", "config.json has the vocab_size 7, the embedding 6 rows", written({"vocab_size": 7})),
     Malformed("expected experts from 0 on, all", "expert 2 of 2; expected experts from 0 on", written({"model_type": "qwen3_moe", "num_experts": 2}, EXPERTS)),
+    Malformed("is one of {} experts, config.json has {}", "is one of 2 experts, config.json has 3", written({"model_type": "qwen3_moe", "num_experts": 3}, {n.replace(".2.", ".1."): t for n, t in EXPERTS.items()})),
     Malformed("has no folder, and so neither config nor tokenizer", "has no folder, and so neither", written(is_file=True)),
     Malformed("has no tokenizer that can be read", "has no tokenizer that can be read", written(has_tokenizer=False)),
     # gguf_layout.py

@@ -15,8 +15,8 @@ from typing import Any
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import unwrap_module
-from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
+from alnico.checkpoint.open_model import open_headers, open_model
+from alnico.checkpoint.quantised.dequantised_model import DequantisedModel, may_be_quantised
 from alnico.checkpoint.quantised.stored_tensors import quantisation_of
 from alnico.checkpoint.reference import is_at_url, is_path, split_adapter
 from alnico.checkpoint.sidecars import check_kinds
@@ -41,7 +41,7 @@ from alnico.events import Watcher
 from alnico.folders import temporary_files
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
-from alnico.run_options import Access, RunOptions
+from alnico.run_options import OFFLINE, Access, RunOptions
 
 
 def open_subject(
@@ -88,11 +88,25 @@ def open_subject(
         raise ModelError(
             f"{label}: has no config.json; expected a transformers checkpoint. Give the directory of one."
         )
-    if quantisation_of(
-        read_json(path / "config.json")
-    ):  # its codes are decoded as in a merge, without the library of its format
+    if _is_quantised(path):  # its codes are decoded as in a merge, without the library of its format
         return _written(label, os.fspath(path), offline, placement, watch)
     return _Checkpoint(label, path, placement, watch)
+
+
+def _is_quantised(path: Path) -> bool:
+    """Are there codes in place of weights, by the config of a checkpoint or the names of its tensors? Errors: ModelError for codes that
+    are not read."""
+    if quantisation_of(read_json(path / "config.json")):
+        return True
+    try:
+        with closing(open_headers(path)) as headers:
+            may_be = may_be_quantised(headers)
+    except ModelError:  # transformers reads more, and says what it does not
+        return False
+    if not may_be:
+        return False
+    with closing(open_model(path, access=OFFLINE)) as model:
+        return isinstance(model, DequantisedModel)
 
 
 def _written(

@@ -92,7 +92,11 @@ def gguf_shard(
     parts = []
     for name, group in groups.items():
         inside = _in_order(group)
-        first = inside[0]
+        first, experts = inside[0], keys.get(f"{family.architecture}.expert_count")
+        if group[0][0].expert is not None and len(inside) != experts:
+            raise ModelError(
+                f"{donor.label}: {first.name} is one of {len(inside)} experts, config.json has {experts}; expected one number. Check the model."
+            )
         if first.dtype not in FILE_TYPES:
             raise ModelError(
                 f"{donor.label}: {first.name} is {first.dtype}; a GGUF file has F32, F16 or BF16. Name a dtype in the recipe, or write another "
