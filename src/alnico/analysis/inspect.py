@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter
-from alnico.checkpoint.open_adapter import open_adapter
+from alnico.checkpoint.open_adapter import is_lora_file, open_adapter
+from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.remote.open_remote_model import is_adapter_at_url
-from alnico.checkpoint.source import Source
+from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.task_vector_file import base_in_header, is_task_vector_file
+from alnico.errors import ModelError
 from alnico.models.open_models import AnyModel, name_model, open_source, path_of
 from alnico.notebook import ResultTable, figure_text, name_text, never_fails, result_html, result_line
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -45,6 +47,7 @@ class Inspection:
         facts = [
             ("architecture", ", ".join(map(str, summary.get("architectures") or ()))),
             ("base", summary.get("base")),
+            ("dialect", summary.get("dialect")),
             ("task vector of", summary.get("task_vector_of")),
             ("layers", summary.get("layers")),
             ("tensors", len(summary["tensors"]) if "tensors" in summary else None),
@@ -79,7 +82,8 @@ class Inspection:
 def inspect(model: AnyModel, *, offline: bool = False) -> Inspection:
     """Summarize a model or a LoRA adapter from its headers.
 
-    Of a model: tensors, dtypes, sizes, architecture and vocabulary. Of an adapter: ranks, scales and modules.
+    Of a model: tensors, dtypes, sizes, architecture and vocabulary. Of an adapter: kinds, ranks, scales and modules; of a LoRA file
+    without a config (kohya, ComfyUI, diffusers, ...) also its dialect, its alphas, the parts of the model that it changes, and its header.
     Of a model in memory: tensors, dtypes and sizes.
 
     Options:
@@ -90,8 +94,22 @@ def inspect(model: AnyModel, *, offline: bool = False) -> Inspection:
     if path is not None and (_is_adapter(path) or is_adapter_at_url(path, access)):
         with open_adapter(path, access=access) as adapter:
             return Inspection("adapter", _adapter_data(adapter))
-    with closing(open_source(model, label, access=access, may_be_adapter=True)) as opened:
-        return Inspection("model", _model_data(opened))
+    try:
+        opened = open_source(model, label, access=access, may_be_adapter=True)
+    except ModelError:
+        if path is None or not is_hub_reference(path):
+            raise
+        data = _adapter_on_hub(path, access)
+        if data is None:
+            raise
+        return Inspection("adapter", data)
+    with closing(opened):
+        if not is_lora_file(opened.tensors):
+            return Inspection("model", _model_data(opened))
+        try:
+            return Inspection("adapter", _lora_data(opened, path, access))
+        except ModelError as error:
+            return Inspection("model", {**_model_data(opened), "not_read_as_adapter": str(error)})
 
 
 def _is_adapter(reference: str) -> bool:
@@ -102,12 +120,34 @@ def _is_adapter(reference: str) -> bool:
     )
 
 
+def _adapter_on_hub(reference: str, access: Access) -> dict[str, Any] | None:
+    """Summarize a repository that is no model; None if it is no adapter either. Errors: HubError."""
+    try:
+        with open_adapter(reference, access=access) as adapter:
+            return _adapter_data(adapter)
+    except ModelError:
+        return None
+
+
+def _lora_data(opened: Any, path: str | None, access: Access) -> dict[str, Any]:
+    """Summarize a file of factors, or a dict of them, without a config. Errors: ModelError, HubError."""
+    if path is None:
+        from alnico.checkpoint.lora_dialects.dialect_adapter import adapter_without_config
+
+        return _adapter_data(adapter_without_config(opened))
+    with open_adapter(path, access=access) as adapter:
+        return _adapter_data(adapter)
+
+
 def _adapter_data(adapter: Adapter) -> dict[str, Any]:
     """Summarize an adapter as plain data."""
-    tensors = adapter.files.tensors
+    tensors = unwrap(adapter.files).tensors
     return {
         "adapter": adapter.label,
-        "base": adapter.trained_on or None,
+        "base": adapter.trained_on
+        or (adapter.dialect.trained_for if adapter.dialect is not None else "")
+        or None,
+        **_dialect_data(adapter),
         "parameters": sum(t.elements for t in tensors.values()),
         "bytes": sum(t.byte_size for t in tensors.values()),
         "dtypes": sorted({t.dtype for t in tensors.values()}),
@@ -121,10 +161,40 @@ def _adapter_data(adapter: Adapter) -> dict[str, Any]:
                 **({"parameters": list(update.parameters)} if update.parameters != ("weight",) else {}),
                 "kind": "DoRA" if update.magnitude else "embedding" if update.is_embedding else "LoRA",
                 **({"bias": True} if update.bias else {}),
+                **_stored_data(adapter, key),
             }
-            for update in adapter.updates.values()
+            for key, update in adapter.updates.items()
         ],
         "replaced": list(adapter.replaced),
+    }
+
+
+def _dialect_data(adapter: Adapter) -> dict[str, Any]:
+    """What only a LoRA file without a config has: a dialect, parts of an image model, differences of vectors, a header of its trainer."""
+    dialect = adapter.dialect
+    if dialect is None:
+        return {}
+    from alnico.checkpoint.lora_dialects.description import parts_of_model, program_of
+
+    return {
+        "dialect": program_of(dialect),
+        "parts": parts_of_model(list(dialect.modules)),
+        "vectors": [vector.name for vector in adapter.vectors.values()],
+        "metadata": dict(dialect.metadata),
+    }
+
+
+def _stored_data(adapter: Adapter, key: str) -> dict[str, Any]:
+    """How a LoRA file without a config stores an update: its kind, the rank of its factors (None where they have none) and its alpha."""
+    if adapter.dialect is None:
+        return {}
+    from alnico.checkpoint.lora_dialects.description import kind_of
+
+    stored = adapter.dialect.modules[key]
+    return {
+        "kind": kind_of(stored, has_magnitude=bool(adapter.updates[key].magnitude)),
+        "rank": stored.rank or None,
+        **({"alpha": stored.alpha} if stored.alpha is not None else {}),
     }
 
 

@@ -43,18 +43,30 @@ def adapter_of(files: FileModel) -> Adapter:
     try:
         if os.path.lexists(files.location / CONFIG):
             return Adapter(files, checked_config(files))
-        from alnico.checkpoint.lora_dialects.dialect_adapter import adapter_without_config
-        from alnico.checkpoint.lora_dialects.factor_names import split_ending
-
-        if not adapter_factors(files.tensors) and not all(map(split_ending, files.tensors)):
+        if not is_lora_file(files.tensors):
             raise ModelError(
                 f"{files.label}: has no {CONFIG} and no factors of LoRA; expected a LoRA adapter. It is a whole model: merge "
                 "it by a recipe, or make an adapter of it with `alnico lora extract`."
             )
+        from alnico.checkpoint.lora_dialects.dialect_adapter import adapter_without_config
+
         return adapter_without_config(files)
     except BaseException:
         files.close()
         raise
+
+
+def is_lora_file(names: Collection[str]) -> bool:
+    """Are these the names of the tensors of a LoRA file, and not of a model?
+
+    >>> is_lora_file(["lora_unet_q.diff"]), is_lora_file(["q.lora_A.weight", "q.lora_B.weight"]), is_lora_file(["q.weight"]), is_lora_file([])
+    (True, True, False, False)
+    """
+    if adapter_factors(names):
+        return True
+    from alnico.checkpoint.lora_dialects.factor_names import split_ending
+
+    return bool(names) and all(map(split_ending, names))
 
 
 def _open(reference: str, access: Access) -> FileModel:

@@ -13,7 +13,7 @@ from typing import Any
 from alnico.checkpoint import image_blocks
 from alnico.checkpoint.image_blocks import BASE, DOUBLE, FIRST, IN, LAST, OUT, SINGLE
 from alnico.checkpoint.lora_adapter import Adapter
-from alnico.checkpoint.lora_dialects.canonical_names import canonical_name
+from alnico.checkpoint.lora_dialects.canonical_names import OF_TEXT_ENCODER, canonical_name
 from alnico.checkpoint.lora_dialects.factor_names import ANY, DENOISER, TEXT_ENCODERS, THIRD_TEXT
 from alnico.errors import ModelError, RecipeError, near_name
 from alnico.numerics.numbers import finite_number
@@ -64,7 +64,7 @@ def labels_of(component: str, canonical: str) -> tuple[str, ...]:
     >>> labels_of("text_encoder", "text_model_encoder_layers_0_mlp_fc1"), labels_of("unet", "blocks_0_self_attn_q")
     (('CLIP', 'BASE'), ())
     """
-    is_text = component == ANY and canonical.startswith(("text_model_", "encoder_block_"))
+    is_text = component == ANY and canonical.startswith(OF_TEXT_ENCODER)
     if component in TEXT_ENCODERS or is_text:
         is_t5 = component == THIRD_TEXT or canonical.startswith("encoder_block_")
         return (T5 if is_t5 else CLIP, BASE)

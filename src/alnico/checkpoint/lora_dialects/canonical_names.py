@@ -103,6 +103,9 @@ STARTS: tuple[tuple[str, str], ...] = (
 NEVER = ("first_stage_model.", "vae/", "vae.", "model_ema.")
 """Parts that no LoRA file is for."""
 
+OF_TEXT_ENCODER = ("text_model_", "encoder_block_")
+"""How the canonical names of modules of a text encoder begin: CLIP's and T5's."""
+
 
 def canonical_name(path: str, component: str) -> str:
     """Return the canonical name of a module of a part of an image model, from any program's.

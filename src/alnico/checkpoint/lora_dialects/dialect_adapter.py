@@ -48,7 +48,9 @@ from alnico.checkpoint.lora_dialects.factor_names import (
     WHOLE,
     WORDS,
     Dialect,
+    FactorWords,
     ModuleName,
+    StoredModule,
     module_name,
     split_ending,
 )
@@ -83,6 +85,13 @@ class _ModuleParts:
     algebra: str = ""
     factors: dict[str, str] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
+    rank: int = 0
+    """The rank that its alpha is divided by; 0 where no alpha applies."""
+    alpha: float | None = None
+
+    @property
+    def stored(self) -> StoredModule:
+        return StoredModule(self.name, self.algebra or WHOLE, self.factors, self.rank, self.alpha)
 
     @property
     def tensors(self) -> list[str]:
@@ -90,13 +99,14 @@ class _ModuleParts:
 
 
 def adapter_without_config(files: FactorSource) -> Adapter:
-    """Return the adapter of a LoRA file without a config. Reads headers, and the alphas.
+    """Return the adapter of a LoRA file without a config. Reads headers, and the alphas: a file on the hub is downloaded for them.
 
     Errors: ModelError for a name of an unknown kind, dialects of several programs, a factor without the other, shapes that do not
-    fit together, and an alpha that is no finite number.
+    fit together, and an alpha that is no finite number; HubError.
     """
     modules = _collect(files)
-    dialect = _dialect_of(files, modules)
+    _refuse_mixed(files, modules)
+    files.fetch(files.absent([p.others["alpha"] for p in modules.values() if "alpha" in p.others], False))
     stated = _stated_configs(files)
     updates: dict[str, Update] = {}
     vectors: dict[str, AddedVector] = {}
@@ -112,7 +122,8 @@ def adapter_without_config(files: FactorSource) -> Adapter:
         if product is None:
             vectors[f"{key}.weight"] = AddedVector(parts.name.text, "weight", parts.factors["difference"])
             continue
-        update = _update(files, parts, product, rank)
+        parts.rank = rank
+        update = _update(files, parts, product)
         if update.left.endswith(LEFT):
             algebra[parts.name.text] = product
         config = stated.get(parts.name.component)
@@ -120,7 +131,7 @@ def adapter_without_config(files: FactorSource) -> Adapter:
             update = _scaled_by_config(files, update, config)
         updates[key] = update
     source = UnfoldedFactors(files, algebra) if algebra else files
-    return Adapter(source, NO_CONFIG, updates, vectors=vectors, dialect=dialect)
+    return Adapter(source, NO_CONFIG, updates, vectors=vectors, dialect=_dialect_of(files, modules))
 
 
 def _collect(files: FactorSource) -> dict[str, _ModuleParts]:
@@ -164,17 +175,23 @@ def module_key(module: ModuleName) -> str:
     return f"{module.component}:{canonical_name(module.path, module.component)}"
 
 
-def _dialect_of(files: FactorSource, modules: Mapping[str, _ModuleParts]) -> Dialect:
-    """Return the one dialect of a file. Errors: ModelError where names are of several."""
-    backwards = list(modules.values())[::-1]  # of equal keys the first module stays
-    first = {parts.name.dialect: parts.tensors[0] for parts in backwards}
-    endings = {
+def _endings(modules: Mapping[str, _ModuleParts]) -> dict[FactorWords, str]:
+    """The endings of LoRA factors in a file, each with a name that has it: that of the first module."""
+    return {
         words: parts.factors["left"]
-        for parts in backwards
+        for parts in list(modules.values())[::-1]
         for words in WORDS
         if "left" in parts.factors and parts.factors["left"].endswith(words.left)
     }
-    spellings = {("old" if words in OLD_DIFFUSERS else words): name for words, name in endings.items()}
+
+
+def _refuse_mixed(files: FactorSource, modules: Mapping[str, _ModuleParts]) -> None:
+    """Errors: ModelError where names are of several dialects."""
+    backwards = list(modules.values())[::-1]  # of equal keys the first module stays
+    first = {parts.name.dialect: parts.tensors[0] for parts in backwards}
+    spellings = {
+        ("old" if words in OLD_DIFFUSERS else words): name for words, name in _endings(modules).items()
+    }
     for found in (first, spellings):
         if len(found) > 1:
             one, other, *_ = found.values()
@@ -182,19 +199,23 @@ def _dialect_of(files: FactorSource, modules: Mapping[str, _ModuleParts]) -> Dia
                 f"{files.label}: mixes the names of several programs, such as {one} and {other}; expected those of one. Convert the "
                 "file with one program, or split it."
             )
-    (name,) = first
+
+
+def _dialect_of(files: FactorSource, modules: Mapping[str, _ModuleParts]) -> Dialect:
+    """Return the dialect of a file, after :func:`_refuse_mixed`."""
+    name = next(parts.name.dialect for parts in modules.values())
     metadata: dict[str, str] = {}
     for shard in files.shards:
         metadata |= shard.header.metadata
     trained_for = next((metadata[k] for k in STATED_ARCHITECTURES if metadata.get(k)), "")
     has_alphas = any("alpha" in parts.others for parts in modules.values())
-    words = next(iter(endings), UP_DOWN if name == "kohya" else B_A)
-    names = {key: parts.name for key, parts in modules.items()}
+    words = next(iter(_endings(modules)), UP_DOWN if name == "kohya" else B_A)
+    stored = {key: parts.stored for key, parts in modules.items()}
     is_bare = any(
         parts.name.dialect == "diffusers" and parts.name.component == ANY for parts in modules.values()
     )
     is_assumed = is_bare and not has_alphas and METADATA not in metadata
-    return Dialect(name, words, has_alphas or name == "kohya", names, trained_for, metadata, is_assumed)
+    return Dialect(name, words, has_alphas or name == "kohya", stored, trained_for, metadata, is_assumed)
 
 
 def _float(files: FactorSource, name: str) -> str:
@@ -279,7 +300,7 @@ def _pair(
     return (product if fits else None), b[0]
 
 
-def _update(files: FactorSource, parts: _ModuleParts, product: Algebra | StoredProduct, rank: int) -> Update:
+def _update(files: FactorSource, parts: _ModuleParts, product: Algebra | StoredProduct) -> Update:
     """Return the update of a module, scaled by its alpha."""
     text = parts.name.text
     left, right, difference = text + LEFT, text + RIGHT, text + DIFFERENCE
@@ -290,7 +311,9 @@ def _update(files: FactorSource, parts: _ModuleParts, product: Algebra | StoredP
     magnitude = parts.others.get("magnitude", "")
     by_input = bool(magnitude) and _is_by_input(files, magnitude, product.rows)
     bias = _float(files, parts.others["bias"]) if "bias" in parts.others else ""
-    scale = _alpha(files, parts.others["alpha"]) / rank if rank and "alpha" in parts.others else 1.0
+    if parts.rank and "alpha" in parts.others:
+        parts.alpha = _alpha(files, parts.others["alpha"])
+    scale = 1.0 if parts.alpha is None else parts.alpha / parts.rank
     return Update(
         text,
         left,

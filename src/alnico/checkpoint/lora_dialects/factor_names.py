@@ -153,6 +153,20 @@ def _modern(path: str, component: str, *, is_old: bool) -> str:
 
 
 @dataclass(frozen=True)
+class StoredModule:
+    """How a file stores what it adds to a module."""
+
+    name: ModuleName
+    kind: str
+    """LORA, LOHA, LOKR or WHOLE."""
+    factors: Mapping[str, str] = field(default_factory=dict)
+    """The names of its factors, by their part in the algebra."""
+    rank: int = 0
+    """The rank that the alpha is divided by; 0 where no alpha applies."""
+    alpha: float | None = None
+
+
+@dataclass(frozen=True)
 class Dialect:
     """How a LoRA file without a config is written, so that its combinations can be written in the same way."""
 
@@ -160,8 +174,8 @@ class Dialect:
     words: FactorWords
     """The endings of its LoRA factors; where it has none, those that its program writes today."""
     has_alphas: bool
-    modules: Mapping[str, ModuleName]
-    """The names of its modules by the keys of their updates."""
+    modules: Mapping[str, StoredModule]
+    """Its modules by the keys of their updates."""
     trained_for: str = ""
     """The architecture that the header states; '' if it states none."""
     metadata: Mapping[str, str] = field(default_factory=dict)
