@@ -225,8 +225,6 @@ def test_what_cannot_be_combined_is_refused(tmp_path: Path) -> None:
 
     (tmp_path / "peft").mkdir()
     of_peft = made_adapters.linear(tmp_path / "peft")
-    with pytest.raises(MismatchError, match=r"is an adapter of PEFT, .* a LoRA file without a config"):
-        alnico.lora.combine([paths[0], of_peft], tmp_path / "out")
     with pytest.raises(OutputError, match="expected a directory"):
         alnico.lora.combine([of_peft, of_peft], tmp_path / "out.safetensors")
     assert not (tmp_path / "out").exists()

@@ -37,6 +37,7 @@ from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.kernels.clock import counts_compiling
 from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, check_options
+from alnico.lora.common_names import with_common_names
 from alnico.lora.dialect_output import FILE, dialect_notes, header_of, shared_vectors, spelled_factors
 from alnico.lora.matching import SharedModule, SharedSavedTensor, check_bases, match_updates, saved_tensors
 from alnico.lora.reduce import (
@@ -227,7 +228,8 @@ def combine(
         opened = _opened(listed, config, run, stack)
         strengths = block_list(blocks, len(opened))
         opened = [a if s is None else with_strengths(a, s) for a, s in zip(opened, strengths, strict=True)]
-        is_dialect = all(a.dialect is not None for a in opened)
+        opened, named = with_common_names(opened)
+        is_dialect = opened[0].dialect is not None
         check_output_place(target, needed_files([a.files for a in opened]), may_replace)
         if target.suffix == ".safetensors" and not is_dialect:
             raise OutputError(
@@ -238,6 +240,7 @@ def combine(
             *combination.notes,
             *(note for a in opened for note in a.files.notes),
             *check_bases(opened, unrelated),
+            *named,
         ]
         modules = match_updates(opened)
         vectors = shared_vectors(opened, combination) if is_dialect else []
@@ -278,8 +281,8 @@ def combine(
                 notes += sum_up(said, {m.name: i for i, m in enumerate(modules)})
                 written = [_module(m, update, opened) for m, update in zip(modules, updates, strict=True)]
                 given = [s.text if s is not None else "" for s in strengths] if any(strengths) else []
+                notes += dialect_notes(opened)
                 if is_dialect:
-                    notes += dialect_notes(opened)
                     made = {**combination.data(), **({"blocks": given} if given else {})}
                     name = target.name if target.suffix == ".safetensors" else FILE
                     held = {v.name: v.shape for v in vectors}

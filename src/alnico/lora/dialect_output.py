@@ -19,6 +19,7 @@ from alnico.checkpoint.lora_dialects.factor_names import (
     LINEAR_LAYER,
     OLD_DIFFUSERS,
     PLAIN_UP_DOWN,
+    PREFIXES,
     PROCESSOR,
     SECOND_TEXT,
     TEXT_ENCODERS,
@@ -26,6 +27,7 @@ from alnico.checkpoint.lora_dialects.factor_names import (
     Dialect,
     FactorWords,
     ModuleName,
+    diffusers_prefix,
 )
 from alnico.checkpoint.open_adapter import DIFFUSERS_WEIGHTS
 from alnico.checkpoint.source import unwrap
@@ -45,6 +47,9 @@ UNDERSCORED = {
     ANY: "lycoris_",
 }
 """How kohya begins the names of a part's modules."""
+
+OF_TRANSFORMERS = ("transformer_blocks.", "single_transformer_blocks.")
+"""How names of modules begin that diffusers' transformers have, and its U-Nets have not."""
 
 NOT_KEPT = (
     "sshs_",
@@ -75,22 +80,43 @@ def _text(adapters: Sequence[Adapter], key: str) -> str:
     """Return a module's name in the dialect of the first adapter. Errors: MismatchError for a name that cannot be written there."""
     first = _dialect(adapters[0])
     holder = next(a for a in adapters if key in _dialect(a).modules)
-    name = _dialect(holder).modules[key]
-    if name.dialect == first.name:
+    name = _dialect(holder).modules[key].name
+    if holder is adapters[0] or (name.dialect == first.name == "ComfyUI"):
         return name.text
-    if first.name != "kohya":
-        raise MismatchError(
-            f"{name.text}: {holder.label} has this module, and {adapters[0].label} has not, whose names are those of {first.name}; expected "
-            f"modules that can be named so. Give {holder.label} first: the output has the names of the first adapter."
-        )
-    return _underscored(first, name)
+    if first.name == "kohya":
+        is_general = name.text.startswith(UNDERSCORED[ANY]) and name.component != ANY
+        return _underscored(first, name) if name.is_dotted or is_general else name.text
+    if name.dialect == first.name and (prefix := _prefix(first, name)) is not None:
+        return prefix + name.text.removeprefix(diffusers_prefix(name.text))
+    raise MismatchError(
+        f"{name.text}: {holder.label} has this module, and {adapters[0].label} has not, whose names are those of {first.name}; expected "
+        f"modules that can be named so. Give {holder.label} first: the output has the names of the first adapter."
+    )
 
 
-def _underscored(dialect: Dialect, name: ModuleName) -> str:
-    prefix = UNDERSCORED[name.component]
-    if name.component == FIRST_TEXT and any(m.text.startswith("lora_te_") for m in dialect.modules.values()):
-        prefix = "lora_te_"
-    return prefix + name.path.replace(".", "_")
+def _prefix(first: Dialect, name: ModuleName) -> str | None:
+    """Return what stands before a module's name in a file of diffusers, as in the first file; None if that is for another part alone."""
+    of_first = {
+        module.name.component: diffusers_prefix(module.name.text) for module in first.modules.values()
+    }
+    if name.component in of_first:
+        return of_first[name.component]
+    if "" in of_first.values():
+        return None
+    if name.component == DENOISER:
+        return "transformer." if name.path.startswith(OF_TRANSFORMERS) else "unet."
+    return f"{name.component}."
+
+
+def _underscored(first: Dialect, name: ModuleName) -> str:
+    """Return a module's name as kohya writes it, with the prefix that the first file has for its part."""
+    texts = [module.name.text for module in first.modules.values()]
+    own = (
+        prefix
+        for prefix, dialect, part in PREFIXES
+        if dialect == "kohya" and part == name.component and any(text.startswith(prefix) for text in texts)
+    )
+    return next(own, UNDERSCORED[name.component]) + name.path.replace(".", "_")
 
 
 def _words(dialect: Dialect, text: str, key: str) -> FactorWords:
@@ -147,8 +173,8 @@ def _sum_of(
 
 
 def header_of(adapters: Sequence[Adapter], options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metadata of the output: what all headers agree on, and how it was combined."""
-    first, *others = [_dialect(a).metadata for a in adapters]
+    """Return the metadata of the output: what all headers of files agree on, and how it was combined."""
+    first, *others = [_dialect(a).metadata for a in adapters if not a.config]  # adapters of PEFT have a config, and no header
     agreed = {
         key: value
         for key, value in first.items()

@@ -101,13 +101,6 @@ def match_updates(adapters: Sequence[Adapter]) -> list[SharedModule]:
                 "adapter cannot hold. Merge it with a recipe instead, as BASE+ADAPTER, with the base as "
                 "base_model (for example task_arithmetic)."
             )
-    without = next((a for a in adapters if a.dialect is not None), None)
-    of_peft = next((a for a in adapters if a.dialect is None), None)
-    if without is not None and of_peft is not None:
-        raise MismatchError(
-            f"{of_peft.label} is an adapter of PEFT, {without.label} a LoRA file without a config; expected adapters of one kind, whose "
-            "modules have names in common. Convert one of them, or fold both into their base."
-        )
     named = {
         a.label: sorted(a.config.get("target_parameters") or [])
         for a in adapters
@@ -131,7 +124,8 @@ def _module(adapters: Sequence[Adapter], key: str) -> SharedModule:
     shape = _shape_of(adapter, update)
     for other, other_update in others:
         other_shape = _shape_of(other, other_update)
-        if other.dialect is not None and _is_flattened(shape, other_shape):
+        is_file = adapter.dialect is not None or other.dialect is not None
+        if is_file and _is_flattened(shape, other_shape):
             shape = max(shape, other_shape, key=lambda s: len(s[3]))
         elif other_shape != shape:
             raise MismatchError(

@@ -142,6 +142,15 @@ def module_name(text: str, ending: str) -> ModuleName:
     return ModuleName(text, dialect, component, path, True)
 
 
+def diffusers_prefix(text: str) -> str:
+    """Return how a module's name begins that says the part of a pipeline of diffusers; '' for a name that does not say it.
+
+    >>> diffusers_prefix("text_encoder_2.text_model.q"), diffusers_prefix("down_blocks.0.q")
+    ('text_encoder_2.', '')
+    """
+    return next((p for p, dialect, _ in PREFIXES if dialect == "diffusers" and text.startswith(p)), "")
+
+
 def _modern(path: str, component: str, *, is_old: bool) -> str:
     """Return a module's name in today's diffusers and transformers."""
     is_old = is_old or ".processor." in path
