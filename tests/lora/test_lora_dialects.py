@@ -349,6 +349,41 @@ def test_a_lora_of_parts_changes_rows_of_a_fused_matrix(tmp_path: Path, kind: st
     agrees(folded(tmp_path / "flux.safetensors", adapter), published, changes)
 
 
+LAST_LAYER: dict[str, files.Factors] = {
+    "LoRA": lora((8, 4), 2, 1, alpha=3),
+    "LoRA with a bias": lora((8, 4), 2, 1, alpha=3) | random_factors({".diff_b": (8,)}, 2),
+    "LoHa": random_factors({".hada_w1_a": (8, 2), ".hada_w1_b": (2, 4), ".hada_w2_a": (8, 2), ".hada_w2_b": (2, 4)}, 3),
+    "a whole difference": random_factors({".diff": (8, 4)}, 4),
+    "DoRA": lora((8, 4), 2, 5) | {".dora_scale": np.linspace(0.5, 2, 8, dtype=np.float32)[:, None]},
+    "DoRA of inputs": lora((8, 4), 2, 6) | {".dora_scale": np.linspace(0.5, 2, 4, dtype=np.float32)[None]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_published", [True, False], ids=["published names", "diffusers' names"])
+@pytest.mark.parametrize("kind", LAST_LAYER)
+def test_shift_and_scale_of_the_last_layer_change_places(
+    tmp_path: Path, kind: str, is_published: bool
+) -> None:
+    """Flux's last modulation is (shift, scale) as published, and (scale, shift) in diffusers: a file of one form on a base of the other."""
+    published, of_diffusers = "final_layer.adaLN_modulation.1", "norm_out.linear"
+    random = np.random.default_rng(9)
+    weight, bias = (random.standard_normal(s).astype(np.float32) for s in ((8, 4), (8,)))
+    own, other = (published, of_diffusers) if is_published else (of_diffusers, published)
+    swapped = {f"{other}.weight": np.roll(weight, 4, 0), f"{other}.bias": np.roll(bias, 4)}
+    for folder, tensors in (("own", {f"{own}.weight": weight, f"{own}.bias": bias}), ("other", swapped)):
+        made.save_file(tmp_path / folder / "model.safetensors", {n: ("F32", v) for n, v in tensors.items()})
+    factors = LAST_LAYER[kind]
+    adapter = files.file_of(tmp_path / "a.safetensors", {f"diffusion_model.{own}": factors})
+    change = files.added({n: v for n, v in factors.items() if n not in (".diff_b", ".dora_scale")})
+    expected = {"weight": weight + change, "bias": bias + factors.get(".diff_b", 0)}
+    if ".dora_scale" in factors:
+        expected["weight"] = files.with_dora(weight, change, factors[".dora_scale"])
+    for parameter, values in expected.items():
+        assert near(as_arrays(folded(tmp_path / "own", adapter))[f"{own}.{parameter}"], values)
+        found = as_arrays(folded(tmp_path / "other", adapter))[f"{other}.{parameter}"]
+        assert near(found, np.roll(values, 4, 0))
+
+
 CLIP = {
     "self_attn.q_proj": (4, 4),
     "self_attn.k_proj": (4, 4),

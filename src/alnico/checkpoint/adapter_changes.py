@@ -73,6 +73,8 @@ class TensorUpdate:
     """The base's tensor that this one copies, where the base does not store it."""
     joined: tuple[tuple[Update, int], ...] = ()
     """Updates of parts that the base stores as one matrix (q, k and v), each with its first row."""
+    is_swapped: bool = False
+    """The halves of its rows stand in the other order in the base."""
     twin: str = ""
     """Another tensor of the adapter that must equal ``replaced``."""
     twin_update: Update | None = None

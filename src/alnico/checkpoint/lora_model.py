@@ -337,11 +337,13 @@ class AdaptedModel:
         """Add to ``out`` elements from ``first`` on of a difference that the adapter holds, or computes, as a whole."""
         files = self.adapter.files
         start = first + (change.part[0] * columns if change.part is not None else 0)
-        raw = self._read_raw(files, update.difference, start, out.size, 2)
-        added = dtypes.decode(raw, files.tensors[update.difference].dtype).astype(out.dtype)
-        with np.errstate(all="ignore"):  # an overflow gives an infinity, which is refused
-            added *= out.dtype.type(update.scale * (self.weight if is_weighted else 1.0))
-            out += added
+        half = files.tensors[update.difference].elements // 2 if change.is_swapped else 0
+        for begin, at, count in _in_halves(start, out.size, half):
+            raw = self._read_raw(files, update.difference, begin, count, 2)
+            added = dtypes.decode(raw, files.tensors[update.difference].dtype).astype(out.dtype)
+            with np.errstate(all="ignore"):  # an overflow gives an infinity, which is refused
+                added *= out.dtype.type(update.scale * (self.weight if is_weighted else 1.0))
+                out[at : at + count] += added
 
     @staticmethod
     def _replace_rows(rows: Rows, factors: _LoadedFactors, columns: int, first: int, out: np.ndarray) -> None:
@@ -402,6 +404,8 @@ class AdaptedModel:
         if change.added is not None:
             scale = change.added.scale * (self.weight if not change.replaced else 1.0)
             added = self.adapter.read(change.added.bias, dtype).reshape(-1) * dtype.type(scale)
+            if change.is_swapped:
+                added = np.roll(added, added.size // 2)
         if change.joined:
             return self._join_factors(change, tensor.shape[0], dtype)
         if change.update is None:
@@ -424,6 +428,8 @@ class AdaptedModel:
             left, right = left[change.expert : change.expert + 1], right[change.expert : change.expert + 1]
         if change.part is not None:
             left = left[:, slice(*change.part)]
+        if change.is_swapped:
+            left = np.roll(left, left.shape[1] // 2, axis=1)
         if change.is_transposed:
             left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
         factors = _LoadedFactors(np.ascontiguousarray(left), np.ascontiguousarray(right))
@@ -447,6 +453,8 @@ class AdaptedModel:
                 magnitude = self.adapter.read(update.magnitude, dtype).reshape(-1).astype(np.float64)
                 if change.part is not None:
                     magnitude = magnitude[slice(*change.part)]
+                if change.is_swapped and not update.is_magnitude_by_input:
+                    magnitude = np.roll(magnitude, magnitude.size // 2)
                 factor = (magnitude / self._norms(name, factors)).astype(dtype)
             if not np.isfinite(factor).all():
                 raise ModelError(
@@ -618,6 +626,21 @@ def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, in
         expert, begin = divmod(first + at, size)
         part = min(size - begin, count - at)
         yield expert, begin, at, part
+        at += part
+
+
+def _in_halves(first: int, count: int, half: int) -> Iterator[tuple[int, int, int]]:
+    """Split elements from ``first`` on, of a tensor whose halves of ``half`` elements stand in the other order, into (first element as
+    stored, position, elements); all at once where ``half`` is 0.
+
+    >>> list(_in_halves(1, 6, 4)), list(_in_halves(1, 6, 0))
+    ([(5, 0, 3), (0, 3, 3)], [(1, 0, 6)])
+    """
+    at = 0
+    while at < count:
+        place = first + at
+        part = min(half - place % half, count - at) if half else count
+        yield (place + half) % (2 * half) if half else place, at, part
         at += part
 
 

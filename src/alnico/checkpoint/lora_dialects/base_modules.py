@@ -14,6 +14,7 @@ from dataclasses import replace
 from alnico.checkpoint.adapter_changes import AdapterEffect, TensorUpdate
 from alnico.checkpoint.lora_adapter import Adapter, AddedVector, Update
 from alnico.checkpoint.lora_dialects.canonical_names import (
+    SWAPPED,
     canonical_name,
     component_of,
     fused_with,
@@ -68,13 +69,19 @@ def dialect_effect(label: str, base: Model | MemoryModel, adapter: Adapter) -> A
             matcher.check(target, update, change)
             if update.bias:
                 changes |= matcher.added(
-                    target, AddedVector(update.module, "bias", update.bias, update.scale)
+                    target,
+                    AddedVector(update.module, "bias", update.bias, update.scale),
+                    is_swapped=change.is_swapped,
                 )
     for key, vector in adapter.vectors.items():
-        target = matcher.find(*key.removesuffix(f".{vector.parameter}").split(":", 1))
+        component, _, canonical = key.removesuffix(f".{vector.parameter}").partition(":")
+        target = matcher.find(component, canonical)
+        is_swapped = not target and canonical in SWAPPED
+        if is_swapped:
+            target = matcher.find(component, SWAPPED[canonical])
         unmatched += [] if target else [vector.module]
         if target:
-            changes |= matcher.added(target, vector)
+            changes |= matcher.added(target, vector, is_swapped=is_swapped)
     if unmatched:
         more = f" and {len(unmatched) - SHOWN} more" if len(unmatched) > SHOWN else ""
         raise ModelError(
@@ -150,7 +157,8 @@ class _BaseModules:
         return ""
 
     def targets(self, key: str, update: Update) -> list[tuple[str, TensorUpdate]]:
-        """The tensors that an update changes: one, the parts of a fused one, or rows of one. Empty if it matches nothing."""
+        """The tensors that an update changes: one, the parts of a fused one, rows of one, or one with other rows first. Empty if it matches
+        nothing."""
         component, _, canonical = key.partition(":")
         if name := self.find(component, canonical):
             is_transposed = name.endswith("text_projection")
@@ -165,13 +173,15 @@ class _BaseModules:
                 return [(parts[-1], TensorUpdate(update))]  # it does not fit, which the check says
             pieces = zip(parts, ends, ends[1:], strict=False)
             return [(part, TensorUpdate(update, part=(first, end))) for part, first, end in pieces]
+        if canonical in SWAPPED and (name := self.find(component, SWAPPED[canonical])):
+            return [(name, TensorUpdate(update, is_swapped=True))]
         whole = fused_with(canonical)
         if whole is not None and (name := self.find(component, whole[0])):
             shape = self._tensors[name].shape
             return [(name, TensorUpdate(joined=((update, whole[1] * math.prod(shape[1:])),)))]
         return []
 
-    def added(self, weight: str, vector: AddedVector) -> dict[str, TensorUpdate]:
+    def added(self, weight: str, vector: AddedVector, *, is_swapped: bool = False) -> dict[str, TensorUpdate]:
         """What a difference of a vector changes: the bias of a weight, or a weight that is a vector. Errors: ModelError."""
         is_bias = vector.parameter == "bias"
         target = f"{weight.removesuffix('weight')}bias" if is_bias else weight
@@ -183,7 +193,7 @@ class _BaseModules:
                 "base that it was trained for."
             )
         update = Update(vector.module, "", "", 0, vector.scale, bias=vector.name)
-        return {target: TensorUpdate(added=update)}
+        return {target: TensorUpdate(added=update, is_swapped=is_swapped)}
 
     def check(self, target: str, update: Update, change: TensorUpdate) -> None:
         """Errors: ModelError for an update that has not the shape of a tensor, or a norm of DoRA for something else."""
@@ -199,7 +209,7 @@ class _BaseModules:
             end = change.joined[0][1] + rows  # q, k and v are square; what follows them ends with the matrix
             fits = matrix[1] == columns and end <= matrix[0] and (rows == columns or end == matrix[0])
         else:
-            fits = matrix == (rows, columns)
+            fits = matrix == (rows, columns) and not (change.is_swapped and rows % 2)
         if not fits or (kernel and len(shape) > 2 and kernel != shape[2:]):
             found = f"({rows}, {', '.join(map(str, adapter.files.tensors[update.right].shape[1:]))})"
             raise ModelError(

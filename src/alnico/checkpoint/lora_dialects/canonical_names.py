@@ -85,6 +85,12 @@ FUSED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
 )  # fmt: skip
 """Matrices that the original checkpoints store as one, and their parts in diffusers, in the order of their rows."""
 
+SWAPPED = {
+    "final_layer_adaLN_modulation_1": "norm_out_linear",
+    "norm_out_linear": "final_layer_adaLN_modulation_1",
+}
+"""The modulation of the last layer of Flux: its rows are shift and scale in the original checkpoints, scale and shift in diffusers."""
+
 STARTS: tuple[tuple[str, str], ...] = (
     ("model.diffusion_model.", DENOISER),
     ("diffusion_model.", DENOISER),
