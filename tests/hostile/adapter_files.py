@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,14 @@ def a_file(folder: Path) -> Read:
 def without_config(folder: Path) -> Read:
     read = adapted()(folder)
     (folder / "adapter" / "adapter_config.json").unlink()
+    return read
+
+
+def two_files(folder: Path) -> Read:
+    """A folder with two files of factors and no config."""
+    read = without_config(folder)
+    (folder / "adapter" / "adapter_model.safetensors").rename(folder / "adapter" / "one.safetensors")
+    shutil.copy(folder / "adapter" / "one.safetensors", folder / "adapter" / "two.safetensors")
     return read
 
 
@@ -180,6 +189,7 @@ ADAPTER_FILES = (
     Malformed("a row of the adapted weight is 0", "a row of the adapted weight is 0", adapted(tensors=LORA | SCALED, use_dora=True)),
     Malformed("is not a directory; expected that of a LoRA adapter", "is not a directory; expected that of a LoRA adapter", a_file),
     Malformed("has no {}, expected a LoRA adapter as PEFT saves it", "has no adapter_config.json", without_config),
+    Malformed("has no {} and {} files of weights", "has no adapter_config.json and 2 files of weights", two_files),
     Malformed("peft_type is {}, expected 'LORA'", "peft_type is 'IA3'", adapted(peft_type="IA3")),
     Malformed("which changes what the adapter does", "which changes what the adapter does", adapted(layer_replication=[[0, 1]])),
     Malformed("expected a mapping from modules to numbers", "expected a mapping from modules to numbers", adapted(rank_pattern=[1])),

@@ -109,6 +109,7 @@ def test_an_adapter_of_the_hub_is_applied_to_a_base_of_the_hub_or_of_this_disk(h
     Path("lora/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
     hub.add("org/lora", Path("lora"))
     commit = {n: hub.repos[n].refs["main"] for n in ("org/base", "org/lora")}
+    assert alnico.inspect("org/lora").data()["updates"] == alnico.inspect("lora").data()["updates"]
     assert (
         alnico.open_model("org/base+org/lora").tensors["model.layers.0.mlp.up_proj.weight"].nominal == "BF16"
     )
@@ -126,6 +127,40 @@ def test_an_adapter_of_the_hub_is_applied_to_a_base_of_the_hub_or_of_this_disk(h
     assert lock["inputs"][0]["repositories"] == [
         {"repository": n, "commit": commit[n]} for n in ("org/base", "org/lora")
     ]
+    alnico.lora.combine(["org/lora", "lora"], "combined", method="cat")
+
+
+def lora_file(folder: Path, name: str = "style.safetensors") -> Path:
+    """A LoRA file of kohya for a matrix of the models, which has no config."""
+    module, random = "lora_unet_model_layers_0_mlp_up_proj", np.random.default_rng(1)
+    tensors = {
+        f"{module}.lora_down.weight": ("F32", random.standard_normal((2, 16))),
+        f"{module}.lora_up.weight": ("F32", random.standard_normal((48, 2))),
+        f"{module}.alpha": ("F32", np.array(1.0)),
+    }
+    return save_file(folder / name, tensors)
+
+
+@pytest.mark.parametrize("name", ["style.safetensors", "pytorch_lora_weights.safetensors"])
+def test_a_lora_file_without_a_config_is_an_adapter_of_the_hub(hub: Hub, run: Run, name: str) -> None:
+    base = models(hub)[0]
+    file = lora_file(Path("lora"), name)
+    hub.add("org/lora", Path("lora"))
+    code, stdout, stderr = run("inspect", "org/lora")
+    assert (code, stderr) == (0, "")
+    assert "dialect       kohya" in stdout.splitlines()
+    alnico.lora.fold("org/base", "org/lora", "there")
+    alnico.lora.fold(base, file, "here")
+    assert weights("there") == weights("here") != weights(str(base))
+    alnico.lora.combine(["org/lora", file], "there.safetensors", method="cat")
+    alnico.lora.combine([file, file], "here.safetensors", method="cat")
+    assert alnico.diff("there.safetensors", "here.safetensors").is_equal
+    lora_file(Path("pair"), "a.safetensors")
+    hub.add("org/pair", lora_file(Path("pair"), "b.safetensors").parent)
+    assert told(lambda: alnico.lora.fold(base, "org/pair", "out"), ModelError) == (
+        "org/pair: has no adapter_config.json and 2 files of weights (a.safetensors, b.safetensors); expected one LoRA file, or one named "
+        "pytorch_lora_weights.safetensors. Give the path of the file to use; of a repository on the hub, download it first."
+    )
 
 
 def test_planning_and_inspecting_fetch_no_weights(hub: Hub, run: Run) -> None:

@@ -317,6 +317,28 @@ def test_every_command_that_reads_models_reads_them_at_urls(
     assert contents(tmp_path / "mixed") == contents(tmp_path / "here")
 
 
+@pytest.mark.parametrize("place", ["lora", "lora/style.safetensors", "named"])
+def test_a_lora_file_without_a_config_is_an_adapter_at_a_url(
+    elsewhere: Elsewhere, models: tuple[str, list[str]], tmp_path: Path, place: str
+) -> None:
+    module, random = "lora_unet_model_layers_0_mlp_up_proj", np.random.default_rng(1)
+    tensors = {
+        f"{module}.lora_down.weight": ("F32", random.standard_normal((2, 16))),
+        f"{module}.lora_up.weight": ("F32", random.standard_normal((48, 2))),
+        f"{module}.alpha": ("F32", np.array(1.0)),
+    }
+    save_file(elsewhere.root / "lora" / "style.safetensors", tensors)
+    save_file(elsewhere.root / "named" / "pytorch_lora_weights.safetensors", tensors)
+    url, here = f"{ADDRESS}/{place}", elsewhere.root / place
+    assert alnico.inspect(url).data()["updates"] == alnico.inspect(here).data()["updates"]
+    base = local(elsewhere, models[0])
+    alnico.lora.fold(base, url, tmp_path / "there")
+    alnico.lora.fold(base, here, tmp_path / "here")
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    alnico.lora.combine([url, here], tmp_path / "a.safetensors", method="cat")
+    alnico.merge({"merge_method": "passthrough", "models": [f"{models[0]}+0.5*{url}"]}, tmp_path / "mixed")
+
+
 class Going:
     """A server that goes away when six tensors are made; the last shard of the last model is not read before."""
 

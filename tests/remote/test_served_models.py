@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import alnico
 from alnico.errors import AlnicoError, HubError, ModelError
-from made import family
+from made import family, save_file
 from s3_server import SECRET, S3Server
 from web_server import WebServer
 
@@ -97,6 +98,26 @@ def test_a_merge_from_s3_to_s3_has_the_local_bytes_and_requests_what_its_plan_sa
         if path.name in SIDE or path.suffix == ".safetensors":
             assert s3_server.read(f"out/{path.name}") == path.read_bytes(), path.name
     assert requested(s3_server, here) == result.plan.bytes_to_request > 0
+
+
+def test_lora_files_without_a_config_are_read_from_a_web_server(
+    web_server: WebServer, here: Path, tmp_path: Path
+) -> None:
+    """It lists no files: a file by its URL, and in a folder the one that diffusers writes."""
+    module = "lora_unet_model_layers_0_mlp_up_proj"
+    tensors = {
+        f"{module}.lora_down.weight": ("F32", np.ones((1, 32))),
+        f"{module}.lora_up.weight": ("F32", np.ones((96, 1))),
+        f"{module}.alpha": ("F32", np.array(0.5)),
+    }
+    for name in ("style.safetensors", "named/pytorch_lora_weights.safetensors"):
+        save_file(web_server.folder / "lora" / name, tensors)
+    alnico.lora.fold(here / "base", web_server.folder / "lora" / "style.safetensors", tmp_path / "local")
+    expected = {p.name: p.read_bytes() for p in (tmp_path / "local").glob("*.safetensors")}
+    for place in ("lora/style.safetensors", "lora/named"):
+        alnico.lora.fold(here / "base", f"{web_server.url}/{place}", tmp_path / "out", overwrite=True)
+        assert {p.name: p.read_bytes() for p in (tmp_path / "out").glob("*.safetensors")} == expected
+        assert alnico.inspect(f"{web_server.url}/{place}").data()["dialect"] == "kohya"
 
 
 def test_commands_leave_no_temporary_folders(web_server: WebServer, here: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from alnico.checkpoint.lora_adapter import CONFIG, WEIGHTS, Adapter, checked_con
 from alnico.checkpoint.near_paths import suggestion
 from alnico.checkpoint.reference import PICKLES, is_at_url, is_hub_reference
 from alnico.checkpoint.sidecars import check_kinds
-from alnico.checkpoint.weight_files import DIFFUSERS_STEM, STEM, holds_weights
+from alnico.checkpoint.weight_files import DIFFUSERS_STEM, SHARD_NAME, STEM, holds_weights
 from alnico.errors import ModelError
 from alnico.run_options import ONLINE, Access
 
@@ -114,8 +114,13 @@ def adapter_names(where: str, names: Collection[str]) -> list[str]:
     if CONFIG in names and weights:
         return weights[:1]
     alone = _without_config(names) if CONFIG not in names else []
-    if alone:
+    if len(alone) == 1:
         return alone
+    if alone:
+        raise ModelError(
+            f"{where}: has no {CONFIG} and {len(alone)} files of weights ({', '.join(sorted(alone)[:3])}); expected one LoRA file, or one "
+            f"named {DIFFUSERS_WEIGHTS[0]}. Give the path of the file to use; of a repository on the hub, download it first."
+        )
     lacking = CONFIG if CONFIG not in names else f"{WEIGHTS[0]} and no {WEIGHTS[1]}"
     advice = "Check the path."
     if CONFIG not in names and holds_weights(n for n in names if n not in WEIGHTS):
@@ -128,7 +133,7 @@ def adapter_names(where: str, names: Collection[str]) -> list[str]:
 
 
 def _without_config(names: Collection[str]) -> list[str]:
-    """Return the file of LoRA factors in a folder without a config: the one that diffusers writes, or the only one."""
+    """Return the file of LoRA factors in a folder without a config: the one that diffusers writes, or all that may be one."""
     named = [n for n in DIFFUSERS_WEIGHTS if n in names]
     if named:
         return named[:1]
@@ -139,5 +144,6 @@ def _without_config(names: Collection[str]) -> list[str]:
         and holds_weights([n])
         and n not in WEIGHTS
         and not n.startswith((f"{STEM}.", f"{DIFFUSERS_STEM}."))
+        and not SHARD_NAME.fullmatch(n)
     ]
-    return weights if len(weights) == 1 and "config.json" not in names else []
+    return weights if "config.json" not in names else []

@@ -20,6 +20,7 @@ from alnico.checkpoint.lora_dialects.block_strengths import BlockInput, block_li
 from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.reference import Paths
 from alnico.devices import DEFAULT_DEVICE
+from alnico.engine.fetch import fetch_files
 from alnico.engine.matrix_gpu import MatrixGpu, MatrixRoom, kind_of, matrix_gpus, whole_float32
 from alnico.engine.method_notes import sum_up
 from alnico.errors import (
@@ -313,7 +314,7 @@ def combine(
 
 
 def _opened(adapters: Sequence[Any], config: Any, run: RunOptions, stack: ExitStack) -> list[Adapter]:
-    """Open adapters of all kinds until the stack ends. Errors: ModelError, HubError; RecipeError."""
+    """Open adapters of all kinds until the stack ends, and download those of the hub. Errors: ModelError, HubError; RecipeError."""
     found = open_adapters(adapters, config, access=run.access)
     stack.callback(found.close)
     if len(found.adapters) != len(adapters):
@@ -321,6 +322,8 @@ def _opened(adapters: Sequence[Any], config: Any, run: RunOptions, stack: ExitSt
             f"adapters: there are {len(found.adapters)} in {len(adapters)} modules, as PEFT has several active ones; "
             "expected one per module. Set one active adapter in each."
         )
+    files = [adapter.files for adapter in found.adapters]
+    fetch_files(files, [f.absent(list(f.tensors), False) for f in files], run.watch)
     return list(found.adapters)
 
 

@@ -60,7 +60,7 @@ SIDE_FILES = (
 
 WEIGHT_FILES = (
     *INDICES, *PICKLE_INDICES, "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin",
-    "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin",
+    "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
 )  # fmt: skip
 """Names of weight files, indices and adapters that are looked for there."""
 
@@ -170,6 +170,8 @@ def download_cache(access: Access) -> PieceFiles | None:
 
 
 def _open_file(label: str, file: str, remote: RemoteWeights) -> FileModel:
+    if remote.is_whole:
+        remote.fetch([file])
     return FileModel(label, remote.directory / file, [_shard(remote, file, "")], remote=remote)
 
 
