@@ -126,6 +126,64 @@ def test_loha_and_lokr_are_combined_exactly_and_written_as_lora(
         assert near(found[module], expected), module
 
 
+KEPT: dict[str, files.Factors] = {
+    "LoHa": LYCORIS["LoHa"][Q],
+    "LoHa of a convolution, without alpha": LYCORIS["LoHa"][CONV],
+    "LoHa with cores": random_factors(
+        {f".hada_{n}": s for i in "12" for n, s in ((f"t{i}", (2, 2, 3, 3)), (f"w{i}_a", (2, 8)), (f"w{i}_b", (2, 4)))}, 6
+    ),
+    "LoKr": LYCORIS["LoKr"][FF],
+    "LoKr of whole matrices": LYCORIS["LoKr"][Q] | {".alpha": np.float32(5)},
+    "a core": random_factors(
+        {".lora_down.weight": (3, 4, 1, 1), ".lora_mid.weight": (3, 3, 3, 3), ".lora_up.weight": (8, 3, 1, 1)}, 7
+    )
+    | {".alpha": np.float32(2)},
+    "whole": random_factors({".diff": (12, 8)}, 5),
+}  # fmt: skip
+
+
+def stored(path: Path) -> dict[str, files.Factors]:
+    """The factors of each module of a file, without alnico."""
+    found: dict[str, files.Factors] = {}
+    with safe_open(path, "np") as file:
+        for name in file.keys():  # noqa: SIM118
+            module, _, ending = name.partition(".")
+            found.setdefault(module, {})[f".{ending}"] = file.get_tensor(name)
+    return found
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize("method", ["cat", "svd"])
+def test_a_module_that_one_file_alone_changes_keeps_its_form(tmp_path: Path, kind: str, method: str) -> None:
+    module = "lora_unet_up_blocks_3_attentions_0_own"
+    paths, modules = two(tmp_path)
+    other = files.file_of(tmp_path / "lycoris.safetensors", {module: KEPT[kind], Q: modules[0][Q]})
+    combined = alnico.lora.combine(
+        [paths[0], other],
+        tmp_path / "out.safetensors",
+        weights=[1, -0.3],
+        blocks=[None, "OUT09=0.5"],
+        method=method,
+    )
+    assert any("keep their form" in note for note in combined.notes)
+    found = stored(tmp_path / "out.safetensors")
+    assert set(found[module]) - {".alpha"} == set(KEPT[kind]) - {".alpha"}
+    scale = -0.3 * 0.5
+    assert near(files.added(found[module]), scale * files.added(KEPT[kind]))
+    assert near(differences(tmp_path / "out.safetensors")[module], scale * files.added(KEPT[kind]))
+    assert near(files.added(found[Q]), 0.7 * files.added(modules[0][Q]))
+
+
+def test_a_form_is_not_kept_where_the_rank_is_cut_or_a_method_makes_another_matrix(tmp_path: Path) -> None:
+    other = files.file_of(tmp_path / "lycoris.safetensors", {Q: KEPT["LoHa"]})
+    for options in ({"rank": 3}, {"energy": 0.9}, {"method": "ties", "density": 0.5}):
+        combined = alnico.lora.combine([other], tmp_path / "out.safetensors", overwrite=True, **options)
+        assert ".lora_up.weight" in stored(tmp_path / "out.safetensors")[Q]
+        assert any("are written as LoRA" in note for note in combined.notes)
+    alnico.lora.combine([other], tmp_path / "out.safetensors", overwrite=True, rank=4)
+    assert ".hada_w1_a" in stored(tmp_path / "out.safetensors")[Q]
+
+
 @pytest.mark.parametrize("space", ["dense", "core"])
 def test_a_method_of_task_vectors_is_applied_to_what_the_files_add(tmp_path: Path, space: str) -> None:
     paths, modules = two(tmp_path)

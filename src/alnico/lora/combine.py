@@ -39,7 +39,14 @@ from alnico.kernels.clock import counts_compiling
 from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, check_options
 from alnico.lora.common_names import with_common_names
-from alnico.lora.dialect_output import FILE, dialect_notes, header_of, shared_vectors, spelled_factors
+from alnico.lora.dialect_output import (
+    FILE,
+    dialect_notes,
+    header_of,
+    kept_factors,
+    shared_vectors,
+    spelled_factors,
+)
 from alnico.lora.matching import SharedModule, SharedSavedTensor, check_bases, match_updates, saved_tensors
 from alnico.lora.reduce import (
     Combine,
@@ -281,8 +288,14 @@ def combine(
                 updates = _with_equal_ranks(modules, _combine_all(modules, make, part, run))
                 notes += sum_up(said, {m.name: i for i, m in enumerate(modules)})
                 written = [_module(m, update, opened) for m, update in zip(modules, updates, strict=True)]
+                if is_dialect:
+                    written = [
+                        replace(w, kept=kept_factors(opened, m, combination, choice))
+                        for m, w in zip(modules, written, strict=True)
+                    ]
+                kept = [m.key for m, w in zip(modules, written, strict=True) if w.kept]
                 given = [s.text if s is not None else "" for s in strengths] if any(strengths) else []
-                notes += dialect_notes(opened)
+                notes += dialect_notes(opened, kept)
                 if is_dialect:
                     made = {**combination.data(), **({"blocks": given} if given else {})}
                     name = target.name if target.suffix == ".safetensors" else FILE
@@ -389,7 +402,12 @@ def _with_equal_ranks(
 def _write(
     files: AdapterFiles, module: OutputModule, update: _WrittenUpdate, path: Path, inside: Folder
 ) -> None:
-    """Write the factors in PEFT's layout: of experts, A expert by expert and B rank by rank."""
+    """Write the factors in PEFT's layout: of experts, A expert by expert and B rank by rank. Or write the module as it is kept."""
+    if module.kept:
+        remove(path, inside)
+        for tensor in module.kept:
+            files.write(tensor.name, tensor.values())
+        return
     name_of_left, name_of_right = module.names
     with (
         os.fdopen(open_to_write(path, inside, flags=os.O_RDWR), "rb") as file,

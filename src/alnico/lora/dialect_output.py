@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,9 @@ from alnico.checkpoint.source import unwrap
 from alnico.errors import MismatchError
 from alnico.lora.combine_options import CombineOptions
 from alnico.lora.matching import SharedModule
-from alnico.lora.writer import SpelledFactors
+from alnico.lora.reduce import RankChoice
+from alnico.lora.writer import OutputTensor, SpelledFactors
+from alnico.numerics.sizes import count_of
 
 FILE = DIFFUSERS_WEIGHTS[0]
 """The file of a folder: the name that diffusers looks for."""
@@ -127,16 +128,44 @@ def _words(dialect: Dialect, text: str, key: str) -> FactorWords:
     return LINEAR_LAYER if key.partition(":")[0] in TEXT_ENCODERS else PLAIN_UP_DOWN
 
 
-@dataclass(frozen=True)
-class SharedVector:
-    """A vector whose difference some adapters hold: its name in the output, its shape, and the sum of the differences."""
+def kept_factors(
+    adapters: Sequence[Adapter], module: SharedModule, combination: CombineOptions, choice: RankChoice
+) -> tuple[OutputTensor, ...]:
+    """Return the tensors of a module in the form that its file has, scaled; empty where the result is no multiple of one stored module.
 
-    name: str
-    shape: tuple[int, ...]
-    values: Callable[[], np.ndarray]
+    A sum of which one adapter alone has the module, at a rank that cuts nothing, is such a multiple: LoHa, LoKr, a core or a whole
+    difference. Its alpha takes the factor; without an alpha the first of its factors does.
+    """
+    holders = [(i, update) for i, update in enumerate(module.updates) if update is not None]
+    if combination.kind not in ("cat", "sum") or len(holders) > 1 or choice.energy is not None:
+        return ()
+    ((position, update),) = holders
+    adapter = adapters[position]
+    is_plain = update.left in unwrap(adapter.files).tensors
+    is_cut = choice.rank is not None and choice.rank < update.rank
+    is_spelled = _dialect(adapters[0]).name != "diffusers" or position == 0
+    if is_plain or is_cut or not is_spelled or update.bias:
+        return ()
+    stored = _dialect(adapter).modules[module.key]
+    text = _text(adapters, module.key)
+    factor = combination.coefficients[position] * update.scale
+    of_alpha = factor * stored.rank
+    tensors = []
+    for number, name in enumerate(stored.factors.values()):
+        ending = name.removeprefix(stored.name.text)
+        share = factor if not stored.rank and number == 0 else 1.0
+        values = _read_scaled(adapter, name, share)
+        tensors.append(OutputTensor(text + ending, adapter.files.tensors[name].shape, values))
+    if stored.rank:
+        tensors.append(OutputTensor(f"{text}.alpha", (), lambda: np.array(of_alpha), "F32"))
+    return tuple(tensors)
 
 
-def shared_vectors(adapters: Sequence[Adapter], combination: CombineOptions) -> list[SharedVector]:
+def _read_scaled(adapter: Adapter, name: str, factor: float) -> Callable[[], np.ndarray]:
+    return lambda: factor * adapter.read(name, np.dtype(np.float64))
+
+
+def shared_vectors(adapters: Sequence[Adapter], combination: CombineOptions) -> list[OutputTensor]:
     """Return the weighted sums of the differences of vectors, such as biases. Errors: MismatchError."""
     found = []
     for key in dict.fromkeys(key for a in adapters for key in a.vectors):
@@ -154,7 +183,7 @@ def shared_vectors(adapters: Sequence[Adapter], combination: CombineOptions) -> 
         text = _text(adapters, key.rpartition(".")[0])
         ending = ".diff_b" if holders[0][1].parameter == "bias" else ".diff"
         values = _sum_of(adapters, holders, combination.coefficients)
-        found.append(SharedVector(text + ending, shapes.pop(), values))
+        found.append(OutputTensor(text + ending, shapes.pop(), values))
     return found
 
 
@@ -174,7 +203,9 @@ def _sum_of(
 
 def header_of(adapters: Sequence[Adapter], options: Mapping[str, Any]) -> dict[str, str]:
     """Return the metadata of the output: what all headers of files agree on, and how it was combined."""
-    first, *others = [_dialect(a).metadata for a in adapters if not a.config]  # adapters of PEFT have a config, and no header
+    first, *others = [
+        _dialect(a).metadata for a in adapters if not a.config
+    ]  # adapters of PEFT have a config, and no header
     agreed = {
         key: value
         for key, value in first.items()
@@ -184,16 +215,27 @@ def header_of(adapters: Sequence[Adapter], options: Mapping[str, Any]) -> dict[s
     return {"format": "pt", **agreed, "alnico.combined": json.dumps(made, sort_keys=True)}
 
 
-def dialect_notes(adapters: Sequence[Adapter]) -> list[str]:
-    """Say which adapters have other factors than those of LoRA, which are written as LoRA, and which do not state their scale."""
+def dialect_notes(adapters: Sequence[Adapter], kept: Collection[str]) -> list[str]:
+    """Say which modules have other factors than those of LoRA, and in which form they are written; and which scales are not stated.
+
+    ``kept`` are the keys of modules that keep their form.
+    """
     notes = []
     for adapter in adapters:
         notes += assumed_scale(adapter)
         stored = unwrap(adapter.files).tensors
-        others = [u.module for u in adapter.updates.values() if u.left not in stored]
-        if others:
+        others = {key: u.module for key, u in adapter.updates.items() if u.left not in stored}
+        as_stored = [module for key, module in others.items() if key in kept]
+        as_lora = [module for key, module in others.items() if key not in kept]
+        what = f"{adapter.label}: factors of LoHa, LoKr, cores and whole differences"
+        if as_stored:
             notes.append(
-                f"{adapter.label}: {len(others)} modules, such as {others[0]}, are stored as LoHa, LoKr, with a core or whole; they are "
-                "written as LoRA, exactly where the rank is large enough."
+                f"{what} in {count_of(len(as_stored), 'module')}, such as {as_stored[0]}, keep their form, since no other adapter changes the "
+                "same modules."
+            )
+        if as_lora:
+            notes.append(
+                f"{what} in {count_of(len(as_lora), 'module')}, such as {as_lora[0]}, are written as LoRA, exactly where the rank is large "
+                "enough."
             )
     return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,6 +46,16 @@ class SpelledFactors:
 
 
 @dataclass(frozen=True)
+class OutputTensor:
+    """A tensor of a LoRA file without a config: its name, its shape and its values. ``dtype`` is '' for that of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: Callable[[], np.ndarray]
+    dtype: str = ""
+
+
+@dataclass(frozen=True)
 class OutputModule:
     """One update of an adapter to write. ``left_shape`` and ``right_shape`` are the shapes of B and A, as PEFT stores them.
 
@@ -65,6 +75,8 @@ class OutputModule:
     """The parameter, if it is not the weight: PEFT then also looks up its rank and alpha under this name."""
     spelled: SpelledFactors | None = None
     """The names in a file without a config; None for PEFT's."""
+    kept: tuple[OutputTensor, ...] = ()
+    """What is written in place of factors, for a module that keeps the form that a file has."""
 
     @property
     def target(self) -> str:
@@ -108,6 +120,9 @@ class OutputAdapter:
         """Return name, dtype and shape of every tensor, in order."""
         tensors: list[tuple[str, str, tuple[int, ...]]] = []
         for module in self.modules:
+            if module.kept:
+                tensors += [(t.name, t.dtype or self.dtype, t.shape) for t in module.kept]
+                continue
             left, right = module.names
             tensors += [(right, self.dtype, module.right_shape), (left, self.dtype, module.left_shape)]
             if module.bias:
