@@ -292,7 +292,7 @@ MODELSPEC = {
 
 @prepares("merge-image-models")
 def image_models(folder: Path) -> None:
-    """Two models as pipelines of diffusers, and as checkpoints in one file."""
+    """Two models as pipelines of diffusers, and as checkpoints in one file, and a LoRA file of kohya."""
     from safetensors.numpy import save_file as save
 
     names = [
@@ -323,6 +323,15 @@ def image_models(folder: Path) -> None:
             save({f"block.{i}.weight": tuned() for i in range(3)}, folder / "models" / model / part / file)
         (folder / "models" / model / "model_index.json").write_text(json.dumps(index, indent=2))
         save({name: tuned() for name in single}, folder / "models" / f"{model}.safetensors", MODELSPEC)
+    lora = {"ss_base_model_version": "sdxl_base_v1-0", "ss_network_module": "networks.lora", "ss_network_dim": "4"}
+    factors: dict[str, np.ndarray] = {}
+    for i, block in enumerate(("input_blocks_4", "input_blocks_5", "output_blocks_3")):
+        random = np.random.default_rng(10 + i)
+        module = f"lora_unet_{block}_0_in_layers_2"
+        factors[f"{module}.lora_down.weight"] = random.standard_normal((4, 16)).astype(np.float32)
+        factors[f"{module}.lora_up.weight"] = random.standard_normal((16, 4)).astype(np.float32)
+        factors[f"{module}.alpha"] = np.full((), 2, np.float32)
+    save(factors, folder / "style.safetensors", lora)
 
 
 @contextmanager
