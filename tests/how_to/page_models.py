@@ -323,7 +323,11 @@ def image_models(folder: Path) -> None:
             save({f"block.{i}.weight": tuned() for i in range(3)}, folder / "models" / model / part / file)
         (folder / "models" / model / "model_index.json").write_text(json.dumps(index, indent=2))
         save({name: tuned() for name in single}, folder / "models" / f"{model}.safetensors", MODELSPEC)
-    lora = {"ss_base_model_version": "sdxl_base_v1-0", "ss_network_module": "networks.lora", "ss_network_dim": "4"}
+    lora = {
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+    }
     factors: dict[str, np.ndarray] = {}
     for i, block in enumerate(("input_blocks_4", "input_blocks_5", "output_blocks_3")):
         random = np.random.default_rng(10 + i)

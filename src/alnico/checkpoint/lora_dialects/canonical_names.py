@@ -1,7 +1,7 @@
 """Gives one name to a module of an image model, whichever program wrote it.
 
 The name is diffusers' (transformers' for text encoders) with underscores in the place of dots: files of kohya have no
-dots, and where they were cannot be told without the base. The names of the original checkpoints of SD 1, SD 2, SDXL and Flux are
+dots, and where they were cannot be told without the base. The names of the original checkpoints of SD 1, SD 2, SDXL, Flux and Wan are
 mapped to it by rule.
 """
 
@@ -41,8 +41,16 @@ OF_UNET = {
     "guidance_in_in_layer": "time_text_embed_guidance_embedder_linear_1",
     "guidance_in_out_layer": "time_text_embed_guidance_embedder_linear_2",
     "final_layer_linear": "proj_out",
+    "time_embedding_0": "condition_embedder_time_embedder_linear_1",
+    "time_embedding_2": "condition_embedder_time_embedder_linear_2",
+    "text_embedding_0": "condition_embedder_text_embedder_linear_1",
+    "text_embedding_2": "condition_embedder_text_embedder_linear_2",
+    "time_projection_1": "condition_embedder_time_proj",
+    "img_emb_proj_1": "condition_embedder_image_embedder_ff_net_0_proj",
+    "img_emb_proj_3": "condition_embedder_image_embedder_ff_net_2",
+    "head_head": "proj_out",
 }
-"""Modules outside of the blocks, in the original checkpoints of SD and Flux, and in diffusers."""
+"""Modules outside of the blocks, in the original checkpoints of SD, Flux and Wan, and in diffusers."""
 
 IN_FLUX_BLOCK = {
     "img_attn_proj": "attn_to_out_0",
@@ -55,6 +63,16 @@ IN_FLUX_BLOCK = {
     "txt_mod_lin": "norm1_context_linear",
 }
 IN_SINGLE_BLOCK = {"linear2": "proj_out", "modulation_lin": "norm_linear"}
+IN_WAN_BLOCK = {
+    **{f"self_attn_{part}": f"attn1_to_{part}" for part in "qkv"},
+    **{f"cross_attn_{part}": f"attn2_to_{part}" for part in "qkv"},
+    "self_attn_o": "attn1_to_out_0",
+    "cross_attn_o": "attn2_to_out_0",
+    "cross_attn_k_img": "attn2_add_k_proj",
+    "cross_attn_v_img": "attn2_add_v_proj",
+    "ffn_0": "ffn_net_0_proj",
+    "ffn_2": "ffn_net_2",
+}
 
 IN_CLIP_LAYER = {
     "ln_1": "layer_norm1",
@@ -140,6 +158,7 @@ UNET_RULES: tuple[NameRule, ...] = (
     (re.compile(f"output_blocks_{NUMBER}_([01])_(.+)"), lambda m: _block("up_blocks", int(m[1]), m[2], m[3])),
     (re.compile(f"double_blocks_{NUMBER}_(.+)"), lambda m: _renamed(f"transformer_blocks_{m[1]}", m[2], IN_FLUX_BLOCK)),
     (re.compile(f"single_blocks_{NUMBER}_(.+)"), lambda m: _renamed(f"single_transformer_blocks_{m[1]}", m[2], IN_SINGLE_BLOCK)),
+    (re.compile(f"blocks_{NUMBER}_(.+)"), lambda m: _renamed(f"blocks_{m[1]}", m[2], IN_WAN_BLOCK)),
 )  # fmt: skip
 
 
