@@ -268,6 +268,7 @@ def test_the_analysis_of_the_real_smollm2_is_that_of_numpy(
 
 
 @pytest.mark.slow
+@pytest.mark.before_each_merge
 def test_the_readme_shows_what_the_demo_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -211,7 +211,6 @@ def flux(folder: Path) -> Any:
 
 
 @pytest.mark.slow  # importing diffusers takes seconds
-@pytest.mark.each_case
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [stable_diffusion, sdxl, flux])
 def test_a_merged_pipeline_draws_what_modules_merged_by_hand_draw(

@@ -49,6 +49,11 @@ def simulated(claim: str, *methods: str) -> str:
 @pytest.mark.parametrize(
     ("claim", "methods"),
     [
+        pytest.param(
+            "files_on_one_gpu",
+            ("linear", "ties", "dare_ties"),
+            marks=[pytest.mark.slow, pytest.mark.before_each_merge],
+        ),
         *(
             pytest.param(claim, OF_EACH_KIND, marks=pytest.mark.slow)
             for claim in ("files_on_two_gpus", "in_memory")

@@ -1,4 +1,4 @@
-"""The fuzzers find nothing: for ten minutes each at night, and before in fixed mutations and two short runs."""
+"""The fuzzers find nothing: for ten minutes each at night, and before in fixed mutations and one short run."""
 
 from __future__ import annotations
 
@@ -45,14 +45,10 @@ def fuzzed(target: str, seconds: int, findings: Path) -> tuple[int, int]:
     return int(told[1].replace(",", "")), int(told[2].replace(",", ""))
 
 
-SHORTLY = ("header", "recipe")
-"""Targets that ./check --all fuzzes: one with its own mutations of bytes, one of text. All others replay fixed mutations there."""
-
-
 @pytest.mark.parametrize(
     ("target", "seconds"),
     [
-        *(pytest.param(target, 5, marks=pytest.mark.slow) for target in SHORTLY),
+        pytest.param("header", 2, marks=[pytest.mark.slow, pytest.mark.before_each_merge]),
         *(pytest.param(target, 600, marks=pytest.mark.nightly) for target in TARGETS),
     ],
 )

@@ -30,8 +30,12 @@ NOT_RUN = {
 """The reasons for which a block may be left out: ``<!-- not run: REASON -->``."""
 
 
-NIGHTLY = {"several-machines", "curve"}
-"""Pages whose sessions take a minute or more: one starts three nodes of Ray, the other scores a dozen models."""
+CHEAP = ("first-merge", "merge-a-lora", "merge-large-models", "stack-layers", "different-tokenizers")
+MARKS = {
+    **{page: [pytest.mark.before_each_merge] for page in CHEAP},
+    "several-machines": [pytest.mark.nightly],  # it starts three nodes of Ray
+    "curve": [pytest.mark.nightly],  # it scores a dozen models
+}
 
 TITLES = {
     "average-checkpoints": "Average the last checkpoints of a run",
@@ -67,10 +71,9 @@ def scoring_forks() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.each_case
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.nightly] * (page.stem in NIGHTLY)) for page in PAGES],
+    [pytest.param(page, marks=MARKS.get(page.stem, [])) for page in PAGES],
     ids=lambda page: page.stem,
 )
 def test_every_block_of_a_page_runs_and_prints_what_it_shows(

@@ -606,6 +606,7 @@ def test_watching_counts_the_bytes_that_come(hub: Hub) -> None:
     assert begin.total_bytes == sum(e.bytes_done for e in seen if isinstance(e, Fetched)) > 40_000
 
 
+@pytest.mark.before_each_merge
 def test_the_program_as_people_run_it(hub: Hub) -> None:
     local = models(hub)
     environment = {

@@ -37,7 +37,11 @@ def test_a_merge_killed_at_any_call_is_taken_up_and_gives_the_same_bytes() -> No
 
 
 @pytest.mark.parametrize(
-    "moments", [pytest.param(15, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.nightly)]
+    "moments",
+    [
+        pytest.param(4, marks=[pytest.mark.slow, pytest.mark.before_each_merge]),
+        pytest.param(50, marks=pytest.mark.nightly),
+    ],
 )
 def test_a_merge_killed_at_random_moments_is_taken_up_and_gives_the_same_bytes(moments: int) -> None:
     found = figures("moments", "--moments", str(moments))

@@ -68,6 +68,7 @@ class Loaded(HTMLParser):
             self.found.append(values[LOADING[tag]] or "")
 
 
+@pytest.mark.before_each_merge
 def test_no_page_and_no_style_refers_to_another_host(site: Path) -> None:
     away = {}
     for page in site.rglob("*.html"):
@@ -231,6 +232,7 @@ def test_every_page_fits_and_can_be_read_and_asks_no_other_host(
     assert wrong == {}
 
 
+@pytest.mark.before_each_merge
 def test_the_search_finds_without_a_server(site: Path, browser: Chromium) -> None:
     go(browser, site / "index.html")
     browser.value(
