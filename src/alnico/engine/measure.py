@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from alnico.kernels.measure_kernels import (
     MeasureKernel,
     Reduction,
 )
+from alnico.kernels.selection_kernel import SelectionKernel
 from alnico.plan.job import Job
 from alnico.plan.memory import DRAWN_BYTES, SELECTION_BYTES
 
@@ -309,10 +310,7 @@ class _BySelection(_KthLargestSearch):
         self.gathered[:, start:stop] = values
 
     def turn(self) -> None:
-        places = self.job.elements - self.rank
-        for row, place in zip(self.gathered, places, strict=True):
-            row.partition(place)
-        self.finish([float(row[place]) for row, place in zip(self.gathered, places, strict=True)])
+        self.finish(_select(self.gathered, self.job.elements - self.rank))
 
 
 class _ByHistogram(_KthLargestSearch):
@@ -519,12 +517,9 @@ class _ByBracket(_FactState):
             (models.size, SAMPLED_RUNS, min(self.job.elements // SAMPLED_RUNS, SAMPLED_RUN)), self.real
         )
         self.call(self.sampling, 0, block, models, values.reshape(models.size, -1))
-        # Sorting is vectorised in numpy; a partition of many equal values, usual in BF16 models, takes three
-        # times as long.
-        ordered = np.sort(values.reshape(models.size, -1), axis=1)
         own = np.searchsorted(models, self.chosen)
         shares = self.rank / self.job.elements
-        bounds = [self._bracket(values[m], ordered[m], share) for m, share in zip(own, shares, strict=True)]
+        bounds = [self._bracket(values[m], share) for m, share in zip(own, shares, strict=True)]
         self.low, self.high = (np.array(side, self.real) for side in zip(*bounds, strict=True))
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -571,19 +566,21 @@ class _ByBracket(_FactState):
     def results(self) -> dict[MeasuredFact, Any]:
         return {search.fact: search.result for search in self.searches}
 
-    def _bracket(self, sample: np.ndarray, ordered: np.ndarray, share: float) -> tuple[Any, Any]:
+    def _bracket(self, sample: np.ndarray, share: float) -> tuple[Any, Any]:
         """Between which values of the sample (runs, elements) the kth largest lies: four standard deviations
         of its rank to both sides, by the spread between the runs where that is larger, since rows of a tensor
         differ in size."""
-        above = (sample > ordered[max(0, sample.size - 1 - int(share * sample.size))]).mean(axis=1)
+        row = sample.reshape(1, -1)
+        middle = _select(row, [max(0, sample.size - 1 - int(share * sample.size))])[0]
+        above = (sample > self.real.type(middle)).mean(axis=1)
         deviation = max(
             math.sqrt(share * (1 - share) / sample.size), float(above.std()) / math.sqrt(len(sample))
         )
         margin = 4 * deviation * sample.size + SAMPLED_RUNS
         first, last = int(share * sample.size - margin), int(share * sample.size + margin)
         places = [max(0, sample.size - 1 - last), min(sample.size - 1, sample.size - 1 - first)]
-        low = ordered[places[0]] if last < sample.size else self.real.type(0)
-        high = ordered[places[1]] if first >= 0 else self.real.type(np.inf)
+        low = _select(row, places[:1])[0] if last < sample.size else 0.0
+        high = _select(row, places[1:])[0] if first >= 0 else math.inf
         return low, high
 
     def _selected(self, n: int) -> float | None:
@@ -596,7 +593,21 @@ class _ByBracket(_FactState):
             return float(self.low[n])
         if sum(part.size for part in self.parts[n]) < inside:
             return None
-        return float(np.sort(np.concatenate(self.parts[n]))[inside - place])
+        return _select(np.concatenate(self.parts[n])[None], [inside - place])[0]
+
+
+def _select(values: np.ndarray, places: Sequence[int] | np.ndarray) -> list[float]:
+    """The value at a place of each row of values that are not negative; the smallest has place 0."""
+    bits = values.view(f"u{values.itemsize}")
+    found = np.empty(len(bits), bits.dtype)
+    run = kernel_for(_selection_kernel(values.dtype.name))
+    run(bits, np.asarray(places, np.int64), np.empty(bits.shape[1], bits.dtype), found)
+    selected: list[float] = found.view(values.dtype).tolist()
+    return selected
+
+
+def _selection_kernel(real: Any) -> FactKernel:
+    return cast("FactKernel", SelectionKernel(real))  # has everything that is asked of a description
 
 
 def kernels(job: Job, *, on_gpu: bool = False) -> set[FactKernel]:
@@ -607,10 +618,12 @@ def kernels(job: Job, *, on_gpu: bool = False) -> set[FactKernel]:
 
 def kernels_of(facts: Sequence[MeasuredFact], job: Job, *, on_gpu: bool = False) -> set[FactKernel]:
     """Describe the kernels that measure some facts of a job."""
+    searches = [f for f in facts if isinstance(f, KthLargest)]
+    selecting = {_selection_kernel(job.real)} if searches else set()
     if on_gpu:
-        return {_kernel(f, job, _counted(f, job)) for f in facts}
-    sampled = [f for f in facts if isinstance(f, KthLargest) and is_bracketed(f, job)]
-    return {_kernel(f, job) for f in facts} | {_kernel(f, job, "values") for f in sampled}
+        return {_kernel(f, job, _counted(f, job)) for f in facts} | selecting
+    sampled = [f for f in searches if is_bracketed(f, job)]
+    return {_kernel(f, job) for f in facts} | {_kernel(f, job, "values") for f in sampled} | selecting
 
 
 def _counted(fact: MeasuredFact, job: Job) -> Reduction | None:

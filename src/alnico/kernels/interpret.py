@@ -21,6 +21,7 @@ from alnico.kernels.lookup_kernel import LookupKernel
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
+from alnico.kernels.selection_kernel import SelectionKernel
 from alnico.kernels.template import PARTS, ArgumentKind
 
 CHUNK = 16_384
@@ -57,6 +58,8 @@ def run_of(kernel: Any) -> tuple[Run, float]:
         return _four_bit, 6.0
     if isinstance(kernel, LookupKernel):
         return functools.partial(_lookup, kernel), 33.0
+    if isinstance(kernel, SelectionKernel):
+        return _selection, 70.0
     raise NoArrayForm(f"{type(kernel).__name__} has no array form")
 
 
@@ -450,3 +453,8 @@ def _lookup(
     groups = (np.arange(columns) + offset) // group
     values -= zeros[:, groups]
     np.multiply(values, scales[:, groups], out=out)
+
+
+def _selection(bits: np.ndarray, places: np.ndarray, _rest: np.ndarray, out: np.ndarray) -> None:
+    for r, place in enumerate(places.tolist()):
+        out[r] = np.partition(bits[r], place)[place]
