@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import re
 import stat
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -21,10 +23,11 @@ from alnico.checkpoint.near_paths import suggestion
 from alnico.errors import ModelError, RunError
 
 MAX_OPEN_FILES = 8
-"""Files of one model open at once; the least recently used is closed first.
+"""Files of one model open at once; the least recently used is closed first. Reopening takes microseconds."""
 
-64 models then stay below the usual limit of 1,024 descriptors per process; reopening takes microseconds.
-"""
+MOST_OPEN_FILES = 512
+"""Files of all models open at once, or half of what the system allows the process, if that is less. The usual limit is 1,024, or 256
+on macOS; a merge of hundreds of checkpoints stays below it."""
 
 
 MOST_BUFFERS = 512
@@ -46,9 +49,10 @@ SHELL_PIPE = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+")
 class _OpenFile:
     """A descriptor, how many read from it now, when it was last lent, and whether its file was closed meanwhile."""
 
-    __slots__ = ("descriptor", "is_closed", "last_lent", "readers")
+    __slots__ = ("descriptor", "is_closed", "last_lent", "path", "readers")
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
         self.descriptor = descriptor
         self.readers = 0
         self.last_lent = 0
@@ -95,9 +99,10 @@ class OpenFiles:
         with self._lock:
             file = self._open.get(path)
             if file is None:
-                file = self._open[path] = _OpenFile(self._new(path))
+                file = self._open[path] = _OpenFile(path, self._new(path))
                 file.readers = 1
                 self._close_surplus()
+                _ALL_OPEN.add(file, self)
             else:
                 file.readers += 1
             self._lent += 1
@@ -108,7 +113,7 @@ class OpenFiles:
         with self._lock:
             file.readers -= 1
             if file.readers == 0 and file.is_closed:
-                os.close(file.descriptor)  # close() was called during the read
+                self._close(file)  # close() was called during the read
 
     def _new(self, path: Path) -> int:
         descriptor = open_to_read(path)
@@ -127,7 +132,20 @@ class OpenFiles:
             return
         unread = [path for path, file in self._open.items() if file.readers == 0]
         for path in sorted(unread, key=lambda path: self._open[path].last_lent)[:surplus]:
-            os.close(self._open.pop(path).descriptor)
+            self._close(self._open.pop(path))
+
+    def close_unread(self, file: _OpenFile) -> None:
+        """Close a file that nobody reads, unless another thread is at work on these files."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if file.readers == 0 and self._open.get(file.path) is file:
+                    self._close(self._open.pop(file.path))
+            finally:
+                self._lock.release()
+
+    def _close(self, file: _OpenFile) -> None:
+        _ALL_OPEN.remove(file)
+        os.close(file.descriptor)
 
     def close(self) -> None:
         """Close all files.
@@ -138,8 +156,41 @@ class OpenFiles:
             for file in self._open.values():
                 file.is_closed = True
                 if file.readers == 0:
-                    os.close(file.descriptor)
+                    self._close(file)
             self._open.clear()
+
+
+class _AllOpenFiles:
+    """The files that all models of the process have open: when they are too many, those opened first are closed, if nobody reads them.
+
+    The system counts descriptors by process, so there is one of these.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owners: dict[_OpenFile, weakref.ref[OpenFiles]] = {}
+
+    def add(self, file: _OpenFile, owner: OpenFiles) -> None:
+        """Count a file that was opened, and close others while they are too many. The lock of ``owner`` is held."""
+        allowed = os.sysconf("SC_OPEN_MAX")
+        limit = min(MOST_OPEN_FILES, allowed // 2) if allowed > 0 else MOST_OPEN_FILES
+        with self._lock:
+            self._owners[file] = weakref.ref(owner)
+            surplus = list(itertools.islice(self._owners.items(), max(len(self._owners) - limit, 0)))
+        for other, its_owner in surplus:  # without the lock, which closing takes
+            files = its_owner()
+            if files is None and self.remove(other):  # a model that was dropped without being closed
+                os.close(other.descriptor)
+            elif files is not None and files is not owner:
+                files.close_unread(other)
+
+    def remove(self, file: _OpenFile) -> bool:
+        """Forget a file that is about to be closed. Returns False if another thread did."""
+        with self._lock:
+            return self._owners.pop(file, None) is not None
+
+
+_ALL_OPEN = _AllOpenFiles()
 
 
 class NotAFileError(OSError):
