@@ -65,6 +65,9 @@ NOT_CARRIED = ("adapter_config.json", QUANTISER, "quantize_config.json", "quant_
 """With the first, a loader would load an adapter and that adapter's base instead of the merged weights; with the others (of
 ModelOpt, GPTQ and AWQ) it would take the weights for codes."""
 
+OF_TRAINERS = ("trainer_state.json", "latest", "zero_to_fp32.py")
+"""Files that describe a checkpoint or its shards, and would be wrong next to merged weights. Optimizer states have endings of weights."""
+
 READ_WHILE_PLANNING = (".json", ".txt", ".model", ".jinja", "README.md")
 """Endings of small files that are fetched before the weights: config, index, tokenizer, template, card."""
 
@@ -120,7 +123,7 @@ def is_carried(name: PurePath, modules: Collection[str]) -> bool:
     ``name`` is relative to the model's folder, ``modules`` are its module folders.
     """
     top = name.parts[0]
-    if top.startswith(".") or top in OURS or top == "__pycache__" or top in NOT_CARRIED:
+    if top.startswith(".") or top in OURS or top == "__pycache__" or top in (*NOT_CARRIED, *OF_TRAINERS):
         return False
     if len(name.parts) > 1 and not any(name.is_relative_to(folder) for folder in modules):
         return False
