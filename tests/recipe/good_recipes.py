@@ -23,6 +23,22 @@ methods:
     merge_method: linear
     parameters: {weight: {from: l2_norm, beta: 0}}
 """,
+    "weights that follow a schedule": """\
+merge_method: linear
+models: [a, b, c]
+parameters:
+  weight:
+    - filter: norm
+      value: {from: schedule, shape: [1, 5e-1, 0.25]}
+    - filter: mlp
+      value: {from: schedule, shape: ema, decay: 0.9}
+    - {from: schedule, shape: 1-sqrt}
+methods:
+  - filter: embed
+    merge_method: task_arithmetic
+    base_model: a
+    parameters: {weight: {from: schedule}}
+""",
     "linear over slices, the method inside": """\
 slices:
   - sources:

@@ -302,6 +302,12 @@ class Plan:
             "alnico": __version__,
         }
 
+    def schedules(self) -> list[dict[str, Any]]:
+        """Return each schedule of weights with the weight of each model, as plain data."""
+        from alnico.recipe.schedule_weight import schedule_data, schedules_of  # only to show a plan
+
+        return [schedule_data(schedule, models) for schedule, models in schedules_of(self.recipe)]
+
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain data, for ``--json``."""
         return {
@@ -330,6 +336,7 @@ class Plan:
                 if self.norm_weight_groups
                 else {}
             ),
+            **({"schedules": schedules} if (schedules := self.schedules()) else {}),
             "notes": list(self.notes),
             "jobs": [
                 {

@@ -9,12 +9,14 @@ from alnico.checkpoint.image_blocks import LISTS, PRESETS
 from alnico.methods import registry
 from alnico.methods.base import Between, Method, Option
 from alnico.methods.shared.other_words import METHOD_SYNONYMS, OPTION_SYNONYMS
+from alnico.numerics.decay_schedule import SHAPES
 from alnico.numerics.dtypes import CONFIG_NAMES, Q8_0, TORCH_NAMES
 from alnico.numerics.numbers import complement
 from alnico.recipe import dialect
 from alnico.recipe.keys import (
     BLOCKS,
     CASE,
+    CHECKPOINTS,
     ENTRY,
     LINES,
     MAY_BE_EMPTY,
@@ -25,6 +27,7 @@ from alnico.recipe.keys import (
     REFERENCE,
     RULE,
     RULE_MODEL,
+    SCHEDULE_WEIGHT,
     SLICE,
     SOURCE,
     TOKEN,
@@ -32,7 +35,7 @@ from alnico.recipe.keys import (
     TOP,
 )
 from alnico.recipe.models import MAX_DIGITS, MAX_MODELS
-from alnico.recipe.norm_weight import CHOICES, NUMBERS, takes_norms
+from alnico.recipe.norm_weight import CHOICES, NUMBERS, SCHEDULE, takes_norms
 from alnico.recipe.scalars import SEEDS
 from alnico.recipe.schema import DROP
 
@@ -69,7 +72,7 @@ def json_schema() -> Schema:
     """
     shared = _shared_keys()
     methods = registry().values()
-    one_of = [_has(key) for key in ("models", "slices", "modules")]
+    one_of = [_has(key) for key in ("models", "slices", "modules", "checkpoints")]
     return {
         "$schema": DIALECT,
         "title": "A recipe of alnico",
@@ -121,6 +124,7 @@ def _top_keys(shared: Mapping[str, Schema]) -> dict[str, Schema]:
     keys: dict[str, Schema] = {
         **shared,
         "modules": {"type": "object", "minProperties": 1, "additionalProperties": _ref("module")},
+        "checkpoints": _checkpoints(),
         "methods": {**LISTED, "items": _ref("rule")},
         "lines": _object(LINES, dict.fromkeys(LINES, factor), LINES),
         "tokenizer_source": _ref("reference"),
@@ -217,6 +221,7 @@ def _parameter_definitions(takers_by_key: Mapping[str, Takers]) -> dict[str, Sch
                 for origin, key in needs.items()
             ],
         },
+        "schedule_weight": _schedule_weight(),
         "parameters": {
             "type": ["object", "null"],
             "additionalProperties": False,
@@ -224,6 +229,37 @@ def _parameter_definitions(takers_by_key: Mapping[str, Takers]) -> dict[str, Sch
         },
         **{f"option_{key}": _setting(key, takers) for key, takers in takers_by_key.items()},
     }
+
+
+def _schedule_weight() -> Schema:
+    factors: Schema = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"anyOf": [_number(Between()), NUMBER_AS_TEXT]},
+    }
+    decay: Schema = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    keys: dict[str, Schema] = {
+        "from": {"const": SCHEDULE},
+        "shape": {"anyOf": [{"enum": [*SHAPES]}, factors]},
+        "decay": {"anyOf": [decay, NUMBER_AS_TEXT]},
+    }
+    return _object(SCHEDULE_WEIGHT, keys, ("from",))
+
+
+def _checkpoints() -> Schema:
+    """The folder of a run, a glob, or a list of them, alone or with what is taken of it."""
+    run: Schema = {"anyOf": [TEXT, {"type": "array", "minItems": 1, "items": TEXT}]}
+    step: Schema = {"type": "integer", "minimum": 0}
+    least: Schema = {"type": "integer", "minimum": 1}
+    steps: Schema = {"type": "array", "prefixItems": [step, step, least], "items": False, "minItems": 2}
+    keys: dict[str, Schema] = {
+        "run": run,
+        "last": least,
+        "every": least,
+        "steps": steps,
+        "ema": {"type": "boolean"},
+    }
+    return {"anyOf": [*run["anyOf"], _object(CHECKPOINTS, keys, ("run",))]}
 
 
 def _ref(name: str) -> Schema:
@@ -341,7 +377,7 @@ def _setting(key: str, takers: Takers) -> Schema:
     }
     by_block = _object(BLOCKS, {"blocks": blocks, "value": value}, ("blocks",))
     is_weight = key == "weight" and all(takes_norms(option) for _, option in takers)
-    measured = [_ref("norm_weight")] if is_weight else []
+    measured = [_ref("norm_weight"), _ref("schedule_weight")] if is_weight else []
     return {
         "description": "\n".join(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items()),
         "anyOf": [

@@ -8,7 +8,8 @@ Keys = Mapping[str, str]
 
 TOP: Keys = {
     "merge_method": "The method of all tensors for which no slice, module or rule under `methods` names another.",
-    "models": "The models to merge, with all their layers. Give one of models, slices and modules.",
+    "models": "The models to merge, with all their layers. Give one of models, checkpoints, slices and modules.",
+    "checkpoints": "The checkpoints of a training run, in place of models: the folder of the run, a glob, a list, or a mapping. The newest is the last model.",
     "slices": "The layers of the output, in order. Each slice merges equally many layers of each source.",
     "modules": "Parts of a model with several layer stacks (text decoder, vision tower): models or slices each.",
     "methods": "Rules: the first whose filter matches a tensor sets its method; others use merge_method.",
@@ -97,6 +98,20 @@ NORM_WEIGHT: Keys = {
     "alpha": "For mode power, above 0; default 1.5.",
     "scale": "The sum of the weights; default 1.",
     "per": "What a norm is taken over: model (all tensors with this weight), layer or tensor; default model.",
+}
+
+SCHEDULE_WEIGHT: Keys = {
+    "from": "schedule: the weight follows from the place among the models, which are the checkpoints of a run, the newest last.",
+    "shape": "The decay of a learning rate that the average emulates: uniform or linear (equal weights), cosine, 1-sqrt, ema or wma; or a list with the factor of the rate at each checkpoint, the oldest first.",
+    "decay": "For shape ema: the share of the average that each checkpoint keeps, in (0, 1); default 0.8.",
+}
+
+CHECKPOINTS: Keys = {
+    "run": "The folder of the run, whose folders or files have a step in their names; a glob; a list of them; or the name of a model of the hub and a revision with * for the step, with steps.",
+    "last": "How many of the newest checkpoints; default: all.",
+    "every": "Take each Nth checkpoint, counted back from the newest; default 1. last counts those that are taken.",
+    "steps": "The first and the last step, [from, to]; or [from, to, every], where each of these steps must be there.",
+    "ema": "true: the averaged weights that the trainer kept, in files of their own or inside each checkpoint; default false.",
 }
 
 LINES: Keys = {

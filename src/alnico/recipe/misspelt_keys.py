@@ -7,18 +7,30 @@ from dataclasses import replace
 
 from alnico.methods import known_methods
 from alnico.recipe import dialect
-from alnico.recipe.keys import BLOCKS, CASE, ENTRY, MODULE, NORM_WEIGHT, RULE, SLICE, SOURCE, TOP
+from alnico.recipe.keys import (
+    BLOCKS,
+    CASE,
+    ENTRY,
+    MODULE,
+    NORM_WEIGHT,
+    RULE,
+    SCHEDULE_WEIGHT,
+    SLICE,
+    SOURCE,
+    TOP,
+)
+from alnico.recipe.norm_weight import SCHEDULE
 from alnico.recipe.scalars import misspelt_key
 from alnico.recipe.yaml_nodes import Node, ParseContext, holds_anchors, one_line, shorten
 
 KINDS = {
     "models": (list,), "slices": (list,), "sources": (list,), "methods": (list,), "tasks": (list,), "layer_range": (list,),
     "modules": (dict,), "parameters": (dict,), "lines": (dict,), "stack": (dict,),
-    "model": (str, dict), "base_model": (str, dict), "merge_method": (str, dict),
+    "model": (str, dict), "base_model": (str, dict), "merge_method": (str, dict), "checkpoints": (str, list, dict),
 }  # fmt: skip
 """What the value of a key can be: a key is no misspelling of one whose value it cannot be."""
 
-MODELS = frozenset(("models", "slices", "modules"))
+MODELS = frozenset(("models", "checkpoints", "slices", "modules"))
 """Of these a recipe has one: where one is there, no other is missing."""
 
 SYNONYMS = {
@@ -61,13 +73,14 @@ def correct_keys(root: Node, reading: ParseContext, more: Iterable[str] = ()) ->
         return change
 
     def option(node: Node, where: str) -> Node:
-        """Correct filters, and the keys of a weight that is computed from norms."""
+        """Correct filters, and the keys of a weight that is computed from norms or follows a schedule."""
         if isinstance(node.value, list):
             return items(option)(node, where)
         if not isinstance(node.value, dict) or node.value.keys() & {"search", "choice"}:
             return node
         if "from" in node.value:
-            return _corrected(node, where, NORM_WEIGHT, reading)
+            keys = SCHEDULE_WEIGHT if node.value["from"].value == SCHEDULE else NORM_WEIGHT
+            return _corrected(node, where, keys, reading)
         if "blocks" in node.value:
             return _corrected(node, where, BLOCKS, reading)
         kinds = CASE if node.value.keys() & CASE.keys() else (*CASE, "blocks", "from", "search", "choice")

@@ -23,6 +23,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     for key, name in (("from", "origin"), ("mode", "mode"), ("per", "per"))
 }
 
+SCHEDULE = "schedule"
+"""What ``from`` is for weights that follow a schedule: :mod:`alnico.recipe.schedule_weight` reads these."""
+
 USED_BY = {
     "beta": ("mode", "exp"),
     "alpha": ("mode", "power"),
@@ -124,11 +127,10 @@ def _word(node: Node | None, where: str, key: str, context: Context) -> str | No
     if node is None:
         return None
     if node.value not in CHOICES[key]:
-        near = difflib.get_close_matches(str(node.value), CHOICES[key], 1)
+        words = (*CHOICES[key], *((SCHEDULE,) if key == "from" else ()))
+        near = difflib.get_close_matches(str(node.value), words, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        context.reading.wrong(
-            node.line, f"{where} is {node.kind}; expected one of {', '.join(CHOICES[key])}.{hint}"
-        )
+        context.reading.wrong(node.line, f"{where} is {node.kind}; expected one of {', '.join(words)}.{hint}")
         return None
     return str(node.value)
 

@@ -23,6 +23,7 @@ from alnico.recipe.schema import (
     PairWeight,
     Parameters,
     Scalar,
+    ScheduleWeight,
     Setting,
 )
 
@@ -84,7 +85,7 @@ def _first(
         for key, setting in parameters.items():
             if (
                 dialect.option_name(method, key) == option.name
-                and (value := setting_at(setting, place, model)) is not None
+                and (value := setting_at(setting, place, model, models)) is not None
             ):
                 if isinstance(setting, PairWeight) and models != 2:
                     raise MethodError(f"{PAIR_KEY} is {not_a_pair(method, models)}")
@@ -98,8 +99,10 @@ def not_a_pair(method: Method, models: int) -> str:
     return f"weight [1 - {PAIR_KEY}, {PAIR_KEY}] of two models{besides}; found {models}. Write a weight under each model."
 
 
-def setting_at(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar | NormWeight | None:
-    """Return a setting's value at a tensor; None if no filter matches. Norm weights stay as they are.
+def setting_at(
+    setting: Setting, place: TensorPlace, model: int = 0, models: int = 1
+) -> Scalar | NormWeight | None:
+    """Return a setting's value at a tensor for one of several models; None if no filter matches. Norm weights stay as they are.
 
     >>> setting_at(Gradient((0.0, 1.0, 0.5)), TensorPlace("layers.1.w", 0.25))
     0.5
@@ -108,7 +111,7 @@ def setting_at(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar |
         case Cases(cases):
             for case in cases:
                 if matches_filter(case.filter, place.name):
-                    return setting_at(case.value, place, model)
+                    return setting_at(case.value, place, model, models)
             return None
         case EachModel(values):
             return values[model]
@@ -117,6 +120,8 @@ def setting_at(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar |
             return complement(value) if model == 0 and isinstance(value, float) else value
         case Gradient(values):
             return _between(values, place.depth)
+        case ScheduleWeight():
+            return setting.weights(models)[model]
     return setting
 
 
@@ -195,7 +200,7 @@ def translate_setting(method: Method, key: str, setting: Setting) -> Setting:
             return Gradient(tuple(_translate(method, key, v) for v in values))
         case EachModel(values):
             return EachModel(tuple(_translate(method, key, v) for v in values))
-        case PairWeight() | NormWeight():
+        case PairWeight() | NormWeight() | ScheduleWeight():
             return setting
     return _translate(method, key, setting)
 

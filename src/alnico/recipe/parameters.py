@@ -16,7 +16,7 @@ from alnico.recipe import dialect, scalars
 from alnico.recipe.block_weights import read_blocks
 from alnico.recipe.context import Context
 from alnico.recipe.keys import CASE, TOP
-from alnico.recipe.norm_weight import read_norm_weight
+from alnico.recipe.norm_weight import SCHEDULE, read_norm_weight
 from alnico.recipe.options import translate_setting
 from alnico.recipe.schema import (
     Case,
@@ -26,6 +26,7 @@ from alnico.recipe.schema import (
     NormWeight,
     PairWeight,
     Scalar,
+    ScheduleWeight,
     Setting,
 )
 from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote, shorten
@@ -253,6 +254,8 @@ def describe_setting(setting: Setting) -> str:
             )
         case NormWeight():
             return "a measured weight"
+        case ScheduleWeight():
+            return "a schedule"
     return quote(setting)
 
 
@@ -273,6 +276,10 @@ def _setting(
             node.line, f"{where} is a mapping with `from`; only weight is computed from norms. Write a value."
         )
         return None
+    if _is_measured(node) and node.value["from"].value == SCHEDULE:
+        from alnico.recipe.schedule_weight import read_schedule_weight  # with the shapes of schedules
+
+        return read_schedule_weight(node, where, takers, context)
     if _is_measured(node):
         return read_norm_weight(node, where, takers, context)
     if isinstance(node.value, dict) and "blocks" in node.value:

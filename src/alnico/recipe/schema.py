@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
+from alnico.errors import MethodError
 from alnico.notebook import name_text, names_text, never_fails, result_html, result_line
 from alnico.numerics.norm_weights import NormMode, norm_weights
 
@@ -108,7 +109,43 @@ class NormWeight:
         return {"from": self.origin, **source, "mode": self.mode, **own, "scale": self.scale, "per": self.per}
 
 
-Setting = Union[Scalar, Gradient, Cases, EachModel, PairWeight, NormWeight]
+@dataclass(frozen=True)
+class ScheduleWeight:
+    """A weight from the place of a model among all with this setting: models are the checkpoints of a run, the newest last.
+
+    ``shape`` names the decay of a learning rate that the average emulates, or is its factor at each checkpoint; see
+    :mod:`alnico.numerics.decay_schedule`. ``decay`` is that of ``ema``; None for all others.
+    """
+
+    shape: str | tuple[float, ...] = "uniform"
+    decay: float | None = None
+
+    def weights(self, models: int) -> tuple[float, ...]:
+        """Return one weight per model. Errors: MethodError for factors of another number of models."""
+        from alnico.numerics import decay_schedule  # only where a recipe has a schedule
+
+        if isinstance(self.shape, str):
+            return decay_schedule.decay_coefficients(
+                self.shape, models, decay_schedule.DEFAULT_DECAY if self.decay is None else self.decay
+            )
+        if len(self.shape) != models:
+            raise MethodError(
+                f"weight.shape has {len(self.shape)} factors, and {models} models have this weight; expected one factor for each "
+                "of them, the oldest first."
+            )
+        return decay_schedule.differences(self.shape)
+
+    def data(self) -> dict[str, Any]:
+        """Return the setting as a recipe writes it."""
+        shape = self.shape if isinstance(self.shape, str) else [*self.shape]
+        return {
+            "from": "schedule",
+            "shape": shape,
+            **({} if self.decay is None else {"decay": self.decay}),
+        }
+
+
+Setting = Union[Scalar, Gradient, Cases, EachModel, PairWeight, NormWeight, ScheduleWeight]
 Parameters = Mapping[str, Setting]
 
 
@@ -420,7 +457,7 @@ def _plain(setting: Setting) -> Any:
             return [{"filter": c.filter, "value": _plain(c.value)} for c in cases]
         case PairWeight(share):
             return _plain(share)
-        case NormWeight():
+        case NormWeight() | ScheduleWeight():
             return setting.data()
     return setting
 

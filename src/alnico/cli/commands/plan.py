@@ -72,11 +72,15 @@ def print_recipe(call: CommandCall, words: quick.MergeWords) -> bool:
 
 def show_plan(call: CommandCall, words: quick.MergeWords) -> None:
     """Plan a merge and print the plan."""
-    out = words.out
-    single_file = Path(out).name if is_single_file(Path(out)) else None
     options = recipe_options(call, words)
     with quick.words_of_options(words):
-        plans = call.invoke(**options, single_file=single_file)
+        show_plans(call, options, words.out)
+
+
+def show_plans(call: CommandCall, options: dict[str, Any], out: str) -> None:
+    """Plan recipes with these options of the function, and print the plans."""
+    single_file = Path(out).name if is_single_file(Path(out)) else None
+    plans = call.invoke(**options, single_file=single_file)
     place = output_place(out) if out else None
     disk = place.unfinished if isinstance(place, RemoteTarget) else place
     if disk is not None:
@@ -178,7 +182,7 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
     if plan.bytes_to_request:
         parts = [f"{format_size(count)} {purpose}" for purpose, count in requested_bytes(plan).items()]
         lines.append(f"request   {format_size(plan.bytes_to_request)} of weights: {', '.join(parts)}")
-    lines += [f"weights   {line}" for line in weighing_lines(plan)]
+    lines += [f"weights   {line}" for line in (*weighing_lines(plan), *schedule_lines(plan))]
     memory = plan.memory
     lines.append(
         f"memory    at most {format_size(memory.peak_bytes)} of {format_size(memory.budget_bytes)}, {memory.threads} threads"
@@ -226,6 +230,18 @@ def weighing_lines(plan: Plan) -> list[str]:
             lines += [f"  {e['weight']:.4f}  {e['model']} (L2 norm {e['l2_norm']:.4g})" for e in entries]
         else:
             lines.append(f"  {', '.join(plan.sources[m].label for m in models)}")
+    return lines
+
+
+def schedule_lines(plan: Plan) -> list[str]:
+    """The schedules that weights follow: what each is, and a line for each of its models."""
+    lines = []
+    for schedule in plan.schedules():
+        shape, models = schedule["shape"], schedule["models"]
+        named = shape if isinstance(shape, str) else f"[{', '.join(f'{factor:g}' for factor in shape)}]"
+        decay = f", decay {schedule['decay']:g}" if "decay" in schedule else ""
+        lines.append(f"{named}{decay}: a schedule over {count_of(len(models), 'model')}")
+        lines += [f"  {entry['weight']:.6g}  {entry['model']}" for entry in models]
     return lines
 
 
