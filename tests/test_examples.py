@@ -44,6 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base.save_pretrained(made / "models" / name)
         for kind in ("fisher", "gram"):
             write_statistics(kind, made / "models" / name, 0).rename(made / "models" / f"{name}-{kind}")
+    for step in range(500, 4500, 500):
+        base.load_state_dict({n: t + (torch.randn(t.shape) * 0.003).to(t.dtype) for n, t in start.items()})
+        base.save_pretrained(made / "models" / "run" / f"checkpoint-{step}")
     return made
 
 

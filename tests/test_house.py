@@ -291,7 +291,7 @@ def test_every_public_name_is_there_and_documented() -> None:
         alnico.slerp  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["alnico", "alnico.lora"])
+@pytest.mark.parametrize("package", ["alnico", "alnico.lora", "alnico.recipe"])
 def test_type_checkers_see_the_names_that_are_imported_on_first_use(package: str) -> None:
     path = modules()[package]
     block = next(
@@ -366,8 +366,9 @@ def test_nothing_is_printed_but_by_the_functions_for_it() -> None:
 def test_every_option_of_a_public_function_is_described() -> None:
     """The command line takes its help from these texts."""
     for function in (getattr(alnico, name) for name in alnico.__all__):
-        names = [name for name in dir(alnico.lora) if name[:1].islower()] if function is alnico.lora else []
-        for one in [*(getattr(alnico.lora, name) for name in names), function]:
+        is_package = function in (alnico.lora, alnico.recipe)
+        names = [name for name in dir(function) if name[:1].islower()] if is_package else []
+        for one in [*(getattr(function, name) for name in names), function]:
             if "Options:\n" in (one.__doc__ or "") and not isinstance(one, type) and one is not alnico.method:
                 missing = set(inspect.signature(one).parameters) - set(option_texts(one))
                 assert missing <= {"watch"} | (

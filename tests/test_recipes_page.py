@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base, tuned = family(models, 3, dtype="F32", hidden=HIDDEN, layers=LAYERS, vocabulary=ROWS)
     for path, name in zip(tuned, ("coder", "math", "other"), strict=True):
         path.rename(models / name)
+    for step in range(500, 4500, 500):
+        shutil.copytree(models / "coder", root / "runs" / "coder" / f"checkpoint-{step}")
     vocabulary = {t: i for i, t in enumerate(WORDS)}
     save_tokenizer(base, vocabulary, [])
 
@@ -97,22 +100,28 @@ def test_the_page_has_every_table_of_keys() -> None:
     assert set(re.findall(r"<!-- keys (\w+) -->", PAGE)) == tables
 
 
-def test_every_recipe_of_the_page_is_one() -> None:
+def test_every_recipe_of_the_page_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     assert len(BLOCKS) == PAGE.count("```yaml")
     for text in BLOCKS:
         assert not [note for recipe in load_recipes(text) for note in recipe.notes if "no effect" in note]
 
 
-def test_every_line_of_the_table_of_what_recipes_can_do_is_a_recipe() -> None:
+def test_every_line_of_the_table_of_what_recipes_can_do_is_a_recipe(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     table = PAGE.partition("| what | in the recipe |\n")[2].partition("\n\n")[0]
     rows = table.splitlines()[1:]
-    assert len(rows) == 12
+    assert len(rows) == 13
     for row in rows:
         given = [yaml.safe_load(code) for code in re.findall(r"`([^`]+)`", row.split(" | ")[-1])]
         recipe = {key: value for keys in given if keys for key, value in keys.items()}
         assert recipe
         models = (
-            {} if {"models", "slices", "modules"} & recipe.keys() else {"models": ["base", "coder", "math"]}
+            {}
+            if {"models", "checkpoints", "slices", "modules"} & recipe.keys()
+            else {"models": ["base", "coder", "math"]}
         )
         method = (
             {"merge_method": "passthrough"}

@@ -18,6 +18,7 @@ TYPE_CHECKING = False  # importing typing takes half of the time until alnico ha
 if TYPE_CHECKING:
     from alnico import errors as errors
     from alnico import lora as lora
+    from alnico import recipe as recipe
     from alnico.analysis.analyze import analyze as analyze
     from alnico.analysis.diff import ModelDiff as ModelDiff
     from alnico.analysis.diff import diff as diff
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from alnico.api import plan_documents as plan_documents
     from alnico.api import schema as schema
     from alnico.checkpoint.source import Model as Model
+    from alnico.engine.average import average as average
     from alnico.engine.complete import complete as complete
     from alnico.engine.norm_weights import NormWeights as NormWeights
     from alnico.engine.run import MergeResult as MergeResult
@@ -112,7 +114,7 @@ def _synonym(name: str) -> str:
 __all__ = make_lazy(
     __name__,
     {
-        "": ["errors", "lora"],
+        "": ["errors", "lora", "recipe"],
         "alnico.analysis.analyze": ["analyze"],
         "alnico.analysis.diff": ["ModelDiff", "diff"],
         "alnico.analysis.inspect": ["Inspection", "inspect"],
@@ -131,6 +133,7 @@ __all__ = make_lazy(
             "schema",
         ],
         "alnico.checkpoint.source": ["Model"],
+        "alnico.engine.average": ["average"],
         "alnico.engine.complete": ["complete"],
         "alnico.engine.norm_weights": ["NormWeights"],
         "alnico.engine.run": ["MergeResult"],

@@ -283,6 +283,50 @@ def small_models(folder: Path) -> None:
         path.rename(folder / "models" / name)
 
 
+@prepares("chat-vector")
+def bases_of_two_versions(folder: Path) -> None:
+    """A base, its chat model with a template, and the next version of the base."""
+    base, (chat, newer) = family(folder / "models", 2, **SHAPE)
+    for path, name in ((base, "v1"), (chat, "chat-v1"), (newer, "v2")):
+        save_tokenizer(path, {f"w{i}": i for i in range(64)})
+        path.rename(folder / "models" / name)
+    (folder / "models" / "chat-v1" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+
+@prepares("add-difference")
+def image_checkpoints(folder: Path) -> None:
+    """Three models of one family, each in one file."""
+    random = np.random.default_rng(0)
+    names = [
+        f"model.diffusion_model.{part}.0.weight"
+        for part in ("input_blocks.0", "input_blocks.1", "middle_block", "output_blocks.0")
+    ]
+    start = {n: random.standard_normal((8, 8)).astype(np.float32) for n in names}
+    for name in ("base", "inpainting", "mine"):
+        share = 0.0 if name == "base" else 0.05
+        moved = {
+            n: ("F32", v + np.float32(share * random.standard_normal(v.shape))) for n, v in start.items()
+        }
+        save_file(folder / "models" / f"{name}.safetensors", moved)
+
+
+@prepares("retain")
+def robot_policies(folder: Path) -> None:
+    """A policy with three modules before and after fine-tuning."""
+    random = np.random.default_rng(0)
+    names = [
+        f"{module}.layers.{i}.mlp.weight"
+        for module in ("vision_tower", "language_model", "action_expert")
+        for i in range(2)
+    ]
+    start = {n: random.standard_normal((8, 8)).astype(np.float32) for n in names}
+    for name, share in (("before", 0.0), ("after", 0.05)):
+        moved = {
+            n: ("F32", v + np.float32(share * random.standard_normal(v.shape))) for n, v in start.items()
+        }
+        save_model(folder / "models" / name, moved, {"architectures": ["Policy"], "model_type": "policy"})
+
+
 MODELSPEC = {
     "modelspec.sai_model_spec": "1.0.0",
     "modelspec.architecture": "stable-diffusion-xl-v1-base",

@@ -39,6 +39,9 @@ MARKS = {
 
 TITLES = {
     "average-checkpoints": "Average the last checkpoints of a run",
+    "chat-vector": "Give a new base the chat skills of an old one",
+    "add-difference": "Add the difference of two models",
+    "retain": "Keep what a fine-tune forgot",
     "merge-a-lora": "Merge a LoRA into a base",
     "merge-large-models": "Merge 70B models on a 32 GB machine",
     "models-by-url": "Merge models on S3 or a web server",

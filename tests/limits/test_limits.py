@@ -118,6 +118,21 @@ def test_sixty_four_models_of_many_shards_stay_below_a_thousand_descriptors(tmp_
     assert found["most"] <= 64 * MAX_OPEN_FILES + 64
 
 
+def test_hundreds_of_checkpoints_are_averaged_with_few_descriptors_and_little_memory(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    values = random.standard_normal((300, 8, 5)).astype(np.float32)
+    for step, value in enumerate(values):
+        tensors = {"model.layers.0.w": ("F32", value), "model.layers.1.w": ("F32", -value)}
+        save_model(tmp_path / "run" / f"checkpoint-{step}", tensors, shards=2)
+    recipe = {"merge_method": "linear", "checkpoints": {"run": str(tmp_path / "run")}, "unrelated": "allow"}
+    found = in_a_fresh_process(FEW_FILES, recipe, str(tmp_path / "out"), "128")
+    assert found["tensors"] == 2
+    assert found["most"] <= 128
+    expected = values.mean(0, dtype=np.float64)
+    np.testing.assert_allclose(read_model(tmp_path / "out")["model.layers.0.w"], expected, atol=1e-6)
+    assert in_a_fresh_process(PLANNED, recipe)["peak"] < 300_000_000
+
+
 LARGE = (1 << 16, (1 << 15) + 1)
 """Rows and columns of 2^31 + 2^16 elements."""
 

@@ -67,7 +67,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "a path of Windows": (TWO.replace("m/tuned-0", "m\\tuned-0"), "Did you mean m/tuned-0?"),
     "a misspelt path": (TWO.replace("m/tuned-0", "m/tuend-0"), "m/tuned-0 is there. Did you mean m/tuned-0?"),
     "a model as the recipe of tokens": (f"{TWO}tokenizer: union\n", "Did you mean tokenizer_source: union?"),
-    "models and slices": (f"{TWO}slices: [{{sources: [{{model: a, layer_range: [0, 1]}}]}}]\n", "models and slices are both present; expected one of models, slices and modules."),
+    "models and slices": (f"{TWO}slices: [{{sources: [{{model: a, layer_range: [0, 1]}}]}}]\n", "models and slices are both present; expected one of models, checkpoints, slices and modules."),
     "an adapter as a key": (f"{ENTRY}  adapter: ad\n", "Write it after the model's name: model: m/tuned-1+ad"),
     # Layers.
     "a range with a dash": (f"{STACK}0-2\n", "Did you mean [0, 2]?"),

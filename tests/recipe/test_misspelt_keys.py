@@ -6,17 +6,43 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from alnico.errors import AlnicoError
 from alnico.evaluation.task_file import CALL, CLASSIFICATION, LM_EVAL, PERPLEXITY, TASK, read_tasks
-from alnico.recipe.keys import LINES, NORM_WEIGHT, PATH, REFERENCE, TOKEN, TOKENIZER
+from alnico.recipe.keys import (
+    CHECKPOINTS,
+    LINES,
+    NORM_WEIGHT,
+    PATH,
+    REFERENCE,
+    SCHEDULE_WEIGHT,
+    TOKEN,
+    TOKENIZER,
+)
 from alnico.recipe.load import parse_recipes
 from alnico.tune.search.settings import HALVING_KEYS, KEYS, read_search
 from alnico.tune.search.space import SEARCH_KEYS
+from made import save_model
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yml"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run that an example names."""
+    made = tmp_path_factory.mktemp("run")
+    for step in range(8):
+        save_model(made / "models" / "run" / f"checkpoint-{step}", {"w": ("F32", np.ones(2, np.float32))})
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
 
 OF_AUTHOR = ("modules", "tokens", "labels", "slice")
 """Keys below these are names that the author chooses."""
@@ -47,6 +73,12 @@ missing: error
 unrelated: allow
 seed: 1
 """
+RUN = """\
+merge_method: linear
+checkpoints: {run: models/run, last: 2, every: 2, steps: [0, 7], ema: false}
+parameters: {weight: {from: schedule, shape: ema, decay: 0.9}}
+"""
+
 MODULES = """\
 merge_method: slerp
 modules:
@@ -161,7 +193,7 @@ def test_a_misspelt_key_of_every_example_is_answered_with_the_right_one(path: Pa
     assert unanswered(path.read_text(), read_recipe, set()) == []
 
 
-@pytest.mark.parametrize("text", [RECIPE, MODULES], ids=["everything", "modules"])
+@pytest.mark.parametrize("text", [RECIPE, RUN, MODULES], ids=["everything", "run", "modules"])
 def test_a_misspelt_key_of_a_recipe_is_answered_with_the_right_one(text: str) -> None:
     read_recipe(text)
     assert unanswered(text, read_recipe, set()) == []
@@ -191,9 +223,9 @@ def test_a_misspelt_key_of_tasks_is_answered_with_the_right_one(tmp_path: Path) 
 
 
 def test_the_sweep_has_every_key() -> None:
-    held = {key for text in (RECIPE, MODULES, SEARCH, TASKS) for _, key, _, _ in keys_of(text)}
+    held = {key for text in (RECIPE, RUN, MODULES, SEARCH, TASKS) for _, key, _, _ in keys_of(text)}
     held |= {key for path in EXAMPLES for _, key, _, _ in keys_of(path.read_text())}
-    keys = {*KEYS, *SEARCH_KEYS, *HALVING_KEYS, *TASK, *CLASSIFICATION, *PERPLEXITY, *CALL, *LM_EVAL, *LINES, *NORM_WEIGHT, *TOKENIZER, *TOKEN, *PATH, *REFERENCE}  # fmt: skip
+    keys = {*KEYS, *SEARCH_KEYS, *HALVING_KEYS, *TASK, *CLASSIFICATION, *PERPLEXITY, *CALL, *LM_EVAL, *LINES, *NORM_WEIGHT, *SCHEDULE_WEIGHT, *CHECKPOINTS, *TOKENIZER, *TOKEN, *PATH, *REFERENCE}  # fmt: skip
     assert keys - held <= {
         "int",
         "path",

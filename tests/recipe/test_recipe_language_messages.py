@@ -10,7 +10,7 @@ from alnico.recipe.load import parse_recipe
 LANGUAGE = {
     "models and slices": (
         "merge_method: linear\nmodels: [a]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
-        "3: models and slices are both present; expected one of models, slices and modules. Remove one.",
+        "3: models and slices are both present; expected one of models, checkpoints, slices and modules. Remove one.",
     ),
     "slices empty": (
         "merge_method: linear\nslices: []",

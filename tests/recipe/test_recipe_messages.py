@@ -13,7 +13,7 @@ from alnico.recipe import scalars
 from alnico.recipe.load import load_recipe, parse_recipe
 
 TOP = (
-    "merge_method, models, slices, modules, methods, base_model, preset, lines, parameters, tokenizer_source, tokenizer, "
+    "merge_method, models, checkpoints, slices, modules, methods, base_model, preset, lines, parameters, tokenizer_source, tokenizer, "
     "chat_template, dtype, out_dtype, missing, unrelated, base_mismatch, complete_from, requantise, seed, name"
 )
 TAIL = "\nmodels: [a, b]"
@@ -286,8 +286,8 @@ VALUES = {
         "parameters.cutoff is not an option of ties. Valid names: density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize."
     ),
     "density: []": "parameters.density is a list of 0; expected at least one value.",
-    "weight: {from: fisher}": "parameters.weight.from is 'fisher'; expected one of l2_norm, analysis, given.",
-    "weight: {from: l2norm}": "parameters.weight.from is 'l2norm'; expected one of l2_norm, analysis, given. Did you mean l2_norm?",
+    "weight: {from: fisher}": "parameters.weight.from is 'fisher'; expected one of l2_norm, analysis, given, schedule.",
+    "weight: {from: l2norm}": "parameters.weight.from is 'l2norm'; expected one of l2_norm, analysis, given, schedule. Did you mean l2_norm?",
     "weight: {from: l2_norm, mode: exponential}": "parameters.weight.mode is 'exponential'; expected one of linear, power, exp.",
     "weight: {from: l2_norm, per: layers}": (
         "parameters.weight.per is 'layers'; expected one of model, layer, tensor. Did you mean layer?"

@@ -259,7 +259,13 @@ class Command:
         return kind(name, params=parameters, help=self.help, callback=callback)
 
 
-WRITE_TO_URLS = ("alnico.merge_documents", "alnico.plan_documents", "alnico.complete", "alnico.lora.fold")
+WRITE_TO_URLS = (
+    "alnico.merge_documents",
+    "alnico.plan_documents",
+    "alnico.complete",
+    "alnico.average",
+    "alnico.lora.fold",
+)
 """Functions whose output may be at a URL."""
 
 READ_OUTPUTS = ("alnico.verify", "alnico.reproduce", "alnico.sign", "alnico.push", "alnico.unequip")

@@ -1,11 +1,12 @@
 """Groups the commands for `alnico --help` and docs/cli.md."""
 
 SECTIONS = {
-    "Merge models": ("merge", "plan", "complete", "methods", "schema", "warm", "demo"),
+    "Merge models": ("merge", "plan", "complete", "average", "methods", "schema", "warm", "demo"),
     "Look at models": ("inspect", "analyze", "compare", "diff"),
     "Find methods and weights": (
         "suggest", "norm-weights", "evaluate", "curve", "soup", "search", "adamerge", "statistics fisher", "statistics gram",
     ),
+    "Recipes with a name": ("recipe chat_vector", "recipe add_difference", "recipe retain"),
     "LoRA adapters": ("lora fold", "lora combine", "lora extract"),
     "Task vectors": (
         "store create",

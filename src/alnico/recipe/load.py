@@ -163,8 +163,7 @@ def decode_recipes(data: bytes, name: str, folder: str = ".") -> tuple[Recipe, .
 
 def parse_recipe(text: str, name: str, folder: str = ".", has_lines: bool = True) -> Recipe:
     """Parse one recipe from YAML text. ``name`` precedes the line number in messages."""
-    recipes = _parse(text, name, folder, has_lines, is_one=True)
-    return dataclasses.replace(recipes[0], text=text)
+    return _parse(text, name, folder, has_lines, is_one=True)[0]
 
 
 def parse_recipes(text: str, name: str, folder: str = ".", has_lines: bool = True) -> tuple[Recipe, ...]:
@@ -230,7 +229,12 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
     context.base_model = base
     if base is None and "base_model" in keys:
         context.failed.add("base_model")
-    check_one_of(keys, ("models", "slices", "modules"), root.line, "", reading)
+    check_one_of(keys, ("models", "checkpoints", "slices", "modules"), root.line, "", reading)
+    is_run = "checkpoints" in keys
+    if is_run:
+        from alnico.recipe.checkpoints import with_models  # with all that opens a checkpoint
+
+        keys = with_models(keys, folder, reading)
     models, slices = read_listed(keys, "", method, method_line, (), context)
     modules = read_modules(keys["modules"], method, method_line, context) if "modules" in keys else ()
     rules = read_rules(keys.get("methods"), context)
@@ -269,6 +273,8 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
     check(recipe, rules, context)
     if len(reading.mistakes) > before:
         return None
+    if is_run:  # the text would name other models once the run goes on
+        recipe = dataclasses.replace(recipe, text=yaml.safe_dump(recipe.canonical(), sort_keys=False))
     return dataclasses.replace(recipe, notes=tuple(reading.notes), written_seed=recipe.seed)
 
 

@@ -115,6 +115,10 @@ def read_search(
     root = correct_keys(root, reading, SEARCH_KEYS)
     keys = {key: value for key, value in root.value.items() if not holds_anchors(key, value, DOCUMENT_KEYS)}
     settings = _settings(keys.pop("search", None), reading, allow_code)
+    if "checkpoints" in keys:  # listed once: the run may go on during the search
+        from alnico.recipe.checkpoints import with_models
+
+        keys = with_models(keys, folder, reading)
     space = read_space(Node(keys, root.line), name, folder, reading)
     if reading.mistakes:
         raise reading.error()
