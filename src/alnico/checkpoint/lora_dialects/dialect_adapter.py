@@ -106,7 +106,6 @@ def adapter_without_config(files: FactorSource) -> Adapter:
     """
     modules = _collect(files)
     _refuse_mixed(files, modules)
-    files.fetch(files.absent([p.others["alpha"] for p in modules.values() if "alpha" in p.others], False))
     stated = _stated_configs(files)
     updates: dict[str, Update] = {}
     vectors: dict[str, AddedVector] = {}
