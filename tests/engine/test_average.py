@@ -383,3 +383,26 @@ def test_a_search_takes_the_checkpoints_of_its_start(trained: Any) -> None:
         "merge_method: linear\ncheckpoints: {run: run, last: 2}\nparameters: {weight: {search: [0.5, 1]}}\nsearch: {tasks: t.yml}\n"
     )
     assert space.references == tuple(f"run/checkpoint-{step}" for step in list(trained[1])[-2:])
+
+
+FORMATS: dict[str, dict[str, bytes]] = {
+    "pickles": {"pytorch_model.bin": zipped(pickled({"w": values((2, 3))})), "optimizer.pt": b"not read"},
+    "ranks of FSDP": rank_files({"w": values((2, 3))}, {"w": values((2, 3))}),
+    "partitions of DeepSpeed": partitions([values((3,))], [values((3,))], shapes=[{"w": (6,)}]),
+    "a distributed checkpoint": {".metadata": metadata(*two_rows()[:2])} | two_rows()[2],
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_checkpoints_of_every_format_are_averaged(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their values are equal, and so is the mean; a half-written one of the same format lacks a file of these."""
+    monkeypatch.chdir(tmp_path)
+    for step in (8, 16, 24):
+        put_files(Path("run", f"global_step{step}"), FORMATS[kind])
+    result = alnico.average("run", "out", shape="cosine")
+    assert [s.label for s in result.plan.models] == [f"run/global_step{step}" for step in (8, 16, 24)]
+    assert not [note for note in result.plan.notes if "half-written" in note]
+    with alnico.open_model("run/global_step8") as model, alnico.open_model("out") as averaged:
+        np.testing.assert_array_equal(averaged.read("w"), model.read("w"))
