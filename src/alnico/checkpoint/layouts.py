@@ -86,6 +86,25 @@ _ARIA = (
     (r"\.mlp\.experts\.fc2\.weight$", ".mlp.experts.down_proj"),
 )
 
+_HY_V4 = (
+    (r"\.hc_pre\.hc_", ".hc_"),
+    (r"\.learnable_sink_param$", ".sinks"),
+    (r"\.linear_gate\.", ".gate_proj."),
+    (r"\.hc_attn_layer\.hc_", ".attn_hc."),
+    (r"\.hc_mlp_layer\.hc_", ".ffn_hc."),
+    (r"\.hc_head_(fn|base|scale)$", r".hc_\1"),
+)
+_HUNYUAN_TOWER = (
+    (r"\.mlp\.dense_h_to_4h\.", ".mlp.fc1."),
+    (r"\.mlp\.dense_4h_to_h\.", ".mlp.fc2."),
+    (r"(^|\.)vit\.layers\.(\d+)\.input_layernorm\.", r"\1vit.layers.\2.layer_norm1."),
+    (r"(^|\.)vit\.layers\.(\d+)\.post_attention_layernorm\.", r"\1vit.layers.\2.layer_norm2."),
+    (r"\.perceive\.norm\.", ".perceive.before_rms."),
+    (r"\.perceive\.proj\.0\.", ".perceive.proj_conv."),
+    (r"\.perceive\.proj\.2\.", ".perceive.proj_out."),
+    (r"\.perceive\.", ".patch_merger."),
+)
+
 SPELLINGS: tuple[Spelling, ...] = (
     # Vision or audio with a text decoder: ``language_model.model.`` in files, ``model.language_model.`` in modules.
     Spelling(
@@ -288,16 +307,90 @@ SPELLINGS: tuple[Spelling, ...] = (
         ((r"\.attn\.", ".self_attn."),),
         (("gqkv_proj", ("gate_proj", *_QKV)), _GATE_UP),
     ),
+    Spelling(("hy_v4",), _HY_V4),
     Spelling(
-        ("hy_v4",),
+        ("hy_v4_vl",),
         (
-            (r"\.hc_pre\.hc_", ".hc_"),
-            (r"\.learnable_sink_param$", ".sinks"),
-            (r"\.linear_gate\.", ".gate_proj."),
-            (r"\.hc_attn_layer\.hc_", ".attn_hc."),
-            (r"\.hc_mlp_layer\.hc_", ".ffn_hc."),
-            (r"\.hc_head_(fn|base|scale)$", r".hc_\1"),
+            *_HY_V4,
+            *_HUNYUAN_TOWER,
+            (r"^vit\.", "model.vision_tower."),
+            (r"^model\.(?!language_model\.|vision_tower\.)", "model.language_model."),
         ),
+    ),
+    Spelling(
+        ("lara_mini",),
+        ((r"\.linear_attn\.out_norm\.", ".linear_attn.norm."),),
+        (("in_proj", ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")),),
+    ),
+    Spelling(
+        ("qianfan_ocr",),
+        (
+            (r"^vision_model\.(encoder\.)?", "model.vision_tower."),
+            (r"\.ls([12])$", r".lambda_\1"),
+            (r"(vision_tower\.layers\.\d+)\.attn\.proj\.", r"\1.attention.projection_layer."),
+            (r"(vision_tower\.layers\.\d+)\.attn\.qkv\.", r"\1.attention.qkv."),
+            (r"(vision_tower\.layers\.\d+)\.norm1\.", r"\1.layernorm_before."),
+            (r"(vision_tower\.layers\.\d+)\.norm2\.", r"\1.layernorm_after."),
+            (r"\.embeddings\.class_embedding$", ".embeddings.cls_token"),
+            (r"\.embeddings\.position_embedding$", ".embeddings.position_embeddings"),
+            (r"\.embeddings\.patch_embedding\.", ".embeddings.patch_embeddings.projection."),
+            (r"^language_model\.model\.(encoder\.)?", "model.language_model."),
+            (r"^language_model\.lm_head\.", "lm_head."),
+            (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
+            (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
+            (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
+        ),
+        (("qkv", _QKV),),
+    ),
+    Spelling(
+        ("nemo_speechlm",),
+        (
+            (r"^perception\.encoder\.asr_encoder\.", "model.audio_tower.asr_encoder."),
+            (
+                r"^perception\.encoder\.diarization_model\.encoder\.",
+                "model.audio_tower.diarization_model.model.audio_tower.",
+            ),
+            (r"^ctc_timestamp\.decoder\.transformer\.", "model.word_timestamp_encoder."),
+            (r"^ctc_timestamp\.decoder\.upsample\.", "model.word_timestamp_encoder.upsampler."),
+            (r"^ctc_timestamp\.decoder\.decoder_layers\.0\.", "word_timestamp_head."),
+            (
+                r"^perception\.encoder\.diarization_model\.sortformer_modules\.encoder_proj\.",
+                "model.audio_tower.diarization_model.model.proj.",
+            ),
+            (
+                r"^perception\.encoder\.diarization_model\.sortformer_modules\.subpixel_upsample\.",
+                "model.audio_tower.diarization_model.model.upsampler.conv.",
+            ),
+            (
+                r"^perception\.encoder\.diarization_model\.sortformer_modules\.first_hidden_to_hidden\.",
+                "model.audio_tower.diarization_model.classifier.dense.",
+            ),
+            (
+                r"^perception\.encoder\.diarization_model\.sortformer_modules\.single_hidden_to_spks\.",
+                "model.audio_tower.diarization_model.classifier.out_proj.",
+            ),
+            (
+                r"^perception\.encoder\.diarization_model\.sortformer_modules\.learnable_sil_emb$",
+                "model.audio_tower.diarization_model.silence_embeds",
+            ),
+            (r"^perception\.encoder\.asr_norm\.", "model.audio_tower.asr_norm."),
+            (r"^perception\.encoder\.diar_norm\.", "model.audio_tower.speaker_norm."),
+            (r"^perception\.proj\.", "model.multi_modal_projector."),
+            (r"^llm\.model\.embed_tokens\.", "model.language_model.embeddings."),
+            (r"^llm\.model\.norm\.", "model.language_model.norm_f."),
+            (r"^llm\.model\.layers\.", "model.language_model.layers."),
+            (r"^llm\.lm_head\.", "lm_head."),
+            (r"\.pre_encode\.proj\.", ".embedder.projection."),
+            (r"\.embed_norm\.", ".input_layer_norm."),
+            (r"\.final_norm\.", ".layer_norm."),
+            (r"\.norm([12])\.", r".layer_norm\1."),
+            (r"\.attn\.out_proj\.", ".self_attn.o_proj."),
+            (r"\.attn\.(q_norm|k_norm|w_qkv)\.", r".self_attn.\1."),
+            (r"\.ffn\.net\.0\.", ".mlp.fc1."),
+            (r"\.ffn\.net\.3\.", ".mlp.fc2."),
+            (r"\.mixer\._fp32_params\.", ".mixer."),
+        ),
+        (("w_qkv", _QKV),),
     ),
     # Fused projections, which other programs store apart. The order of rows is that of the parts.
     Spelling(
