@@ -326,6 +326,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         ("qianfan_ocr",),
         (
             (r"^vision_model\.(encoder\.)?", "model.vision_tower."),
+            (r"(^|\.)(vision_tower|language_model)\.encoder\.", r"\1\2."),
             (r"\.ls([12])$", r".lambda_\1"),
             (r"(vision_tower\.layers\.\d+)\.attn\.proj\.", r"\1.attention.projection_layer."),
             (r"(vision_tower\.layers\.\d+)\.attn\.qkv\.", r"\1.attention.qkv."),
