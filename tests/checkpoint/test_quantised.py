@@ -17,9 +17,9 @@ from alnico.checkpoint.quantised.dequantised_model import DequantisedModel
 from alnico.checkpoint.virtual_read import CHUNK
 from alnico.errors import ModelError
 from alnico.evaluation.loaded_model import open_subject
-from alnico.kernels.choice import forced
+from alnico.kernels.choice import Backend, forced
 from hostile.malformed import reading
-from made_quantised import FORMATS, QuantisedMatrix, save_decoded, save_quantised
+from made_quantised import FORMATS, QuantisedMatrix, gptq, save_decoded, save_quantised
 
 ROWS, COLUMNS = 160, 192
 OTHERS = {"n.weight": torch.ones(5), "a.bias": torch.arange(4, dtype=torch.bfloat16)}
@@ -77,16 +77,17 @@ def test_which_part_is_asked_for_changes_no_bit(tmp_path: Path, kind: str) -> No
             assert part == whole[start:stop]
 
 
+@pytest.mark.parametrize("backend", ["interpreted", "compiled"])
 @pytest.mark.parametrize("kind", FEW)
 def test_tensors_larger_than_a_chunk_and_a_panel(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("transposed_rows", "fp4"):
         monkeypatch.setattr(f"alnico.checkpoint.quantised.{module}.PANEL_BYTES", 1 << 16)
     one = random_matrix(kind, rows=1056, columns=576)
     assert one.values.size > 2 * CHUNK
     save_quantised(tmp_path, {"a": one}, {})
-    with alnico.open_model(tmp_path) as model:
+    with forced(backend), alnico.open_model(tmp_path) as model:
         assert relative(model.read(f"a{one.name}"), one.values) < 2**-22
 
 
@@ -101,6 +102,15 @@ def test_rows_that_fill_no_word_or_byte(tmp_path: Path, columns: int) -> None:
             part = bytearray(4 * (whole.size - 1))
             model.read_into("a.weight", 4, memoryview(part))
             assert part == whole.tobytes()[4:]
+
+
+@pytest.mark.parametrize("backend", ["interpreted", "compiled"])
+@pytest.mark.parametrize("group", [3, 5, 64])
+def test_groups_that_cut_a_byte(tmp_path: Path, group: int, backend: Backend) -> None:
+    one = gptq(group=group)(np.random.default_rng(0), 32, 64)
+    save_quantised(tmp_path, {"a": one}, {})
+    with forced(backend), alnico.open_model(tmp_path) as model:
+        assert relative(model.read("a.weight"), one.values) < 2**-22
 
 
 @pytest.mark.parametrize("shape", [(7, 10), (6, 8), (2, 7, 10), (1, 1), (CHUNK // 2 + 1, 5)], ids=str)

@@ -17,7 +17,7 @@ from alnico.kernels.array_tiles import decode, encode, filled, is_bad, width_of
 from alnico.kernels.constants import GRAM_LANES, LANES, LEAF
 from alnico.kernels.difference_kernel import DifferenceKernel
 from alnico.kernels.four_bit_kernel import GROUP_BYTES, FourBitKernel
-from alnico.kernels.lookup_kernel import LookupKernel
+from alnico.kernels.lookup_kernel import LookupKernel, split_codes
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
@@ -37,7 +37,10 @@ Run = Callable[..., int | None]
 
 
 def run_of(kernel: Any) -> tuple[Run, float]:
-    """Return the function that runs a kernel, and the operations it takes for an element. Errors: NoArrayForm."""
+    """Return the function that runs a kernel, and the operations it takes for an element. Errors: NoArrayForm.
+
+    Kernels that only decode or encode have their ``array_form`` next to their text, so that a merge without them does not import it.
+    """
     if isinstance(kernel, MixKernel):
         return _mix(kernel)
     if isinstance(kernel, MeasureKernel):
@@ -60,6 +63,9 @@ def run_of(kernel: Any) -> tuple[Run, float]:
         return functools.partial(_lookup, kernel), 33.0
     if isinstance(kernel, SelectionKernel):
         return _selection, 70.0
+    if (array_form := getattr(kernel, "array_form", None)) is not None:
+        form: tuple[Run, float] = array_form()
+        return form
     raise NoArrayForm(f"{type(kernel).__name__} has no array form")
 
 
@@ -443,13 +449,8 @@ def _four_bit(codes: np.ndarray, scales: np.ndarray, minimums: np.ndarray, out: 
 def _lookup(
     kernel: LookupKernel, codes: np.ndarray, table: np.ndarray, zeros: np.ndarray, scales: np.ndarray, group: int, offset: int, out: np.ndarray
 ) -> None:  # fmt: skip
-    rows, columns = out.shape
-    if kernel.order == "byte":
-        values = table[codes]
-    else:
-        low, high = codes & np.uint8(15), codes >> np.uint8(4)
-        halves = (low, high) if kernel.order == "low half first" else (high, low)
-        values = table[np.stack(halves, axis=-1).reshape(rows, -1)[:, :columns]]
+    columns = out.shape[1]
+    values = table[split_codes(codes, kernel.order, columns)]
     groups = (np.arange(columns) + offset) // group
     values -= zeros[:, groups]
     np.multiply(values, scales[:, groups], out=out)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from alnico.kernels.measure_kernels import PLAIN
 from alnico.kernels.template import APART, DECORATOR, PREAMBLE, Interface, Real
@@ -78,7 +82,7 @@ class LookupKernel:
         head = f"{space}for j in range({count}):\n"
         if self.order == "byte":
             return f"{head}{space}    out[{first}j] = (table[codes[{first_byte}j]] - zero) * scale\n"
-        low, high = self._halves(f"{first_byte}j")
+        low, high = codes_in(f"{first_byte}j", self.order)
         return (
             f"{head}{space}    out[{first}2 * j] = (table[{low}] - zero) * scale\n"
             f"{space}    out[{first}2 * j + 1] = (table[{high}] - zero) * scale\n"
@@ -88,12 +92,7 @@ class LookupKernel:
         """What decodes an element whose byte has no second one."""
         if self.order == "byte":
             return ""
-        return f"    if out.size & 1:\n        j = out.size >> 1\n        out[2 * j] = (table[{self._halves('j')[0]}] - zero) * scale\n"
-
-    def _halves(self, place: str) -> tuple[str, str]:
-        """The codes in a byte, in their order."""
-        low, high = f"np.uint8(codes[{place}] & np.uint8(15))", f"np.uint8(codes[{place}] >> np.uint8(4))"
-        return (low, high) if self.order == "low half first" else (high, low)
+        return f"    if out.size & 1:\n        j = out.size >> 1\n        out[2 * j] = (table[{codes_in('j', self.order)[0]}] - zero) * scale\n"
 
     def interface(self) -> Interface:
         numbers = f"{self.real}*2"
@@ -107,3 +106,83 @@ class LookupKernel:
             ("out", numbers),
         )
         return Interface(1, self.real, parameters)
+
+
+@dataclass(frozen=True)
+class IndexedKernel:
+    """``run(codes, table, zeros, scales, index, out)``: elements of rows whose columns name their groups, in float32.
+
+    As for :class:`LookupKernel`; column c of the ``out`` is of group ``index[c]``.
+    """
+
+    order: CodeOrder
+    real: Real = "float32"
+
+    def text(self) -> str:
+        per = 1 if self.order == "byte" else 2
+        lines = [
+            DECORATOR.format(options=APART),
+            "def decode_row(codes, table, zeros, scales, index, out):",
+            f"    for j in range(out.size // {per}):",
+        ]
+        for i, code in enumerate(codes_in("j", self.order)):
+            lines += [
+                f"        g = index[{per} * j + {i}]",
+                f"        out[{per} * j + {i}] = (table[{code}] - zeros[g]) * scales[g]",
+            ]
+        if per == 2:
+            lines += [
+                "    if out.size & 1:",
+                "        g = index[out.size - 1]",
+                f"        out[out.size - 1] = (table[{codes_in('out.size >> 1', self.order)[0]}] - zeros[g]) * scales[g]",
+            ]
+        lines += [
+            "",
+            "",
+            PLAIN,
+            f"def run({self.interface().signature()}):",
+            "    for r in range(out.shape[0]):",
+            "        decode_row(codes[r], table, zeros[r], scales[r], index, out[r])",
+        ]
+        return f"{PREAMBLE.format(bits=self.real[-2:])}\n\n" + "\n".join(lines) + f"\n\n\n{self.interface().entry()}"  # fmt: skip
+
+    def interface(self) -> Interface:
+        numbers = f"{self.real}*2"
+        parameters = (
+            ("codes", "uint8*2"),
+            ("table", f"{self.real}*1"),
+            ("zeros", numbers),
+            ("scales", numbers),
+            ("index", "uint32*1"),
+            ("out", numbers),
+        )
+        return Interface(1, self.real, parameters)
+
+    def array_form(self) -> tuple[Callable[..., None], float]:
+        """The function that runs the kernel with numpy, and the operations it takes for an element."""
+        return functools.partial(_decode_indexed, self.order), 33.0
+
+
+def codes_in(place: str, order: CodeOrder) -> tuple[str, ...]:
+    """What reads the codes in a byte, in their order."""
+    if order == "byte":
+        return (f"codes[{place}]",)
+    low, high = f"np.uint8(codes[{place}] & np.uint8(15))", f"np.uint8(codes[{place}] >> np.uint8(4))"
+    return (low, high) if order == "low half first" else (high, low)
+
+
+def split_codes(codes: np.ndarray, order: CodeOrder, columns: int) -> np.ndarray:
+    """Return the codes of rows (rows, bytes), one in each byte: (rows, columns) uint8."""
+    if order == "byte":
+        return codes
+    low, high = codes & np.uint8(15), codes >> np.uint8(4)
+    halves = (low, high) if order == "low half first" else (high, low)
+    return np.stack(halves, axis=-1).reshape(len(codes), -1)[:, :columns]
+
+
+def _decode_indexed(
+    order: CodeOrder, codes: np.ndarray, table: np.ndarray, zeros: np.ndarray, scales: np.ndarray, index: np.ndarray, out: np.ndarray
+) -> None:  # fmt: skip
+    np.take(table, split_codes(codes, order, out.shape[1]), out=out, mode="clip")
+    out -= zeros[:, index]
+    out *= scales[:, index]

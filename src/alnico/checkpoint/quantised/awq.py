@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 
-from alnico.checkpoint.quantised.coded_rows import INT4_VALUES
 from alnico.checkpoint.quantised.gptq import INTEGERS, SUFFIX, is_gptq
 from alnico.checkpoint.quantised.stored_tensors import FLOATS, QuantisedTensor, StoredTensors
 from alnico.checkpoint.quantised.transposed_rows import (
@@ -55,9 +54,9 @@ def _matrix(stored: StoredTensors, name: str) -> TransposedRows:
         "int4 tensors of AWQ",
         (8 * words, inputs),
         (name, f"{stem}.scales", f"{stem}.qzeros"),
-        "byte",
-        INT4_VALUES,
-        inputs,
+        "outputs",
+        4,
+        tuple(4 * place for place in PLACES),
         f"{stem}.scales",
         partial(_read_panel, stem=stem, inputs=inputs, group=group),
     )
@@ -69,9 +68,5 @@ def _read_panel(
     scales = scales_of_outputs(stored, f"{stem}.scales", begin, end)
     zeros = unpack_halves(stored.read_columns(f"{stem}.qzeros", scales.shape[1], begin // 2, end // 2))
     in_order = zeros.reshape(len(zeros), -1, 8)[:, :, PLACES].reshape(len(zeros), -1)
-    stored_words = stored.read_columns(f"{stem}{SUFFIX}", inputs, begin // 2, end // 2)
-    words = np.ascontiguousarray(stored_words.view("<u4").T)
-    codes = np.empty((end - begin, inputs), np.uint8)
-    for output in range(end - begin):
-        codes[output] = words[output // 8] >> np.uint32(4 * PLACES[output % 8]) & np.uint32(15)
-    return CodePanel(codes, scales, np.ascontiguousarray(in_order.T.astype(np.float32)), group)
+    words = stored.read_columns(f"{stem}{SUFFIX}", inputs, begin // 2, end // 2).view("<u4")
+    return CodePanel(words, scales, np.ascontiguousarray(in_order.T.astype(np.float32)), group)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -13,7 +13,7 @@ from alnico.checkpoint.quantised.stored_tensors import StoredTensors
 from alnico.errors import ModelError
 from alnico.kernels.build import Description
 from alnico.kernels.choice import kernel_for
-from alnico.kernels.lookup_kernel import CodeOrder, LookupKernel
+from alnico.kernels.lookup_kernel import CodeOrder, IndexedKernel, LookupKernel
 from alnico.numerics import dtypes
 from alnico.numerics.dtypes import Shape
 
@@ -112,8 +112,8 @@ class CodedRows:
         return (self.codes, *self.parts, *([self.index] if self.index else []))
 
     def decode(self, stored: StoredTensors, first: int, out: np.ndarray) -> None:
-        if not first:
-            prepare_kernel(self.order, math.prod(self.shape))
+        if not first:  # so that a kernel is compiled where that is worth it
+            kernel_for(self._kernel(self._index(stored)), math.prod(self.shape))
         for row, rows, column, width, at in rectangles(first, out.size, self.columns):
             self._decode(stored, row, rows, column, out[at : at + rows * width].reshape(rows, width))
 
@@ -129,46 +129,47 @@ class CodedRows:
         begin = row * self.row_bytes + column // per_byte
         size = rows * self.row_bytes if width == self.columns else -(-width // per_byte)
         codes = stored.read(self.codes, begin, size).reshape(rows, -1)
-        group = self.scales.group
-        if group == 1 and self.columns > 1:
-            self._decode_by_columns(stored, codes, row, rows, column, out)
-            return
-        if self.index and self._decode_by_index(stored, codes, row, rows, column, out):
-            return
-        first, last = column // group, -(-(column + width) // group)
-        scales = self.scales.part(stored, row, rows, first, last)
-        zeros = (
-            np.zeros_like(scales) if self.zeros is None else self.zeros.part(stored, row, rows, first, last)
-        )
-        offset = column - first * group
-        decode_groups(
-            stored, self.scales.name, self.order, codes, self.table, zeros, scales, group, offset, out,
-            may_be_zero=self.may_be_zero,
-        )  # fmt: skip
-
-    def _decode_by_columns(
-        self, stored: StoredTensors, codes: np.ndarray, row: int, rows: int, column: int, out: np.ndarray
-    ) -> None:
-        """Decode a rectangle whose columns have a scale each."""
-        scales = self.scales.part(stored, row, rows, column, column + out.shape[1])
-        decode_columns(stored, self.scales.name, self.order, codes, self.table, None, scales, out)
-
-    def _decode_by_index(
-        self, stored: StoredTensors, codes: np.ndarray, row: int, rows: int, column: int, out: np.ndarray
-    ) -> bool:
-        """Decode a rectangle whose columns name their groups. Returns False if the groups follow one another."""
-        count = -(-self.columns // self.scales.group)
-        index = stored.kept(
-            (self.index, 0),
-            lambda: group_index(stored, self.index, self.columns, self.scales.group, count),
-        )
+        group, index = self.scales.group, self._index(stored)
         if index is None:
-            return False
-        groups = index[column : column + out.shape[1]]
-        zeros = None if self.zeros is None else self.zeros.part(stored, row, rows, 0, count)[:, groups]
-        scales = self.scales.part(stored, row, rows, 0, count)[:, groups]
-        decode_columns(stored, self.scales.name, self.order, codes, self.table, zeros, scales, out)
-        return True
+            first, last = column // group, -(-(column + width) // group)
+        elif self.index:
+            first, last, index = 0, -(-self.columns // group), index[column : column + width]
+        else:
+            first, last, index = column, column + width, index[:width]
+        scales = np.ascontiguousarray(self.scales.part(stored, row, rows, first, last))
+        zeros = np.zeros_like(scales)
+        if self.zeros is not None:
+            zeros = np.ascontiguousarray(self.zeros.part(stored, row, rows, first, last))
+        run = kernel_for(self._kernel(index))
+
+        def decode(by: np.ndarray, into: np.ndarray) -> None:
+            if index is None:
+                run(codes, self.table, zeros, by, group, column - first * group, into)
+            else:
+                run(codes, self.table, zeros, by, index, into)
+
+        decode(scales, out)
+        if not (self.may_be_zero or scales.all()):
+            refuse_lost_scales(stored, self.scales.name, scales, out, decode)
+
+    def _index(self, stored: StoredTensors) -> np.ndarray | None:
+        """The place of each column's scale, uint32; None where groups of columns follow one another."""
+        if self.scales.group == 1 and self.columns > 1:
+            return cast("np.ndarray", stored.kept((self.codes, 0), lambda: np.arange(self.columns, dtype=np.uint32)))  # fmt: skip
+        if not self.index:
+            return None
+        count = -(-self.columns // self.scales.group)
+        return cast(
+            "np.ndarray | None",
+            stored.kept(
+                (self.index, 0),
+                lambda: group_index(stored, self.index, self.columns, self.scales.group, count),
+            ),
+        )
+
+    def _kernel(self, index: np.ndarray | None) -> Description:
+        kernel = LookupKernel(self.order) if index is None else IndexedKernel(self.order)
+        return cast("Description", kernel)  # has everything that is asked of a description
 
 
 def rectangles(first: int, count: int, columns: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -186,90 +187,25 @@ def rectangles(first: int, count: int, columns: int) -> Iterator[tuple[int, int,
         at += max(rows, 1) * width
 
 
-def prepare_kernel(order: CodeOrder, elements: int) -> None:
-    """Say how many elements are about to be decoded, so that the kernel is compiled where that is worth it."""
-    kernel_for(_kernel(order), elements)
-
-
-def run_lookup(
-    order: CodeOrder,
-    codes: np.ndarray,
-    table: np.ndarray,
-    zeros: np.ndarray,
-    scales: np.ndarray,
-    group: int,
-    offset: int,
-    out: np.ndarray,
-) -> None:
-    """Fill ``out`` (rows, columns) from codes (rows, bytes), see :class:`LookupKernel`."""
-    kernel_for(_kernel(order))(
-        np.ascontiguousarray(codes),
-        table,
-        np.ascontiguousarray(zeros),
-        np.ascontiguousarray(scales),
-        group,
-        offset,
-        out,
-    )
-
-
-def look_up(order: CodeOrder, codes: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    """Fill ``out`` (rows, columns) with the numbers that a table has for codes."""
-    rows, columns = out.shape
-    zeros, ones = np.zeros((rows, 1), np.float32), np.ones((rows, 1), np.float32)
-    run_lookup(order, codes, table, zeros, ones, columns, 0, out)
-
-
-def decode_columns(
+def refuse_lost_scales(
     stored: StoredTensors,
     name: str,
-    order: CodeOrder,
-    codes: np.ndarray,
-    table: np.ndarray,
-    zeros: np.ndarray | None,
     scales: np.ndarray,
     out: np.ndarray,
+    decode: Callable[[np.ndarray, np.ndarray], None],
 ) -> None:
-    """Decode codes whose columns have a scale each, and may have a zero point. ``name`` is the tensor of the scales. Errors: ModelError for
-    a scale of 0 over a number that is not 0."""
-    look_up(order, codes, table, out)
-    if zeros is not None:
-        out -= zeros
-    if not scales.all() and bool((out[scales == 0] != 0).any()):
-        stored.refuse_zero(name)
-    out *= scales
+    """Refuse scales of which some are 0 over numbers that are not 0 with any other: the scales are lost.
 
-
-def decode_groups(
-    stored: StoredTensors,
-    name: str,
-    order: CodeOrder,
-    codes: np.ndarray,
-    table: np.ndarray,
-    zeros: np.ndarray,
-    scales: np.ndarray,
-    group: int,
-    offset: int,
-    out: np.ndarray,
-    *,
-    may_be_zero: bool = False,
-) -> None:
-    """Decode codes with a scale and a zero point for each group of columns. ``name`` is the tensor of the scales.
-
-    Errors: ModelError for a scale of 0 over numbers that are not 0 with any other: the scales are lost.
+    ``out`` is what ``decode(scales, out)`` made, ``name`` the tensor of the scales. Errors: ModelError.
     """
-    run_lookup(order, codes, table, zeros, scales, group, offset, out)
-    if may_be_zero or scales.all():
-        return
     others = np.empty_like(out)
-    changed = np.where(scales == 0, np.float32(1), scales)
-    run_lookup(order, codes, table, zeros, changed, group, offset, others)
+    decode(np.where(scales == 0, np.float32(1), scales), others)
     if not np.array_equal(others, out):
         stored.refuse_zero(name)
 
 
 def group_index(stored: StoredTensors, name: str, inputs: int, group: int, groups: int) -> np.ndarray | None:
-    """Read the group of each input; None if they follow one another as usual. Errors: ModelError for a group that is not there.
+    """Read the group of each input, uint32; None if they follow one another as usual. Errors: ModelError for a group that is not there.
 
     -1 for all means that no order was chosen.
     """
@@ -283,8 +219,4 @@ def group_index(stored: StoredTensors, name: str, inputs: int, group: int, group
             f"{stored.label}: {name} reaches from {index.min()} to {index.max()}; expected 0 to {groups - 1}, the groups of scales. Get "
             "the model from its source."
         )
-    return index
-
-
-def _kernel(order: CodeOrder) -> Description:
-    return cast("Description", LookupKernel(order))  # has everything that is asked of a description
+    return index.astype(np.uint32)

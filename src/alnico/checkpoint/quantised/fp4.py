@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -18,12 +19,13 @@ from alnico.checkpoint.quantised.coded_rows import (
     FP4_VALUES,
     CodedRows,
     ScaleGrid,
-    look_up,
-    prepare_kernel,
     rectangles,
 )
 from alnico.checkpoint.quantised.fp8 import COMFY
 from alnico.checkpoint.quantised.stored_tensors import PANEL_BYTES, QuantisedTensor, StoredTensors
+from alnico.kernels.build import Description
+from alnico.kernels.choice import kernel_for
+from alnico.kernels.transposed_kernel import TransposedBlocksKernel
 from alnico.numerics.dtypes import Shape
 
 NV_GROUP, MX_GROUP = 16, 32
@@ -100,9 +102,9 @@ def _of_gpt_oss(stored: StoredTensors, name: str) -> TransposedBlocks:
 
 @dataclass(frozen=True)
 class _Panel:
-    """The inputs of some groups, of one expert: ``codes`` (words of eight inputs, outputs), ``scales`` (groups, outputs)."""
+    """The inputs of some groups, of one expert: ``words`` (outputs, words of eight inputs), ``scales`` (groups, outputs)."""
 
-    codes: np.ndarray
+    words: np.ndarray
     scales: np.ndarray
 
 
@@ -110,7 +112,7 @@ class _Panel:
 class TransposedBlocks:
     """MXFP4 experts that are stored with outputs as rows and read with inputs as rows.
 
-    A thread keeps the codes of some groups of inputs, of all outputs of an expert, turned round.
+    A thread keeps the codes of some groups of inputs, of all outputs of an expert.
     """
 
     shape: Shape
@@ -137,8 +139,8 @@ class TransposedBlocks:
 
     def decode(self, stored: StoredTensors, first: int, out: np.ndarray) -> None:
         _, inputs, outputs = self.shape
-        if not first:
-            prepare_kernel("byte", math.prod(self.shape))
+        if not first:  # so that a kernel is compiled where that is worth it
+            kernel_for(_kernel(), math.prod(self.shape))
         per_panel = self._groups * MX_GROUP
         for row, rows, column, width, at in rectangles(first, out.size, outputs):
             done = 0
@@ -149,7 +151,7 @@ class TransposedBlocks:
                 panel = self._panel(stored, expert, number)
                 begin = at + done * width
                 part = out[begin : begin + count * width].reshape(count, width)
-                _decode_panel(panel, place, column, part)
+                kernel_for(_kernel())(panel.words, panel.scales, place, column, part)
                 done += count
 
     def _panel(self, stored: StoredTensors, expert: int, number: int) -> _Panel:
@@ -157,8 +159,16 @@ class TransposedBlocks:
         groups = inputs // MX_GROUP
         begin, end = number * self._groups, min((number + 1) * self._groups, groups)
 
+        def scales() -> np.ndarray:
+            of_expert = stored.scales(self.scales, expert * outputs * groups, outputs * groups, "F8_E8M0")
+            return np.ascontiguousarray(of_expert.reshape(outputs, groups)[:, begin:end].T)
+
         def make() -> _Panel:
             width = MX_GROUP // 2
+            if end - begin == groups:
+                size = outputs * groups * width
+                codes = stored.integers(self.codes, expert * size, size).reshape(outputs, -1)
+                return _Panel(codes.view("<u4"), scales())
             codes = np.empty((outputs, (end - begin) * width), np.uint8)
             step = max(PANEL_BYTES // 16 // (groups * width), 1)
             for row in range(0, outputs, step):
@@ -167,22 +177,11 @@ class TransposedBlocks:
                     self.codes, (expert * outputs + row) * groups * width, held * groups * width
                 )
                 codes[row : row + held] = raw.reshape(held, -1)[:, begin * width : end * width]
-            scales = stored.scales(self.scales, expert * outputs * groups, outputs * groups, "F8_E8M0")
-            of_panel = scales.reshape(outputs, groups)[:, begin:end]
-            return _Panel(np.ascontiguousarray(codes.view("<u4").T), np.ascontiguousarray(of_panel.T))
+            return _Panel(codes.view("<u4"), scales())
 
         panel: _Panel = stored.kept((f"{self.codes} {expert}", number), make)
         return panel
 
 
-def _decode_panel(panel: _Panel, place: int, column: int, out: np.ndarray) -> None:
-    """Decode the inputs from ``place`` of a panel on, for some outputs: (inputs, outputs)."""
-    rows, width = out.shape
-    codes = np.empty((rows, width), np.uint8)
-    for row in range(rows):
-        word, part = divmod(place + row, 8)
-        codes[row] = panel.codes[word, column : column + width] >> np.uint32(4 * part) & np.uint32(15)
-    look_up("byte", codes, FP4_VALUES, out)
-    for group in range(place // MX_GROUP, -(-(place + rows) // MX_GROUP)):
-        of_group = slice(max(group * MX_GROUP - place, 0), (group + 1) * MX_GROUP - place)
-        out[of_group] *= panel.scales[group, column : column + width]
+def _kernel() -> Description:
+    return cast("Description", TransposedBlocksKernel())  # has everything that is asked of a description

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from alnico.checkpoint.quantised.coded_rows import INT4_VALUES, UINT8_VALUES, group_index
+from alnico.checkpoint.quantised.coded_rows import group_index
 from alnico.checkpoint.quantised.stored_tensors import FLOATS, QuantisedTensor, StoredTensors
 from alnico.checkpoint.quantised.transposed_rows import (
     CodePanel,
@@ -73,9 +73,9 @@ def _matrix(stored: StoredTensors, name: str) -> TransposedRows:
         f"int{bits} tensors of GPTQ",
         (outputs, inputs),
         parts,
-        "low half first" if bits == 4 else "byte",
-        INT4_VALUES if bits == 4 else UINT8_VALUES,
-        inputs * bits // 8,
+        "inputs",
+        4 if bits == 4 else 8,
+        tuple(range(0, WORD_BITS, bits)),
         f"{stem}.scales",
         make,
     )
@@ -90,16 +90,18 @@ def _of_outputs(stored: StoredTensors, name: str, outputs: int) -> list[tuple[in
 def _read_panel(
     stored: StoredTensors, begin: int, end: int, *, stem: str, bits: int, added: int, inputs: int, group: int, index: str
 ) -> CodePanel:  # fmt: skip
-    words = stored.read_columns(f"{stem}{SUFFIX}", inputs * bits // WORD_BITS, 4 * begin, 4 * end)
-    codes = np.ascontiguousarray(words.view("<u4").T).view(np.uint8)
+    words = stored.read_columns(f"{stem}{SUFFIX}", inputs * bits // WORD_BITS, 4 * begin, 4 * end).view("<u4")
     scales = scales_of_outputs(stored, f"{stem}.scales", begin, end)
     groups = scales.shape[1]
+    of_inputs = group_index(stored, index, inputs, group, groups)
+    if of_inputs is None and bits == 4 and group % 2:  # a byte is of two groups
+        of_inputs = (np.arange(inputs) // group).astype(np.uint32)
     zeros = stored.read_columns(f"{stem}.qzeros", groups, begin * bits // 8, end * bits // 8)
     unpacked = (unpack_halves(zeros) if bits == 4 else zeros).T.astype(np.float32) + np.float32(added)
     return CodePanel(
-        codes,
+        words,
         scales,
         np.ascontiguousarray(unpacked),
         group,
-        group_index(stored, index, inputs, group, groups),
+        of_inputs,
     )

@@ -5,32 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import numpy as np
 
-from alnico.checkpoint.quantised.coded_rows import (
-    decode_columns,
-    decode_groups,
-    prepare_kernel,
-    rectangles,
-)
+from alnico.checkpoint.quantised.coded_rows import rectangles, refuse_lost_scales
 from alnico.checkpoint.quantised.stored_tensors import PANEL_BYTES, StoredTensors
-from alnico.kernels.lookup_kernel import CodeOrder
+from alnico.kernels.build import Description
+from alnico.kernels.choice import kernel_for
+from alnico.kernels.transposed_kernel import Packing, TransposedKernel
 from alnico.numerics import dtypes
 from alnico.numerics.dtypes import Shape
 
 ALIGNED = 32
-"""A panel begins at a multiple of so many outputs, so that words of packed zero points are whole."""
+"""A panel begins at a multiple of so many outputs, so that words of packed codes and zero points are whole."""
+NO_INDEX = np.empty(0, np.uint32)
 
 
 @dataclass(frozen=True, eq=False)
 class CodePanel:
-    """Some outputs of a matrix, turned round: ``codes`` (outputs, bytes), ``scales`` and ``zeros`` (outputs, groups).
+    """Some outputs of a matrix: ``words`` as they are stored, ``scales`` and ``zeros`` (outputs, groups).
 
-    Input i belongs to group ``i // group``, or to ``groups[i]`` where that is another one.
+    Input i belongs to group ``i // group``, or to ``groups[i]``, uint32, where that is another one.
     """
 
-    codes: np.ndarray
+    words: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray
     group: int
@@ -39,31 +38,38 @@ class CodePanel:
 
 @dataclass(frozen=True, eq=False)
 class TransposedRows:
-    """A matrix (outputs, inputs) of which a thread keeps a panel, which ``make(stored, begin, end)`` reads: some outputs."""
+    """A matrix (outputs, inputs) of which a thread keeps a panel, which ``make(stored, begin, end)`` reads: some outputs.
+
+    ``packing``, ``bits`` and ``shifts`` say how codes lie in words (:class:`TransposedKernel`).
+    """
 
     title: str
     shape: Shape
     stored: tuple[str, ...]
-    order: CodeOrder
-    table: np.ndarray
-    row_bytes: int
+    packing: Packing
+    bits: Literal[4, 8]
+    shifts: tuple[int, ...]
     scales: str
     make: Callable[[StoredTensors, int, int], CodePanel]
 
     @property
+    def _row_bytes(self) -> int:
+        return max(self.shape[1] * self.bits // 8, 1)
+
+    @property
     def _outputs(self) -> int:
         """The outputs of a panel."""
-        most = PANEL_BYTES // self.row_bytes // ALIGNED * ALIGNED
+        most = PANEL_BYTES // self._row_bytes // ALIGNED * ALIGNED
         return min(max(most, ALIGNED), self.shape[0])
 
     @property
     def kept_bytes(self) -> int:
-        """A panel, what it is turned round from, and its scales and zero points."""
-        return self._outputs * (2 * self.row_bytes + 6 * 4 * self.shape[1] // 16)
+        """A panel, what a part of it is read into, and its scales and zero points with what they are made from."""
+        return self._outputs * (2 * self._row_bytes + 6 * 4 * self.shape[1] // 16)
 
     def decode(self, stored: StoredTensors, first: int, out: np.ndarray) -> None:
-        if not first:
-            prepare_kernel(self.order, math.prod(self.shape))
+        if not first:  # so that a kernel is compiled where that is worth it
+            kernel_for(self._kernel(self._panel(stored, 0)), math.prod(self.shape))
         for row, rows, column, width, at in rectangles(first, out.size, self.shape[1]):
             done = 0
             while done < rows:
@@ -80,29 +86,29 @@ class TransposedRows:
         panel: CodePanel = stored.kept((self.stored[0], number), lambda: self.make(stored, begin, end))
         return panel
 
+    def _kernel(self, panel: CodePanel) -> Description:
+        return cast("Description", TransposedKernel(self.packing, self.bits, panel.groups is not None))
+
     def _decode(
         self, stored: StoredTensors, panel: CodePanel, row: int, column: int, out: np.ndarray
     ) -> None:
-        """Decode a rectangle of a panel."""
+        """Decode a rectangle of a panel. Errors: ModelError for a scale of 0 over a number that is not 0."""
         rows, width = out.shape
-        per_byte = 1 if self.order == "byte" else 2
-        if column % per_byte:
+        if column % 2:  # begins in the middle of a byte, where bytes are of two inputs
             wider = np.empty((rows, width + 1), np.float32)
             self._decode(stored, panel, row, column - 1, wider)
             out[:] = wider[:, 1:]
             return
-        of_rows = slice(row, row + rows)
-        codes = panel.codes[of_rows, column // per_byte : -(-(column + width) // per_byte)]
-        if panel.groups is not None:
-            groups = panel.groups[column : column + width]
-            scales, zeros = panel.scales[of_rows][:, groups], panel.zeros[of_rows][:, groups]
-            decode_columns(stored, self.scales, self.order, codes, self.table, zeros, scales, out)
-            return
-        group = panel.group
-        first, last = column // group, -(-(column + width) // group)
-        scales, zeros = panel.scales[of_rows, first:last], panel.zeros[of_rows, first:last]
-        offset = column - first * group
-        decode_groups(stored, self.scales, self.order, codes, self.table, zeros, scales, group, offset, out)
+        index = NO_INDEX if panel.groups is None else panel.groups
+        run = kernel_for(self._kernel(panel))
+        shifts = np.array(self.shifts, np.uint32)
+
+        def decode(scales: np.ndarray, into: np.ndarray) -> None:
+            run(panel.words, shifts, panel.zeros, scales, index, panel.group, row, column, into)
+
+        decode(panel.scales, out)
+        if not panel.scales[row : row + rows].all():
+            refuse_lost_scales(stored, self.scales, panel.scales, out, decode)
 
 
 def scales_of_outputs(stored: StoredTensors, name: str, begin: int, end: int) -> np.ndarray:
