@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import types
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from alnico.checkpoint.gguf.output_file import lay_out, with_keys
 from alnico.checkpoint.gguf.simple_blocks import encode_q8_0
 from alnico.errors import AlnicoError, ModelError, NonFiniteError, RecipeError, RunError
 from alnico.events import Event, TensorDone
+from alnico.kernels.choice import Backend, forced
 from alnico.output.file_metadata import _general
 from gguf_models import MODELS, SIZES, as_metadata, bpe_keys, piece_keys
 from hostile.gguf_output_files import written
@@ -274,17 +276,64 @@ def test_sentencepiece_keeps_its_merges(tmp_path: Path) -> None:
         assert read.encode(text) == ours.encode(text) == theirs.encode(text), text
 
 
-def test_q8_0_has_the_bits_of_the_gguf_package() -> None:
+def odd_blocks() -> dict[str, np.ndarray]:
+    """Blocks of float32 by what is odd about them."""
     random = np.random.default_rng(0)
     blocks = random.standard_normal((20_000, 32)).astype(np.float32)
     blocks *= np.exp2(random.integers(-40, 20, (20_000, 1))).astype(np.float32)
-    halves = random.integers(-254, 255, (2_000, 32)).astype(np.float32) / 2  # ties
+    halves = random.integers(-254, 255, (2_000, 32)).astype(np.float32) / 2
     halves[:, 0] = 127
-    sparse = blocks * (random.random(blocks.shape) < 0.1)
-    for values in (blocks, halves, sparse.astype(np.float32), np.zeros((3, 32), np.float32), -blocks):
+    ends = np.where(random.random(halves.shape) < 0.5, np.float32(-np.inf), np.float32(np.inf))
+    near_halves = np.nextafter(halves, ends)
+    near_halves[:, 0] = 127
+    small = random.integers(0, 1 << 24, (2_000, 32), np.uint32) >> random.integers(
+        0, 24, (2_000, 1), np.uint32
+    )
+    signs = random.integers(0, 2, (2_000, 32), np.uint32) << 31
+    huge = (random.uniform(-1, 1, (300, 32)) * np.float64(np.finfo(np.float32).max)).astype(np.float32)
+    return {
+        "random": blocks, "negative": -blocks, "sparse": (blocks * (random.random(blocks.shape) < 0.1)).astype(np.float32),
+        "ties": halves, "next to ties": near_halves, "zero": np.zeros((3, 32), np.float32), "negative zero": np.full((3, 32), -0.0, np.float32),
+        "denormal": (small | signs).view(np.float32), "huge": huge, "one block": blocks[:1], "none": blocks[:0],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["interpreted", "compiled"])
+def test_q8_0_has_the_bits_of_the_gguf_package(backend: Backend) -> None:
+    for what, values in odd_blocks().items():
         with np.errstate(all="ignore"):
             expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        np.testing.assert_array_equal(encode_q8_0(values), expected)
+        with forced(backend):
+            np.testing.assert_array_equal(encode_q8_0(values), expected, err_msg=what)
+
+
+@pytest.mark.parametrize("backend", ["interpreted", "compiled"])
+def test_a_block_with_a_nan_or_an_infinity_has_no_scale(backend: Backend) -> None:
+    values = np.ones((3, 32), np.float32)
+    values[0, 30], values[2, 1] = np.nan, -np.inf
+    with forced(backend):
+        scales = encode_q8_0(values).view(np.float16)[:, 0]
+    assert np.isfinite(scales).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("is_encoded", [False, True])
+def test_rows_of_heads_stand_where_llama_cpp_puts_them_however_a_tensor_is_cut(is_encoded: bool) -> None:
+    random = np.random.default_rng(0)
+    heads, head, width = 3, 8, 96
+    values = random.standard_normal((heads * head, width)).astype(np.float32)
+    turned = values.reshape(heads, 2, head // 2, width).swapaxes(1, 2).reshape(values.shape)
+    expected = (
+        gguf.quants.quantize(turned, gguf.GGMLQuantizationType.Q8_0) if is_encoded else turned
+    ).tobytes()
+    layout = GgufLayout(values.shape, 4, is_encoded, heads)
+    data = values.tobytes()
+    for _ in range(20):
+        cuts = [0, *sorted(128 * int(c) for c in random.integers(0, len(data) // 128, 4)), len(data)]
+        found = bytearray(layout.byte_size)
+        for begin, end in pairwise(cuts):
+            for place, part in layout.stored("w", begin, memoryview(data)[begin:end]):
+                found[place : place + len(part)] = part
+        assert bytes(found) == expected
 
 
 def test_a_merge_is_quantised_once_from_float32(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alnico.kernels.choice import kernel_for
+
 Decode = Callable[[np.ndarray, np.ndarray], None]
 """Fills float32 (blocks, elements) from the bytes of blocks, uint8 (blocks, bytes)."""
 
@@ -34,6 +36,13 @@ class BlockType:
         found: Decode = getattr(importlib.import_module(f"alnico.checkpoint.gguf.{module}"), function)
         return found
 
+    def prepare(self, elements: int) -> None:
+        """Say how many elements are about to be decoded, so that a kernel is compiled where that is worth it."""
+        if self.decoder[0]:
+            module = importlib.import_module(f"alnico.checkpoint.gguf.{self.decoder[0]}")
+            if (kernel := getattr(module, "KERNELS", {}).get(self.name)) is not None:
+                kernel_for(kernel, elements)
+
 
 def _plain(code: int, name: str, byte_size: int) -> BlockType:
     return BlockType(code, name, 1, byte_size, dtype=name)
@@ -42,6 +51,9 @@ def _plain(code: int, name: str, byte_size: int) -> BlockType:
 def _blocks(code: int, name: str, elements: int, byte_size: int, module: str) -> BlockType:
     return BlockType(code, name, elements, byte_size, decoder=(module, f"decode_{name.lower()}"))
 
+
+NO_LEVELS = np.empty(0, np.float32)
+"""The levels of codes that stand for themselves."""
 
 BLOCK_TYPES: dict[int, BlockType] = {
     t.code: t

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from alnico.checkpoint.gguf.families import file_rows
-from alnico.checkpoint.gguf.simple_blocks import encode_q8_0
+from alnico.checkpoint.gguf.simple_blocks import encode_q8_0, prepare_q8_0
 from alnico.errors import NonFiniteError
 
 BLOCK = 32
 """Elements of a block of Q8_0."""
 BLOCK_BYTES = 34
-ENCODED = 1 << 16
-"""Elements that are encoded at a time: they fit the second-level cache."""
+MOVED_BYTES = 1 << 20
+"""Most bytes of rows that are put in another order at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,42 @@ class GgufLayout:
 
         Errors: NonFiniteError for numbers too large for a block's scale.
         """
+        if self.is_encoded and not offset:
+            prepare_q8_0(math.prod(self.shape))
         content = _encoded(tensor, offset, data) if self.is_encoded else data
-        for place, begin, end in self.places(offset, len(data)):
-            yield place, content[begin:end]
+        first = self._stored_size(offset)
+        if not self.heads:
+            yield first, content
+            return
+        row_bytes = self._row_bytes
+        start = min(-first % row_bytes, len(content))
+        stop = max(len(content) - (first + len(content)) % row_bytes, start)
+        for begin, end in ((0, start), (stop, len(content))):  # of a row that is not whole
+            if begin < end:
+                row, column = divmod(first + begin, row_bytes)
+                yield int(self._places_of(np.array(row))) * row_bytes + column, content[begin:end]
+        if start < stop:
+            yield from self._rows((first + start) // row_bytes, content[start:stop])
+
+    def _rows(self, first: int, content: memoryview) -> Iterator[tuple[int, memoryview]]:
+        """Yield whole rows from ``first`` on with their places. Rows that follow one another in the file are put together."""
+        rows = np.frombuffer(content, np.uint8).reshape(-1, self._row_bytes)
+        places = self._places_of(np.arange(first, first + len(rows)))
+        order = np.argsort(places)
+        cuts = np.flatnonzero(np.diff(places[order]) != 1) + 1
+        most = max(MOVED_BYTES // self._row_bytes, 1)
+        for neighbours in np.split(order, cuts):
+            for begin in range(0, len(neighbours), most):
+                some = neighbours[begin : begin + most]
+                yield int(places[some[0]]) * self._row_bytes, memoryview(rows[some].reshape(-1))
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.byte_size // self.shape[0]
+
+    def _places_of(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of the file that are rows of the tensor."""
+        return file_rows(rows, self.shape[0] // self.heads)
 
     def places(self, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
         """Yield where bytes [begin, end) of some stored bytes stand: place, begin, end. ``offset`` and ``size`` are those of the tensor as
@@ -53,13 +86,12 @@ class GgufLayout:
         if not self.heads:
             yield first, 0, count
             return
-        rows = self.shape[0]
-        row_bytes = self.byte_size // rows
+        row_bytes = self._row_bytes
         done = 0
         while done < count:
             row, column = divmod(first + done, row_bytes)
             part = min(row_bytes - column, count - done)
-            yield int(file_rows(np.array(row), rows // self.heads)) * row_bytes + column, done, done + part
+            yield int(self._places_of(np.array(row))) * row_bytes + column, done, done + part
             done += part
 
     def _stored_size(self, size: int) -> int:
@@ -68,11 +100,7 @@ class GgufLayout:
 
 def _encoded(tensor: str, offset: int, data: memoryview) -> memoryview:
     """Encode float32 as Q8_0."""
-    values = np.frombuffer(data, np.float32).reshape(-1, BLOCK)
-    out = np.empty((len(values), BLOCK_BYTES), np.uint8)
-    step = ENCODED // BLOCK
-    for begin in range(0, len(values), step):
-        out[begin : begin + step] = encode_q8_0(values[begin : begin + step])
+    out = encode_q8_0(np.frombuffer(data, np.float32).reshape(-1, BLOCK))
     scales = out.view(np.float16)[:, 0]
     if not np.isfinite(scales).all():
         index = offset // 4 + int(np.flatnonzero(~np.isfinite(scales))[0]) * BLOCK

@@ -121,6 +121,8 @@ class GgufModel:
         if part.stored.type.dtype == dtype and not part.heads and not part.shift:
             self._files.read_into(part.stored.name, part.first * storage.itemsize + offset, buffer)
             return
+        if not offset:
+            part.stored.type.prepare(part.elements)
         fill = self._fill_rows if part.heads else self._fill
         read_computed(offset, buffer, storage, lambda first, out: fill(part, first, out))
 

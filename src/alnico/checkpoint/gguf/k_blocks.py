@@ -12,9 +12,14 @@ Layouts, in bytes, with d and dmin in float16 (Q8_K: d in float32):
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
-from alnico.checkpoint.gguf.block_types import bits, nibbles, scales_of
+from alnico.checkpoint.gguf.block_types import NO_LEVELS, bits, nibbles, scales_of
+from alnico.kernels.block_kernel import BlockKernel
+from alnico.kernels.build import Description
+from alnico.kernels.choice import kernel_for
 
 
 def decode_q2_k(blocks: np.ndarray, out: np.ndarray) -> None:
@@ -47,10 +52,17 @@ def decode_q4_k(blocks: np.ndarray, out: np.ndarray) -> None:
 def decode_q5_k(blocks: np.ndarray, out: np.ndarray) -> None:
     """``d * scale * code - dmin * minimum``, codes of 5 bits, parts of 32."""
     scales, minimums = _six_bits(blocks[:, 4:16])
+    run = kernel_for(KERNELS["Q5_K"])
+    run(blocks, NO_LEVELS, scales_of(blocks, 0) * scales, scales_of(blocks, 2) * minimums, out)
+
+
+def _q5_k_by_numpy(
+    blocks: np.ndarray, _: np.ndarray, scales: np.ndarray, minimums: np.ndarray, out: np.ndarray
+) -> None:
     codes = nibbles(blocks[:, 48:], 32)
     codes |= bits(blocks[:, 16:48], 8, 1, 32) << 4
     out[:] = codes
-    _scale_parts(out, scales_of(blocks, 0) * scales, scales_of(blocks, 2) * minimums)
+    _scale_parts(out, scales, minimums)
 
 
 def decode_q6_k(blocks: np.ndarray, out: np.ndarray) -> None:
@@ -84,3 +96,7 @@ def _scale_parts(out: np.ndarray, scales: np.ndarray, minimums: np.ndarray | Non
     parts *= scales[:, :, None]
     if minimums is not None:
         parts -= minimums[:, :, None]
+
+
+KERNELS = {"Q5_K": cast("Description", BlockKernel("Q5_K", _q5_k_by_numpy))}
+"""What decodes types where there is much to do; each has everything that is asked of a description."""

@@ -8,10 +8,14 @@ codes 128``, blocks of 256; MXFP4 (the Open Compute Project's format, as gpt-oss
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 import numpy as np
 
 from alnico.checkpoint.gguf.block_types import bits, nibbles, scales_of
+from alnico.kernels.block_kernel import BlockKernel
+from alnico.kernels.build import Description
+from alnico.kernels.choice import kernel_for
 
 NONLINEAR = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 """The levels of the types IQ4: denser around zero, as weights are."""
@@ -21,8 +25,15 @@ FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.flo
 
 def decode_iq4_nl(blocks: np.ndarray, out: np.ndarray) -> None:
     """``d * level``."""
-    np.take(NONLINEAR, nibbles(blocks[:, 2:], 16), out=out, mode="clip")
-    out *= scales_of(blocks, 0)
+    scales = scales_of(blocks, 0)
+    kernel_for(KERNELS["IQ4_NL"])(blocks, NONLINEAR, scales, scales[:, :0].copy(), out)
+
+
+def _iq4_nl_by_numpy(
+    blocks: np.ndarray, levels: np.ndarray, scales: np.ndarray, _: np.ndarray, out: np.ndarray
+) -> None:
+    np.take(levels, nibbles(blocks[:, 2:], 16), out=out, mode="clip")
+    out *= scales
 
 
 def decode_iq4_xs(blocks: np.ndarray, out: np.ndarray) -> None:
@@ -61,3 +72,7 @@ def _half_scales() -> np.ndarray:
     values[127] = 0
     halves: np.ndarray = (values / 2).astype(np.float32)
     return halves
+
+
+KERNELS = {"IQ4_NL": cast("Description", BlockKernel("IQ4_NL", _iq4_nl_by_numpy))}
+"""What decodes types where there is much to do; each has everything that is asked of a description."""

@@ -7,9 +7,14 @@ halves are elements 0 to 15, the high halves 16 to 31.
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
 from alnico.checkpoint.gguf.block_types import nibbles, scales_of
+from alnico.kernels.block_kernel import EncodeQ8Kernel
+from alnico.kernels.build import Description
+from alnico.kernels.choice import kernel_for
 
 
 def decode_q4_0(blocks: np.ndarray, out: np.ndarray) -> None:
@@ -57,28 +62,50 @@ def _five_bits(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return codes
 
 
+def prepare_q8_0(elements: int) -> None:
+    """Say how many elements are about to be encoded, so that a kernel is compiled where that is worth it."""
+    kernel_for(ENCODER, elements)
+
+
 def encode_q8_0(values: np.ndarray) -> np.ndarray:
     """Encode float32 (blocks, 32) as Q8_0, uint8 (blocks, 34): ``d = max |x| / 127``, ``code = round(x * (1 / d))``.
 
-    Halves are rounded away from zero, and d itself to float16 after the codes were made of it, as llama.cpp does.
+    Halves are rounded away from zero, and d itself to float16 after the codes were made of it, as llama.cpp does. Codes are 0 where
+    1 / d is beyond float32: d is zero then as float16.
 
     >>> encode_q8_0(np.full((1, 32), 127, np.float32))[0, :4].view(np.int8)
     array([  0,  60, 127, 127], dtype=int8)
     """
     out = np.empty((len(values), 34), np.uint8)
-    magnitudes = values.view(np.uint32) & np.uint32(
-        0x7FFFFFFF
-    )  # whole numbers in the order of the floats, and faster
-    d = magnitudes.max(axis=1).view(np.float32) / np.float32(127)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
+    scales = np.empty(len(values), np.float32)
+    kernel_for(ENCODER)(values, scales, out)
+    with np.errstate(over="ignore"):
+        out.view(np.float16)[:, 0] = scales
+    return out
+
+
+def _encode_by_numpy(values: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
+    for begin in range(0, len(values), ENCODED_BLOCKS):
+        part = slice(begin, begin + ENCODED_BLOCKS)
+        _encode_part(values[part], scales[part], out[part])
+
+
+def _encode_part(values: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
+    # Bits are whole numbers in the order of the magnitudes, and faster.
+    magnitudes = values.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    np.divide(magnitudes.max(axis=1).view(np.float32), np.float32(127), out=scales)
+    inverse = np.float32(1) / scales
+    inverse[~np.isfinite(inverse)] = 0
     scaled = values * inverse[:, None]
     # The largest float32 below a half, with the number's sign: then cutting off the fraction rounds halves away from zero, and
     # nothing else that is below a half.
     halves = np.bitwise_and(scaled.view(np.uint32), np.uint32(0x80000000), out=magnitudes)
     halves |= np.float32(0.49999997).view(np.uint32)
     scaled += halves.view(np.float32)
-    with np.errstate(over="ignore"):
-        out.view(np.float16)[:, 0] = d.astype(np.float16)
     np.copyto(out[:, 2:].view(np.int8), scaled, casting="unsafe")
-    return out
+
+
+ENCODED_BLOCKS = 2048
+"""Blocks that numpy encodes at a time: they fit the second-level cache."""
+ENCODER = cast("Description", EncodeQ8Kernel(_encode_by_numpy))
+"""What encodes; it has everything that is asked of a description."""
