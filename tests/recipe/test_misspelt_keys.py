@@ -63,10 +63,12 @@ methods:
 - {filter: norm, merge_method: linear, preset: uniform_soup, parameters: {weight: [1, 2]}}
 lines: {alpha: 0.5, beta: 0.5}
 tokenizer:
-  source: union
+  source: b
   tokens: {a: {source: b, force: true}, c: {source: {kind: model_token, model: b, token: x}}}
   pad_to_multiple_of: 8
   tables: [emb]
+  approximate: omp
+  atoms: 8
 chat_template: auto
 out_dtype: bfloat16
 missing: error

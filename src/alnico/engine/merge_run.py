@@ -236,10 +236,11 @@ class MergeRun:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
         self._crew.report(Started(self.plan, len(self.records), done))
         self._compile()
-        if not any(job.kind == "matrix" for job in self.jobs):
+        has_matrices = any(job.kind == "matrix" for job in self.jobs)
+        if not has_matrices and not any(getattr(source, "uses_blas", False) for source in self.plan.sources):
             return self._make_all()
         with one_blas_thread():
-            if self._factor_cache is None:
+            if self._factor_cache is None or not has_matrices:
                 return self._make_all()
             self._factors = FactorFiles(
                 self._factor_cache,

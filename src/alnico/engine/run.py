@@ -50,6 +50,7 @@ from alnico.threads import Abandoned
 if TYPE_CHECKING:
     from alnico.engine.cluster_merge import ClusterMerge, ClusterRun
     from alnico.engine.node_merge import StartMerge
+    from alnico.vocabulary.rebuilt_rows import RebuiltRows
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class MergeResult:
     notes: tuple[str, ...] = field(default=(), compare=False)
     kept: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
     """Of an output that is requantised: by tensor, the share of the energy of its change that survived rounding."""
+    rebuilt: tuple[RebuiltRows, ...] = field(default=(), compare=False, repr=False)
+    """Of an output whose recipe has ``approximate``: how well the rows of tokens that a model knows would have been made."""
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -205,7 +208,13 @@ def finished_merge(
             if isinstance(source := unwrap(source), RequantisedModel):
                 kept = source.kept
                 notes += (kept_note(source.base.label, kept),)
-    return MergeResult(out, plan, seconds, run.resumed, digests, notes=notes, kept=kept)
+    rebuilt: tuple[RebuiltRows, ...] = ()
+    if plan.recipe.tokenizer is not None and plan.recipe.tokenizer.approximate:
+        from alnico.vocabulary.rebuilt_rows import measure_rebuilding
+
+        rebuilt = measure_rebuilding(plan.sources)
+        notes += tuple(rows.note for rows in rebuilt)
+    return MergeResult(out, plan, seconds, run.resumed, digests, notes=notes, kept=kept, rebuilt=rebuilt)
 
 
 def earlier_state(

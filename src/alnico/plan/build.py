@@ -88,7 +88,7 @@ def build_plan(
     try:
         for reference in references:
             try:
-                sources.append(opener(reference))
+                sources.append(_tokenizer_alone(recipe, reference) or opener(reference))
             except ModelError as error:
                 raise ModelError(f"{error}{_tokenizer_hint(recipe, reference)}") from None
         if recipe.base_mismatch == "allow":
@@ -106,6 +106,20 @@ def build_plan(
         for source in sources:
             source.close()
         raise
+
+
+def _tokenizer_alone(recipe: Recipe, reference: str) -> Source | None:
+    """Return the folder of a tokenizer without weights as a model, if a recipe needs nothing else of it."""
+    if not _has_approximation(recipe):
+        return None
+    from alnico.vocabulary.tokenizer_folder import tokenizer_alone
+
+    return tokenizer_alone(recipe, reference, resolve_reference(reference, recipe.folder))
+
+
+def _has_approximation(recipe: Recipe) -> bool:
+    """Do models make rows of tokens that they lack?"""
+    return recipe.tokenizer is not None and recipe.tokenizer.approximate is not None
 
 
 def _tokenizer_hint(recipe: Recipe, reference: str) -> str:
@@ -137,12 +151,12 @@ def _plan(
     donor = _donor(recipe, references, sources)
     if is_requantising(recipe):
         sources, donor = _requantised_sources(recipe, references, sources), 0
-    sources = _adapted_sources(recipe, sources, donor)
+    sources = _adapted_sources(recipe, references, sources, donor)
     if recipe.complete_from:
         check_completion(*_completed(recipe, references, sources))
     vocabulary = _vocabulary(recipe, references, sources, donor)
     if vocabulary is not None:
-        sources = _with_rows(sources, vocabulary)
+        sources = _with_rows(sources, vocabulary, run)
     sections = build_sections(recipe, references, sources, donor)
     filter_notes = unmatched_filters(recipe, sections.parts)
     new_rows = [t.rows for t in vocabulary.tables] if vocabulary is not None else ()
@@ -300,8 +314,22 @@ def _requantised_sources(recipe: Recipe, references: list[str], sources: list[So
     return [RequantisedModel(sources[0], base), *sources[1:]]
 
 
-def _adapted_sources(recipe: Recipe, sources: list[Source], donor: int) -> list[Source]:
+def _adapted_sources(
+    recipe: Recipe, references: list[str], sources: list[Source], donor: int
+) -> list[Source]:
     """Return the sources under the donor's tensor names, with heads untied where needed."""
+    if recipe.tokenizer is not None and recipe.tokenizer.approximate is not None:
+        # A model that only gives tokens, and rows by which others are made, is of any architecture.
+        named = {entry.reference for entry in recipe.entries} | {recipe.base_model, recipe.complete_from}
+        alone = next((i for i, r in enumerate(references) if r == recipe.tokenizer.source), donor)
+        if alone != donor and references[alone] not in named:
+            others = [source for i, source in enumerate(sources) if i != alone]
+            adapted = _adapted(recipe, others, donor - (alone < donor))
+            return [*adapted[:alone], sources[alone], *adapted[alone:]]
+    return _adapted(recipe, sources, donor)
+
+
+def _adapted(recipe: Recipe, sources: list[Source], donor: int) -> list[Source]:
     sources = untie(sources, [s for s in sources if getattr(s, "unties", False)])
     if not recipe.modules:
         sources = [s if s is sources[donor] else with_names_of(s, sources[donor]) for s in sources]
@@ -377,8 +405,9 @@ def _vocabulary(
     )
 
 
-def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source]:
+def _with_rows(sources: list[Source], vocabulary: VocabularyPlan, run: RunOptions) -> list[Source]:
     """Return all models with the rows of the output's vocabulary."""
+    approximation = vocabulary.approximation
     stored = dict.fromkeys(n for tables in vocabulary.tables for n in tables.rows)
     ties: dict[str, str] = {}
     for source in sources:
@@ -394,10 +423,17 @@ def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source
     mapped_sources = []
     for i, (source, tables) in enumerate(zip(sources, vocabulary.tables, strict=True)):
         shared_tables = [n for n in tables.rows if n not in vocabulary.separate]
-        model = remap_rows(source, sources, shared_tables, vocabulary.rows[i], ties, tables.turned)
+        made = (
+            approximation.made_rows(sources, i, run.memory_bytes, run.threads)
+            if approximation is not None
+            else {}
+        )
+        model = remap_rows(source, sources, shared_tables, vocabulary.rows[i], ties, tables.turned, made)
         for name in tables.rows:
             if name in vocabulary.separate:
-                model = remap_rows(model, sources, [name], vocabulary.separate[name][i], ties, tables.turned)
+                model = remap_rows(
+                    model, sources, [name], vocabulary.separate[name][i], ties, tables.turned, made
+                )
         mapped_sources.append(model)
     return mapped_sources
 

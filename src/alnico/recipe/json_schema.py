@@ -37,7 +37,7 @@ from alnico.recipe.keys import (
 from alnico.recipe.models import MAX_DIGITS, MAX_MODELS
 from alnico.recipe.norm_weight import CHOICES, NUMBERS, SCHEDULE, takes_norms
 from alnico.recipe.scalars import SEEDS
-from alnico.recipe.schema import DROP
+from alnico.recipe.schema import APPROXIMATIONS, DROP
 
 Schema = dict[str, Any]
 Takers = list[tuple[Method, Option]]
@@ -197,6 +197,8 @@ def _tokenizer_definitions() -> dict[str, Schema]:
         "tokens": {"type": ["object", "null"], "additionalProperties": _ref("token")},
         "pad_to_multiple_of": _or_null(_whole(1)),
         "tables": {"anyOf": [FILTER, {"type": ["array", "null"], "items": FILTER}]},
+        "approximate": {"enum": [*APPROXIMATIONS, None]},
+        "atoms": _or_null(_whole(1)),
     }
     return {
         "tokenizer": _object(TOKENIZER, keys, ()),

@@ -124,6 +124,8 @@ TOKENIZER: Keys = {
     "tokens": "Tokens by name, each with the source of its embedding row.",
     "pad_to_multiple_of": "Add rows until their number is a multiple of this.",
     "tables": "Filters of the tensors with one row per token, needed if shapes do not show which they are.",
+    "approximate": "How each model makes rows of tokens that it lacks, of its own rows: omp, subword or mean. Without it, rows come from other models.",
+    "atoms": "The most rows that omp combines; default 64.",
 }
 
 TOKEN: Keys = {

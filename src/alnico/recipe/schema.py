@@ -30,6 +30,12 @@ MismatchPolicy = Literal["error", "allow"]
 Requantise = Literal["fp8"]
 """The quantised format that an output is written in, with scales as those of its base."""
 
+Approximate = Literal["omp", "subword", "mean"]
+"""How a model makes the rows of tokens that it lacks: orthogonal matching pursuit, the mean of sub-words, the mean of all rows."""
+APPROXIMATIONS: tuple[Approximate, ...] = ("omp", "subword", "mean")
+ATOMS = 64
+"""The rows that orthogonal matching pursuit combines, unless the recipe gives another number. mergekit-tokensurgeon's number."""
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -248,6 +254,10 @@ class TokenizerSetting:
     pad_to_multiple_of: int | None = None
     tables: tuple[str, ...] = ()
     """Filters of the tensors with one row per token, if shapes and names do not show which they are."""
+    approximate: Approximate | None = None
+    """Every model makes the rows of tokens that it lacks of its own rows, in this way; None takes rows of other models."""
+    atoms: int = ATOMS
+    """The most rows that ``omp`` combines."""
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -477,4 +487,13 @@ def _tokenizer(setting: TokenizerSetting) -> dict[str, Any]:
         }
     padding = {"pad_to_multiple_of": setting.pad_to_multiple_of} if setting.pad_to_multiple_of else {}
     tables = {"tables": list(setting.tables)} if setting.tables else {}
-    return {"source": setting.source, **({"tokens": tokens} if tokens else {}), **padding, **tables}
+    way = {"approximate": setting.approximate} if setting.approximate else {}
+    atoms = {"atoms": setting.atoms} if setting.approximate == "omp" else {}
+    return {
+        "source": setting.source,
+        **({"tokens": tokens} if tokens else {}),
+        **padding,
+        **tables,
+        **way,
+        **atoms,
+    }

@@ -6,7 +6,7 @@ from alnico.recipe import scalars
 from alnico.recipe.keys import MODEL_TOKEN, TOKEN, TOKENIZER
 from alnico.recipe.models import read_reference
 from alnico.recipe.parameters import parse_filter
-from alnico.recipe.schema import TokenizerSetting, TokenSource
+from alnico.recipe.schema import APPROXIMATIONS, ATOMS, Approximate, TokenizerSetting, TokenSource
 from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote, shorten
 
 
@@ -37,7 +37,36 @@ def read_tokenizer(keys: dict[str, Node], reading: ParseContext) -> TokenizerSet
     )
     tokens = _tokens(settings.get("tokens"), reading)
     tables = _tables(settings.get("tables"), reading)
-    return TokenizerSetting(source, tokens, padding, tables) if source is not None else None
+    approximate, atoms = _approximation(settings, source, reading)
+    return (
+        TokenizerSetting(source, tokens, padding, tables, approximate, atoms) if source is not None else None
+    )
+
+
+def _approximation(
+    settings: dict[str, Node], source: str | None, reading: ParseContext
+) -> tuple[Approximate | None, int]:
+    """Read ``approximate`` and ``atoms``."""
+    node, number = settings.get("approximate"), settings.get("atoms")
+    atoms = scalars.lenient_integer(number, "tokenizer.atoms", 1, reading)
+    way = next((w for w in APPROXIMATIONS if node is not None and node.value == w), None)
+    if node is not None and node.value is not None and way is None:
+        hint = scalars.nearest(str(node.value), APPROXIMATIONS)
+        reading.wrong(
+            node.line, f"tokenizer.approximate is {node.kind}; expected omp, subword or mean. {hint}"
+        )
+    elif way is not None and source == "union":
+        reading.wrong(
+            node.line if node is not None else 0,
+            f"tokenizer.approximate is {way}, and the source is union; expected base or a model, whose tokens the output has. Write "
+            "tokenizer: {source: MODEL, approximate: " + way + "}.",
+        )
+    elif number is not None and atoms is not None and way != "omp":
+        reading.wrong(
+            number.line,
+            "tokenizer.atoms is given without approximate: omp, which alone uses it; expected both. Remove atoms, or add approximate: omp.",
+        )
+    return way, atoms or ATOMS
 
 
 def _tables(node: Node | None, reading: ParseContext) -> tuple[str, ...]:

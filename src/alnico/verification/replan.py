@@ -216,6 +216,11 @@ def replan(lock: Lock, options: ReplanOptions, stages: Mapping[str, Source]) -> 
             _first_existing(_places(entry, reference, options, recipe.folder), bool(entry.commits))
             or reference
         )
+        if recipe.tokenizer is not None and recipe.tokenizer.approximate:
+            from alnico.vocabulary.tokenizer_folder import tokenizer_alone  # with what such a recipe needs
+
+            if (alone := tokenizer_alone(recipe, reference, place)) is not None:
+                return alone
         model = open_model(place, access=options.run.access)
         if isinstance(model, FileModel):
             model.label = inputs[reference].label

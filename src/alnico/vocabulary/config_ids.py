@@ -26,6 +26,10 @@ INDICES = (
     "image_patch_id", "image_end_id", "slice_start_id", "slice_end_id",
 )  # fmt: skip
 """Other keys with a token id, used by XLM, FlauBERT and MiniCPM."""
+ROLE_IDS = tuple(
+    f"{role}_token_id" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask", "decoder_start")
+)
+"""Keys with the ids of marks, which every config of a language model may have."""
 MAPS = ("lang_to_id", "task_to_id", "vocabulary_map")
 """Keys with a mapping from names to ids: Whisper's languages and tasks, image tokens."""
 FORCED = "forced_decoder_ids"
@@ -96,6 +100,38 @@ def with_rows(
             inner = [key for key in TEXT if isinstance(section.get(key), dict)]
         section["vocab_size"] = new
     return changed
+
+
+def stated_roles(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ids of marks that a config states: at the top, or for the text.
+
+    >>> stated_roles({"eos_token_id": [1, 106], "text_config": {"eos_token_id": 1, "pad_token_id": 0}, "bos_token_id": None})
+    {'eos_token_id': [1, 106], 'pad_token_id': 0}
+    """
+    roles: dict[str, Any] = {}
+    for part in (*(config.get(key) for key in TEXT), config):
+        if isinstance(part, Mapping):
+            roles |= {key: part[key] for key in ROLE_IDS if _is_ids(part.get(key))}
+    return {key: roles[key] for key in ROLE_IDS if key in roles}
+
+
+def with_roles(config: Mapping[str, Any], roles: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with other ids of marks, wherever it states some; at the top where it states none.
+
+    >>> with_roles({"bos_token_id": 1, "text_config": {"bos_token_id": 1}}, {"bos_token_id": 2, "pad_token_id": 0})
+    {'bos_token_id': 2, 'text_config': {'bos_token_id': 2}, 'pad_token_id': 0}
+    """
+    changed = dict(config)
+    for key in TEXT:
+        inner = config.get(key)
+        if isinstance(inner, Mapping):
+            changed[key] = {**inner, **{k: v for k, v in roles.items() if k in inner}}
+    return {**changed, **roles}
+
+
+def _is_ids(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(type(v) is int and v >= 0 for v in values)
 
 
 def stated_rows(

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,14 @@ from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError, RecipeError
 from alnico.numerics.sizes import count_of
 from alnico.recipe.schema import TokenizerSetting, TokenSource
-from alnico.vocabulary.config_ids import changed_ids, rows_in, with_new_ids, with_rows
+from alnico.vocabulary.config_ids import (
+    changed_ids,
+    rows_in,
+    stated_roles,
+    with_new_ids,
+    with_roles,
+    with_rows,
+)
 from alnico.vocabulary.irregular_tables import (
     PER_LAYER_EMBEDDING,
     refuse_other_meanings,
@@ -24,9 +31,19 @@ from alnico.vocabulary.irregular_tables import (
     separate_maps,
 )
 from alnico.vocabulary.output_tokenizer import combine_tokens, union_entries
-from alnico.vocabulary.row_map import MEAN, ZEROS, RowMap, RowRequest, make_row_maps
+from alnico.vocabulary.row_map import (
+    MEAN,
+    ZEROS,
+    RowMap,
+    RowRequest,
+    make_approximated_maps,
+    make_row_maps,
+)
 from alnico.vocabulary.tables import Tables, find_tables
 from alnico.vocabulary.tokenizer import FILES, Tokenizer, as_json, plain_entry, read_tokenizer
+
+if TYPE_CHECKING:
+    from alnico.vocabulary.approximation import Approximation
 
 GENERATION = "generation_config.json"
 SHOWN = 3
@@ -47,7 +64,8 @@ class VocabularyPlan:
     ``rows`` holds a map for each source; ``separate`` those of tensors whose rows differ from the
     vocabulary's, by name. ``files`` are to be written, by name; ``excluded`` are names of the donor's files
     that are not copied; ``config`` are the keys of ``config.json`` with new values. ``dropped`` says for each
-    source what the output lacks. ``tables`` are the tables of each source.
+    source what the output lacks. ``tables`` are the tables of each source. ``approximation`` says how models make the rows of tokens that
+    they lack, if the recipe asks for it.
     """
 
     size: int
@@ -59,6 +77,7 @@ class VocabularyPlan:
     notes: tuple[str, ...]
     tables: tuple[Tables, ...] = ()
     separate: Mapping[str, tuple[RowMap, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    approximation: Approximation | None = None
 
 
 def plan_vocabulary(
@@ -79,6 +98,9 @@ def plan_vocabulary(
     come from see :func:`~alnico.vocabulary.row_map.make_row_maps`; the donor votes with the models, and its row
     takes precedence if ``has_base``. The recipe's ``tables`` or :func:`~alnico.vocabulary.tables.find_tables`
     say which tensors have a row for each token; if there are none, the number of rows is the config's.
+    With ``approximate`` every model makes the rows of tokens that it lacks of its own rows
+    (:mod:`alnico.vocabulary.approximation`), tokens are compared by the text that they stand for, and the output has at
+    least as many rows as the model whose tokenizer it has.
 
     Edge cases: a token whose id is beyond its model's rows counts as missing from that model; in the template
     it is removed, unless it has a role. Ids without a token are padding, and so are the rows up to
@@ -109,24 +131,43 @@ def plan_vocabulary(
     tokens = result.tokens
 
     count = 1 + max(tokens.values(), default=-1)
-    size = (
-        -(-count // setting.pad_to_multiple_of) * setting.pad_to_multiple_of
-        if setting.pad_to_multiple_of
-        else count
-    )
+    size = max(count, counts[template]) if setting.approximate else count
+    if setting.pad_to_multiple_of:
+        size = -(-size // setting.pad_to_multiple_of) * setting.pad_to_multiple_of
     token_rows = np.full((len(sources), count), -2, np.int64)
     token_ids = np.fromiter(tokens.values(), np.int64, len(tokens))
-    for i, tokenizer in enumerate(tokenizers):
-        ids = np.fromiter((tokenizer.tokens.get(t, -1) for t in tokens), np.int64, len(tokens))
+    approximation = None
+    if setting.approximate:
+        from alnico.vocabulary.approximation import plan_approximation
+
+        approximation = plan_approximation(setting, sources, tables, tokenizers, counts, template, tokens)
+        shared = [known.rows for known in approximation.shared]
+    else:
+        shared = [tokenizer.tokens for tokenizer in tokenizers]
+    for i, rows in enumerate(shared):
+        ids = np.fromiter((rows.get(t, -1) for t in tokens), np.int64, len(tokens))
         token_rows[i, token_ids] = np.where(ids < counts[i], ids, -1)
     voters = list(dict.fromkeys([*models, donor]))
     requests = _row_requests(setting.tokens, tokens, references, labels, tokenizers, counts)
-    maps = make_row_maps(token_rows, size, voters, donor if has_base else None, requests)
     base = donor if has_base else None
+
+    def make_maps(rows: np.ndarray, size: int) -> tuple[RowMap, ...]:
+        if approximation is not None:
+            return make_approximated_maps(rows, size, requests)
+        return make_row_maps(rows, size, voters, base, requests)
+
+    maps = make_maps(token_rows, size)
     separate: dict[str, tuple[RowMap, ...]] = {}
     if any(not m.keeps(rows) for m, rows in zip(maps, counts, strict=True)):
         tables = resolve_unclear(tables, sources, setting.tables)
-        refuse_unclear(tables, sources, setting.source, bool(setting.tables))
+        # The folder of a tokenizer alone has no tables, and none is needed.
+        checked = [i for i, source in enumerate(sources) if source.tensors or approximation is None]
+        refuse_unclear(
+            [tables[i] for i in checked],
+            [sources[i] for i in checked],
+            setting.source,
+            bool(setting.tables),
+        )
         refuse_other_meanings(sources, token_rows, tokens)
         separate = separate_maps(
             tables,
@@ -134,7 +175,7 @@ def plan_vocabulary(
             donor,
             token_rows,
             size,
-            lambda inner, rows: make_row_maps(inner, rows, voters, base, requests),
+            make_maps,
         )
 
     # Rows beyond the vocabulary's size belong to no token: those for sounds, for example. They do not move.
@@ -142,18 +183,32 @@ def plan_vocabulary(
     dropped = tuple(
         _dropped(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, moved, strict=True)
     )
-    notes += _notes(setting, labels, template, tokens, result.added, result.removed, maps, dropped, voters)
+    if approximation is not None:
+        approximation = approximation.with_rows(token_rows, tables)
+        notes += approximation.notes(labels, [i for i in voters if i != template], tokens, size)
+    else:
+        notes += _notes(
+            setting, labels, template, tokens, result.added, result.removed, maps, dropped, voters
+        )
     sizes = (
         size,
         tables[donor].size,
         next((m[donor].size for n, m in separate.items() if n.endswith(PER_LAYER_EMBEDDING)), None),
     )
     config, generation = _configs(
-        sources[donor], tokenizers[donor], tokenizers[template], tokens, sizes, notes
+        sources[donor],
+        tokenizers[donor],
+        tokenizers[template],
+        tokens,
+        sizes,
+        notes,
+        sources[template] if approximation is not None and template != donor else None,
     )
     files = {**result.files, **({GENERATION: generation} if generation is not None else {})}
     excluded = frozenset(FILES) - set(files)
-    return VocabularyPlan(size, maps, files, excluded, config, dropped, tuple(notes), tuple(tables), separate)
+    return VocabularyPlan(
+        size, maps, files, excluded, config, dropped, tuple(notes), tuple(tables), separate, approximation
+    )
 
 
 def _tokenizers(
@@ -329,10 +384,12 @@ def _configs(
     tokens: Mapping[str, int],
     sizes: tuple[int, int | None, int | None],
     notes: list[str],
+    stated: Source | None = None,
 ) -> tuple[dict[str, Any], bytes | None]:
     """Return the changes of ``config.json``, and ``generation_config.json`` if it changes.
 
-    ``sizes`` are the rows of the output, those of the donor, and the new rows of embeddings per layer.
+    ``sizes`` are the rows of the output, those of the donor, and the new rows of embeddings per layer. The ids of marks are those that
+    the config of ``stated`` has, the model of the tokenizer, if it is given.
     """
     tokens_of: dict[int, list[str]] = {}
     for token, row in donor_tokenizer.tokens.items():
@@ -357,11 +414,19 @@ def _configs(
 
     config = dict(donor.config)
     changed = with_rows(with_new_ids(config, remap), *sizes) if config else {}
+    roles = stated_roles(stated.config) if stated is not None else {}
+    if changed and roles:
+        changed = with_roles(changed, roles)
     changes = {key: value for key, value in changed.items() if key not in config or config[key] != value}
     path = donor.directory / GENERATION if donor.directory is not None else None
     generation = read_json(path) if path is not None and path.exists() else {}
     new = changed_ids(generation, remap)
-    notes += remarks
+    if stated is not None and generation:
+        path = stated.directory / GENERATION if stated.directory is not None else None
+        own = read_json(path) if path is not None and path.exists() else {}
+        roles |= stated_roles(own)
+        new |= {key: ids for key, ids in roles.items() if generation.get(key) != ids}
+    notes += [remark for remark in remarks if remark.partition(":")[0] not in roles]
     return changes, as_json({**generation, **new}) if new else None
 
 

@@ -7,17 +7,26 @@ import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alnico.checkpoint.source import Source, SourceWrapper, Tensor, TensorSpec
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode, promote
-from alnico.vocabulary.row_map import MEAN, PADDING, ZEROS, RowMap
+from alnico.vocabulary.row_map import MADE, MEAN, OWN_MEAN, PADDING, ZEROS, RowMap
+
+if TYPE_CHECKING:
+    from alnico.vocabulary.made_rows import MadeRows
+
+NO_MADE_ROWS: Mapping[str, MadeRows] = MappingProxyType({})
 
 PIECE_ELEMENTS = 1 << 16
 """Most elements that are decoded at a time."""
+
+COMBINED_ELEMENTS = 1 << 22
+"""Most elements of rows that are combined at a time."""
 
 LABEL_SEPARATOR = "::"
 """Separates a model's label from its file, for files of other models that must be downloaded."""
@@ -45,13 +54,15 @@ def remap_rows(
     row_map: RowMap,
     ties: Mapping[str, str] | None = None,
     turned: Collection[str] = (),
+    made: Mapping[str, MadeRows] = NO_MADE_ROWS,
 ) -> Source:
     """Give a model the output's vocabulary rows; returns ``source`` itself if nothing changes.
 
     ``others`` are all sources including ``source``, in the order of ``row_map``'s indices; ``names`` are the
     tensors of ``source`` that have vocabulary rows. Those in ``turned`` have a column for each token.
     Dimensions of 1 before the rows stay: a bias may be (1, tokens). ``ties`` names the tensor that replaces
-    one that another model does not store, such as the embedding for a tied head.
+    one that another model does not store, such as the embedding for a tied head. ``made`` has by tensor what makes
+    the rows that ``row_map`` calls MADE.
 
     If all rows come from models with the tensor's dtype, its bytes are moved and it keeps its dtype. If rows
     are computed or have another dtype, it becomes float32 (float64 if one of them is); ``nominal`` stays.
@@ -64,7 +75,7 @@ def remap_rows(
         gather = _plan_gather(source, others, name, row_map, ties or {}, is_turned=name in turned)
         if gather is not None:
             gathers[name] = gather
-    return RemappedModel(source, others, gathers, row_map) if gathers else source
+    return RemappedModel(source, others, gathers, row_map, made) if gathers else source
 
 
 def _plan_gather(
@@ -122,13 +133,20 @@ class RemappedModel(SourceWrapper):
     """
 
     def __init__(
-        self, source: Source, others: Sequence[Source], gathered: Mapping[str, _RowGather], row_map: RowMap
+        self,
+        source: Source,
+        others: Sequence[Source],
+        gathered: Mapping[str, _RowGather],
+        row_map: RowMap,
+        made: Mapping[str, MadeRows] = NO_MADE_ROWS,
     ) -> None:
         self.wrapped = source
         self._others = tuple(others)
         self._gathered = gathered
         self._map = row_map
+        self._made = {name: rows for name, rows in made.items() if name in gathered}
         self._padding: dict[str, np.ndarray] = {}
+        self._own_means: dict[str, np.ndarray] = {}
         self._locks = {name: threading.Lock() for name in gathered}
         self.tensors: Mapping[str, Tensor] = {
             name: gathered[name].tensor if name in gathered else tensor
@@ -137,8 +155,9 @@ class RemappedModel(SourceWrapper):
 
     @property
     def held_bytes(self) -> int:
-        padding = sum(8 * g.columns for g in self._gathered.values() if not g.raw and not g.is_turned)
-        return self.wrapped.held_bytes + self._map.held_bytes + padding
+        padding = sum(16 * g.columns for g in self._gathered.values() if not g.raw and not g.is_turned)
+        made = sum({id(rows): rows.held_bytes for rows in self._made.values()}.values())
+        return self.wrapped.held_bytes + self._map.held_bytes + padding + made
 
     @property
     def reading_bytes(self) -> int:
@@ -151,7 +170,9 @@ class RemappedModel(SourceWrapper):
         if not columns:
             return inner
         piece = max(PIECE_ELEMENTS, columns)
-        return inner + 40 * piece  # raw, decoded, the output's, a sum, a partial copy
+        made = max((rows.working_bytes for rows in self._made.values()), default=0)
+        # raw, decoded, the output's, a sum, a partial copy; the rows that are combined
+        return inner + 40 * piece + made + (12 * COMBINED_ELEMENTS if made else 0)
 
     def _widest(self, gathered: _RowGather) -> int:
         """Return the largest number of elements of a row, in the output and in the sources."""
@@ -171,6 +192,10 @@ class RemappedModel(SourceWrapper):
                 for i, alias in self._gathered[name].names.items():
                     if i != self._map.own:
                         other_tensors.setdefault(i, []).append(alias)
+        for rows in (self._made[name] for name in tensors if name in self._made):
+            if rows.reads is not None:
+                i = next(i for i, other in enumerate(self._others) if other is rows.reads[0])
+                other_tensors.setdefault(i, []).append(rows.reads[1])
         for i, names in other_tensors.items():
             other = self._others[i]
             files |= {
@@ -271,10 +296,29 @@ class RemappedModel(SourceWrapper):
                 total[table >= 0] += values[table[table >= 0]]
         if len(averaged):
             out[averaged] = (total / (self._map.means >= 0).sum(axis=1))[column[averaged]]
+        combined = np.flatnonzero(origin <= MADE)
+        if len(combined):
+            out[combined] = self._turned_combinations(gathered, row, combined)
         padding = origin == PADDING
         if padding.any():
             out[padding] = out[~padding].astype(np.float64).sum() / max(int((~padding).sum()), 1)
         return out
+
+    def _turned_combinations(self, gathered: _RowGather, row: int, ids: np.ndarray) -> np.ndarray:
+        """Return the elements of one row at the columns of made tokens."""
+        own = self._map.own
+        tensor = self._others[own].tensors[gathered.names[own]]
+        width = tensor.shape[1] * DTYPES[tensor.dtype].bytes
+        raw = np.empty(width, np.uint8)
+        self._others[own].read_into(gathered.names[own], row * width, memoryview(raw))
+        values = decode(raw, tensor.dtype).astype(np.float64)
+        result = np.full(len(ids), values.sum() / max(len(values), 1))
+        made = np.flatnonzero(self._map.origin[ids] == MADE)
+        if len(made):
+            numbers, weights = self._made[gathered.name].of(ids[made])
+            used = weights.any(axis=1)
+            result[made[used]] = np.einsum("nk,nk->n", values[numbers[used]], weights[used])
+        return result
 
     def _pieces(self, gathered: _RowGather, low: int, high: int) -> Iterable[tuple[int, int]]:
         step = max(PIECE_ELEMENTS // gathered.columns, 1)
@@ -298,7 +342,75 @@ class RemappedModel(SourceWrapper):
                 if len(has):
                     total[has] += self._rows_of(gathered, source, table[has, source])
             out[averaged] = total / (table >= 0).sum(axis=1, keepdims=True)
+        mean = origin == OWN_MEAN
+        if mean.any():
+            out[mean] = self._own_mean(gathered)
+        made = np.flatnonzero(origin == MADE)
+        if len(made):
+            numbers, weights = self._made[gathered.name].of(row[made])
+            out[made] = self._combined(gathered, numbers, weights)
         return out
+
+    def rebuilt(self, name: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of a tensor that the model has for output ids that it knows, and those that would have been made for them.
+
+        Shapes: (ids, columns) float64 both.
+        """
+        gathered = self._gathered[name]
+        numbers, weights = self._made[name].without_themselves(ids)
+        own = self._rows_of(gathered, self._map.own, self._map.row[ids])
+        return own.astype(np.float64), self._combined(gathered, numbers, weights)
+
+    def known(self, name: str) -> np.ndarray:
+        """Return the output ids of which a tensor has the model's own rows; none if no row of it is made of others, or tokens are columns."""
+        if name not in self._made or self._gathered[name].is_turned:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self._map.origin == self._map.own)
+
+    @property
+    def uses_blas(self) -> bool:
+        """Are rows computed by products of matrices?"""
+        own = any(rows.reads is not None for rows in self._made.values())
+        return own or getattr(self.wrapped, "uses_blas", False)
+
+    @property
+    def made_tensors(self) -> Mapping[str, int]:
+        """The tensors with rows that are combinations of others, and how many rows these are."""
+        count = int((self._map.origin == MADE).sum())
+        return dict.fromkeys(self._made, count) if count else {}
+
+    def _combined(self, gathered: _RowGather, numbers: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return sums of the model's own rows, ``sum of weight * row`` in the order of ``numbers``, in float64; their mean without weights.
+
+        Shapes: numbers and weights (n, k); returns (n, columns).
+        """
+        result = np.zeros((len(numbers), gathered.columns))
+        step = max(COMBINED_ELEMENTS // (gathered.columns * max(numbers.shape[1], 1)), 1)
+        for first in range(0, len(numbers), step):
+            part = slice(first, first + step)
+            needed, places = np.unique(numbers[part], return_inverse=True)
+            rows = self._rows_of(gathered, self._map.own, needed)
+            places = places.reshape(numbers[part].shape)
+            for k in range(numbers.shape[1]):
+                result[part] += weights[part, k, None] * rows[places[:, k]]
+        empty = ~weights.any(axis=1)
+        if empty.any():
+            result[empty] = self._own_mean(gathered)
+        return result
+
+    def _own_mean(self, gathered: _RowGather) -> np.ndarray:
+        """Return the mean of all rows of the model's own tensor, summed in float64 in order; computed once."""
+        name, own = gathered.name, self._map.own
+        with self._locks[name]:
+            if name not in self._own_means:
+                count = math.prod(self._others[own].tensors[gathered.names[own]].shape) // gathered.columns
+                total = np.zeros(gathered.columns)
+                for first, last in self._pieces(gathered, 0, count):
+                    total += self._rows_of(gathered, own, np.arange(first, last)).sum(
+                        axis=0, dtype=np.float64
+                    )
+                self._own_means[name] = total / max(count, 1)
+            return self._own_means[name]
 
     def _rows_of(self, gathered: _RowGather, source: int, rows: np.ndarray) -> np.ndarray:
         """Return rows of a source's matrix as float32 (float64 stays); consecutive rows are read at once."""

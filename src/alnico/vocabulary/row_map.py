@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import xxhash
 
-ZEROS, PADDING, MEAN = -1, -2, -3
+ZEROS, PADDING, MEAN, MADE, OWN_MEAN = -1, -2, -3, -4, -5
 """Values of :attr:`RowMap.origin` for rows that are not a copy of a row."""
 
 
@@ -19,7 +19,8 @@ class RowMap:
 
     For output row r, ``origin[r]`` is a source and ``row[r]`` its row; or ZEROS; or PADDING, the mean of all
     rows that are not padding; or MEAN, and then ``means[row[r]]`` holds each source's row, -1 for sources
-    left out.
+    left out; or MADE, a combination of the model's own rows that :mod:`~alnico.vocabulary.made_rows` makes, and then
+    ``row[r]`` is r; or OWN_MEAN, the mean of all rows of the model's own matrix.
 
     Shapes: origin (rows,) int32, row (rows,) int64, means (means, sources) int64. ``own`` is the model's
     index among the sources.
@@ -55,11 +56,12 @@ class RowMap:
         averaged = (
             np.flatnonzero((self.means >= 0).any(axis=0)).tolist() if (self.origin == MEAN).any() else []
         )
-        return tuple(sorted({*copied, *averaged}))
+        own = [self.own] if (self.origin <= MADE).any() else []
+        return tuple(sorted({*copied, *averaged, *own}))
 
     @cached_property
     def is_computed(self) -> bool:
-        """Are some rows computed: means or padding?"""
+        """Are some rows computed: means, padding, or combinations?"""
         return bool((self.origin <= PADDING).any())
 
     def keeps(self, rows: int) -> bool:
@@ -145,3 +147,28 @@ def _compact(own: int, origin: np.ndarray, row: np.ndarray, means: np.ndarray) -
     row = row.copy()
     row[used] = np.arange(int(used.sum()))
     return RowMap(own, origin.astype(np.int32), row, used_means)
+
+
+def make_approximated_maps(
+    token_rows: np.ndarray, size: int, requests: Mapping[int, RowRequest]
+) -> tuple[RowMap, ...]:
+    """Return for each source where the rows of its matrices come from, if it makes the rows that it lacks of its own rows.
+
+    A model keeps its own row of a token that it has, unless the recipe requests another by ``force``. Rows of other tokens are
+    requested, or MADE; rows without a token are OWN_MEAN. Shapes: as for :func:`make_row_maps`.
+
+    >>> [m.origin.tolist() for m in make_approximated_maps(np.array([[0, 1, -1], [1, -1, 0]]), 4, {})]
+    [[0, 0, -4, -5], [1, -4, 1, -5]]
+    """
+    sources, count = token_rows.shape
+    maps = []
+    for source in range(sources):
+        origin, row = np.full(size, OWN_MEAN, np.int32), np.arange(size, dtype=np.int64)
+        has = token_rows[source] >= 0
+        origin[:count] = np.where(has, source, np.where(token_rows[source] == -1, MADE, OWN_MEAN))
+        row[:count][has] = token_rows[source][has]
+        for token_id, request in requests.items():
+            if request.origin is not None and (request.force or not has[token_id]):
+                origin[token_id], row[token_id] = request.origin
+        maps.append(RowMap(source, origin, row))
+    return tuple(maps)

@@ -105,5 +105,6 @@ def result_data(result: MergeResult) -> dict[str, Any]:
         ),
         "notes": [*result.plan.notes, *result.notes],
         **({"kept": {name: round(share, 4) for name, share in result.kept.items()}} if result.kept else {}),
+        **({"rebuilt": [rows.data() for rows in result.rebuilt]} if result.rebuilt else {}),
         "digests": result.digests,
     }
