@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from alnico.engine.average import average as average
     from alnico.engine.complete import complete as complete
     from alnico.engine.norm_weights import NormWeights as NormWeights
+    from alnico.engine.retokenize import retokenize as retokenize
     from alnico.engine.run import MergeResult as MergeResult
     from alnico.engine.warm import WarmResult as WarmResult
     from alnico.engine.warm import warm as warm
@@ -136,6 +137,7 @@ __all__ = make_lazy(
         "alnico.engine.average": ["average"],
         "alnico.engine.complete": ["complete"],
         "alnico.engine.norm_weights": ["NormWeights"],
+        "alnico.engine.retokenize": ["retokenize"],
         "alnico.engine.run": ["MergeResult"],
         "alnico.engine.warm": ["WarmResult", "warm"],
         "alnico.evaluation.compare": ["compare"],

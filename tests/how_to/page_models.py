@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,7 @@ def deep_models(folder: Path) -> None:
 
 @prepares("different-tokenizers")
 def vocabularies(folder: Path) -> None:
-    """A base, a chat model with two more tokens and a template, and a coder with a token of its own."""
+    """A base, a chat model with two more tokens and a template, a coder with a token of its own, and a larger model with other tokens."""
     words = ["<s>", "</s>", *(f"w{i}" for i in range(62))]
     random = np.random.default_rng(0)
     shapes = llama_shapes(32, 4, 64, tied=False)
@@ -215,6 +216,34 @@ def vocabularies(folder: Path) -> None:
         keys = {"chat_template": template} if template else {}
         special = {"bos_token": "<s>", "eos_token": "</s>"}
         save_tokenizer(model, {w: i for i, w in enumerate(words)}, entries, **special, **keys)
+    save_other_vocabulary(folder / "models", words, start)
+
+
+def save_other_vocabulary(models: Path, words: Sequence[str], start: Mapping[str, np.ndarray]) -> None:
+    """A second fine-tune of the base, and a wider model that knows 48 of its words and 40 others: pairs of words."""
+    random = np.random.default_rng(1)
+    tuned = {
+        n: ("BF16", v + 0.01 * random.standard_normal(v.shape).astype(np.float32)) for n, v in start.items()
+    }
+    save_model(models / "base2", tuned, llama_config(32, 4, 64, tied=False))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (models / "base2" / file).write_bytes((models / "base" / file).read_bytes())
+    others = [*words[2:50], *(f"{a}{b}" for a, b in itertools.pairwise(words[2:43]))]
+    rows = 2 + len(others)
+    shapes = llama_shapes(48, 4, rows, tied=False)
+    values = {n: (0.05 * random.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        vectors = dict(zip(words, start[name] @ random.standard_normal((32, 48)) / 7, strict=True))
+        for i, word in enumerate(others):
+            parts = [word] if word in vectors else [f"w{number}" for number in word.split("w")[1:]]
+            values[name][2 + i] = sum(vectors[part] for part in parts)
+    large = save_model(
+        models / "large", {n: ("BF16", v) for n, v in values.items()}, llama_config(48, 4, rows, tied=False)
+    )
+    save_tokenizer(
+        large, {w: i for i, w in enumerate(["[start]", "[end]", *others])}, [entry("[start]", 0), entry("[end]", 1)],
+        bos_token="[start]", eos_token="[end]",
+    )  # fmt: skip
 
 
 @prepares("merge-large-models")

@@ -264,6 +264,7 @@ WRITE_TO_URLS = (
     "alnico.plan_documents",
     "alnico.complete",
     "alnico.average",
+    "alnico.retokenize",
     "alnico.lora.fold",
 )
 """Functions whose output may be at a URL."""

@@ -5,6 +5,7 @@ SUMMARIES = {
     "plan": "Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk.",
     "complete": "Add to a fine-tune what its training program left out and its base has, and write the model. The same command resumes an interrupted completion.",
     "average": "Average the checkpoints of a training run, and write the model. The same command resumes an interrupted average.",
+    "retokenize": "Give a model the vocabulary of another, without training, and write the model. The same command resumes an interrupted run.",
     "methods": "Print the merge methods by name, with their options and documentation.",
     "schema": "Print the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults.",
     "warm": "Compile the kernels of merge methods into the cache, so that later merges compile nothing.",
