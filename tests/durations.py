@@ -57,7 +57,7 @@ class Known(NamedTuple):
 
 def known(item: pytest.Item) -> Known:
     marks = {mark.name for mark in item.iter_markers()}
-    tier = next((tier for tier in ("nightly", "slow") if tier in marks), "fast")
+    tier = "nightly" if "costly" in marks else next((t for t in ("nightly", "slow") if t in marks), "fast")
     return Known(item.nodeid, tier, KEPT in marks or item.path.name == ALWAYS)
 
 
@@ -81,7 +81,7 @@ def costly(tests: Iterable[Known], seconds: Mapping[str, float], costly_from: fl
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     recorded = json.loads(RECORD.read_text())
     seconds: dict[str, float] = recorded["seconds"]
-    tests = [known(item) for item in items]
+    tests = [known(item) for item in items]  # before marks are added
     if FOLDER is None:
         left = costly(tests, seconds, recorded["costly_from"])
     else:

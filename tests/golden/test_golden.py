@@ -14,8 +14,6 @@ import alnico
 from made import llama_config, read_file, read_model, save_model
 from references.noise import uniform
 
-pytestmark = pytest.mark.usefixtures("compiled")
-
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
 """Of the largest value of a tensor: the promise of docs/differences.md."""

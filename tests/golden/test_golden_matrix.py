@@ -18,8 +18,6 @@ from alnico.vocabulary.tokenizer import read_tokenizer
 from made import llama_config, llama_shapes, read_file, read_model, save_model
 from made_tokenizers import EMBED, HEAD, save_family
 
-pytestmark = pytest.mark.usefixtures("compiled")
-
 MATRIX = Path(__file__).parent / "matrix"
 OUTPUTS: dict[str, dict[str, Any]] = json.loads((MATRIX / "outputs.json").read_text())
 TOLERANCE = 1e-5

@@ -14,8 +14,6 @@ from alnico.vocabulary.remapped_model import remap_rows
 from alnico.vocabulary.tokenizer import read_tokenizer
 from made_tokenizers import CASES, EMBED, HEAD, matrix, planned, save_family
 
-pytestmark = pytest.mark.usefixtures("compiled")
-
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "vocabulary.json").read_text())
 
 

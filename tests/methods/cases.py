@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 PER_MODEL = "per model"
 POSITIVE = "per model, above 0"
 STATISTICS = "one directory a model"
@@ -149,3 +151,12 @@ def options(setting: dict[str, Any], count: int) -> dict[str, Any]:
             value = [value] * count
         spelled[name] = value
     return spelled
+
+
+IN_EACH_RUN = ("linear", "ties", "dare_ties", "della")
+"""Methods that are compiled before each merge; each kind of argument is among theirs. A kernel takes seconds to compile."""
+
+
+def compiles(name: str) -> list[pytest.MarkDecorator]:
+    """The marks of a method's case in a test that compiles its kernels."""
+    return [] if name in IN_EACH_RUN else [pytest.mark.costly]

@@ -23,7 +23,7 @@ from alnico.errors import AlnicoError, NonFiniteError
 from alnico.methods import registry
 from alnico.numerics import arithmetic
 from made import model_bytes
-from methods.cases import MODELS, SETTINGS, options
+from methods.cases import MODELS, SETTINGS, compiles, options
 from methods.merging import recipe_for, write_inputs
 from methods.sides import with_statistics
 
@@ -87,7 +87,7 @@ def in_memory(name: str, dtype: Any, statistics: dict[str, Any]) -> Callable[[],
     return merge
 
 
-@pytest.mark.parametrize("name", list(registry()))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=compiles(n)) for n in registry()])
 def test_no_mode_of_floating_point_changes_a_bit(name: str, tmp_path: Path) -> None:
     count = count_of(name)
     given = options(SETTINGS[name][-1], count)
@@ -307,7 +307,7 @@ def python_is_odd() -> Iterator[None]:
 STATES = [numpy_raises, warnings_raise, defaults_of_torch, python_is_odd]
 
 
-@pytest.mark.parametrize("name", list(registry()))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=compiles(n)) for n in registry()])
 def test_nothing_else_that_is_set_in_the_process_changes_a_bit_or_stops_a_merge(
     name: str, tmp_path: Path
 ) -> None:

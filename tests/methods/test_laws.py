@@ -29,7 +29,7 @@ from alnico.testing import (
 from alnico.testing.checks import keeps_equal_models, law_models
 from alnico.testing.small_models import random_models
 from methods import sides
-from methods.cases import MODELS, OVER_MODEL, SETTINGS, counts, options
+from methods.cases import IN_EACH_RUN, MODELS, OVER_MODEL, SETTINGS, compiles, counts, options
 from methods.merging import merge_arrays
 
 EVERY = [
@@ -77,7 +77,9 @@ def inputs(models: Models, request: pytest.FixtureRequest) -> Models:
 
 
 @IN_COMPILED_CODE
-@pytest.mark.parametrize(("name", "setting"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "setting"), [pytest.param(*p.values, id=p.id, marks=compiles(str(p.values[0]))) for p in EVERY]
+)
 def test_threads_blocks_and_budget_change_no_bit(
     name: str, setting: dict, inputs: Models, tmp_path: Path
 ) -> None:
@@ -103,10 +105,6 @@ def test_compiling_changes_no_bit_for_any_number_of_models(name: str, tmp_path: 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_interrupt_and_a_resume_change_no_bit(name: str, inputs: Models, tmp_path: Path) -> None:
     check_interrupt_and_resume(case(name), tmp_path, inputs)
-
-
-IN_EACH_RUN = ("linear", "ties", "dare_ties", "della")
-"""Methods whose kernels are compiled for another tile in each run; each kind of argument is among theirs."""
 
 
 @IN_COMPILED_CODE
@@ -167,9 +165,13 @@ def test_any_number_of_models_is_merged(name: str, tmp_path: Path) -> None:
 
 
 @IN_COMPILED_CODE
-@pytest.mark.parametrize(
-    "name", ["linear", "karcher", "ties", "dare_linear", "della", "sce"]
-)  # each kind of argument
+@pytest.mark.parametrize(  # each kind of argument
+    "name",
+    [
+        pytest.param(n, marks=compiles(n))
+        for n in ("linear", "karcher", "ties", "dare_linear", "della", "sce")
+    ],
+)
 def test_more_models_than_are_unrolled_agree_with_the_reference(name: str, tmp_path: Path) -> None:
     import importlib
 
