@@ -56,6 +56,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"density": 0.3, "epsilon": 0.1, "rescale": "inverse", "divide": "weight"},
     ],
     "karcher": [{}, {"weight": POSITIVE}, {"weight": POSITIVE, "max_iter": 2}],
+    "geometric_median": [{}, {"weight": POSITIVE, "max_iter": 2}, {"weight": POSITIVE}],
+    "perpendicular": [{}, {"weight": PER_MODEL}],
+    "train_difference": [{}, {"strength": 0.6}],
     "model_stock": [{}, {"filter_wise": True}],
     "multislerp": [{}, {"weight": PER_MODEL}, {"weight": PER_MODEL, "normalize_weights": False}],
     "nearswap": [{"t": 0.05}, {"t": 0.0}, {"t": 0.2}],
@@ -104,11 +107,12 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "iso_c": [{}, {"calibrate": "none", "weight": PER_MODEL, "scale": 1.3}],
     "iso_cts": [{}, {"calibrate": "none", "weight": PER_MODEL, "common": 0.5, "scale": 1.3}],
     "svd": [{}, {"calibrate": "projection", "energy": 0.6, "weight": PER_MODEL}],
+    "resmerge": [{}, {"head": 3, "budget": 0.5, "beta_min": 0.2, "weight": PER_MODEL, "scale": 1.3}],
     "ramplus_tl": [{}, {"epsilon": 0.15, "r": 0.4, "alpha": 3.0}],
 }
 
 MODELS = {
-    "slerp": (2,), "passthrough": (1,), "nuslerp": (2,), "nearswap": (1,),
+    "slerp": (2,), "train_difference": (2,), "passthrough": (1,), "nuslerp": (2,), "nearswap": (1,),
     "fisher": (3,), "regmean": (2,), "magmax": (3,), "emr": (3,), "consensus": (3,), "ram": (3,), "ramplus_tl": (3,), "arcee_fusion": (2,), "pcb": (3,),
 }  # fmt: skip
 """How many values a method gets, where it does not take any number, or is tried with one: each is a compilation of its own."""
@@ -119,7 +123,7 @@ OVER_MODEL: dict[str, list[dict[str, Any]]] = {
 }
 """Settings that look at all tensors of a model together: for the laws; the references merge a tensor at a time."""
 
-LEAST = {"model_stock": 2}
+LEAST = {"model_stock": 2, "perpendicular": 2}
 """The least number of values besides the base, where it is not 1."""
 
 BY_NOISE = ("dare_linear", "dare_ties", "della", "della_linear")
