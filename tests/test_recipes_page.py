@@ -17,6 +17,7 @@ from alnico.errors import RecipeError
 from alnico.recipe.load import load_recipes
 from made import family, llama_config, llama_shapes, read_model, save_file, save_model
 from made_tokenizers import entry, save_tokenizer
+from methods import sides
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "recipes.md").read_text("utf-8")
@@ -77,6 +78,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         adapter / "adapter_model.safetensors", {n: ("F32", np.ones(s, np.float32)) for n, s in low.items()}
     )
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    (root / "stats").mkdir()
+    sides.made("gram", models / "coder", 0).rename(root / "stats" / "coder")
     return root
 
 

@@ -255,6 +255,7 @@ merge_method: task_arithmetic
 base_model: {path: org/base, revision: v1}
 models: [a, {model: b+c@d}]
 lines: {alpha: 0.2, beta: 8e-1}
+protect: {model: {path: c, revision: v2}, gram: stats/c, energy: 9e-1, others: merge}
 dtype: float32
 out_dtype: torch.float64
 missing: copy

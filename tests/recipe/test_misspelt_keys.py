@@ -62,6 +62,7 @@ models:
 methods:
 - {filter: norm, merge_method: linear, preset: uniform_soup, parameters: {weight: [1, 2]}}
 lines: {alpha: 0.5, beta: 0.5}
+protect: {model: a, gram: stats, energy: 0.5, others: keep}
 tokenizer:
   source: b
   tokens: {a: {source: b, force: true}, c: {source: {kind: model_token, model: b, token: x}}}

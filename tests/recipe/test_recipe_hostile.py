@@ -129,6 +129,10 @@ WORDS = [
     "tokenizer",
     "tokens",
     "lines",
+    "protect",
+    "gram",
+    "energy",
+    "others",
     "preset",
     "name",
     "base",
@@ -271,6 +275,10 @@ RECIPES = st.fixed_dictionaries(
         )
         | VALUES,
         "lines": VALUES,
+        "protect": st.fixed_dictionaries(
+            {}, optional={"gram": VALUES, "energy": VALUES, "model": VALUES, "others": VALUES}
+        )
+        | VALUES,
         "name": VALUES,
         "dtype": VALUES,
         "seed": VALUES,

@@ -21,6 +21,7 @@ from alnico.recipe.schema import (
     Lines,
     ModelEntry,
     Module,
+    Protect,
     Recipe,
     Rule,
     Slice,
@@ -258,6 +259,8 @@ def test_a_vocabulary_says_where_the_rows_of_tokens_come_from() -> None:
     assert (found.base_model, found.dtype, found.missing, found.seed) == ("org/base@v1", "F64", "copy", -3)
     assert found.unrelated == "allow"
     assert found.lines == Lines(0.2, 0.8)
+    assert found.protect == Protect("stats/c", 0.9, "c@v2", "merge")
+    assert "c@v2" in found.references
     assert found.stage == "everything else"
     assert found.chat_template == "{% for message in messages %}\n{{ message.content }}{% endfor %}\n"
     assert read(GOOD["vocabulary of one"]).tokenizer == TokenizerSetting("base")

@@ -232,6 +232,30 @@ LANGUAGE = {
         "merge_method: linear\nmodels: [a]\nlines: {alpha: 1, beta: 1}",
         "3: lines scales merged task vectors by layer, but linear has no task vectors. Remove lines, or use a method such as task_arithmetic.",
     ),
+    "protect a number": (
+        "merge_method: linear\nmodels: [a]\nbase_model: a\nprotect: 3",
+        "4: protect is 3; expected a mapping with `gram` and optionally `energy`, `model` and `others`.",
+    ),
+    "protect without gram": (
+        "merge_method: linear\nmodels: [a]\nbase_model: a\nprotect: {energy: 0.9}",
+        "4: protect.gram is missing; expected the directory that `alnico statistics gram` wrote for the protected model.",
+    ),
+    "protect more than all": (
+        "merge_method: linear\nmodels: [a]\nbase_model: a\nprotect: {gram: g, energy: 99}",
+        "4: protect.energy is 99; expected the share of the inputs' squares that is kept, in (0, 1].",
+    ),
+    "protect other tensors of the base": (
+        "merge_method: linear\nmodels: [a]\nbase_model: a\nprotect: {gram: g, others: base}",
+        "4: protect.others is 'base'; expected keep or merge.",
+    ),
+    "protect without a model": (
+        "merge_method: linear\nmodels: [a, b]\nprotect: {gram: g}",
+        "3: protect keeps what the base gives, but there is no base_model; expected the model that must not change. Add model: PATH under protect, or base_model.",
+    ),
+    "protect slices": (
+        "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nbase_model: a\nprotect: {gram: g}",
+        "4: protect is for models that are merged whole; found slices. Merge these first, and protect in a second stage.",
+    ),
     "dtype of whole numbers": (
         "merge_method: linear\nmodels: [a]\ndtype: torch.int64",
         "3: dtype is 'torch.int64'; expected bfloat16, float16, float32 or float64. It would round weights to integers; integer buffers keep their dtype anyway.",

@@ -13,7 +13,7 @@ from alnico.recipe import scalars
 from alnico.recipe.load import load_recipe, parse_recipe
 
 TOP = (
-    "merge_method, models, checkpoints, slices, modules, methods, base_model, preset, lines, parameters, tokenizer_source, tokenizer, "
+    "merge_method, models, checkpoints, slices, modules, methods, base_model, preset, lines, protect, parameters, tokenizer_source, tokenizer, "
     "chat_template, dtype, out_dtype, missing, unrelated, base_mismatch, complete_from, requantise, seed, name"
 )
 TAIL = "\nmodels: [a, b]"

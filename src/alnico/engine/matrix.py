@@ -27,7 +27,7 @@ from alnico.numerics.decompositions import leading_vectors
 from alnico.numerics.digest import PieceHasher, TensorDigest
 from alnico.numerics.dtypes import decode
 from alnico.numerics.low_rank import Decomposed
-from alnico.plan.job import Input, Job
+from alnico.plan.job import Input, Job, Protection
 
 ROUNDING = combine((1.0,))
 
@@ -39,7 +39,7 @@ def rounding_kernel() -> MixKernel:
 
 class JobMatrices:
     """The matrices of one job, read when its method requests them. With ``digests``, one per tensor, each
-    tensor is hashed once. ``store`` keeps what can serve later merges in memory, ``factors`` in files. ``note`` receives what the method has to say,
+    tensor is hashed once. ``mix`` mixes the elements of a job that is protected into float64 numbers. ``store`` keeps what can serve later merges in memory, ``factors`` in files. ``note`` receives what the method has to say,
     ``advance`` the bytes of output that are as good as done, which add up to the tensor's. On a GPU the matrices of a method
     that runs there are torch's; they are read, rounded and written on the processor."""
 
@@ -57,8 +57,10 @@ class JobMatrices:
         note: Callable[[MatrixNote], None] = lambda _: None,
         advance: Callable[[int], None] = lambda _: None,
         device: Device = CPU,
+        mix: Callable[[Job, np.ndarray], None] | None = None,
     ) -> None:
         self.job = job
+        self._mix = mix
         self.models = len(job.inputs)
         self.is_transposed = is_transposed_linear(job.inputs[0].name, sources[job.inputs[0].model].config)
         self._note = note
@@ -229,11 +231,47 @@ class JobMatrices:
             self._matrix = matrix
             self._progress.begin(matrix)
             if are_equal:
-                self._write(self._read_matrix(job.inputs[0]), write, of_model=True)
+                made, base = self._read_matrix(job.inputs[0]), None
             else:
-                self._write(job.matrix.make(self, *job.matrix.arguments), write)
+                made, base = job.matrix.make(self, *job.matrix.arguments), job.base
+            if job.protection is not None:
+                base = None if job.mixed is not None else base
+                made, base = self._protected(made, base, job.protection), job.protection.anchor
+            self._write(made, write, base)
         for tensor in list(self._digests):
             self._read(tensor, only_hash=True)
+
+    def mixed(self) -> np.ndarray:
+        """Return the matrix that a protected job mixes element by element, in float64, its base included."""
+        inner = self.job.mixed
+        assert inner is not None
+        assert self._mix is not None
+        values = np.empty((self._rows, self._columns))
+        self._mix(inner, values)
+        return values
+
+    def _protected(self, made: AnyArray, base: Input | None, protection: Protection) -> np.ndarray:
+        """Return what is added to the protected tensor: the difference of a merge to it, without what acts on its inputs.
+
+        ``made`` is added to the ``base``, or is the merge itself.
+        """
+        from alnico.numerics import null_space  # most merges protect nothing
+
+        changes = np.array(to_numpy(made), np.float64, order="C")
+        del made
+        flat = changes.reshape(-1)
+        for start, stop in blocks((0, flat.size), self._block):
+            self._check()
+            if base is not None and base != protection.anchor:
+                flat[start:stop] += self._elements(base, start, stop)
+            if base != protection.anchor:
+                flat[start:stop] -= self._elements(protection.anchor, start, stop)
+        gram = self._read(protection.gram)
+        side = math.isqrt(gram.size)
+        directions = null_space.leading_directions(gram.reshape(side, side), protection.energy)
+        self._check()
+        null_space.remove_directions(changes, directions, is_transposed=protection.is_transposed)
+        return changes
 
     def parts(self) -> list[np.ndarray]:
         """Return each model's part of the result, in the shape of the tensor, in float64. Errors: as :meth:`make`."""
@@ -247,10 +285,8 @@ class JobMatrices:
                 part[matrix] = to_numpy(made)
         return [part.reshape(job.shape) for part in parts]
 
-    def _write(
-        self, result: AnyArray, write: Callable[[int, memoryview], None], of_model: bool = False
-    ) -> None:
-        """Add the base, round, and pass the bytes on. ``of_model``: the result is a model's matrix."""
+    def _write(self, result: AnyArray, write: Callable[[int, memoryview], None], base: Input | None) -> None:
+        """Add the base, if there is one, round, and pass the bytes on."""
         job, kernel, width = self.job, kernel_for(rounding_kernel()), self.job.width
         codes, factor = np.array([CODES["F64"]], np.int64), np.ones(1)
         rows = max(self._block // max(self._columns, 1), 1)
@@ -259,9 +295,9 @@ class JobMatrices:
             self._check()
             part = np.ascontiguousarray(to_numpy(result[first : first + rows]), np.float64).reshape(-1)
             start = before + first * self._columns
-            if job.base is not None and not of_model:
-                base = self._elements(job.base, start, start + part.size)
-                part = np.where(part == 0, base, base + part)
+            if base is not None:
+                own = self._elements(base, start, start + part.size)
+                part = np.where(part == 0, own, own + part)
             out = np.empty(part.size * width, np.uint8)
             bad = kernel(
                 (part.view(np.uint8),), codes, NOTHING, 0, out, CODES[job.dtype], start, True, factor

@@ -374,8 +374,9 @@ def over_model(jobs: Iterable[Job]) -> dict[OverModel, list[Job]]:
     """Map the facts of the whole model that jobs need to the jobs they are measured over, in order."""
     jobs_of: dict[OverModel, list[Job]] = {}
     for job in jobs:
-        for fact in of_model(job):
-            jobs_of.setdefault(fact, []).append(job)
+        if (mixed := job.mixed) is not None:
+            for fact in of_model(mixed):
+                jobs_of.setdefault(fact, []).append(mixed)
     return jobs_of
 
 

@@ -328,8 +328,9 @@ class MergeRun:
         elements: Counter[tuple[Any, Device]] = Counter()
         alike: dict[tuple[Any, ...], list[Job]] = {}
         for job in self.jobs:
-            if job.is_computed:
-                alike.setdefault((self._device(job), *kernel_key(job)), []).append(job)
+            for made in (job, job.protection.job) if job.protection is not None else (job,):
+                if made.is_computed:
+                    alike.setdefault((self._device(job), *kernel_key(made)), []).append(made)
         for (device, *_), jobs in alike.items():
             job, count = jobs[0], sum(job.elements for job in jobs)
             if job.kind == "matrix":
@@ -634,6 +635,7 @@ class MergeRun:
             note=note,
             advance=lambda size: self._crew.report(Advanced(job.name, size)),
             device=device,
+            mix=self._mix_whole,
         )
         if matrices.is_on_gpu:
             with self._room.taken(device, job.name, gpu_matrix_bytes(job), self._crew.check, reports=False):
@@ -642,6 +644,18 @@ class MergeRun:
             matrices.make(write)
         hasher.finish()
         self._chunk_done(state)
+
+    def _mix_whole(self, job: Job, values: np.ndarray) -> None:
+        """Mix all elements of a tensor into the processor's memory in one thread, while others make other tensors."""
+        state = _RunningJob(job, 1, self.plan.sources)
+        self._measure(state, lambda facts: self._measure_chunks(state, facts, chunks(job)))
+        assert state.mixer is not None
+        raw = values.reshape(-1).view(np.uint8)
+        for start, stop in blocks((0, job.elements), self.plan.memory.block_elements):
+            self._crew.check()
+            with_ranks = needs_ranks(job, state.draws, stop)
+            block, _ = self._spaces[CPU].block(job, (start, stop), with_ranks=with_ranks)
+            state.mixer(start, block, raw[start * job.width : stop * job.width])
 
     def _copy_chunk(self, state: _RunningJob, span: Span) -> None:
         job = state.job

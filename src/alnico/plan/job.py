@@ -87,6 +87,8 @@ class Job:
     matrix: MatrixMethod | None = field(default=None, compare=False)
     is_wide: bool = False
     """Is the output written as float32, with values rounded to ``dtype``? Only of ``mix`` jobs that are scored in memory."""
+    protection: Protection | None = None
+    """What the tensor protects; only of ``matrix`` jobs."""
 
     @property
     def width(self) -> int:
@@ -110,8 +112,9 @@ class Job:
 
     @functools.cached_property
     def read(self) -> tuple[Input, ...]:
-        """All tensors that the job reads: inputs, statistics, base."""
-        return (*self.inputs, *self.sides) if self.base is None else (*self.inputs, *self.sides, self.base)
+        """All tensors that the job reads: inputs, statistics, a protected tensor, base."""
+        given = (*self.inputs, *self.sides, *self._protected)
+        return given if self.base is None else (*given, self.base)
 
     @functools.cached_property
     def real(self) -> Real:
@@ -122,8 +125,25 @@ class Job:
 
     @property
     def merged(self) -> tuple[Input, ...]:
-        """All model tensors that the job reads: inputs and base."""
-        return self.inputs if self.base is None else (*self.inputs, self.base)
+        """All model tensors that the job reads: inputs, a protected tensor, base."""
+        given = (*self.inputs, *self._protected)
+        return given if self.base is None else (*given, self.base)
+
+    @property
+    def _protected(self) -> tuple[Input, ...]:
+        """The tensor that is protected, if it is none of the inputs and not the base."""
+        if self.protection is None or self.protection.anchor in (*self.inputs, self.base):
+            return ()
+        return (self.protection.anchor,)
+
+    @property
+    def mixed(self) -> Job | None:
+        """The job that is mixed element by element: itself, or what a protected one makes first; None of all others."""
+        if self.kind == "mix":
+            return self
+        return (
+            self.protection.job if self.protection is not None and self.protection.job.kind == "mix" else None
+        )
 
     @property
     def row(self) -> int:
@@ -134,6 +154,21 @@ class Job:
     def columns(self) -> int:
         """The number of columns: the product of all dimensions except the first; 1 for a vector."""
         return max(self.elements // max(self.shape[0], 1), 1) if len(self.shape) > 1 else 1
+
+
+@dataclass(frozen=True)
+class Protection:
+    """How a matrix is protected, as ``plan/protection.py`` says.
+
+    ``job`` merges the tensor without protection; a mix of it writes float64. ``anchor`` is the tensor of the protected model, ``gram``
+    the Gram matrix of its inputs, of which the share ``energy`` is protected. ``is_transposed``: the tensor is (inputs, outputs).
+    """
+
+    job: Job = field(compare=False)
+    anchor: Input
+    gram: Input
+    energy: float
+    is_transposed: bool
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.source import Source, Tensor
 from alnico.errors import MethodError
@@ -23,6 +23,9 @@ from alnico.plan.tensor_matching import TensorAction, TensorMatcher
 from alnico.recipe.norm_weight import find_norm_weight, with_equal_weights, with_weights
 from alnico.recipe.schema import NormWeight, Recipe
 from alnico.vocabulary.tables import find_tables
+
+if TYPE_CHECKING:
+    from alnico.plan.protection import ProtectedJobs
 
 IDENTITY = combine((1.0,), fixes_equal_inputs=True)
 """Converts a tensor to another dtype. One for all, so that all have one kernel."""
@@ -70,6 +73,13 @@ class JobBuilder:
         self._checked: dict[tuple[int, str], Merge] = {}
         self._constant_options: dict[tuple[int, int], dict[str, Any]] = {}
         self._pending: dict[tuple[NormWeight, tuple[int, ...], int | None, str], dict[str, PendingJob]] = {}
+        self._protected: ProtectedJobs | None = None
+        if recipe.protect is not None:
+            from alnico.plan.protection import ProtectedJobs  # most recipes protect nothing
+
+            (section,) = sections.parts  # a recipe that protects has no slices and no modules
+            anchor = section.part_of(recipe.protect.model or recipe.base_model or "")
+            self._protected = ProtectedJobs(recipe.protect, self.statistics, anchor)
 
     def build(self) -> list[Job]:
         """Return the jobs. Errors: MismatchError with all tensors that do not match, MethodError."""
@@ -95,6 +105,8 @@ class JobBuilder:
             self.jobs[tensor.name] = self._job(tensor)
             if tensor.method.rule is not None:
                 self._rules[tensor.name] = positions[id(tensor.method.rule)]
+        if self._protected is not None:
+            self.notes += self._protected.notes()
         self._note_gradients(matched)
         self._note_statistics(matched)
         self._note_heads()
@@ -240,7 +252,9 @@ class JobBuilder:
     def _job(self, matched: _MatchedTensor) -> Job:
         name, section, chosen, action = matched.name, matched.section, matched.method, matched.action
         if action.origin is not None:
-            return self._copy_job(name, action.origin, action.why)
+            job = self._copy_job(name, action.origin, action.why)
+            is_known = self._protected is None or name in self._protected.anchor.names
+            return self._protect(job) if is_known else job
         if action.kind == "buffer":
             inputs = tuple(self._input(p, name) for p in chosen.needed)
             kind: JobKind = "equal" if len(inputs) > 1 else "copy"
@@ -253,7 +267,7 @@ class JobBuilder:
             setting = find_norm_weight(options, [p.entry for p in chosen.parts], chosen.named_base)
             if setting is not None:
                 return self._norm_weighted(name, section, chosen, options, setting)
-            return self._mixed(name, section, chosen, options)
+            return self._protect(self._mixed(name, section, chosen, options))
         except MethodError as error:
             raise MethodError(f"{name}: {error}") from None
 
@@ -335,9 +349,15 @@ class JobBuilder:
             self._pending.setdefault(key, {})[name] = pending_job(
                 delta,
                 job,
-                lambda weights: self._mixed(name, section, chosen, with_weights(options, weights), job.dtype),
+                lambda weights: self._protect(
+                    self._mixed(name, section, chosen, with_weights(options, weights), job.dtype)
+                ),
             )
-        return job
+        return self._protect(job)
+
+    def _protect(self, job: Job) -> Job:
+        """Return the job that keeps what the protected model gives, if the recipe protects one."""
+        return job if self._protected is None else self._protected.protect(job)
 
     def norm_weight_groups(self) -> tuple[NormWeightGroup, ...]:
         return tuple(NormWeightGroup(*key, tensors) for key, tensors in self._pending.items())
@@ -404,6 +424,7 @@ class JobBuilder:
             len(self.sections.parts) == len(merges) == 1
             and not self.recipe.methods
             and not self._pending
+            and self._protected is None
             and isinstance(merges[0], Merge)
             and merges[0].copies is None
             and any(job.merge is merges[0] for job in self.jobs.values())

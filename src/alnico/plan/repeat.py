@@ -45,6 +45,7 @@ def structure_of(recipe: Recipe) -> RecipeStructure | None:
         recipe.modules,
         recipe.methods,
         recipe.lines,
+        recipe.protect,
         recipe.tokenizer,
         recipe.chat_template,
     )

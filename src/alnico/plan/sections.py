@@ -129,6 +129,10 @@ class Section:
         parts = {part.place: part for part in given if part is not None and name in part.names}
         return tuple(parts.values())
 
+    def part_of(self, reference: str) -> ModelPart:
+        """Return the part of a model, also of one that the section does not list."""
+        return self._of(reference)
+
     def method_for(self, name: str) -> TensorMethod:
         """Return the method that makes the tensor ``name``, with its models."""
         rule = self.rule_of(name)

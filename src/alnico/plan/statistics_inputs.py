@@ -38,6 +38,15 @@ class BoundMethod:
 
 
 @dataclass(frozen=True)
+class LayerInputs:
+    """The Gram matrix of the inputs of a matrix, the hash that the matrix must have, and whether it is (inputs, outputs)."""
+
+    gram: Input
+    digest: str
+    is_transposed: bool
+
+
+@dataclass(frozen=True)
 class _SideTensor:
     """The statistics of one tensor: their position in the sources, and the tensor's name in the model."""
 
@@ -95,6 +104,19 @@ class StatisticsInputs:
         arguments = tuple(_recorded_numbers(a, complete) for a in merge.arguments)
         digests = tuple(tensor.entry.digest for tensor in complete[kinds[0]])
         return BoundMethod(dataclasses.replace(merge, arguments=arguments), sides, digests)
+
+    def gram_of(self, name: str, part: ModelPart, path: str, shape: tuple[int, ...]) -> LayerInputs | None:
+        """Return the Gram matrix of the inputs of a matrix; None for all other tensors, and if it has none.
+
+        Errors: ModelError, MismatchError if the statistics do not fit the tensor.
+        """
+        found = self._find(name, part, "gram", path)
+        if found is None or len(shape) != 2:
+            return None
+        side = self._input(name, shape, found)
+        return LayerInputs(
+            side, found.entry.digest, bool(found.statistics.number(found.name, "is_transposed"))
+        )
 
     def check_used(self) -> None:
         """Refuse statistics that belong to none of the merged tensors. Errors: MismatchError."""

@@ -24,6 +24,7 @@ from alnico.recipe.keys import (
     MODULE,
     NORM_WEIGHT,
     PATH,
+    PROTECT,
     REFERENCE,
     RULE,
     RULE_MODEL,
@@ -121,12 +122,19 @@ def _top_keys(shared: Mapping[str, Schema]) -> dict[str, Schema]:
     """The schemas of the top-level keys."""
     dtypes = [*TORCH_NAMES, *(f"torch.{name}" for name in TORCH_NAMES), *CONFIG_NAMES, Q8_0.lower(), Q8_0]
     factor: Schema = {"anyOf": [_number(Between()), NUMBER_AS_TEXT]}
+    protected: dict[str, Schema] = {
+        "gram": TEXT,
+        "energy": {"anyOf": [_number(Between(0, 1, without_low=True)), NUMBER_AS_TEXT]},
+        "model": _ref("reference"),
+        "others": {"enum": ["keep", "merge"]},
+    }
     keys: dict[str, Schema] = {
         **shared,
         "modules": {"type": "object", "minProperties": 1, "additionalProperties": _ref("module")},
         "checkpoints": _checkpoints(),
         "methods": {**LISTED, "items": _ref("rule")},
         "lines": _object(LINES, dict.fromkeys(LINES, factor), LINES),
+        "protect": _object(PROTECT, protected, ("gram",)),
         "tokenizer_source": _ref("reference"),
         "tokenizer": _ref("tokenizer"),
         "chat_template": TEXT,

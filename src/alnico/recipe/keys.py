@@ -16,6 +16,7 @@ TOP: Keys = {
     "base_model": "The model the others were fine-tuned from. The output has its config, tokenizer and side files.",
     "preset": "A named set of option values of the method. Options under parameters override it.",
     "lines": "LiNeS: multiplies the merged task vector of layer l of L by alpha + beta * l / (L - 1).",
+    "protect": "Keep what a model gives on its own inputs, known by their Gram matrices: all changes are taken out of these inputs.",
     "parameters": "Options of the methods, for all tensors.",
     "tokenizer_source": "The output's vocabulary: union, base, or a model. Short form of tokenizer.",
     "tokenizer": "The output's vocabulary, and where the embedding rows of its tokens come from.",
@@ -112,6 +113,13 @@ CHECKPOINTS: Keys = {
     "every": "Take each Nth checkpoint, counted back from the newest; default 1. last counts those that are taken.",
     "steps": "The first and the last step, [from, to]; or [from, to, every], where each of these steps must be there.",
     "ema": "true: the averaged weights that the trainer kept, in files of their own or inside each checkpoint; default false.",
+}
+
+PROTECT: Keys = {
+    "gram": "The directory that `alnico statistics gram` wrote for the protected model.",
+    "energy": "The share of the squares of its inputs that keeps its outputs, in (0, 1]; default 0.99.",
+    "model": "The protected model; default base_model. It need not be among the models.",
+    "others": "Tensors without a Gram matrix (embeddings, norms, biases): keep those of the protected model, or merge; default keep.",
 }
 
 LINES: Keys = {

@@ -27,7 +27,7 @@ from alnico.recipe.keys import TOP
 from alnico.recipe.misspelt_keys import correct_keys
 from alnico.recipe.models import check_one_of, read_listed, read_modules, read_reference
 from alnico.recipe.parameters import read_parameters
-from alnico.recipe.rules import read_lines, read_preset, read_rules
+from alnico.recipe.rules import read_lines, read_preset, read_protect, read_rules
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import check_stages
 from alnico.recipe.tokenizer import read_tokenizer
@@ -263,6 +263,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
         methods=tuple(rule for rule, _, _ in rules),
         preset=preset,
         lines=read_lines(keys.get("lines"), context),
+        protect=read_protect(keys, context),
         tokenizer=read_tokenizer(keys, reading),
         chat_template=scalars.multiline_text(keys.get("chat_template"), "chat_template", reading),
         stage=scalars.text(keys.get("name"), "name", reading) or "",

@@ -25,7 +25,7 @@ from alnico.recipe.yaml_nodes import Node, ParseContext, holds_anchors, one_line
 
 KINDS = {
     "models": (list,), "slices": (list,), "sources": (list,), "methods": (list,), "tasks": (list,), "layer_range": (list,),
-    "modules": (dict,), "parameters": (dict,), "lines": (dict,), "stack": (dict,),
+    "modules": (dict,), "parameters": (dict,), "lines": (dict,), "protect": (dict,), "stack": (dict,),
     "model": (str, dict), "base_model": (str, dict), "merge_method": (str, dict), "checkpoints": (str, list, dict),
 }  # fmt: skip
 """What the value of a key can be: a key is no misspelling of one whose value it cannot be."""

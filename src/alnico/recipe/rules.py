@@ -1,4 +1,4 @@
-"""Reads ``methods`` (rules that choose a method by tensor name), ``preset`` and ``lines``."""
+"""Reads ``methods`` (rules that choose a method by tensor name), ``preset``, ``lines`` and ``protect``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, RecipePart
-from alnico.recipe.keys import LINES, RULE, RULE_MODEL
+from alnico.recipe.keys import LINES, PROTECT, RULE, RULE_MODEL
 from alnico.recipe.models import MAX_MODELS, read_entries, read_reference
 from alnico.recipe.options import starts_from_a_model
 from alnico.recipe.parameters import read_filter, read_parameters
-from alnico.recipe.schema import DROP, Lines, ModelEntry, Rule
+from alnico.recipe.schema import DROP, Lines, ModelEntry, Protect, Rule
 from alnico.recipe.yaml_nodes import Node, quote
 
 
@@ -166,3 +166,45 @@ def read_lines(node: Node | None, context: Context) -> Lines | None:
             "use a method such as task_arithmetic.",
         )
     return Lines(alpha, beta) if alpha is not None and beta is not None else None
+
+
+def read_protect(keys: Mapping[str, Node], context: Context) -> Protect | None:
+    """Read what is protected; None if it is missing or invalid."""
+    node, reading = keys.get("protect"), context.reading
+    if node is None:
+        return None
+    expected = "a mapping with `gram` and optionally `energy`, `model` and `others`"
+    given = scalars.mapping(node, "protect", PROTECT, expected, reading)
+    if not isinstance(node.value, dict):
+        return None
+    before = len(reading.mistakes)
+    if "gram" not in given:
+        reading.wrong(
+            node.line,
+            "protect.gram is missing; expected the directory that `alnico statistics gram` wrote for the protected model.",
+        )
+    gram = scalars.text(given.get("gram"), "protect.gram", reading)
+    energy: float | None = Protect.energy
+    if "energy" in given:
+        energy = scalars.finite_number(given["energy"], "protect.energy", node.line, reading)
+        if energy is not None and not 0 < energy <= 1:
+            reading.wrong(
+                given["energy"].line,
+                f"protect.energy is {energy:g}; expected the share of the inputs' squares that is kept, in (0, 1].",
+            )
+    model = read_reference(given["model"], "protect.model", 0, reading) if "model" in given else None
+    others = scalars.other_tensors(given.get("others"), reading)
+    if model is None and "model" not in given and "base_model" not in keys:
+        reading.wrong(
+            node.line,
+            "protect keeps what the base gives, but there is no base_model; expected the model that must not change. Add "
+            "model: PATH under protect, or base_model.",
+        )
+    if (parts := next((key for key in ("slices", "modules") if key in keys), None)) is not None:
+        reading.wrong(
+            node.line,
+            f"protect is for models that are merged whole; found {parts}. Merge these first, and protect in a second stage.",
+        )
+    if len(reading.mistakes) > before or gram is None or energy is None:
+        return None
+    return Protect(gram, energy, model, others)

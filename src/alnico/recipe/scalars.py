@@ -13,7 +13,7 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.numerics.dtypes import CONFIG_NAMES, Q8_0, TORCH_NAMES
 from alnico.recipe import dialect
-from alnico.recipe.schema import DROP, MismatchPolicy, Missing, Requantise, UnrelatedPolicy
+from alnico.recipe.schema import DROP, MismatchPolicy, Missing, OtherTensors, Requantise, UnrelatedPolicy
 from alnico.recipe.yaml_nodes import MAX_SHOWN, Node, ParseContext, quote, shorten
 
 MAX_TEXT = 4_096
@@ -201,6 +201,12 @@ def unrelated(node: Node | None, reading: ParseContext) -> UnrelatedPolicy:
     if node is not None and node.value not in ("error", "allow"):
         reading.wrong(node.line, f"unrelated is {node.kind}; expected error or allow.")
     return "allow" if node is not None and node.value == "allow" else "error"
+
+
+def other_tensors(node: Node | None, reading: ParseContext) -> OtherTensors:
+    if node is not None and node.value not in ("keep", "merge"):
+        reading.wrong(node.line, f"protect.others is {node.kind}; expected keep or merge.")
+    return "merge" if node is not None and node.value == "merge" else "keep"
 
 
 def base_mismatch(node: Node | None, reading: ParseContext) -> MismatchPolicy:

@@ -24,6 +24,8 @@ DROP = "drop"
 PAIR_KEY = "alpha"
 """The key that a recipe writes for :class:`PairWeight`."""
 
+OtherTensors = Literal["keep", "merge"]
+"""What becomes of tensors without a Gram matrix where others are protected: as in the protected model, or merged."""
 UnrelatedPolicy = Literal["error", "allow"]
 MismatchPolicy = Literal["error", "allow"]
 """What to do with models that do not share one base."""
@@ -278,6 +280,25 @@ class Lines:
 
 
 @dataclass(frozen=True)
+class Protect:
+    """Keeps what a model gives on its own inputs: see ``plan/protection.py``.
+
+    ``model`` is a reference, None for the base. ``gram`` is the directory of its Gram matrices, ``energy`` the share of the inputs'
+    squares that is kept, in (0, 1].
+    """
+
+    gram: str
+    energy: float = 0.99
+    model: str | None = None
+    others: OtherTensors = "keep"
+
+    def data(self) -> dict[str, Any]:
+        """Return the setting as a recipe writes it."""
+        model = {"model": self.model} if self.model else {}
+        return {**model, "gram": self.gram, "energy": self.energy, "others": self.others}
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What to merge (one of ``models``, ``slices`` and ``modules``) and the settings for all of it.
 
@@ -304,6 +325,7 @@ class Recipe:
     methods: tuple[Rule, ...] = ()
     preset: str | None = None
     lines: Lines | None = None
+    protect: Protect | None = None
     tokenizer: TokenizerSetting | None = None
     chat_template: str | None = None
     stage: str = ""
@@ -376,7 +398,7 @@ class Recipe:
     @property
     def references(self) -> tuple[str, ...]:
         """All models without repetition, as in ``Plan.sources``: listed models, bases, tokenizer models, the one that
-        completes the output."""
+        completes the output, the one that is protected."""
         named = [e.reference for e in self._entries()]
         named += [s.base_model for s in self._slices() if s.base_model]
         named += [r.model for r in self.methods if r.model and r.model != "base"]
@@ -387,6 +409,8 @@ class Recipe:
             named += self.tokenizer.references
         if self.complete_from:
             named.append(self.complete_from)
+        if self.protect is not None and self.protect.model:
+            named.append(self.protect.model)
         return tuple(dict.fromkeys(named))
 
     def canonical(self) -> dict[str, Any]:
@@ -419,6 +443,7 @@ class Recipe:
         data |= {"base_model": self.base_model} if self.base_model else {}
         data |= {"preset": self.preset} if self.preset else {}
         data |= {"lines": {"alpha": self.lines.alpha, "beta": self.lines.beta}} if self.lines else {}
+        data |= {"protect": self.protect.data()} if self.protect else {}
         data |= _parameters(self.parameters)
         if self.tokenizer is not None:
             data["tokenizer"] = _tokenizer(self.tokenizer)

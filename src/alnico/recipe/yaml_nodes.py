@@ -336,6 +336,7 @@ def _is_misspelt(key: str, value: Node, keys: Iterable[str]) -> bool:
         "modules": dict,
         "parameters": dict,
         "lines": dict,
+        "protect": dict,
     }
     return bool(near) and isinstance(value.value, kind.get(near[0], (dict, str, int, float)))
 

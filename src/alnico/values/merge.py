@@ -37,6 +37,7 @@ def merge_state_dicts(
     weights: Sequence[float] | float | Mapping[str, Any] | None = None,
     dtype: Any = None,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
+    protect: Mapping[str, Any] | None = None,
     seed: int = 0,
     missing: str = "error",
     unrelated: str = "error",
@@ -64,6 +65,8 @@ def merge_state_dicts(
         layers: Other methods for some tensors: ``{"fc1": {"method": "ties", "density": 0.7}}``. A key matches
             whole dotted components of names; the first match wins. A layer may have its own ``models``, in
             its order (positions in the list, some of its models, or others), and its own ``base``.
+        protect: Keep what a model gives on its own inputs, as in recipes: ``{"gram": "base-gram", "energy": 0.99}``, with
+            its ``model`` if that is not the base.
         seed: Seed of random methods.
         missing: What to do with tensors that some models lack, as in recipes.
     Errors: all of ``alnico.errors``, worded as for a recipe.
@@ -81,7 +84,7 @@ def merge_state_dicts(
         "options": options,
     }
     run = RunOptions.of(threads=threads, device=device)
-    return _merge(state_dicts, base, "state_dicts", method, layers, run, **arguments)
+    return _merge(state_dicts, base, "state_dicts", method, layers, protect, run, **arguments)
 
 
 @ieee_arithmetic()
@@ -93,6 +96,7 @@ def merge_models(
     weights: Sequence[float] | float | Mapping[str, Any] | None = None,
     dtype: Any = None,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
+    protect: Mapping[str, Any] | None = None,
     seed: int = 0,
     missing: str = "error",
     unrelated: str = "error",
@@ -123,7 +127,7 @@ def merge_models(
     template = template_of([base, *models])
     if template is None:
         raise RecipeError(_without_module(models))
-    state = _merge(models, base, "models", method, layers, run, **arguments)
+    state = _merge(models, base, "models", method, layers, protect, run, **arguments)
     result = plain_copy(template)
     fill(result, state, partly=missing == "drop")
     return result
@@ -154,12 +158,26 @@ def _starts_from_a_model(method: str | Method) -> bool:
         return False
 
 
+def _with_reference(protect: Mapping[str, Any], named: dict[str, Any]) -> Any:
+    """Return the setting with a reference in the place of a model in memory, which is added to those that are ``named``."""
+    if not isinstance(protect, Mapping) or protect.get("model") is None:
+        return protect
+    model = protect["model"]
+    known = next((reference for reference, one in named.items() if one is model), None)
+    if known is None:
+        known = "protect"
+        name_model(model, known)
+        named[known] = model
+    return {**protect, "model": known}
+
+
 def _merge(
     models: Sequence[Any],
     base: Any,
     list_name: str,
     method: str | Method,
     layers: Mapping[str, Mapping[str, Any]] | None,
+    protect: Mapping[str, Any] | None,
     run: RunOptions,
     **arguments: Any,
 ) -> dict[str, Any]:
@@ -179,6 +197,8 @@ def _merge(
         if find(method_name(method)).space == "delta":
             references = references[1:]
     recipe = recipe_of(references, base_reference, list_name, method, **arguments)
+    if protect is not None:
+        recipe["protect"] = _with_reference(protect, named)
     layers = layers_with_references(layers, named, list_name) if layers else {}
     opened = open_models(named, base=base)
     try:
