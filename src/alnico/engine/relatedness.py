@@ -28,6 +28,9 @@ Relation = Literal["equal", "tuned", "far", "unrelated"]
 TENSORS = 32
 """Most tensors that are sampled before a merge, spread over the model."""
 
+PAIRS_AT_ONCE = 64
+"""Differences of samples that are in memory at once."""
+
 SAMPLE = 16_384
 """Elements that are sampled from the middle of a tensor: 64 KiB of float32."""
 
@@ -230,11 +233,13 @@ def compare_models(
     Errors: those of reading; tensors with a NaN or an infinity are left to the merge, which names them.
     """
     tallies: dict[tuple[int, int], _SampleSums] = {}
-    apart: dict[tuple[int, int, int], list[float]] = {}
+    apart: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
     for place in places:
         first, *rest = (_read(sources[m], place.name) for m in place.models)
         with np.errstate(all="ignore"):
-            deltas = [values - first for values in rest]
+            deltas = np.stack(rest)
+            rest.clear()
+            deltas -= first
             if not np.isfinite([_dot(x, x) for x in (first, *deltas)]).all():
                 continue
         tensor = sources[place.models[0]].tensors[place.name]
@@ -242,17 +247,23 @@ def compare_models(
             size = SMALL if pair in small else least
             tally = tallies.setdefault(pair, _SampleSums(size))
             tally.add(place.name, first, delta, is_matrix(tensor, size))
-        for (a, delta), (b, other) in combinations(zip(place.models[1:], deltas, strict=True), 2):
-            sums = apart.setdefault((a, b, place.models[0]), [0.0, 0.0])
-            sums[0] += _dot(delta - other, delta - other)
-            sums[1] += max(_dot(delta, delta), _dot(other, other))
+        if len(deltas) > 1:
+            k = len(deltas)
+            differences, lengths = apart.setdefault(place.models, (np.zeros((k, k)), np.zeros((k, k))))
+            _add_pairs(deltas, differences, lengths)
     likenesses = [
         tally.likeness(sources[model].label, sources[other].label)
         for (other, model), tally in tallies.items()
     ]
+    sums: dict[tuple[int, int, int], list[float]] = {}
+    for (reference, *models), (differences, lengths) in apart.items():
+        for i, j in combinations(range(len(models)), 2):
+            total = sums.setdefault((models[i], models[j], reference), [0.0, 0.0])
+            total[0] += float(differences[i, j])
+            total[1] += float(lengths[i, j])
     near = [
         (triple, (difference / length) ** 0.5)
-        for triple, (difference, length) in apart.items()
+        for triple, (difference, length) in sums.items()
         if length > 0 and difference <= NEAR_DUPLICATE**2 * length
     ]
     labels = [s.label for s in sources]
@@ -260,6 +271,19 @@ def compare_models(
         tuple(likenesses),
         tuple((labels[a], labels[b], labels[other], share) for (a, b, other), share in near),
     )
+
+
+def _add_pairs(deltas: np.ndarray, differences: np.ndarray, lengths: np.ndarray) -> None:
+    """Add |d_i - d_j|^2 of the rows of ``deltas`` (k, n), and the larger of |d_i|^2 and |d_j|^2, for i < j; both are (k, k).
+
+    A row against many that follow: hundreds of checkpoints have tens of thousands of pairs.
+    """
+    own = np.einsum("ij,ij->i", deltas, deltas)
+    lengths += np.maximum.outer(own, own)
+    for i in range(len(deltas) - 1):
+        for j in range(i + 1, len(deltas), PAIRS_AT_ONCE):
+            change = deltas[j : j + PAIRS_AT_ONCE] - deltas[i]
+            differences[i, j : j + PAIRS_AT_ONCE] += np.einsum("ij,ij->i", change, change)
 
 
 def sampled_tensors(
