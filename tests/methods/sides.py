@@ -40,7 +40,13 @@ def made(kind: str, model: Path, place: int) -> Path:
             model.parent / f"{model.name}-fisher-{place}", kind, model, tensors, entries, l2_norm=place + 2.0
         )
     tensors = {n: made_statistics.gram(v.shape, place) for n, v in held.items() if v.ndim == 2}
-    entries = {n: {"rows": made_statistics.ROWS[place], "is_transposed": False} for n in tensors}
+    entries = {
+        n: {"rows": made_statistics.ROWS[place], "is_transposed": False, "parts": {"sum": f"{n}.sum"}}
+        for n in tensors
+    }
+    tensors |= {
+        f"{n}.sum": gram[0] for n, gram in tensors.items()
+    }  # of the right shape; merges do not read it
     return write(model.parent / f"{model.name}-gram-{place}", kind, model, tensors, entries)
 
 

@@ -212,7 +212,7 @@ def test_layers_with_one_input_share_a_matrix(made: Made) -> None:
     assert {found.entries[f"{one}{x}.weight"]["stored"] for x in ("query", "key", "value")} == {
         f"{one}query.weight"
     }
-    assert len(found.tensors) == len(found.entries) - 2 * 2
+    assert len(found.tensors) == 2 * (len(found.entries) - 2 * 2)  # a matrix and a sum
 
 
 def test_padding_is_left_out_where_a_mask_says_so(tmp_path: Path) -> None:
@@ -222,7 +222,13 @@ def test_padding_is_left_out_where_a_mask_says_so(tmp_path: Path) -> None:
     masks[0, 4:] = masks[2, 1:] = 0
     found = measure_gram(subject, [Pictures(inputs, masks)])
     kept = inputs[masks.bool()].double()
-    assert found.entries["one.weight"] == {"stored": "one.weight", "rows": 17, "is_transposed": False}
+    assert found.entries["one.weight"] == {
+        "stored": "one.weight",
+        "parts": {"sum": "one.weight.sum"},
+        "rows": 17,
+        "is_transposed": False,
+    }
+    assert found.tensors["one.weight.sum"] == pytest.approx(kept.sum(0).numpy(), rel=1e-5, abs=1e-5)
     assert found.entries["other.weight"]["stored"] == "one.weight"
     assert found.tensors["one.weight"] == pytest.approx((kept.T @ kept).numpy(), rel=1e-5, abs=1e-5)
     assert "idle.weight" not in found.entries

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -37,20 +37,22 @@ SUMMARY = "statistics.json"
 TENSORS = "statistics.safetensors"
 SCHEMA = 1
 
-StatisticsKind = Literal["fisher", "gram"]
+StatisticsKind = Literal["fisher", "gram", "gates"]
 """``fisher``: for each tensor, the mean over examples of its squared gradients (the diagonal of the Fisher
 information), in its shape. ``gram``: for each matrix applied to rows x, the sum of the outer products of x,
-(inputs, inputs)."""
+(inputs, inputs), and their ``sum``, (inputs,). ``gates``: for the norm at the start of each layer, what prompts of
+each expert have there, (experts, hidden)."""
 
 
 @dataclass(frozen=True)
 class StatisticsEntry:
     """The statistics of one tensor: the name they are ``stored`` under, the ``digest`` of the model's tensor
-    that they were measured on, and numbers about them."""
+    that they were measured on, and numbers about them. ``parts`` are the names of further tensors about it."""
 
     stored: str
     digest: str
     numbers: Mapping[str, float]
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 class StatisticsSource:
@@ -70,11 +72,14 @@ class StatisticsSource:
         numbers: Mapping[str, float],
         digest: str,
         left_out: Mapping[str, str] | None = None,
+        reference: str = "",
     ) -> None:
         self.label = files.label
         self.kind = kind
         self.entries = entries
         self.numbers = numbers
+        self.reference = reference
+        """The model that was measured, as it was named then."""
         self.left_out = left_out
         """The model's tensors without statistics, with the reason; None in files of older versions, which
         lack it."""
@@ -139,15 +144,18 @@ def open_statistics(path: str, label: str = "") -> StatisticsSource:
                 str(entry.get("stored", name)),
                 str(entry["digest"]),
                 {k: float(v) for k, v in entry.items() if _is_number(v)},
+                {str(k): str(v) for k, v in entry.get("parts", {}).items()},
             )
             for name, entry in data["tensors"].items()
         }
         numbers = {k: float(v) for k, v in data.items() if _is_number(v)}
         left_out = {str(n): str(why) for n, why in data["left_out"].items()} if "left_out" in data else None
+        reference = str(data.get("model", {}).get("reference", ""))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         files.close()
         raise ModelError(f"{summary}: is damaged ({error}). Measure the model again.") from None
-    missing = next((e.stored for e in entries.values() if e.stored not in files.tensors), None)
+    named = (n for e in entries.values() for n in (e.stored, *e.parts.values()))
+    missing = next((n for n in named if n not in files.tensors), None)
     if missing is not None:
         raise ModelError(
             f"{summary}: names {missing!r}, which {TENSORS} does not hold; the two are from different "
@@ -160,6 +168,7 @@ def open_statistics(path: str, label: str = "") -> StatisticsSource:
         numbers,
         hashlib.sha256(read_small(summary, MAX_JSON_BYTES, "statistics")).hexdigest(),
         left_out,
+        reference,
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -297,11 +297,28 @@ def measure_gram_plus(
     ]
 
 
+SUM = ".sum"
+"""Ends the name under which the sum of a layer's inputs is stored, after that of their Gram matrix."""
+
+
+class InputSums(NamedTuple):
+    """Sums over the inputs of a layer: of their outer products, of themselves, and their number."""
+
+    products: np.ndarray = np.zeros(())
+    sum: np.ndarray = np.zeros(())
+    rows: int = 0
+
+    def __add__(self, other: InputSums) -> InputSums:  # type: ignore[override]
+        return InputSums(self.products + other.products, self.sum + other.sum, self.rows + other.rows)
+
+
 @dataclass
 class LayerGram:
-    """A layer's Gram matrix ``total`` (inputs, inputs), float64, over ``rows``; equal inputs share it."""
+    """A layer's Gram matrix ``total`` (inputs, inputs) and the ``sum`` of its inputs (inputs,), float64, over ``rows``; equal
+    inputs share them."""
 
     total: np.ndarray
+    sum: np.ndarray
     rows: int
     is_transposed: bool
 
@@ -417,7 +434,7 @@ class _Collector:
         self.torch = import_extra("torch", "Gram matrices", "eval")
         self.module = module
         self.layers = layers
-        self.groups: dict[tuple[str, ...], tuple[np.ndarray, int]] = {}
+        self.groups: dict[tuple[str, ...], InputSums] = {}
         self._mask: Any = None
         self._inputs: dict[str, list[Any]] = {}
         self._parameters = signature(module.forward)
@@ -498,25 +515,26 @@ class _Collector:
             if path in self._inputs or path in group_of:
                 seen = tuple(id(x) for x in self._inputs.get(path, []))
                 parts.setdefault((group_of.get(path, ()), seen), []).append(path)
-        products: dict[int, tuple[np.ndarray, int]] = {}
-        groups: dict[tuple[str, ...], tuple[np.ndarray, int]] = {}
+        products: dict[int, InputSums] = {}
+        groups: dict[tuple[str, ...], InputSums] = {}
         for (before, seen), paths in parts.items():
             inputs = {id(x): x for x in self._inputs.get(paths[0], [])}
             for key in seen:
                 if key not in products:
                     products[key] = self._product(inputs[key])
-            total, rows = self.groups.get(before, (np.zeros(()), 0))
-            total = total + sum((products[key][0] for key in seen), np.zeros(()))
-            groups[tuple(paths)] = total, rows + sum(products[key][1] for key in seen)
+            added = sum((products[key] for key in seen), InputSums())
+            groups[tuple(paths)] = self.groups.get(before, InputSums()) + added
         self.groups = groups
         self._inputs = {}
 
-    def _product(self, x: Any) -> tuple[np.ndarray, int]:
+    def _product(self, x: Any) -> InputSums:
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         mask = self._mask
         if mask is not None and mask.dim() == 2 and rows.shape[0] == mask.numel():
             rows = rows[mask.reshape(-1).bool().to(rows.device)]
-        return (rows.T @ rows).cpu().double().numpy(), len(rows)
+        return InputSums(
+            (rows.T @ rows).cpu().double().numpy(), rows.sum(0).cpu().double().numpy(), len(rows)
+        )
 
 
 def _collected(
@@ -543,14 +561,17 @@ def _collected(
             if watch:
                 watch(Counted("tasks", done + 1, len(tasks)))
     grams: dict[str, LayerGram] = {}
-    for paths, (total, rows) in collector.groups.items():
-        if not np.isfinite(total).all():
+    for paths, sums in collector.groups.items():
+        if not np.isfinite(sums.products).all():
             raise EvaluationError(
                 f"{subject.label}: the inputs of {paths[0]} are not finite; expected finite numbers. Look "
                 "for NaN in the model with `alnico inspect`."
             )
-        if rows:
-            grams |= {path: LayerGram(total, rows, type(layers[path]).__name__ == "Conv1D") for path in paths}
+        if sums.rows:
+            grams |= {
+                path: LayerGram(sums.products, sums.sum, sums.rows, type(layers[path]).__name__ == "Conv1D")
+                for path in paths
+            }
     return grams
 
 
@@ -602,7 +623,13 @@ def _measured(
                 continue
             first = stored_as.setdefault(id(own_grams[0].total), name)
             tensors[first] = own_grams[0].total.astype(np.float32)
-            entries[name] = {"stored": first, "rows": own_grams[0].rows, "is_transposed": transposed.pop()}
+            tensors[f"{first}{SUM}"] = own_grams[0].sum.astype(np.float32)
+            entries[name] = {
+                "stored": first,
+                "parts": {"sum": f"{first}{SUM}"},
+                "rows": own_grams[0].rows,
+                "is_transposed": transposed.pop(),
+            }
     taken = {task.name: min(task.size, examples) for task in tasks}
     summary = {
         "examples": sum(taken.values()),
