@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from alnico.tune.adamerge import adamerge as adamerge
     from alnico.tune.curve.curve import curve as curve
     from alnico.tune.curve.result import Curve as Curve
+    from alnico.tune.mixture import build_mixture as build_mixture
     from alnico.tune.search.result import SearchResult as SearchResult
     from alnico.tune.search.search import search as search
     from alnico.tune.search_weights import search_weights as search_weights
@@ -160,6 +161,7 @@ __all__ = make_lazy(
         "alnico.tune.adamerge": ["AdaMergingResult", "adamerge"],
         "alnico.tune.curve.curve": ["curve"],
         "alnico.tune.curve.result": ["Curve"],
+        "alnico.tune.mixture": ["build_mixture"],
         "alnico.tune.search.result": ["SearchResult"],
         "alnico.tune.search.search": ["search"],
         "alnico.tune.search_weights": ["search_weights"],

@@ -22,7 +22,7 @@ from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.output.remote_target import output_place
 from alnico.plan.job import Plan
-from alnico.recipe.json_schema import json_schema
+from alnico.recipe.json_schema import json_schema, mixture_schema
 from alnico.recipe.load import RecipeLike, Recipes, load_recipe, load_recipes
 from alnico.recipe.requantise import requantised, with_requantising
 from alnico.recipe.stages import order_stages
@@ -286,22 +286,30 @@ def open_model(
 
 
 @ieee_arithmetic()
-def schema(*, search: bool = False, task_vector: bool = False) -> dict[str, Any]:
+def schema(*, search: bool = False, mixture: bool = False, task_vector: bool = False) -> dict[str, Any]:
     """Return the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults.
 
     Options:
         search: The schema of the recipes that `alnico search` takes, with ranges in place of values.
+        mixture: The schema of the recipes that build a mixture of experts.
         task_vector: The schema of taskvector.json, the manifest of a stored task vector.
-    Errors: RecipeError for both at once.
+    Errors: RecipeError for several at once.
     """
-    if search and task_vector:
-        raise RecipeError("search and task_vector are both given; expected one of the two. Leave one out.")
+    given = [
+        n
+        for n, is_given in (("search", search), ("mixture", mixture), ("task_vector", task_vector))
+        if is_given
+    ]
+    if len(given) > 1:
+        raise RecipeError(f"{given[0]} and {given[1]} are both given; expected one of them. Leave one out.")
     if task_vector:
         from alnico.checkpoint.task_vectors.manifest_schema import manifest_schema
 
         return manifest_schema()
     from alnico.tune.search.json_schema import search_schema
 
+    if mixture:
+        return mixture_schema()
     return search_schema() if search else json_schema()
 
 

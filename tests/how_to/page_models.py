@@ -23,7 +23,7 @@ from real import installed
 PREPARED: dict[str, Callable[[Path], None]] = {}
 """By the name of the page."""
 
-SCORED = ("average-checkpoints", "choose-a-method", "curve", "share-task-vectors")
+SCORED = ("average-checkpoints", "build-a-mixture", "choose-a-method", "curve", "share-task-vectors")
 """Pages whose commands score models: their processes have imported what that needs."""
 SCORING = ("torch", "transformers")
 
@@ -187,6 +187,17 @@ def deep_models(folder: Path) -> None:
     for path, name in zip(tuned, ("coder", "writer"), strict=True):
         path.rename(folder / "models" / name)
         save_tokenizer(folder / "models" / name, {f"w{i}": i for i in range(64)})
+
+
+@prepares("build-a-mixture")
+def specialists_of_texts(folder: Path) -> None:
+    """A base, two specialists of it, and texts of their domains to measure and to score."""
+    from tune.made_mixtures import RULES, save_specialists, text_of
+
+    save_specialists(folder / "models", steps=100)
+    for domain in RULES:
+        (folder / f"{domain}.txt").write_text(text_of(domain, 2_000, 1))
+        (folder / f"{domain}-test.txt").write_text(text_of(domain, 2_000, 2))
 
 
 @prepares("different-tokenizers")

@@ -47,6 +47,7 @@ TITLES = {
     "models-by-url": "Merge models on S3 or a web server",
     "merge-image-models": "Merge image models",
     "stack-layers": "Put layers together (frankenmerge)",
+    "build-a-mixture": "Build a mixture of experts",
     "different-tokenizers": "Merge models with different tokenizers",
     "choose-a-method": "Which method, which weights",
     "curve": "Draw the curve of a merge",

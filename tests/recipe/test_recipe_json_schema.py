@@ -13,17 +13,21 @@ from good_recipes import GOOD
 
 from alnico.methods import registry
 from alnico.recipe import dialect, keys
-from alnico.recipe.json_schema import TRUTH, json_schema
+from alnico.recipe.json_schema import TRUTH, json_schema, mixture_schema
 from alnico.recipe.load import parse_recipes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+MIXTURES = jsonschema.Draft202012Validator(mixture_schema())
 
 
 def is_right(text: str) -> bool:
-    return all(VALIDATOR.is_valid(document) for document in yaml.safe_load_all(text))
+    return all(
+        (MIXTURES if "experts" in document else VALIDATOR).is_valid(document)
+        for document in yaml.safe_load_all(text)
+    )
 
 
 def test_it_is_a_json_schema_of_its_draft() -> None:

@@ -203,8 +203,8 @@ KEYS = {
     ),
     "a mixture of mergekit-moe": (
         "merge_method: linear\nmodels: [a, b]\nbase_model: a\ngate_mode: hidden\nexperts: [{source_model: a}]",
-        "4: unknown key 'gate_mode'. It is for a mixture of experts, which alnico does not build.\n"
-        "recipe.yml:5: unknown key 'experts'. It is for a mixture of experts, which alnico does not build.",
+        "1: merge_method and experts are both given; expected a merge, or a mixture. Make what the mixture is built from by a document of "
+        "its own, and name that as source_model.",
     ),
     "too many for passthrough": (
         "merge_method: passthrough" + TAIL,

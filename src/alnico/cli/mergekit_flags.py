@@ -39,6 +39,15 @@ REFUSED: Mapping[str, str] = {
 """Flags for what alnico does not do, and what to do instead."""
 
 
+MIXTURES_REFUSED: Mapping[str, str] = dict.fromkeys(
+    ("load_in_4bit", "load_in_8bit"),
+    "alnico runs prompts through a model in bfloat16, float16 or float32. Give --dtype bfloat16.",
+)
+"""The same of mergekit-moe."""
+
+NOT_USEFUL = "i_understand_this_is_not_useful_without_training"
+
+
 def _switch(name: str) -> Flag:
     word = name.replace("_", "-")
     return Flag(type=bool, is_hidden=True, spelled=(f"--{word}/--no-{word}",))
@@ -49,6 +58,10 @@ FLAGS: Mapping[str, Flag] = {
     **{name: Flag(type=str, is_hidden=True) for name in IGNORED_VALUES},
 }
 """Hidden options of ``alnico merge``. Those that mean something there (--allow-crimes, ...) are declared with it."""
+
+
+OF_MIXTURES: Mapping[str, Flag] = {name: _switch(name) for name in (*MIXTURES_REFUSED, NOT_USEFUL)}
+"""Hidden options of ``alnico moe``, besides those of ``alnico merge``."""
 
 
 def check_flags(call: CommandCall) -> None:
@@ -63,6 +76,15 @@ def check_flags(call: CommandCall) -> None:
     for name, why in {**IGNORED, **IGNORED_VALUES}.items():
         if call[name] is not None:
             say(f"note: {_typed(name, call[name])} has no effect: {why}.", call.is_quiet)
+
+
+def check_mixture_flags(call: CommandCall) -> None:
+    """The same for the flags of mergekit-moe alone. Errors: a wrong command line."""
+    for name, why in MIXTURES_REFUSED.items():
+        if call[name]:
+            raise click.BadParameter(f"{_typed(name)}: {why}")
+    if call[NOT_USEFUL] is not None:
+        say(f"note: {_typed(NOT_USEFUL)} has no effect: such a mixture is built, with a note.", call.is_quiet)
 
 
 def with_device(call: CommandCall) -> CommandCall:

@@ -1,7 +1,7 @@
 """Groups the commands for `alnico --help` and docs/cli.md."""
 
 SECTIONS = {
-    "Merge models": ("merge", "plan", "complete", "average", "retokenize", "methods", "schema", "warm", "demo"),
+    "Merge models": ("merge", "plan", "complete", "average", "retokenize", "moe", "methods", "schema", "warm", "demo"),
     "Look at models": ("inspect", "analyze", "compare", "diff"),
     "Find methods and weights": (
         "suggest", "norm-weights", "evaluate", "curve", "soup", "search", "adamerge", "statistics fisher", "statistics gram",

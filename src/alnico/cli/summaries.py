@@ -6,6 +6,7 @@ SUMMARIES = {
     "complete": "Add to a fine-tune what its training program left out and its base has, and write the model. The same command resumes an interrupted completion.",
     "average": "Average the checkpoints of a training run, and write the model. The same command resumes an interrupted average.",
     "retokenize": "Give a model the vocabulary of another, without training, and write the model. The same command resumes an interrupted run.",
+    "moe": "Build a mixture of experts from dense models of one shape, by a recipe with experts. The same command resumes an interrupted build.",
     "methods": "Print the merge methods by name, with their options and documentation.",
     "schema": "Print the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults.",
     "warm": "Compile the kernels of merge methods into the cache, so that later merges compile nothing.",

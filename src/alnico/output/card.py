@@ -105,7 +105,7 @@ def _front_matter(plan: Plan, parents: Sequence[Parent], licence: Mapping[str, s
         **({"base_model": list(ids), "base_model_relation": "merge"} if ids else {}),
         **({"library_name": library} if library else {}),
         **({"pipeline_tag": task} if task else {}),
-        "tags": ["merge", "alnico"],
+        "tags": ["merge", *(["moe"] if plan.recipe.mixture is not None else []), "alnico"],
         **licence,
     }
     return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True).strip()
@@ -114,6 +114,13 @@ def _front_matter(plan: Plan, parents: Sequence[Parent], licence: Mapping[str, s
 def _methods(plan: Plan) -> str:
     """The methods that were used, each with its source."""
     names = dict.fromkeys(name for p in (*plan.stages, plan) for name in p.recipe.methods_used)
+    mixture = plan.recipe.mixture
+    if mixture is not None:
+        kind = plan.config.get("model_type")
+        return (
+            f"building a mixture of type {kind}: {len(mixture.experts)} experts, of which a token passes {mixture.experts_per_token}, with gates by "
+            f"{mixture.gate_mode}. Methods: {', '.join(names)}."
+        )
     first, *others = (find(name) for name in names)
     if not others:
         return f"`{first.name}`: {first.summary}\n\nMethod: {first.source}."
@@ -156,9 +163,14 @@ def public_recipe(plan: Plan) -> str:
     # A reference that is written as a mapping has its paths apart.
     paths = [part for reference in local for part in re.split(r"[+@]", reference) if part != reference]
     paths += [weighing.setting.path for weighing in plan.norm_weight_groups]
-    paths += [source.label for source in plan.statistics]
+    paths += [source.label for source in _statistics(plan)]
     names = {**{path: Path(path).name for path in paths if Path(path).name != path}, **local}
     return format_recipe(replace_references(plan.recipe, names) if names else plan.recipe).strip()
+
+
+def _statistics(plan: Plan) -> list[Source]:
+    """The statistics that lie in files. A plan may make others itself."""
+    return [source for source in plan.statistics if source.paths()]
 
 
 def _places(plan: Plan, local: Sequence[str]) -> str:
@@ -169,8 +181,8 @@ def _places(plan: Plan, local: Sequence[str]) -> str:
         )
     else:
         text = ", and names the commits of its models."
-    if plan.statistics:
-        names = ", ".join(Path(source.label).name for source in plan.statistics)
+    if statistics := _statistics(plan):
+        names = ", ".join(Path(source.label).name for source in statistics)
         text += f" The statistics of data that it takes, {names}, were on the maker's disk, too."
     return text
 

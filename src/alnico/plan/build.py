@@ -154,6 +154,8 @@ def _plan(
     sources = _adapted_sources(recipe, references, sources, donor)
     if recipe.complete_from:
         check_completion(*_completed(recipe, references, sources))
+    if recipe.mixture is not None:
+        return _mixture(recipe, references, sources, donor, run, devices, max_shard_bytes, single_file)
     vocabulary = _vocabulary(recipe, references, sources, donor)
     if vocabulary is not None:
         sources = _with_rows(sources, vocabulary, run)
@@ -264,6 +266,60 @@ def _plan(
     )
     norms = known_norms(plan, (".", recipe.folder))
     return with_norms(plan, norms) if norms else plan
+
+
+def _mixture(
+    recipe: Recipe,
+    references: list[str],
+    sources: list[Source],
+    donor: int,
+    run: RunOptions,
+    devices: tuple[Device, ...],
+    max_shard_bytes: int,
+    single_file: str | None,
+) -> Plan:
+    """Return the plan of a mixture of experts."""
+    from alnico.plan.mixture import plan_mixture  # few recipes are of mixtures
+
+    if is_gguf_file(single_file):
+        raise RecipeError(
+            f"{recipe.name}: is of a mixture of experts, which is not written as GGUF; expected a folder, or a .safetensors file. Build a "
+            "folder, and merge that into the file: alnico merge FOLDER OUT.gguf."
+        )
+    mixture = plan_mixture(recipe, references, sources, donor)
+    jobs = mixture.jobs
+    folder = sources[donor].directory
+    if folder is not None and single_file is None:
+        check_carried(folder, ())
+    return Plan(
+        recipe=_pinned(recipe, references, sources),
+        sources=tuple(sources),
+        donor=donor,
+        jobs=tuple(jobs),
+        dropped=tuple(mixture.dropped),
+        notes=(
+            *recipe.notes,
+            *mixture.notes,
+            *(note for s in sources for note in getattr(s, "notes", ())),
+            *_duplicate_models(sources),
+        ),
+        shards=split_into_shards(
+            [(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file, stem_of(sources[donor])
+        ),
+        dtype=_only_dtype(jobs),
+        memory=fit_memory(
+            jobs,
+            run.memory_bytes,
+            run.threads,
+            sum(len(s.tensors) for s in sources),
+            sources,
+            devices,
+            keeps_factors=run.factor_cache is not None,
+            reserved_bytes=run.reserved_bytes,
+        ),
+        config=mixture.config,
+        devices=devices,
+    )
 
 
 def _donor(recipe: Recipe, references: list[str], sources: list[Source]) -> int:

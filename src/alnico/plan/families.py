@@ -54,6 +54,16 @@ TIED_BY_DEFAULT = (
 ROUTERS = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight", "feed_forward.gate.weight")
 """Endings of router matrices. In some versions of transformers their modules are not linear layers."""
 
+
+def is_of_mixture(name: str) -> bool:
+    """Is a tensor a router, or a part of experts, which only a mixture of experts has?
+
+    >>> is_of_mixture("model.layers.0.mlp.experts.3.up_proj.weight"), is_of_mixture("model.layers.0.mlp.up_proj.weight")
+    (True, False)
+    """
+    return name.endswith(ROUTERS) or ".experts." in name
+
+
 STATISTICS = "running_var"
 BATCH_COUNT = "num_batches_tracked"
 """The last words of BatchNorm's buffers: activation statistics, which averaging weights does not average."""

@@ -259,9 +259,7 @@ class JobBuilder:
             inputs = tuple(self._input(p, name) for p in chosen.needed)
             kind: JobKind = "equal" if len(inputs) > 1 else "copy"
             why = f"{inputs[0].dtype}, must be equal in all models" if kind == "equal" else ""
-            return _new_job(
-                kind, name, inputs[0].dtype, self._tensor(chosen.needed[0], name), inputs, why=why
-            )
+            return new_job(kind, name, inputs[0].dtype, self._tensor(chosen.needed[0], name), inputs, why=why)
         try:
             options = self._options(name, section, chosen)
             setting = find_norm_weight(options, [p.entry for p in chosen.parts], chosen.named_base)
@@ -298,7 +296,7 @@ class JobBuilder:
             dtype = promote([self._tensor(p, name).nominal for p in parts])
         tensor = self._tensor(chosen.parts[0], name)
         if isinstance(merge, Merge):
-            job = _new_job(
+            job = new_job(
                 "mix",
                 name,
                 dtype,
@@ -313,7 +311,7 @@ class JobBuilder:
                 merge.check_numbers(job.real)
                 self._checked[id(merge), job.real] = merge
             return job
-        return _new_job(
+        return new_job(
             "matrix",
             name,
             dtype,
@@ -447,10 +445,7 @@ class JobBuilder:
     def _copy_job(self, name: str, origin: ModelPart, why: str, dtype: str | None = None) -> Job:
         tensor = self._tensor(origin, name)
         source = self._input(origin, name)
-        dtype = dtype or self._dtype_of(tensor) or tensor.nominal
-        if tensor.dtype in MERGEABLE and tensor.dtype != dtype:
-            return _new_job("mix", name, dtype, tensor, (source,), merge=IDENTITY, why=f"{why}, as {dtype}")
-        return _new_job("copy", name, tensor.dtype, tensor, (source,), why=why)
+        return copied(name, source, tensor, dtype or self._dtype_of(tensor) or tensor.nominal, why)
 
     def _tensor(self, part: ModelPart, name: str) -> Tensor:
         return self.sources[part.model].tensors[part.names[name]]
@@ -470,7 +465,14 @@ def _is_same(equation: Callable[..., float], other: Callable[..., float]) -> boo
     return code[0] is code[1] and all(a is b for a, b in zip(*captured, strict=True))
 
 
-def _new_job(
+def copied(name: str, source: Input, tensor: Tensor, dtype: str, why: str) -> Job:
+    """Return the job that copies a tensor of one model, rounded to ``dtype`` if that is another one."""
+    if tensor.dtype in MERGEABLE and tensor.dtype != dtype:
+        return new_job("mix", name, dtype, tensor, (source,), merge=IDENTITY, why=f"{why}, as {dtype}")
+    return new_job("copy", name, tensor.dtype, tensor, (source,), why=why)
+
+
+def new_job(
     kind: JobKind,
     name: str,
     dtype: str,

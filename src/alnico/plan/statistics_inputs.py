@@ -131,7 +131,7 @@ class StatisticsInputs:
 
     def _find(self, name: str, part: ModelPart, kind: str, path: str) -> _SideTensor | None:
         """Return the statistics of a tensor; None if it has none, or rows of another vocabulary."""
-        place, statistics = self._open(path, kind)
+        place, statistics = self.opened(path, kind)
         own = self._own_name(part, name, kind)
         if (
             statistics.left_out is not None
@@ -164,7 +164,8 @@ class StatisticsInputs:
             )
         return stored[0]
 
-    def _open(self, path: str, kind: str) -> tuple[int, StatisticsSource]:
+    def opened(self, path: str, kind: str) -> tuple[int, StatisticsSource]:
+        """Return statistics and their position in the sources, opened on first use. Errors: ModelError, MismatchError."""
         if path not in self._opened:
             in_folder = Path(self.folder) / path
             resolved = (

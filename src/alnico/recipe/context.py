@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from alnico.errors import near_name
 from alnico.methods.base import Method
 from alnico.recipe import dialect, scalars
-from alnico.recipe.keys import MAY_BE_EMPTY, TOKENIZER, TOP
+from alnico.recipe.keys import MAY_BE_EMPTY, MIXTURE, TOKENIZER, TOP
 from alnico.recipe.schema import DROP, ModelEntry, Parameters, Rule
 from alnico.recipe.yaml_nodes import Node, ParseContext, holds_anchors, shorten
 
@@ -115,15 +115,11 @@ COMMAND_LINE = {
 """Keys that people write into a recipe, and what the command line has for them."""
 
 
-MIXTURE = ("experts", "shared_experts", "gate_mode", "experts_per_token")
-"""Keys of mergekit-moe."""
-
-
 def _misplaced_key_hint(key: str, node: Node, where: str, keys: Iterable[str]) -> str:
     """Return a hint for a key that goes elsewhere: in a model's reference, under tokenizer, at the top."""
     if not where:
-        if key in MIXTURE:
-            return "It is for a mixture of experts, which alnico does not build."
+        if key in MIXTURE and key not in keys:
+            return "It is a key of a mixture of experts, which has `experts`, and no merge_method."
         if key in TOKENIZER:
             return "Write it under tokenizer."
         option = COMMAND_LINE.get(key.casefold().replace("-", "_"))

@@ -13,13 +13,16 @@ from alnico.numerics.decay_schedule import SHAPES
 from alnico.numerics.dtypes import CONFIG_NAMES, Q8_0, TORCH_NAMES
 from alnico.numerics.numbers import complement
 from alnico.recipe import dialect
+from alnico.recipe.experts import GATE_MODES
 from alnico.recipe.keys import (
     BLOCKS,
     CASE,
     CHECKPOINTS,
     ENTRY,
+    EXPERT,
     LINES,
     MAY_BE_EMPTY,
+    MIXTURE,
     MODEL_TOKEN,
     MODULE,
     NORM_WEIGHT,
@@ -87,6 +90,56 @@ def json_schema() -> Schema:
             **_reference_definitions(),
             **_tokenizer_definitions(),
             **_parameter_definitions(_takers_by_key(methods)),
+        },
+    }
+
+
+def mixture_schema() -> Schema:
+    """Return the JSON Schema (draft 2020-12) of a document that builds a mixture of experts.
+
+    The loader checks what depends on the whole document: prompts for the gate modes of prompts, enough experts.
+    """
+    top = _top_keys(_shared_keys())
+    above: Schema = {"anyOf": [_number(Between(0, without_low=True)), NUMBER_AS_TEXT, {"type": "null"}]}
+    prompts: Schema = {"type": ["array", "null"], "items": TEXT}
+    expert: dict[str, Schema] = {
+        "source_model": _ref("reference"),
+        "source_models": {**LISTED, "items": _ref("reference")},
+        "positive_prompts": prompts,
+        "negative_prompts": prompts,
+        "gram": _or_null(TEXT),
+        "rank": {"anyOf": [_number(Between(0, 1, without_low=True)), NUMBER_AS_TEXT, {"type": "null"}]},
+        "residual_scale": {"anyOf": [_number(Between()), NUMBER_AS_TEXT, {"type": "null"}]},
+        "noise_scale": {"enum": [0, None]},
+    }
+    keys: dict[str, Schema] = {
+        **{key: top[key] for key in ("dtype", "out_dtype", "unrelated", "seed", "name")},
+        "base_model": _ref("reference"),
+        "experts": {**LISTED, "items": {"anyOf": [TEXT, _ref("expert")]}},
+        "shared_experts": {
+            "type": ["array", "null"],
+            "maxItems": 1,
+            "items": {"anyOf": [TEXT, _ref("expert")]},
+        },
+        "architecture": _or_null(TEXT),
+        "experts_per_token": {"anyOf": [_whole(1), {"type": "null"}]},
+        "gate_mode": {"enum": [*GATE_MODES, None]},
+        "gates": TEXT,
+        "gate_scale": above,
+        "ridge": above,
+        "others": {"enum": ["base", "average"]},
+    }
+    return {
+        "$schema": DIALECT,
+        "title": "A mixture of experts of alnico",
+        "description": "A mixture that is built from dense models: mergekit-moe's keys, with extensions.",
+        **_object(MIXTURE, keys, ("base_model", "experts")),
+        "$defs": {
+            "expert": {
+                **_object(EXPERT, expert, ()),
+                "oneOf": [{"required": ["source_model"]}, {"required": ["source_models"]}],
+            },
+            **_reference_definitions(),
         },
     }
 

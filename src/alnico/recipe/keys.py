@@ -32,6 +32,35 @@ TOP: Keys = {
     "name": "The name of this document among several. Others refer to its output by this name.",
 }
 
+MIXTURE: Keys = {
+    "base_model": "The dense model that gives attention, norms, embeddings and head, and config, tokenizer and side files.",
+    "experts": "The experts, in order. A document with this key builds a mixture; it has no merge_method.",
+    "shared_experts": "At most one expert that every token passes, for an architecture that has it: qwen or deepseek.",
+    "architecture": "The kind of mixture: mixtral, qwen or deepseek. Default: mixtral for llama and mistral, qwen for qwen2 and qwen3.",
+    "experts_per_token": "How many experts a token passes; default 2.",
+    "gate_mode": "How the gates are made: hidden (default), hidden_avg, cheap_embed, ridge, random or uniform_random.",
+    "gates": "The folder of gates that `alnico moe` measured from prompts; default: next to the output.",
+    "gate_scale": "A factor on the gates, above 0: the higher it is, the less a token is shared among its experts. Default 10 for ridge, else 1.",
+    "ridge": "For gate_mode ridge: the share of the mean diagonal that is added to the diagonal, above 0; default 0.01.",
+    "others": "All tensors outside of the experts: base (those of base_model, the default) or average (over the experts).",
+    "dtype": TOP["dtype"],
+    "out_dtype": TOP["out_dtype"],
+    "unrelated": "For `others: average`: what to do with experts that do not share one base: error or allow.",
+    "seed": "The seed of random gates, an integer of at most 64 bits; default 0.",
+    "name": TOP["name"],
+}
+
+EXPERT: Keys = {
+    "source_model": "The model whose layers' MLPs are this expert: a path, a URL, or owner/name@revision on the hub; +adapter may follow.",
+    "source_models": "Several models in its place, of which the expert is the average.",
+    "positive_prompts": "Prompts that this expert is for. Needed for the gate modes of prompts.",
+    "negative_prompts": "Prompts that it is not for.",
+    "gram": "For gate_mode ridge: the folder of `alnico statistics gram` of this expert on its own data.",
+    "rank": "The share of singular vectors that is kept of the expert's task vector, in (0, 1]; the rest is that of base_model.",
+    "residual_scale": "A factor on the expert's down projections, and so on its output; default 1.",
+    "noise_scale": "Noise on the expert's weights. Only 0 is accepted: add noise where you train the mixture.",
+}
+
 MAY_BE_EMPTY = (
     "base_model", "chat_template", "dtype", "models", "modules", "name", "out_dtype", "slices", "tokenizer", "tokenizer_source"
 )  # fmt: skip

@@ -200,6 +200,10 @@ def read_document(root: Node, name: str, folder: str) -> list[tuple[int, str]]:
 
 def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | None:
     before = len(reading.mistakes)
+    if isinstance(document.root.value, dict) and _is_mixture(document.root.value):
+        from alnico.recipe.mixture import read_mixture  # few recipes are of mixtures
+
+        return read_mixture(document, reading, folder)
     root = correct_keys(document.root, reading, SEARCH_KEYS)
     if not isinstance(root.value, dict):
         hint = ""
@@ -277,6 +281,13 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
     if is_run:  # the text would name other models once the run goes on
         recipe = dataclasses.replace(recipe, text=yaml.safe_dump(recipe.canonical(), sort_keys=False))
     return dataclasses.replace(recipe, notes=tuple(reading.notes), written_seed=recipe.seed)
+
+
+def _is_mixture(keys: dict[str, Node]) -> bool:
+    """Does a document build a mixture of experts? The key may be misspelt, if no other says what the document is."""
+    if "experts" in keys or keys.keys() & {"merge_method", "models", "slices", "modules"}:
+        return "experts" in keys
+    return any(scalars.misspelt_key(key, ["experts"]) for key in keys)
 
 
 def _completing(keys: dict[str, Node], reading: ParseContext) -> str | None:

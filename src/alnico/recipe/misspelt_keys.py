@@ -11,6 +11,7 @@ from alnico.recipe.keys import (
     BLOCKS,
     CASE,
     ENTRY,
+    MIXTURE,
     MODULE,
     NORM_WEIGHT,
     RULE,
@@ -132,7 +133,12 @@ def _meant(key: str, value: Node, where: str, keys: list[str], present: Iterable
     idle = dialect.WITHOUT_EFFECT if where else dialect.WITHOUT_EFFECT_AT_THE_TOP
     if key == "model" and "sources" in keys:
         return None  # a slice that names its model itself: the reader says how to write it
-    if key in keys or key in idle or (not where and holds_anchors(key, value, keys)):
+    if (
+        key in keys
+        or key in idle
+        or (not where and key in MIXTURE)
+        or (not where and holds_anchors(key, value, keys))
+    ):
         return None
     others = MODELS if MODELS & set(present) else ()
     missing = [

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from alnico.errors import MethodError
 from alnico.notebook import name_text, names_text, never_fails, result_html, result_line
 from alnico.numerics.norm_weights import NormMode, norm_weights
+
+if TYPE_CHECKING:
+    from alnico.recipe.experts import Mixture
 
 Scalar = Union[float, bool, str]
 
@@ -328,6 +331,8 @@ class Recipe:
     protect: Protect | None = None
     tokenizer: TokenizerSetting | None = None
     chat_template: str | None = None
+    mixture: Mixture | None = None
+    """The mixture of experts that the document builds; then ``models`` are empty, and ``merge_method`` says nothing."""
     stage: str = ""
     """The ``name`` of this document in a file of several."""
     notes: tuple[str, ...] = ()
@@ -388,6 +393,8 @@ class Recipe:
     @property
     def methods_used(self) -> tuple[str, ...]:
         """The merge methods of all parts and rules, without repetition."""
+        if self.mixture is not None:
+            return self.mixture.methods_used
         named = [] if self.modules or self.slices else [self.merge_method]
         named += [s.merge_method or self.merge_method for s in self.slices]
         for module in self.modules:
@@ -400,6 +407,7 @@ class Recipe:
         """All models without repetition, as in ``Plan.sources``: listed models, bases, tokenizer models, the one that
         completes the output, the one that is protected."""
         named = [e.reference for e in self._entries()]
+        named += self.mixture.references if self.mixture is not None else ()
         named += [s.base_model for s in self._slices() if s.base_model]
         named += [r.model for r in self.methods if r.model and r.model != "base"]
         named += [r.base_model for r in self.methods if r.base_model]
@@ -416,6 +424,11 @@ class Recipe:
     def canonical(self) -> dict[str, Any]:
         """Return the recipe as plain data that loads as the same recipe. Equal recipes give equal data."""
         data: dict[str, Any] = {"name": self.stage} if self.stage else {}
+        if self.mixture is not None:
+            data |= {"base_model": self.base_model, **self.mixture.data()}
+            data |= {"dtype": self.dtype} if self.dtype else {}
+            data |= {"unrelated": self.unrelated} if self.unrelated != "error" else {}
+            return {**data, "seed": self.seed}
         data["merge_method"] = self.merge_method
         data |= _listed(self.models, self.slices)
         if self.modules:

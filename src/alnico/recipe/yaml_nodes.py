@@ -16,7 +16,7 @@ from alnico.checkpoint.file_arguments import label_of_open
 from alnico.errors import RecipeError
 from alnico.methods import method_name
 from alnico.methods.base import Method
-from alnico.recipe.keys import TOP
+from alnico.recipe.keys import MIXTURE, TOP
 from alnico.recipe.yaml_hints import yaml_hint
 
 MAX_NODES = 50_000
@@ -73,7 +73,7 @@ class Node:
 ANCHORED = "has_anchor"
 """The attribute set on PyYAML's nodes with an anchor."""
 
-DOCUMENT_KEYS = {*TOP, "search", "stack", "tasks"}
+DOCUMENT_KEYS = {*TOP, *MIXTURE, "search", "stack", "tasks"}
 """The top-level keys that have a meaning; each may appear only once."""
 
 

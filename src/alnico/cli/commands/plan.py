@@ -107,13 +107,17 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 
 def recipe_options(call: CommandCall, words: quick.MergeWords) -> dict[str, Any]:
     """The recipe, and the size of shards, for the function of a command."""
-    recipe = _recipe(words.recipe) if words.recipe is not None else quick.recipe_of_words(call, words)
-    options: dict[str, Any] = {"recipe": recipe}
-    if call["out_shard_size"] is not None:
-        if "max_shard_size" in call.given:
-            raise click.BadParameter("--max-shard-size and --out-shard-size are one option. Leave one out.")
-        options["max_shard_size"] = call["out_shard_size"]
-    return options
+    recipe = recipe_from(words.recipe) if words.recipe is not None else quick.recipe_of_words(call, words)
+    return {"recipe": recipe, **shard_options(call)}
+
+
+def shard_options(call: CommandCall) -> dict[str, Any]:
+    """The size of shards, by mergekit's option of it. Errors: a wrong command line."""
+    if call["out_shard_size"] is None:
+        return {}
+    if "max_shard_size" in call.given:
+        raise click.BadParameter("--max-shard-size and --out-shard-size are one option. Leave one out.")
+    return {"max_shard_size": call["out_shard_size"]}
 
 
 def check_signature_options(call: CommandCall) -> None:
@@ -126,7 +130,7 @@ def check_signature_options(call: CommandCall) -> None:
         raise click.BadParameter("--require-signed allows no --allow-unsigned. Leave one out.")
 
 
-def _recipe(reference: str) -> Any:
+def recipe_from(reference: str) -> Any:
     """A path, or the text of standard input with a name for messages."""
     if reference != "-":
         return reference
@@ -154,7 +158,7 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
         part += ["gives config and tokenizer"] if i == plan.donor else []
         part += [f"commit {source.origin.commit[:12]}"] if source.origin is not None else []
         lines.append(f"model     {source.label}{' (' + '; '.join(part) + ')' if part else ''}")
-    lines += [f"data      {s.label} (statistics)" for s in plan.statistics]
+    lines += [f"data      {s.label}{' (statistics)' if s.paths() else ''}" for s in plan.statistics]
     lines += [f"layers    {line}" for line in _layers(plan)]
     lines += [f"rule      {line}" for line in _rules(plan)]
     lines.append(

@@ -124,7 +124,7 @@ OTHER_WORDS = (
     _answer("mergekit-layershuffle layershuffle", "Write a recipe with slices.", "docs/how-to/stack-layers.md"),
     _answer("mergekit-tokensurgeon tokensurgeon transplant retokenise", "`alnico retokenize MODEL OUT --tokenizer DONOR` gives a model the vocabulary of another.", "docs/how-to/different-tokenizers.md"),
     _answer("tokenizer vocabulary vocab", "`alnico merge` takes --tokenizer, and recipes have the key tokenizer.", "docs/how-to/different-tokenizers.md"),
-    _answer("mergekit-moe moe mixture clown-moe", "alnico does not build mixtures of experts.", "docs/how-to/from-mergekit.md"),
+    _answer("mergekit-moe mixture clown-moe clowncar mixture-of-experts build-mixture", "`alnico moe RECIPE OUT` builds a mixture of experts from dense models.", "docs/how-to/build-a-mixture.md"),
     _answer("quantize quantise gguf awq gptq", "alnico does not quantise. `alnico merge MODEL OUT --dtype bfloat16` writes a model in another dtype."),
     _answer("convert cast dtype to-safetensors", "`alnico merge MODEL OUT --dtype bfloat16` writes a model as safetensors, in another dtype."),
     _answer("train training finetune finetuning distill", "alnico trains nothing. `alnico merge` combines models that are trained; `alnico adamerge` learns their coefficients.", "docs/tuning.md"),
