@@ -285,7 +285,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
 
 def _is_mixture(keys: dict[str, Node]) -> bool:
     """Does a document build a mixture of experts? The key may be misspelt, if no other says what the document is."""
-    if "experts" in keys or keys.keys() & {"merge_method", "models", "slices", "modules"}:
+    if "experts" in keys or keys.keys() & {"merge_method", "models", "checkpoints", "slices", "modules"}:
         return "experts" in keys
     return any(scalars.misspelt_key(key, ["experts"]) for key in keys)
 

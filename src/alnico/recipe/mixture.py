@@ -18,7 +18,7 @@ MAX_PROMPTS = 10_000
 ARCHITECTURES = ("mixtral", "qwen", "deepseek")
 """The kinds of mixtures, as ``architecture`` names them."""
 
-OF_MERGES = ("merge_method", "models", "slices", "modules", "methods", "parameters")
+OF_MERGES = ("merge_method", "models", "checkpoints", "slices", "modules", "methods", "parameters")
 """Keys of a recipe that merges, which a mixture cannot have."""
 
 
