@@ -29,7 +29,7 @@ FOLDER = os.environ.get("ALNICO_TEST_DURATIONS")
 FAST_BUDGET = 110
 """Seconds of processor time for the tests of ./check; two workers need as much again to import what they test."""
 
-ALL_BUDGET = 380
+ALL_BUDGET = 450
 """Seconds of processor time for the tests of ./check --all."""
 
 KEPT_BUDGET = 100

@@ -115,7 +115,7 @@ def test_tasks_and_folders_that_do_not_fit_are_refused(made: Made, tmp_path: Pat
         alnico.search(recipe(made), out=tmp_path / "other")
 
 
-@pytest.mark.nightly  # tests/tune/test_search_on_devices.py starts some in each run
+@pytest.mark.nightly  # tests/tune/test_search_on_devices.py starts some, too
 def test_several_processes_score_trials(made: Made) -> None:
     one = alnico.search(recipe(made, trials=4))
     two = alnico.search(recipe(made, trials=4), workers=2, threads=1)
