@@ -179,7 +179,7 @@ def test_the_recipe_makes_the_model_that_was_scored(
             {"models": ["a", "b", "a"]},
             "a: appears twice in the models; expected different models. Remove one, or use order all with replace.",
         ),
-        ({"order": "best"}, "order is 'best'; expected sorted, all or uniform. Choose one."),
+        ({"order": "best"}, "order is 'best'; expected sorted, all, grid or uniform. Choose one."),
         (
             {"replace": True},
             "replace is set, but order is sorted; expected order all. Remove replace, or choose order all.",

@@ -7,9 +7,9 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from alnico.analysis.charts import inline_picture, mark_style, open_canvas, plain
 from alnico.analysis.page import series
@@ -32,9 +32,10 @@ from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.sizes import count_of
 from alnico.recipe.load import load_recipe
 from alnico.run_options import DEFAULT_BUDGET_BYTES, RunOptions, Size
+from alnico.tune.category_experts import CategoryExperts, ScoresLike, choose_experts
 from alnico.tune.search.objective import MEAN, ObjectiveLike, objective_of
 
-SoupOrder = Literal["sorted", "all", "uniform"]
+SoupOrder = Literal["sorted", "all", "grid", "uniform"]
 """How the models of a soup are chosen."""
 
 SOUP, UNIFORM = "soup", "uniform soup"
@@ -43,13 +44,19 @@ SOUP, UNIFORM = "soup", "uniform soup"
 MOST_IN_ALL = 16
 """A soup with replacement ends when its counts sum to this many times the number of models."""
 
+TENTHS = 10
+"""Weights of the grid are multiples of a tenth, at least one each."""
+
+OF_TABLE = "mean of the table"
+"""The objective of a soup that no task chose."""
+
 Counts = Mapping[str, int]
 """How often each model is in a soup."""
 
 
 @dataclass(frozen=True)
 class SoupStep:
-    """One average that was scored: the soup so far with the model ``tried`` added."""
+    """One average that was scored: the soup so far with the model ``tried`` added, or the weights ``tried`` of a grid."""
 
     tried: str
     counts: Counts
@@ -76,12 +83,14 @@ class Soup:
     ``counts`` has the models of the soup, in the caller's order; ``alone`` has the score of each model, and
     ``uniform`` is the score of all models, merged by ``method``: of their plain mean by default. ``device`` and ``dtype``
     say where averages were scored, and in which dtype: ``own`` is the output dtype of the averages.
+    ``experts`` says why the models were candidates, if a table of scores chose them; without tasks ``score`` and
+    ``uniform`` are then None, and ``alone`` is the mean of each model's row in the table.
     """
 
     counts: Counts
-    score: float
+    score: float | None
     alone: Mapping[str, float]
-    uniform: float
+    uniform: float | None
     order: SoupOrder
     objective: str
     goal: Goal
@@ -93,6 +102,8 @@ class Soup:
     dtype: str = "float32"
     report: Scorecard | None = None
     """Scores of the soup, the uniform soup, every model and the base on tasks that did not choose."""
+    experts: CategoryExperts | None = None
+    """The candidates, if a table of scores chose them."""
     merge: MemoryMerge | None = field(default=None, repr=False, compare=False)
     compile_seconds: float = field(default=0.0, compare=False)
 
@@ -123,13 +134,15 @@ class Soup:
         Merging it gives the scored model, bit for bit. Errors: RecipeError for models in memory, which a recipe cannot
         name: ``module()`` and ``state_dict()`` return their soup.
         """
+        kind = {"uniform": "uniform", "grid": "weighted"}.get(self.order, f"greedy ({self.order})")
         head = (
-            f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup "
-            f"{'' if self.method == 'linear' else f'by {self.method} '}of "
-            f"{len(self.counts)} of {len(self.alone)} models: {visible(self.objective)} {self.score:.6g} on "
-            "the tasks it was chosen by.\n"
+            f"# A {kind} soup {'' if self.method == 'linear' else f'by {self.method} '}of "
+            f"{len(self.counts)} of {len(self.alone)} models"
         )
-        return head + self._merge().recipe_text(folder)
+        if self.score is not None:
+            head += f": {visible(self.objective)} {self.score:.6g} on the tasks it was chosen by"
+        reasons = () if self.experts is None else (f"# {visible(c.reason)}.\n" for c in self.experts.clusters)
+        return f"{head}.\n{''.join(reasons)}{self._merge().recipe_text(folder)}"
 
     def plot(self, *, figsize: tuple[float, float] | None = None, ax: Any = None, dark: bool = False) -> Any:
         """Draw the steps and return them as a matplotlib figure, which a notebook shows; it is none of pyplot's.
@@ -143,6 +156,9 @@ class Soup:
     def _plot(self, **options: Any) -> Any:
         canvas = open_canvas(default=(max(6.4, 0.5 * len(self.steps) + 3.0), 4.2), **options)
         axes = canvas.axes[0]
+        if not self.steps:
+            canvas.note(axes, "no average was scored")
+            return canvas.figure
         at = range(1, len(self.steps) + 1)
         for is_kept, label in ((True, "kept"), (False, "not kept")):
             shown = [(i, s.score) for i, s in zip(at, self.steps, strict=True) if s.is_kept == is_kept]
@@ -168,6 +184,7 @@ class Soup:
             linewidth=1.2,
             label=plain(f"best alone: {self.best}", 36),
         )
+        assert self.uniform is not None  # there are steps
         axes.axhline(self.uniform, color=series(6)[0], linestyle=":", linewidth=1.4, label="mean of all")
         if len(self.steps) <= 30:
             axes.set_xticks([*at], [plain(s.tried, 18) for s in self.steps], rotation=30, ha="right")
@@ -183,7 +200,9 @@ class Soup:
     def __repr__(self) -> str:
         return result_line(
             f"soup of {len(self.counts)} of {count_of(len(self.alone), 'model')}",
-            f"{self.objective} {self.score:.4g}, best alone {self.alone[self.best]:.4g}, mean of all {self.uniform:.4g}",
+            f"{self.objective} {self.score:.4g}, best alone {self.alone[self.best]:.4g}, mean of all {self.uniform:.4g}"
+            if self.uniform is not None
+            else f"{self.objective}, best alone {self.alone[self.best]:.4g}",
             names_text(self.counts, 6),
         )
 
@@ -196,6 +215,16 @@ class Soup:
 
         return result_html(
             f"Soup of {len(self.counts)} of {count_of(len(self.alone), 'model')}",
+            *(
+                []
+                if self.experts is None
+                else [
+                    ResultTable(
+                        ("categories", "expert"),
+                        [[names_text(c.categories, 6), c.expert] for c in self.experts.clusters],
+                    )
+                ]
+            ),
             ResultTable(("model", f"{self.objective} alone", "times in the soup"), rows),
             ResultTable(("step", "tried", "score", "before", "kept"), steps),
             facts=[
@@ -223,6 +252,7 @@ class Soup:
             "steps": [step.data() for step in self.steps],
             "device": self.device,
             "dtype": self.dtype,
+            **(self.experts.data() if self.experts is not None else {}),
             **({"report": self.report.data()} if self.report is not None else {}),
         }
 
@@ -231,10 +261,12 @@ class Soup:
 @ieee_arithmetic()
 def soup(
     models: Paths | Sequence[Any],
-    tasks: TasksLike,
+    tasks: TasksLike | None = None,
     *,
+    scores: ScoresLike | None = None,
+    clusters: int | None = None,
     method: str = "linear",
-    order: str = "sorted",
+    order: str | None = None,
     replace: bool = False,
     strict: bool = False,
     least_gain: float = 0.0,
@@ -270,8 +302,12 @@ def soup(
         tasks: YAML file of the tasks to choose by.
         method: Merge method, with its defaults, by which the chosen models are merged: linear averages them; others
             sum task vectors of the base, such as tsv and task_arithmetic.
+        scores: CSV file with a row per model and a column per category, higher is better: only the best model of each
+            cluster of categories that rank the models alike is a candidate. Without tasks, these have equal weights.
+        clusters: Number of clusters of categories; default: categories are joined while they correlate with 0.5 or more.
         order: How models are tried: sorted (the paper's greedy soup) tries each once, the best first; all
-            tries every model in each round and keeps the best average; uniform takes all models.
+            tries every model in each round and keeps the best average; grid tries all weights in tenths;
+            uniform takes all models. Default: sorted, and with scores grid.
         replace: With order all: a model may be added more than once, which gives it more weight.
         strict: Keep a model only if the average gets better; without it, equal is enough.
         least_gain: Smallest gain for which a model is kept; a negative number allows a loss.
@@ -286,10 +322,14 @@ def soup(
         EvaluationError, also for an unknown objective; those of merging.
     Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, algorithm 1. Differs from the source:
         nothing with ``sorted``; ``all``, ``replace``, ``least_gain`` and other methods than ``linear`` are not in the paper.
+        ``scores`` and ``grid``: Maiti et al. 2025, https://arxiv.org/abs/2511.13254; :func:`alnico.tune.category_experts.choose_experts`
+        says what differs.
     """
     run = RunOptions.of(memory=memory, threads=threads, offline=offline, watch=watch)
     placement = ModulePlacement.of(device, dtype)
-    chosen_by = as_tasks(tasks, allow_code=allow_code, minimize=minimize)
+    order = order or _default_order(tasks, scores, method)
+    _check_table(tasks, scores, clusters, order, report)
+    chosen_by = () if tasks is None else as_tasks(tasks, allow_code=allow_code, minimize=minimize)
     others = as_tasks(
         report or (), allow_code=allow_code, minimize=minimize, may_name_others=True, argument="report"
     )
@@ -300,6 +340,37 @@ def soup(
     references = list(named)
     _check(references, named, order, replace, least_gain, method)
     donor = None if base is None else label_one(base, "base", named)
+    experts = None
+    if scores is not None:
+        experts = choose_experts(scores, references, clusters=clusters)
+        references = [reference for reference in references if reference in experts.models]
+        named = {reference: named[reference] for reference in references}
+        if method != "linear" and len(references) < 2:
+            raise RecipeError(
+                f"scores: {references[0]} is the best model of every cluster of categories, and method is {method}; expected two "
+                "experts to merge. Raise clusters, or use the model."
+            )
+    if order == "grid":
+        _check_grid(references, method)
+    if tasks is None:
+        assert experts is not None  # _check_table
+        every = named if donor is None else {donor: base, **named}
+        counts = dict.fromkeys(references, 1)
+        return Soup(
+            counts,
+            None,
+            {reference: experts.means[reference] for reference in references},
+            None,
+            "uniform",
+            OF_TABLE,
+            "max",
+            (),
+            donor,
+            unrelated,
+            method,
+            experts=experts,
+            merge=MemoryMerge(every, _recipe(counts, donor, unrelated, method), base, threads),
+        )
     seeks = objective_of(chosen_by, objective, may_be_min=minimize is True)
     sought = {name for name, _ in seeks.tasks}
     every = named if donor is None else {donor: base, **named}
@@ -321,18 +392,19 @@ def soup(
         singles = [_with([0] * len(references), i) for i in range(len(references))]
         alone = [score(single) for single in singles]
         chosen, steps = [1] * len(references), list[SoupStep]()
-        if order != "uniform":
-            greedy = _GreedySoup(
-                references, alone, score, 1.0 if seeks.goal == "max" else -1.0, strict, least_gain, run
-            )
+        sign = 1.0 if seeks.goal == "max" else -1.0
+        if order == "grid":
+            chosen, steps = _best_of_grid(references, score, sign, run)
+        elif order != "uniform":
+            greedy = _GreedySoup(references, alone, score, sign, strict, least_gain, run)
             chosen, steps = greedy.in_order() if order == "sorted" else greedy.trying_all(replace)
         counts = {r: n for r, n in zip(references, _reduced(chosen), strict=True) if n}
-        scores = dict(zip(references, alone, strict=True))
+        each = dict(zip(references, alone, strict=True))
         uniform = score([1] * len(references))
         result = Soup(
             counts,
             score(chosen),
-            scores,
+            each,
             uniform,
             order,  # type: ignore[arg-type]
             seeks.name,
@@ -343,6 +415,7 @@ def soup(
             method,
             device=placement.where,
             dtype=placement.own_or_dtype,
+            experts=experts,
         )
     merge = MemoryMerge(every, _recipe(result.counts, donor, unrelated, method), base, threads)
     result = dataclasses.replace(result, merge=merge)
@@ -466,12 +539,90 @@ class _GreedySoup:
         self._run.report(SoupTried(step))
 
 
+def _best_of_grid(
+    references: Sequence[str], score: Callable[[Sequence[int]], float], sign: float, run: RunOptions
+) -> tuple[list[int], list[SoupStep]]:
+    """Try equal weights, then all weights in tenths; of equal scores the first counts."""
+    steps: list[SoupStep] = []
+    equal = [1] * len(references)
+    chosen, best = equal, score(equal)
+    for counts in [
+        equal,
+        *(c for c in _compositions(TENTHS, len(references)) if _reduced(c) != tuple(equal)),
+    ]:
+        value = score(counts)
+        is_first = not steps
+        is_kept = is_first or sign * value > sign * best
+        models = dict(zip(references, _reduced(counts), strict=True))
+        tried = f"weights {', '.join(f'{n / sum(counts):.3g}' for n in counts)}"
+        steps.append(SoupStep(tried, models, value, None if is_first else best, is_kept))
+        run.report(SoupTried(steps[-1]))
+        if is_kept:
+            chosen, best = list(counts), value
+    return chosen, steps
+
+
+def _compositions(total: int, parts: int) -> Iterator[list[int]]:
+    """Yield all lists of ``parts`` whole numbers of 1 or more that sum to ``total``.
+
+    >>> [*_compositions(4, 3)]
+    [[1, 1, 2], [1, 2, 1], [2, 1, 1]]
+    """
+    for cuts in itertools.combinations(range(1, total), parts - 1):
+        yield [b - a for a, b in itertools.pairwise((0, *cuts, total))]
+
+
 def _refuse_twice(references: Sequence[str]) -> None:
     twice = [r for i, r in enumerate(references) if r in references[:i]]
     if twice:
         raise RecipeError(
             f"{twice[0]}: appears twice in the models; expected different models. Remove one, or use order "
             "all with replace."
+        )
+
+
+def _default_order(tasks: TasksLike | None, scores: ScoresLike | None, method: str) -> str:
+    if scores is not None and tasks is None:
+        return "uniform"
+    return "sorted" if scores is None or method != "linear" else "grid"
+
+
+def _check_table(
+    tasks: TasksLike | None,
+    scores: ScoresLike | None,
+    clusters: int | None,
+    order: str,
+    report: TasksLike | None,
+) -> None:
+    """Check what needs tasks and what needs a table of scores. Errors: RecipeError."""
+    if tasks is None and scores is None:
+        raise RecipeError(
+            "tasks is missing; expected tasks to choose the models by, or a table of scores. Give tasks (--tasks), or scores "
+            "(--scores)."
+        )
+    if scores is None and clusters is not None:
+        raise RecipeError(
+            f"clusters is {clusters}, and there is no table of scores; expected one whose categories it joins. Give scores, or "
+            "leave out clusters."
+        )
+    if tasks is None and (order != "uniform" or report is not None):
+        found = f"order is {order}" if order != "uniform" else "report is given"
+        raise RecipeError(
+            f"{found}, and there are no tasks that score averages; expected tasks with it. Give tasks, or leave it out."
+        )
+
+
+def _check_grid(references: Sequence[str], method: str) -> None:
+    """Refuse grids that have no point. Errors: RecipeError."""
+    if len(references) > TENTHS:
+        raise RecipeError(
+            f"order is grid, and there are {len(references)} models; expected at most {TENTHS}, as each gets a tenth or more. "
+            "Choose fewer clusters, or order sorted."
+        )
+    if method != "linear":
+        raise RecipeError(
+            f"order is grid with the method {method}; expected linear, whose weights it tries. Choose order sorted, all or "
+            "uniform."
         )
 
 
@@ -490,8 +641,8 @@ def _check(
     for i, one in enumerate(references):
         if any(models[one] is models[other] for other in references[:i] if path_of(models[one]) is None):
             _refuse_twice([one, one])
-    if order not in ("sorted", "all", "uniform"):
-        raise RecipeError(f"order is {order!r}; expected sorted, all or uniform. Choose one.")
+    if order not in get_args(SoupOrder):
+        raise RecipeError(f"order is {order!r}; expected sorted, all, grid or uniform. Choose one.")
     if replace and order != "all":
         raise RecipeError(
             f"replace is set, but order is {order}; expected order all. Remove replace, or choose order all."

@@ -9,6 +9,7 @@ from alnico.cli.command import CommandCall, command
 from alnico.cli.commands.evaluate import scorecard_text
 from alnico.cli.options import JSON, NEW_FILE, QUIET, SCORING_DTYPE, Flag
 from alnico.cli.printing import Page, page, recipe_page, say_page
+from alnico.tune.category_experts import CategoryExperts
 from alnico.tune.soup import Soup
 
 
@@ -16,6 +17,8 @@ from alnico.tune.soup import Soup
     "alnico.soup",
     fills=("names", "minimize"),
     tasks=Flag(metavar="FILE", is_option=True),
+    scores=Flag(metavar="FILE"),
+    clusters=Flag(metavar="COUNT", least=1),
     report=Flag(metavar="FILE"),
     out=NEW_FILE,
     dtype=SCORING_DTYPE,
@@ -43,20 +46,35 @@ def run(call: CommandCall) -> None:
     )
 
 
+def experts_lines(experts: CategoryExperts) -> list[str]:
+    """Why each candidate was chosen."""
+    left_out = ", ".join(experts.left_out)
+    return [
+        *(cluster.reason for cluster in experts.clusters),
+        *([f"left out, as all models have one score: {left_out}"] if left_out else []),
+    ]
+
+
 def soup_text(soup: Soup) -> Page:
     """The models of a soup, and its score beside those of the models alone and of the uniform soup."""
     size = sum(soup.counts.values())
-    rows = [
-        (f"soup of {len(soup.counts)}", soup.score, ""),
-        (f"uniform soup of {len(soup.alone)}", soup.uniform, ""),
-    ]
+    rows: list[tuple[str, float, str]] = []
+    if soup.score is not None and soup.uniform is not None:
+        rows.append((f"soup of {len(soup.counts)}", soup.score, ""))
+        rows.append((f"uniform soup of {len(soup.alone)}", soup.uniform, ""))
     rows += [
         (reference, value, f"{soup.counts[reference]} of {size}" if reference in soup.counts else "")
         for reference, value in soup.alone.items()
     ]
     width = max(len(name) for name, _, _ in rows)
-    lines = [f"{'':{width}}  {soup.objective:>10}  in the soup"]
-    lines += [f"{name:{width}}  {value:10.4f}  {share}".rstrip() for name, value, share in rows]
+    column = max(10, len(soup.objective))
+    lines = [] if soup.experts is None else [*experts_lines(soup.experts), ""]
+    lines.append(f"{'':{width}}  {soup.objective:>10}  in the soup")
+    lines += [f"{name:{width}}  {value:{column}.4f}  {share}".rstrip() for name, value, share in rows]
+    if soup.score is None:
+        return page(
+            [*lines, "", "No average was scored: the experts have equal weights. --tasks finds weights."]
+        )
     return page(
         [
             *lines,
