@@ -12,7 +12,7 @@ GATE_MODES: tuple[GateMode, ...] = get_args(GateMode)
 OF_PROMPTS: tuple[GateMode, ...] = ("hidden", "hidden_last", "hidden_avg", "cheap_embed")
 """The modes that measure prompts."""
 
-OtherTensors = Literal["base", "average"]
+OutsideExperts = Literal["base", "average"]
 
 SHARPNESS = 10.0
 """The default of ``gate_scale`` for gates by ridge regression: 1 / 0.1, DUME's temperature."""
@@ -57,7 +57,7 @@ class Mixture:
     gates: str | None = None
     gate_scale: float = 1.0
     ridge: float = 0.01
-    others: OtherTensors = "base"
+    others: OutsideExperts = "base"
 
     @property
     def references(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from alnico.recipe import scalars
-from alnico.recipe.experts import GATE_MODES, OF_PROMPTS, SHARPNESS, Expert, GateMode, Mixture, OtherTensors
+from alnico.recipe.experts import GATE_MODES, OF_PROMPTS, SHARPNESS, Expert, GateMode, Mixture, OutsideExperts
 from alnico.recipe.keys import EXPERT, MIXTURE, Keys
 from alnico.recipe.models import MAX_MODELS, read_reference
 from alnico.recipe.schema import Recipe
@@ -219,7 +219,7 @@ def _choice(
     return chosen or default
 
 
-def _others(node: Node | None, reading: ParseContext) -> OtherTensors:
+def _others(node: Node | None, reading: ParseContext) -> OutsideExperts:
     choices: tuple[Literal["base"], Literal["average"]] = ("base", "average")
     if node is None:
         return "base"
