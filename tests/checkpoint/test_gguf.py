@@ -19,6 +19,7 @@ from alnico.checkpoint.gguf.block_types import BLOCK_TYPES
 from alnico.checkpoint.gguf.k_blocks import KERNELS as OF_K_BLOCKS
 from alnico.checkpoint.gguf.level_blocks import KERNELS as OF_LEVEL_BLOCKS
 from alnico.checkpoint.gguf.model_config import LLAMA3, llama3_factors
+from alnico.checkpoint.gguf.simple_blocks import KERNELS as OF_SIMPLE_BLOCKS
 from alnico.checkpoint.virtual_read import CHUNK
 from alnico.errors import ModelError
 from alnico.kernels.choice import Backend, forced
@@ -28,7 +29,7 @@ from made_gguf import converted, floats, gguf_bytes, save_small, small_keys, sma
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
 
 DECODED = [t for t in BLOCK_TYPES.values() if not t.dtype]
-KERNELS = OF_K_BLOCKS | OF_LEVEL_BLOCKS
+KERNELS = OF_K_BLOCKS | OF_LEVEL_BLOCKS | OF_SIMPLE_BLOCKS
 
 
 def random_blocks(kind: Any, count: int) -> np.ndarray:

@@ -9,10 +9,47 @@ from typing import Literal
 from alnico.kernels.measure_kernels import PLAIN
 from alnico.kernels.template import APART, DECORATOR, PREAMBLE, Interface, Real
 
-BlockKind = Literal["Q5_K", "IQ4_NL"]
+BlockKind = Literal["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"]
 """A type of GGUF, by its name there."""
 
 LINES: dict[BlockKind, tuple[str, ...]] = {
+    "Q4_0": (
+        "scale = scales[0]",
+        "for j in range(16):",
+        "    code = block[2 + j]",
+        "    out[j] = (REAL(np.uint8(code & 15)) - REAL(8.0)) * scale",
+        "    out[16 + j] = (REAL(np.uint8(code >> 4)) - REAL(8.0)) * scale",
+    ),
+    "Q8_0": (
+        "scale = scales[0]",
+        "for j in range(32):",
+        "    out[j] = REAL(np.int8(block[2 + j])) * scale",
+    ),
+    "Q4_K": (
+        "for p in range(4):",
+        "    low, least = scales[2 * p], minimums[2 * p]",
+        "    high, least_high = scales[2 * p + 1], minimums[2 * p + 1]",
+        "    for j in range(32):",
+        "        code = block[16 + 32 * p + j]",
+        "        out[64 * p + j] = REAL(np.uint8(code & 15)) * low - least",
+        "        out[64 * p + 32 + j] = REAL(np.uint8(code >> 4)) * high - least_high",
+    ),
+    "Q6_K": (
+        "for p in range(4):",
+        "    h, s = p >> 1, p & 1",
+        "    one, two, three, four = scales[8 * h + s], scales[8 * h + 2 + s], scales[8 * h + 4 + s], scales[8 * h + 6 + s]",
+        "    for j in range(16):",
+        "        k = 16 * s + j",
+        "        first, second, top = block[64 * h + k], block[64 * h + 32 + k], block[128 + 32 * h + k]",
+        "        a = np.uint8(np.uint8(first & 15) | np.uint8(np.uint8(top & 3) << 4))",
+        "        b = np.uint8(np.uint8(second & 15) | np.uint8(np.uint8(top & 12) << 2))",
+        "        c = np.uint8(np.uint8(first >> 4) | np.uint8(top & 48))",
+        "        d = np.uint8(np.uint8(second >> 4) | np.uint8(np.uint8(top & 192) >> 2))",
+        "        out[128 * h + k] = (REAL(a) - REAL(32.0)) * one",
+        "        out[128 * h + 32 + k] = (REAL(b) - REAL(32.0)) * two",
+        "        out[128 * h + 64 + k] = (REAL(c) - REAL(32.0)) * three",
+        "        out[128 * h + 96 + k] = (REAL(d) - REAL(32.0)) * four",
+    ),
     "Q5_K": (
         "for p in range(4):",
         "    low, least = scales[2 * p], minimums[2 * p]",

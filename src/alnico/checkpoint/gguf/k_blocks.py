@@ -45,8 +45,15 @@ def decode_q3_k(blocks: np.ndarray, out: np.ndarray) -> None:
 def decode_q4_k(blocks: np.ndarray, out: np.ndarray) -> None:
     """``d * scale * code - dmin * minimum``, codes of 4 bits, parts of 32."""
     scales, minimums = _six_bits(blocks[:, 4:16])
+    run = kernel_for(KERNELS["Q4_K"])
+    run(blocks, NO_LEVELS, scales_of(blocks, 0) * scales, scales_of(blocks, 2) * minimums, out)
+
+
+def _q4_k_by_numpy(
+    blocks: np.ndarray, _: np.ndarray, scales: np.ndarray, minimums: np.ndarray, out: np.ndarray
+) -> None:
     out[:] = nibbles(blocks[:, 16:], 32)
-    _scale_parts(out, scales_of(blocks, 0) * scales, scales_of(blocks, 2) * minimums)
+    _scale_parts(out, scales, minimums)
 
 
 def decode_q5_k(blocks: np.ndarray, out: np.ndarray) -> None:
@@ -67,12 +74,19 @@ def _q5_k_by_numpy(
 
 def decode_q6_k(blocks: np.ndarray, out: np.ndarray) -> None:
     """``d * scale * (code - 32)``, codes of 6 bits, parts of 16."""
+    scales = scales_of(blocks, 208) * blocks[:, 192:208].view(np.int8)
+    kernel_for(KERNELS["Q6_K"])(blocks, NO_LEVELS, np.ascontiguousarray(scales), scales[:, :0].copy(), out)
+
+
+def _q6_k_by_numpy(
+    blocks: np.ndarray, _levels: np.ndarray, scales: np.ndarray, _minimums: np.ndarray, out: np.ndarray
+) -> None:
     codes = nibbles(blocks[:, :128], 64)
     codes |= bits(blocks[:, 128:192], 4, 2, 32) << 4
     signed = codes.view(np.int8)
     signed -= 32
     out[:] = signed
-    _scale_parts(out, scales_of(blocks, 208) * blocks[:, 192:208].view(np.int8))
+    _scale_parts(out, scales)
 
 
 def decode_q8_k(blocks: np.ndarray, out: np.ndarray) -> None:
@@ -98,5 +112,12 @@ def _scale_parts(out: np.ndarray, scales: np.ndarray, minimums: np.ndarray | Non
         parts -= minimums[:, :, None]
 
 
-KERNELS = {"Q5_K": cast("Description", BlockKernel("Q5_K", _q5_k_by_numpy))}
+KERNELS = {
+    kernel.kind: cast("Description", kernel)
+    for kernel in (
+        BlockKernel("Q4_K", _q4_k_by_numpy),
+        BlockKernel("Q5_K", _q5_k_by_numpy),
+        BlockKernel("Q6_K", _q6_k_by_numpy),
+    )
+}
 """What decodes types where there is much to do; each has everything that is asked of a description."""

@@ -11,18 +11,25 @@ from typing import cast
 
 import numpy as np
 
-from alnico.checkpoint.gguf.block_types import nibbles, scales_of
-from alnico.kernels.block_kernel import EncodeQ8Kernel
+from alnico.checkpoint.gguf.block_types import NO_LEVELS, nibbles, scales_of
+from alnico.kernels.block_kernel import BlockKernel, EncodeQ8Kernel
 from alnico.kernels.build import Description
 from alnico.kernels.choice import kernel_for
 
 
 def decode_q4_0(blocks: np.ndarray, out: np.ndarray) -> None:
     """``d * (code - 8)``, codes of 4 bits."""
+    scales = scales_of(blocks, 0)
+    kernel_for(KERNELS["Q4_0"])(blocks, NO_LEVELS, scales, scales[:, :0].copy(), out)
+
+
+def _q4_0_by_numpy(
+    blocks: np.ndarray, _levels: np.ndarray, scales: np.ndarray, _minimums: np.ndarray, out: np.ndarray
+) -> None:
     codes = nibbles(blocks[:, 2:], 16).view(np.int8)
     codes -= 8
     out[:] = codes
-    out *= scales_of(blocks, 0)
+    out *= scales
 
 
 def decode_q4_1(blocks: np.ndarray, out: np.ndarray) -> None:
@@ -49,8 +56,15 @@ def decode_q5_1(blocks: np.ndarray, out: np.ndarray) -> None:
 
 def decode_q8_0(blocks: np.ndarray, out: np.ndarray) -> None:
     """``d * code``, codes of 8 bits with a sign."""
+    scales = scales_of(blocks, 0)
+    kernel_for(KERNELS["Q8_0"])(blocks, NO_LEVELS, scales, scales[:, :0].copy(), out)
+
+
+def _q8_0_by_numpy(
+    blocks: np.ndarray, _levels: np.ndarray, scales: np.ndarray, _minimums: np.ndarray, out: np.ndarray
+) -> None:
     out[:] = blocks[:, 2:].view(np.int8)
-    out *= scales_of(blocks, 0)
+    out *= scales
 
 
 def _five_bits(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -109,3 +123,8 @@ ENCODED_BLOCKS = 2048
 """Blocks that numpy encodes at a time: they fit the second-level cache."""
 ENCODER = cast("Description", EncodeQ8Kernel(_encode_by_numpy))
 """What encodes; it has everything that is asked of a description."""
+KERNELS = {
+    kernel.kind: cast("Description", kernel)
+    for kernel in (BlockKernel("Q4_0", _q4_0_by_numpy), BlockKernel("Q8_0", _q8_0_by_numpy))
+}
+"""What decodes types where there is much to do."""
