@@ -14,7 +14,7 @@ from alnico.recipe.load import load_recipe, parse_recipe
 
 TOP = (
     "merge_method, models, checkpoints, slices, modules, methods, base_model, preset, lines, protect, parameters, tokenizer_source, tokenizer, "
-    "chat_template, dtype, out_dtype, missing, unrelated, base_mismatch, complete_from, requantise, seed, name"
+    "chat_template, dtype, out_dtype, missing, unrelated, base_mismatch, complete_from, routers, requantise, seed, name"
 )
 TAIL = "\nmodels: [a, b]"
 

@@ -177,6 +177,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (bool, int, float)) and abs(value) <= sys.float_info.max
 
 
+def statistics_folder(model: str) -> str:
+    """Return the name of the directory of a model's statistics beside those of others: the last part of its path or id.
+
+    >>> statistics_folder("models/coder/"), statistics_folder("owner/name@main")
+    ('coder', 'name@main')
+    """
+    name = Path(model).name
+    return name if name not in ("", ".", "..") else Path(model).resolve().name
+
+
 def compute_digest(source: Source, name: str) -> str:
     """Compute the hash of one tensor of a model, as the lock of a merge has it."""
     tensor = source.tensors[name]

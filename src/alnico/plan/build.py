@@ -159,7 +159,15 @@ def _plan(
     vocabulary = _vocabulary(recipe, references, sources, donor)
     if vocabulary is not None:
         sources = _with_rows(sources, vocabulary, run)
-    sections = build_sections(recipe, references, sources, donor)
+    made_of, names = recipe, sources[donor].tensors
+    has_routers = bool(recipe.routers or recipe.calibrate_routers) or any(
+        ".gate." in n or "router" in n for n in names
+    )
+    if has_routers:
+        from alnico.plan.routers import merged_routers_note, with_router_rules  # with mixtures of experts
+
+        made_of = with_router_rules(recipe, sources, donor)
+    sections = build_sections(made_of, references, sources, donor)
     filter_notes = unmatched_filters(recipe, sections.parts)
     new_rows = [t.rows for t in vocabulary.tables] if vocabulary is not None else ()
     dtype_of = None
@@ -167,7 +175,7 @@ def _plan(
         from alnico.plan.gguf_output import computed_dtype
 
         dtype_of = functools.partial(computed_dtype, recipe)
-    builder = JobBuilder(recipe, sources, donor, sections, new_rows, dtype_of)
+    builder = JobBuilder(made_of, sources, donor, sections, new_rows, dtype_of)
     jobs = _checked_jobs(builder)
     groups = builder.norm_weight_groups()
     merged = _merged_models(sources, jobs, sections)
@@ -185,12 +193,14 @@ def _plan(
         *(
             []
             if is_requantising(recipe)
-            else _unused_models(recipe, references, sections, jobs, {group.base for group in groups})
+            else _unused_models(made_of, references, sections, jobs, {group.base for group in groups})
         ),
         *config_notes(merged, sources[donor]),
         *quantisation_notes(merged),
         *_duplicate_models(sources),
     ]
+    if has_routers:
+        notes += merged_routers_note(recipe, sources, donor, jobs)
     config, files, more_notes = _config_and_files(recipe, sources, donor, sections, jobs, vocabulary)
     if is_requantising(recipe):
         files |= quantiser_files(sources[references.index(recipe.base_model or "")].directory)

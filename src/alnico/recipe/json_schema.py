@@ -29,6 +29,7 @@ from alnico.recipe.keys import (
     PATH,
     PROTECT,
     REFERENCE,
+    ROUTERS,
     RULE,
     RULE_MODEL,
     SCHEDULE_WEIGHT,
@@ -197,6 +198,9 @@ def _top_keys(shared: Mapping[str, Schema]) -> dict[str, Schema]:
         "unrelated": {"enum": ["error", "allow"]},
         "base_mismatch": {"enum": ["error", "allow"]},
         "complete_from": _ref("reference"),
+        "routers": {
+            "anyOf": [_ref("reference"), _object(ROUTERS, dict.fromkeys(ROUTERS, TEXT), tuple(ROUTERS))]
+        },
         "requantise": {"enum": ["fp8"]},
         "seed": {"type": "integer", "minimum": SEEDS.start, "maximum": SEEDS.stop - 1},
         "name": TEXT,

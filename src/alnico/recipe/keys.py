@@ -27,6 +27,7 @@ TOP: Keys = {
     "unrelated": "What to do with models that do not share one base: error or allow.",
     "base_mismatch": "What to do with a stored task vector on another base than its own: error or allow.",
     "complete_from": "A model that gives what no merged model has: tensors, by name, keys of the config and side files.",
+    "routers": "The routers of mixtures of experts: merge, base, the model that they are copied from, or {calibrate: DIR} with the statistics they are fitted to.",
     "requantise": "Write the output in fp8, as the base is stored: fp8. The base, or else the first model, must be stored in it.",
     "seed": "The seed of random methods, an integer of at most 64 bits; default 0.",
     "name": "The name of this document among several. Others refer to its output by this name.",
@@ -154,6 +155,10 @@ PROTECT: Keys = {
 LINES: Keys = {
     "alpha": "The factor of the first layer.",
     "beta": "Added to alpha for the last layer.",
+}
+
+ROUTERS: Keys = {
+    "calibrate": "The directory that `alnico statistics routers` wrote for the models.",
 }
 
 TOKENIZER: Keys = {

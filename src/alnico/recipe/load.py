@@ -23,7 +23,7 @@ from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, nested_methods, read_context
-from alnico.recipe.keys import TOP
+from alnico.recipe.keys import ROUTERS, TOP
 from alnico.recipe.misspelt_keys import correct_keys
 from alnico.recipe.models import check_one_of, read_listed, read_modules, read_reference
 from alnico.recipe.parameters import read_parameters
@@ -250,6 +250,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
             keys["dtype"].line,
             "dtype has no effect: the output has out_dtype, and inputs are not rounded first.",
         )
+    routers, calibrated = _routers(keys, base, reading)
     recipe = Recipe(
         merge_method=method.name if method is not None else "",
         models=models,
@@ -261,6 +262,8 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
         unrelated=scalars.unrelated(keys.get("unrelated"), reading),
         base_mismatch=scalars.base_mismatch(keys.get("base_mismatch"), reading),
         complete_from=_completing(keys, reading),
+        routers=routers,
+        calibrate_routers=calibrated,
         requantise=scalars.requantise(keys.get("requantise"), out_dtype or dtype, reading),
         slices=slices,
         modules=modules,
@@ -303,6 +306,31 @@ def _completing(keys: dict[str, Node], reading: ParseContext) -> str | None:
             "output: alnico complete OUT --from MODEL COMPLETED.",
         )
     return read_reference(node, "complete_from", 0, reading)
+
+
+def _routers(keys: dict[str, Node], base: str | None, reading: ParseContext) -> tuple[str | None, str | None]:
+    """Read what the routers become: a word or a reference, and the directory that they are fitted to."""
+    node = keys.get("routers")
+    if node is None:
+        return None, None
+    parts = next((key for key in ("slices", "modules") if key in keys), None)
+    if parts is not None:
+        reading.wrong(
+            node.line,
+            f"routers is for models that are merged whole; found {parts}. Write a rule under methods for them, with their filter.",
+        )
+    if isinstance(node.value, dict) and not {"model", "path"} & node.value.keys():
+        held = scalars.mapping(node, "routers", ROUTERS, "a mapping with calibrate", reading)
+        if "calibrate" not in held:
+            reading.wrong(node.line, "routers.calibrate is missing; expected a directory of statistics.")
+        return None, scalars.text(held.get("calibrate"), "routers.calibrate", reading)
+    setting = read_reference(node, "routers", 0, reading)
+    if setting == "base" and base is None:
+        reading.wrong(
+            node.line,
+            "routers is base, and the recipe has no base_model; expected one. Add base_model: PATH, or name a model.",
+        )
+    return setting, None
 
 
 def _method(keys: dict[str, Node], root: Node, context: Context) -> tuple[Method | None, int]:

@@ -323,6 +323,10 @@ class Recipe:
     complete_from: str | None = None
     """The model that gives tensors, keys of the config and side files that no merged model has."""
     requantise: Requantise | None = None
+    routers: str | None = None
+    """What the routers of mixtures of experts become: ``merge``, those of ``base``, or of the model with this reference."""
+    calibrate_routers: str | None = None
+    """The directory of statistics that routers are fitted to."""
     slices: tuple[Slice, ...] = ()
     modules: tuple[Module, ...] = ()
     methods: tuple[Rule, ...] = ()
@@ -419,6 +423,8 @@ class Recipe:
             named.append(self.complete_from)
         if self.protect is not None and self.protect.model:
             named.append(self.protect.model)
+        if self.routers not in (None, "merge", "base"):
+            named.append(self.routers)
         return tuple(dict.fromkeys(named))
 
     def canonical(self) -> dict[str, Any]:
@@ -466,6 +472,8 @@ class Recipe:
         data |= {"unrelated": self.unrelated} if self.unrelated != "error" else {}
         data |= {"base_mismatch": self.base_mismatch} if self.base_mismatch != "error" else {}
         data |= {"complete_from": self.complete_from} if self.complete_from else {}
+        if self.routers or self.calibrate_routers:
+            data["routers"] = self.routers or {"calibrate": self.calibrate_routers}
         data |= {"requantise": self.requantise} if self.requantise else {}
         return {**data, "seed": self.seed}
 

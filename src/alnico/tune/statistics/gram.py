@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alnico.checkpoint.output_path import replace_mode
-from alnico.checkpoint.statistics import check_statistics_folder
+from alnico.checkpoint.statistics import check_statistics_folder, statistics_folder
 from alnico.devices import DEFAULT_DEVICE, Device
 from alnico.errors import EvaluationError, MismatchError, OutputError
 from alnico.evaluation.module_names import PlacedElements
@@ -96,7 +96,7 @@ def gram_statistics(
     placement = ModulePlacement.of(device, dtype)
     named = name_models(models)
     names = list(named)
-    folders = [Path(out)] if len(names) == 1 else [Path(out) / _folder_name(name) for name in names]
+    folders = [Path(out)] if len(names) == 1 else [Path(out) / statistics_folder(name) for name in names]
     if len({str(folder).casefold() for folder in folders}) < len(folders):
         raise OutputError(
             f"{out}: two models have the same name ({', '.join(f.name for f in folders)}); expected "
@@ -136,12 +136,6 @@ def gram_statistics(
                 folder, subject, overwrite=may_replace
             )
     return tuple(folders)
-
-
-def _folder_name(model: str) -> str:
-    """Return the directory name of a model's statistics: the last part of its path or id."""
-    name = Path(model).name
-    return name if name not in ("", ".", "..") else Path(model).resolve().name
 
 
 def _tasks_of_each(tasks: Any, inputs: Any, models: int, allow_code: bool) -> list[tuple[Task, ...]]:
