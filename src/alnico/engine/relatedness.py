@@ -333,15 +333,22 @@ def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     requests, and only models that are mixed with each other. Networks in memory are often small: where two
     models are mixed in fewer than four large matrices and a ``caller`` ``judges_small``, small ones count.
     Errors: MismatchError for models that were not tuned from one base, unless the recipe says
-    ``unrelated: allow``. The advice is in the words of the ``caller``.
+    ``unrelated: allow``. The advice is in the words of the ``caller``. Experts in another order are named.
     """
+    of_experts: list[str] = []
+    if any(".experts." in job.name for job in plan.jobs):
+        from alnico.engine.expert_order import find_reordered, order_notes  # with mixtures of experts
+
+        of_experts = order_notes(find_reordered(plan))
     sampled, small = sampled_tensors(plan, caller)
     comparison = compare_models(plan.sources, sampled, small=small)
     unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
     if unrelated and plan.recipe.unrelated == "error":
-        raise MismatchError(*(_refusal(x, caller) for x in unrelated))
+        raise MismatchError(*of_experts, *(_refusal(x, caller) for x in unrelated))
     with_base = any(job.base is not None for job in plan.jobs)
-    return dataclasses.replace(plan, notes=(*plan.notes, *relatedness_notes(comparison, with_base)))
+    return dataclasses.replace(
+        plan, notes=(*plan.notes, *of_experts, *relatedness_notes(comparison, with_base))
+    )
 
 
 def relatedness_notes(comparison: ModelComparison, with_base: bool) -> list[str]:
