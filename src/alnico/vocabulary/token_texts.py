@@ -156,12 +156,12 @@ def shared_tokens(tokens: TokenTexts, own: TokenTexts) -> SharedTokens:
     """Find the tokens of a tokenizer that a model with the tokenizer ``own`` has a row for.
 
     A mark (a special token) is shared by its name, otherwise by the first of its roles that ``own`` has a token for; any other token by
-    the bytes that it stands for.
+    the bytes that it stands for. A byte token next to a piece of the same text is shared only with a byte token.
     """
     rows: dict[str, int] = {}
     by_role: set[str] = set()
-    named = own.tokenizer.tokens
-    for token in tokens.tokenizer.tokens:
+    named, ids = own.tokenizer.tokens, tokens.tokenizer.tokens
+    for token in ids:
         row: int | None
         if tokens.is_special(token):
             row = named.get(token)
@@ -172,6 +172,8 @@ def shared_tokens(tokens: TokenTexts, own: TokenTexts) -> SharedTokens:
                     by_role.add(token)
         elif tokens.is_byte(token) and own.is_byte(token) and named.get(token, own.rows) < own.rows:
             row = named[token]
+        elif tokens.is_byte(token) and tokens.by_text.get(tokens.text(token)) != ids[token]:
+            row = None  # of two tokens with one row, each would get half of its probability
         else:
             row = own.by_text.get(tokens.text(token))
         if row is not None:
