@@ -110,6 +110,12 @@ class Approximation:
         if self.way == "subword":
             template = self.texts[self.template]
             texts = {row: template.text(token) for token, row in self.tokens.items()}
+            # A byte token next to a piece of its text would get the row of the piece, and half of its probability.
+            texts |= {
+                row: b""
+                for token, row in self.tokens.items()
+                if template.is_byte(token) and template.by_text.get(texts[row], row) != row
+            }
             return SubwordRows(TokenPieces(self.texts[model]), texts, limit)
         donor = sources[self.template]
         known = self.token_rows[self.template]
