@@ -26,6 +26,7 @@ OUTSIDE_RECIPES: dict[str, keys.Keys] = {
     "HALVING": settings.HALVING_KEYS,
     "SEARCHED": space.SEARCH_KEYS,
     "STACK": stack.STACK_KEYS,
+    "WINDOW": stack.WINDOW_KEYS,
     **{
         name: getattr(task_file, name) for name in ("TASK", "CLASSIFICATION", "PERPLEXITY", "CALL", "LM_EVAL")
     },

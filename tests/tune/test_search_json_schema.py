@@ -27,6 +27,7 @@ parameters: {lambda: {search: [0.3, 3.0], log: true}}
 search: {objective: [a, b], sampler: nsga2, population: 10, trials: 50, seed: 1, storage: "sqlite:///study.db", tasks: tasks.yml, held_out: 0.3}
 """
 STACK = "stack: {models: [a, b], layers: 30, block: 5, repeat: [0, 2]}\nsearch: {tasks: tasks.yml, halving: {fraction: 0.25, keep: 0.5}}\n"
+WINDOW = "stack: {models: [a], layers: 36, window: {from: [8, 24], length: 5, times: [2, 3]}}\n"
 SIMPLEX = "merge_method: linear\nmodels: [{model: a, parameters: {weight: {search: simplex}}}, {model: b, parameters: {weight: {search: simplex}}}]\n"
 
 
@@ -39,7 +40,7 @@ def schema() -> Any:
     return found
 
 
-@pytest.mark.parametrize("text", [SEARCH, STACK, SIMPLEX])
+@pytest.mark.parametrize("text", [SEARCH, STACK, WINDOW, SIMPLEX])
 def test_what_the_loader_takes_the_schema_takes(schema: Any, text: str) -> None:
     read_search(text, allow_code=True)
     jsonschema.validate(yaml.safe_load(text), schema)

@@ -11,6 +11,7 @@ from alnico.cli.options import JSON, QUIET, Flag
 from alnico.cli.printing import Page, page
 from alnico.tune.search.files import BEST
 from alnico.tune.search.result import SearchResult
+from alnico.tune.search.windows import window_scores
 
 
 @command(
@@ -28,6 +29,9 @@ def run(call: CommandCall) -> None:
     result = call.invoke(out=folder)
     call.show(result.data, lambda: search_text(result, Path(folder)), besides=folder, even_quiet=True)
 
+
+MOST_WINDOWS = 8
+"""Windows of layers that are listed; the page has all of them."""
 
 DIGITS = 4
 """Significant digits of the values of a recipe that is shown; its file has all that were scored."""
@@ -69,6 +73,13 @@ def search_text(result: SearchResult, out: Path | None) -> Page:
         lines += [
             f"  {share:6.1%}  {name}"
             for name, share in sorted(result.importances.items(), key=lambda i: -i[1])[:8]
+        ]
+    windows = window_scores(result)
+    if windows is not None:
+        lines += ["", f"{result.objectives[0].name} of the best windows of layers"]
+        lines += [
+            f"  {value:10.4g}  layers {first} to {first + length - 1}"
+            for first, length, value in windows.ranked(result.objectives[0].goal)[:MOST_WINDOWS]
         ]
     if len(result.recipes) == 1:
         shown = [rounded(line) for line in result.recipe.text.rstrip().split("\n")]

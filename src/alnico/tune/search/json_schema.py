@@ -9,7 +9,7 @@ from alnico.recipe.scalars import SEEDS
 from alnico.tune.search.samplers.registry import SAMPLERS
 from alnico.tune.search.settings import HALVING_KEYS, KEYS
 from alnico.tune.search.space import MAX_CHOICES, MAX_LAYERS, SEARCH_KEYS
-from alnico.tune.search.stack import STACK_KEYS
+from alnico.tune.search.stack import MOST_LAYERS, STACK_KEYS, WINDOW_KEYS
 
 TEXT: Schema = {"type": "string", "minLength": 1}
 TRUTH: Schema = {"type": "boolean"}
@@ -112,11 +112,21 @@ def _stack() -> Schema:
         "block": whole,
         "places": whole,
         "repeat": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 100}, ends]},
+        "window": _object(
+            WINDOW_KEYS,
+            {"from": _ends(0, MOST_LAYERS), "length": _ends(1, MOST_LAYERS), "times": _ends(2, 100)},
+            ["from", "length"],
+        ),
     }
     return {
         **_object(STACK_KEYS, shapes, ["models", "layers"]),
         "description": "Layer stacks to search.",
     }
+
+
+def _ends(least: int, most: int) -> Schema:
+    whole: Schema = {"type": "integer", "minimum": least, "maximum": most}
+    return {"anyOf": [whole, {"type": "array", "minItems": 2, "maxItems": 2, "items": whole}]}
 
 
 def _object(keys: dict[str, str], shapes: dict[str, Schema], required: list[str]) -> Schema:

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from alnico.analysis.page import (
+    CIVIDIS,
     Figure,
     PageSection,
     cell,
@@ -18,6 +19,7 @@ from alnico.analysis.page import (
     number,
     page,
     percent,
+    ramp,
     scatter_view,
     select_box,
     series,
@@ -30,6 +32,7 @@ from alnico.tune.search.objective import is_better
 from alnico.tune.search.result import SearchResult
 from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SAME
+from alnico.tune.search.windows import WindowScores, window_scores
 
 MOST_RECIPES = 20
 """Largest number of recipes on the page."""
@@ -50,6 +53,8 @@ def search_page(result: SearchResult) -> str:
             else "On held-out examples, which no trial was scored on."
         )
         sections += [replace(first, words=[which, *first.words]), *others]
+    if (windows := _windows(result)) is not None:
+        sections.append(windows)
     if complete:
         sections.append(_history(result, complete))
     if len(result.objectives) > 1 and complete:
@@ -232,6 +237,60 @@ def _pair(result: SearchResult, complete: Sequence[Trial], a: int, b: int) -> di
     rows = [[f"trial {t.number}", t.values[a], t.values[b]] for t in front]
     shown = {"columns": columns, "rows": rows}
     return scatter_view(traces, result.objectives[a].name, result.objectives[b].name, shown, height=420)
+
+
+def _windows(result: SearchResult) -> PageSection | None:
+    """The heat map of all windows, if a window of layers was searched."""
+    found = [window_scores(result, index) for index in range(len(result.objectives))]
+    views = {str(i): _heat_map(result, i, scores) for i, scores in enumerate(found) if scores is not None}
+    if not views:
+        return None
+    figure = Figure(
+        "windows-map",
+        "Heat map: the objective of each window of layers that was repeated, by first layer and length",
+        views if len(views) > 1 else {"": views["0"]},
+        _choices(result),
+    )
+    words = [
+        "Each field is a window of layers that is repeated, by its first layer and its length. Fields without colour were not "
+        "tried. If a window was tried several times, its best value is shown."
+    ]
+    bar = ramp(CIVIDIS, "worst", "best")
+    return PageSection("windows", "All windows", words, bar + figure_html(figure), [figure])
+
+
+def _heat_map(result: SearchResult, index: int, scores: WindowScores) -> dict[str, Any]:
+    objective = result.objectives[index]
+    least, most = min(scores.found), max(scores.found)
+    colours = CIVIDIS if objective.goal == "max" else tuple(reversed(CIVIDIS))
+    gap = 2 if len(scores.firsts) <= 48 else 0
+    trace = {
+        "type": "heatmap",
+        "name": escape(objective.name),
+        "x": scores.firsts,
+        "y": scores.lengths,
+        "z": scores.values,
+        "hovertemplate": "from layer %{x}, %{y} layers<br>%{z:.4g}<extra></extra>",
+        "hoverongaps": False,
+        "colorscale": [[i / (len(colours) - 1), c] for i, c in enumerate(colours)],
+        "zmin": least,
+        "zmax": most if most > least else least + 1,
+        "showscale": False,
+        "xgap": gap,
+        "ygap": gap,
+    }
+    layout = {
+        "height": max(22 * len(scores.lengths) + 90, 200),
+        "xaxis": {"title": {"text": "first layer", "standoff": 6}, "tickformat": "d", "nticks": 16, "showgrid": False, "zeroline": False},
+        "yaxis": {"title": {"text": "length", "standoff": 8}, "tickformat": "d", "nticks": 12, "showgrid": False, "zeroline": False},
+    }  # fmt: skip
+    behind = {
+        "columns": [f"{objective.name}, by first layer", *map(str, scores.firsts)],
+        "rows": [
+            [f"length {length}", *row] for length, row in zip(scores.lengths, scores.values, strict=True)
+        ],
+    }
+    return {"data": [trace], "layout": layout, "narrow": {"xaxis": {"nticks": 6}}, "table": behind}
 
 
 def _importance(result: SearchResult) -> PageSection:

@@ -10,6 +10,7 @@ from alnico.analysis.charts import (
     bars_size,
     color_map,
     draw_bars,
+    draw_matrix,
     draw_trials,
     drawn_by,
     mark_style,
@@ -20,6 +21,7 @@ from alnico.analysis.page import CIVIDIS, series, shorten
 from alnico.errors import AlnicoError, near_name
 from alnico.tune.search.result import SearchResult
 from alnico.tune.search.samplers.request import Trial
+from alnico.tune.search.windows import window_scores
 
 
 def plot_search(
@@ -166,11 +168,42 @@ def _parallel(
     return canvas.figure
 
 
+def _windows(
+    result: SearchResult, _: Sequence[Trial], which: int, __: str | None, options: dict[str, Any]
+) -> Any:
+    """Draw a heat map: the objective of each window of layers that was repeated, the best one framed."""
+    scores = window_scores(result, which)
+    if scores is None:
+        raise AlnicoError(
+            "plot: 'windows' needs a search of the first layer and the length of a window (stack.window), and this search has "
+            "none. Draw 'values'."
+        )
+    objective = result.objectives[which]
+    columns, rows = len(scores.firsts), len(scores.lengths)
+    canvas = open_canvas(default=(max(4.4, 0.42 * columns + 1.6), max(2.4, 0.36 * rows + 1.2)), **options)
+    axes = canvas.axes[0]
+    draw_matrix(
+        canvas, axes, [str(n) for n in scores.lengths], [str(n) for n in scores.firsts], scores.values,
+        scale=CIVIDIS if objective.goal == "max" else tuple(reversed(CIVIDIS)), ends=(min(scores.found), max(scores.found)),
+        text=(lambda value: f"{value:.3g}") if columns * rows <= 150 else None,
+    )  # fmt: skip
+    first, length, _value = scores.ranked(objective.goal)[0]
+    axes.plot(
+        [scores.firsts.index(first)], [scores.lengths.index(length)], linestyle="none", marker="s", markersize=16,
+        markerfacecolor="none", markeredgecolor=series(1)[0], markeredgewidth=1.8,
+    )  # fmt: skip
+    canvas.frame(
+        axes, title=f"{shorten(objective.name, 30)} of each window", x="first layer", y="length", grid=""
+    )
+    return canvas.figure
+
+
 PICTURES: dict[str, Callable[..., Any]] = {
     "history": _history,
     "front": _front,
     "importance": _importance,
     "values": _values,
     "parallel": _parallel,
+    "windows": _windows,
 }
 """All pictures of a search by name."""

@@ -92,8 +92,9 @@ class SearchResult:
         """Draw a picture and return it as a matplotlib figure, which a notebook shows; it is none of pyplot's.
 
         ``name`` is ``history`` (each trial, and the best so far), ``front`` (two objectives, with the Pareto front),
-        ``importance``, ``values`` (the objective against each value that was searched, or one ``value``) or ``parallel``
-        (one line per trial through all values). ``objective`` is the name of one of several, by default the first.
+        ``importance``, ``values`` (the objective against each value that was searched, or one ``value``), ``parallel``
+        (one line per trial through all values) or ``windows`` (a heat map of the windows of layers that were repeated).
+        ``objective`` is the name of one of several, by default the first.
         ``figsize`` is in inches; ``ax`` are axes to draw in; ``dark`` takes the colours of the dark page. Needs the extra
         ``[report]``. Errors: AlnicoError, also for an unknown name.
         """

@@ -201,7 +201,7 @@ def read_space(root: Node, name: str, folder: str, reading: ParseContext) -> Sea
         raise reading.error()
     if isinstance(root.value, dict) and "stack" in root.value:
         stack = read_stack(root.value["stack"], reading)
-        if stack is not None:
+        if stack is not None and stack.dimensions:
             line = root.value["stack"].line
             dimensions = tuple(
                 Dimension(
