@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from alnico.tune.statistics.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
     from alnico.tune.statistics.fisher import fisher_statistics as fisher_statistics
     from alnico.tune.statistics.gram import gram_statistics as gram_statistics
+    from alnico.tune.statistics.router_inputs import router_statistics as router_statistics
     from alnico.tune.weight_trials import WeightSearch as WeightSearch
     from alnico.values.merge import merge_models as merge_models
     from alnico.values.merge import merge_state_dicts as merge_state_dicts
@@ -169,6 +170,7 @@ __all__ = make_lazy(
         "alnico.tune.statistics.batchnorm": ["recalibrate_batchnorm"],
         "alnico.tune.statistics.fisher": ["fisher_statistics"],
         "alnico.tune.statistics.gram": ["gram_statistics"],
+        "alnico.tune.statistics.router_inputs": ["router_statistics"],
         "alnico.tune.weight_trials": ["WeightSearch"],
         "alnico.values.merge": ["merge_models", "merge_state_dicts"],
         "alnico.values.search_scales": ["ScaleSearch", "search_scales"],

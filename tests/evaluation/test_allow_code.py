@@ -56,6 +56,7 @@ def commands(made: Made, tasks: Path, out: Path) -> dict[str, list[str]]:
         "adamerge": ["adamerge", first, "--base", base, "--tasks", str(tasks)],
         "statistics fisher": ["statistics", "fisher", first, "--tasks", str(tasks), "--out", str(out)],
         "statistics gram": ["statistics", "gram", first, "--tasks", str(tasks), "--out", str(out)],
+        "statistics routers": ["statistics", "routers", first, "--tasks", str(tasks), "--out", str(out)],
         "search": ["search", str(search_file(made, out.parent)), "--tasks", str(tasks), "--out", str(out)],
         "search --report": [
             "search",

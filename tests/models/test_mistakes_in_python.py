@@ -54,6 +54,7 @@ LISTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "lora.fold": ("adapters", lambda adapters: alnico.lora.fold(BASE, adapters)),
     "make_recipe": of_list("make_recipe", base="base"),
     "gram_statistics": of_list("gram_statistics", out="statistics", inputs=torch.ones(2, 3)),
+    "router_statistics": of_list("router_statistics", out="statistics", inputs=torch.ones(2, 3)),
     "evaluate": of_list("evaluate", tasks=score),
     "soup": of_list("soup", tasks=score),
     "search_weights": of_list("search_weights", score=score, trials=1),

@@ -19,7 +19,7 @@ from alnico.errors import INTERRUPTED, AlnicoError, RunError
 GROUPS = {
     "recipe": "Write recipes that people know by a name: chat vectors, A + (B - C), RETAIN.",
     "lora": "Fold LoRA adapters into their base, combine them without it, or extract them from fine-tunes.",
-    "statistics": "Measure what Fisher merging or RegMean needs of models, on inputs without labels.",
+    "statistics": "Measure what Fisher merging, RegMean or fitting routers needs of models, on inputs without labels.",
     "store": "Keep, find and share task vectors: what a fine-tune changed of its base.",
 }
 """Commands that have commands."""

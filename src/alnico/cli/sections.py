@@ -4,7 +4,7 @@ SECTIONS = {
     "Merge models": ("merge", "plan", "complete", "average", "retokenize", "moe", "methods", "schema", "warm", "demo"),
     "Look at models": ("inspect", "analyze", "compare", "diff"),
     "Find methods and weights": (
-        "suggest", "norm-weights", "evaluate", "curve", "soup", "search", "adamerge", "statistics fisher", "statistics gram",
+        "suggest", "norm-weights", "evaluate", "curve", "soup", "search", "adamerge", "statistics fisher", "statistics gram", "statistics routers",
     ),
     "Recipes with a name": ("recipe chat_vector", "recipe add_difference", "recipe retain"),
     "LoRA adapters": ("lora fold", "lora combine", "lora extract"),

@@ -24,6 +24,7 @@ SUMMARIES = {
     "adamerge": "Learn the coefficients of task vectors from inputs without labels (AdaMerging), and print the recipe.",
     "statistics fisher": "Measure the Fisher information of a model on tasks, as files for merge_method: fisher.",
     "statistics gram": "Measure Gram matrices of models' linear layers on tasks, as files for merge_method: regmean.",
+    "statistics routers": "Measure what the routers of mixtures of experts see, as files for routers: {calibrate: OUT}.",
     "recipe chat_vector": "Make the recipe that puts what tuning changed of an old base on a new base: a chat vector, or ParamDelta.",
     "recipe add_difference": "Make the recipe that adds the difference of two models to a third: A + (B - C) * M.",
     "recipe retain": "Make the recipe of a mean of the model before and after fine-tuning (RETAIN), by module if asked.",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alnico.checkpoint.output_path import replace_mode
+from alnico.checkpoint.output_path import Replace, replace_mode
 from alnico.checkpoint.statistics import check_statistics_folder, statistics_folder
 from alnico.devices import DEFAULT_DEVICE, Device
 from alnico.errors import EvaluationError, MismatchError, OutputError
@@ -94,28 +94,18 @@ def gram_statistics(
         exist, or that is too small.
     """
     placement = ModulePlacement.of(device, dtype)
-    named = name_models(models)
-    names = list(named)
-    folders = [Path(out)] if len(names) == 1 else [Path(out) / statistics_folder(name) for name in names]
-    if len({str(folder).casefold() for folder in folders}) < len(folders):
-        raise OutputError(
-            f"{out}: two models have the same name ({', '.join(f.name for f in folders)}); expected "
-            "different names. Measure them one by one."
-        )
     may_replace = replace_mode(overwrite, overwrite_anything)
-    for folder in folders:
-        check_statistics_folder(
-            folder,
-            may_replace,
-            existing_paths(
-                (*map(path_of, named.values()), *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))
-            ),
-        )
-    tasks_of_each = _tasks_of_each(tasks, inputs, len(names), allow_code)
-    evaluated = [
-        subject_of(model, label, offline=offline, placement=placement, watch=watch)
-        for label, model in named.items()
-    ]
+    evaluated, tasks_of_each, folders = open_measured(
+        models,
+        Path(out),
+        tasks,
+        inputs,
+        placement,
+        may_replace,
+        offline=offline,
+        allow_code=allow_code,
+        watch=watch,
+    )
     if plus:
         measured = measure_gram_plus(
             evaluated,
@@ -136,6 +126,49 @@ def gram_statistics(
                 folder, subject, overwrite=may_replace
             )
     return tuple(folders)
+
+
+def open_measured(
+    models: AnyModels,
+    out: Path,
+    tasks: Any,
+    inputs: Any,
+    placement: ModulePlacement,
+    may_replace: Replace,
+    *,
+    in_one_folder: bool = True,
+    offline: bool = False,
+    allow_code: bool = False,
+    watch: Watcher | None = None,
+) -> tuple[list[EvaluatedModel], list[tuple[Task, ...]], list[Path]]:
+    """Open the models that are measured, with the tasks and the new directory of each.
+
+    Those are directories in ``out``, named after the models; with ``in_one_folder`` a single model has ``out`` itself.
+    Errors: EvaluationError, ModelError, OutputError, HubError.
+    """
+    named = name_models(models)
+    names = list(named)
+    is_one = in_one_folder and len(names) == 1
+    folders = [out] if is_one else [out / statistics_folder(name) for name in names]
+    if len({str(folder).casefold() for folder in folders}) < len(folders):
+        raise OutputError(
+            f"{out}: two models have the same name ({', '.join(f.name for f in folders)}); expected "
+            "different names. Measure them one by one."
+        )
+    for folder in folders:
+        check_statistics_folder(
+            folder,
+            may_replace,
+            existing_paths(
+                (*map(path_of, named.values()), *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))
+            ),
+        )
+    tasks_of_each = _tasks_of_each(tasks, inputs, len(names), allow_code)
+    evaluated = [
+        subject_of(model, label, offline=offline, placement=placement, watch=watch)
+        for label, model in named.items()
+    ]
+    return evaluated, tasks_of_each, folders
 
 
 def _tasks_of_each(tasks: Any, inputs: Any, models: int, allow_code: bool) -> list[tuple[Task, ...]]:
@@ -189,10 +222,10 @@ def measure_gram(
     kind = kind_of(tasks, "Gram matrices")
     module = subject.module(kind)
     stored = stored_in(subject, module, kind)
-    layers = _layers(module, stored)
-    grams = _collected(subject, module, tasks, examples, layers, watch)
+    layers = layers_of(module, stored)
+    grams = collect_grams(subject, module, tasks, examples, layers, watch)
     _check_called(grams, layers, subject)
-    return _measured(stored, module, kind, grams, tasks, examples, {}, placement)
+    return measured_grams(stored, module, kind, grams, tasks, examples, {}, placement)
 
 
 def measure_gram_plus(
@@ -237,7 +270,7 @@ def measure_gram_plus(
     stacks = list(dict.fromkeys(place.stack for n in shared if (place := layer_position(n)) is not None))
     for name in sorted(shared, key=lambda n: _order(n, stacks)):
         steps.setdefault(_step_of(name), []).append(name)
-    layers = [_layers(m, of) for m, of in zip(modules, stored, strict=True)]
+    layers = [layers_of(m, of) for m, of in zip(modules, stored, strict=True)]
     all_grams: list[dict[str, LayerGram]] = [{} for _ in models]
     settings = {
         "plus": True,
@@ -253,7 +286,7 @@ def measure_gram_plus(
             called = [{n: m for n, m in all_of.items() if _parameter_of(n, m) in names} for all_of in layers]
             for i, (subject, own_tasks) in enumerate(zip(models, tasks, strict=True)):
                 if called[i]:
-                    all_grams[i] |= _collected(subject, modules[i], own_tasks, examples, called[i], None)
+                    all_grams[i] |= collect_grams(subject, modules[i], own_tasks, examples, called[i], None)
             with torch.no_grad():
                 for name in names:
                     values = [own[name].detach().cpu().double().numpy() for own in parameters]
@@ -286,7 +319,7 @@ def measure_gram_plus(
     for arguments in zip(all_grams, layers, models, strict=True):
         _check_called(*arguments)
     return [
-        _measured(of, m, kind, f, t, examples, {**settings, "normalize": normalize}, placement)
+        measured_grams(of, m, kind, f, t, examples, {**settings, "normalize": normalize}, placement)
         for of, m, kind, f, t in zip(stored, modules, kinds, all_grams, tasks, strict=True)
     ]
 
@@ -385,7 +418,7 @@ def bare(module: Any, stored: Stored) -> dict[str, Bare]:
     return matrices
 
 
-def _layers(module: Any, stored: Stored) -> dict[str, Any]:
+def layers_of(module: Any, stored: Stored) -> dict[str, Any]:
     return {**linears(module), **bare(module, stored)}
 
 
@@ -531,7 +564,7 @@ class _Collector:
         )
 
 
-def _collected(
+def collect_grams(
     subject: EvaluatedModel,
     module: Any,
     tasks: Sequence[Task],
@@ -577,7 +610,7 @@ def _check_called(grams: Mapping[str, LayerGram], layers: Mapping[str, Any], sub
         )
 
 
-def _measured(
+def measured_grams(
     stored: Stored,
     module: Any,
     kind: ModelKind,
@@ -587,7 +620,7 @@ def _measured(
     settings: Mapping[str, Any],
     placement: ModulePlacement,
 ) -> MeasuredStatistics:
-    layers = _layers(module, stored)
+    layers = layers_of(module, stored)
     weights = {
         (id(layer.weight), getattr(layer, "expert", None) or 0): path for path, layer in layers.items()
     }
