@@ -1,4 +1,4 @@
-"""Searches layer stacks: which model's block of layers to use at each depth, and how often; or a window to repeat."""
+"""Searches layer stacks: whose block of layers to use at each depth, how often; or a window of layers to repeat."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ StackDimension = tuple[str, str | int, int, int, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Window:
+class RepeatedWindow:
     """The windows to search: least and greatest first layer, length, and times in all."""
 
     first: tuple[int, int]
@@ -70,7 +70,7 @@ class Stack:
     is_free: bool
     repeat: tuple[int, int]
     line: int
-    window: Window | None = None
+    window: RepeatedWindow | None = None
 
     @property
     def dimensions(self) -> tuple[StackDimension, ...]:
@@ -141,7 +141,7 @@ def read_stack(node: Node, reading: ParseContext) -> Stack | None:
     )
 
 
-def _window(node: Node, layers: int, reading: ParseContext) -> Window | None:
+def _window(node: Node, layers: int, reading: ParseContext) -> RepeatedWindow | None:
     where = "stack.window"
     keys = scalars.mapping(node, where, WINDOW_KEYS, "a mapping with from and length", reading)
     if not isinstance(node.value, dict):
@@ -161,7 +161,7 @@ def _window(node: Node, layers: int, reading: ParseContext) -> Window | None:
             f"stack.layers is {layers}; expected greatest from + greatest length to be at most {layers}. Lower one of them.",
         )
         return None
-    return Window(first, length, times)
+    return RepeatedWindow(first, length, times)
 
 
 def _ends(
@@ -230,7 +230,10 @@ def stacked(stack: Stack, values: Mapping[str, float | int | str]) -> Node:
 
 
 def _around(
-    stack: Stack, window: Window, values: Mapping[str, float | int | str], plain: Callable[[object], Node]
+    stack: Stack,
+    window: RepeatedWindow,
+    values: Mapping[str, float | int | str],
+    plain: Callable[[object], Node],
 ) -> Iterator[dict[str, Node]]:
     """Yield the parts of a stack with a window: the layers up to its end, it again, and the layers after it."""
     first = int(values.get(FROM, window.first[0]))
