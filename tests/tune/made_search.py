@@ -61,6 +61,12 @@ class Maker:
         self.made.append(recipe)
         return Made(recipe)
 
+    def source(self, reference: str) -> Any:
+        raise NotImplementedError
+
+    def add(self, reference: str, open_source: Callable[[], Any]) -> None:
+        raise NotImplementedError
+
     def close(self) -> None:
         pass
 

@@ -127,9 +127,17 @@ def test_the_report_is_of_other_examples_beside_what_the_recipe_must_beat(made: 
     found = alnico.search(recipe(made, report=str(made.test)))
     card = found.report
     assert card is not None
-    assert [m.name for m in card.models] == ["base", "tuned-pets", "tuned-food", "uniform", "default", "best"]
+    assert [m.name for m in card.models] == [
+        "base",
+        "tuned-pets",
+        "tuned-food",
+        "uniform",
+        "default",
+        "random",
+        "best",
+    ]
     assert [(d.model, d.other) for d in card.differences] == [
-        ("best", other) for other in ("base", "tuned-pets", "tuned-food", "uniform", "default")
+        ("best", other) for other in ("base", "tuned-pets", "tuned-food", "uniform", "default", "random")
     ]
     by_name = {m.name: m for m in card.models}
     for task in read_tasks(made.test):

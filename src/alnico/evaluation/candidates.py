@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,7 @@ class Candidates:
         placement: ModulePlacement = ON_THE_PROCESSOR,
     ) -> None:
         self._folder = os.fspath(folder)
+        self._added: dict[str, Callable[[], Source]] = {}
         self._opened: OpenModels | None = None
         self._models: dict[str, Any] | None = None
         if isinstance(references, Mapping):
@@ -143,6 +144,8 @@ class Candidates:
             raise
 
     def _open(self, reference: str) -> Source:
+        if reference in self._added:
+            return self._added[reference]()
         if self._opened is not None:
             return self._opened.sources[reference]
         return open_model(resolve_reference(reference, self._folder), access=self._run.access)
@@ -187,6 +190,10 @@ class Candidates:
     def source(self, reference: str) -> Source:
         """Return the open model of a reference."""
         return self._resident.model(reference)
+
+    def add(self, reference: str, open_source: Callable[[], Source]) -> None:
+        """Let recipes use a computed model under a reference: ``open_source`` makes it from models of :meth:`source`."""
+        self._added[reference] = open_source
 
     def _config(self, plan: Plan) -> Mapping[str, Any]:
         if plan.config or self._donor is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from alnico.checkpoint.source import Source
 from alnico.errors import AlnicoError, EvaluationError
 from alnico.evaluation.splits import split, steps
 from alnico.evaluation.tasks import EvaluatedModel, Score, Task
@@ -17,6 +18,10 @@ class CandidateFactory(Protocol):
     """Makes models from recipes; see :class:`alnico.evaluation.candidates.Candidates`."""
 
     def make(self, recipe: Recipe, *, label: str | None = None) -> EvaluatedModel: ...
+
+    def source(self, reference: str) -> Source: ...
+
+    def add(self, reference: str, open_source: Callable[[], Source]) -> None: ...
 
     def close(self) -> None: ...
 

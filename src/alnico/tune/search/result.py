@@ -28,8 +28,8 @@ MOST_VALUES = 8
 class SearchResult:
     """The best recipe (or the recipes of the Pareto front, for several objectives) and all trials.
 
-    ``recipes`` belong to the trials ``best``. ``report`` scores them next to the base, the parents, the uniform average
-    and the default settings, on examples that the search did not use; None if there are none.
+    ``recipes`` belong to the trials ``best``. ``report`` scores them next to the base, the parents, the uniform average,
+    the default settings and ``random``, the best recipe with random vectors of the same norms, on examples that the search did not use; None if there are none.
     """
 
     name: str

@@ -67,6 +67,7 @@ def search(
     minimize: bool | Sequence[str] = False,
     out: str | os.PathLike[str] | None = None,
     trials: int | None = None,
+    control: bool = True,
     workers: int | None = None,
     threads: int | None = None,
     memory: Size = DEFAULT_BUDGET_BYTES,
@@ -99,6 +100,8 @@ def search(
         out: Folder of the search, with its study, the best recipe, all trials and the page; default on
             the command line: the recipe's name with -search at its end.
         trials: Number of trials in all, including those of earlier runs; default: the recipe's.
+        control: Also report the best recipe with a random vector of the same norm in the place of each task vector; what
+            it gains is luck. It costs one evaluation.
         workers: Number of processes that score trials; default: 1, and with cuda:all one per GPU. They take the GPUs
             in turn. On a Ray cluster each one takes a GPU of it.
         threads: Threads of each worker; default: the processors divided by the workers.
@@ -165,7 +168,7 @@ def search(
     if report_source is not None and not isinstance(report_source, (str, os.PathLike)):
         report_source = as_tasks(report_source, minimize=minimize, may_name_others=True, argument="report")
     models = models_data(space.references, space.folder, objects, offline=run.offline)
-    return _search(spec, settings, models, report_source, folder, workers, run, objects)
+    return _search(spec, settings, models, report_source, folder, workers, run, objects, control)
 
 
 ON_THE_CLUSTER = Device("cuda", "GPUs of the Ray cluster", torch_name="cuda")
@@ -233,6 +236,7 @@ def _search(
     workers: int,
     run: RunOptions,
     objects: Mapping[str, Any],
+    control: bool,
 ) -> SearchResult:
     opened = spec.open_tasks()
     objectives = objectives_of(settings.objective, opened)
@@ -253,7 +257,7 @@ def _search(
             device=place.where if place.device != ON_THE_CLUSTER else place.device.model,
             dtype=place.own_or_dtype,
         )
-    result = _with_report(result, spec, reported, is_same=_is_same(report))
+    result = _with_report(result, spec, reported, control, is_same=_is_same(report))
     if folder is not None:
         write_search(result, folder)
     return result
@@ -328,7 +332,7 @@ def _reported_tasks(
 
 
 def _with_report(
-    result: SearchResult, spec: WorkerSpec, reported: Sequence[HeldOut], *, is_same: bool
+    result: SearchResult, spec: WorkerSpec, reported: Sequence[HeldOut], control: bool, *, is_same: bool
 ) -> SearchResult:
     if not reported:
         return replace(result, notes=(*result.notes, NO_REPORT))
@@ -338,7 +342,13 @@ def _with_report(
         placement = ModulePlacement.of("auto", placement.dtype)
         if not placement.device.is_gpu:
             notes = (REPORT_HERE,)
-    card, others = report_on(spec.space, result.recipes, reported, lambda: spec.open_factory(placement))
+    card, others = report_on(
+        spec.space,
+        result.recipes,
+        reported,
+        lambda: spec.open_factory(placement),
+        control_seed=result.settings.seed if control else None,
+    )
     card = replace(card, device=placement.where, dtype=placement.own_or_dtype)
     notes = (*notes, *others)
     return replace(result, report=card, notes=(*result.notes, *notes, *([SAME_REPORT] if is_same else [])))
