@@ -216,13 +216,14 @@ def test_every_public_function_that_computes_sets_its_mode() -> None:
     """Methods (of recipes) and what only moves files are left out."""
     free = {
         "make_recipe",
+        "recipe",
         "method",
         "methods",
         "push",
         "sign",
         "recalibrate_batchnorm",
         "warm",
-    }  # make_recipe writes text, in recalibrate_batchnorm torch alone computes, and warm compiles what others run
+    }  # make_recipe and recipe write text, in recalibrate_batchnorm torch alone computes, and warm compiles what others run
     functions = {
         n: getattr(alnico, n) for n in alnico.__all__ if n[0].islower() and n not in ("lora", "errors")
     } | {n: getattr(alnico.lora, n) for n in alnico.lora.__all__ if n[0].islower()}

@@ -30,8 +30,11 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("iso_cts", {"common": 0.5, "calibrate": "none"}),
     ("svd", {"rank": 0.6}),
     ("svd", {"energy": 0.7, "calibrate": "projection"}),
+    ("resmerge", {}),
+    ("resmerge", {"head": 3, "budget": 0.5}),
 ]
-METHODS = list(dict.fromkeys(name for name, _ in SETTINGS))
+METHODS = list(dict.fromkeys(name for name, _ in SETTINGS if name != "resmerge"))
+"""Methods that note copies and have a projection scale; resmerge counts copies as often as they are listed."""
 
 
 class MadeMatrices:

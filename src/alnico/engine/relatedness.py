@@ -235,6 +235,8 @@ def compare_models(
     tallies: dict[tuple[int, int], _SampleSums] = {}
     apart: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
     for place in places:
+        if len(place.models) == 1:  # layers of one model
+            continue
         first, *rest = (_read(sources[m], place.name) for m in place.models)
         with np.errstate(all="ignore"):
             deltas = np.stack(rest)
