@@ -160,7 +160,7 @@ def merged_routers_note(
 ) -> list[str]:
     """Return a note on routers that are merged like other weights, where the recipe does not say so.
 
-    A router of merged rows sends tokens to other experts than any of the models does. The note has the line to add.
+    A router of merged rows may send tokens to other experts than any of the models does. The note has the line to add.
     """
     if recipe.routers is not None or recipe.calibrate_routers is not None:
         return []
