@@ -83,6 +83,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"gram": STATISTICS},
         {"gram": STATISTICS, "weight": POSITIVE, "alpha": 1.0, "ridge": 1e-3},
         {"gram": STATISTICS, "weight": POSITIVE, "alpha": 0.3, "normalize": True},
+        {"gram": STATISTICS, "weight": POSITIVE, "vectors": "inputs"},
+        {"gram": STATISTICS, "vectors": "inputs", "normalize": True},
     ],
     "tsv": [
         {},

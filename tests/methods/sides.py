@@ -45,8 +45,15 @@ def made(kind: str, model: Path, place: int) -> Path:
         for n in tensors
     }
     tensors |= {
-        f"{n}.sum": gram[0] for n, gram in tensors.items()
+        f"{n}.sum": gram.diagonal() for n, gram in tensors.items()
     }  # of the right shape; merges do not read it
+    vectors = {
+        n: made_statistics.squares(v.shape, place)
+        for n, v in held.items()
+        if v.ndim == 1 and v.dtype.kind == "f"
+    }
+    entries |= {n: {"rows": made_statistics.ROWS[place], "is_transposed": False} for n in vectors}
+    tensors |= vectors
     return write(model.parent / f"{model.name}-gram-{place}", kind, model, tensors, entries)
 
 

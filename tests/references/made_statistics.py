@@ -27,3 +27,10 @@ def gram(shape: tuple[int, ...], model: int) -> np.ndarray:
     random = random_of("gram", shape, model)
     x = random.standard_normal((ROWS[model], shape[-1])) + random.standard_normal(shape[-1])
     return (x.T @ x).astype(np.float32)
+
+
+def squares(shape: tuple[int, ...], model: int) -> np.ndarray:
+    """Sums of squares of what multiplies each entry of a vector, some of them 0 in all models."""
+    found = np.exp(random_of("squares", shape, model).standard_normal(shape)).astype(np.float32)
+    found.reshape(-1)[::7] = 0
+    return found

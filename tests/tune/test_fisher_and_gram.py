@@ -234,6 +234,100 @@ def test_padding_is_left_out_where_a_mask_says_so(tmp_path: Path) -> None:
     assert "idle.weight" not in found.entries
 
 
+def normalised(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the scale of the small module's norm multiplies, in float64, from the equation of LayerNorm."""
+    x = torch.tanh(module.one(x)) * module.other(x)
+    return ((x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()).detach()
+
+
+def test_scales_and_biases_are_measured_when_asked(tmp_path: Path) -> None:
+    subject = small(tmp_path / "model")
+    inputs = torch.randn(4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    masks = torch.ones(4, 6, dtype=torch.int64)
+    masks[0, 4:] = masks[2, 1:] = 0
+    found = measure_gram(subject, [Pictures(inputs, masks)], vectors=True)
+    plain = measure_gram(subject, [Pictures(inputs, masks)])
+    assert set(found.entries) - set(plain.entries) == {
+        "one.bias", "other.bias", "last.bias", "norm.weight", "norm.bias",
+    }  # fmt: skip
+    expected = (normalised(subject.module(""), inputs[masks.bool()]) ** 2).sum(0).numpy()
+    assert found.tensors["norm.weight"] == pytest.approx(expected, rel=1e-5)
+    assert found.tensors["norm.bias"] == pytest.approx(np.full(4, 17.0))
+    assert found.tensors["last.bias"] == pytest.approx(np.full(3, 17.0))
+    assert {found.entries[n]["rows"] for n in ("norm.weight", "norm.bias", "one.bias")} == {17}
+    for name, values in plain.tensors.items():
+        assert np.array_equal(values, found.tensors[name])
+
+
+def test_padding_is_left_out_of_a_norm_over_heads(tmp_path: Path) -> None:
+    class Heads(Small):
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+            return self.last(self.norm(torch.stack([self.one(x), self.other(x)], 2)).sum(2))
+
+    subject = small(tmp_path / "model")
+    module = Heads().double()
+    module.load_state_dict(subject.module("classifier").state_dict())
+    subject.module = lambda _: module.eval()
+    inputs = torch.randn(4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    masks = torch.ones(4, 6, dtype=torch.int64)
+    masks[:, 3:] = 0  # as many rows of two heads are left as there are tokens
+    found = measure_gram(subject, [Pictures(inputs, masks)], vectors=True)
+    assert found.entries["norm.weight"]["rows"] == 24
+    x = torch.stack([layer(inputs[:, :3]) for layer in (module.one, module.other)]).detach().reshape(-1, 4)
+    x = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    assert found.tensors["norm.weight"] == pytest.approx((x**2).sum(0).numpy(), rel=1e-5)
+
+
+def test_a_merge_of_scales_and_biases_is_the_least_squares_of_their_inputs(tmp_path: Path) -> None:
+    entries, scales, biases, xs = [], [], [], []
+    for i, count in enumerate((9, 5)):
+        subject = small(tmp_path / f"model{i}")
+        module = subject.module("classifier")
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter += 0.5 * torch.randn(
+                    parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i)
+                )
+        from safetensors.torch import save_file
+
+        save_file(module.state_dict(), tmp_path / f"model{i}" / "model.safetensors")
+        inputs = torch.randn(count, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(7 + i))
+        measure_gram(subject, [Pictures(inputs)], vectors=True).write(tmp_path / f"gram{i}", subject)
+        entries.append(
+            {"model": str(tmp_path / f"model{i}"), "parameters": {"gram": str(tmp_path / f"gram{i}")}}
+        )
+        xs.append(normalised(module, inputs).numpy())
+        scales.append(module.norm.weight.detach().numpy())
+        biases.append(module.last.bias.detach().numpy())
+    alnico.merge(
+        {"merge_method": "regmean", "models": entries, "parameters": {"vectors": "inputs"}}, tmp_path / "out"
+    )
+    merged = read_model(tmp_path / "out")
+    for j in range(4):
+        x = np.concatenate([of[:, j] for of in xs])
+        y = np.concatenate([of[:, j] * v[j] for of, v in zip(xs, scales, strict=True)])
+        assert merged["norm.weight"][j] == pytest.approx(np.linalg.lstsq(x[:, None], y)[0][0], rel=1e-6)
+    assert merged["last.bias"] == pytest.approx((9 * biases[0] + 5 * biases[1]) / 14, rel=1e-6)
+    idle = [read_model(tmp_path / f"model{i}")["idle.bias"] for i in range(2)]
+    assert merged["idle.bias"] == pytest.approx(
+        (idle[0] + idle[1]) / 2, rel=1e-6
+    )  # nothing was measured of it
+
+
+def test_vectors_need_statistics_of_vectors(tmp_path: Path) -> None:
+    subject = small(tmp_path / "model")
+    inputs = torch.randn(4, 5, dtype=torch.float64)
+    measure_gram(subject, [Pictures(inputs)]).write(tmp_path / "gram", subject)
+    entries = [{"model": str(tmp_path / "model"), "parameters": {"gram": str(tmp_path / "gram")}}] * 2
+    recipe = {"merge_method": "regmean", "models": entries, "parameters": {"vectors": "inputs"}}
+    with pytest.raises(
+        MismatchError, match=r"has gram statistics of matrices only; .* `alnico statistics gram --vectors`"
+    ):
+        alnico.plan(recipe)
+    with pytest.raises(EvaluationError, match=r"^vectors: is given together with plus; expected one of them"):
+        alnico.gram_statistics([str(tmp_path / "model")] * 2, tmp_path / "out", vectors=True, plus=True)
+
+
 def test_layers_that_part_in_a_later_pass_have_matrices_of_their_own(tmp_path: Path) -> None:
     class Parting(Small):
         passes = 0
@@ -442,6 +536,22 @@ def test_what_a_command_prints_is_the_recipe(
     assert code == 0
     assert alnico.load_recipe(out).models[0].parameters == {"gram": str(tmp_path / "g")}
     assert err.splitlines()[-1] == "tasks 3/3"
+    again = run(
+        "statistics",
+        "gram",
+        pets,
+        "--tasks",
+        str(made.valid),
+        "--out",
+        str(tmp_path / "v"),
+        "--examples",
+        "2",
+        "--vectors",
+    )
+    recipe = alnico.load_recipe(again[1])
+    assert recipe.parameters == {"vectors": "inputs"}
+    jobs = {job.name: job for job in alnico.plan(recipe).jobs}
+    assert jobs["encoder.layer.0.output.LayerNorm.weight"].sides
 
 
 def test_statistics_are_not_written_over_others_unless_asked(made: Made, tmp_path: Path) -> None:

@@ -203,6 +203,49 @@ def test_gram_matrices_are_those_of_hooks_under_the_names_of_the_files(family: M
     assert set(told["tensors"]) == matrices
 
 
+def test_what_scales_and_biases_multiply_is_that_of_hooks_under_the_names_of_the_files(
+    family: Made, tmp_path: Path
+) -> None:
+    task = family.tasks[0]
+    alnico.gram_statistics(family.models[0], tmp_path / "gram", tasks=[task], vectors=True)
+    alnico.gram_statistics(family.models[0], tmp_path / "plain", tasks=[task])
+    module = wide(family)
+    sums = {n: torch.zeros_like(p) for n, p in module.named_parameters()}
+
+    def note(path: str) -> Any:
+        def hook(layer: Any, _: Any, result: Any) -> None:
+            rows = result.detach().reshape(-1, result.shape[-1])
+            bias = getattr(layer, "bias", None)
+            if bias is not None:
+                sums[f"{path}.bias"] += len(rows)
+            if "Norm" in type(layer).__name__:
+                x = (rows - (0 if bias is None else bias.detach())) / layer.weight.detach()
+                sums[f"{path}.weight"] += (x**2).sum(0)
+
+        return hook
+
+    for path, layer in module.named_modules():
+        if (
+            isinstance(layer, torch.nn.Linear)
+            or "Norm" in type(layer).__name__
+            or type(layer).__name__ == "Conv1D"
+        ):
+            layer.register_forward_hook(note(path))
+    with torch.no_grad():
+        task.of(module, range(task.size), torch.float64)
+    expected = in_files(family, module, sums, tmp_path / "expected")
+    told, plain = read_told(tmp_path / "gram"), read_told(tmp_path / "plain")
+    found = read_file(tmp_path / "gram" / "statistics.safetensors")
+    assert set(told["tensors"]) | set(told["left_out"]) == set(read_model(Path(family.models[0])))
+    vectors = {n for n, v in expected.items() if v.ndim == 1 and v.any()}
+    assert set(told["tensors"]) - set(plain["tensors"]) == vectors
+    for name in vectors:
+        values = found[told["tensors"][name]["stored"]][1]
+        np.testing.assert_allclose(values, expected[name], rtol=2e-3, err_msg=name)
+    for name, entry in plain["tensors"].items():
+        assert entry == told["tensors"][name]
+
+
 def by_difference(made: Made, task: Direct) -> dict[str, tuple[np.ndarray, int]]:
     """What goes into each matrix in the files: the module is made anew from files in which the experts are told by their values."""
     module, files = wide(made), read_model(Path(made.models[0]))

@@ -40,7 +40,8 @@ SCHEMA = 1
 StatisticsKind = Literal["fisher", "gram", "gates"]
 """``fisher``: for each tensor, the mean over examples of its squared gradients (the diagonal of the Fisher
 information), in its shape. ``gram``: for each matrix applied to rows x, the sum of the outer products of x,
-(inputs, inputs), and their ``sum``, (inputs,). ``gates``: for the norm at the start of each layer, what prompts of
+(inputs, inputs), and their ``sum``, (inputs,); if measured, for each scale and bias the sums of the squares of what its
+entries multiply, in its shape. ``gates``: for the norm at the start of each layer, what prompts of
 each expert have there, (experts, hidden)."""
 
 

@@ -327,6 +327,7 @@ class MatrixMethod:
     ``parts(matrices, *arguments)``, if the result is a sum over models, returns each model's part of it.
     ``runs_on_gpu``: the functions compute with torch's tensors as with numpy's arrays, by what :mod:`alnico.numerics.arrays`
     says both have in common. Other methods get numpy's arrays on the processor, wherever the merge runs.
+    ``vectors`` merges tensors of one dimension that the statistics of all models have; without it ``otherwise`` does.
     """
 
     make: Callable[..., AnyArray]
@@ -340,6 +341,7 @@ class MatrixMethod:
     takes_stacks: bool = False
     parts: Callable[..., list[AnyArray]] | None = None
     runs_on_gpu: bool = False
+    vectors: Merge | None = None
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,11 @@ class StatisticsInputs:
         """
         shape = self.sources[chosen.parts[0].model].tensors[chosen.parts[0].names[name]].shape
         if isinstance(merge, MatrixMethod) and (why := why_no_matrix(name, shape, merge)):
-            return BoundMethod(merge.otherwise, why=why)
+            if merge.vectors is None or len(shape) != 1:
+                return BoundMethod(merge.otherwise, why=why)
+            merge = merge.vectors
+            for kind in chosen.method.statistics:
+                self._check_vectors(options[kind], kind)
         if not (kinds := chosen.method.statistics):
             return BoundMethod(merge)
         by_kind = {kind: [self._find(name, part, kind, path) for part, path in zip(chosen.parts, options[kind], strict=True)]
@@ -127,6 +131,17 @@ class StatisticsInputs:
                     f"{statistics.label}: has statistics of {example} and others, but of no tensor that is "
                     "merged with them; expected those of the model that names them. Use that model's "
                     "statistics, or another method."
+                )
+
+    def _check_vectors(self, paths: Sequence[str], kind: str) -> None:
+        """Refuse statistics of matrices only, for a method that was told to merge vectors by them. Errors: MismatchError."""
+        for path in paths:
+            _, statistics = self.opened(path, kind)
+            if all(len(statistics.tensors[e.stored].shape) != 1 for e in statistics.entries.values()):
+                raise MismatchError(
+                    f"{statistics.label}: has {kind} statistics of matrices only; expected those of scales and biases too, "
+                    f"because the recipe has vectors: inputs. Measure again with `alnico statistics {kind} --vectors`, or "
+                    "remove vectors."
                 )
 
     def _find(self, name: str, part: ModelPart, kind: str, path: str) -> _SideTensor | None:
@@ -207,7 +222,7 @@ class StatisticsInputs:
 
     def _shape(self, shape: tuple[int, ...], side: _SideTensor) -> tuple[int, ...]:
         """Return the shape that the statistics of a tensor must have."""
-        if side.statistics.kind == "fisher":
+        if side.statistics.kind == "fisher" or len(shape) == 1:
             return shape
         inputs = shape[0] if side.statistics.number(side.name, "is_transposed") else shape[-1]
         return inputs, inputs

@@ -27,6 +27,7 @@ def run(call: CommandCall) -> None:
     tasks = call["tasks"] if len(call["tasks"]) > 1 else call["tasks"][0]
     written = call.invoke(tasks=tasks)
     settings = {name: call[name] for name in ("alpha", "ridge", "normalize")} if call["plus"] else {}
+    settings |= {"vectors": "inputs"} if call["vectors"] else {}
     show_statistics(call, "gram", "regmean", call["models"], written, settings)
 
 

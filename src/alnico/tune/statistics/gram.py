@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,7 @@ def gram_statistics(
     tasks: TasksLike | Sequence[TasksLike] | None = None,
     inputs: Any = None,
     examples: int = 256,
+    vectors: bool = False,
     plus: bool = False,
     weights: Sequence[float] | None = None,
     alpha: float = 0.9,
@@ -82,6 +84,7 @@ def gram_statistics(
         tasks: Tasks file with the inputs to measure on; for several models one for all, or one per model.
         inputs: Inputs in memory to measure on; for several models those for all, or a list with those of each.
         examples: Largest number of inputs per task.
+        vectors: Also measure what scales of norms and biases multiply, for regmean's vectors: inputs.
         plus: Measure for RegMean++: all models together, each layer on the outputs of the merged layers
             before it.
         weights: With plus: weight of each model; give the recipe the same.
@@ -93,6 +96,11 @@ def gram_statistics(
     Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError; ResourceError for a device that does not
         exist, or that is too small.
     """
+    if vectors and plus:
+        raise EvaluationError(
+            "vectors: is given together with plus; expected one of them, because RegMean++ measures matrices only. "
+            "Remove vectors or plus."
+        )
     placement = ModulePlacement.of(device, dtype)
     may_replace = replace_mode(overwrite, overwrite_anything)
     evaluated, tasks_of_each, folders = open_measured(
@@ -122,9 +130,9 @@ def gram_statistics(
             statistics.write(folder, subject, overwrite=may_replace)
     else:
         for subject, own, folder in zip(evaluated, tasks_of_each, folders, strict=True):
-            measure_gram(subject, own, examples=examples, placement=placement, watch=watch).write(
-                folder, subject, overwrite=may_replace
-            )
+            measure_gram(
+                subject, own, examples=examples, vectors=vectors, placement=placement, watch=watch
+            ).write(folder, subject, overwrite=may_replace)
     return tuple(folders)
 
 
@@ -204,6 +212,7 @@ def measure_gram(
     tasks: Sequence[Task],
     *,
     examples: int = 256,
+    vectors: bool = False,
     placement: ModulePlacement = ON_THE_PROCESSOR,
     watch: Watcher | None = None,
 ) -> MeasuredStatistics:
@@ -215,17 +224,19 @@ def measure_gram(
     ran out has the same sums, to the rounding of its products. Layers that
     always have the same input share one matrix. A layer whose weight has another use (a tied head) is left
     out. Experts that the module packs into one parameter, but the files store one by one, are measured as
-    separate layers, one example at a time. ``watch`` receives the number of tasks done. Errors:
-    EvaluationError, ModelError.
+    separate layers, one example at a time. With ``vectors`` the squares of what each entry of a scale or a bias
+    multiplies are summed too: normalised inputs for the scale of a norm, 1 for the bias of a norm or a linear layer.
+    ``watch`` receives the number of tasks done. Errors: EvaluationError, ModelError.
     Source: Jin et al. 2023, https://arxiv.org/abs/2212.09849, section 3.2.
     """
     kind = kind_of(tasks, "Gram matrices")
     module = subject.module(kind)
     stored = stored_in(subject, module, kind)
     layers = layers_of(module, stored)
-    grams = collect_grams(subject, module, tasks, examples, layers, watch)
+    squares: dict[int, VectorInputs] | None = {} if vectors else None
+    grams = collect_grams(subject, module, tasks, examples, layers, watch, squares)
     _check_called(grams, layers, subject)
-    return measured_grams(stored, module, kind, grams, tasks, examples, {}, placement)
+    return measured_grams(stored, module, kind, grams, tasks, examples, {}, placement, squares or {})
 
 
 def measure_gram_plus(
@@ -350,6 +361,14 @@ class LayerGram:
     is_transposed: bool
 
 
+@dataclass
+class VectorInputs:
+    """The sums of the squares of what multiplies each entry of a scale or a bias, float64, over ``rows``."""
+
+    squares: np.ndarray
+    rows: int
+
+
 class _MatricesInMemory:
     """Implements :class:`alnico.methods.base.MatrixReader` for matrices in memory, which are computed on a device."""
 
@@ -383,6 +402,20 @@ def linears(module: Any) -> dict[str, Any]:
         if (isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Conv1D")
         and holders.get(id(layer.weight)) == 1
     }
+
+
+def norms(module: Any) -> dict[str, Any]:
+    """Return the norms over the last dimension that have a scale, by path.
+
+    They are told by their class's name, as models define their own; their output is affine in the scale.
+    """
+    found = {}
+    for path, layer in module.named_modules():
+        name, own = type(layer).__name__, dict(layer.named_parameters())
+        is_over_rows = "Norm" in name and not name.startswith(("BatchNorm", "GroupNorm", "InstanceNorm"))
+        if is_over_rows and "weight" in own and own.keys() <= {"weight", "bias"} and own["weight"].dim() == 1:
+            found[path] = layer
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -455,9 +488,10 @@ class _Collector:
 
     Layers that had the same inputs in every pass form one of ``groups`` and share a sum. A layer that leaves
     its group takes a copy of the sum.
+    With ``has_norms`` it also sums the squares of what the scales of norms multiply.
     """
 
-    def __init__(self, module: Any, layers: Mapping[str, Any]) -> None:
+    def __init__(self, module: Any, layers: Mapping[str, Any], *, has_norms: bool = False) -> None:
         self.torch = import_extra("torch", "Gram matrices", "eval")
         self.module = module
         self.layers = layers
@@ -466,6 +500,12 @@ class _Collector:
         self._inputs: dict[str, list[Any]] = {}
         self._parameters = signature(module.forward)
         self._packed: dict[tuple[int, tuple[int, ...]], str] = {}
+        self.norms = norms(module) if has_norms else {}
+        self.squares: dict[str, tuple[np.ndarray, int]] = {}
+        """The sum of the squares of what each scale of a norm multiplies, and its rows, by the norm's path."""
+        self._passing: list[tuple[str, np.ndarray, int]] = []
+        """What a forward pass adds to the squares when it has ended."""
+        self._is_alone = False
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -478,6 +518,10 @@ class _Collector:
             layer.register_forward_pre_hook(self._recorder(path))
             for path, layer in self.layers.items()
             if path not in packed
+        ]
+        handles += [
+            norm.register_forward_hook(self._measurer(path), with_kwargs=True)
+            for path, norm in self.norms.items()
         ]
         try:
             with self._recorded(packed) if packed else nullcontext():
@@ -526,6 +570,7 @@ class _Collector:
 
     def _begin(self, module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self._inputs = {}
+        self._passing = []
         self._mask = self._parameters.bind(*arguments, **keywords).arguments.get("attention_mask")
 
     def _recorder(self, path: str) -> Callable[[Any, tuple[Any, ...]], None]:
@@ -534,8 +579,38 @@ class _Collector:
 
         return record
 
+    def _measurer(self, path: str) -> Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]:
+        def measure(norm: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], result: Any) -> None:
+            shape = getattr(result, "shape", None)
+            if self._is_alone or not shape or shape[-1] != len(norm.weight):
+                return
+            self._is_alone = True  # the norm is called here, and calls this again
+            try:
+                inputs, rest = (self._alone(norm, scale, arguments, keywords) for scale in (1.0, 0.0))
+            finally:
+                self._is_alone = False
+            x = inputs - rest
+            mask = self._mask
+            if x.dim() > 3 and mask is not None and x.shape[: mask.dim()] == mask.shape and mask.dim() == 2:
+                rows = x[mask.bool().to(x.device)].reshape(-1, x.shape[-1])  # a norm of each head
+            else:
+                rows = self._unmasked(x)
+            squares = (rows.double() ** 2).sum(0).cpu().numpy()
+            self._passing.append((path, squares, len(rows)))
+
+        return measure
+
+    def _alone(self, norm: Any, scale: float, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call a norm with one scale for all, and without its bias."""
+        fill = self.torch.full_like
+        values = {n: fill(p, scale if n == "weight" else 0.0) for n, p in norm.named_parameters()}
+        return self.torch.func.functional_call(norm, values, arguments, keywords)
+
     def _end(self, module: Any, arguments: tuple[Any, ...], result: Any) -> None:
         """Add the inputs of one forward pass to the sums."""
+        for path, squares, rows in self._passing:
+            total, count = self.squares.get(path, (np.zeros(len(squares)), 0))
+            self.squares[path] = total + squares, count + rows
         parts: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}
         group_of = {path: group for group in self.groups for path in group}
         for path in self.layers:
@@ -554,11 +629,16 @@ class _Collector:
         self.groups = groups
         self._inputs = {}
 
-    def _product(self, x: Any) -> InputSums:
+    def _unmasked(self, x: Any) -> Any:
+        """Return the rows of tokens that are no padding."""
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         mask = self._mask
         if mask is not None and mask.dim() == 2 and rows.shape[0] == mask.numel():
             rows = rows[mask.reshape(-1).bool().to(rows.device)]
+        return rows
+
+    def _product(self, x: Any) -> InputSums:
+        rows = self._unmasked(x)
         return InputSums(
             (rows.T @ rows).cpu().double().numpy(), rows.sum(0).cpu().double().numpy(), len(rows)
         )
@@ -571,10 +651,14 @@ def collect_grams(
     examples: int,
     layers: Mapping[str, Any],
     watch: Watcher | None,
+    vectors: dict[int, VectorInputs] | None = None,
 ) -> dict[str, LayerGram]:
-    """Run a model on its tasks; return the Gram matrices of the ``layers`` that were called, by path."""
+    """Run a model on its tasks; return the Gram matrices of the ``layers`` that were called, by path.
+
+    ``vectors`` gets what is known of scales and biases, by the ``id`` of their parameters.
+    """
     torch = import_extra("torch", "Gram matrices", "eval")
-    collector = _Collector(module, layers)
+    collector = _Collector(module, layers, has_norms=vectors is not None)
     has_experts = any(getattr(layer, "expert", None) is not None for layer in layers.values())
     with collector.hooks(), torch.no_grad():
         for done, task in enumerate(tasks):
@@ -599,7 +683,32 @@ def collect_grams(
                 path: LayerGram(sums.products, sums.sum, sums.rows, type(layers[path]).__name__ == "Conv1D")
                 for path in paths
             }
+    if vectors is not None:
+        vectors |= _vectors(module, layers, grams, collector)
     return grams
+
+
+def _vectors(
+    module: Any, layers: Mapping[str, Any], grams: Mapping[str, LayerGram], collector: _Collector
+) -> dict[int, VectorInputs]:
+    """Return the squares of what scales of norms and biases multiply, by the ``id`` of their parameters."""
+    uses: dict[int, int] = {}
+    for _, parameter in module.named_parameters(remove_duplicate=False):
+        uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+    found: dict[int, VectorInputs] = {}
+    biases = [(collector.norms[path], rows) for path, (_, rows) in collector.squares.items()]
+    biases += [(layers[path], gram.rows) for path, gram in grams.items()]
+    for layer, rows in biases:
+        bias = getattr(layer, "bias", None)
+        if bias is not None and bias.dim() == 1:
+            found[id(bias)] = VectorInputs(np.full(len(bias), float(rows)), rows)
+    for path, (squares, rows) in collector.squares.items():
+        found[id(collector.norms[path].weight)] = VectorInputs(squares, rows)
+    return {
+        key: one
+        for key, one in found.items()
+        if uses.get(key) == 1 and one.rows and np.isfinite(one.squares).all()
+    }
 
 
 def _check_called(grams: Mapping[str, LayerGram], layers: Mapping[str, Any], subject: EvaluatedModel) -> None:
@@ -619,6 +728,7 @@ def measured_grams(
     examples: int,
     settings: Mapping[str, Any],
     placement: ModulePlacement,
+    vectors: Mapping[int, VectorInputs] = MappingProxyType({}),
 ) -> MeasuredStatistics:
     layers = layers_of(module, stored)
     weights = {
@@ -633,6 +743,11 @@ def measured_grams(
         paths = [weights.get((id(part.own), _expert_at(part)), "") for part in parts]
         if not parts:
             left_out[name] = f"not in the module of the tasks ({kind})"
+        elif len(shape) == 1 and all(id(part.own) in vectors for part in parts):
+            own_vectors = [vectors[id(part.own)] for part in parts]
+            tensors[name] = _in_order(parts, own_vectors, shape)
+            rows = max(one.rows for one in own_vectors)
+            entries[name] = {"stored": name, "rows": rows, "is_transposed": False}
         elif not all(paths) or len(shape) != 2:
             left_out[name] = "not the weight of a linear layer alone"
         elif not all(path in grams for path in paths):
@@ -665,6 +780,17 @@ def measured_grams(
         "settings": dict(settings),
     }
     return MeasuredStatistics("gram", tensors, entries, summary, left_out)
+
+
+def _in_order(
+    parts: Sequence[PlacedElements], vectors: Sequence[VectorInputs], shape: tuple[int, ...]
+) -> np.ndarray:
+    """Return squares in the order of the checkpoint's tensor."""
+    squares = np.zeros(shape, np.float32)
+    for part, vector in zip(parts, vectors, strict=True):
+        at, of = (i if isinstance(i, slice) else i.cpu().numpy() for i in (part.at, part.of))
+        squares[of] = vector.squares[at]
+    return squares
 
 
 def _expert_at(part: PlacedElements) -> int:
