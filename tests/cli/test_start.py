@@ -17,7 +17,7 @@ entry.command()
 os.write(1, "\\n".join(sorted(sys.modules)).encode())
 """
 
-MOST_MODULES = 243
+MOST_MODULES = 246
 """Modules of alnico that a merge of small models imports, and a few more."""
 
 HEAVY = (
