@@ -119,8 +119,9 @@ def find_reordered(plan: Plan) -> list[Reordered]:
         for model in others:
             compared = compare_order(sample, _read_experts(plan.sources[model], layers[place]))
             if compared is not None:
-                labels = plan.sources[model].label, plan.sources[first].label
-                found.append(Reordered(*labels, place, *compared))
+                found.append(
+                    Reordered(plan.sources[model].label, plan.sources[first].label, place, *compared)
+                )
     return found
 
 
