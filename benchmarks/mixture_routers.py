@@ -124,7 +124,7 @@ def measure(kind: str, seed: int, steps: int, folder: Path) -> dict[str, tuple[f
     held_out = [text(i, 200, 1_000 + seed) for i in range(2)]
     specialists = []
     for i, own in enumerate(texts):
-        model = type(base).from_pretrained(folder / "base")
+        model = type(base).from_pretrained(folder / "base", trust_remote_code=False)
         train(model, [own], steps, 2e-3)
         model.save_pretrained(folder / str(i))
         specialists.append(model)
@@ -153,7 +153,7 @@ def measure(kind: str, seed: int, steps: int, folder: Path) -> dict[str, tuple[f
             }
             alnico.merge(recipe, folder / "out", overwrite=True)
             label = f"weight {weight}, routers {name}"
-            found[label] = scores(type(base).from_pretrained(folder / "out").eval())
+            found[label] = scores(type(base).from_pretrained(folder / "out", trust_remote_code=False).eval())
     return found
 
 

@@ -140,7 +140,7 @@ def test_a_manifest_that_could_not_be_read_is_not_written() -> None:
 def test_the_file_in_the_package_is_the_schema() -> None:
     assert json.loads(manifest_schema.SCHEMA_FILE.read_text("utf-8")) == manifest_schema.manifest_schema()
     assert alnico.schema(task_vector=True) == manifest_schema.manifest_schema()
-    with pytest.raises(RecipeError, match="expected one of the two"):
+    with pytest.raises(RecipeError, match="are both given; expected one of them"):
         alnico.schema(task_vector=True, search=True)
     jsonschema.Draft202012Validator.check_schema(manifest_schema.manifest_schema())
 

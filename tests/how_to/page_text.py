@@ -20,6 +20,8 @@ _VARYING = [
     (re.compile(rf"\b{_NUMBER} (?:ms|s|min|h|seconds|minutes|hours)\b(?: {_NUMBER} (?:s|min)\b)?"), "# s"),
     (re.compile(rf"\b{_NUMBER} [kMGT]B/s"), "# GB/s"),
     (re.compile(rf"\b{_NUMBER} [kMGT]B free\b"), "# GB free"),
+    # Progress, which is printed where a step takes long.
+    (re.compile(r"^(?:tasks|experts|tensors|batches) \d+/\d+\n?", re.MULTILINE), ""),
     # How far an interrupted run came.
     (re.compile(r"\b\d+ tensors? done\b"), "# done"),
     (re.compile(r"\b\d+ of them kept from before\b"), "# of them kept from before"),
