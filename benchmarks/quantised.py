@@ -10,6 +10,7 @@ outputs are equal. Prints for each format the medians, their ratio, and the time
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import statistics
 import sys
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import alnico
 from alnico.checkpoint.source import Model
-from made_quantised import FORMATS, QuantisedMatrix, save_quantised
+from made_quantised import FORMATS, QuantisedMatrix, awq, gptq, save_quantised
 
 ROWS, COLUMNS, COPIES = 2048, 4096, 8
 BLOCK = 524_288
@@ -33,12 +34,16 @@ CHOSEN = (
     "fp8 in blocks", "fp8 of FBGEMM", "fp8 of ComfyUI", "mxfp8", "nvfp4 of ModelOpt", "mxfp4 of compressed-tensors", "mxfp4 of gpt-oss", "int8 by row",
     "int4 in groups", "int4 with an order", "nf4", "nf4 with double quantisation", "int8 of bitsandbytes", "GPTQ", "GPTQ with an order", "AWQ",
 )  # fmt: skip
+IN_GROUPS_OF_128 = {
+    "GPTQ": gptq(group=128), "GPTQ with an order": gptq(group=128, has_order=True), "AWQ": functools.partial(awq, group=128),
+}  # fmt: skip
+"""Published models have these; those of the tests have groups of 32."""
 
 
 def make(folder: Path, kind: str) -> tuple[Path, Path, Path]:
     """Write a quantised model, its bf16 copy, and another model."""
     random = np.random.default_rng(0)
-    one = FORMATS[kind](random, ROWS, COLUMNS)
+    one = (FORMATS | IN_GROUPS_OF_128)[kind](random, ROWS, COLUMNS)
     named: dict[str, QuantisedMatrix] = dict.fromkeys((f"layers.{i}.a" for i in range(COPIES)), one)
     base = save_quantised(folder / "base", named, {})
     with alnico.open_model(base) as model:

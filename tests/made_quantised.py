@@ -242,8 +242,8 @@ def gptq(bits: int = 4, *, version: int = 1, has_order: bool = False, group: int
     return make
 
 
-def awq(random: np.random.Generator, rows: int, columns: int) -> QuantisedMatrix:
-    codes, group = random.integers(0, 16, (columns, rows)), 32
+def awq(random: np.random.Generator, rows: int, columns: int, group: int = 32) -> QuantisedMatrix:
+    codes = random.integers(0, 16, (columns, rows))
     groups = columns // group
     scales = torch.from_numpy(random.uniform(0.01, 0.1, (groups, rows))).to(torch.float16)
     zeros = random.integers(0, 16, (groups, rows))
