@@ -18,7 +18,7 @@ def rows(real: Real, size: int) -> np.ndarray:
     random = np.random.default_rng(size)
     spread = np.abs(random.standard_normal(size)) * 10.0 ** random.uniform(-30, 30, size)
     few = np.round(np.abs(random.standard_normal(size)), 1)
-    special = random.choice([0.0, 1e-45, 1.0, np.inf, np.nan], size)
+    special = random.choice([0.0, -0.0, 1e-45, 1.0, np.inf, np.nan, -np.nan], size)
     return np.stack([spread, few, np.full(size, 0.7), special]).astype(real)
 
 

@@ -457,5 +457,6 @@ def _lookup(
 
 
 def _selection(bits: np.ndarray, places: np.ndarray, _rest: np.ndarray, out: np.ndarray) -> None:
+    sizes = bits & bits.dtype.type(np.iinfo(bits.dtype).max >> 1)  # without signs
     for r, place in enumerate(places.tolist()):
-        out[r] = np.partition(bits[r], place)[place]
+        out[r] = np.partition(sizes[r], place)[place]

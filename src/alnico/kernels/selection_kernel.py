@@ -17,6 +17,7 @@ class SelectionKernel:
 
     ``bits`` (rows, n) are those of values that are not negative, which order as the values do; ``rest`` has room for
     a row, and ``out`` gets the bits of one value for each row. Time does not depend on how many values are equal.
+    Signs are left out, so that -0.0 is 0.0.
     """
 
     real: Real
@@ -31,21 +32,22 @@ class SelectionKernel:
         steps = [*range(whole - DIGIT, 0, -DIGIT), 0]
         wide = f"np.{self.dtype}"
         mask = f"{wide}({(1 << DIGIT) - 1})"
+        size = f"{wide}({(1 << (whole - 1)) - 1})"
         count = (
             "def count(values, shift, bins):\n"
             "    bins[:] = 0\n"
             "    half = values.size >> 1\n"
             "    for i in range(half):\n"  # two tables: equal neighbours do not wait for each other
-            f"        bins[0, (values[2 * i] >> shift) & {mask}] += 1\n"
-            f"        bins[1, (values[2 * i + 1] >> shift) & {mask}] += 1\n"
+            f"        bins[0, ((values[2 * i] & {size}) >> shift) & {mask}] += 1\n"
+            f"        bins[1, ((values[2 * i + 1] & {size}) >> shift) & {mask}] += 1\n"
             "    if values.size & 1:\n"
-            f"        bins[0, (values[values.size - 1] >> shift) & {mask}] += 1"
+            f"        bins[0, ((values[values.size - 1] & {size}) >> shift) & {mask}] += 1"
         )
         keep = (
             "def keep(values, shift, prefix, rest):\n"
             "    n = 0\n"
             "    for i in range(values.size):\n"
-            "        v = values[i]\n"
+            f"        v = values[i] & {size}\n"
             "        rest[n] = v\n"
             "        n += np.int64((v >> shift) == prefix)\n"
             "    return n"
