@@ -8,7 +8,7 @@ import re
 FOLDER = "/home/you/merges"
 """How pages write the folder that they run in."""
 
-_NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?"
+_NUMBER = r"\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]\d+)?"
 _VARYING = [
     (
         re.compile(
