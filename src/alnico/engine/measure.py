@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +45,7 @@ room for."""
 MOST_INSIDE = 1 << 20
 """Most elements of a block that a bracket keeps."""
 
-FactKernel = MeasureKernel | GramKernel | ColumnGramKernel
+FactKernel = MeasureKernel | GramKernel | ColumnGramKernel | SelectionKernel
 
 
 class LevelMeasurement:
@@ -601,14 +601,10 @@ def _select(values: np.ndarray, places: Sequence[int] | np.ndarray) -> list[floa
     """The value at a place of each row of values that are not negative; the smallest has place 0."""
     bits = values.view(f"u{values.itemsize}")
     found = np.empty(len(bits), bits.dtype)
-    run = kernel_for(_selection_kernel(values.dtype.name))
+    run = kernel_for(SelectionKernel("float64" if values.itemsize == 8 else "float32"))
     run(bits, np.asarray(places, np.int64), np.empty(bits.shape[1], bits.dtype), found)
     selected: list[float] = found.view(values.dtype).tolist()
     return selected
-
-
-def _selection_kernel(real: Any) -> FactKernel:
-    return cast("FactKernel", SelectionKernel(real))  # has everything that is asked of a description
 
 
 def kernels(job: Job, *, on_gpu: bool = False) -> set[FactKernel]:
@@ -620,7 +616,7 @@ def kernels(job: Job, *, on_gpu: bool = False) -> set[FactKernel]:
 def kernels_of(facts: Sequence[MeasuredFact], job: Job, *, on_gpu: bool = False) -> set[FactKernel]:
     """Describe the kernels that measure some facts of a job."""
     searches = [f for f in facts if isinstance(f, KthLargest)]
-    selecting = {_selection_kernel(job.real)} if searches else set()
+    selecting: set[FactKernel] = {SelectionKernel(job.real)} if searches else set()
     if on_gpu:
         return {_kernel(f, job, _counted(f, job)) for f in facts} | selecting
     sampled = [f for f in searches if is_bracketed(f, job)]

@@ -12,15 +12,16 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from alnico.kernels import build
 from alnico.kernels.array_source import NoArrayForm
-from alnico.kernels.build import MOST_KERNELS, Description, Kernel, compile_kernel
+from alnico.kernels.build import MOST_KERNELS, Description, Kernel
 from alnico.kernels.cache import read_kernel, read_spent, write_spent
 from alnico.kernels.interpret_analysis import run_of
+from alnico.kernels.template import KernelDescription
 
 if TYPE_CHECKING:
     from alnico.kernels.cuda.kernel import CudaKernel
@@ -48,7 +49,7 @@ _forced: list[Backend] = []
 class Interpreted:
     """A kernel that numpy runs, called as a :class:`Kernel` is."""
 
-    def __init__(self, kernel: Description) -> None:
+    def __init__(self, kernel: KernelDescription) -> None:
         self.interface = kernel.interface()
         self._run, steps = run_of(kernel)
         self.seconds = STEP_SECONDS * steps * (2 if kernel.real == "float64" else 1)
@@ -70,7 +71,7 @@ Runnable = Kernel | Interpreted
 class _ChosenKernel:
     """What was chosen for a kernel: ``interpreted`` until it is ``compiled``."""
 
-    def __init__(self, kernel: Description) -> None:
+    def __init__(self, kernel: KernelDescription) -> None:
         self.compiled: Kernel | None = None
         self.interpreted: Interpreted | None = None
         self.uncounted = 0.0
@@ -78,7 +79,7 @@ class _ChosenKernel:
         try:
             self.interpreted = Interpreted(kernel)
         except NoArrayForm:
-            self.compiled = compile_kernel(kernel)
+            self.compiled = _compiled(kernel)
 
 
 class _TimeSpent:
@@ -92,7 +93,9 @@ class _TimeSpent:
         """What earlier runs spent."""
 
 
-def kernel_for(kernel: Description, elements: int = 0, gpu: GpuMemory | None = None) -> Runnable | CudaKernel:
+def kernel_for(
+    kernel: KernelDescription, elements: int = 0, gpu: GpuMemory | None = None
+) -> Runnable | CudaKernel:
     """Return what runs a kernel: it compiled, or numpy. ``elements`` are those that it is about to be run on.
 
     Call it with all elements of a run before its first block; later calls for the same kernel, without a number,
@@ -105,14 +108,14 @@ def kernel_for(kernel: Description, elements: int = 0, gpu: GpuMemory | None = N
         if isinstance(kernel, GpuDescription):
             return CudaKernel(kernel, gpu)
     if _forced:
-        return compile_kernel(kernel) if _forced[-1] == "compiled" else _interpreted(kernel)
+        return _compiled(kernel) if _forced[-1] == "compiled" else _interpreted(kernel)
     choice = _choice(kernel)
     if choice.compiled is None and choice.interpreted is not None:
         choice.uncounted += elements * choice.interpreted.seconds
         if choice.uncounted >= NEGLIGIBLE_SECONDS:
             seconds, choice.uncounted = choice.uncounted, 0.0
             if _is_worth_compiling(kernel, seconds):
-                choice.compiled = compile_kernel(kernel)
+                choice.compiled = _compiled(kernel)
     chosen = choice.compiled or choice.interpreted
     assert chosen is not None
     return chosen
@@ -133,13 +136,13 @@ def forced(backend: Backend) -> Iterator[None]:
 
 def forget() -> None:
     """Choose again for every kernel, as a new process does. For tests and measurements."""
-    for cached in (_choice, _record, compile_kernel, build._load_or_compile):
+    for cached in (_choice, _record, build.compile_kernel, build._load_or_compile):
         cached.cache_clear()
 
 
-def _is_worth_compiling(kernel: Description, seconds: float) -> bool:
+def _is_worth_compiling(kernel: KernelDescription, seconds: float) -> bool:
     """Whether a kernel is compiled already, or has run for long enough without."""
-    text = build.text_of(kernel)
+    text = build.text_of(cast("Description", kernel))
     record = _record(hashlib.sha256(text.encode()).digest())
     record.spent += seconds
     if record.spent - record.stored < LOADING_SECONDS:
@@ -155,13 +158,17 @@ def _is_worth_compiling(kernel: Description, seconds: float) -> bool:
     return False
 
 
+def _compiled(kernel: KernelDescription) -> Kernel:
+    return build.compile_kernel(cast("Description", kernel))  # which asks for no more than the protocol has
+
+
 @functools.lru_cache(maxsize=MOST_KERNELS)
-def _choice(kernel: Description) -> _ChosenKernel:
+def _choice(kernel: KernelDescription) -> _ChosenKernel:
     return _ChosenKernel(kernel)
 
 
 @functools.lru_cache(maxsize=MOST_KERNELS)
-def _interpreted(kernel: Description) -> Interpreted:
+def _interpreted(kernel: KernelDescription) -> Interpreted:
     return Interpreted(kernel)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -171,3 +171,16 @@ class Interface:
         lines += [f"return {call}"] if self.returns else [call, "return 0"]
         decorator = DECORATOR.format(options="types.int64(types.CPointer(types.int64))")
         return decorator + "\ndef entry(t):\n" + "".join(f"    {line}\n" for line in lines)
+
+
+class KernelDescription(Protocol):
+    """What defines a kernel: a value, equal to that of the same kernel, which the choice between compiling and numpy asks for these."""
+
+    @property
+    def real(self) -> Real: ...
+
+    def text(self) -> str: ...
+
+    def interface(self) -> Interface: ...
+
+    def __hash__(self) -> int: ...

@@ -12,13 +12,10 @@ Layouts, in bytes, with d and dmin in float16 (Q8_K: d in float32):
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 
 from alnico.checkpoint.gguf.block_types import NO_LEVELS, bits, nibbles, scales_of
 from alnico.kernels.block_kernel import BlockKernel
-from alnico.kernels.build import Description
 from alnico.kernels.choice import kernel_for
 
 
@@ -113,11 +110,11 @@ def _scale_parts(out: np.ndarray, scales: np.ndarray, minimums: np.ndarray | Non
 
 
 KERNELS = {
-    kernel.kind: cast("Description", kernel)
+    kernel.kind: kernel
     for kernel in (
         BlockKernel("Q4_K", _q4_k_by_numpy),
         BlockKernel("Q5_K", _q5_k_by_numpy),
         BlockKernel("Q6_K", _q6_k_by_numpy),
     )
 }
-"""What decodes types where there is much to do; each has everything that is asked of a description."""
+"""What decodes types where there is much to do."""

@@ -8,13 +8,11 @@ codes 128``, blocks of 256; MXFP4 (the Open Compute Project's format, as gpt-oss
 from __future__ import annotations
 
 import functools
-from typing import cast
 
 import numpy as np
 
 from alnico.checkpoint.gguf.block_types import bits, nibbles, scales_of
 from alnico.kernels.block_kernel import BlockKernel
-from alnico.kernels.build import Description
 from alnico.kernels.choice import kernel_for
 
 NONLINEAR = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
@@ -74,5 +72,5 @@ def _half_scales() -> np.ndarray:
     return halves
 
 
-KERNELS = {"IQ4_NL": cast("Description", BlockKernel("IQ4_NL", _iq4_nl_by_numpy))}
-"""What decodes types where there is much to do; each has everything that is asked of a description."""
+KERNELS = {"IQ4_NL": BlockKernel("IQ4_NL", _iq4_nl_by_numpy)}
+"""What decodes types where there is much to do."""

@@ -7,13 +7,10 @@ halves are elements 0 to 15, the high halves 16 to 31.
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 
 from alnico.checkpoint.gguf.block_types import NO_LEVELS, nibbles, scales_of
 from alnico.kernels.block_kernel import BlockKernel, EncodeQ8Kernel
-from alnico.kernels.build import Description
 from alnico.kernels.choice import kernel_for
 
 
@@ -121,10 +118,10 @@ def _encode_part(values: np.ndarray, scales: np.ndarray, out: np.ndarray) -> Non
 
 ENCODED_BLOCKS = 2048
 """Blocks that numpy encodes at a time: they fit the second-level cache."""
-ENCODER = cast("Description", EncodeQ8Kernel(_encode_by_numpy))
-"""What encodes; it has everything that is asked of a description."""
+ENCODER = EncodeQ8Kernel(_encode_by_numpy)
+"""What encodes."""
 KERNELS = {
-    kernel.kind: cast("Description", kernel)
+    kernel.kind: kernel
     for kernel in (BlockKernel("Q4_0", _q4_0_by_numpy), BlockKernel("Q8_0", _q8_0_by_numpy))
 }
 """What decodes types where there is much to do."""

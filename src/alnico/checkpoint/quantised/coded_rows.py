@@ -11,9 +11,9 @@ import numpy as np
 
 from alnico.checkpoint.quantised.stored_tensors import StoredTensors
 from alnico.errors import ModelError
-from alnico.kernels.build import Description
 from alnico.kernels.choice import kernel_for
 from alnico.kernels.lookup_kernel import CodeOrder, IndexedKernel, LookupKernel
+from alnico.kernels.template import KernelDescription
 from alnico.numerics import dtypes
 from alnico.numerics.dtypes import Shape
 
@@ -167,9 +167,9 @@ class CodedRows:
             ),
         )
 
-    def _kernel(self, index: np.ndarray | None) -> Description:
+    def _kernel(self, index: np.ndarray | None) -> KernelDescription:
         kernel = LookupKernel(self.order) if index is None else IndexedKernel(self.order)
-        return cast("Description", kernel)  # has everything that is asked of a description
+        return kernel
 
 
 def rectangles(first: int, count: int, columns: int) -> Iterator[tuple[int, int, int, int, int]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
@@ -23,8 +22,8 @@ from alnico.checkpoint.quantised.coded_rows import (
 )
 from alnico.checkpoint.quantised.fp8 import COMFY
 from alnico.checkpoint.quantised.stored_tensors import PANEL_BYTES, QuantisedTensor, StoredTensors
-from alnico.kernels.build import Description
 from alnico.kernels.choice import kernel_for
+from alnico.kernels.template import KernelDescription
 from alnico.kernels.transposed_kernel import TransposedBlocksKernel
 from alnico.numerics.dtypes import Shape
 
@@ -183,5 +182,5 @@ class TransposedBlocks:
         return panel
 
 
-def _kernel() -> Description:
-    return cast("Description", TransposedBlocksKernel())  # has everything that is asked of a description
+def _kernel() -> KernelDescription:
+    return TransposedBlocksKernel()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
 from alnico.checkpoint.quantised.coded_rows import rectangles, refuse_lost_scales
 from alnico.checkpoint.quantised.stored_tensors import PANEL_BYTES, StoredTensors
-from alnico.kernels.build import Description
 from alnico.kernels.choice import kernel_for
+from alnico.kernels.template import KernelDescription
 from alnico.kernels.transposed_kernel import Packing, TransposedKernel
 from alnico.numerics import dtypes
 from alnico.numerics.dtypes import Shape
@@ -86,8 +86,8 @@ class TransposedRows:
         panel: CodePanel = stored.kept((self.stored[0], number), lambda: self.make(stored, begin, end))
         return panel
 
-    def _kernel(self, panel: CodePanel) -> Description:
-        return cast("Description", TransposedKernel(self.packing, self.bits, panel.groups is not None))
+    def _kernel(self, panel: CodePanel) -> KernelDescription:
+        return TransposedKernel(self.packing, self.bits, panel.groups is not None)
 
     def _decode(
         self, stored: StoredTensors, panel: CodePanel, row: int, column: int, out: np.ndarray
