@@ -238,7 +238,7 @@ def _checked(
             )
     if len(models) < LEAST_MODELS:
         raise EvaluationError(
-            f"{name}: has {len(models)} models; expected {LEAST_MODELS} or more: with fewer, correlations between categories mean "
+            f"{name}: has {len(models)} model{'s' * (len(models) != 1)}; expected {LEAST_MODELS} or more: with fewer, correlations between categories mean "
             "nothing. Add scores of other models; they need not be candidates."
         )
     values = np.array(
