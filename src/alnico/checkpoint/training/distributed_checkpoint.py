@@ -35,7 +35,7 @@ from alnico.checkpoint.pickles import (
 from alnico.checkpoint.source import Shard
 from alnico.checkpoint.training.piece_table import PieceTable, StoredPiece, piece_table
 from alnico.checkpoint.training.recognise import METADATA, RANK_METADATA
-from alnico.checkpoint.training.sharded_model import ShardedModel
+from alnico.checkpoint.training.sharded_model import ShardedModel, closed_on_failure
 from alnico.checkpoint.training.trainer_names import choose_model, list_groups
 from alnico.checkpoint.weight_files import is_inside
 from alnico.errors import ModelError
@@ -102,11 +102,8 @@ def open_distributed_checkpoint(label: str, folder: Path, part: str = "") -> Sha
     files = FileModel(label, folder, _open_files(label, folder, tensors))
     others = list(dict.fromkeys(name for index in indices for name in index.others))
     notes = [f"{label}: left out, as they are no tensors: {list_groups(others)}."] if others else []
-    try:
+    with closed_on_failure(files):
         return ShardedModel(label, folder, files, tables, [*chosen.notes(label), *notes], digest)
-    except BaseException:
-        files.close()
-        raise
 
 
 def _read_indices(label: str, folder: Path) -> tuple[list[CheckpointIndex], str]:

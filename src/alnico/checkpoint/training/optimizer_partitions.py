@@ -38,7 +38,7 @@ from alnico.checkpoint.training.model_states import (
 from alnico.checkpoint.training.optimizer_steps import stated_steps
 from alnico.checkpoint.training.piece_table import PieceTable, flat_table
 from alnico.checkpoint.training.recognise import PARTITION
-from alnico.checkpoint.training.sharded_model import ShardedModel
+from alnico.checkpoint.training.sharded_model import ShardedModel, closed_on_failure
 from alnico.checkpoint.training.trainer_names import choose_model, list_groups
 from alnico.errors import ModelError
 
@@ -94,12 +94,9 @@ def open_partitions(label: str, folder: Path, part: str = "") -> ShardedModel:
         *([f"{label}: read as the file of the model has them: {list_groups(kept)}."] if kept else []),
         f"{label}: left out, as they are not tensors of the model: {', '.join(left)}.",
     ]
-    try:
+    with closed_on_failure(files):
         own = {name: tables[saved] for name, saved in chosen.names.items()}
         return ShardedModel(label, folder, files, own, notes)
-    except BaseException:
-        files.close()
-        raise
 
 
 def _trained(

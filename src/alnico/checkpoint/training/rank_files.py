@@ -27,7 +27,7 @@ from alnico.checkpoint.pickles import (
 )
 from alnico.checkpoint.training.piece_table import PieceTable, StoredPiece, piece_table
 from alnico.checkpoint.training.recognise import RANK_FILE
-from alnico.checkpoint.training.sharded_model import ShardedModel
+from alnico.checkpoint.training.sharded_model import ShardedModel, closed_on_failure
 from alnico.checkpoint.training.trainer_names import choose_model, list_groups
 from alnico.errors import ModelError
 
@@ -67,7 +67,7 @@ def open_rank_files(label: str, folder: Path, part: str = "") -> ShardedModel:
     _check_names(label, paths, parts)
     chosen = choose_model(list(parts[0]), {}, part, label)
     files = FileModel(label, folder, _shards(paths, pickles, parts, chosen.names.values()))
-    try:
+    with closed_on_failure(files):
         tables = {
             name: _table(label, stored, [rank[stored] for rank in parts], files)
             for name, stored in chosen.names.items()
@@ -75,9 +75,6 @@ def open_rank_files(label: str, folder: Path, part: str = "") -> ShardedModel:
         return ShardedModel(
             label, folder, files, tables, [*chosen.notes(label), *_left_out(label, folder, states[0])]
         )
-    except BaseException:
-        files.close()
-        raise
 
 
 def _rank_paths(label: str, folder: Path) -> list[Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ from alnico.checkpoint.training.piece_table import READING_BYTES, PieceTable
 
 BESIDE = ("huggingface",)
 """Folders in which trainers put the config and the tokenizer of a checkpoint."""
+
+
+@contextmanager
+def closed_on_failure(files: FileModel) -> Iterator[None]:
+    """Close the files if the block fails. If it does not, they belong to the model that it made."""
+    try:
+        yield
+    except BaseException:
+        files.close()
+        raise
 
 
 class ShardedModel:

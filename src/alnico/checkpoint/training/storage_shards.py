@@ -24,7 +24,7 @@ from alnico.checkpoint.source import Shard
 from alnico.checkpoint.training.distributed_checkpoint import SHARDING
 from alnico.checkpoint.training.piece_table import PieceTable, StoredPiece, piece_table
 from alnico.checkpoint.training.recognise import STORAGE_SHARD
-from alnico.checkpoint.training.sharded_model import ShardedModel
+from alnico.checkpoint.training.sharded_model import ShardedModel, closed_on_failure
 from alnico.checkpoint.training.trainer_names import choose_model
 from alnico.errors import ModelError
 
@@ -56,11 +56,8 @@ def open_storage_shards(label: str, folder: Path, part: str = "") -> ShardedMode
         "check that all are there.",
     ]
     files = FileModel(label, folder, shards)
-    try:
+    with closed_on_failure(files):
         return ShardedModel(label, folder, files, tables, notes)
-    except BaseException:
-        files.close()
-        raise
 
 
 def _open_file(folder: Path, name: str, parts: TensorParts) -> Shard:

@@ -30,7 +30,7 @@ from alnico.checkpoint.training.model_states import (
 )
 from alnico.checkpoint.training.piece_table import PieceTable, flat_table
 from alnico.checkpoint.training.recognise import MODEL_STATES, UNIVERSAL_FOLDER
-from alnico.checkpoint.training.sharded_model import ShardedModel
+from alnico.checkpoint.training.sharded_model import ShardedModel, closed_on_failure
 from alnico.checkpoint.training.trainer_names import choose_model, list_groups
 from alnico.errors import ModelError
 
@@ -74,12 +74,9 @@ def open_universal(label: str, folder: Path, part: str = "") -> ShardedModel:
         f"{label}: left out, as they are not tensors of the model: {', '.join(left)}.",
     ]
     model = FileModel(label, folder, stored.shards(pickles))
-    try:
+    with closed_on_failure(model):
         own = {name: tables[saved] for name, saved in chosen.names.items()}
         return ShardedModel(label, folder, model, own, notes)
-    except BaseException:
-        model.close()
-        raise
 
 
 def _trained(
