@@ -224,24 +224,14 @@ def _plan(
     if devices[0].is_gpu and any(job.kind == "mix" for job in jobs):
         import_extra("numba_cuda", f"a merge on {devices[0].name}", "cuda")
 
-    def memory_for(jobs: Sequence[Job]) -> MemoryPlan:
-        return fit_memory(
-            jobs,
-            run.memory_bytes,
-            run.threads,
-            sum(len(s.tensors) for s in sources),
-            sources,
-            devices,
-            keeps_factors=run.factor_cache is not None,
-            reserved_bytes=run.reserved_bytes,
-        )
-
     def again(plan: Plan, other: Recipe) -> Plan | None:
         made = builder.again(plan.jobs, other)
         if made is None:
             return None
         pinned = _pinned(other, references, sources)
-        return dataclasses.replace(plan, recipe=pinned, jobs=made, memory=memory_for(made))
+        return dataclasses.replace(
+            plan, recipe=pinned, jobs=made, memory=_memory(made, run, sources, devices)
+        )
 
     shards: tuple[OutputShard, ...]
     if is_gguf and single_file is not None:
@@ -265,7 +255,7 @@ def _plan(
         notes=(*notes, *more_notes),
         shards=shards,
         dtype=_only_dtype(jobs),
-        memory=memory_for([*jobs, *measured]),
+        memory=_memory([*jobs, *measured], run, sources, devices),
         config=config,
         files=files,
         left=left,
@@ -276,6 +266,22 @@ def _plan(
     )
     norms = known_norms(plan, (".", recipe.folder))
     return with_norms(plan, norms) if norms else plan
+
+
+def _memory(
+    jobs: Sequence[Job], run: RunOptions, sources: Sequence[Source], devices: Sequence[Device]
+) -> MemoryPlan:
+    """Fit the jobs of a plan into the budget of its run. Errors: ResourceError."""
+    return fit_memory(
+        jobs,
+        run.memory_bytes,
+        run.threads,
+        sum(len(s.tensors) for s in sources),
+        sources,
+        devices,
+        keeps_factors=run.factor_cache is not None,
+        reserved_bytes=run.reserved_bytes,
+    )
 
 
 def _mixture(
@@ -317,16 +323,7 @@ def _mixture(
             [(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file, stem_of(sources[donor])
         ),
         dtype=_only_dtype(jobs),
-        memory=fit_memory(
-            jobs,
-            run.memory_bytes,
-            run.threads,
-            sum(len(s.tensors) for s in sources),
-            sources,
-            devices,
-            keeps_factors=run.factor_cache is not None,
-            reserved_bytes=run.reserved_bytes,
-        ),
+        memory=_memory(jobs, run, sources, devices),
         config=mixture.config,
         devices=devices,
     )
